@@ -1,0 +1,84 @@
+"""Every check of the project, by name: `nox -l` lists them, `nox -s NAME -- ARGS` passes arguments through."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|venv"
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.error_on_external_run = True
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PYPROJECT)
+EXTRAS = f".[{','.join(PYPROJECT['project']['optional-dependencies'])}]"
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    session.install("--editable", EXTRAS, *nox.project.dependency_groups(PYPROJECT, *groups))
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run all tests but the e2e ones, with coverage shown and not judged (scripts/test judges it)."""
+    install(session, "test")
+    data = {"COVERAGE_FILE": str(Path(session.create_tmp(), ".coverage"))}
+    session.run("coverage", "run", "-m", "pytest", "-m", "not e2e", *session.posargs, env=data)
+    session.run("coverage", "combine", "--quiet", env=data)
+    session.run("coverage", "report", env=data)
+
+
+@nox.session
+def e2e(session: nox.Session) -> None:
+    """Run the tests that open sockets, start processes and talk to a real model server."""
+    install(session, "test")
+    session.run("pytest", "-m", "e2e", *session.posargs)
+
+
+@nox.session(name="property")
+def property_(session: nox.Session) -> None:
+    """Run the property tests far longer than usual."""
+    install(session, "test")
+    session.run("pytest", "-m", "hypothesis", "--hypothesis-profile=thorough", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types, strictly, of the package and its tests."""
+    install(session, "test", "types")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; `nox -s docs -- serve` shows it while you write."""
+    install(session, "docs")
+    session.run("mkdocs", *(session.posargs or ("build", "--strict", "--site-dir", str(Path(session.create_tmp(), "site")))))
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build wheel and sdist into dist/, and try the wheel alone in its own environment."""
+    session.install("build")
+    dist = Path("dist")
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(dist))
+    (wheel,) = dist.glob("*.whl")
+    clean = Path(session.create_tmp(), "clean")
+    session.run("python", "-m", "venv", "--clear", str(clean))
+    (scripts,) = [path for path in (clean / "bin", clean / "Scripts") if path.is_dir()]
+    session.run(str(scripts / "python"), "-m", "pip", "install", "--quiet", str(wheel), external=True)
+    command = str(scripts / "multiverse-gateway")
+    session.run(command, "--help", external=True)
+    session.run(command, "demo", "--once", external=True)

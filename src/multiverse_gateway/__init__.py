@@ -1,0 +1,1 @@
+"""One dependable OpenAI-compatible service out of many undependable model servers."""

@@ -1,0 +1,1 @@
+"""Every decision of the gateway, free of I/O, clocks and randomness."""

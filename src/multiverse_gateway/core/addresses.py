@@ -1,0 +1,334 @@
+"""Which texts name a server, and which addresses may be dialled.
+
+A name is judged twice: its text once, when it is registered (`parse_endpoint`), and every address it resolves to again at
+each connect (`refusal_of_any`), because the answer of a resolver changes. The caller then dials the very address judged.
+
+1. An IPv4 address is open unless it lies in an IANA special-purpose range.
+2. An IPv6 address is closed unless it lies in 2000::/3, less the parts of it that tunnel or document.
+3. A setting may open private ranges and loopback. Nothing opens the rest.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Self
+
+from attrs import field, frozen
+
+MAX_URL_LENGTH = 2048
+"""Longest accepted URL, in characters."""
+
+_PORTS = {"http": 80, "https": 443}
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_AUTHORITY = re.compile(r"(?:\[(?P<six>[^\[\]]*)\]|(?P<name>[^\[\]:]*))(?::(?P<port>.*))?")
+_PORT = re.compile(r"[1-9][0-9]{0,4}")
+_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+_NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_PREFIX = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)*")
+_HIDDEN = re.compile(r"/\.{1,2}(?:/|$)|%(?:[01][0-9A-F]|2[0EF5]|5C|7F)", re.IGNORECASE)
+_DEVIATING = "\u00df\u03c2\u200c\u200d"
+"""Letters which IDNA 2003 and 2008 turn into different names (UTS 46, section 7)."""
+
+
+class EndpointError(ValueError):
+    """Say why a text cannot be the URL of a server, and what to write instead."""
+
+
+@frozen
+class Endpoint:
+    """Name the place of a server's API; the paths of requests, `/v1/...`, are appended to it.
+
+    `host` is ASCII, IDNA-encoded and in lower case, an IPv6 address without brackets; `prefix` is "" or begins with "/".
+    """
+
+    scheme: str
+    host: str
+    port: int
+    prefix: str = ""
+
+    @property
+    def tls(self) -> bool:
+        """Tell whether the connection is encrypted."""
+        return self.scheme == "https"
+
+    @property
+    def authority(self) -> str:
+        """Write the `Host` header (RFC 9110, 7.2): a default port is left out, an IPv6 address stands in brackets."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """Write the one canonical text of this endpoint, without a "/" at the end.
+
+        >>> parse_endpoint("HTTP://GPU-7.Uni.Example:80/v1/").url
+        'http://gpu-7.uni.example'
+        """
+        return f"{self.scheme}://{self.authority}{self.prefix}"
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """Read the URL of a server as a person writes it.
+
+    White space around it and a final "/", "/v1" or "/v1/" are dropped, any other path is kept as prefix.
+    `parse_endpoint(endpoint.url) == endpoint` always holds.
+
+    >>> parse_endpoint("https://[2001:DB8::1]:8443/api/v1")
+    Endpoint(scheme='https', host='2001:db8::1', port=8443, prefix='/api')
+
+    Raises:
+        EndpointError: It is not http or https, carries a user, query or fragment, its port is privileged, or its host is
+            written in a form that two programs could read as two different hosts.
+    """
+    text = text.strip()
+    if not text:
+        raise EndpointError("The URL is empty; write the server's address, such as http://host:8000")
+    if len(text) > MAX_URL_LENGTH:
+        raise EndpointError(f"The URL is too long; write at most {MAX_URL_LENGTH} characters")
+    if " " in text or not text.isprintable():
+        raise EndpointError("The URL contains white space or an invisible character; remove it")
+    if "\\" in text:
+        raise EndpointError('The URL contains a backslash; write "/" instead')
+    match = _SCHEME.match(text)
+    if match is None:
+        if text.lower().startswith(("http:", "https:")):
+            raise EndpointError('Write "//" after the scheme, such as http://host:8000')
+        raise EndpointError("The URL has no scheme; put http:// or https:// in front of it, such as http://host:8000")
+    scheme = match[1].lower()
+    if scheme not in _PORTS:
+        raise EndpointError(f"The scheme {scheme} cannot be used; write an http:// or https:// URL")
+    if "?" in text or "#" in text:
+        raise EndpointError('The URL has a query or fragment; remove everything from the "?" or "#" on')
+    authority, slash, path = text[match.end() :].partition("/")
+    if "@" in authority:
+        raise EndpointError('The URL contains a user name or password; remove everything up to the "@" and register the key as api_key')
+    parts = _AUTHORITY.fullmatch(authority)
+    if parts is None:
+        raise EndpointError("The host cannot be read; write http://host:port, an IPv6 address in brackets: http://[2001:db8::1]:8000")
+    host = _host(parts["name"]) if parts["six"] is None else _ipv6(parts["six"])
+    return Endpoint(scheme, host, _port(parts["port"], scheme), _prefix(slash + path))
+
+
+def _port(text: str | None, scheme: str) -> int:
+    if text is None:
+        return _PORTS[scheme]
+    if not _PORT.fullmatch(text) or int(text) > 65535:
+        raise EndpointError("The port is not a number from 1 to 65535; write it plainly, such as http://host:8000")
+    port = int(text)
+    if port < 1024 and port not in _PORTS.values():
+        raise EndpointError(f"Port {port} cannot be used; let the server listen on 80, 443 or a port from 1024 to 65535")
+    return port
+
+
+def _prefix(path: str) -> str:
+    while path.endswith(("/", "/v1")) and not path.endswith("//"):
+        path = path.removesuffix("/").removesuffix("/v1")
+    if not _PREFIX.fullmatch(path):
+        raise EndpointError('The path contains "//" or a character that no URL may contain; write a plain path such as /api')
+    if _HIDDEN.search(path):
+        raise EndpointError('The path contains ".", ".." or an encoded separator; write the path the server really has')
+    return path
+
+
+def _ipv6(text: str) -> str:
+    if "%" in text:
+        raise EndpointError("The IPv6 address names a zone; write an address that needs none, or a host name")
+    try:
+        address = IPv6Address(text)
+    except ValueError:
+        raise EndpointError("The address in brackets is not an IPv6 address; write it as in http://[2001:db8::1]:8000") from None
+    if address.ipv4_mapped is not None:
+        raise EndpointError(f"The IPv6 address hides an IPv4 address; write {address.ipv4_mapped} instead")
+    return str(address)
+
+
+def _host(text: str) -> str:
+    if not text:
+        raise EndpointError("The URL has no host; write the server's name or address, such as http://host:8000")
+    host = (text if text.isascii() else _idna(text)).lower()
+    labels = host.split(".")
+    if len(host) > 253 or not all(map(_LABEL.fullmatch, labels)):
+        raise EndpointError('The host is not a valid name; write letters, digits and "-" with single dots between them, no dot at the end')
+    if _NUMERIC.fullmatch(labels[-1]):
+        try:
+            return str(IPv4Address(host))
+        except ValueError:
+            raise EndpointError("The host ends in a number but is no IPv4 address; write four decimal parts, such as 192.0.2.7") from None
+    return host
+
+
+def _idna(text: str) -> str:
+    name = text.lower()
+    if (
+        unicodedata.normalize("NFKC", name) != name
+        or any(char in _DEVIATING for char in name)
+        or any(unicodedata.category(char)[0] not in "LM" for char in name if not char.isascii())
+    ):
+        raise EndpointError('The host contains characters that stand for others; write its plain or its "xn--" form')
+    try:
+        return name.encode("idna").decode("ascii")
+    except UnicodeError:
+        raise EndpointError('The host is not a valid international name; write its "xn--" form') from None
+
+
+_PRIVATE, _LOOPBACK, _LINK_LOCAL, _METADATA = "private address", "loopback", "link-local", "metadata address"
+_OPENABLE = frozenset({_PRIVATE, _LOOPBACK})
+
+_IPV4: tuple[tuple[str, str | None], ...] = (
+    ("0.0.0.0/0", None),
+    ("0.0.0.0/8", "unspecified"),
+    ("10.0.0.0/8", _PRIVATE),
+    ("100.64.0.0/10", _PRIVATE),
+    ("100.100.100.200/32", _METADATA),
+    ("127.0.0.0/8", _LOOPBACK),
+    ("168.63.129.16/32", _METADATA),
+    ("169.254.0.0/16", _LINK_LOCAL),
+    ("169.254.169.254/32", _METADATA),
+    ("172.16.0.0/12", _PRIVATE),
+    ("192.0.0.0/24", "reserved"),
+    ("192.0.0.192/32", _METADATA),
+    ("192.0.2.0/24", "reserved"),
+    ("192.31.196.0/24", "reserved"),
+    ("192.52.193.0/24", "reserved"),
+    ("192.88.99.0/24", "reserved"),
+    ("192.168.0.0/16", _PRIVATE),
+    ("192.175.48.0/24", "reserved"),
+    ("198.18.0.0/15", "reserved"),
+    ("198.51.100.0/24", "reserved"),
+    ("203.0.113.0/24", "reserved"),
+    ("224.0.0.0/4", "multicast"),
+    ("240.0.0.0/4", "reserved"),
+    ("255.255.255.255/32", "broadcast"),
+)
+_IPV6: tuple[tuple[str, str | None], ...] = (
+    ("::/0", "reserved"),
+    ("::/128", "unspecified"),
+    ("::1/128", _LOOPBACK),
+    ("::ffff:0:0/96", "v4-mapped address"),
+    ("2000::/3", None),
+    ("2001::/23", "reserved"),
+    ("2001:db8::/32", "reserved"),
+    ("2002::/16", "reserved"),
+    ("3fff::/20", "reserved"),
+    ("fc00::/7", _PRIVATE),
+    ("fd00:42::42/128", _METADATA),
+    ("fd00:ec2::23/128", _METADATA),
+    ("fd00:ec2::254/128", _METADATA),
+    ("fd20:ce::254/128", _METADATA),
+    ("fe80::/10", _LINK_LOCAL),
+    ("ff00::/8", "multicast"),
+)
+"""The network at its most specific, that is the last one which holds an address, decides."""
+
+
+def _ranges(table: tuple[tuple[str, str | None], ...]) -> tuple[list[int], list[str | None]]:
+    """Flatten nested networks into the first number of each range and its reason, for bisection."""
+    networks = [(ip_network(text), reason) for text, reason in table]
+    bounds = [(int(network[0]), int(network[-1]), reason) for network, reason in networks]
+    starts = sorted({first for first, _, _ in bounds} | {last + 1 for _, last, _ in bounds})[:-1]
+    return starts, [[reason for first, last, reason in bounds if first <= start <= last][-1] for start in starts]
+
+
+_STARTS4, _REASONS4 = _ranges(_IPV4)
+_STARTS6, _REASONS6 = _ranges(_IPV6)
+_OPENABLE_NETWORKS = tuple(ip_network(text) for text, reason in _IPV4 + _IPV6 if reason in _OPENABLE)
+
+
+@frozen
+class AddressPolicy:
+    """State which addresses may be dialled beyond the public ones, and which are the gateway itself.
+
+    `allow_private` opens every private range and loopback, `networks` only what lies in them. `own` holds the address and
+    port of each listener; one on "0.0.0.0" or "::" stands for loopback and for every address named in `own`.
+
+    Raises:
+        ValueError: `own` names a host where an address belongs.
+    """
+
+    allow_private: bool = False
+    networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    own: frozenset[tuple[str, int]] = field(default=frozenset())
+
+    @own.validator
+    def _own_are_addresses(self, _: object, own: frozenset[tuple[str, int]]) -> None:
+        for host, _port in own:
+            ip_address(host)
+
+    @classmethod
+    def parse(cls, text: str, *, own: frozenset[tuple[str, int]] = frozenset()) -> Self:
+        """Read the setting `ALLOW_PRIVATE_NETWORKS`: "", "false", "true" or networks with commas between them.
+
+        >>> AddressPolicy.parse("10.0.0.0/8, fd00::/8").networks
+        (IPv4Network('10.0.0.0/8'), IPv6Network('fd00::/8'))
+
+        Raises:
+            ValueError: An item is no network, or holds addresses that no setting opens.
+        """
+        word = text.strip().lower()
+        if word in ("", "false", "true"):
+            return cls(allow_private=word == "true", own=own)
+        return cls(networks=tuple(_network(item.strip()) for item in word.split(",")), own=own)
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
+    try:
+        network = ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no network ({error}); write true, false or networks such as 10.0.0.0/8,fd00::/8") from None
+    if not any(network[0] in private and network[-1] in private for private in _OPENABLE_NETWORKS):
+        raise ValueError(f"{text} cannot be opened; write true, or networks inside {', '.join(map(str, _OPENABLE_NETWORKS))}")
+    return network
+
+
+def refusal(address: str, port: int, policy: AddressPolicy) -> str | None:
+    """Return why this address must not be dialled, in words fit for its owner, or None if it may be.
+
+    Called at every connect with what the resolver answered. Source: IANA special-purpose address registries.
+
+    >>> refusal("127.0.0.1", 8000, AddressPolicy())
+    'loopback'
+    >>> refusal("127.0.0.1", 8000, AddressPolicy(allow_private=True)) is None
+    True
+    """
+    if "%" in address:
+        return "scoped address"
+    try:
+        ip = IPv6Address(address) if ":" in address else IPv4Address(address)
+    except ValueError:
+        return "not an address"
+    if policy.own and _is_own(ip, port, policy.own):
+        return "own listener"
+    if isinstance(ip, IPv4Address):
+        reason = _REASONS4[bisect_right(_STARTS4, int(ip)) - 1]
+    else:
+        reason = _REASONS6[bisect_right(_STARTS6, int(ip)) - 1]
+    if reason in _OPENABLE and (policy.allow_private or any(ip in network for network in policy.networks)):
+        return None
+    return reason
+
+
+def refusal_of_any(addresses: Sequence[str], port: int, policy: AddressPolicy) -> str | None:
+    """Return the first refusal among all answers of a resolver: one bad answer condemns the name.
+
+    >>> refusal_of_any(["93.184.215.14", "10.0.0.1"], 443, AddressPolicy())
+    'private address'
+    """
+    if not addresses:
+        return "no address"
+    for address in addresses:
+        reason = refusal(address, port, policy)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _is_own(ip: IPv4Address | IPv6Address, port: int, own: frozenset[tuple[str, int]]) -> bool:
+    listening = {ip_address(host) for host, at in own if at == port}
+    if ip in listening:
+        return True
+    everywhere = any(address.is_unspecified for address in listening)
+    return everywhere and (ip.is_loopback or ip in {ip_address(host) for host, _ in own})

@@ -1,0 +1,257 @@
+"""Everything that the gateway says no with.
+
+    GatewayError
+    ├── BadRequest                400  invalid_request_error
+    │   ├── InvalidJSON                invalid_json
+    │   └── StreamingUnsupported       streaming_unsupported
+    ├── InvalidClientKey          401  invalid_api_key
+    ├── AdminKeyRequired          403  permission_error
+    ├── NotFound                  404  invalid_request_error
+    │   ├── ModelNotFound              model_not_found
+    │   ├── ServerNotFound             server_not_found
+    │   └── UnknownURL                 unknown_url
+    ├── MethodNotAllowed          405
+    ├── RequestTimeout            408  request_timeout
+    ├── RequestTooLarge           413  request_too_large
+    ├── RateLimited               429  rate_limit_exceeded
+    │   └── BackendBusy                upstream_busy
+    ├── InternalError             500  internal_error
+    ├── UpstreamFailed            502  upstream_error
+    │   ├── UpstreamAuthFailed         upstream_auth_failed
+    │   └── UpstreamBadResponse        upstream_bad_response
+    ├── Unavailable               503  service_unavailable_error
+    │   ├── NoHealthyServer            no_healthy_server
+    │   ├── Overloaded                 overloaded
+    │   ├── StorageUnavailable         storage_unavailable
+    │   ├── ProbeRefused               probe_failed
+    │   └── ShuttingDown               gateway_shutting_down
+    ├── UpstreamTimeout           504  upstream_timeout
+    └── LoopDetected              508  loop_detected
+
+The bodies follow https://platform.openai.com/docs/guides/error-codes: `{"error": {"message", "type", "param", "code"}}`.
+"""
+
+import json
+import math
+from typing import ClassVar
+
+
+class GatewayError(Exception):
+    """An answer other than success, made for the person who reads it.
+
+    `message` says what to do next and holds nothing internal. `retry_after` is in seconds. Instances are also used as values: the
+    exchange hands them out without raising them.
+
+    >>> GatewayError("Try again.").body()
+    b'{"error": {"message": "Try again.", "type": "server_error", "param": null, "code": "internal_error"}}'
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: str | None = "internal_error"
+    final: ClassVar[bool] = False
+    """Clients shall not repeat the request: all that a repetition could try has been tried."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+        if code is not None:
+            self.code = code
+
+    def body(self) -> bytes:
+        """Return the JSON body of the answer."""
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return json.dumps({"error": error}).encode()
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the headers that belong to this error, besides content type and length."""
+        headers = []
+        if self.retry_after is not None:
+            headers.append((b"retry-after", b"%d" % max(1, math.ceil(self.retry_after))))
+        if self.final:
+            headers.append((b"x-should-retry", b"false"))
+        return headers
+
+
+class BadRequest(GatewayError):
+    """The request cannot be understood; `param` names the field."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = None
+
+
+class InvalidJSON(BadRequest):
+    """The body is not JSON, or not a JSON object."""
+
+    code = "invalid_json"
+
+
+class StreamingUnsupported(BadRequest):
+    """Every server of the model is registered with `streaming: false`."""
+
+    code = "streaming_unsupported"
+
+
+class InvalidClientKey(GatewayError):
+    """A client key is required and this one is missing or wrong."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the error's headers and the challenge that RFC 9110 asks for."""
+        return [*super().headers(), (b"www-authenticate", b"Bearer")]
+
+
+class AdminKeyRequired(GatewayError):
+    """The admin key is missing or wrong."""
+
+    status = 403
+    type = "permission_error"
+    code = "insufficient_permissions"
+
+
+class NotFound(GatewayError):
+    """There is no such thing."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    """Nobody registered a server for this model."""
+
+    code = "model_not_found"
+
+
+class ServerNotFound(NotFound):
+    """There is no server with this id, or it was removed."""
+
+    code = "server_not_found"
+
+
+class UnknownURL(NotFound):
+    """The path is none of the gateway's."""
+
+    code = "unknown_url"
+
+
+class MethodNotAllowed(GatewayError):
+    """The path exists, with other methods."""
+
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class RequestTimeout(GatewayError):
+    """The client's body did not arrive in time."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+
+
+class RequestTooLarge(GatewayError):
+    """The body is larger than the limit."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class RateLimited(GatewayError):
+    """The caller's own quota is used up."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class BackendBusy(RateLimited):
+    """Every server of the model asked for a pause."""
+
+    code = "upstream_busy"
+
+
+class InternalError(GatewayError):
+    """A fault of the gateway itself."""
+
+
+class UpstreamFailed(GatewayError):
+    """All attempts ended with a server's nonsense."""
+
+    status = 502
+    code = "upstream_error"
+    final = True
+
+
+class UpstreamAuthFailed(UpstreamFailed):
+    """The server refused the key that is stored for it; the client's own key is fine."""
+
+    code = "upstream_auth_failed"
+
+
+class UpstreamBadResponse(UpstreamFailed):
+    """The server's answer was no answer to this question."""
+
+    code = "upstream_bad_response"
+
+
+class Unavailable(GatewayError):
+    """Not now."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "unavailable"
+
+
+class NoHealthyServer(Unavailable):
+    """The model is registered, and none of its servers is usable now."""
+
+    code = "no_healthy_server"
+
+
+class Overloaded(Unavailable):
+    """The gateway or all servers of the model have as much to do as they may."""
+
+    code = "overloaded"
+
+
+class StorageUnavailable(Unavailable):
+    """The registry cannot be written now; inference goes on."""
+
+    code = "storage_unavailable"
+
+
+class ProbeRefused(Unavailable):
+    """The server to be registered did not pass its probe."""
+
+    code = "probe_failed"
+
+
+class ShuttingDown(Unavailable):
+    """The gateway is being stopped."""
+
+    code = "gateway_shutting_down"
+
+
+class UpstreamTimeout(GatewayError):
+    """All attempts failed, or the deadline passed."""
+
+    status = 504
+    code = "upstream_timeout"
+    final = True
+
+
+class LoopDetected(GatewayError):
+    """The request has come through a gateway before."""
+
+    status = 508
+    code = "loop_detected"
+    final = True

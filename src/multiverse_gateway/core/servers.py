@@ -1,0 +1,52 @@
+"""What is known about a registered server: facts only, changed by `attrs.evolve` and one assignment."""
+
+import re
+from typing import NewType
+
+import attrs
+
+ServerId = NewType("ServerId", str)
+
+MODEL_NAME = re.compile(r"[A-Za-z0-9._:/@+-]{1,128}")
+MAX_CONCURRENCY = 4096
+MAX_WEIGHT = 100
+
+
+@attrs.frozen(kw_only=True)
+class Capabilities:
+    """What the host says that the server can do; `None` means not told."""
+
+    max_tokens: int | None = None
+    context_length: int | None = None
+    streaming: bool = True
+
+
+@attrs.frozen(kw_only=True)
+class Metadata:
+    """Words about the host; shown to people, never interpreted."""
+
+    student_id: str | None = None
+    description: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Server:
+    """One model offered by one server: the unit that is routed to, probed and shown.
+
+    `endpoint_url` is the canonical root (`core.addresses.Endpoint.url`), without `/v1`. `api_key` is the server's own key in clear
+    text; it never appears in `repr`, logs or answers. `generation` grows whenever the URL, the key or the model changes, so that
+    outcomes of an older one can be told apart. Instants are epoch seconds.
+    """
+
+    id: ServerId
+    model_name: str
+    endpoint_url: str
+    api_key: str | None = attrs.field(default=None, repr=False)
+    capabilities: Capabilities = Capabilities()
+    metadata: Metadata = Metadata()
+    max_concurrency: int | None = None
+    weight: int = 1
+    generation: int = 1
+    registered_at: float
+    created_at: float
+    updated_at: float

@@ -1,0 +1,415 @@
+"""Where an event of a stream ends, whether it is well formed, and whether the stream is complete.
+
+1. Only complete events leave, byte for byte. Half an event never does, so nothing can be glued onto it.
+2. Nothing leaves after the stream's own last event, after an error event, or from the first malformed event on.
+3. A stream without its own last event is complete only if every choice it began has a finish_reason. None is invented.
+
+Source: WHATWG HTML, 9.2 Server-sent events; OpenAI and Anthropic streaming references.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from typing import Annotated, Any
+
+import msgspec
+from attrs import define, field
+from msgspec import DecodeError, Meta, Raw, Struct, ValidationError
+
+MAX_EVENT_BYTES = 1 << 20
+"""Longest relayed event in bytes, its line ends and comments included."""
+
+DONE_EVENT = b"data: [DONE]\n\n"
+"""Last event of a stream of chat or text completions."""
+
+_MAX_CHOICES = 4096
+_BOM = b"\xef\xbb\xbf"
+_EVENT_END = re.compile(rb"\n(?:\n|\r\n?)|\r\r\n?")
+
+
+class Dialect(Enum):
+    """Tell how a stream names its events, reports errors and ends."""
+
+    CHAT = "chat"
+    """Chat and text completions: nameless events, `[DONE]` at the end."""
+    RESPONSES = "responses"
+    """OpenAI Responses: `response.completed`, `.failed` or `.incomplete` at the end."""
+    MESSAGES = "messages"
+    """Anthropic Messages: `message_stop` at the end."""
+    OTHER = "other"
+    """Anything else: no end of its own."""
+
+
+_DIALECTS = {
+    "/v1/chat/completions": Dialect.CHAT,
+    "/v1/completions": Dialect.CHAT,
+    "/v1/responses": Dialect.RESPONSES,
+    "/v1/messages": Dialect.MESSAGES,
+}
+_LAST = {
+    Dialect.RESPONSES: frozenset({"response.completed", "response.failed", "response.incomplete"}),
+    Dialect.MESSAGES: frozenset({"message_stop"}),
+}
+
+
+def dialect_of(path: str) -> Dialect:
+    """Return the dialect that the API path is answered in.
+
+    >>> dialect_of("/v1/chat/completions")
+    <Dialect.CHAT: 'chat'>
+    """
+    return _DIALECTS.get(path, Dialect.OTHER)
+
+
+_Tokens = Annotated[int, Meta(ge=0, le=1 << 53)]
+
+
+class _Choice(Struct, gc=False):
+    index: int = 0
+    finish_reason: Any = None
+
+
+class _Usage(Struct, gc=False):
+    prompt_tokens: _Tokens = 0
+    completion_tokens: _Tokens = 0
+    input_tokens: _Tokens = 0
+    output_tokens: _Tokens = 0
+
+
+class _Carrier(Struct, gc=False):
+    usage: _Usage | None = None
+
+
+class _Event(Struct):
+    choices: list[_Choice] | None = None
+    error: Any = None
+    usage: _Usage | None = None
+    type: str | None = None
+
+
+class _Named(_Event):
+    response: _Carrier | None = None
+    message: _Carrier | None = None
+
+
+_NAMELESS: msgspec.json.Decoder[_Event] = msgspec.json.Decoder(_Event)
+_NAMED: msgspec.json.Decoder[_Event] = msgspec.json.Decoder(_Named)
+_OBJECT = msgspec.json.Decoder(dict[str, Raw])
+_ARRAY = msgspec.json.Decoder(list[Raw])
+
+
+@define(eq=False)
+class EventStream:
+    """Follow one stream of events from a server; feed it every chunk of the body, in order.
+
+    Synchronous and bounded: it holds at most one unfinished event, and its answers do not depend on how the body is cut
+    into chunks.
+
+    >>> stream = EventStream(Dialect.CHAT)
+    >>> stream.feed(b': ping\\n\\ndata: {"choices":[{"index":0,"finish_reason":"stop"}]}\\n\\ndata: [DO')
+    b': ping\\n\\ndata: {"choices":[{"index":0,"finish_reason":"stop"}]}\\n\\n'
+    >>> stream.complete(), stream.needs_done
+    (True, True)
+    """
+
+    dialect: Dialect
+    max_event_bytes: int = field(default=MAX_EVENT_BYTES, kw_only=True)
+
+    events: int = field(default=0, init=False)
+    """Number of data events relayed, the last one included."""
+    first_error: bytes | None = field(default=None, init=False)
+    """Payload of the first data event, without white space around it, if that was an error; nothing is returned from it on."""
+    ended: bool = field(default=False, init=False)
+    """The stream's own last event, or an error event in the middle, was relayed; what follows is dropped."""
+    failed: bool = field(default=False, init=False)
+    """The stream ended with its own error event."""
+    broken: str | None = field(default=None, init=False)
+    """Why nothing more can be relayed, in words."""
+    prompt_tokens: int = field(default=0, init=False)
+    completion_tokens: int = field(default=0, init=False)
+
+    _decoder: msgspec.json.Decoder[_Event] = field(init=False)
+    _last: frozenset[str] = field(init=False)
+    _finished: dict[int, bool] = field(factory=dict, init=False)
+    _rest: bytearray = field(factory=bytearray, init=False)
+    _at_start_of_event: bool = field(default=True, init=False)
+    _after_return: bool = field(default=False, init=False)
+    _begun: bool = field(default=False, init=False)
+
+    @_decoder.default
+    def _decoder_of_dialect(self) -> msgspec.json.Decoder[_Event]:
+        return _NAMED if self.dialect in (Dialect.RESPONSES, Dialect.MESSAGES) else _NAMELESS
+
+    @_last.default
+    def _last_of_dialect(self) -> frozenset[str]:
+        return _LAST.get(self.dialect, frozenset())
+
+    @property
+    def has_data(self) -> bool:
+        """Tell whether a well-formed data event was relayed; comments do not count, nor does `first_error`."""
+        return self.events > 0
+
+    @property
+    def needs_done(self) -> bool:
+        """Tell whether `DONE_EVENT` is missing if the body ends cleanly here."""
+        return self.dialect is Dialect.CHAT and not self.ended and self.complete()
+
+    @property
+    def _is_over(self) -> bool:
+        return self.ended or self.broken is not None or self.first_error is not None
+
+    def complete(self) -> bool:
+        """Tell whether the stream is whole if its body ends cleanly here; half an event is as good as none.
+
+        True after an error event in the middle, too: the client has been told, see `failed`.
+        """
+        if self._is_over:
+            return self.ended
+        if self.dialect is Dialect.CHAT:
+            return bool(self._finished) and all(self._finished.values())
+        return self.dialect is Dialect.OTHER and self.events > 0 and not self._rest.strip(b"\r\n")
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Return the bytes of all events which this chunk completes: `chunk` itself if it is exactly whole events."""
+        if (
+            self._at_start_of_event
+            and chunk.startswith(b"data: {")
+            and (
+                (chunk.find(10) == len(chunk) - 2 and chunk[-1] == 10 and 13 not in chunk)
+                or (chunk.find(13) == len(chunk) - 4 and chunk.endswith(b"\r\n\r\n") and chunk.find(10) == len(chunk) - 3)
+            )
+            and len(chunk) <= self.max_event_bytes
+            and (chunk.isascii() or _is_utf8(chunk))
+        ):
+            data = chunk[6:-2]
+            try:
+                event = self._decoder.decode(data)
+            except (DecodeError, RecursionError):
+                return self._sort(chunk)
+            self._begun = True
+            return chunk if self._note(event, b"", data) else b""
+        return self._sort(chunk)
+
+    def _sort(self, chunk: bytes) -> bytes:
+        if not chunk or self._is_over:
+            return b""
+        if self._after_return:
+            self._after_return = False
+            self._at_start_of_event = True
+            if chunk[0] == 10:
+                return b"\n" + self._sort(chunk[1:])
+        rest = self._rest
+        searched = max(0, len(rest) - 3)
+        if rest:
+            rest += chunk
+        find_end = _end if (rest or chunk).find(b"\r", searched) < 0 else _end_with_returns
+        end = find_end(rest or chunk, searched)
+        if end < 0:
+            self._keep(b"" if rest else chunk)
+            return b""
+        if rest:
+            chunk = bytes(rest)
+            rest.clear()
+        start = 0
+        while end >= 0:
+            if not self._admit(chunk[start:end]):
+                return chunk[:start]
+            if self.ended:
+                return chunk[:end]
+            start = end
+            end = find_end(chunk, start)
+        self._keep(chunk[start:])
+        if start == len(chunk) and chunk[-1] == 13:
+            self._after_return = True
+            self._at_start_of_event = False
+        return chunk[:start]
+
+    def _keep(self, unfinished: bytes) -> None:
+        self._rest += unfinished
+        self._at_start_of_event = not self._rest
+        if len(self._rest) > self.max_event_bytes:
+            self._break(f"an event longer than {self.max_event_bytes} bytes")
+
+    def _break(self, reason: str) -> bool:
+        self.broken = reason
+        self._rest.clear()
+        self._at_start_of_event = False
+        return False
+
+    def _admit(self, block: bytes) -> bool:
+        """Judge one complete event, its blank line included; True lets it pass."""
+        if len(block) > self.max_event_bytes:
+            return self._break(f"an event longer than {self.max_event_bytes} bytes")
+        if not block.isascii() and not _is_utf8(block):
+            return self._break("an event that is not UTF-8")
+        if not self._begun:
+            self._begun = True
+            block = block.removeprefix(_BOM)
+        name, data = _parse(block)
+        if data is None:
+            return True
+        try:
+            event = self._decode(data)
+        except RecursionError:
+            return self._break("an event whose JSON is nested too deeply")
+        if event is None:
+            event = _Event()
+            if self.dialect is Dialect.CHAT and name != b"error":
+                if data.strip() != b"[DONE]":
+                    return self._break("an event whose data is neither a JSON object nor [DONE]")
+                self._end()
+        return self._note(event, name, data)
+
+    def _decode(self, data: bytes) -> _Event | None:
+        try:
+            return self._decoder.decode(data)
+        except ValidationError:
+            return _decode_loosely(data)
+        except DecodeError:
+            return None
+
+    def _note(self, event: _Event, name: bytes, data: bytes) -> bool:
+        """Remember what a data event says; False if it must not be relayed."""
+        if event.error or event.type == "error" or name == b"error":
+            if not self.events:
+                self.first_error = data.strip()
+                self._at_start_of_event = False
+                return False
+            self.failed = True
+            self._end()
+        self.events += 1
+        if event.choices:
+            finished = self._finished
+            for choice in event.choices:
+                if choice.finish_reason is not None or choice.index not in finished:
+                    self._note_choice(choice)
+        if event.usage is not None:
+            self._note_usage(event.usage)
+        if self._last:
+            self._note_named(event, name)
+        return True
+
+    def _note_choice(self, choice: _Choice) -> None:
+        if choice.index in self._finished or len(self._finished) < _MAX_CHOICES:
+            self._finished[choice.index] = choice.finish_reason is not None
+
+    def _note_usage(self, usage: _Usage) -> None:
+        """Keep the latest figures; servers send running totals, and not always both."""
+        self.prompt_tokens = usage.prompt_tokens or usage.input_tokens or self.prompt_tokens
+        self.completion_tokens = usage.completion_tokens or usage.output_tokens or self.completion_tokens
+
+    def _note_named(self, event: _Event, name: bytes) -> None:
+        if isinstance(event, _Named):
+            for carrier in (event.response, event.message):
+                if carrier is not None and carrier.usage is not None:
+                    self._note_usage(carrier.usage)
+        if (event.type or name.decode()) in self._last:
+            self._end()
+
+    def _end(self) -> None:
+        self.ended = True
+        self._at_start_of_event = False
+
+
+def _end(buffer: bytes | bytearray, start: int) -> int:
+    end = buffer.find(b"\n\n", start)
+    return end if end < 0 else end + 2
+
+
+def _end_with_returns(buffer: bytes | bytearray, start: int) -> int:
+    match = _EVENT_END.search(buffer, start)
+    return -1 if match is None else match.end()
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _parse(block: bytes) -> tuple[bytes, bytes | None]:
+    """Read the name and the joined data of an event; without a data line there is no event (HTML, 9.2.6)."""
+    name = b""
+    data: bytes | None = None
+    for line in block.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"):
+        key, _, value = line.partition(b":")
+        if key == b"data":
+            value = value.removeprefix(b" ")
+            data = value if data is None else data + b"\n" + value
+        elif key == b"event":
+            name = value.removeprefix(b" ")
+    return name, data
+
+
+def _decode_loosely(data: bytes) -> _Event | None:
+    """Read an event whose fields have types that no specification gives them; None if it is no JSON object."""
+    try:
+        fields = _OBJECT.decode(data)
+    except DecodeError:
+        return None
+    kind = _value(fields.get("type"))
+    return _Named(
+        choices=[_choice(_fields(item)) for item in _items(fields.get("choices"))],
+        error=_value(fields.get("error")),
+        usage=_usage(fields),
+        type=kind if isinstance(kind, str) else None,
+        response=_Carrier(_usage(_fields(fields.get("response")))),
+        message=_Carrier(_usage(_fields(fields.get("message")))),
+    )
+
+
+def _choice(fields: dict[str, Raw]) -> _Choice:
+    index = _value(fields.get("index"))
+    return _Choice(index if isinstance(index, int) else 0, _value(fields.get("finish_reason")))
+
+
+def _usage(fields: dict[str, Raw]) -> _Usage | None:
+    usage = _fields(fields.get("usage"))
+    return _Usage(**{key: _tokens(usage[key]) for key in _Usage.__struct_fields__ if key in usage})
+
+
+def _tokens(raw: Raw) -> int:
+    value = _value(raw)
+    return int(value) if type(value) in (int, float) and 0 <= value <= 1 << 53 else 0
+
+
+def _fields(raw: Raw | None) -> dict[str, Raw]:
+    try:
+        return {} if raw is None else _OBJECT.decode(raw)
+    except DecodeError:
+        return {}
+
+
+def _items(raw: Raw | None) -> list[Raw]:
+    try:
+        return [] if raw is None else _ARRAY.decode(raw)
+    except DecodeError:
+        return []
+
+
+def _value(raw: Raw | None) -> Any:
+    """Decode a value; True stands for one that is there but cannot be represented, such as an endless number."""
+    try:
+        return None if raw is None else msgspec.json.decode(raw)
+    except DecodeError:
+        return True
+
+
+def error_event(dialect: Dialect, message: str, code: str) -> bytes:
+    """Write the event that ends a stream after a failure, in the form the dialect's clients know.
+
+    >>> error_event(Dialect.MESSAGES, "The server was lost.", "upstream_stream_interrupted")
+    b'event: error\\ndata: {"type":"error","error":{"type":"api_error","message":"The server was lost."}}\\n\\n'
+    """
+    if dialect is Dialect.MESSAGES:
+        return _write(b"event: error\n", {"type": "error", "error": {"type": "api_error", "message": message}})
+    if dialect is Dialect.RESPONSES:
+        return _write(b"event: error\n", {"type": "error", "code": code, "message": message, "param": None})
+    return _write(b"", {"error": {"message": message, "type": "server_error", "param": None, "code": code}})
+
+
+def _write(name: bytes, data: dict[str, Any]) -> bytes:
+    return b"%bdata: %b\n\n" % (name, msgspec.json.encode(data))

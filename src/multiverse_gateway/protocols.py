@@ -1,0 +1,132 @@
+"""The three things that can be replaced: how a server is chosen, how its health is probed, where the registry lives.
+
+Each is named in the settings by its entry point, or passed to `create_app` as an instance.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import attrs
+import httpx2
+
+from multiverse_gateway.core.envelope import Envelope
+from multiverse_gateway.core.health import Health
+from multiverse_gateway.core.servers import Server, ServerId
+
+Client = httpx2.AsyncClient
+
+
+class LoadView(Protocol):
+    """What a balancer may know about the load of this process."""
+
+    def in_flight(self, server_id: ServerId) -> int:
+        """Return the number of attempts that run on the server now."""
+        ...
+
+    def latency(self, server_id: ServerId) -> float | None:
+        """Return the moving average of seconds to the first byte, failures counted as slow; `None` before the first attempt."""
+        ...
+
+    def share(self, server_id: ServerId) -> float:
+        """Return the part of its usual traffic that the server should get, 0.25 to 1: less than 1 during its slow start."""
+        ...
+
+
+class Balancer(Protocol):
+    """Choose one of several usable servers. Called on the event loop for every attempt: must neither block nor raise."""
+
+    def pick(self, servers: Sequence[Server], load: LoadView, request: Envelope) -> Server:
+        """Return one of `servers`, which is never empty; its order is stable between calls with the same servers."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class ProbeResult:
+    """What one probe of one server found.
+
+    `checked_at` is epoch seconds, `duration` seconds. `reason` is one sentence in words for people, without secrets and without
+    anything that the server sent; `None` when the probe passed. `warning` is a sentence about a probe that passed nevertheless.
+    `models` are the names that the server listed, at most 1,000.
+    """
+
+    server_id: ServerId
+    generation: int
+    passed: bool
+    checked_at: float
+    duration: float
+    reason: str | None = None
+    warning: str | None = None
+    unauthorized: bool = False
+    models: tuple[str, ...] = ()
+
+
+class HealthProbe(Protocol):
+    """Find out whether a server works. The caller owns the timeout; any `Exception` counts as a failed result."""
+
+    async def check(self, server: Server, http: Client) -> ProbeResult:
+        """Return what was found; `http` dials through the gateway's address policy and follows no redirects."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class Registry:
+    """One consistent read of everything that routing needs."""
+
+    version: int
+    servers: tuple[Server, ...]
+    health: Mapping[ServerId, Health]
+
+
+class Store(Protocol):
+    """The durable registry, shared by every process and replica.
+
+    Raises `StorageUnavailable` from any method when the storage cannot be reached or written; what was acknowledged is never lost.
+    """
+
+    async def open(self) -> None:
+        """Connect, create or migrate; called once, before anything else, in the lifespan of the application."""
+        ...
+
+    async def version(self) -> int:
+        """Return a number that grows when servers or a health *state* changed, by anyone."""
+        ...
+
+    async def load(self) -> Registry:
+        """Return version, active servers and their health from one consistent read."""
+        ...
+
+    async def save_server(self, server: Server) -> None:
+        """Insert or replace; returns only after a durable commit."""
+        ...
+
+    async def remove_server(self, server_id: ServerId) -> bool:
+        """Remove softly (the row stays, with the time of removal); false when there is no such server."""
+        ...
+
+    async def removed(self) -> Sequence[Server]:
+        """Return the servers that were removed, newest first, at most 1,000."""
+        ...
+
+    async def save_health(self, changes: Mapping[ServerId, Health], results: Sequence[ProbeResult]) -> None:
+        """Save one batch: health of the servers named and results of probes.
+
+        Health of an older generation than the stored server's, and of removed servers, is dropped. The last 100 results of each
+        server are kept. `version` grows only when some `state` (or `reason` or `warning`) changed.
+        """
+        ...
+
+    async def history(self, server_id: ServerId, limit: int) -> Sequence[ProbeResult]:
+        """Return the last results, newest first."""
+        ...
+
+    async def claim(self, role: str, holder: str, ttl: float) -> bool:
+        """Take or renew the lease of `role` for `ttl` seconds; false while somebody else holds it."""
+        ...
+
+    async def secret(self, name: str, proposal: str) -> str:
+        """Return the value kept under `name`, keeping `proposal` when there is none yet; atomic over all processes."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close; everything acknowledged is on disk."""
+        ...

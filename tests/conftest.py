@@ -1,0 +1,48 @@
+"""What every test has: one async backend, the hypothesis profiles, and a closing report of what was left out."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import hypothesis
+import pytest
+
+from support.require import STRICT
+
+hypothesis.settings.register_profile("standard", deadline=None)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=3000, print_blob=True)
+hypothesis.settings.load_profile("ci" if "CI" in os.environ else "standard")
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Run async tests on asyncio: the relay is asyncio by design."""
+    return "asyncio"
+
+
+def left_out(reporter: pytest.TerminalReporter) -> Counter[str]:
+    """Count the skipped tests by their reason."""
+    reports = [report for report in reporter.stats.get("skipped", []) if isinstance(report.longrepr, tuple)]
+    return Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reports)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a strict run in which anything was skipped, whichever way."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if STRICT and isinstance(reporter, pytest.TerminalReporter) and left_out(reporter) and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell what was left out and why."""
+    reasons = left_out(terminalreporter)
+    deselected = len(terminalreporter.stats.get("deselected", []))
+    if not reasons and not deselected:
+        return
+    terminalreporter.section("left out" + (" (strict: a failure)" if STRICT and reasons else ""))
+    for reason, count in sorted(reasons.items()):
+        terminalreporter.line(f"{count} x {reason}")
+    if deselected:
+        terminalreporter.line(f"{deselected} x not selected by the command line")

@@ -1,0 +1,420 @@
+"""What the gateway reads of a request."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import attrs
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from multiverse_gateway.core.envelope import MAX_FORM_PARTS, Envelope, EnvelopeError, read_envelope
+from multiverse_gateway.core.sse import Dialect
+
+CHAT = "/v1/chat/completions"
+SPEECH = "/v1/audio/transcriptions"
+FORM = "multipart/form-data; boundary=xYz"
+
+
+def read(body: bytes | str | dict[str, Any], path: str = CHAT, content_type: str = "application/json") -> Envelope:
+    if isinstance(body, dict):
+        body = json.dumps(body)
+    return read_envelope(path, content_type, body.encode() if isinstance(body, str) else body)
+
+
+def refused(body: bytes | str | dict[str, Any], content_type: str = "application/json") -> EnvelopeError:
+    with pytest.raises(EnvelopeError) as raised:
+        read(body, SPEECH if content_type.startswith("multipart") else CHAT, content_type)
+    assert ";" in raised.value.message
+    assert str(raised.value) == raised.value.message
+    return raised.value
+
+
+def form(*parts: tuple[str, bytes], end: bytes = b"--xYz--\r\n") -> bytes:
+    return b"".join(b"--xYz\r\n" + head.encode() + b"\r\n\r\n" + content + b"\r\n" for head, content in parts) + end
+
+
+def form_field(name: str, content: bytes) -> tuple[str, bytes]:
+    return f'Content-Disposition: form-data; name="{name}"', content
+
+
+MODEL = form_field("model", b"whisper-1")
+
+
+def test_the_envelope_of_a_chat_request_is_read() -> None:
+    """Model, stream and the wish for usage come from the top level of the body."""
+    body = {"messages": [], "model": "llama", "stream": True, "stream_options": {"include_usage": True}, "new_parameter": [1]}
+    assert read(body) == Envelope("llama", True, False, True, CHAT, Dialect.CHAT)
+
+
+def test_an_envelope_is_a_value() -> None:
+    """An envelope cannot be changed, so the same one may serve many requests."""
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        read({"model": "m"}).model = "n"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("content_type", ["", "application/json", "application/json; charset=utf-8", "text/plain", "nonsense;;"])
+def test_anything_but_a_form_is_read_as_json(content_type: str) -> None:
+    """Clients often send no or another content type with JSON."""
+    assert read({"model": "m"}, content_type=content_type).model == "m"
+
+
+@pytest.mark.parametrize(("stream", "expected"), [(True, True), (False, False), (None, False)])
+def test_stream_is_a_boolean_or_null(stream: bool | None, expected: bool) -> None:
+    """Null is what SDKs send for a default."""
+    assert read({"model": "m", "stream": stream}).stream is expected
+    assert read({"model": "m"}).stream is False
+
+
+@pytest.mark.parametrize("stream", [1, 0, "true", [], {}, 1.5])
+def test_any_other_stream_is_refused(stream: object) -> None:
+    """A stream that is no boolean would be read by servers as they like."""
+    assert refused({"model": "m", "stream": stream}).param == "stream"
+
+
+@pytest.mark.parametrize(
+    "options", [None, {}, {"include_usage": False}, {"include_usage": 1}, {"include_usage": None}, [], "include_usage", 7]
+)
+def test_usage_is_wanted_only_if_asked_for(options: object) -> None:
+    """Only `include_usage: true` asks for usage; other shapes are the server's to judge."""
+    assert read({"model": "m", "stream_options": options}).wants_usage is False
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "stateful"),
+    [
+        (CHAT, {}, False),
+        (CHAT, {"store": None}, False),
+        (CHAT, {"store": False}, False),
+        (CHAT, {"store": True}, True),
+        (CHAT, {"store": "yes"}, True),
+        ("/v1/completions", {}, False),
+        ("/v1/embeddings", {}, False),
+        ("/v1/rerank", {}, False),
+        ("/v1/responses", {}, True),
+        ("/v1/responses", {"background": True}, True),
+        ("/v1/messages", {}, True),
+        ("/v1/batches", {}, True),
+        ("/v1/images/generations", {}, True),
+    ],
+)
+def test_what_leaves_something_behind_is_stateful(path: str, body: dict[str, Any], stateful: bool) -> None:
+    """Only chat, completions, embeddings and rerank may be repeated after they reached a server, and not if they are stored."""
+    assert read({"model": "m", **body}, path).stateful is stateful
+
+
+@pytest.mark.parametrize(
+    ("path", "dialect"), [("/v1/responses", Dialect.RESPONSES), ("/v1/messages", Dialect.MESSAGES), ("/x", Dialect.OTHER)]
+)
+def test_the_dialect_follows_from_the_path(path: str, dialect: Dialect) -> None:
+    """The envelope says in which dialect the answer will come."""
+    envelope = read({"model": "m"}, path)
+    assert (envelope.path, envelope.dialect) == (path, dialect)
+
+
+@pytest.mark.parametrize("model", ["m", "ä/b:c@d-1.5", "x" * 256, "\u4f60\u597d", "\U0001f600", " "])
+def test_any_string_of_up_to_256_characters_is_a_model(model: str) -> None:
+    """Whether it exists is for the routing table to say."""
+    assert read({"model": model}).model == model
+    assert read(json.dumps({"model": model}, ensure_ascii=False)).model == model
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"model": None}, {"model": ""}, {"model": 7}, {"model": ["m"]}, {"model": {}}, {"model": "x" * 257}, {"Model": "m"}]
+)
+def test_a_body_without_a_usable_model_is_refused(body: dict[str, Any]) -> None:
+    """The error points at the field `model`."""
+    assert refused(body).param == "model"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b" \n",
+        b"null",
+        b"[]",
+        b'"model"',
+        b"7",
+        b"model=m",
+        b"{",
+        b'{"model":"m"',
+        b'{"model":"m"} x',
+        b'{"model":"m"}{"model":"m"}',
+        b"{'model':'m'}",
+        b'{"model":"m",}',
+        b'\xef\xbb\xbf{"model":"m"}',
+        b'{"model":"m","x":NaN}',
+        b'{"model":"m","x":Infinity}',
+        b'{"model":"m","x":-Infinity}',
+        b'{"model":"m","x":01}',
+        b'{"model":"m","x":"\n"}',
+        b'{"model":"\\ud800"}',
+        b'{"model":"\\udc00 low"}',
+        b'{"model":"\\ud800\\u0041"}',
+        b'{"model":"m","x":"\\ud800 and more text"}',
+        b'{"model":"\xff"}',
+        b'{"model":"m","x":"\xff"}',
+        b'{"model":"m","x":"\xed\xa0\x80"}',
+        b'{"model":"m","x":"\xc3',
+        b'{"model":"m","x":"\xc3"}',
+        '{"model":"m"}'.encode("utf-16"),
+    ],
+)
+def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
+    """Malformed JSON, NaN, lone surrogates and bytes that are not UTF-8 never reach a server (L06)."""
+    assert refused(body).code == "invalid_json"
+
+
+def test_bytes_that_are_not_utf8_are_found_across_pieces() -> None:
+    """A character may lie across the pieces in which a large body is checked; half of one at the end is an error (L06)."""
+    for shift in range(4):
+        body = b'{"model":"m","x":"' + b"a" * ((1 << 16) - 18 - shift) + "😀".encode() + b'"}'
+        assert read(body).model == "m"
+        assert refused(body.replace(b"\x80", b"x")).code == "invalid_json"
+    for padding in (0, 1 << 17):
+        assert "UTF-8" in refused(b'{"model":"m"}' + b" " * padding + b"\xf0\x9f").message
+
+
+@pytest.mark.parametrize("shape", ["array", "object"])
+def test_nesting_that_is_too_deep_is_refused_at_once(shape: str) -> None:
+    """A hundred thousand levels cost neither the stack nor the time (L06)."""
+    nested = b"[" * 100_000 + b"]" * 100_000 if shape == "array" else b'{"a":' * 100_000 + b"1" + b"}" * 100_000
+    for name in (b"x", b"model", b"stream_options"):
+        started = time.perf_counter()
+        assert "deep" in refused(b'{"model":"m","' + name + b'":' + nested + b"}").message
+        assert time.perf_counter() - started < 0.5
+
+
+@pytest.mark.parametrize("name", ["x", "model", "stream", "store", "stream_options"])
+def test_endless_numbers_never_raise_anything_else(name: str) -> None:
+    """A number of 10^5 digits is the server's affair, or refused where the gateway had to read it (L06)."""
+    body = f'{{"{name}":{"9" * 100_000},"model":"m"}}'
+    if name == "x":
+        assert read(body).model == "m"
+    else:
+        assert isinstance(refused(body), EnvelopeError)
+
+
+def test_a_body_of_very_many_keys_is_read() -> None:
+    """A million keys are skipped, not stored (L06)."""
+    body = b'{"model":"m"' + b"".join(b',"k%d":1' % number for number in range(200_000)) + b"}"
+    assert read(body).model == "m"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        r'{"model":"a","model":"b"}',
+        r'{"model":"a","model":"a"}',
+        r'{"model":"a","x":1,"\u006dodel":"b"}',
+        r'{"\u006dodel":"a","model":"b"}',
+        r'{"\u006D\u006F\u0064\u0065\u006C":"a","model":"b"}',
+        r'{"model":"a","model":null}',
+        r'{"model":null,"model":"a"}',
+        r'{"model":null,"model":null}',
+        r'{"model" : "a" , "model" : {"model":"b"}}',
+        r'{"model":"a","model":"b","model":"c"}',
+        r'{"model":"a","messages":["\\"],"model":"b"}',
+    ],
+)
+def test_a_body_that_names_the_model_twice_is_refused(body: str) -> None:
+    """The gateway and the server might read different ones, however they are spelled (L06)."""
+    error = refused(body)
+    assert (error.param, "twice" in error.message) == ("model", True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        r'{"model":"m","stream":true,"stream":false}',
+        r'{"model":"m","stream":null,"stream":null}',
+        r'{"stream":true,"model":"m","\u0073tream":true}',
+    ],
+)
+def test_a_body_that_says_stream_twice_is_refused(body: str) -> None:
+    """The server might stream where the gateway does not expect it."""
+    assert "twice" in refused(body).message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"model": "m", "tools": [{"function": {"parameters": {"properties": {"model": {"type": "string"}, "stream": {}}}}}]},
+        {"metadata": {"model": "x", "stream": 1}, "model": "m"},
+        {"model": "m", "messages": [{"role": "model", "content": '{"model":"x","model":"y"} \\u006dodel'}]},
+        {"model": "m", "stream_options": {"model": "x"}, "store": {"model": "x"}},
+    ],
+)
+def test_a_nested_model_is_none_of_our_business(body: dict[str, Any]) -> None:
+    """Tools, metadata and messages may say `model` as often as they like."""
+    assert read(body).model == "m"
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda children: st.lists(children) | st.dictionaries(st.sampled_from(["model", "stream", "x", "ä"]), children),
+    max_leaves=8,
+)
+NAMES = st.sampled_from(["model", "stream", "store", "stream_options", "messages", "ä"])
+
+
+def spelled(name: str, escaped: list[bool]) -> str:
+    return "".join(f"\\u{ord(char):04x}" if escape else char for char, escape in zip(name, escaped + [False] * len(name), strict=False))
+
+
+@given(st.lists(st.tuples(NAMES, JSON, st.lists(st.booleans(), max_size=6))))
+def test_the_envelope_says_what_a_json_parser_says(members: list[tuple[str, Any, list[bool]]]) -> None:
+    """Either the envelope agrees with the standard library's parser, or the body is refused."""
+    body = "{" + ",".join(f'"{spelled(name, escaped)}":{json.dumps(value)}' for name, value, escaped in members) + "}"
+    names = [name for name, _, _ in members]
+    try:
+        envelope = read(body)
+    except EnvelopeError:
+        return
+    parsed = json.loads(body)
+    assert (envelope.model, envelope.stream) == (parsed["model"], parsed.get("stream") or False)
+    assert names.count("model") == 1
+    assert names.count("stream") <= 1
+    assert envelope.stateful is bool(parsed.get("store"))
+
+
+@given(
+    st.binary() | st.text().map(lambda text: f'{{"model":"{text}"'.encode("utf-8", "surrogatepass")),
+    st.sampled_from(["", FORM, "multipart/x"]),
+)
+@example(b'{"model":"m"}\x00', "")
+def test_no_bytes_raise_anything_but_an_envelope_error(body: bytes, content_type: str) -> None:
+    """Whatever a client sends is read or refused."""
+    try:
+        envelope = read_envelope(CHAT, content_type, body)
+    except EnvelopeError:
+        return
+    assert msgspec.json.decode(body)["model"] == envelope.model
+
+
+AUDIO = bytes(range(256)) * 64 + b'\r\n--xY\r\n\r\nContent-Disposition: form-data; name="model"\r\n\r\nevil\r\n--Xyz\r\n'
+
+
+def test_the_model_of_a_form_is_read() -> None:
+    """Audio requests carry their model in a form, before or after the file."""
+    file = ('Content-Disposition: form-data; name="file"; filename="a;name=\\"model\\".wav"\r\nContent-Type: audio/wav', AUDIO)
+    for body in (form(MODEL, file), form(file, MODEL), b"\r\n" + form(file, MODEL), form(file, MODEL, end=b"--xYz--")):
+        assert read(body, SPEECH, FORM) == Envelope("whisper-1", False, True, False, SPEECH, Dialect.OTHER)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "multipart/form-data;boundary=xYz",
+        'Multipart/Form-Data ; Boundary="xYz"',
+        "multipart/form-data; charset=UTF-8; boundary=xYz ",
+    ],
+)
+def test_the_boundary_is_found_in_any_usual_spelling(content_type: str) -> None:
+    """Parameters may be quoted, in any order and case."""
+    assert read(form(MODEL), SPEECH, content_type).model == "whisper-1"
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "multipart/form-data",
+        "multipart/form-data; boundary=",
+        'multipart/form-data; boundary="',
+        'multipart/form-data; boundary=""',
+        'multipart/form-data; boundary="xYz "',
+        f"multipart/form-data; boundary={'x' * 71}",
+        'multipart/form-data; boundary="x\u00e4z"',
+        "multipart/form-data; boundary=xYz; boundary=abc",
+        "multipart/form-data; boundary=xYz; charset=utf-7",
+        "multipart/mixed; boundary=xYz",
+        "multipart/",
+    ],
+)
+def test_a_form_without_one_clear_boundary_is_refused(content_type: str) -> None:
+    """Two parsers could cut it in two ways."""
+    refused(form(MODEL), content_type)
+
+
+@pytest.mark.parametrize(
+    ("text", "stream"),
+    [(b"true", True), (b"True", True), (b"1", True), (b"false", False), (b"0", False), (b"", False)],
+)
+def test_stream_in_a_form_is_a_word(text: bytes, stream: bool) -> None:
+    """Forms have no booleans; SDKs write them as words."""
+    assert read(form(MODEL, form_field("stream", text)), SPEECH, FORM).stream is stream
+
+
+DISPOSITION = 'Content-Disposition: form-data; name="model"'
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (form(MODEL, MODEL), "model"),
+        (form(MODEL, form_field("stream", b"true"), form_field("stream", b"true")), "stream"),
+        (form(MODEL, form_field("stream", b"maybe")), "stream"),
+        (form(form_field("file", b"x")), "model"),
+        (form(form_field("model", b"")), "model"),
+        (form(form_field("model", b"x" * 257)), "model"),
+        (form(form_field("model", b"\xff")), "model"),
+        (form((DISPOSITION + '; filename="a"', b"m")), "model"),
+        (form((DISPOSITION + "; filename*=utf-8''a", b"m")), "model"),
+        (form((DISPOSITION + "; name=other", b"m")), None),
+        (form((DISPOSITION + "; name*=utf-8''other", b"m")), None),
+        (form(('Content-Disposition: form-data; name="mod\\el"', b"m")), None),
+        (form(("Content-Disposition: form-data; name=", b"m")), None),
+        (form(('Content-Disposition: form-data; name="model', b"m")), None),
+        (form(("Content-Disposition: form-data", b"m")), None),
+        (form(('Content-Disposition: attachment; name="model"', b"m")), None),
+        (form((DISPOSITION + "\r\n" + DISPOSITION, b"m")), None),
+        (form((DISPOSITION + "\r\nContent-Transfer-Encoding: base64", b"m")), None),
+        (form((DISPOSITION + "\r\n folded", b"m")), None),
+        (form((DISPOSITION + "\r\nX: a\nY: b", b"m")), None),
+        (form((DISPOSITION + "\r\nno colon", b"m")), None),
+        (form(("Content-Type: text/plain", b"m")), None),
+        (form(("", b"m")), None),
+        (b'--xYz\r\nContent-Disposition: form-data; name="\xff"\r\n\r\nm\r\n--xYz--', None),
+        (form(MODEL).replace(b"\r\n", b"\n"), None),
+        (form(MODEL, end=b""), None),
+        (form(MODEL, end=b"--xYz"), None),
+        (form(MODEL, end=b"--xYz-"), None),
+        (form(MODEL, end=b"--xYzz\r\n"), None),
+        (form(MODEL)[:40], None),
+        (form(MODEL) + form(MODEL), None),
+        (form((DISPOSITION + "\r\nX: " + "x" * 9000, b"m")), None),
+        (form(*[form_field("tag", b"x")] * MAX_FORM_PARTS, MODEL), None),
+        (b"preamble\r\n" + form(MODEL), None),
+        (b"", None),
+        (b'{"model":"m"}', None),
+    ],
+)
+def test_a_form_that_two_parsers_could_read_differently_is_refused(body: bytes, param: str | None) -> None:
+    """Twice the same field, hidden names, encodings and cut-off forms never reach a server."""
+    assert refused(body, FORM).param == param
+
+
+def test_a_plain_transfer_encoding_is_harmless() -> None:
+    """Some clients mark their binary parts."""
+    head = DISPOSITION + "\r\nContent-Transfer-Encoding: 8bit"
+    assert read(form((head, b"m")), SPEECH, FORM).model == "m"
+
+
+@given(st.lists(st.tuples(st.sampled_from(["model", "file", "tag"]), st.binary(max_size=40)), max_size=4))
+def test_a_form_gives_back_what_was_put_in(parts: list[tuple[str, bytes]]) -> None:
+    """Either the one model field, byte for byte, or an error."""
+    models = [content for name, content in parts if name == "model"]
+    try:
+        model = read(form(*[form_field(name, content) for name, content in parts]), SPEECH, FORM).model
+    except EnvelopeError:
+        return
+    assert [model.encode()] == models

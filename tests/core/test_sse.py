@@ -1,0 +1,495 @@
+"""Where an event ends, whether it is well formed, and whether the stream is complete."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from multiverse_gateway.core.sse import DONE_EVENT, MAX_EVENT_BYTES, Dialect, EventStream, dialect_of, error_event
+
+BOM = b"\xef\xbb\xbf"
+DIALECTS = list(Dialect)
+
+
+def chunk(content: str = "hello", *, index: int = 0, finish: object = None, **more: object) -> bytes:
+    choice = {"index": index, "delta": {"content": content}, "finish_reason": finish}
+    return event({"id": "chatcmpl-1", "object": "chat.completion.chunk", "choices": [choice], **more})
+
+
+def event(data: object, name: str = "", end: str = "\n") -> bytes:
+    lines = [f"event: {name}"] if name else []
+    lines.append(f"data: {json.dumps(data, ensure_ascii=False)}")
+    return (end.join(lines) + end * 2).encode()
+
+
+def fed(*pieces: bytes, dialect: Dialect = Dialect.CHAT, **options: int) -> tuple[EventStream, bytes]:
+    stream = EventStream(dialect, **options)
+    return stream, b"".join([stream.feed(piece) for piece in pieces])
+
+
+def outcome(stream: EventStream) -> dict[str, object]:
+    names = ("events", "has_data", "first_error", "ended", "failed", "broken", "needs_done", "prompt_tokens", "completion_tokens")
+    return {name: getattr(stream, name) for name in names} | {"complete": stream.complete()}
+
+
+@pytest.mark.parametrize(
+    ("path", "dialect"),
+    [
+        ("/v1/chat/completions", Dialect.CHAT),
+        ("/v1/completions", Dialect.CHAT),
+        ("/v1/responses", Dialect.RESPONSES),
+        ("/v1/messages", Dialect.MESSAGES),
+        ("/v1/audio/speech", Dialect.OTHER),
+        ("/v1/chat/completions/", Dialect.OTHER),
+    ],
+)
+def test_the_dialect_follows_from_the_path(path: str, dialect: Dialect) -> None:
+    """Each API path is answered in one dialect."""
+    assert dialect_of(path) is dialect
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        chunk(),
+        chunk("grüße 你好 😀"),
+        event({"choices": []}, end="\r\n"),
+        event({"choices": []}, end="\r"),
+        b"data:{}\n\n",
+        chunk() + chunk() + chunk(finish="stop"),
+        b": ping\n\n",
+        chunk() + b": ping\r\n\r\n" + chunk(),
+        event({"choices": []}, "message"),
+        b'data: {\ndata:  "choices": [],\ndata: "x": 1}\n\n',
+        b'id: 7\nretry: 10\ndata: {"b": 1.0, "a": 1e2}\nunknown\n\n',
+    ],
+)
+def test_whole_events_pass_as_the_very_same_bytes(whole: bytes) -> None:
+    """A chunk of whole events is returned itself, not copied, whatever its line ends, field order and comments."""
+    stream = EventStream(Dialect.CHAT)
+    assert stream.feed(whole) is whole
+    assert stream.broken is None
+
+
+def test_half_an_event_is_kept_back() -> None:
+    """Only complete events leave; the rest waits for its end."""
+    stream = EventStream(Dialect.CHAT)
+    first, second = chunk("one"), chunk("two")
+    assert stream.feed(first + second[:-1]) == first
+    assert stream.feed(b"") == b""
+    assert stream.events == 1
+    assert stream.feed(second[-1:] + first[:9]) == second
+    assert stream.feed(first[9:]) == first
+
+
+def test_half_an_event_is_discarded_at_the_end() -> None:
+    """A stream cut in the middle of an event is not complete, and nothing of the half was relayed (S01)."""
+    stream, out = fed(chunk() + chunk()[:30])
+    assert out == chunk()
+    assert not stream.complete()
+
+
+def test_a_carriage_return_may_be_parted_from_its_line_feed() -> None:
+    """An event is complete at its lone CR; a LF that follows belongs to it and goes on at once."""
+    stream = EventStream(Dialect.CHAT)
+    whole = event({}, end="\r\n")
+    assert stream.feed(whole[:-1]) == whole[:-1]
+    assert stream.feed(b"\n") == b"\n"
+    assert stream.feed(whole[:-1]) == whole[:-1]
+    assert stream.feed(b"\n" + whole) == b"\n" + whole
+    assert stream.feed(event({}, end="\r")) == event({}, end="\r")
+    assert stream.feed(b": x") == b""
+    assert stream.feed(b"\n") == b""
+    assert stream.feed(b"\n") == b": x\n\n"
+    assert stream.events == 4
+
+
+def test_comments_are_relayed_but_are_no_data() -> None:
+    """Keep-alive comments do not commit a response (S14)."""
+    stream, out = fed(b": ping\n\n", b"\n\n", b": ping\r\n\r\n", b"event: x\n\n")
+    assert out == b": ping\n\n\n\n: ping\r\n\r\nevent: x\n\n"
+    assert (stream.has_data, stream.events, stream.complete()) == (False, 0, False)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_an_event_of_blank_data_is_no_comment(dialect: Dialect) -> None:
+    """An empty data line makes an event by the standard: it breaks a chat, whose clients parse it."""
+    stream, _ = fed(b"data\n\n", dialect=dialect)
+    assert (stream.broken is not None) == (dialect is Dialect.CHAT)
+
+
+def test_a_bom_at_the_start_is_tolerated_and_relayed() -> None:
+    """A byte order mark may stand at the start, in however many pieces, and nowhere else."""
+    whole = BOM + chunk(finish="stop")
+    for cut in range(1, 5):
+        stream, out = fed(whole[:cut], whole[cut:])
+        assert out == whole
+        assert stream.complete()
+    assert fed(chunk(), BOM + chunk())[0].events == 1
+    assert fed(b": x\n\n", BOM + chunk())[0].events == 0
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_done_ends_a_chat(end: str) -> None:
+    """The stream ends with [DONE]; bytes after it are dropped."""
+    done = f"data: [DONE]{end}{end}".encode()
+    stream, out = fed(chunk() + done + chunk(), chunk(), b"\n")
+    assert out == chunk() + done
+    assert (stream.ended, stream.failed, stream.complete(), stream.needs_done, stream.events) == (True, False, True, False, 2)
+
+
+def test_a_finished_chat_without_done_needs_one() -> None:
+    """A clean end after a finish_reason is complete; the gateway adds [DONE] (S04)."""
+    stream, out = fed(chunk() + chunk(finish="stop") + b"data: [DO")
+    assert out == chunk() + chunk(finish="stop")
+    assert (stream.ended, stream.complete(), stream.needs_done) == (False, True, True)
+    assert stream.feed(b"NE]\n\n") == DONE_EVENT
+    assert (stream.ended, stream.complete(), stream.needs_done) == (True, True, False)
+
+
+def test_an_unfinished_chat_is_not_complete() -> None:
+    """A clean end without finish_reason is a broken stream, as is one without any choice (S01)."""
+    for pieces in ([], [chunk()], [event({"choices": []})], [event({})]):
+        stream, _ = fed(*pieces)
+        assert (stream.complete(), stream.needs_done) == (False, False)
+
+
+def test_every_choice_must_finish() -> None:
+    """Two choices and one finish_reason are not complete (S12)."""
+    stream, _ = fed(chunk(index=0) + chunk(index=1) + chunk(index=0, finish="stop"))
+    assert not stream.complete()
+    stream.feed(chunk(index=1, finish="length"))
+    assert stream.complete()
+    stream.feed(chunk(index=0))
+    assert stream.complete()
+
+
+def test_a_flood_of_choices_is_not_remembered() -> None:
+    """A hostile server cannot fill the memory with choices."""
+    choices = [{"index": index} for index in range(10_000)]
+    stream, _ = fed(event({"choices": choices}), event({"choices": [{"index": 0, "finish_reason": "stop"}]}))
+    assert len(stream._finished) == 4096
+    assert not stream.complete()
+
+
+@pytest.mark.parametrize("name", ["completed", "failed", "incomplete"])
+@pytest.mark.parametrize("typed", [True, False])
+def test_a_response_ends_with_its_own_last_event(name: str, typed: bool) -> None:
+    """A Responses stream is complete once its last event was seen, by its type or by its name; [DONE] is none (S04)."""
+    last = f"response.{name}"
+    final = event({"type": last, "response": {"usage": {"input_tokens": 3, "output_tokens": 5}}} if typed else {"response": {}}, last)
+    stream, _ = fed(
+        event({"type": "response.created", "response": {"usage": None}}, "response.created"), DONE_EVENT, dialect=Dialect.RESPONSES
+    )
+    assert (stream.ended, stream.complete(), stream.needs_done) == (False, False, False)
+    assert stream.feed(final + DONE_EVENT) == final
+    assert (stream.ended, stream.complete(), stream.failed, stream.needs_done) == (True, True, False, False)
+    assert (stream.prompt_tokens, stream.completion_tokens) == ((3, 5) if typed else (0, 0))
+
+
+def test_a_nameless_response_event_is_known_by_its_type() -> None:
+    """Some servers leave the `event:` line out."""
+    final = event({"type": "response.completed"})
+    stream, out = fed(final, final, dialect=Dialect.RESPONSES)
+    assert out == final
+    assert stream.ended
+
+
+def test_messages_end_with_message_stop() -> None:
+    """A Messages stream is complete after message_stop; its usage comes in two parts."""
+    start = event({"type": "message_start", "message": {"usage": {"input_tokens": 25, "output_tokens": 1}}}, "message_start")
+    delta = event({"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 15}}, "message_delta")
+    stop = event({"type": "message_stop"}, "message_stop")
+    stream, _ = fed(start, delta, dialect=Dialect.MESSAGES)
+    assert not stream.complete()
+    assert stream.feed(stop + b": more\n\n") == stop
+    assert stream.complete()
+    assert (stream.prompt_tokens, stream.completion_tokens, stream.events) == (25, 15, 3)
+
+
+def test_any_other_stream_is_complete_between_events() -> None:
+    """Without an end of its own a stream is complete when an event was seen and none is half done."""
+    stream = EventStream(Dialect.OTHER)
+    assert not stream.complete()
+    stream.feed(b": ping\n\n")
+    assert not stream.complete()
+    stream.feed(b"data: audio\n\n")
+    assert (stream.complete(), stream.needs_done, stream.ended) == (True, False, False)
+    stream.feed(b"\r\n")
+    assert stream.complete()
+    stream.feed(b"data: au")
+    assert not stream.complete()
+    assert fed(DONE_EVENT, DONE_EVENT, dialect=Dialect.OTHER)[1] == DONE_EVENT * 2
+
+
+ERRORS = [
+    event({"error": {"message": "no memory", "code": 500}}),
+    event({"error": {"message": "no memory"}}, end="\r\n"),
+    event({"error": "no memory"}),
+    event({"error": {"message": "no memory"}, "choices": None, "usage": "x"}),
+    event({"type": "error", "message": "no memory"}),
+    event({"message": "no memory"}, "error"),
+    b"event: error\ndata: no memory\n\n",
+]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_first_event_that_is_an_error_is_not_relayed(dialect: Dialect, error: bytes) -> None:
+    """An error in place of the first event is handed over for a retry elsewhere (S08)."""
+    stream, out = fed(b": ping\n\n", error + chunk(), chunk(), dialect=dialect)
+    assert out == b": ping\n\n"
+    assert stream.first_error is not None
+    assert error.strip().endswith(stream.first_error)
+    assert (stream.has_data, stream.ended, stream.failed, stream.complete(), stream.needs_done) == (False,) * 5
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("error", ERRORS)
+def test_an_error_in_the_middle_is_relayed_once_and_ends_the_stream(dialect: Dialect, error: bytes) -> None:
+    """The client hears of it from the server, and nothing after it (S08)."""
+    stream, out = fed(chunk(), error + chunk() + DONE_EVENT, chunk(), dialect=dialect)
+    assert out == chunk() + error
+    assert (stream.ended, stream.failed, stream.complete(), stream.needs_done, stream.first_error) == (True, True, True, False, None)
+
+
+@pytest.mark.parametrize("error", [None, False, "", {}])
+def test_an_empty_error_is_none(error: object) -> None:
+    """Some servers put `error: null` into every chunk."""
+    stream, out = fed(chunk(error=error))
+    assert out == chunk(error=error)
+    assert stream.first_error is None
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (b"data: hello\n\n", "neither"),
+        (b"data: [1]\n\n", "neither"),
+        (b"data: null\n\n", "neither"),
+        (b'data: "[DONE]"\n\n', "neither"),
+        (b"data: {\n\n", "neither"),
+        (b'data: {"a":1}x\n\n', "neither"),
+        (b'data: {"a":1}{"a":1}\n\n', "neither"),
+        (b'data: {"a":NaN}\n\n', "neither"),
+        (b'data: {"choices":7,"a":}\n\n', "neither"),
+        (b'data: {"a":1,\rdata: "b":}\n\n', "neither"),
+        (b'data: {"a":1}\ndata: {"a":1}\n\n', "neither"),
+        (b'data: {"a":\n1}\n\n', "neither"),
+        (b'data: {"a":\r1}\n\n', "neither"),
+        (b'data: {"a":"\xff"}\n\n', "UTF-8"),
+        (b'data: {"\xc3":"a"}\n\n', "UTF-8"),
+        (b": \xff\n\n", "UTF-8"),
+        (b'data: {"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}\n\n", "deep"),
+        (b'data: {"choices":7,"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}\n\n", "deep"),
+        (b'data: {"a":' * 20_000 + b"\n\n", "neither"),
+    ],
+)
+def test_a_malformed_event_breaks_a_chat(bad: bytes, reason: str) -> None:
+    """The events before it are relayed, it and what follows are not, in one chunk or in many."""
+    for pieces in ([chunk() + bad + chunk()], [chunk(), bad, chunk()], [chunk(finish="stop"), bad[:9], bad[9:]]):
+        stream, out = fed(*pieces)
+        assert out == pieces[0][: len(out)]
+        assert out in (chunk(), chunk(finish="stop"))
+        assert stream.broken is not None
+        assert reason in stream.broken
+        assert (stream.complete(), stream.needs_done) == (False, False)
+
+
+def test_data_that_is_no_json_is_relayed_outside_of_chats() -> None:
+    """Only chat and text completions promise JSON in every event."""
+    for dialect in (Dialect.RESPONSES, Dialect.MESSAGES, Dialect.OTHER):
+        stream, out = fed(b"data: hello\n\n", dialect=dialect)
+        assert out == b"data: hello\n\n"
+        assert (stream.broken, stream.has_data) == (None, True)
+
+
+def test_an_event_that_is_too_long_breaks_the_stream() -> None:
+    """An event over the limit is cut whether it comes at once, in pieces or without an end; the memory stays flat (S10)."""
+    longest = b"data: {" + b" " * (MAX_EVENT_BYTES - 10) + b"}\n\n"
+    assert len(longest) == MAX_EVENT_BYTES
+    for pieces in ([longest], [longest[:7], longest[7:]]):
+        assert fed(*pieces)[0].broken is None
+    for pieces in ([longest[:7] + b" " + longest[7:]], [chunk() + b"data: {" + longest], [b"x" * 65536] * 17):
+        stream, out = fed(*pieces)
+        assert stream.broken == "an event longer than 1048576 bytes"
+        assert len(stream._rest) == 0
+        assert out in (b"", chunk())
+        assert stream.feed(chunk()) == b""
+
+
+def test_the_limit_of_an_event_is_settable() -> None:
+    """The limit counts the bytes of one event, its line ends included."""
+    assert fed(chunk(), max_event_bytes=len(chunk()))[0].broken is None
+    assert fed(chunk(), max_event_bytes=len(chunk()) - 1)[0].broken is not None
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"choices": None},
+        {"choices": 7},
+        {"choices": {"0": 1}},
+        {"choices": [None, 7, "x", []]},
+        {"choices": [{"index": None}]},
+        {"choices": [{"index": "0", "finish_reason": 7}]},
+        {"choices": [{"index": 0.5}], "usage": [1]},
+        {"choices": [{}], "usage": 7, "type": 7, "message": "text", "response": []},
+        {"usage": {"prompt_tokens": None, "completion_tokens": "7"}},
+        {"usage": {"prompt_tokens": -1, "completion_tokens": 1 << 60}},
+        {"usage": {"prompt_tokens": True, "completion_tokens": {}}},
+        {"usage": None, "error": None, "type": None},
+    ],
+)
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_odd_types_do_not_break_a_stream(odd: dict[str, Any], dialect: Dialect) -> None:
+    """Servers differ; only what is no JSON object is malformed."""
+    stream, out = fed(event(odd), dialect=dialect)
+    assert out == event(odd)
+    assert (stream.broken, stream.first_error, stream.prompt_tokens, stream.completion_tokens) == (None, None, 0, 0)
+
+
+def test_numbers_that_cannot_be_represented_do_not_break_a_stream() -> None:
+    """A number without end is skipped wherever it stands (L06)."""
+    endless = "9" * 10_000
+    for body in (f'{{"x":{endless}}}', f'{{"choices":[{{"index":{endless}}}]}}', f'{{"usage":{{"prompt_tokens":{endless}}}}}'):
+        assert fed(f"data: {body}\n\n".encode())[0].broken is None
+    assert fed(f'data: {{"error":{endless}}}\n\n'.encode())[0].first_error is not None
+
+
+def test_finish_reasons_of_odd_types_count() -> None:
+    """Any finish_reason that is not null finishes its choice, beside odd fields, too."""
+    finishes: tuple[object, ...] = ("stop", 7, True, {})
+    for finish in finishes:
+        assert fed(chunk(finish=finish))[0].complete()
+        assert fed(chunk(finish=finish, usage=7))[0].complete()
+    assert not fed(chunk(finish=None, usage=7))[0].complete()
+
+
+@pytest.mark.parametrize(
+    ("usages", "expected"),
+    [
+        ([{"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}], (3, 4)),
+        ([{"prompt_tokens": 3, "completion_tokens": 1}, None, {"prompt_tokens": 3, "completion_tokens": 2}], (3, 2)),
+        ([{"prompt_tokens": 3.0, "completion_tokens": 4.0}], (3, 4)),
+        ([{"prompt_tokens": 3, "completion_tokens": None}], (3, 0)),
+        ([{"input_tokens": 3, "output_tokens": 4}], (3, 4)),
+    ],
+)
+def test_the_latest_usage_is_kept(usages: list[dict[str, Any] | None], expected: tuple[int, int]) -> None:
+    """Usage may come in the last event or as a running total in each."""
+    stream, _ = fed(*[chunk(usage=usage) for usage in usages])
+    assert (stream.prompt_tokens, stream.completion_tokens) == expected
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_our_error_event_is_read_as_an_error(dialect: Dialect) -> None:
+    """What the gateway writes at the end of a stream is an error in the eyes of its own parser (S01)."""
+    ours = error_event(dialect, 'lost "it"\n', "upstream_stream_interrupted")
+    stream, out = fed(chunk(), ours, dialect=dialect)
+    assert out == chunk() + ours
+    assert stream.failed
+
+
+def test_error_events_have_the_form_of_their_dialect() -> None:
+    """OpenAI's and Anthropic's clients find message and code where they look for them (S01)."""
+    chat = b'data: {"error":{"message":"lost","type":"server_error","param":null,"code":"x"}}\n\n'
+    assert error_event(Dialect.CHAT, "lost", "x") == error_event(Dialect.OTHER, "lost", "x") == chat
+    assert error_event(Dialect.RESPONSES, "lost", "x") == (
+        b'event: error\ndata: {"type":"error","code":"x","message":"lost","param":null}\n\n'
+    )
+    assert error_event(Dialect.MESSAGES, "lost", "x") == (
+        b'event: error\ndata: {"type":"error","error":{"type":"api_error","message":"lost"}}\n\n'
+    )
+
+
+ENDS = st.sampled_from(["\n", "\r\n", "\r"])
+LINES = st.sampled_from(
+    [
+        'data: {"choices":[{"index":0}]}',
+        'data:{"choices":[{"index":1,"finish_reason":"stop"}]}',
+        'data: {"choices":[{"index":0,"finish_reason":"stop"}],"usage":{"prompt_tokens":1}}',
+        'data: {"choices":',
+        'data: [{"index":2}]}',
+        'data: {"type":"response.completed"}',
+        "data: [DONE]",
+        'data: {"error":{}, "x":"ä😀"}',
+        'data: {"error":1}',
+        "data",
+        ": ping",
+        "event: message_stop",
+        "event: error",
+        "id: 7",
+        "",
+        "",
+        "",
+        "\ufeff",
+    ]
+)
+EVENT_TEXTS = st.lists(st.tuples(LINES, ENDS).map("".join)).map("".join)
+CHATS = st.lists(
+    st.tuples(st.integers(0, 2), st.sampled_from([None, None, "stop"]), ENDS).map(
+        lambda drawn: event({"choices": [{"index": drawn[0], "finish_reason": drawn[1]}], "x": "ä"}, end=drawn[2])
+    )
+).map(b"".join)
+BODIES = st.one_of(EVENT_TEXTS.map(str.encode), CHATS, st.binary(), st.tuples(CHATS, st.binary()).map(b"".join))
+
+
+def cut(body: bytes, cuts: list[int]) -> list[bytes]:
+    edges = sorted({0, len(body), *[place % (len(body) + 1) for place in cuts]})
+    return [body[start:end] for start, end in pairwise(edges)]
+
+
+@given(BODIES, st.lists(st.integers(0, 400)), st.sampled_from(DIALECTS), st.sampled_from([40, MAX_EVENT_BYTES]))
+@example(b"data: [DONE]\r\n\r\n", [15], Dialect.CHAT, MAX_EVENT_BYTES)
+@example(b": a\r\r\ndata: {}\r\n\r\n", [5], Dialect.CHAT, MAX_EVENT_BYTES)
+@example(b": a\n\rdata: {}\n\n\n", [5], Dialect.CHAT, MAX_EVENT_BYTES)
+def test_the_cuts_between_chunks_do_not_matter(body: bytes, cuts: list[int], dialect: Dialect, limit: int) -> None:
+    """Any segmentation gives the same bytes and the same verdict; what leaves is always a prefix of what came."""
+    whole, expected = fed(body, dialect=dialect, max_event_bytes=limit)
+    stream, out = fed(*cut(body, cuts), dialect=dialect, max_event_bytes=limit)
+    single, single_out = fed(*[body[at : at + 1] for at in range(len(body))], dialect=dialect, max_event_bytes=limit)
+    assert body.startswith(expected)
+    if limit == MAX_EVENT_BYTES:  # below it, the line feed of a lone CR LF pair may count for the event or not
+        assert outcome(stream) == outcome(single) == outcome(whole)
+        for other in (out, single_out):
+            assert other == expected or (whole.ended and other + b"\n" == expected)
+    assert body.startswith(out)
+    assert body.startswith(single_out)
+
+
+@given(EVENT_TEXTS)
+def test_what_leaves_are_the_events_of_the_standard(text: str) -> None:
+    """A parser written line by line from the standard finds the same events in what came and in what left."""
+    body = text.encode()
+    stream, out = fed(body, dialect=Dialect.OTHER)
+    if stream.ended or stream.first_error is not None:
+        assert standard_events(text)[: stream.events] == standard_events(out.decode())
+    else:
+        assert standard_events(text) == standard_events(out.decode())
+        assert stream.events == len(standard_events(text))
+
+
+def standard_events(text: str) -> list[tuple[str, str]]:
+    """Parse a whole stream as in HTML 9.2.6."""
+    events: list[tuple[str, str]] = []
+    name, data = "", ""
+    *lines, _ = re.split("\r\n|\n|\r", text.removeprefix("\ufeff"))
+    for line in lines:
+        key, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if not line:
+            if data:
+                events.append((name, data.removesuffix("\n")))
+            name, data = "", ""
+        elif key == "data":
+            data += value + "\n"
+        elif key == "event":
+            name = value
+    return events
