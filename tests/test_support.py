@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 import sys
@@ -21,17 +22,14 @@ from support.backends import Backend, Behaviour, Exchange, Outcome
 from support.fault_proxy import FaultProxy
 from support.processes import GatewayProcess, LlamaServer, NotStartedError, WebChild
 from support.raw_client import AsyncRawClient, EndedError, RawClient, Response
+from support.require import require
 from support.sockets import BlackHole, free_port, serving, until, wait_until
+
+pytestmark = pytest.mark.e2e
 
 PLAIN = {"model": "test-model", "messages": [{"role": "user", "content": "Hello"}]}
 STREAMED = {**PLAIN, "stream": True}
 CHAT = "/v1/chat/completions"
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    """Run asynchronous tests on asyncio."""
-    return "asyncio"
 
 
 @pytest.fixture
@@ -397,11 +395,13 @@ def test_refused_and_accepted_again_on_the_same_port(backend: Backend) -> None:
 
 def test_connections_ended_on_accept(backend: Backend) -> None:
     """A connection can be reset or closed before anything was sent."""
-    for how, ended in (("reset", "reset"), ("close", "eof")):
-        backend.on_accept = how  # type: ignore[assignment]
-        with RawClient(backend.port) as client:
-            assert client.read_response().ended_by == ended
-    assert backend.connections == 2
+    backend.on_accept = "close"
+    with RawClient(backend.port) as client:
+        assert client.read_response().ended_by == "eof"
+    backend.on_accept = "reset"
+    with contextlib.suppress(ConnectionResetError), RawClient(backend.port) as client:  # it may come before connecting is over
+        assert client.read_response().ended_by == "reset"
+    wait_until(lambda: backend.connections == 2 and backend.open_connections == 0)
 
 
 def test_mistake_in_a_behaviour_fails_the_test() -> None:
@@ -428,7 +428,6 @@ def test_black_hole() -> None:
         RawClient(hole.port, timeout=0.2)
 
 
-@pytest.mark.anyio
 async def test_backend_on_the_loop_of_the_test() -> None:
     """The same backend runs on the test's own loop, with an asynchronous client."""
     async with Backend("bob", act.good(interval=0.01)) as backend:
@@ -448,7 +447,6 @@ async def test_backend_on_the_loop_of_the_test() -> None:
             await AsyncRawClient(backend.port).connect()
 
 
-@pytest.mark.anyio
 async def test_hundred_concurrent_streams() -> None:
     """A backend serves many streams at once, each complete."""
     async with Backend(behave=act.good(events=10, interval=0.005)) as backend:
@@ -549,7 +547,9 @@ def test_proxy_cuts_after_so_many_bytes(backend: Backend) -> None:
 def test_proxy_before_nothing() -> None:
     """A proxy whose target is closed resets its clients."""
     with FaultProxy(free_port()) as proxy:
-        assert ask(proxy).ended_by == "reset"
+        with contextlib.suppress(ConnectionResetError):  # it may come before connecting is over
+            assert ask(proxy).ended_by == "reset"
+        wait_until(lambda: proxy.connections == 1 and proxy.open_connections == 0)
 
 
 def test_half_closed_client_still_reads() -> None:
@@ -621,8 +621,8 @@ def test_gateway_process_starts_stops_and_restarts() -> None:
 
 def test_real_llama_server() -> None:
     """A real llama.cpp server answers, streams, freezes, dies and comes back on its port."""
-    for package in ("xllamacpp", "gguf", "numpy"):
-        pytest.importorskip(package)
+    for package in ("xllamacpp", "gguf"):
+        require(package, "it makes and serves a real model")
     with LlamaServer("tiny") as llama:
         with openai.OpenAI(base_url=f"{llama.url}/v1", api_key="none", max_retries=0, timeout=10) as client:
             assert [model.id for model in client.models.list()] == ["tiny"]

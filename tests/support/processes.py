@@ -128,8 +128,9 @@ class Child:
             os.killpg(self.pid, number)
 
     def pause(self) -> None:
-        """SIGSTOP: connections to it are accepted by the kernel and never answered."""
+        """SIGSTOP, and wait until it holds: connections are accepted by the kernel and never answered."""
         self.signal_group(signal.SIGSTOP)
+        wait_until(lambda: os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT | os.WNOHANG), within=KILL_TIMEOUT)
 
     def resume(self) -> None:
         """SIGCONT."""

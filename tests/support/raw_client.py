@@ -297,8 +297,9 @@ class RawClient:
         self.send(request_bytes(method, target, host=host, json=json, body=body, headers=headers, chunked=chunked))
 
     def fetch(self, method: str, target: str, **parts: Any) -> Response:
-        """Send a request and read its whole response."""
-        self.request(method, target, **parts)
+        """Send a request and read its whole response, also one that came, with the end, before all was sent."""
+        with contextlib.suppress(ConnectionError):
+            self.request(method, target, **parts)
         return self.read_response()
 
     def read_more(self) -> bool:
@@ -435,8 +436,9 @@ class AsyncRawClient:
         await self.send(request_bytes(method, target, host=host, json=json, body=body, headers=headers, chunked=chunked))
 
     async def fetch(self, method: str, target: str, **parts: Any) -> Response:
-        """Send a request and read its whole response."""
-        await self.request(method, target, **parts)
+        """Send a request and read its whole response, also one that came, with the end, before all was sent."""
+        with contextlib.suppress(ConnectionError):
+            await self.request(method, target, **parts)
         return await self.read_response()
 
     async def read_more(self) -> bool:

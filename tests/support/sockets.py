@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import itertools
 import random
 import socket
 import struct
@@ -28,11 +30,15 @@ CALL_TIMEOUT = 10.0
 POLL_SECONDS = 0.002
 
 
+@functools.cache
+def ports() -> Iterator[int]:
+    """Return the ports of our range in random order, for ever: no two servers of a process get the same one."""
+    return itertools.cycle(random.SystemRandom().sample(range(LOWEST_PORT, HIGHEST_PORT), HIGHEST_PORT - LOWEST_PORT))
+
+
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a TCP port on which nobody listens."""
-    chooser = random.SystemRandom()
-    for _ in range(200):
-        port = chooser.randint(LOWEST_PORT, HIGHEST_PORT)
+    """Return a TCP port on which nobody listens and which this process did not get before."""
+    for port in itertools.islice(ports(), 200):
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe, contextlib.suppress(OSError):
             probe.bind((host, port))
             return port

@@ -80,7 +80,7 @@ class BadRequest(GatewayError):
 
     status = 400
     type = "invalid_request_error"
-    code = None
+    code: str | None = None
 
 
 class InvalidJSON(BadRequest):

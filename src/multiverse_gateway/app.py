@@ -1,0 +1,98 @@
+"""The composition root: `create_app` builds a gateway and everything around it, wires them and starts nothing."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import httpx2
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+from multiverse_gateway import plugins
+from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.keys import admin_key
+from multiverse_gateway.monitor import watch
+from multiverse_gateway.observability.logging import configure
+from multiverse_gateway.protocols import Balancer, HealthProbe, Store
+from multiverse_gateway.relay.wire import Resolver
+from multiverse_gateway.settings import Settings
+from multiverse_gateway.web.admin import admin_routes
+from multiverse_gateway.web.errors import EXCEPTION_HANDLERS, Errors, Scope
+from multiverse_gateway.web.inference import Inference
+from multiverse_gateway.web.models import model_routes
+from multiverse_gateway.web.operations import operations_routes
+from multiverse_gateway.web.security import Cors, Entrance, Security, is_below, path_of
+
+
+def create_app(
+    settings: Settings | None = None,
+    *,
+    store: Store | None = None,
+    balancer: Balancer | None = None,
+    probe: HealthProbe | None = None,
+    transport: httpx2.AsyncBaseTransport | None = None,
+    resolve: Resolver | None = None,
+    now: Callable[[], float] | None = None,
+) -> Starlette:
+    """Return a gateway as an ASGI application; instances given here win over names in `settings`.
+
+    Nothing is opened before its lifespan is entered; the gateway is `app.state.gateway`. A parent application that mounts it enters
+    `lifespan(app)` in its own.
+    """
+    settings = settings or Settings()
+    clock = {} if now is None else {"now": now}
+    gateway = Gateway(
+        settings,
+        store=store or plugins.store(settings),
+        balancer=balancer or plugins.balancer(settings),
+        probe=probe or plugins.probe(settings),
+        transport=transport,
+        resolve=resolve,
+        **clock,
+    )
+    entrance = Entrance.of(settings)
+    digests: set[bytes] = set()
+
+    @asynccontextmanager
+    async def running(app: Starlette) -> AsyncIterator[None]:
+        logs = configure(settings, outputs=False)
+        gateway.tail = logs.tail
+        try:
+            async with gateway.running(watch):
+                key = await admin_key(settings, gateway.store)
+                digests.add(bytes.fromhex(key.digest))
+                gateway.admin_key = key
+                yield
+        finally:
+            logs.close()
+
+    inference = Inference(gateway, entrance)
+    middleware = [
+        Middleware(Errors),
+        Middleware(Security, entrance=entrance, admin_digests=lambda: digests, is_inference=_is_inference),
+    ]
+    if settings.enable_cors:
+        middleware.append(Middleware(Cors, origins=settings.cors_origins))
+    app = Starlette(
+        routes=[
+            *model_routes(gateway),
+            Route("/v1/{path:path}", endpoint=inference),
+            *admin_routes(gateway),
+            *operations_routes(gateway),
+        ],
+        middleware=middleware,
+        exception_handlers=EXCEPTION_HANDLERS,
+        lifespan=running,
+    )
+    app.state.gateway = gateway
+    return app
+
+
+def lifespan(app: Starlette) -> AbstractAsyncContextManager[object]:
+    """Return the running gateway of an application that is mounted in another one: enter it in the parent's lifespan."""
+    return app.router.lifespan_context(app)
+
+
+def _is_inference(scope: Scope) -> bool:
+    path = path_of(scope)
+    return scope["method"] == "POST" and is_below(path, "/v1") and not is_below(path, "/v1/models")

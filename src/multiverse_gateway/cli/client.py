@@ -1,0 +1,91 @@
+"""The admin API of a running gateway, as the commands call it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+import httpx2
+
+from multiverse_gateway._version import __version__
+from multiverse_gateway.cli.common import host_for_url, printable, settings_here
+
+TIMEOUT = 60.0
+
+
+@attrs.frozen
+class Client:
+    """Call one gateway; whatever goes wrong ends the command with a message that says what to do."""
+
+    url: str
+    admin_key: str | None = attrs.field(repr=False)
+    client_key: str | None = attrs.field(default=None, repr=False)
+
+    def admin(self, method: str, path: str, *, json: object = None, params: dict[str, Any] | None = None) -> Any:
+        """Call the admin API and return the JSON of its answer.
+
+        Raises:
+            ClickException: There is no key, no gateway, or the answer is an error.
+        """
+        if not self.admin_key:
+            raise click.ClickException("no admin key: set ADMIN_API_KEY, or name it with --admin-key")
+        return self.call(method, f"/admin{path}", headers={"x-api-key": self.admin_key}, json=json, params=params)
+
+    def call(self, method: str, path: str, **more: Any) -> Any:
+        """Call any path and return the JSON of its answer.
+
+        Raises:
+            ClickException: as for `admin`.
+        """
+        headers = {"user-agent": f"multiverse-gateway-cli/{__version__}", **more.pop("headers", {})}
+        try:
+            answer = httpx2.request(method, self.url + path, headers=headers, timeout=TIMEOUT, **more)
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise click.ClickException(
+                f"no gateway answers at {self.url} ({printable(error) or type(error).__name__}); "
+                "start it with `multiverse-gateway run`, or name another one with --gateway"
+            ) from None
+        return self._read(answer)
+
+    def _read(self, answer: httpx2.Response) -> Any:
+        try:
+            value = answer.json()
+        except ValueError:
+            value = None
+        if answer.is_success and value is not None:
+            return value
+        if answer.status_code == 403:
+            raise click.ClickException("the gateway refuses the admin key: set ADMIN_API_KEY to the right one, or name it with --admin-key")
+        error = value.get("error") if isinstance(value, dict) else None
+        message = error.get("message") if isinstance(error, dict) else None
+        if message is None:
+            message = f"what answers at {self.url} is no gateway, or not this version; name the gateway's root URL with --gateway"
+        raise click.ClickException(f"{printable(message)} (status {answer.status_code})")
+
+
+def gateway_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that find a gateway."""
+    for option in (
+        click.option("--admin-key", envvar="ADMIN_API_KEY", help="Key of the operators; better given in ADMIN_API_KEY."),
+        click.option("--gateway", "gateway_url", metavar="URL", help="Root URL of the gateway; the one set up here by default."),
+    ):
+        command = option(command)
+    return command
+
+
+def client_for(gateway_url: str | None, admin_key: str | None) -> Client:
+    """Return a client of the gateway named, or of the one that the settings here describe."""
+    if gateway_url and (admin_key or "MULTIVERSE_ADMIN_API_KEY" not in os.environ) and not Path(".env").exists():
+        return Client(_root(gateway_url), admin_key)
+    settings = settings_here()
+    url = gateway_url or f"http://{host_for_url(settings.host)}:{settings.port}"
+    client_key = settings.client_api_keys[0] if settings.client_api_keys else None
+    return Client(_root(url), admin_key or settings.admin_api_key, client_key)
+
+
+def _root(url: str) -> str:
+    if "://" not in url:
+        url = f"http://{url}"
+    return url.rstrip("/").removesuffix("/v1")

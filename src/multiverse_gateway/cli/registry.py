@@ -1,0 +1,152 @@
+"""Commands about the registry of a running gateway."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from multiverse_gateway.cli.client import client_for, gateway_options
+from multiverse_gateway.cli.common import json_option, print_json, print_table, printable, refuse
+
+PAGE = 1000
+
+
+@click.command("register")
+@click.argument("url")
+@click.argument("model")
+@gateway_options
+@click.option("--api-key", envvar="BACKEND_API_KEY", help="The server's own key, if it asks for one; better given in BACKEND_API_KEY.")
+@click.option("--student-id", help="Who owns the server.")
+@click.option("--description", help="What others should know about it.")
+@click.option("--max-tokens", type=click.IntRange(1), help="Most tokens that it generates.")
+@click.option("--context-length", type=click.IntRange(1), help="Tokens that fit into its context.")
+@click.option("--no-streaming", is_flag=True, help="It cannot stream.")
+@click.option("--max-concurrency", type=click.IntRange(1, 4096), help="Requests that it may get at once.")
+@click.option("--weight", type=click.IntRange(1, 100), help="Its share of the traffic under the balancer `weighted`.")
+@json_option
+def register_command(url: str, model: str, gateway_url: str | None, admin_key: str | None, as_json: bool, **given: Any) -> None:
+    """Offer a model server to a running gateway.
+
+    URL is the server's root, such as http://gpu.example:8000, and MODEL the name under which it is asked for. The gateway probes
+    the server first. Registering the same pair again updates it.
+    """
+    capabilities = {name: given[name] for name in ("max_tokens", "context_length") if given[name] is not None}
+    if given["no_streaming"]:
+        capabilities["streaming"] = False
+    metadata = {name: given[name] for name in ("student_id", "description") if given[name] is not None}
+    body: dict[str, Any] = {"model_name": model, "endpoint_url": url}
+    body |= {name: given[name] for name in ("api_key", "max_concurrency", "weight") if given[name] is not None}
+    if capabilities:
+        body["capabilities"] = capabilities
+    if metadata:
+        body["metadata"] = metadata
+    record = client_for(gateway_url, admin_key).admin("POST", "/register", json=body)
+    if as_json:
+        print_json(record)
+        return
+    click.echo(f"Registered: {printable(model)} at {printable(record.get('endpoint_url', url))}")
+    click.echo(f"  id      {printable(record.get('registration_id'))}")
+    click.echo(f"  health  {printable(record.get('health_status'))}")
+    if record.get("warning"):
+        click.echo(f"  note    {printable(record['warning'])}")
+
+
+@click.command("servers")
+@gateway_options
+@click.option("--model", help="Only the servers of this model.")
+@click.option("--all", "include_inactive", is_flag=True, help="Those taken out and removed, too.")
+@json_option
+def servers_command(gateway_url: str | None, admin_key: str | None, model: str | None, include_inactive: bool, as_json: bool) -> None:
+    """List the registered servers and how they are."""
+    params: dict[str, Any] = {name: value for name, value in (("model_name", model),) if value}
+    if include_inactive:
+        params["include_inactive"] = "true"
+    answer = client_for(gateway_url, admin_key).admin("GET", "/servers", params=params)
+    records = answer if isinstance(answer, list) else answer["servers"]
+    if as_json:
+        print_json(records)
+        return
+    if not records:
+        click.echo("No server is registered. Offer one with `multiverse-gateway register URL MODEL`.")
+        return
+    rows = [_server_row(record) for record in records]
+    print_table(rows, ("model", "health", "URL", "last check", "owner", "id"))
+    for record in records:
+        if record.get("reason"):
+            click.echo(f"{printable(record['model_name'])} at {printable(record['endpoint_url'])}: {printable(record['reason'])}")
+
+
+def _server_row(record: dict[str, Any]) -> list[str]:
+    owner = (record.get("metadata") or {}).get("student_id")
+    parts = (
+        record.get("model_name"),
+        record.get("state") or record.get("health_status"),
+        record.get("endpoint_url"),
+        record.get("last_checked_at") or record.get("last_check_at") or record.get("last_health_check"),
+        owner,
+        record.get("registration_id"),
+    )
+    return [printable(part) if part is not None else "" for part in parts]
+
+
+@click.command("models")
+@gateway_options
+@click.option("--client-key", envvar="OPENAI_API_KEY", help="Key of a user, where the gateway asks for one.")
+@json_option
+def models_command(gateway_url: str | None, admin_key: str | None, client_key: str | None, as_json: bool) -> None:
+    """List the models that can be used."""
+    client = client_for(gateway_url, admin_key)
+    key = client_key or client.client_key
+    answer = client.call("GET", "/v1/models", headers={"authorization": f"Bearer {key}"} if key else {})
+    models = answer.get("data", []) if isinstance(answer, dict) else []
+    if as_json:
+        print_json(models)
+    elif models:
+        rows = [(printable(item.get("id")), f"{item.get('available_servers')} of {item.get('total_servers')}") for item in models]
+        print_table(rows, ("model", "healthy servers"))
+    else:
+        click.echo("No model can be used. Offer one with `multiverse-gateway register URL MODEL`.")
+
+
+@click.command("export")
+@gateway_options
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="File to write, readable by you only; else the terminal.")
+@click.option("--with-keys", is_flag=True, help="Write the servers' own keys, too, in clear text.")
+def export_command(gateway_url: str | None, admin_key: str | None, output: Path | None, with_keys: bool) -> None:
+    """Write the registry of a running gateway as JSON."""
+    params = {"include_keys": "true"} if with_keys else None
+    registry = client_for(gateway_url, admin_key).admin("GET", "/export", params=params)
+    if output is None:
+        print_json(registry)
+        return
+    text = json.dumps(registry, indent=2, ensure_ascii=False) + "\n"
+    try:
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise click.ClickException(f"{output} cannot be written: {error.strerror}") from None
+    click.echo(f"Wrote {len(registry.get('servers', []))} servers to {output}.")
+
+
+@click.command("import")
+@click.argument("file", type=click.File("r", encoding="utf-8"))
+@gateway_options
+@json_option
+def import_command(file: Any, gateway_url: str | None, admin_key: str | None, as_json: bool) -> None:
+    """Read an exported registry into a running gateway.
+
+    FILE is what `export` wrote, or - for standard input. Reading it twice changes nothing more.
+    """
+    try:
+        registry = json.load(file)
+    except ValueError as error:
+        refuse(f"{file.name} is not valid JSON ({error}); give a file that `multiverse-gateway export` wrote")
+    counts = client_for(gateway_url, admin_key).admin("POST", "/import", json=registry)
+    if as_json:
+        print_json(counts)
+        return
+    words = ", ".join(f"{counts[name]} {name}" for name in ("created", "updated", "unchanged") if name in counts)
+    click.echo(f"Imported: {words}.")

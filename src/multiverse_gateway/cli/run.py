@@ -1,0 +1,96 @@
+"""The command `run`: one process that serves, or a parent that keeps several of them alive."""
+
+import asyncio
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+
+from multiverse_gateway.cli.common import config_option, refuse, settings_here
+from multiverse_gateway.settings import Settings
+
+_METAVARS: dict[Any, str] = {bool: "true|false", int: "NUMBER", float: "NUMBER"}
+
+
+def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add an option for each setting that is no secret: a command line can be read by everybody on the machine."""
+    for field in reversed(attrs.fields(Settings)):
+        if not field.metadata["secret"]:
+            flag = f"--{field.name.replace('_', '-')}"
+            metavar = _METAVARS.get(field.type, "TEXT")
+            command = click.option(flag, field.name, metavar=metavar, help=field.metadata["description"])(command)
+    return command
+
+
+@click.command("run")
+@config_option
+@click.option("--certfile", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="TLS certificate chain (PEM).")
+@click.option("--keyfile", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Private key of the certificate (PEM).")
+@click.option("--stop-at-eof", is_flag=True, hidden=True, help="Stop when standard input ends: the parent is gone.")
+@click.option("--worker", is_flag=True, hidden=True, help="Serve beside others on one port, and leave Ctrl-C to the parent.")
+@setting_options
+def run_command(
+    config: Path | None, certfile: Path | None, keyfile: Path | None, stop_at_eof: bool, worker: bool, **overrides: object
+) -> None:
+    """Serve the gateway until it is told to stop.
+
+    Settings come from multiverse.toml, .env, the environment and these options; the last win. SIGTERM or Ctrl-C lets running
+    requests finish, a second one does not.
+    """
+    settings = settings_here(config, overrides)
+    if (certfile is None) != (keyfile is None):
+        refuse("--certfile and --keyfile belong together: give both, or none for plain HTTP")
+    try:
+        if settings.workers > 1 and not worker:
+            sys.exit(_supervise(settings, sys.argv[1:]))
+        from multiverse_gateway.cli.serving import Serving, serve
+
+        sock = bind(settings.host, settings.port, shared=worker)
+        tls = (certfile, keyfile) if certfile is not None and keyfile is not None else None
+        settings = attrs.evolve(settings, port=sock.getsockname()[1])
+        sys.exit(serve(Serving(settings, sock, tls=tls, stop_at_eof=stop_at_eof, worker=worker)))
+    except OSError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _supervise(settings: Settings, arguments: list[str]) -> int:
+    if sys.platform != "linux":
+        refuse("MULTIVERSE_WORKERS above 1 needs Linux, which shares a port among processes; use 1 here")
+    from multiverse_gateway.cli.supervisor import supervise
+
+    bind(settings.host, settings.port).close()  # is the port free? What is shared could be shared with a stranger
+    with bind(settings.host, settings.port, shared=True) as held:
+        port = held.getsockname()[1]
+        command = [sys.executable, "-m", "multiverse_gateway", *arguments, "--port", str(port), "--worker", "--stop-at-eof"]
+        return asyncio.run(supervise(command, settings.workers))
+
+
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """Return a bound socket that does not listen yet; `shared` ones of several processes may have the same port (Linux).
+
+    Raises:
+        OSError: The address is not ours, or the port is taken; the message says what to do.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except socket.gaierror:
+        raise OSError(f"MULTIVERSE_HOST={host} is no address of this machine; write 127.0.0.1, or 0.0.0.0 for all") from None
+    sock = socket.socket(family, kind, protocol)
+    try:
+        if sys.platform != "win32":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise OSError(
+            f"cannot listen on {host} port {port} ({error.strerror}); stop what does, or choose another port with --port"
+        ) from None
+    sock.setblocking(False)
+    return sock

@@ -1,0 +1,231 @@
+"""One serving process: hypercorn around the application, and an orderly end.
+
+1. The first signal closes the listener and lets running requests finish, for the grace; then they are told and ended.
+2. The second signal ends them now. Whatever hangs, the process is gone seconds later.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+import hypercorn.asyncio
+from hypercorn.config import Config
+from hypercorn.utils import LifespanFailureError, LifespanTimeoutError
+
+from multiverse_gateway._version import __version__
+from multiverse_gateway.app import create_app
+from multiverse_gateway.cli.common import host_for_url
+from multiverse_gateway.core.errors import GatewayError
+from multiverse_gateway.observability.logging import configure
+from multiverse_gateway.settings import Settings, SettingsError
+
+LAST_SECONDS = 5.0
+HURRIED_SECONDS = 2.0
+HEAD_BYTES = 17 * 1024
+
+_log = logging.getLogger("multiverse_gateway.api")
+
+
+@attrs.frozen
+class Serving:
+    """What one process serves, and how: the socket is bound to the port of the settings, `tls` is certificate chain and key."""
+
+    settings: Settings
+    sock: socket.socket
+    tls: tuple[Path, Path] | None = None
+    stop_at_eof: bool = False
+    worker: bool = False
+
+    @property
+    def url(self) -> str:
+        """The root URL, as reached from this machine."""
+        scheme = "https" if self.tls else "http"
+        return f"{scheme}://{host_for_url(self.settings.host)}:{self.settings.port}"
+
+
+def serve(serving: Serving) -> int:
+    """Serve until told to stop, and return the exit code."""
+    try:
+        logs = configure(serving.settings)
+    except OSError as error:
+        click.echo(f"Error: MULTIVERSE_LOG_FILE={serving.settings.log_file} cannot be written: {error.strerror}", err=True)
+        return 2
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(_serve(serving))
+    except SettingsError as error:
+        click.echo(f"Error: {error}", err=True)
+        return 2
+    except (LifespanFailureError, LifespanTimeoutError, GatewayError) as error:
+        click.echo(f"Error: the gateway could not start: {error}", err=True)
+        return 1
+    finally:
+        logs.close()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+async def _serve(serving: Serving) -> int:
+    settings = serving.settings
+    app = create_app(settings)
+    ending = Ending(app, settings.shutdown_grace_seconds)
+    _listen_to_signals(ending, serving)
+    _log.info("starting", extra={"fields": {"version": __version__, "url": serving.url}})
+    _log.info("settings", extra={"fields": settings.masked()})
+    announced = Announced(app, lambda: None if serving.worker and not _created_key(app) else _announce(serving, app))
+    await hypercorn.asyncio.serve(announced, server_config(serving), shutdown_trigger=ending.begun.wait)
+    ending.cancel()
+    _log.info("stopped")
+    return 0
+
+
+def server_config(serving: Serving) -> Config:
+    """Return hypercorn's configuration: its defaults suit neither streams nor browsers."""
+    config = Config()
+    config.bind = [f"fd://{serving.sock.detach()}"]
+    if serving.tls is not None:
+        config.certfile, config.keyfile = (str(path) for path in serving.tls)
+    config.backlog = 2048
+    config.keep_alive_timeout = 75
+    config.keep_alive_max_requests = 1_000_000
+    config.graceful_timeout = serving.settings.shutdown_grace_seconds + LAST_SECONDS / 2
+    config.h11_max_incomplete_size = HEAD_BYTES
+    config.h2_max_header_list_size = HEAD_BYTES
+    config.max_app_queue_size = 64  # fewer stall other streams of an HTTP/2 connection
+    config.include_server_header = False
+    config.accesslog = None
+    config.errorlog = logging.getLogger("multiverse_gateway.api.hypercorn")
+    config.errorlog.setLevel(max(logging.WARNING, config.errorlog.getEffectiveLevel()))
+    return config
+
+
+class Announced:
+    """Run the application, and a function once it has started."""
+
+    def __init__(self, app: Any, announce: Callable[[], None]) -> None:
+        self._app = app
+        self._announce = announce
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request on; watch the lifespan go by."""
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+
+        async def watching(message: Any) -> None:
+            await send(message)
+            if message["type"] == "lifespan.startup.complete":
+                self._announce()
+
+        await self._app(scope, receive, watching)
+
+
+class Ending:
+    """The end of a process, in order: no new requests, the grace, a word to those that still run, and out."""
+
+    def __init__(self, app: Any, grace: float) -> None:
+        self._app = app
+        self._grace = grace
+        self._loop = asyncio.get_running_loop()
+        self._timers: list[asyncio.TimerHandle] = []
+        self.begun = asyncio.Event()
+
+    def first(self) -> None:
+        """Let running requests finish; asked again it changes nothing."""
+        if self.begun.is_set():
+            return
+        _log.info("stopping", extra={"fields": {"grace_seconds": self._grace}})
+        self._ask("begin_shutdown")
+        self.begun.set()
+        self._timers.append(self._loop.call_later(self._grace, self._ask, "interrupt"))
+        self._timers.append(self._loop.call_later(self._grace + LAST_SECONDS, os._exit, 1))
+
+    def now(self) -> None:
+        """End running requests at once."""
+        self.first()
+        self._ask("interrupt")
+        self._timers.append(self._loop.call_later(HURRIED_SECONDS, os._exit, 0))
+
+    def signalled(self) -> None:
+        """Take a signal: the first is polite, the second is not."""
+        if self.begun.is_set():
+            self.now()
+        else:
+            self.first()
+
+    def cancel(self) -> None:
+        """Forget the timers: all has ended by itself."""
+        for timer in self._timers:
+            timer.cancel()
+
+    def _ask(self, what: str) -> None:
+        action = getattr(getattr(self._app.state, "gateway", None), what, None)
+        if action is not None:
+            action()
+
+
+def _listen_to_signals(ending: Ending, serving: Serving) -> None:
+    loop = asyncio.get_running_loop()
+    polite = ending.first if serving.worker else ending.signalled
+    for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
+        number = getattr(signal, name, None)
+        if number is None:
+            continue
+        if serving.worker and name == "SIGINT":
+            signal.signal(number, signal.SIG_IGN)  # a terminal sends it to all; the parent tells what it means
+            continue
+        try:
+            loop.add_signal_handler(number, polite)
+        except NotImplementedError:  # Windows
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(polite))
+    if serving.stop_at_eof:
+        descriptor = sys.stdin.fileno()
+        os.set_blocking(descriptor, False)
+        loop.add_reader(descriptor, _read_parent, ending, loop, descriptor)
+
+
+def _read_parent(ending: Ending, loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
+    said = os.read(descriptor, 64)
+    if not said:
+        loop.remove_reader(descriptor)
+    if b"!" in said:
+        ending.now()
+    else:
+        ending.first()
+
+
+def _created_key(app: Any) -> str | None:
+    return getattr(getattr(getattr(app.state, "gateway", None), "admin_key", None), "created", None)
+
+
+def _announce(serving: Serving, app: Any) -> None:
+    created = _created_key(app)
+    lines = [f"Multiverse Gateway {__version__} serves on {serving.url}"]
+    if serving.settings.ui:
+        lines.append(f"  in a browser     {serving.url}/")
+    lines.append(f"  for programs     base_url={serving.url}/v1")
+    if created is not None:
+        lines += [
+            "",
+            "This is the first start, so an admin key was made. It is shown only now; keep it well:",
+            f"  admin key        {created}",
+        ]
+        if serving.settings.ui:
+            lines.append(f"  sign in with it  {serving.url}/login")
+        lines.append("")
+    click.echo("\n".join(lines))

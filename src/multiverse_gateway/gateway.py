@@ -1,0 +1,476 @@
+"""The engine: one frozen routing table, this process's load, and the exchanges that run on them.
+
+The table is swapped by one assignment; a request that began keeps reading whole tables only. Nothing here touches the store on the
+path of a request: health changes are remembered and saved by `flush`, which the monitor calls.
+"""
+
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import attrs
+import httpx2
+
+from multiverse_gateway._version import __version__
+from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, parse_endpoint
+from multiverse_gateway.core.envelope import Envelope
+from multiverse_gateway.core.errors import StorageUnavailable
+from multiverse_gateway.core.failover import RetryPolicy
+from multiverse_gateway.core.health import (
+    Health,
+    HealthEvent,
+    HealthPolicy,
+    ProbeFailed,
+    ProbePassed,
+    advance,
+    fresh,
+    resume,
+    share,
+)
+from multiverse_gateway.core.load import Admission, Load
+from multiverse_gateway.core.routing import Candidates, RoutingTable, build_table, candidates, with_health
+from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.protocols import Balancer, HealthProbe, ProbeResult, Registry, Store
+from multiverse_gateway.relay.exchange import Exchange, Limits, Phase, Sending
+from multiverse_gateway.relay.transport import WireTransport
+from multiverse_gateway.relay.wire import Resolver, Wire
+from multiverse_gateway.settings import Settings, address_policy, health_policy, retry_policy
+
+SWEEP_SECONDS = 0.05
+USER_AGENT = f"multiverse-gateway/{__version__}"
+
+_routing_log = logging.getLogger("multiverse_gateway.routing")
+_health_log = logging.getLogger("multiverse_gateway.health")
+_registry_log = logging.getLogger("multiverse_gateway.registry")
+
+
+@attrs.define
+class Totals:
+    """What this process has done since its start."""
+
+    requests: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    left: int = 0
+    attempts: int = 0
+
+
+class Gateway:
+    """Serve inference requests over the servers of a registry.
+
+    Everything runs on one event loop, inside `running()`. `now` is the monotonic clock, `wall` epoch seconds, `chance` a random
+    number in [0, 1); they are arguments so that tests pass time in.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        store: Store,
+        balancer: Balancer,
+        probe: HealthProbe,
+        resolve: Resolver | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
+        now: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.balancer = balancer
+        self.probe = probe
+        self.now = now
+        self.wall = wall
+        self.chance = chance
+        self.started_at = wall()
+        self.health_policy: HealthPolicy = health_policy(settings)
+        self.retry_policy: RetryPolicy = retry_policy(settings)
+        self.address_policy: AddressPolicy = address_policy(settings)
+        self.limits = _limits(settings)
+        self.table: RoutingTable = build_table(0, (), {})
+        self.loaded = False
+        self.shutting_down = False
+        self.load = Load()
+        self.admission = Admission(max_queue=settings.max_queue, max_in_flight=settings.max_in_flight)
+        self.totals = Totals()
+        self.exchanges: set[Exchange] = set()
+        self.body_bytes = 0
+        self.tail: Any = None
+        self.admin_key: Any = None
+        self._requests: dict[tuple[ServerId, int], tuple[Endpoint, bytes]] = {}
+        self._unsaved: set[ServerId] = set()
+        self._results: list[ProbeResult] = []
+        self._wire = Wire(
+            policy=lambda: self.address_policy,
+            resolve=resolve,
+            connect_timeout=settings.connect_timeout_seconds,
+            dns_timeout=settings.dns_timeout_seconds,
+            write_timeout=settings.write_timeout_seconds,
+            verify_tls=settings.verify_backend_tls,
+        )
+        self.http = httpx2.AsyncClient(
+            transport=transport if transport is not None else WireTransport(self._wire),
+            headers={"user-agent": USER_AGENT, "accept-encoding": "identity"},
+            follow_redirects=False,
+            trust_env=False,
+            timeout=None,
+        )
+
+    # The lifespan
+
+    @asynccontextmanager
+    async def running(self, watch: Callable[["Gateway"], Coroutine[Any, Any, None]] | None = None) -> AsyncIterator[None]:
+        """Open the store, load the table, sweep deadlines and run `watch` (the monitor) until the block is left."""
+        await self.store.open()
+        self.follow(await self.store.load())
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._sweep)
+                if watch is not None:
+                    group.start_soon(watch, self)
+                yield
+                self.interrupt()
+                group.cancel_scope.cancel()
+        finally:
+            with anyio.move_on_after(5, shield=True):
+                await self._close()
+
+    async def _close(self) -> None:
+        self.interrupt()
+        await self.http.aclose()
+        await self._wire.aclose()
+        try:
+            await self.flush()
+        except StorageUnavailable:
+            _registry_log.warning("the last health checks could not be saved")
+        finally:
+            await self.store.aclose()
+
+    def begin_shutdown(self) -> None:
+        """Take no new inference requests; the running ones go on. Those that wait for a slot are refused."""
+        self.shutting_down = True
+        for exchange in list(self.exchanges):
+            if exchange.phase is Phase.QUEUED:
+                exchange.interrupt()
+
+    def interrupt(self) -> None:
+        """End every exchange now; committed streams are told why."""
+        self.shutting_down = True
+        for exchange in list(self.exchanges):
+            exchange.interrupt()
+
+    async def _sweep(self) -> None:
+        while True:
+            await anyio.sleep(SWEEP_SECONDS)
+            now = self.now()
+            for exchange in [exchange for exchange in self.exchanges if exchange.due <= now]:
+                exchange.tick()
+
+    # The registry and its health
+
+    def follow(self, registry: Registry) -> None:
+        """Adopt a newer registry; what this process knows of a server's health beyond the store's record is kept."""
+        now, wall = self.now(), self.wall()
+        health: dict[ServerId, Health] = {}
+        for server in registry.servers:
+            health[server.id] = self._merged(server, registry.health.get(server.id), now, wall)
+        known = self.table.routes
+        for server_id in known.keys() - health.keys():
+            self._wire.drop(server_id)
+            self.load.forget(server_id)
+            self._unsaved.discard(server_id)
+        self._requests.clear()
+        self.table = build_table(registry.version, registry.servers, health)
+        self.loaded = True
+        for model in list(self.table.models):
+            self.slot_freed(model)
+
+    def _merged(self, server: Server, stored: Health | None, now: float, wall: float) -> Health:
+        route = self.table.routes.get(server.id)
+        current = route.health if route is not None and route.server.generation == server.generation else None
+        if current is None:
+            if stored is None or stored.generation != server.generation:
+                return Health(generation=server.generation, probe_at=now)
+            return resume(stored, self.health_policy, now=now, wall=wall)
+        if stored is None or server.id in self._unsaved or stored.generation != server.generation:
+            return current
+        if (stored.last_checked_at or 0.0) <= (current.last_checked_at or 0.0) and stored.state is current.state:
+            return current
+        local = attrs.evolve(
+            stored,
+            probe_at=current.probe_at,
+            probe_step=current.probe_step,
+            resting_until=current.resting_until,
+            slow_since=current.slow_since,
+            strikes=current.strikes,
+            struck_at=current.struck_at,
+            unsupported=current.unsupported,
+        )
+        return local
+
+    async def refresh(self) -> None:
+        """Read the registry again if anybody changed it."""
+        if await self.store.version() != self.table.version:
+            self.follow(await self.store.load())
+
+    async def adopt(self, server: Server, result: ProbeResult | None = None) -> None:
+        """Save a server durably and route by it; `result` is the probe that it has just passed.
+
+        Without a result the health that is known of its generation stays; a new generation starts unproven.
+        """
+        await self.store.save_server(server)
+        if result is None:
+            await self.refresh()
+            return
+        health = attrs.evolve(fresh(server.generation, now=self.now(), wall=self.wall()), warning=result.warning, models=result.models)
+        await self.store.save_health({server.id: health}, [result])
+        await self.refresh()
+        if server.id in self.table.routes:
+            self.table = with_health(self.table, server.id, health)
+            self.slot_freed(server.model_name)
+
+    async def dismiss(self, server_id: ServerId) -> bool:
+        """Remove a server durably; when this returns, no new request goes to it. False when there is none."""
+        removed = await self.store.remove_server(server_id)
+        await self.refresh()
+        return removed
+
+    def report(self, server_id: ServerId, event: HealthEvent) -> None:
+        """Advance a server's health and swap the table when that changed anything; unknown servers are ignored."""
+        route = self.table.routes.get(server_id)
+        if route is None:
+            return
+        before = route.health
+        after = advance(before, event, self.health_policy, now=self.now(), wall=self.wall(), chance=self.chance())
+        if after is before:
+            return
+        self.table = with_health(self.table, server_id, after)
+        self.load.set_share(server_id, share(after, self.health_policy, self.now()))
+        if after.state is before.state:
+            if after.last_checked_at != before.last_checked_at:
+                self._unsaved.add(server_id)
+            return
+        self._unsaved.add(server_id)
+        if after.status != "healthy":
+            self._wire.drop(server_id)
+        level = logging.INFO if after.status == "healthy" else logging.WARNING
+        _health_log.log(
+            level,
+            "server is %s now",
+            after.state.value,
+            extra={
+                "fields": {
+                    "server": server_id,
+                    "model": route.server.model_name,
+                    "from": before.state.value,
+                    "to": after.state.value,
+                    "reason": after.reason,
+                }
+            },
+        )
+        self.slot_freed(route.server.model_name)
+
+    async def flush(self) -> None:
+        """Save the health that changed and the results of probes since the last call.
+
+        Raises:
+            StorageUnavailable: the store cannot be written; what was to be saved is kept for the next call, the newest 2,000 results.
+        """
+        if not self._unsaved and not self._results:
+            return
+        unsaved, self._unsaved = self._unsaved, set()
+        results, self._results = self._results, []
+        routes = self.table.routes
+        changes = {server_id: routes[server_id].health for server_id in unsaved if server_id in routes}
+        try:
+            await self.store.save_health(changes, results)
+        except BaseException:
+            self._unsaved |= unsaved
+            self._results = [*results, *self._results][-2000:]
+            raise
+
+    async def check(self, server: Server) -> ProbeResult:
+        """Probe a server under the timeout; whatever goes wrong is a failed result. Nothing is noted."""
+        timeout = self.settings.health_check_timeout_seconds
+        began = self.now()
+        reason = f"no answer within {timeout:g} seconds: is the server running, and can it be reached from here?"
+        try:
+            with anyio.fail_after(timeout):
+                return await self.probe.check(server, self.http)
+        except TimeoutError:
+            pass
+        except Exception:  # noqa: BLE001  a probe is a plug-in: whatever it raises is a failed result
+            _health_log.exception("the probe itself failed", extra={"fields": {"server": server.id}})
+            reason = "the probe itself failed; the operator finds the cause in the log"
+        return ProbeResult(
+            server_id=server.id,
+            generation=server.generation,
+            passed=False,
+            checked_at=self.wall(),
+            duration=self.now() - began,
+            reason=reason,
+        )
+
+    async def probe_server(self, server: Server, *, forced: bool = False) -> ProbeResult:
+        """Probe a registered server and note what was found."""
+        result = await self.check(server)
+        self.note_result(result, forced=forced)
+        return result
+
+    def note_result(self, result: ProbeResult, *, forced: bool = False, correlated: bool = False) -> None:
+        """Advance the server's health by a probe's result and keep the result for the next `flush`."""
+        if result.server_id not in self.table.routes:
+            return
+        self._results.append(result)
+        if result.passed:
+            self.report(
+                result.server_id,
+                ProbePassed(generation=result.generation, warning=result.warning, models=result.models, forced=forced),
+            )
+        else:
+            self.report(
+                result.server_id,
+                ProbeFailed(
+                    generation=result.generation,
+                    reason=result.reason or "the probe failed",
+                    unauthorized=result.unauthorized,
+                    correlated=correlated,
+                    forced=forced,
+                ),
+            )
+        _health_log.log(
+            logging.DEBUG if result.passed else logging.INFO,
+            "probe %s",
+            "passed" if result.passed else "failed",
+            extra={"fields": {"server": result.server_id, "seconds": round(result.duration, 3), "reason": result.reason}},
+        )
+
+    # What exchanges ask for
+
+    def candidates(self, envelope: Envelope, excluded: frozenset[ServerId], now: float) -> Candidates | None:
+        """Return who could serve the request now; `None` for a model that nobody registered."""
+        model = self.table.models.get(envelope.model)
+        if model is None:
+            return None
+        return candidates(model, self.load, stream=envelope.stream, path=envelope.path, excluded=excluded, now=now)
+
+    def model_names(self) -> Sequence[str]:
+        """Return the models that have an active server, sorted."""
+        return sorted(name for name, model in self.table.models.items() if any(route.health.is_active for route in model.routes))
+
+    def pick(self, servers: Sequence[Server], envelope: Envelope) -> Server:
+        """Ask the balancer."""
+        return servers[0] if len(servers) == 1 else self.balancer.pick(servers, self.load, envelope)
+
+    def send(self, server: Server, exchange: Exchange) -> Sending:
+        """Open an attempt."""
+        endpoint, fixed = self._request_block(server)
+        head = b"".join(
+            (
+                b"POST ",
+                endpoint.prefix.encode(),
+                exchange.envelope.path.encode(),
+                b"?" + exchange.query if exchange.query else b"",
+                fixed,
+                exchange.content_type or b"application/json",
+                b"\r\naccept: text/event-stream" if exchange.envelope.stream else b"\r\naccept: */*",
+                b"\r\nx-request-id: ",
+                exchange.request_id.encode(),
+                b"\r\ncontent-length: %d\r\n\r\n" % len(exchange.body_bytes),
+            )
+        )
+        return self._wire.send(server.id, endpoint, (head, exchange.body_bytes), exchange)
+
+    def _request_block(self, server: Server) -> tuple[Endpoint, bytes]:
+        key = (server.id, server.generation)
+        block = self._requests.get(key)
+        if block is None:
+            endpoint = parse_endpoint(server.endpoint_url)
+            lines = [
+                " HTTP/1.1",
+                f"host: {endpoint.authority}",
+                f"user-agent: {USER_AGENT}",
+                "accept-encoding: identity",
+                "ngrok-skip-browser-warning: 1",
+                "x-multiverse-hop: 1",
+            ]
+            if server.api_key is not None:
+                lines.append(f"authorization: Bearer {server.api_key}")
+            block = (endpoint, ("\r\n".join([*lines, "content-type: "])).encode())
+            self._requests[key] = block
+        return block
+
+    def join_queue(self, exchange: Exchange) -> bool:
+        """Let the exchange wait for a slot of its model."""
+        return not self.shutting_down and self.admission.join(exchange.envelope.model, exchange)
+
+    def leave_queue(self, exchange: Exchange) -> None:
+        """Take the exchange out of the queue if it is in it."""
+        self.admission.leave(exchange.envelope.model, exchange)
+
+    def slot_freed(self, model: str) -> None:
+        """Give its turn to the exchange that has waited longest for the model."""
+        waiter = self.admission.next(model)
+        if isinstance(waiter, Exchange):
+            waiter.turn()
+
+    # Exchanges
+
+    def begin(self, exchange: Exchange) -> None:
+        """Take an exchange in; the door starts it."""
+        self.exchanges.add(exchange)
+
+    def finished(self, exchange: Exchange) -> None:
+        """Count, log and forget an exchange that is over."""
+        self.exchanges.discard(exchange)
+        totals = self.totals
+        totals.requests += 1
+        totals.attempts += exchange.tried
+        if exchange.status == 499:
+            totals.left += 1
+        elif exchange.error_code is None:
+            totals.succeeded += 1
+        else:
+            totals.failed += 1
+        if _routing_log.isEnabledFor(logging.INFO):
+            _routing_log.info("request finished", extra={"fields": _record(exchange, self.now())})
+
+    def statistics(self) -> Mapping[str, int]:
+        """Return the counts of this process since its start."""
+        return attrs.asdict(self.totals)
+
+
+def _record(exchange: Exchange, now: float) -> dict[str, object]:
+    envelope = exchange.envelope
+    return {
+        "request_id": exchange.request_id,
+        "path": envelope.path,
+        "model": envelope.model,
+        "stream": envelope.stream,
+        "server": exchange.server.id if exchange.server is not None else None,
+        "status": exchange.status,
+        "code": exchange.error_code,
+        "attempts": exchange.tried,
+        "failures": "".join(attempt.failure.kind.value for attempt in exchange.attempts),
+        "seconds": round(now - exchange.arrived, 4),
+        "first_byte_seconds": None if exchange.first_byte_seconds is None else round(exchange.first_byte_seconds, 4),
+        "events": exchange.events,
+        "bytes": exchange.sent_bytes,
+    }
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        request_timeout=settings.request_timeout_seconds,
+        first_byte_timeout=settings.first_byte_timeout_seconds,
+        idle_timeout=settings.idle_timeout_seconds,
+        queue_timeout=settings.queue_timeout_seconds,
+        max_response_bytes=settings.max_response_bytes,
+        max_event_bytes=settings.max_event_bytes,
+        max_stream_bytes=settings.max_stream_bytes,
+        max_stream_seconds=settings.max_stream_seconds,
+    )

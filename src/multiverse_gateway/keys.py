@@ -1,0 +1,57 @@
+"""The admin key: given by a setting, or made at the first start and kept as a hash.
+
+A fast hash is right for keys that are random: there is nothing to guess.
+"""
+
+import hashlib
+import hmac
+import secrets
+
+import attrs
+
+from multiverse_gateway.protocols import Store
+from multiverse_gateway.settings import Settings
+
+SECRET_NAME = "admin_key_sha256"
+
+
+@attrs.frozen
+class AdminKey:
+    """What a presented key is held against; `created` is the key itself when it was made just now, to be shown once."""
+
+    digest: str
+    created: str | None = attrs.field(default=None, repr=False)
+
+
+def new_key(kind: str = "admin") -> str:
+    """Return a random key of 256 bit."""
+    return f"mvg-{kind}-{secrets.token_urlsafe(32)}"
+
+
+def key_digest(key: str) -> str:
+    """Return the SHA-256 of a key in hexadecimal: all that is ever stored of it."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def check_admin_key(presented: str, digest: str) -> bool:
+    """Tell whether the key is the right one, in constant time.
+
+    >>> check_admin_key("mvg-admin-1", key_digest("mvg-admin-1"))
+    True
+    """
+    return hmac.compare_digest(key_digest(presented), digest)
+
+
+async def create_admin_key(store: Store) -> AdminKey:
+    """Make a key unless the store has the hash of one; of several processes at once, one makes it and the others get its hash."""
+    key = new_key()
+    digest = key_digest(key)
+    kept = await store.secret(SECRET_NAME, digest)
+    return AdminKey(kept, key if hmac.compare_digest(kept, digest) else None)
+
+
+async def admin_key(settings: Settings, store: Store) -> AdminKey:
+    """Return the admin key of the settings, which wins, or else that of the store, made when there is none."""
+    if settings.admin_api_key is not None:
+        return AdminKey(key_digest(settings.admin_api_key))
+    return await create_admin_key(store)

@@ -1,0 +1,434 @@
+"""One record per event, as text or JSON, to the console, a file and a tail in memory.
+
+1. Writing never blocks who logs: a thread writes, and when it cannot keep up, records are dropped and counted.
+2. Secrets are taken out before anything is cut or written; control characters cannot forge lines or move a terminal's cursor.
+3. Loggers are called `multiverse_gateway.<component>`; facts go into `extra={"fields": {...}}`, not into the message.
+
+    logs = configure(settings)
+    logging.getLogger("multiverse_gateway.registry").info("server registered", extra={"fields": {"model": "tiny"}})
+    logs.close()
+"""
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import queue
+import re
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from io import TextIOWrapper
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Any, TextIO
+
+import attrs
+
+from multiverse_gateway.settings import Settings
+
+ROOT = "multiverse_gateway"
+MASK = "[secret]"
+MAX_VALUE = 256
+MAX_MESSAGE = 1024
+MAX_TRACEBACK = 16_384
+MAX_SCANNED = 65_536
+TAIL_LENGTH = 2_000
+QUEUE_LENGTH = 10_000
+FILE_BYTES = 10 << 20
+OLD_FILES = 5
+BATCH_SECONDS = 0.02
+CLOSE_SECONDS = 2.0
+MIN_SECRET_LENGTH = 6
+
+_SHAPES = re.compile(
+    r"(?P<bearer>(?i:bearer)\s+)[^\s\"',;]+"
+    r"|(?P<header>(?i:x-api-key)[\"']?\s*[:=]\s*[\"']?)[^\s\"',;]+"
+    r"|(?P<user>://[^/\s:@]*:)[^/\s@]+(?=@)"
+    r"|\bsk-[A-Za-z0-9_-]{6,}"
+    r"|\bmvg-[a-z]+-[A-Za-z0-9_-]{16,}"
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff]")
+
+
+@attrs.define
+class Redactor:
+    """Take keys out of texts: those it was told, and what looks like one."""
+
+    _known: set[str] = attrs.field(factory=set, repr=False)
+    _pattern: re.Pattern[str] | None = attrs.field(default=None, init=False, repr=False)
+
+    def add(self, secret: str) -> None:
+        """Learn a secret; one shorter than six characters would black out words, and is left."""
+        if len(secret) >= MIN_SECRET_LENGTH and secret not in self._known:
+            self._known = {*self._known, secret}
+            longest_first = sorted(self._known, key=len, reverse=True)
+            self._pattern = re.compile("|".join(map(re.escape, longest_first)))
+
+    def known(self) -> Iterable[str]:
+        """Return what it was told."""
+        return self._known
+
+    def __call__(self, text: str) -> str:
+        """Return the text without secrets."""
+        if self._pattern is not None:
+            text = self._pattern.sub(MASK, text)
+        return _SHAPES.sub(lambda match: (match["bearer"] or match["header"] or match["user"] or "") + MASK, text)
+
+
+def redact(secret: str | None) -> None:
+    """Keep a secret, such as a server's key, out of every log that is configured in this process."""
+    if secret:
+        for handler in logging.getLogger(ROOT).handlers:
+            if isinstance(handler, _Door):
+                handler.redactor.add(secret)
+
+
+def _escape(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def clean(text: str, redactor: Callable[[str], str], limit: int = MAX_VALUE) -> str:
+    r"""Return a text fit for a log: without secrets, control characters escaped, cut at `limit`.
+
+    >>> clean("one\ntwo \x1b[31m", Redactor())
+    'one\\ntwo \\x1b[31m'
+    """
+    text = _CONTROL.sub(_escape, redactor(text[:MAX_SCANNED]))
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+@attrs.frozen(kw_only=True)
+class Entry:
+    """One record as it may be shown: cleaned; `number` grows with each, `time` is epoch seconds."""
+
+    number: int
+    time: float
+    level: str
+    severity: int
+    component: str
+    message: str
+    fields: Mapping[str, object]
+    traceback: str | None = None
+
+    @property
+    def instant(self) -> str:
+        """The time in ISO 8601 with zone."""
+        return datetime.fromtimestamp(self.time, UTC).isoformat(timespec="milliseconds")
+
+    def as_json(self) -> dict[str, object]:
+        """Return it as the admin API and the JSON format have it; no field can stand in for one of ours."""
+        own: dict[str, object] = {"time": self.instant, "level": self.level, "component": self.component, "message": self.message}
+        if self.traceback is not None:
+            own["traceback"] = self.traceback
+        return own | {f"{name}_" if name in own else name: value for name, value in self.fields.items()}
+
+    def as_text(self) -> str:
+        """Return it as the text format has it: one line, and the lines of the traceback behind a bar."""
+        words = "".join(f" {name}={_quoted(value)}" for name, value in self.fields.items() if value is not None)
+        line = f"{self.instant} {self.level:<8} {self.component:<8} {self.message}{words}"
+        return line if self.traceback is None else "\n".join([line, *(f"  | {part}" for part in self.traceback.splitlines())])
+
+    def mentions(self, text: str) -> bool:
+        """Tell whether the text, in lower case, stands anywhere in it."""
+        parts = (self.message, self.traceback or "", *(f"{name}={value}" for name, value in self.fields.items()))
+        return any(text in part.lower() for part in parts)
+
+
+def _quoted(value: object) -> str:
+    text = json.dumps(value) if isinstance(value, bool) else str(value)
+    return text if text and not re.search(r'[\s"=]', text) else json.dumps(text, ensure_ascii=False)
+
+
+def entry_of(record: logging.LogRecord, number: int, redactor: Callable[[str], str]) -> Entry:
+    """Read a record of the standard library."""
+    given = getattr(record, "fields", None)
+    fields = {str(name): _value(value, redactor) for name, value in given.items()} if isinstance(given, Mapping) else {}
+    component = record.name.removeprefix(f"{ROOT}.").partition(".")[0]
+    return Entry(
+        number=number,
+        time=record.created,
+        level=record.levelname,
+        severity=record.levelno,
+        component=clean(component, redactor, 32),
+        message=clean(_message(record), redactor, MAX_MESSAGE),
+        fields={clean(name, redactor, 64): value for name, value in fields.items()},
+        traceback=_traceback(record, redactor),
+    )
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except (TypeError, ValueError):
+        return str(record.msg)
+
+
+def _value(value: object, redactor: Callable[[str], str]) -> object:
+    return value if value is None or isinstance(value, bool | int | float) else clean(str(value), redactor)
+
+
+def _traceback(record: logging.LogRecord, redactor: Callable[[str], str]) -> str | None:
+    error = record.exc_info[1] if record.exc_info else None
+    if error is None:
+        return None
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    return "\n".join(clean(line, redactor, 1024) for line in lines)[-MAX_TRACEBACK:]
+
+
+class Tail:
+    """The last records, for the logs page; kept raw and read only when somebody looks."""
+
+    def __init__(self, redactor: Redactor, length: int = TAIL_LENGTH) -> None:
+        self._redactor = redactor
+        self._records: deque[tuple[int, logging.LogRecord | Entry]] = deque(maxlen=length)
+
+    def append(self, number: int, record: logging.LogRecord | Entry) -> None:
+        """Keep a record; the oldest makes room."""
+        self._records.append((number, record))
+
+    def entries(
+        self,
+        *,
+        level: str | None = None,
+        component: str | None = None,
+        text: str | None = None,
+        since: float | None = None,
+        after: int | None = None,
+        limit: int = 200,
+    ) -> list[Entry]:
+        """Return the newest records first.
+
+        `level` is the least one, `text` is looked for in all parts without regard to case, `since` is epoch seconds, and `after` is
+        the number of the last entry that the caller has seen.
+
+        Raises:
+            ValueError: There is no such level.
+        """
+        least = 0 if level is None else level_number(level)
+        wanted = None if text is None else text.lower()
+        found: list[Entry] = []
+        for number, record in reversed(list(self._records)):
+            if (after is not None and number <= after) or len(found) >= limit:
+                break
+            severity = record.severity if isinstance(record, Entry) else record.levelno
+            if severity < least:
+                continue
+            entry = self._entry(number, record)
+            if since is not None and entry.time < since:
+                continue
+            if component not in (None, entry.component) or (wanted is not None and not entry.mentions(wanted)):
+                continue
+            found.append(entry)
+        return found
+
+    def select(
+        self, *, level: str | None, component: str | None, text: str | None, since: float | None, limit: int
+    ) -> list[dict[str, object]]:
+        """Return what `entries` does, as the admin API shows it."""
+        found = self.entries(level=level, component=component, text=text, since=since, limit=limit)
+        return [{"number": entry.number, **entry.as_json()} for entry in found]
+
+    def _entry(self, number: int, record: logging.LogRecord | Entry) -> Entry:
+        return record if isinstance(record, Entry) else entry_of(record, number, self._redactor)
+
+
+def level_number(level: str) -> int:
+    """Return the number of a level by its name.
+
+    Raises:
+        ValueError: There is no such level.
+    """
+    number = logging.getLevelNamesMapping().get(level.upper())
+    if number is None:
+        raise ValueError("level must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL")
+    return number
+
+
+class _Door(logging.Handler):
+    """Take records in on any thread, at the price of two appends."""
+
+    def __init__(self, redactor: Redactor, tail: Tail, writer: "_Writer | None") -> None:
+        super().__init__()
+        self.redactor = redactor
+        self.tail = tail
+        self.writer = writer
+        self._numbers = itertools.count(1)
+
+    def createLock(self) -> None:  # noqa: N802  the standard library's name
+        """Have no lock: appending to a deque and putting into a queue need none."""
+        self.lock = None
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Take a record in without a lock."""
+        self.emit(record)
+        return True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the record and hand it to the writer.
+
+        What refers to live objects (an exception's frames, arguments) is read now; plain records later and elsewhere.
+        """
+        number = next(self._numbers)
+        item = entry_of(record, number, self.redactor) if record.exc_info or record.args else record
+        self.tail.append(number, item)
+        if self.writer is not None:
+            self.writer.put(number, item)
+
+
+class _File(RotatingFileHandler):
+    """A rotating file that only its owner may read."""
+
+    def _open(self) -> TextIOWrapper:
+        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        return TextIOWrapper(open(descriptor, "ab"), encoding="utf-8", errors="backslashreplace")
+
+    def write(self, line: str) -> None:
+        """Write a line; raises `OSError` where the base class prints."""
+        record = logging.makeLogRecord({"msg": line})
+        if self.shouldRollover(record):
+            self.doRollover()
+        assert self.stream is not None
+        self.stream.write(f"{line}\n")
+
+    def flush(self) -> None:
+        """Flush without the base class's lock: one thread owns the file."""
+        if self.stream is not None:
+            self.stream.flush()
+
+
+class _Writer:
+    """The thread that writes, and the bounded queue before it."""
+
+    def __init__(self, redactor: Redactor, line_of: Callable[[Entry], str], console: TextIO | None, file: _File | None) -> None:
+        self._redactor = redactor
+        self._line_of = line_of
+        self._console = console
+        self._file = file
+        self._queue: queue.SimpleQueue[tuple[int, logging.LogRecord | Entry] | None] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._reported = 0
+        self.dropped = 0
+        self._thread = threading.Thread(target=self._run, name="multiverse-log", daemon=True)
+        self._thread.start()
+
+    def put(self, number: int, record: logging.LogRecord | Entry) -> None:
+        """Queue a record, or drop it."""
+        if self._queue.qsize() >= QUEUE_LENGTH:
+            self.dropped += 1
+        else:
+            self._queue.put((number, record))
+
+    def close(self) -> None:
+        """Write what is queued and end; a disk that stalls is not waited for."""
+        self._closing.set()
+        self._queue.put(None)
+        self._thread.join(CLOSE_SECONDS)
+        if not self._thread.is_alive() and self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+
+    def _run(self) -> None:
+        open_still = True
+        while open_still:
+            batch = [self._queue.get()]
+            self._closing.wait(BATCH_SECONDS)  # a burst is written at once
+            while not self._queue.empty():
+                batch.append(self._queue.get())
+            open_still = None not in batch
+            self._write([self._line(*item) for item in batch if item is not None])
+
+    def _line(self, number: int, record: logging.LogRecord | Entry) -> str:
+        return self._line_of(record if isinstance(record, Entry) else entry_of(record, number, self._redactor))
+
+    def _write(self, lines: list[str]) -> None:
+        if self.dropped > self._reported:
+            lost, self._reported = self.dropped - self._reported, self.dropped
+            record = logging.makeLogRecord({"name": f"{ROOT}.api", "levelname": "WARNING", "levelno": logging.WARNING})
+            record.msg = f"{lost} log records were dropped: the disk or the console does not keep up"
+            lines.append(self._line(0, record))
+        if self._console is not None:
+            try:
+                self._console.write("".join(f"{line}\n" for line in lines))
+                self._console.flush()
+            except (OSError, ValueError):
+                self._reported += len(lines)  # nobody reads it: no use to say so there
+                self.dropped += len(lines)
+        if self._file is not None:
+            try:
+                for line in lines:
+                    self._file.write(line)
+                self._file.flush()
+            except (OSError, ValueError):
+                self.dropped += len(lines)
+
+
+@attrs.frozen
+class Logs:
+    """What `configure` set up."""
+
+    tail: Tail
+    _door: _Door
+    _before: int
+
+    @property
+    def dropped(self) -> int:
+        """The number of records that were not written, because the writer could not keep up or the disk is full."""
+        return 0 if self._door.writer is None else self._door.writer.dropped
+
+    def redact(self, secret: str) -> None:
+        """Keep a secret out of the log."""
+        self._door.redactor.add(secret)
+
+    def close(self) -> None:
+        """Write what is queued, for two seconds at most, and log nothing more; idempotent."""
+        logger = logging.getLogger(ROOT)
+        if self._door not in logger.handlers:
+            return
+        logger.removeHandler(self._door)
+        logger.setLevel(self._before)
+        if self._door.writer is not None:
+            self._door.writer.close()
+
+
+def configure(settings: Settings, *, outputs: bool = True, console: TextIO | None = None) -> Logs:
+    """Begin to log as the settings say; `console` is standard error by default.
+
+    Without `outputs` only the tail is kept: for an application that has its own logging. The console and the file are also left to
+    whoever configured them first in this process.
+
+    Raises:
+        OSError: The log file cannot be opened.
+    """
+    logger = logging.getLogger(ROOT)
+    doors = [handler for handler in logger.handlers if isinstance(handler, _Door)]
+    redactor = Redactor()
+    for secret in (*_secrets(settings), *(secret for door in doors for secret in door.redactor.known())):
+        redactor.add(secret)
+    tail = Tail(redactor)
+    writer = None
+    if outputs and all(door.writer is None for door in doors):
+        file = _File(settings.log_file, maxBytes=FILE_BYTES, backupCount=OLD_FILES, encoding="utf-8") if settings.log_file else None
+        writer = _Writer(redactor, _LINES[settings.log_format], console or sys.stderr, file)
+    door = _Door(redactor, tail, writer)
+    logs = Logs(tail, door, logger.level)
+    logger.addHandler(door)
+    logger.setLevel(settings.log_level)
+    return logs
+
+
+def _as_json_line(entry: Entry) -> str:
+    return json.dumps(entry.as_json(), ensure_ascii=False)
+
+
+_LINES: Mapping[str, Callable[[Entry], str]] = {"text": Entry.as_text, "json": _as_json_line}
+
+
+def _secrets(settings: Settings) -> Iterable[str]:
+    given: tuple[Any, ...] = (settings.admin_api_key, *settings.client_api_keys, *(settings.backend_key_secret or "").split(","))
+    return (secret for secret in given if secret)

@@ -1,0 +1,110 @@
+"""The ASGI door: one exchange answered through `receive` and `send`, whatever the server below speaks."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from multiverse_gateway.relay.exchange import Exchange, Headers
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+HIGH_WATER = 65536
+
+
+class AsgiClient:
+    """Hold what the exchange says until the server below has taken it: at most `HIGH_WATER` bytes and one chunk."""
+
+    def __init__(self, extra: Headers) -> None:
+        self._extra = extra
+        self._head: tuple[int, Headers] | None = None
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._ended = False
+        self._whole = False
+        self._wake = asyncio.Event()
+        self.exchange: Exchange | None = None
+
+    def head(self, status: int, headers: Headers) -> None:
+        """Keep the head; it goes out with the first of what follows."""
+        self._head = (status, headers + self._extra)
+        self._wake.set()
+
+    def body(self, data: bytes) -> None:
+        """Keep a piece, and ask the exchange to pause when there is enough."""
+        self._pieces.append(data)
+        self._size += len(data)
+        self._wake.set()
+        if self._size > HIGH_WATER and self.exchange is not None:
+            self.exchange.client_clogged()
+
+    def end(self) -> None:
+        """Note that the response is complete."""
+        self._ended = self._whole = True
+        self._wake.set()
+
+    def cut(self) -> None:
+        """Note that the response ends here without being complete."""
+        self._ended = True
+        self._wake.set()
+
+    async def send_all(self, send: Send, *, write_timeout: float, can_cut: bool) -> None:
+        """Send until the end; `can_cut` tells whether leaving the body unfinished reaches the client as a broken body.
+
+        Raises:
+            TimeoutError: the client took nothing for `write_timeout` seconds.
+        """
+        exchange = self.exchange
+        assert exchange is not None
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._head is not None:
+                (status, headers), self._head = self._head, None
+                if self._ended and self._whole:
+                    headers = [*headers, (b"content-length", b"%d" % self._size)]
+                async with asyncio.timeout(write_timeout):
+                    await send({"type": "http.response.start", "status": status, "headers": headers})
+            pieces, self._pieces = self._pieces, []
+            ended = self._ended
+            if pieces or ended:
+                data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                more = not (ended and (self._whole or not can_cut))
+                if data or not more:
+                    async with asyncio.timeout(write_timeout):
+                        await send({"type": "http.response.body", "body": data, "more_body": more})
+                self._size = sum(map(len, self._pieces))
+                if not self._size:
+                    exchange.client_drained()
+            if ended and not self._pieces:
+                return
+
+
+async def answer(client: AsgiClient, exchange: Exchange, scope: Scope, receive: Receive, send: Send, *, write_timeout: float) -> None:
+    """Run the exchange to its end, or until the client leaves.
+
+    Called with the request's body received in full. Cancelling it counts as the client leaving.
+    """
+    client.exchange = exchange
+    watcher = asyncio.ensure_future(_watch(exchange, receive))
+    sender = asyncio.ensure_future(
+        client.send_all(send, write_timeout=write_timeout, can_cut=str(scope.get("http_version", "1.1")).startswith("1"))
+    )
+    try:
+        exchange.start()
+        await asyncio.wait((watcher, sender), return_when=asyncio.FIRST_COMPLETED)
+        if sender.done() and isinstance(sender.exception(), TimeoutError):
+            exchange.client_stalled()
+    finally:
+        exchange.client_gone()
+        for task in (watcher, sender):
+            task.cancel()
+        await asyncio.gather(watcher, sender, return_exceptions=True)
+
+
+async def _watch(exchange: Exchange, receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    exchange.client_gone()

@@ -1,0 +1,735 @@
+"""One inference request's journey, as a state machine that does no I/O.
+
+Rules that hold here, whatever the order of inputs and however bytes are cut:
+
+* Before the commit point (the response head) an attempt may be replaced by another one; after it never.
+* At most one attempt runs at a time; its slot is given back exactly once, before the next attempt begins.
+* The client gets exactly one head, and exactly one of `end` and `cut` after it; nothing at all once it is gone.
+* A stream is relayed in complete events only, so that the error event of a broken one can never be glued onto half an event.
+
+Inputs are method calls: from the wire (`head`, `body`, `end`, `failed`), the door (`start`, `client_gone`, `client_stalled`,
+`client_clogged`, `client_drained`), the gateway's clock (`tick`, when `due` has passed), its queue (`turn`) and its shutdown (`interrupt`).
+Outputs are calls to the three ports below. Everything runs on one event loop.
+"""
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Protocol
+
+import attrs
+
+from multiverse_gateway.core.envelope import Envelope
+from multiverse_gateway.core.errors import (
+    GatewayError,
+    ModelNotFound,
+    NoHealthyServer,
+    Overloaded,
+    ShuttingDown,
+    StreamingUnsupported,
+    UpstreamTimeout,
+)
+from multiverse_gateway.core.failover import (
+    Attempt,
+    Failure,
+    FailureClass,
+    GiveUp,
+    Retry,
+    RetryPolicy,
+    after_failure,
+    check_json,
+    classify,
+    final_error,
+)
+from multiverse_gateway.core.health import AttemptFailed, AttemptPassed, HealthEvent
+from multiverse_gateway.core.load import Load
+from multiverse_gateway.core.routing import Candidates, close_names
+from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.core.sse import DONE_EVENT, EventStream, error_event
+
+JSON_PATHS = frozenset(
+    {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/v1/reranking", "/v1/responses", "/v1/messages"}
+)
+MAX_ERROR_BYTES = 65536
+MAX_HELD_COMMENTS = 65536
+DRAINING_SECONDS = 1.0
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Client(Protocol):
+    """The door's side: one response."""
+
+    def head(self, status: int, headers: Headers) -> None:
+        """Send the response head; called once."""
+
+    def body(self, data: bytes) -> None:
+        """Send a piece of the body."""
+
+    def end(self) -> None:
+        """Finish a complete response."""
+
+    def cut(self) -> None:
+        """Finish a response whose end is missing, so that the client can tell."""
+
+
+class Sending(Protocol):
+    """One request on its way to a server (`relay.wire`)."""
+
+    def abort(self) -> None:
+        """Close the connection now; nothing more is called on the exchange."""
+
+    def pause(self) -> None:
+        """Stop reading."""
+
+    def resume(self) -> None:
+        """Go on reading."""
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """Seconds and bytes that bound one exchange."""
+
+    request_timeout: float = 300.0
+    first_byte_timeout: float = 120.0
+    idle_timeout: float = 60.0
+    queue_timeout: float = 10.0
+    max_response_bytes: int = 16 << 20
+    max_event_bytes: int = 1 << 20
+    max_stream_bytes: int = 64 << 20
+    max_stream_seconds: float = 3600.0
+
+
+class Engine(Protocol):
+    """What an exchange asks of the gateway."""
+
+    limits: Limits
+    retry_policy: RetryPolicy
+    load: Load
+
+    def now(self) -> float:
+        """Return the monotonic clock."""
+
+    def wall(self) -> float:
+        """Return epoch seconds."""
+
+    def chance(self) -> float:
+        """Return a random number in [0, 1)."""
+
+    def candidates(self, envelope: Envelope, excluded: frozenset[ServerId], now: float) -> Candidates | None:
+        """Return who could serve it now; `None` for a model that nobody registered."""
+
+    def model_names(self) -> Sequence[str]:
+        """Return the models there are."""
+
+    def pick(self, servers: Sequence[Server], envelope: Envelope) -> Server:
+        """Ask the balancer."""
+
+    def send(self, server: Server, exchange: "Exchange") -> Sending:
+        """Open an attempt; its outcome comes back through the exchange's wire methods, never during this call."""
+
+    def report(self, server_id: ServerId, event: HealthEvent) -> None:
+        """Tell the health machine."""
+
+    def join_queue(self, exchange: "Exchange") -> bool:
+        """Wait for a slot of the model; false when the queue is full."""
+
+    def leave_queue(self, exchange: "Exchange") -> None:
+        """Wait no longer; harmless when not waiting."""
+
+    def slot_freed(self, model: str) -> None:
+        """Call whoever waits for the model next."""
+
+    def finished(self, exchange: "Exchange") -> None:
+        """Take note of the end: log, count, forget."""
+
+
+class Phase(Enum):
+    """Where an exchange stands."""
+
+    CHOOSING = "choosing"
+    QUEUED = "queued"
+    TRYING = "trying"
+    BACKOFF = "backoff"
+    RELAYING = "relaying"
+    DRAINING = "draining"
+    OVER = "over"
+
+
+class Exchange:
+    """The journey of one request from its complete arrival to its answer.
+
+    `due` is the monotonic instant at which the gateway calls `tick`. After `Phase.OVER` the record of what happened stands in
+    `status`, `attempts`, `server`, `events`, `sent_bytes`, `error_code` and `first_byte_seconds`.
+    """
+
+    __slots__ = (
+        "_backoff_server",
+        "_chunks",
+        "_clogged",
+        "_committed",
+        "_content_type",
+        "_engine",
+        "_events",
+        "_excluded",
+        "_head_status",
+        "_headers",
+        "_received",
+        "_retrying",
+        "_sending",
+        "_slot",
+        "_try_began",
+        "arrived",
+        "attempts",
+        "body_bytes",
+        "client",
+        "content_type",
+        "deadline",
+        "due",
+        "envelope",
+        "error_code",
+        "first_byte_seconds",
+        "phase",
+        "query",
+        "request_id",
+        "sent_bytes",
+        "server",
+        "status",
+        "tried",
+    )
+
+    def __init__(
+        self,
+        engine: Engine,
+        envelope: Envelope,
+        client: Client,
+        *,
+        body: bytes,
+        content_type: bytes,
+        query: bytes,
+        request_id: str,
+        arrived: float,
+    ) -> None:
+        self._engine = engine
+        self.envelope = envelope
+        self.client = client
+        self.body_bytes = body
+        self.content_type = content_type
+        self.query = query
+        self.request_id = request_id
+        self.arrived = arrived
+        self.deadline = self.due = arrived + engine.limits.request_timeout
+        self.phase = Phase.CHOOSING
+        self.attempts: list[Attempt] = []
+        self.tried = 0
+        self.server: Server | None = None
+        self.status = 0
+        self.error_code: str | None = None
+        self.first_byte_seconds: float | None = None
+        self.sent_bytes = 0
+        self._excluded: frozenset[ServerId] = frozenset()
+        self._backoff_server: Server | None = None
+        self._sending: Sending | None = None
+        self._slot = False
+        self._retrying = False
+        self._committed = False
+        self._clogged = False
+        self._events: EventStream | None = None
+        self._chunks: list[bytes] = []
+        self._received = 0
+        self._head_status = 0
+        self._headers: Mapping[bytes, bytes] = {}
+        self._content_type = b""
+        self._try_began = arrived
+
+    @property
+    def events(self) -> int:
+        """Number of data events relayed."""
+        return self._events.events if self._events is not None else 0
+
+    @property
+    def usage(self) -> tuple[int, int]:
+        """Prompt and completion tokens as the server's stream told them, 0 where it did not."""
+        return (self._events.prompt_tokens, self._events.completion_tokens) if self._events is not None else (0, 0)
+
+    # From the door
+
+    def start(self) -> None:
+        """Begin: choose a server, wait for a slot, or refuse."""
+        self._choose()
+
+    def client_gone(self) -> None:
+        """Drop everything: the client left. No server is to blame."""
+        self._leave("client_gone")
+
+    def client_stalled(self) -> None:
+        """Drop everything: the client reads no more."""
+        self._leave("client_stalled")
+
+    def _leave(self, code: str) -> None:
+        if self.phase in (Phase.OVER, Phase.DRAINING):
+            return
+        self.error_code = code
+        self.status = 499
+        self._abandon_attempt()
+        self._over()
+
+    def client_clogged(self) -> None:
+        """Stop reading from the server until the client has read what was sent."""
+        if self.phase is Phase.RELAYING and not self._clogged:
+            self._clogged = True
+            self.due = self.deadline
+            if self._sending is not None:
+                self._sending.pause()
+
+    def client_drained(self) -> None:
+        """Go on reading."""
+        if self._clogged:
+            self._clogged = False
+            self._expect_more()
+            if self.phase is Phase.RELAYING and self._sending is not None:
+                self._sending.resume()
+
+    # From the gateway
+
+    def turn(self) -> None:
+        """Try again: a slot of the model may be free. Called for queued exchanges only, which were taken out of the queue."""
+        if self.phase is Phase.QUEUED:
+            self._choose()
+
+    def tick(self) -> None:
+        """Do what was to be done at `due`."""
+        now = self._engine.now()
+        phase = self.phase
+        if phase is Phase.OVER:
+            return
+        if phase is Phase.DRAINING:
+            self._abandon_attempt()
+            self._over()
+        elif phase is Phase.RELAYING:
+            self._tick_relaying()
+        elif now >= self.deadline:
+            self._abandon_attempt()
+            self._refuse(
+                UpstreamTimeout(
+                    f"No answer within {self._engine.limits.request_timeout:g} seconds. "
+                    "Ask for less (for example a smaller max_tokens), stream the answer, or try again later."
+                )
+            )
+        elif phase is Phase.QUEUED:
+            self._engine.leave_queue(self)
+            self._refuse_as_full()
+        elif phase is Phase.BACKOFF:
+            self._after_backoff()
+        elif phase is Phase.TRYING:
+            self._fail_attempt(Failure(kind=FailureClass.TIMEOUT, reason="no first byte in time"))
+
+    def interrupt(self) -> None:
+        """End now, telling the client that the gateway is being stopped."""
+        if self.phase in (Phase.OVER, Phase.DRAINING):
+            return
+        self._abandon_attempt()
+        if self._committed:
+            self._break_off("The gateway is being stopped. Send the request again in a moment.", "gateway_shutting_down")
+        else:
+            self._refuse(ShuttingDown("The gateway is being stopped. Send the request again in a moment.", retry_after=5.0))
+
+    # From the wire
+
+    def head(self, status: int, headers: Mapping[bytes, bytes]) -> None:
+        """Take the head of the server's answer."""
+        self._head_status = status
+        self._headers = headers
+        if not 200 <= status < 300:
+            return
+        envelope = self.envelope
+        failure = classify(
+            status, headers, None, stream=envelope.stream, checks_json=envelope.path in JSON_PATHS, now_wall=self._engine.wall()
+        )
+        if failure is not None:
+            self._fail_attempt(failure)
+            return
+        self._content_type = headers.get(b"content-type", b"application/json")
+        if self._content_type.startswith(b"text/event-stream"):
+            self._events = EventStream(envelope.dialect, max_event_bytes=self._engine.limits.max_event_bytes)
+
+    def body(self, data: bytes) -> None:
+        """Take a piece of the body."""
+        self._received += len(data)
+        if self.phase is Phase.DRAINING:
+            return
+        if self._events is not None:
+            self._stream(data, self._events)
+        elif not 200 <= self._head_status < 300:
+            if self._received <= MAX_ERROR_BYTES:
+                self._chunks.append(data)
+            else:
+                self._fail_attempt(self._classified())
+        elif self.envelope.path in JSON_PATHS:
+            self._chunks.append(data)
+            if self._received > self._engine.limits.max_response_bytes:
+                self._fail_attempt(Failure(kind=FailureClass.NONSENSE, reason="an answer larger than the limit"))
+        else:
+            self._relay_raw(data)
+
+    def end(self) -> None:
+        """Take the regular end of the body."""
+        self._sending = None
+        if self.phase is Phase.DRAINING:
+            self._over()
+        elif self._events is not None:
+            self._end_of_stream(self._events)
+        elif not 200 <= self._head_status < 300:
+            self._fail_attempt(self._classified())
+        elif self.envelope.path in JSON_PATHS:
+            body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+            if not check_json(body):
+                self._fail_attempt(Failure(kind=FailureClass.NONSENSE, reason="an answer that is not JSON", status=self._head_status))
+                return
+            self._commit()
+            self._send(body)
+            self._complete()
+        else:
+            if not self._committed:
+                self._commit()
+            self._complete()
+
+    def failed(self, failure: Failure) -> None:
+        """Take the end of the connection in any other way."""
+        self._sending = None
+        if self.phase is Phase.DRAINING:
+            self._over()
+        elif self._committed:
+            self._break_stream(failure)
+        else:
+            self._fail_attempt(failure)
+
+    # Before the commit point
+
+    def _choose(self) -> None:
+        engine = self._engine
+        now = engine.now()
+        found = engine.candidates(self.envelope, self._excluded, now)
+        if found is None:
+            self._give_up_without_server(self._unknown_model())
+        elif found.ready:
+            self._try(engine.pick(found.ready, self.envelope), now)
+        elif found.full:
+            self._wait_for_slot(now)
+        elif found.last_resort is not None:
+            self._try(found.last_resort, now)
+        elif found.streaming_unsupported:
+            self._give_up_without_server(
+                StreamingUnsupported(
+                    f"No server of the model {self.envelope.model!r} streams. Send the request with stream=false.", param="stream"
+                )
+            )
+        else:
+            self._give_up_without_server(self._nobody_usable(found))
+
+    def _unknown_model(self) -> GatewayError:
+        names = self._engine.model_names()
+        model = self.envelope.model
+        close = close_names(model, names)
+        shown = ", ".join(close or names[:20]) or "none yet; register a server for it at /register"
+        return ModelNotFound(f"There is no model {model!r} here. Models: {shown}.", param="model")
+
+    def _nobody_usable(self, found: Candidates) -> GatewayError:
+        wait = min(60.0, max(1.0, found.returns_in if found.returns_in is not None else 60.0))
+        return NoHealthyServer(
+            f"No server of the model {self.envelope.model!r} is usable now. Try again in {wait:.0f} s, or choose another model.",
+            param="model",
+            retry_after=wait,
+        )
+
+    def _give_up_without_server(self, error: GatewayError) -> None:
+        if self.attempts:
+            self._finish_as(final_error(self.attempts))
+        else:
+            self._refuse(error)
+
+    def _wait_for_slot(self, now: float) -> None:
+        self.phase = Phase.QUEUED
+        self.due = min(self.deadline, self.arrived + self._engine.limits.queue_timeout)
+        if now >= self.due or not self._engine.join_queue(self):
+            self._refuse_as_full()
+
+    def _refuse_as_full(self) -> None:
+        self._give_up_without_server(
+            Overloaded(
+                f"Every server of the model {self.envelope.model!r} is busy. Try again in a few seconds.",
+                retry_after=1 + 4 * self._engine.chance(),
+            )
+        )
+
+    def _try(self, server: Server, now: float) -> None:
+        engine = self._engine
+        self.phase = Phase.TRYING
+        self.server = server
+        self.tried += 1
+        self._try_began = now
+        self._events = None
+        if self._chunks:
+            self._chunks = []
+        self._received = 0
+        self._head_status = 0
+        self._slot = True
+        engine.load.started(server.id, self.envelope.model)
+        if self.tried > 1:
+            self._retrying = True
+            engine.load.retry_started(self.envelope.model)
+        self.due = min(self.deadline, now + engine.limits.first_byte_timeout)
+        self._sending = engine.send(server, self)
+
+    def _classified(self) -> Failure:
+        failure = classify(
+            self._head_status,
+            self._headers,
+            b"".join(self._chunks),
+            stream=self.envelope.stream,
+            checks_json=self.envelope.path in JSON_PATHS,
+            now_wall=self._engine.wall(),
+        )
+        return failure or Failure(kind=FailureClass.NONSENSE, reason="an answer that cannot be understood", status=self._head_status)
+
+    def _fail_attempt(self, failure: Failure) -> None:
+        """End the attempt that runs and decide what is next."""
+        engine = self._engine
+        server = self.server
+        assert server is not None
+        self._abort_sending()
+        self._release_slot(failed=True)
+        engine.report(
+            server.id,
+            AttemptFailed(generation=server.generation, request_id=self.request_id, failure=failure, path=self.envelope.path),
+        )
+        self.attempts.append(Attempt(server_id=server.id, failure=failure))
+        self._excluded = self._excluded | {server.id}
+        now = engine.now()
+        found = engine.candidates(self.envelope, self._excluded, now)
+        verdict = after_failure(
+            self.attempts,
+            others=0 if found is None else len(found.ready),
+            policy=engine.retry_policy,
+            remaining=self.deadline - now,
+            stateful=self.envelope.stateful,
+            budget_left=engine.load.retry_budget_left(self.envelope.model),
+            chance=engine.chance(),
+        )
+        if isinstance(verdict, Retry):
+            self._wait_to_retry(verdict, server, now)
+        else:
+            self._finish_as(verdict)
+        engine.slot_freed(self.envelope.model)
+
+    def _wait_to_retry(self, retry: Retry, server: Server, now: float) -> None:
+        self._backoff_server = server if retry.same_server else None
+        self.phase = Phase.BACKOFF
+        self.due = min(self.deadline, now + retry.delay)
+        if retry.delay <= 0:
+            self._after_backoff()
+
+    def _after_backoff(self) -> None:
+        if self._backoff_server is not None:
+            self._try(self._backoff_server, self._engine.now())
+        else:
+            self._choose()
+
+    def _finish_as(self, verdict: GiveUp) -> None:
+        failure = verdict.relay
+        if failure is None:
+            assert verdict.error is not None
+            self._refuse(verdict.error)
+            return
+        self.error_code = "relayed"
+        self.status = failure.status or 502
+        self.client.head(self.status, [(b"content-type", failure.content_type), *self._own_headers(), *self._retry_after(failure)])
+        if failure.body:
+            self._send(failure.body)
+        self.client.end()
+        self._over()
+
+    @staticmethod
+    def _retry_after(failure: Failure) -> Headers:
+        return [] if failure.retry_after is None else [(b"retry-after", b"%d" % max(1, round(failure.retry_after)))]
+
+    def _refuse(self, error: GatewayError) -> None:
+        self.status = error.status
+        self.error_code = error.code
+        body = error.body()
+        self.client.head(error.status, [(b"content-type", b"application/json"), *error.headers(), *self._own_headers()])
+        self._send(body)
+        self.client.end()
+        self._over()
+
+    # The commit point and after
+
+    def _commit(self) -> None:
+        self._committed = True
+        self.phase = Phase.RELAYING
+        self.status = self._head_status
+        now = self._engine.now()
+        self.first_byte_seconds = now - self._try_began
+        self.deadline = now + self._engine.limits.max_stream_seconds
+        self._expect_more()
+        headers = [(b"content-type", self._content_type), *self._own_headers()]
+        if self._events is not None:
+            headers += [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
+        self.client.head(self.status, headers)
+
+    def _expect_more(self) -> None:
+        if not self._clogged:
+            self.due = min(self.deadline, self._engine.now() + self._engine.limits.idle_timeout)
+
+    def _own_headers(self) -> Headers:
+        headers = [(b"x-multiverse-attempts", b"%d" % self.tried)]
+        if self.server is not None:
+            server_id = self.server.id.encode()
+            headers += [(b"x-gateway-server-id", server_id), (b"x-multiverse-server", server_id)]
+        return headers
+
+    def _send(self, data: bytes) -> None:
+        self.sent_bytes += len(data)
+        self.client.body(data)
+
+    def _stream(self, data: bytes, events: EventStream) -> None:
+        whole = events.feed(data)
+        if self.phase is Phase.TRYING:
+            self._before_first_event(whole, events)
+        else:
+            if whole:
+                self._send(whole)
+            self._expect_more()
+        if self.phase is not Phase.RELAYING:
+            return
+        if events.ended:
+            self._complete()
+        elif events.broken is not None:
+            self._abort_sending()
+            self._break_stream(Failure(kind=FailureClass.NONSENSE, reason=events.broken))
+        elif self._received > self._engine.limits.max_stream_bytes:
+            self._abort_sending()
+            self._break_stream(None)
+
+    def _before_first_event(self, whole: bytes, events: EventStream) -> None:
+        if events.first_error is not None:
+            self._fail_attempt(Failure(kind=FailureClass.SERVER_ERROR, reason="the stream began with an error", status=500))
+            return
+        if events.broken is not None and not events.has_data:
+            self._fail_attempt(Failure(kind=FailureClass.NONSENSE, reason=events.broken))
+            return
+        if whole:
+            self._chunks.append(whole)
+        if events.has_data:
+            self._commit()
+            for piece in self._chunks:
+                self._send(piece)
+            self._chunks = []
+        elif self._received > MAX_HELD_COMMENTS:
+            del self._chunks[:]
+
+    def _end_of_stream(self, events: EventStream) -> None:
+        if events.complete():
+            if not self._committed:
+                self._commit()
+            if events.needs_done:
+                self._send(DONE_EVENT)
+            self._complete()
+            return
+        ending = Failure(kind=FailureClass.BROKEN, reason="the stream ended before its end")
+        if self._committed:
+            self._break_stream(ending)
+        else:
+            self._fail_attempt(ending)
+
+    def _relay_raw(self, data: bytes) -> None:
+        if not self._committed:
+            self._commit()
+        self._send(data)
+        self._expect_more()
+        if self._received > self._engine.limits.max_stream_bytes:
+            self._abort_sending()
+            self._break_stream(None)
+
+    def _complete(self) -> None:
+        """End a whole answer; the connection may still bring the rest of its own ending."""
+        server = self.server
+        assert server is not None
+        self.client.end()
+        self._release_slot(failed=False)
+        self._engine.report(server.id, AttemptPassed(generation=server.generation, request_id=self.request_id))
+        if self._sending is None:
+            self._over()
+        else:
+            self.phase = Phase.DRAINING
+            self.due = self._engine.now() + DRAINING_SECONDS
+            if self._clogged:
+                self._sending.resume()
+        self._engine.slot_freed(self.envelope.model)
+
+    def _tick_relaying(self) -> None:
+        self._abort_sending()
+        if self._engine.now() >= self.deadline:
+            self._break_stream(None)
+        else:
+            self._break_stream(Failure(kind=FailureClass.TIMEOUT, reason="the stream stalled"))
+
+    def _break_stream(self, failure: Failure | None) -> None:
+        """End a committed answer that cannot be completed; `failure` is `None` when a limit of ours ends it."""
+        server = self.server
+        assert server is not None
+        self._release_slot(failed=failure is not None)
+        if failure is not None:
+            self._engine.report(
+                server.id,
+                AttemptFailed(generation=server.generation, request_id=self.request_id, failure=failure, path=self.envelope.path),
+            )
+            self.attempts.append(Attempt(server_id=server.id, failure=failure))
+            message = "The server stopped in the middle of its answer. What arrived so far is incomplete; send the request again."
+            self._break_off(message, "upstream_stream_interrupted")
+        else:
+            self._break_off("The answer grew past the gateway's limit for one stream.", "stream_limit_reached")
+        self._engine.slot_freed(self.envelope.model)
+
+    def _break_off(self, message: str, code: str) -> None:
+        self.error_code = code
+        if self._events is not None:
+            self._send(error_event(self.envelope.dialect, message, code))
+        self.client.cut()
+        self._over()
+
+    # Giving back
+
+    def _abort_sending(self) -> None:
+        if self._sending is not None:
+            sending, self._sending = self._sending, None
+            sending.abort()
+
+    def _release_slot(self, *, failed: bool) -> None:
+        if not self._slot:
+            return
+        server = self.server
+        assert server is not None
+        self._slot = False
+        load = self._engine.load
+        load.finished(
+            server.id,
+            self.envelope.model,
+            seconds=self.first_byte_seconds,
+            failed=failed,
+            first_byte_timeout=self._engine.limits.first_byte_timeout,
+        )
+        if self._retrying:
+            self._retrying = False
+            load.retry_finished(self.envelope.model)
+
+    def _abandon_attempt(self) -> None:
+        """Stop whatever runs, blaming nobody."""
+        self._engine.leave_queue(self)
+        self._abort_sending()
+        if self._slot:
+            self._release_slot(failed=False)
+            self._engine.slot_freed(self.envelope.model)
+
+    def _over(self) -> None:
+        self.phase = Phase.OVER
+        self._engine.finished(self)

@@ -1,0 +1,95 @@
+"""A registry that lives as long as its process: for tests and trials."""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import anyio
+
+from multiverse_gateway.core.health import Health
+from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.protocols import ProbeResult, Registry
+from multiverse_gateway.settings import Settings
+
+HISTORY = 100
+REMOVED = 1000
+
+
+class MemoryStore:
+    """Keep everything in dictionaries; the model that the other stores are held against."""
+
+    def __init__(self) -> None:
+        self._version = 0
+        self._servers: dict[ServerId, Server] = {}
+        self._removed: deque[Server] = deque(maxlen=REMOVED)
+        self._health: dict[ServerId, Health] = {}
+        self._history: dict[ServerId, deque[ProbeResult]] = {}
+        self._leases: dict[str, tuple[str, float]] = {}
+        self._secrets: dict[str, str] = {}
+
+    async def open(self) -> None:
+        """Do nothing: there is nothing to open."""
+
+    async def version(self) -> int:
+        """Return the number of changes so far."""
+        return self._version
+
+    async def load(self) -> Registry:
+        """Return everything."""
+        return Registry(version=self._version, servers=tuple(self._servers.values()), health=dict(self._health))
+
+    async def save_server(self, server: Server) -> None:
+        """Insert or replace a server."""
+        self._servers[server.id] = server
+        self._version += 1
+
+    async def remove_server(self, server_id: ServerId) -> bool:
+        """Remove a server softly."""
+        server = self._servers.pop(server_id, None)
+        if server is None:
+            return False
+        self._health.pop(server_id, None)
+        self._removed.appendleft(server)
+        self._version += 1
+        return True
+
+    async def removed(self) -> Sequence[Server]:
+        """Return the removed servers, newest first."""
+        return tuple(self._removed)
+
+    async def save_health(self, changes: Mapping[ServerId, Health], results: Sequence[ProbeResult]) -> None:
+        """Save health and results of servers that are still there."""
+        for server_id, health in changes.items():
+            server = self._servers.get(server_id)
+            if server is None or health.generation < server.generation:
+                continue
+            before = self._health.get(server_id)
+            self._health[server_id] = health
+            if before is None or (before.state, before.reason, before.warning) != (health.state, health.reason, health.warning):
+                self._version += 1
+        for result in results:
+            self._history.setdefault(result.server_id, deque(maxlen=HISTORY)).appendleft(result)
+
+    async def history(self, server_id: ServerId, limit: int) -> Sequence[ProbeResult]:
+        """Return the last results, newest first."""
+        return tuple(self._history.get(server_id, ()))[:limit]
+
+    async def claim(self, role: str, holder: str, ttl: float) -> bool:
+        """Take or renew a lease."""
+        now = anyio.current_time()
+        other, until = self._leases.get(role, (holder, 0.0))
+        if other != holder and until > now:
+            return False
+        self._leases[role] = (holder, now + ttl)
+        return True
+
+    async def secret(self, name: str, proposal: str) -> str:
+        """Return what is kept under the name."""
+        return self._secrets.setdefault(name, proposal)
+
+    async def aclose(self) -> None:
+        """Do nothing: what was kept goes with the process."""
+
+
+def create(settings: Settings) -> MemoryStore:
+    """Make a store."""
+    return MemoryStore()

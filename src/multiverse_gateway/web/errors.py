@@ -1,0 +1,132 @@
+"""Every error in one shape, wherever it comes from: OpenAI's, as JSON, with the request id and nothing internal."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+import anyio
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from multiverse_gateway.core.envelope import EnvelopeError
+from multiverse_gateway.core.errors import (
+    BadRequest,
+    GatewayError,
+    InternalError,
+    MethodNotAllowed,
+    RequestTimeout,
+    RequestTooLarge,
+    UnknownURL,
+)
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+REQUEST_ID = "multiverse.request_id"
+"""Where the middleware leaves the request's id in the scope."""
+
+_CLOSING: tuple[type[GatewayError], ...] = (RequestTooLarge, RequestTimeout)
+_CLOSE = (b"connection", b"close")
+
+_log = logging.getLogger("multiverse_gateway.api")
+
+
+class BadFraming(BadRequest):
+    """The request could be read as two different ones; its connection cannot be used any further."""
+
+    code: str | None = "bad_framing"
+
+
+def describe(error: Exception, method: str, path: str) -> tuple[GatewayError, list[tuple[bytes, bytes]]]:
+    """Turn what an application raised into the error to answer with, and the headers that come on top of its own.
+
+    Anything unknown becomes an `InternalError`; the caller logs it.
+    """
+    if isinstance(error, GatewayError):
+        return error, []
+    if isinstance(error, EnvelopeError):
+        return BadRequest(error.message, param=error.param, code=error.code), []
+    if isinstance(error, HTTPException):
+        return _of_starlette(error, method, path)
+    return InternalError("The gateway made a mistake; tell its operator the x-request-id of this answer"), []
+
+
+def _of_starlette(error: HTTPException, method: str, path: str) -> tuple[GatewayError, list[tuple[bytes, bytes]]]:
+    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in (error.headers or {}).items()]
+    shown = f"{method[:16]} {path[:128]}".encode(errors="replace").decode()
+    if error.status_code == 404:
+        return UnknownURL(f"There is nothing at {shown}; /docs lists what there is"), headers
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        return MethodNotAllowed(f"{shown} is not possible; use {allowed}"), headers
+    if error.status_code == 413:
+        return RequestTooLarge("The body is too large; send a smaller one"), headers
+    if 400 <= error.status_code < 500:
+        return BadRequest("The request cannot be understood; compare it with /docs"), headers
+    return InternalError("The gateway made a mistake; tell its operator the x-request-id of this answer"), headers
+
+
+def response_of(error: Exception, scope: Scope) -> Response:
+    """Make the answer for an error; one that leaves its connection unusable closes it (HTTP/1.1 only, RFC 9113 8.2.2)."""
+    known, extra = describe(error, scope.get("method", "?"), scope.get("path", "?"))
+    headers = [*known.headers(), *extra]
+    if isinstance(known, (*_CLOSING, BadFraming)) and str(scope.get("http_version", "1.1")).startswith("1"):
+        headers.append(_CLOSE)
+    response = Response(known.body(), status_code=known.status, media_type="application/json")
+    response.raw_headers.extend(headers)
+    return response
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    return response_of(error, request.scope)
+
+
+EXCEPTION_HANDLERS: Mapping[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
+    HTTPException: _answer,
+    GatewayError: _answer,
+    EnvelopeError: _answer,
+}
+"""For `Starlette(exception_handlers=...)`: what its router and our endpoints raise."""
+
+
+class Errors:
+    """Answer whatever leaves the application, outermost of all middleware: plain ASGI, so that streams stay streams.
+
+    A mistake of ours is logged with its traceback and the request's id, and the client learns only the id. One in mid-answer ends
+    the body: by breaking the connection on HTTP/1.1; on HTTP/2, where an exception would leave the stream open, by its end.
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = ended = False
+
+        async def noting(message: Message) -> None:
+            nonlocal started, ended
+            started = started or message["type"] == "http.response.start"
+            ended = ended or (message["type"] == "http.response.body" and not message.get("more_body", False))
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except Exception as error:
+            known, _ = describe(error, scope["method"], scope["path"])
+            if isinstance(known, InternalError) and not isinstance(error, GatewayError):
+                fields = {"request_id": scope.get(REQUEST_ID), "method": scope["method"], "path": scope["path"]}
+                _log.error("request failed", exc_info=error, extra={"fields": fields})
+            if not started:
+                await response_of(error, scope)(scope, receive, send)
+            elif not ended and not str(scope.get("http_version", "1.1")).startswith("1"):
+                with anyio.move_on_after(2):
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+            elif not ended:
+                raise

@@ -1,0 +1,64 @@
+"""The OpenAI list of models, made from the routing table."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from multiverse_gateway.core.errors import ModelNotFound
+from multiverse_gateway.core.routing import Model, close_names
+from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.web.answers import json_response
+
+OWNER = "multiverse-gateway"
+
+
+def model_item(model: Model) -> dict[str, Any] | None:
+    """Return a model as OpenAI's list shows it, and how many servers it has; `None` when none of them is active."""
+    active = [route for route in model.routes if route.health.is_active]
+    if not active:
+        return None
+    healthy = sum(route.health.status == "healthy" for route in active)
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": int(min(route.server.created_at for route in active)),
+        "owned_by": OWNER,
+        "available_servers": healthy,
+        "total_servers": len(active),
+        "multiverse": {"servers_healthy": healthy, "servers_total": len(active)},
+    }
+
+
+def model_items(gateway: Gateway) -> list[dict[str, Any]]:
+    """Return all models that have an active server, by name."""
+    models = gateway.table.models
+    return [item for name in sorted(models) if (item := model_item(models[name])) is not None]
+
+
+def unknown_model(name: str, names: Sequence[str]) -> ModelNotFound:
+    """Return the refusal of a model that nobody offers now, with those that are offered."""
+    shown = name[:128].encode(errors="replace").decode()
+    close = close_names(name, names)
+    hint = f"did you mean {', '.join(close)}? " if close else ""
+    listed = f"the models here are {', '.join(names[:20])}" if names else "no model is registered yet; register a server at /register"
+    return ModelNotFound(f"The model {shown} is not registered; {hint}{listed}", param="model")
+
+
+def model_routes(gateway: Gateway) -> list[Route]:
+    """Make the routes of `/v1/models`; ids may contain "/"."""
+
+    async def list_models(request: Request) -> Response:
+        return json_response({"object": "list", "data": model_items(gateway)})
+
+    async def one_model(request: Request) -> Response:
+        name = request.path_params["model"]
+        model = gateway.table.models.get(name)
+        item = None if model is None else model_item(model)
+        if item is None:
+            raise unknown_model(name, gateway.model_names())
+        return json_response(item)
+
+    return [Route("/v1/models", list_models, name="models_api"), Route("/v1/models/{model:path}", one_model, name="model_api")]

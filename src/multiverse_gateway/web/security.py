@@ -1,0 +1,691 @@
+"""Who may come in, how much they may bring, how often: functions for both doors, and the middleware for everything but inference.
+
+1. What a rule says stands here once; the inference doors call the same functions.
+2. On `/admin` the key is checked before anything else about the request, its path and its body included.
+3. Only a key that was verified names a caller; any other is counted by its address, or a new key would be a new quota.
+"""
+
+import hashlib
+import hmac
+import logging
+import math
+import re
+import secrets
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Any
+
+import anyio
+import attrs
+import msgspec
+from limits import RateLimitItemPerMinute
+from limits.aio.storage import Storage
+from limits.aio.strategies import MovingWindowRateLimiter
+from limits.storage import storage_from_string
+from starlette.middleware.cors import CORSMiddleware
+
+from multiverse_gateway.core.errors import (
+    AdminKeyRequired,
+    GatewayError,
+    InvalidClientKey,
+    InvalidJSON,
+    LoopDetected,
+    RateLimited,
+    RequestTimeout,
+    RequestTooLarge,
+)
+from multiverse_gateway.settings import Settings
+from multiverse_gateway.web.errors import REQUEST_ID, App, BadFraming, Message, Receive, Scope, Send, response_of
+
+Headers = Sequence[tuple[bytes, bytes]]
+"""Names in lower case, in order, repetitions kept: what ASGI calls `scope["headers"]`."""
+Network = IPv4Network | IPv6Network
+
+ADDRESS = "multiverse.address"
+"""Where the middleware leaves the caller's address in the scope."""
+HOP = b"x-multiverse-hop"
+WINDOW = 60.0
+MAX_ADMIN_FAILURES = 60
+MAX_TESTS = 10
+
+_log = logging.getLogger("multiverse_gateway.api")
+
+
+# The request's id
+
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+def request_id(headers: Headers) -> str:
+    """Return the caller's own `x-request-id` if it is a safe token, else a new one of 128 random bits."""
+    for name, value in headers:
+        if name == b"x-request-id":
+            return value.decode() if _REQUEST_ID.fullmatch(value) else secrets.token_hex(16)
+    return secrets.token_hex(16)
+
+
+# The caller's address
+
+
+@lru_cache(maxsize=4096)
+def address_key(address: str) -> str:
+    """Return what stands for an address when calls are counted: itself, for IPv6 its /64, which one host can use up alone.
+
+    >>> address_key("2001:db8:1:2:3:4:5:6"), address_key("::ffff:192.0.2.7"), address_key("a pipe")
+    ('2001:db8:1:2::/64', '192.0.2.7', 'unknown')
+    """
+    ip = _parse(address)
+    if ip is None:
+        return "unknown"
+    return str(ip) if isinstance(ip, IPv4Address) else str(ip_network((int(ip) >> 64 << 64, 64)))
+
+
+def _parse(address: str) -> IPv4Address | IPv6Address | None:
+    try:
+        ip = ip_address(address.partition("%")[0])
+    except ValueError:
+        return None
+    return ip.ipv4_mapped or ip if isinstance(ip, IPv6Address) else ip
+
+
+def client_address(peer: str | None, headers: Headers, trusted: Collection[Network]) -> str:
+    """Return the key of the caller's address: the socket's peer, or behind a trusted proxy the last hop that is not trusted.
+
+    A malformed `X-Forwarded-For` counts for nothing. `peer` is `None` on a Unix socket.
+    """
+    if trusted and peer is not None and _is_trusted(peer, trusted):
+        hops = b",".join(value for name, value in headers if name == b"x-forwarded-for").decode("latin-1").split(",")
+        for hop in reversed([text.strip() for text in hops]):
+            if _parse(hop) is None:
+                break
+            if not _is_trusted(hop, trusted):
+                return address_key(hop)
+    return address_key(peer or "")
+
+
+def _is_trusted(address: str, trusted: Collection[Network]) -> bool:
+    ip = _parse(address)
+    return ip is not None and any(ip in network for network in trusted)
+
+
+# Keys
+
+
+def presented_keys(headers: Headers) -> list[bytes]:
+    """Return the keys that a request presents, as `Authorization: Bearer` or `X-API-Key`; SDKs send a dummy in one of them."""
+    keys = []
+    for name, value in headers:
+        if name == b"x-api-key":
+            keys.append(value.strip())
+        elif name == b"authorization" and value[:7].lower() == b"bearer ":
+            keys.append(value[7:].strip())
+    return keys
+
+
+def digest(key: str | bytes) -> bytes:
+    """Return what is kept of a key: a fast hash is right for random ones."""
+    return hashlib.sha256(key.encode() if isinstance(key, str) else key).digest()
+
+
+def digests(keys: Iterable[str]) -> frozenset[bytes]:
+    """Return what is kept of several keys."""
+    return frozenset(digest(key) for key in keys)
+
+
+def verified(headers: Headers, known: Collection[bytes]) -> bytes | None:
+    """Return the digest of the first presented key that is known, compared in constant time."""
+    for key in presented_keys(headers) if known else ():
+        found = digest(key)
+        if any([hmac.compare_digest(found, other) for other in known]):  # noqa: C419  all are compared, or the time would tell
+            return found
+    return None
+
+
+def check_client_key(headers: Headers, known: Collection[bytes]) -> bytes:
+    """Return the digest of the caller's key.
+
+    Raises:
+        InvalidClientKey: There is none, or an unknown one.
+    """
+    found = verified(headers, known)
+    if found is None:
+        raise InvalidClientKey(
+            "The API key is missing or wrong; send yours as `Authorization: Bearer KEY` (api_key of the openai library), "
+            "or ask the operator of this gateway for one"
+        )
+    return found
+
+
+# Framing and loops
+
+
+def refuse_bad_framing(headers: Headers) -> GatewayError | None:
+    """Return why a request could be read as two different ones, or `None` (RFC 9112, 6.3: request smuggling; RFC 9113, 3.1: h2c).
+
+    The connection is closed after the answer.
+    """
+    hosts = lengths = codings = 0
+    for name, value in headers:
+        if name == b"host":
+            hosts += 1
+        elif name == b"content-length":
+            lengths += 1
+            if not value.isdigit():
+                return BadFraming("The header Content-Length is no number; send the length of the body in bytes")
+        elif name == b"transfer-encoding":
+            codings += 1
+            if value.strip().lower() != b"chunked":
+                return BadFraming("The header Transfer-Encoding is not chunked; send the body plain or chunked")
+        elif name == b"http2-settings" or (name == b"upgrade" and b"h2c" in value.lower()):
+            return BadFraming("The connection cannot be upgraded to h2c; use HTTP/2 from its beginning, or HTTP/1.1")
+    if hosts > 1:
+        return BadFraming("The request names several hosts; send the header Host once")
+    if lengths + codings > 1:
+        return BadFraming("The request states the length of its body more than once; send either Content-Length or Transfer-Encoding, once")
+    return None
+
+
+def refuse_loop(headers: Headers) -> GatewayError | None:
+    """Return the refusal of a request that came through a gateway before, or `None`."""
+    if any(name == HOP for name, _ in headers):
+        return LoopDetected("This request has come through a gateway already; register the model's own server instead of a gateway")
+    return None
+
+
+# Quotas
+
+
+@attrs.frozen(kw_only=True)
+class Quota:
+    """What a caller has left; `reset` is the seconds until all of it is there again, `wait` those until the next call may come."""
+
+    limit: int
+    remaining: int
+    reset: float
+    wait: float | None = None
+
+    @property
+    def allowed(self) -> bool:
+        """Tell whether this call was within the limit."""
+        return self.wait is None
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return OpenAI's headers about it, on every answer."""
+        return [
+            (b"x-ratelimit-limit-requests", b"%d" % self.limit),
+            (b"x-ratelimit-remaining-requests", b"%d" % self.remaining),
+            (b"x-ratelimit-reset-requests", duration(self.reset).encode()),
+        ]
+
+    def error(self, message: str = "You have sent as many requests as you may; wait, then send fewer per minute") -> RateLimited:
+        """Return the refusal of a call over the limit."""
+        return TooMany(message, quota=self)
+
+
+class TooMany(RateLimited):
+    """A `RateLimited` that tells how the quota stands."""
+
+    def __init__(self, message: str, *, quota: Quota) -> None:
+        super().__init__(message, retry_after=quota.wait)
+        self.quota = quota
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the error's headers and the quota's."""
+        wait = (b"retry-after-ms", b"%d" % max(1, math.ceil(1000 * (self.quota.wait or 0))))
+        return [*super().headers(), wait, *self.quota.headers()]
+
+
+def duration(seconds: float) -> str:
+    """Write a duration as OpenAI's headers do.
+
+    >>> duration(0.2), duration(360)
+    ('1s', '6m0s')
+    """
+    whole = max(0, math.ceil(seconds))
+    return f"{whole // 60}m{whole % 60}s" if whole >= 60 else f"{whole}s"
+
+
+@attrs.define
+class LocalWindow:
+    """Count calls of the last minute, exactly, in this process: no await, no task (`limits` costs 65 µs per call and starts one).
+
+    The keys of the callers heard of last are kept; calls over the limit are not counted.
+    """
+
+    limit: int
+    max_keys: int = 10_000
+    _calls: OrderedDict[str, deque[float]] = attrs.field(factory=OrderedDict, init=False)
+
+    def hit(self, key: str, now: float) -> Quota:
+        """Count a call at the monotonic instant `now`, if it is within the limit."""
+        calls = self._calls.get(key)
+        if calls is None:
+            calls = self._calls[key] = deque()
+            if len(self._calls) > self.max_keys:
+                self._calls.popitem(last=False)
+        else:
+            self._calls.move_to_end(key)
+            while calls and calls[0] <= now - WINDOW:
+                calls.popleft()
+        if len(calls) >= self.limit:
+            return Quota(limit=self.limit, remaining=0, reset=calls[-1] + WINDOW - now, wait=calls[0] + WINDOW - now)
+        calls.append(now)
+        return Quota(limit=self.limit, remaining=self.limit - len(calls), reset=WINDOW)
+
+
+@attrs.define
+class RateLimiter:
+    """Count calls per caller and minute: here, or in a storage that several gateways share.
+
+    A storage that fails or takes longer than `patience` is left alone for `recovery` seconds, in which this process counts by itself.
+    """
+
+    limit: int
+    storage: Storage | None = None
+    now: Callable[[], float] = time.monotonic
+    patience: float = 0.25
+    recovery: float = 5.0
+    _local: LocalWindow = attrs.field(init=False)
+    _broken_until: float = attrs.field(default=-math.inf, init=False)
+
+    @_local.default
+    def _make_local(self) -> LocalWindow:
+        return LocalWindow(self.limit)
+
+    def hit_local(self, key: str) -> Quota | None:
+        """Count a call without waiting; `None` when there is no limit. Only meant for where `is_shared` is false."""
+        return self._local.hit(key, self.now()) if self.limit else None
+
+    @property
+    def is_shared(self) -> bool:
+        """Tell whether `hit` has to be awaited, because the calls are counted elsewhere (and that works)."""
+        return self.storage is not None and bool(self.limit) and self.now() >= self._broken_until
+
+    async def hit(self, key: str) -> Quota | None:
+        """Count a call; `None` when there is no limit."""
+        if not self.is_shared or self.storage is None:
+            return self.hit_local(key)
+        try:
+            with anyio.fail_after(self.patience):
+                return await self._hit_shared(MovingWindowRateLimiter(self.storage), key)
+        except Exception as error:  # noqa: BLE001  each storage fails in its own way, and none may stop the gateway
+            self._broken_until = self.now() + self.recovery
+            _log.warning("rate limit storage fails, counting in this process", extra={"fields": {"error": type(error).__name__}})
+            return self.hit_local(key)
+
+    async def _hit_shared(self, limiter: MovingWindowRateLimiter, key: str) -> Quota:
+        item = RateLimitItemPerMinute(self.limit)
+        allowed = await limiter.hit(item, key)
+        stats = await limiter.get_window_stats(item, key)
+        soonest = min(WINDOW, max(0.001, stats.reset_time - time.time()))
+        if not allowed:
+            return Quota(limit=self.limit, remaining=0, reset=WINDOW, wait=soonest)
+        return Quota(limit=self.limit, remaining=max(0, stats.remaining), reset=WINDOW)
+
+
+def rate_limiter(settings: Settings) -> RateLimiter:
+    """Make the limiter that the settings ask for."""
+    url = settings.rate_limit_storage
+    if url.startswith("memory:"):
+        return RateLimiter(settings.rate_limit_per_minute)
+    options = {} if url.startswith("valkey") else {"implementation": "redispy"}
+    storage = storage_from_string(f"async+{url}", **options)
+    assert isinstance(storage, Storage)
+    return RateLimiter(settings.rate_limit_per_minute, storage)
+
+
+# Both doors
+
+
+@attrs.frozen(kw_only=True)
+class Visitor:
+    """A caller whose request is fit to be read further: `client` is what its quota is counted by."""
+
+    request_id: str
+    address: str
+    client: str
+
+
+@attrs.frozen
+class Entrance:
+    """The rules of entry as the settings have them; made once, asked by both doors."""
+
+    limiter: RateLimiter
+    trusted: tuple[Network, ...] = ()
+    client_digests: frozenset[bytes] = frozenset()
+    require_client_key: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Entrance":
+        """Make the entrance of a gateway."""
+        return cls(
+            rate_limiter(settings),
+            tuple(ip_network(text, strict=False) for text in settings.trusted_proxies),
+            digests(settings.client_api_keys),
+            settings.require_client_auth,
+        )
+
+    def receive(self, peer: str | None, headers: Headers) -> Visitor:
+        """Look at a request's head: the first thing that is done with an inference request.
+
+        Raises:
+            GatewayError: It could be read in two ways, came through a gateway before, or lacks the client key.
+        """
+        refused = refuse_bad_framing(headers) or refuse_loop(headers)
+        if refused is not None:
+            raise refused
+        address = client_address(peer, headers, self.trusted)
+        found = check_client_key(headers, self.client_digests) if self.require_client_key else verified(headers, self.client_digests)
+        return Visitor(request_id=request_id(headers), address=address, client=address if found is None else found.hex())
+
+
+# Bodies
+
+
+GRACE = 5.0
+LEAST_RATE = 1024
+MAX_DRAINED = 64 << 20
+
+
+class ClientGone(Exception):
+    """The caller left before its body was complete; nobody waits for an answer."""
+
+
+def declared_length(headers: Headers) -> int | None:
+    """Return what `Content-Length` says, or `None`."""
+    for name, value in headers:
+        if name == b"content-length" and value.isdigit():
+            return int(value)
+    return None
+
+
+def refuse_length(headers: Headers, limit: int) -> GatewayError | None:
+    """Return the refusal of a body that says itself that it is too large, or `None`."""
+    length = declared_length(headers)
+    return too_large(limit) if length is not None and length > limit else None
+
+
+def too_large(limit: int) -> RequestTooLarge:
+    """Return the refusal of a body over the limit."""
+    return RequestTooLarge(f"The body is larger than {limit:,} bytes; send a smaller one")
+
+
+def body_deadline(received: int, timeout: float) -> float:
+    """Return the seconds after its beginning by which more of a body must have come: `timeout` at last, 1 KiB/s after 5 s."""
+    return min(timeout, GRACE + (received + 1) / LEAST_RATE)
+
+
+async def read_body(receive: Receive, limit: int, timeout: float, *, headers: Headers = ()) -> bytes:  # noqa: ASYNC109  it grows with the body
+    """Read a request's body, bounded in size and time.
+
+    Raises:
+        RequestTooLarge: It is larger than `limit` bytes, which `headers` may tell before anything is read.
+        RequestTimeout: It is not there after `timeout` seconds, or comes too slowly.
+        ClientGone: The caller left.
+    """
+    refused = refuse_length(headers, limit)
+    if refused is not None:
+        raise refused
+    begun = anyio.current_time()
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        with anyio.move_on_after(begun + body_deadline(size, timeout) - anyio.current_time()) as scope:
+            message = await receive()
+        if scope.cancelled_caught:
+            raise RequestTimeout("The body did not arrive in time; send it faster, or a smaller one")
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size > limit:
+            raise too_large(limit)
+        if piece:
+            pieces.append(piece)
+        if not message.get("more_body", False):
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """Read a JSON object, whatever a hostile client made of it.
+
+    Raises:
+        InvalidJSON: It is not UTF-8, not JSON (NaN is not), nested too deeply, or no object.
+    """
+    try:
+        body.decode()
+        value = msgspec.json.decode(body)
+    except UnicodeDecodeError:
+        raise InvalidJSON("The body is not UTF-8; encode it as UTF-8") from None
+    except RecursionError:
+        raise InvalidJSON("The body's JSON is nested too deeply; send fewer levels") from None
+    except ValueError as error:
+        what = f"not valid JSON ({error})" if body.strip() else "empty"
+        raise InvalidJSON(f"The body is {what}; send a JSON object") from None
+    if not isinstance(value, dict):
+        raise InvalidJSON("The body is not a JSON object; send one, such as {}")
+    return value
+
+
+def may_have_body(scope: Scope) -> bool:
+    """Tell whether something may follow the request's head."""
+    names = {name for name, _ in scope["headers"]}
+    if str(scope.get("http_version", "1.1")).startswith("1"):
+        return b"transfer-encoding" in names or bool(declared_length(scope["headers"]))
+    return scope["method"] not in ("GET", "HEAD", "OPTIONS", "TRACE")
+
+
+async def run_draining(app: App, scope: Scope, receive: Receive, send: Send, *, patience: float) -> None:
+    """Run an application that may answer before it has read the body: the rest is read and dropped while the answer is sent.
+
+    Hypercorn needs this: with an unread body in its queue it does not get to sending. Bounded in bytes and time.
+    """
+    if not may_have_body(scope):
+        await app(scope, receive, send)
+        return
+    lock = anyio.Lock()
+    ended = False
+    failure: Exception | None = None
+
+    async def reading() -> Message:
+        nonlocal ended
+        async with lock:
+            message = await receive()
+            ended = ended or message["type"] == "http.disconnect" or not message.get("more_body", False)
+            return message
+
+    async def drain() -> None:
+        left = MAX_DRAINED
+        with anyio.move_on_after(patience):
+            while not ended and left > 0:
+                left -= len((await reading()).get("body", b""))
+
+    async with anyio.create_task_group() as group:
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start" and not ended:
+                group.start_soon(drain)
+            await send(message)
+
+        try:
+            await app(scope, reading, sending)
+        except Exception as error:  # noqa: BLE001  nothing but cancellation leaves a group; raised below
+            failure = error
+        group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+# Answers
+
+
+_POLICY = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+    b"form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"content-security-policy", _POLICY),
+)
+_PRIVATE = (b"cache-control", b"no-store")
+
+
+def with_defaults(headers: Iterable[tuple[bytes, bytes]], defaults: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return headers completed by those of the defaults that are not set yet."""
+    present = list(headers)
+    names = {name.lower() for name, _ in present}
+    return present + [(name, value) for name, value in defaults if name not in names]
+
+
+def path_of(scope: Scope) -> str:
+    """Return the path below the place where the application is mounted."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
+
+
+def is_below(path: str, prefix: str) -> bool:
+    """Tell whether a path is the prefix or lies under it."""
+    return path == prefix or path.startswith(f"{prefix}/")
+
+
+def _not_signed_in(scope: Scope) -> bool:
+    return False
+
+
+class Security:
+    """The middleware of everything but inference: identity, key, quota, draining, headers, one record. Plain ASGI.
+
+    `admin_digests` is asked at each request, since a key may be made after the application was; `is_inference` tells which requests
+    have a door of their own and only pass through here; `signed_in` lets the pages' own session stand for the keys.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        entrance: Entrance,
+        admin_digests: Callable[[], Collection[bytes]],
+        is_inference: Callable[[Scope], bool],
+        signed_in: Callable[[Scope], bool] = _not_signed_in,
+        drain_timeout: float = 30.0,
+    ) -> None:
+        self._app = app
+        self._entrance = entrance
+        self._admin_digests = admin_digests
+        self._is_inference = is_inference
+        self._signed_in = signed_in
+        self._drain_timeout = drain_timeout
+        self._failures = LocalWindow(MAX_ADMIN_FAILURES)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application for a request that may come in, or answer it here."""
+        if scope["type"] != "http" or self._is_inference(scope):
+            await self._app(scope, receive, send)
+            return
+        headers: Headers = scope["headers"]
+        identity = scope[REQUEST_ID] = request_id(headers)
+        path = path_of(scope)
+        extra = [(b"x-request-id", identity.encode()), *_SECURITY_HEADERS]
+        if is_below(path, "/admin") or is_below(path, "/v1"):
+            extra.append(_PRIVATE)
+        started = anyio.current_time()
+        status = 0
+
+        async def completing(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": with_defaults(message.get("headers", ()), extra)}
+            await send(message)
+
+        async def inside(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                extra.extend(await self._admit(scope, path))
+            except GatewayError as error:
+                await response_of(error, scope)(scope, receive, send)
+            else:
+                await self._app(scope, receive, send)
+
+        try:
+            await run_draining(inside, scope, receive, completing, patience=self._drain_timeout)
+        except ClientGone:
+            status = 499
+        finally:
+            level = logging.INFO if is_below(path, "/admin") else logging.DEBUG
+            if _log.isEnabledFor(level):
+                fields = {
+                    "request_id": identity,
+                    "method": scope["method"],
+                    "path": path,
+                    "status": status,
+                    "duration_ms": round(1000 * (anyio.current_time() - started), 1),
+                }
+                _log.log(level, "request", extra={"fields": fields})
+
+    async def _admit(self, scope: Scope, path: str) -> list[tuple[bytes, bytes]]:
+        """Return the headers that the answer gets, or raise why there is none."""
+        headers: Headers = scope["headers"]
+        peer = scope.get("client")
+        address = scope[ADDRESS] = client_address(peer[0] if peer else None, headers, self._entrance.trusted)
+        if is_below(path, "/admin") and not self._signed_in(scope):
+            self._check_admin_key(headers, address)
+        refused = refuse_bad_framing(headers) or refuse_loop(headers)
+        if refused is not None:
+            raise refused
+        if not is_below(path, "/v1"):
+            return []
+        known = verified(headers, self._entrance.client_digests)
+        if known is None and self._entrance.require_client_key and not self._signed_in(scope):
+            check_client_key(headers, self._entrance.client_digests)
+        quota = await self._entrance.limiter.hit(address if known is None else known.hex())
+        if quota is None:
+            return []
+        if not quota.allowed:
+            raise quota.error()
+        return quota.headers()
+
+    def _check_admin_key(self, headers: Headers, address: str) -> None:
+        if verified(headers, self._admin_digests()) is not None:
+            return
+        quota = self._failures.hit(address, self._entrance.limiter.now())
+        if not quota.allowed:
+            raise quota.error("Too many wrong admin keys came from your address; wait, then send the right one")
+        raise AdminKeyRequired("The admin key is missing or wrong; send it in the header X-API-Key")
+
+
+class Cors:
+    """Let pages of other origins use the inference API, and nothing else of the gateway."""
+
+    def __init__(self, app: App, *, origins: Sequence[str]) -> None:
+        self._app = app
+        self._open = CORSMiddleware(
+            app,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "x-gateway-server-id", "x-multiverse-attempts", "retry-after", "retry-after-ms"],
+            max_age=600,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application, under Starlette's rules where the path is one of the API."""
+        app = self._open if scope["type"] == "http" and is_below(path_of(scope), "/v1") else self._app
+        await app(scope, receive, send)
+
+
+def cors_headers(headers: Headers, origins: Collection[str]) -> list[tuple[bytes, bytes]]:
+    """Return what lets a page of an allowed origin read the answer: for the door that no middleware stands before."""
+    origin = next((value for name, value in headers if name == b"origin"), None)
+    if origin is None or not origins or ("*" not in origins and origin.decode("latin-1") not in origins):
+        return []
+    exposed = b"x-request-id, x-gateway-server-id, x-multiverse-attempts, retry-after, retry-after-ms"
+    if "*" in origins:
+        return [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", exposed)]
+    return [(b"access-control-allow-origin", origin), (b"access-control-expose-headers", exposed), (b"vary", b"Origin")]

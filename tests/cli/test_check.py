@@ -1,0 +1,156 @@
+"""The command `check` against servers that work, and servers that do not."""
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from multiverse_gateway.cli import main
+from multiverse_gateway.cli.scripted import MODEL, ScriptedServer
+from support.processes import environment
+from support.sockets import free_port
+
+
+@pytest.fixture(autouse=True)
+def empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in an empty directory, without the developer's settings."""
+    monkeypatch.chdir(tmp_path)
+    for name in os.environ.keys() - environment({}).keys():
+        monkeypatch.delenv(name)
+
+
+def call(*arguments: str) -> Result:
+    """Run the command in this process."""
+    return CliRunner().invoke(main, ["check", *arguments])
+
+
+def serve(server: ThreadingHTTPServer) -> Iterator[str]:
+    """Serve on a thread and give the root URL."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def scripted() -> Iterator[str]:
+    """Run a server that works."""
+    yield from serve(ScriptedServer("A", word_seconds=0))
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Answer with the server's `answers` by method."""
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length") or 0))
+        answers: dict[str, tuple[int, dict[str, str], bytes]] = self.server.answers  # type: ignore[attr-defined]
+        status, headers, body = answers[self.command]
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET  # noqa: N815  http.server's name
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def strange() -> Iterator[tuple[dict[str, Any], str]]:
+    """Run a server that answers what the test says."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    answers: dict[str, Any] = {"GET": (200, {}, b'{"data": [{"id": "tiny"}]}'), "POST": (200, {}, b'{"choices": [{}]}')}
+    server.answers = answers  # type: ignore[attr-defined]
+    for url in serve(server):
+        yield answers, url
+
+
+@pytest.mark.e2e
+def test_a_good_server_passes_each_step(scripted: str) -> None:
+    """In words for people, and as data."""
+    result = call(scripted, "--allow-private")
+    assert result.exit_code == 0
+    assert "A gateway can use this server." in result.output
+    assert f"{MODEL} made one token" in result.output
+    report = json.loads(call(scripted, "--allow-private", "--json").output)
+    assert report["passed"] is True
+    assert [step["name"] for step in report["steps"]] == ["URL", "name", "address", "connection", "model list", "models", "chat"]
+
+
+@pytest.mark.e2e
+def test_a_private_address_is_told_and_the_rest_still_checked(scripted: str) -> None:
+    """A host sees at once whether the server itself is fine."""
+    result = call(scripted)
+    assert result.exit_code == 1
+    assert "loopback" in result.output
+    assert "--allow-private" in result.output
+    assert "made one token" in result.output
+
+
+@pytest.mark.e2e
+def test_another_name_is_a_note(scripted: str) -> None:
+    """Many servers take any."""
+    result = call(scripted, "--allow-private", "--model", "other")
+    assert result.exit_code == 0
+    assert f"other is not in the list: {MODEL}" in result.output
+
+
+@pytest.mark.parametrize("url", ["", "gpu", "ftp://gpu.example", "http://user:pass@gpu.example", "http://gpu.example:22"])
+def test_a_url_that_cannot_be(url: str) -> None:
+    """Nothing is dialled."""
+    result = call(url)
+    assert result.exit_code == 1
+    assert "FAILED  URL" in result.output
+
+
+@pytest.mark.e2e
+def test_a_name_that_is_not_there() -> None:
+    """Names under .invalid never are (RFC 6761)."""
+    result = call("http://gpu.invalid:8000")
+    assert result.exit_code == 1
+    assert "cannot be resolved" in result.output
+
+
+@pytest.mark.e2e
+def test_a_closed_port() -> None:
+    """The remedy names the usual mistake."""
+    result = call(f"http://127.0.0.1:{free_port()}", "--allow-private")
+    assert result.exit_code == 1
+    assert "start the server" in result.output
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("method", "answer", "words"),
+    [
+        ("GET", (401, {}, b""), "asks for a key"),
+        ("GET", (302, {"location": "/x"}, b""), "redirects"),
+        ("GET", (404, {}, b""), "the path is not there"),
+        ("GET", (404, {"ngrok-error-code": "ERR_NGROK_3200"}, b""), "nothing is behind it"),
+        ("GET", (503, {}, b""), "loading or busy"),
+        ("GET", (500, {}, b""), "status 500"),
+        ("GET", (200, {}, b"<html>"), "no OpenAI list"),
+        ("GET", (200, {}, b'{"data": []}'), "the list is empty"),
+        ("GET", (200, {}, b"x" * (1 << 20) + b"x"), "larger than 1 MiB"),
+        ("POST", (200, {}, b"{}"), "has no choices"),
+        ("POST", (429, {}, b""), "busy"),
+    ],
+)
+def test_what_is_wrong_is_said(strange: tuple[dict[str, Any], str], method: str, answer: Any, words: str) -> None:
+    """With exit code 1."""
+    answers, url = strange
+    answers[method] = answer
+    result = call(url, "--allow-private")
+    assert result.exit_code == 1
+    assert words in result.output
+    assert "->" in result.output

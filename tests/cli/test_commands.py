@@ -1,0 +1,136 @@
+"""What the command says of itself, and the commands that need no gateway."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from multiverse_gateway._version import __version__
+from multiverse_gateway.cli import COMMANDS, Commands, main
+from multiverse_gateway.cli.common import host_for_url, printable
+from multiverse_gateway.settings import env_example
+from support.processes import environment
+
+
+@pytest.fixture(autouse=True)
+def empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run in an empty directory, without the developer's settings."""
+    monkeypatch.chdir(tmp_path)
+    for name in os.environ.keys() - environment({}).keys():
+        monkeypatch.delenv(name)
+    return tmp_path
+
+
+def call(*arguments: str, **more: str) -> Result:
+    """Run a command in this process."""
+    return CliRunner().invoke(main, list(arguments), env=more or None)
+
+
+def test_help_lists_every_command() -> None:
+    """With a sentence each."""
+    result = call("--help")
+    assert result.exit_code == 0
+    text = " ".join(result.output.split())
+    for name, (_, summary) in COMMANDS.items():
+        assert f"{name} {summary}" in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_explains_itself(name: str) -> None:
+    """The help page begins with the sentence of the list."""
+    assert isinstance(main, Commands)
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    assert command.name == name
+    assert (command.help or "").startswith(COMMANDS[name][1])
+    assert call(name, "--help").exit_code == 0
+
+
+def test_unknown_commands_are_refused() -> None:
+    """With exit code 2."""
+    assert call("serve").exit_code == 2
+
+
+def test_version() -> None:
+    """Name and number."""
+    assert call("--version").output == f"multiverse-gateway, version {__version__}\n"
+
+
+@pytest.mark.e2e
+def test_help_and_version_are_quick(empty_directory: Path) -> None:
+    """Nothing heavy is imported for them: the best of five is under 0.3 seconds."""
+    for option in ("--help", "--version"):
+        times = []
+        for _ in range(5):
+            begun = time.perf_counter()
+            subprocess.run([sys.executable, "-m", "multiverse_gateway", option], check=True, capture_output=True, env=environment({}))
+            times.append(time.perf_counter() - begun)
+        assert min(times) < 0.3
+
+
+def test_settings_are_shown_masked() -> None:
+    """What differs from the default is marked."""
+    result = call("settings", PORT="8123", ADMIN_API_KEY="an-admin-key-of-the-test")
+    assert result.exit_code == 0
+    assert "an-admin-key" not in result.output
+    (line,) = (line for line in result.output.splitlines() if line.startswith("port "))
+    assert "8123" in line
+    assert "changed" in line
+
+
+def test_settings_as_json() -> None:
+    """All of them."""
+    shown = json.loads(call("settings", "--json", CLIENT_API_KEYS="client-key-1,client-key-2").output)
+    assert (shown["port"], shown["client_api_keys"], shown["admin_api_key"]) == (8000, "********", None)
+
+
+def test_settings_as_env() -> None:
+    """Even where the settings themselves are wrong: it is how they get mended."""
+    result = call("settings", "--env", PORT="wrong")
+    assert (result.exit_code, result.output) == (0, env_example())
+
+
+def test_wrong_settings_end_with_2() -> None:
+    """The message names the setting."""
+    result = call("settings", PORT="wrong")
+    assert result.exit_code == 2
+    assert "Error: MULTIVERSE_PORT=wrong" in result.output
+
+
+def test_plugins_lists_our_own() -> None:
+    """With kind, name and package."""
+    found = json.loads(call("plugins", "--json").output)
+    assert {"kind": "balancer", "name": "round_robin"}.items() <= found[[item["name"] for item in found].index("round_robin")].items()
+    assert "round_robin" in call("plugins").output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--port", "70000"), "MULTIVERSE_PORT=70000"),
+        (("--config", "missing.toml"), "missing.toml cannot be read"),
+        (("--certfile", __file__), "--certfile and --keyfile belong together"),
+        (("--admin-api-key", "x"), "No such option"),
+    ],
+)
+def test_run_refuses_what_cannot_work(arguments: tuple[str, ...], message: str) -> None:
+    """With exit code 2; secrets are no options, as everybody on a machine can read its command lines."""
+    result = call("run", *arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_where_a_gateway_is_reached() -> None:
+    """A listener on all addresses is reached on loopback."""
+    assert [host_for_url(host) for host in ("0.0.0.0", "::", "::1", "gpu.example")] == ["127.0.0.1", "[::1]", "[::1]", "gpu.example"]
+
+
+def test_others_texts_cannot_move_the_cursor() -> None:
+    """Control characters are shown, not sent to the terminal."""
+    assert printable("ok \x1b[2J") == "ok \\x1b[2J"
