@@ -1,31 +1,62 @@
-"""Whose fault was it, and what is next: the classes A to L of a failed attempt, and the decision to try another server.
+"""What an upstream answer means, whether another attempt is made, and what the client sees when none is left.
 
-* Nothing that a client did wrong is repeated or held against a server (class J).
-* All attempts of a request go to different servers, at most one more to the only one there is, and only when it was not reached.
-* No retry sleeps past the deadline, and all retries of a model together stay within a budget.
+    class                retried elsewhere          seen by the client if no attempt is left
+    A  connect           yes                        504
+    B  broken            yes                        504
+    C  timeout           if time remains            504
+    D  server error      yes                        504, lists the attempts
+    E  busy              yes, at once               429 or 503, with Retry-After
+    F  no such model     yes                        404 body of the last server
+    G  unsupported       yes                        last body unchanged
+    H  key refused       yes                        502, never 401: the user's key is fine
+    I  transient         yes                        504
+    J  client error      never                      status and body unchanged
+    K  nonsense          yes                        502
+    L  local             never                      503
+
+The class of the last attempt decides what is seen. Stateful requests are retried after A only: nothing reached a server then.
 """
 
+import codecs
 import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
+from typing import assert_never
 
-import attrs
 import msgspec
+from attrs import frozen
 
 from multiverse_gateway.core.errors import (
     BackendBusy,
     GatewayError,
     NoHealthyServer,
+    Overloaded,
     UpstreamAuthFailed,
     UpstreamBadResponse,
     UpstreamTimeout,
 )
 from multiverse_gateway.core.servers import ServerId
 
+DEFAULT_REST = 5.0
+"""Seconds to wait for a busy server that does not say how long."""
+LONGEST_REST = 60.0
+"""Seconds; what servers ask beyond that is not passed on."""
+
+_PIECE = 1 << 16
+_JSON = msgspec.json.Decoder(msgspec.Raw)
+_NO_MODEL = re.compile(rb"model_not_found|(?<![/\w])model\b.{0,300}?\b(?:not found|does not exist)", re.DOTALL | re.IGNORECASE)
+_NO_MODEL_WITHIN = 4096
+_TUNNEL_MARKS = (b"ERR_NGROK_", b"error code: 1033")
+_CONTENT_TYPE = re.compile(rb"[\w!#$&^.+*-]{1,127}/[\w!#$&^.+*-]{1,127}(?:[ \t]*;[ -~]{0,256})?")
+_MARKUP = re.compile(rb"html|xml|svg", re.IGNORECASE)
+_SECONDS = re.compile(rb"\d{1,18}(?:\.\d{1,18})?")
+_MAX_DATE = 64
+
 
 class FailureClass(StrEnum):
-    """What went wrong before the commit point."""
+    """Why an attempt failed; the letters are those of the table above."""
 
     CONNECT = "A"
     BROKEN = "B"
@@ -41,29 +72,36 @@ class FailureClass(StrEnum):
     LOCAL = "L"
 
 
-@attrs.frozen(kw_only=True)
+@frozen
 class Failure:
-    """The end of an attempt that brought no answer; `reason` is in words and holds nothing internal."""
+    """How one attempt ended. `reason` is for people: words, no address, nothing internal. `retry_after` is in seconds, not capped.
+
+    `status`, `body` and `content_type` are those of the server's answer, if there was one; they may be relayed.
+    """
 
     kind: FailureClass
     reason: str
     status: int | None = None
     retry_after: float | None = None
-    body: bytes = attrs.field(default=b"", repr=False)
+    body: bytes = b""
     content_type: bytes = b"application/json"
 
 
-@attrs.frozen(kw_only=True)
+@frozen
 class Attempt:
-    """One failed attempt."""
+    """One failed request to one server."""
 
     server_id: ServerId
     failure: Failure
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class RetryPolicy:
-    """How often and how fast; seconds."""
+    """When another attempt may be made. All but `max_retries` are seconds.
+
+    `backoff` is the longest pause before another server, `same_server_delay` that before the only one; after a timeout at least
+    `min_remaining` of the deadline must be left.
+    """
 
     max_retries: int = 2
     backoff: float = 0.1
@@ -71,100 +109,162 @@ class RetryPolicy:
     min_remaining: float = 5.0
 
 
-@attrs.frozen(kw_only=True)
+@frozen
 class Retry:
-    """Try again after `delay` seconds, on another server unless `same_server`."""
+    """Make another attempt after `delay` seconds: on another server, or on the same one again."""
 
     delay: float
     same_server: bool = False
 
 
-@attrs.frozen(kw_only=True)
+@frozen
 class GiveUp:
-    """Tell the client: our own error, or the server's answer as it was."""
+    """Answer the client: with `error`, or else with status, body and content type of `relay`, unchanged."""
 
     error: GatewayError | None = None
     relay: Failure | None = None
 
 
-_TUNNEL = re.compile(rb"ERR_NGROK_|error code: 1033|cloudflared", re.IGNORECASE)
-_NO_MODEL = re.compile(rb"model_not_found|model ['\"\\][^\n]{0,300}not found|does not exist", re.IGNORECASE)
+def classify(
+    status: int, headers: Mapping[bytes, bytes], body: bytes | None, *, stream: bool, checks_json: bool, now_wall: float
+) -> Failure | None:
+    """Tell what an answer means; `None` is a good one.
+
+    Names in `headers` are lower case. `body` is `None` while only the head of a good status is known; of any other status it is
+    the whole body, or its first 64 KiB. `checks_json` holds for the paths whose answers are JSON or events.
+
+    >>> print(classify(200, {b"content-type": b"application/json"}, None, stream=False, checks_json=True, now_wall=0.0))
+    None
+    >>> classify(503, {b"retry-after": b"3"}, b"", stream=False, checks_json=True, now_wall=0.0).kind
+    <FailureClass.BUSY: 'E'>
+    """
+    kind = headers.get(b"content-type", b"")
+    media = kind.partition(b";")[0].strip().lower()
+    if _is_tunnel_page(status, headers, media, body):
+        return Failure(FailureClass.BROKEN, "the server's tunnel is offline", status)
+    if 200 <= status < 300:
+        reason = _nonsense(status, headers, media, stream, checks_json)
+        return None if reason is None else Failure(FailureClass.NONSENSE, reason, status)
+    found, reason = _meaning(status, body or b"")
+    if found in _RELAYED and not _is_identity(headers):
+        found, reason = FailureClass.NONSENSE, _COMPRESSED
+    return Failure(
+        found,
+        reason,
+        status,
+        parse_retry_after(headers.get(b"retry-after"), now_wall),
+        body or b"",
+        _harmless(kind),
+    )
 
 
-def parse_retry_after(value: bytes | None, now_wall: float) -> float | None:
-    """Return the seconds of a `Retry-After`, which may be a number or a date; `None` for anything odd or past (RFC 9110, 10.2.3)."""
-    if value is None:
-        return None
-    text = value.decode("latin-1").strip()
-    try:
-        seconds = float(text)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(text).timestamp() - now_wall
-        except (ValueError, OverflowError):
-            return None
-    return seconds if 0 < seconds < 1e9 else None
+_COMPRESSED = "the answer is compressed, which nobody asked for"
+_RELAYED = frozenset({FailureClass.NO_MODEL, FailureClass.UNSUPPORTED, FailureClass.CLIENT_ERROR})
+
+
+def _is_tunnel_page(status: int, headers: Mapping[bytes, bytes], media: bytes, body: bytes | None) -> bool:
+    if status == 530 or b"ngrok-error-code" in headers:
+        return True
+    return body is not None and not _is_json(media) and any(mark in body for mark in _TUNNEL_MARKS)
+
+
+def _meaning(status: int, body: bytes) -> tuple[FailureClass, str]:
+    reason = f"answered with status {status}"
+    match status:
+        case 401 | 403:
+            return FailureClass.AUTH, f"the stored key was refused with status {status}"
+        case 429 | 503:
+            return FailureClass.BUSY, f"busy (status {status})"
+        case 404 if _NO_MODEL.search(body, 0, _NO_MODEL_WITHIN):
+            return FailureClass.NO_MODEL, "the server does not have this model"
+        case 404 | 405 | 501:
+            return FailureClass.UNSUPPORTED, f"the server does not support this endpoint (status {status})"
+        case 408 | 425:
+            return FailureClass.TRANSIENT, reason
+        case 505:
+            return FailureClass.NONSENSE, reason
+        case _ if 400 <= status < 500:
+            return FailureClass.CLIENT_ERROR, reason
+        case _ if 500 <= status < 600:
+            return FailureClass.SERVER_ERROR, reason
+    return FailureClass.NONSENSE, "redirected, which is not followed" if 300 <= status < 400 else reason
+
+
+def _nonsense(status: int, headers: Mapping[bytes, bytes], media: bytes, stream: bool, checks_json: bool) -> str | None:
+    """Say what is wrong with a head of 2xx."""
+    if status not in ((200,) if checks_json else (200, 201, 202)):
+        return f"answered with status {status}"
+    if not _is_identity(headers):
+        return _COMPRESSED
+    if media in (b"text/html", b"application/xhtml+xml"):
+        return "the answer is a web page"
+    if stream:
+        if _is_json(media) or (checks_json and media != b"text/event-stream"):
+            return "a stream was asked for, and the answer is none"
+    elif checks_json and media and not _is_json(media):
+        return "the answer is not JSON"
+    return None
+
+
+def _is_json(media: bytes) -> bool:
+    return media == b"application/json" or media.endswith(b"+json")
+
+
+def _is_identity(headers: Mapping[bytes, bytes]) -> bool:
+    return headers.get(b"content-encoding", b"").strip().lower() in (b"", b"identity")
+
+
+def _harmless(kind: bytes) -> bytes:
+    """Return the content type as it is, but nothing that a browser would run, nor anything that is no content type."""
+    if not kind:
+        return b"application/json"
+    return b"text/plain; charset=utf-8" if _MARKUP.search(kind) or not _CONTENT_TYPE.fullmatch(kind) else kind
 
 
 def check_json(body: bytes) -> bool:
-    """Tell whether a body is a JSON object or list."""
-    if body.lstrip()[:1] not in (b"{", b"["):
+    """Tell whether a body is one whole JSON object or array in UTF-8, however deep or large.
+
+    >>> check_json(b'{"choices": []}'), check_json(b'{"choices": ['), check_json(b"3")
+    (True, False, False)
+    """
+    if body.lstrip(b" \t\r\n")[:1] not in (b"{", b"["):
         return False
     try:
-        msgspec.json.decode(body, type=msgspec.Raw)
+        _JSON.decode(body)
+        if not body.isascii():
+            _check_utf8(body)
     except (ValueError, RecursionError):
         return False
     return True
 
 
-def classify(
-    status: int, headers: Mapping[bytes, bytes], body: bytes | None, *, stream: bool, checks_json: bool, now_wall: float
-) -> Failure | None:
-    """Return what is wrong with an answer, or `None` for a good one.
+def _check_utf8(body: bytes) -> None:
+    """Raise on what msgspec skips; in pieces, lest 16 MiB of body become 64 of text."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for start in range(0, len(body), _PIECE):
+        decoder.decode(body[start : start + _PIECE])
+    decoder.decode(b"", True)
 
-    With a good status only the head is judged. `checks_json` tells that the path answers in JSON or events; `headers` are in lower case.
+
+def parse_retry_after(value: bytes | None, now_wall: float) -> float | None:
+    """Return the seconds that a Retry-After asks for, as a number or a date (RFC 9110, 10.2.3); `None` for garbage and for the past.
+
+    >>> parse_retry_after(b"3", 0.0), parse_retry_after(b"Thu, 01 Jan 1970 00:00:09 GMT", 2.0), parse_retry_after(b"-1", 0.0)
+    (3.0, 7.0, None)
     """
-    content_type = headers.get(b"content-type", b"application/octet-stream")
-    kind = content_type.partition(b";")[0].strip().lower()
-    is_html = kind == b"text/html"
-    if b"ngrok-error-code" in headers or status == 530 or (is_html and body is not None and _TUNNEL.search(body)):
-        return Failure(kind=FailureClass.BROKEN, reason="the tunnel to the server is offline", status=status)
-    if 200 <= status < 300:
-        return _classify_head(status, headers, kind, stream=stream, checks_json=checks_json)
-
-    def shown(kind: FailureClass, reason: str, retry_after: float | None = None) -> Failure:
-        return Failure(kind=kind, reason=reason, status=status, retry_after=retry_after, body=body or b"", content_type=content_type)
-
-    if status in (429, 503):
-        wait = parse_retry_after(headers.get(b"retry-after"), now_wall)
-        return shown(FailureClass.BUSY, f"the server is busy (status {status})", wait)
-    if status == 404 and _NO_MODEL.search(body or b""):
-        return shown(FailureClass.NO_MODEL, "the server does not have this model")
-    if status in (404, 405, 501):
-        return shown(FailureClass.UNSUPPORTED, f"the server does not know this call (status {status})")
-    if status in (401, 403):
-        return Failure(kind=FailureClass.AUTH, reason="the server refuses the key that is stored for it", status=status)
-    if status in (408, 425):
-        return Failure(kind=FailureClass.TRANSIENT, reason=f"the server asked to try again (status {status})", status=status)
-    if 400 <= status < 500:
-        return shown(FailureClass.CLIENT_ERROR, f"the server refused the request (status {status})")
-    if 500 <= status < 600 and status != 505:
-        return Failure(kind=FailureClass.SERVER_ERROR, reason=f"the server failed (status {status})", status=status)
-    return Failure(kind=FailureClass.NONSENSE, reason=f"an answer with the status {status}", status=status)
-
-
-def _classify_head(status: int, headers: Mapping[bytes, bytes], kind: bytes, *, stream: bool, checks_json: bool) -> Failure | None:
-    if headers.get(b"content-encoding", b"identity").strip().lower() not in (b"identity", b""):
-        return Failure(kind=FailureClass.NONSENSE, reason="a compressed answer, which was not asked for", status=status)
-    if not checks_json:
+    if value is None:
         return None
-    if status != 200:
-        return Failure(kind=FailureClass.NONSENSE, reason=f"an answer with the status {status}", status=status)
-    if stream and kind != b"text/event-stream":
-        return Failure(kind=FailureClass.NONSENSE, reason="no stream of events, which was asked for", status=status)
-    if not stream and kind not in (b"application/json", b"application/octet-stream"):
-        return Failure(kind=FailureClass.NONSENSE, reason="an answer that is not JSON", status=status)
-    return None
+    value = value.strip()
+    if _SECONDS.fullmatch(value):
+        return float(value)
+    if len(value) > _MAX_DATE:
+        return None
+    try:
+        date = parsedate_to_datetime(value.decode("ascii"))
+        seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now_wall
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    return seconds if seconds > 0 else None
 
 
 def after_failure(
@@ -177,47 +277,71 @@ def after_failure(
     budget_left: bool,
     chance: float,
 ) -> Retry | GiveUp:
-    """Decide what follows the last attempt.
+    """Decide what follows the last of `attempts`, which are all the attempts so far.
 
-    `others` counts usable servers that were not tried, `remaining` the seconds to the deadline; `stateful` requests are repeated only
-    when the server was never reached.
+    `others` is the number of usable servers not tried yet, `remaining` the seconds left of the deadline, `chance` a random number
+    in [0, 1).
     """
     kind = attempts[-1].failure.kind
-    repeatable = kind is FailureClass.CONNECT if stateful else kind not in (FailureClass.CLIENT_ERROR, FailureClass.LOCAL)
-    if not repeatable or not budget_left or len(attempts) > policy.max_retries:
+    may_retry = budget_left and len(attempts) <= policy.max_retries and kind not in (FailureClass.CLIENT_ERROR, FailureClass.LOCAL)
+    if not may_retry or (stateful and kind is not FailureClass.CONNECT):
         return final_error(attempts)
-    if kind is FailureClass.TIMEOUT and remaining < policy.min_remaining:
+    retry = _next(kind, len(attempts), others, policy, chance)
+    needed = policy.min_remaining if kind is FailureClass.TIMEOUT else 0.0
+    if retry is None or remaining <= retry.delay or remaining < needed:
         return final_error(attempts)
-    if others:
-        delay = 0.0 if kind is FailureClass.BUSY else policy.backoff * chance
-        return Retry(delay=delay) if delay < remaining else final_error(attempts)
-    if kind is FailureClass.CONNECT and len(attempts) == 1 and policy.same_server_delay < remaining:
-        return Retry(delay=policy.same_server_delay, same_server=True)
-    return final_error(attempts)
+    return retry
+
+
+def _next(kind: FailureClass, made: int, others: int, policy: RetryPolicy, chance: float) -> Retry | None:
+    if others > 0:
+        return Retry(0.0 if kind is FailureClass.BUSY else policy.backoff * chance)
+    if kind is FailureClass.CONNECT and made == 1:
+        return Retry(policy.same_server_delay, same_server=True)
+    return None
 
 
 def final_error(attempts: Sequence[Attempt]) -> GiveUp:
-    """Return what the client is told when no attempt is left; there was at least one."""
+    """Return what the client sees when no attempt is left; the last attempt decides, and there was at least one."""
     last = attempts[-1].failure
     match last.kind:
-        case FailureClass.CLIENT_ERROR | FailureClass.NO_MODEL | FailureClass.UNSUPPORTED:
+        case FailureClass.NO_MODEL | FailureClass.UNSUPPORTED | FailureClass.CLIENT_ERROR:
             return GiveUp(relay=last)
         case FailureClass.BUSY:
-            wait = last.retry_after if last.retry_after is not None else 5.0
-            message = "Every server of this model is busy. Wait as long as Retry-After says, then send the request again."
-            refusal = BackendBusy if last.status == 429 else NoHealthyServer
-            return GiveUp(error=refusal(message, retry_after=min(60.0, wait)))
+            return GiveUp(_busy(attempts, last))
         case FailureClass.AUTH:
             return GiveUp(
-                error=UpstreamAuthFailed(
-                    "The server refuses the key that its owner stored for it; your own key is fine. "
-                    "Choose another model, or tell the owner to update the server's key."
+                UpstreamAuthFailed(
+                    "The model's server refused the key that the gateway keeps for it; your own key is fine. "
+                    "Tell the host to update the server's key in the gateway, or choose another model."
                 )
             )
         case FailureClass.NONSENSE:
-            return GiveUp(error=UpstreamBadResponse(f"No server gave a usable answer: {_listed(attempts)}. Choose another model."))
-    return GiveUp(error=UpstreamTimeout(f"No server answered: {_listed(attempts)}. Try again later, or choose another model."))
+            return GiveUp(
+                UpstreamBadResponse(
+                    f"The model's server gave no usable answer: {last.reason}. Try again later, choose another model, or tell the host."
+                )
+            )
+        case FailureClass.LOCAL:
+            return GiveUp(
+                Overloaded(
+                    "The gateway could not carry out the request at the moment. Send it again in a few seconds.", retry_after=DEFAULT_REST
+                )
+            )
+        case FailureClass.CONNECT | FailureClass.BROKEN | FailureClass.TIMEOUT | FailureClass.SERVER_ERROR | FailureClass.TRANSIENT:
+            return GiveUp(UpstreamTimeout(_all_failed(attempts)))
+        case _:
+            assert_never(last.kind)
 
 
-def _listed(attempts: Sequence[Attempt]) -> str:
-    return "; ".join(f"attempt {number}: {attempt.failure.reason}" for number, attempt in enumerate(attempts, 1))
+def _busy(attempts: Sequence[Attempt], last: Failure) -> GatewayError:
+    waits = [attempt.failure.retry_after or DEFAULT_REST for attempt in attempts if attempt.failure.kind is FailureClass.BUSY]
+    wait = min(LONGEST_REST, *waits)
+    kind = BackendBusy if last.status == 429 else NoHealthyServer
+    return kind(f"Every server of this model is busy now. Send the request again in {max(1.0, wait):.0f} s.", retry_after=wait)
+
+
+def _all_failed(attempts: Sequence[Attempt]) -> str:
+    ends = ", ".join(str(attempt.failure.status or attempt.failure.reason) for attempt in attempts)
+    made = "the only attempt" if len(attempts) == 1 else f"all {len(attempts)} attempts"
+    return f"No server could answer: {made} failed ({ends}). Try again later, choose another model, or tell the host."

@@ -1,20 +1,40 @@
-"""A server's health as a state machine: every change is `advance(health, event, policy)`, nothing else.
+"""What is known about a server's health, and how probes and requests change it.
 
-    PROBING ──pass──> HEALTHY ──failed probe, class A/B, 3 strikes──> UNHEALTHY ──pass──> HALF_OPEN ──answer or pass──> HEALTHY
-    any ──3 failed probes──> DEACTIVATED ──2 passes──> HEALTHY;  silent for 7 days ──> ARCHIVED;  401/403 ──> MISCONFIGURED
+    PROBING        nothing is known yet                    a good probe: HEALTHY
+    HEALTHY        in rotation                             a failed probe, A or B of a request, strikes: UNHEALTHY
+    UNHEALTHY      out; probed after 1, 2, 4 … 60 s        a good probe: HALF_OPEN; failed probes in a row: DEACTIVATED
+    HALF_OPEN      gets one request at a time              it passes, or a later probe does: HEALTHY; it fails: UNHEALTHY
+    MISCONFIGURED  out; its stored key was refused         a good probe: HALF_OPEN
+    DEACTIVATED    taken off; probed after 1, 2, 4 … 15 min   two good probes: HEALTHY; silent for days: ARCHIVED
+    ARCHIVED       not probed any more                     a forced good probe, or its owner's update
 
-* Every event carries the generation it belongs to; events of another generation change nothing.
-* A pause asked for by the server (429, 503) is no sickness: it rests, and of two pauses the later end holds.
-* One request gives a server at most one strike, and no server falls by the strikes of a single request.
-* Instants are monotonic seconds, but for `last_*_at`, which are epoch seconds and only shown.
+Rules that hold whatever happens:
+
+1. An event of an older generation changes nothing.
+2. Resting only ever grows longer: the later deadline wins. Being busy is no sickness.
+3. One request strikes a server at most once, and no server leaves by the strikes of one request alone.
+4. Every state but ARCHIVED has a next probe: time alone leaves no server stuck.
+5. A good probe does not wipe off strikes of the last 30 s: a server may list its models and still fail to answer.
 """
 
-import math
 from enum import StrEnum
+from math import inf
+from typing import Any
 
-import attrs
+from attrs import evolve, frozen
 
 from multiverse_gateway.core.failover import Failure, FailureClass
+
+LEAST_SHARE = 0.25
+"""Part of its usual traffic that a server gets at the start of its slow start."""
+
+_MAX_UNSUPPORTED = 32
+_CONFIRM_AFTER = 1.0
+_PROBE_CAP = 60.0
+_DEACTIVATED_UNIT = 60.0
+_DEACTIVATED_CAP = 900.0
+_CORRELATED_STEP = 2  # 4 s: when our own network returns, its servers shall be back within ten seconds
+_MAX_STEP = 16
 
 
 class HealthState(StrEnum):
@@ -30,16 +50,19 @@ class HealthState(StrEnum):
 
 
 class AutoDeregister(StrEnum):
-    """What happens to a server after too many failed probes."""
+    """What happens to a server after too many failed probes in a row. `DELETE` deactivates too; the monitor then removes it."""
 
     DEACTIVATE = "deactivate"
     DELETE = "delete"
     OFF = "off"
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class HealthPolicy:
-    """The figures of the state machine, in seconds and counts."""
+    """The figures of the state machine; all but the two counts are seconds.
+
+    `verdict_age` is how long a verdict from before a restart is trusted.
+    """
 
     max_consecutive_failures: int = 3
     strikes: int = 3
@@ -54,11 +77,25 @@ class HealthPolicy:
     archive_after: float = 604800.0
     auto_deregister: AutoDeregister = AutoDeregister.DEACTIVATE
     first_byte_timeout: float = 120.0
+    verdict_age: float = 60.0
 
 
-@attrs.frozen(kw_only=True)
+_HEALTHY = HealthState.HEALTHY
+_HALF_OPEN = HealthState.HALF_OPEN
+_UNHEALTHY = HealthState.UNHEALTHY
+_DEACTIVATED = HealthState.DEACTIVATED
+_ARCHIVED = HealthState.ARCHIVED
+_STATUSES = {_HEALTHY: "healthy", _HALF_OPEN: "healthy", HealthState.PROBING: "unknown"}
+
+
+@frozen(kw_only=True)
 class Health:
-    """What is known of one server; the second half is this process's own and never stored."""
+    """What is known about one generation of a server.
+
+    `consecutive_failures` and `consecutive_successes` count probes. `by_traffic`: requests took it out, and no probe has failed since.
+    The three `last_…` instants are epoch seconds. From `probe_at` on, everything is local to the process and never stored; its
+    instants are monotonic. `strikes` are ids of requests; `struck_at` is the last failure of a request that the server is to blame for.
+    """
 
     state: HealthState = HealthState.PROBING
     generation: int = 1
@@ -77,34 +114,23 @@ class Health:
     resting_until: float = 0.0
     slow_since: float | None = None
     strikes: tuple[str, ...] = ()
-    struck_at: float = -math.inf
+    struck_at: float = -inf
     unsupported: tuple[tuple[str, float], ...] = ()
 
     @property
     def status(self) -> str:
-        """Return `healthy`, `unhealthy` or `unknown`: the plan's three words."""
-        return _STATUS[self.state]
+        """Return the state in the words of the API: healthy, unhealthy or unknown."""
+        return _STATUSES.get(self.state, "unhealthy")
 
     @property
     def is_active(self) -> bool:
-        """Tell whether the server counts as offered."""
-        return self.state not in (HealthState.DEACTIVATED, HealthState.ARCHIVED)
+        """Tell whether the server counts as one of its model's, working or not."""
+        return self.state is not _DEACTIVATED and self.state is not _ARCHIVED
 
 
-_STATUS = {
-    HealthState.PROBING: "unknown",
-    HealthState.HEALTHY: "healthy",
-    HealthState.HALF_OPEN: "healthy",
-    HealthState.UNHEALTHY: "unhealthy",
-    HealthState.MISCONFIGURED: "unhealthy",
-    HealthState.DEACTIVATED: "unhealthy",
-    HealthState.ARCHIVED: "unhealthy",
-}
-
-
-@attrs.frozen(kw_only=True)
+@frozen
 class ProbePassed:
-    """A probe found the server working; `forced` when a person asked for it."""
+    """A probe found the server well. `forced`: somebody asked for it."""
 
     generation: int
     warning: str | None = None
@@ -112,9 +138,9 @@ class ProbePassed:
     forced: bool = False
 
 
-@attrs.frozen(kw_only=True)
+@frozen
 class ProbeFailed:
-    """A probe failed; `correlated` when nearly all servers failed at once, which speaks against our own network."""
+    """A probe found the server ill. `correlated`: so were nearly all others, thus our own network is suspected."""
 
     generation: int
     reason: str
@@ -123,7 +149,7 @@ class ProbeFailed:
     forced: bool = False
 
 
-@attrs.frozen(kw_only=True)
+@frozen
 class AttemptPassed:
     """A request was answered in full."""
 
@@ -131,9 +157,9 @@ class AttemptPassed:
     request_id: str
 
 
-@attrs.frozen(kw_only=True)
+@frozen
 class AttemptFailed:
-    """A request to `path` failed; `counts` is false when it shall not count against the server."""
+    """A request to the API path failed. Without `counts` the server is not blamed; what it said of itself (busy …) still holds."""
 
     generation: int
     request_id: str
@@ -144,181 +170,293 @@ class AttemptFailed:
 
 HealthEvent = ProbePassed | ProbeFailed | AttemptPassed | AttemptFailed
 
-_BACKOFF_CAP = 60.0
-_DEACTIVATED_STEPS = (60.0, 120.0, 240.0, 480.0, 900.0)
 
-
-def fresh(generation: int, *, now: float, wall: float) -> Health:
-    """Return the health of a server that was registered and has just passed its probe."""
+def fresh(generation: int, *, now: float, wall: float, policy: HealthPolicy | None = None) -> Health:
+    """Return the health of a server that was registered and probed well just now; without a policy its next probe is due at once."""
     return Health(
-        state=HealthState.HEALTHY,
+        state=_HEALTHY,
         generation=generation,
         consecutive_successes=1,
         last_checked_at=wall,
         last_passed_at=wall,
         last_transition_at=wall,
-        probe_at=now + 30.0,
+        probe_at=now if policy is None else now + _regular(policy, 0.0),
     )
 
 
 def resume(stored: Health, policy: HealthPolicy, *, now: float, wall: float) -> Health:
-    """Return what a stored verdict is worth after a restart: a good one of the last 60 s is used, an older one half-open."""
-    trusted = stored.last_checked_at is not None and 0 <= wall - stored.last_checked_at <= 60.0
+    """Return what a stored health is worth after a restart; its probe is due at once.
+
+    A young verdict of HEALTHY stands, an old one must prove itself; any other state stays.
+    """
     state = stored.state
-    if state is HealthState.HEALTHY and not trusted:
-        state = HealthState.HALF_OPEN
-    return attrs.evolve(
-        stored, state=state, probe_at=now, probe_step=0, resting_until=0.0, slow_since=None, strikes=(), struck_at=-math.inf, unsupported=()
+    checked_at = -inf if stored.last_checked_at is None else stored.last_checked_at
+    is_young = abs(wall - checked_at) <= policy.verdict_age
+    if state is _HEALTHY and not is_young:
+        state = _HALF_OPEN
+    return evolve(
+        stored,
+        state=state,
+        probe_at=inf if state is _ARCHIVED else now,
+        probe_step=0,
+        resting_until=0.0,
+        slow_since=None,
+        strikes=(),
+        struck_at=-inf,
+        unsupported=(),
     )
 
 
 def is_usable(health: Health, path: str, now: float) -> bool:
-    """Tell whether a request to `path` may go to the server now; a half-open one takes one at a time."""
-    if health.state is not HealthState.HEALTHY and health.state is not HealthState.HALF_OPEN:
-        return False
-    if health.resting_until > now:
-        return False
-    return not health.unsupported or all(name != path or until <= now for name, until in health.unsupported)
+    """Tell whether requests to the API path may go to the server now; a HALF_OPEN one takes one at a time."""
+    return (health.state is _HEALTHY or health.state is _HALF_OPEN) and health.resting_until <= now and supports(health, path, now)
+
+
+def supports(health: Health, path: str, now: float) -> bool:
+    """Tell whether nothing is remembered against the server's answering the API path."""
+    return not any(name == path and until > now for name, until in health.unsupported)
 
 
 def share(health: Health, policy: HealthPolicy, now: float) -> float:
-    """Return the part of its usual traffic that the server gets: 0.25 at the beginning of its slow start, 1 after it."""
-    if health.slow_since is None:
+    """Return the part of its usual traffic that the server should get: 0.25 to 1, growing during its slow start."""
+    if health.state is _HALF_OPEN:
+        return LEAST_SHARE
+    if health.slow_since is None or now - health.slow_since >= policy.slow_start:
         return 1.0
-    return min(1.0, 0.25 + 0.75 * max(0.0, now - health.slow_since) / policy.slow_start)
+    return LEAST_SHARE + (1.0 - LEAST_SHARE) * max(0.0, now - health.slow_since) / policy.slow_start
+
+
+@frozen
+class _At:
+    """When and by what luck something happens."""
+
+    now: float
+    wall: float
+    chance: float
 
 
 def advance(health: Health, event: HealthEvent, policy: HealthPolicy, *, now: float, wall: float, chance: float) -> Health:
-    """Return the health after an event: the same object when nothing changed. `chance` in [0, 1) spreads the next probe."""
+    """Return the health after an event: the same object when nothing changes.
+
+    `now` is monotonic, `wall` epoch seconds; `chance` in [0, 1) is the jitter of whatever is scheduled.
+
+    >>> health = fresh(1, now=0.0, wall=0.0)
+    >>> advance(health, AttemptPassed(1, "a"), HealthPolicy(), now=1.0, wall=1.0, chance=0.5) is health
+    True
+    >>> advance(health, ProbeFailed(1, "refused"), HealthPolicy(), now=1.0, wall=1.0, chance=0.5).state
+    <HealthState.UNHEALTHY: 'unhealthy'>
+    """
     if event.generation != health.generation:
         return health
     if isinstance(event, AttemptPassed):
-        return _attempt_passed(health, now, wall)
+        if health.state is _HEALTHY and not health.strikes and health.slow_since is None:
+            return health
+        return _attempt_passed(health, policy, now, wall)
+    at = _At(now, wall, chance)
     if isinstance(event, AttemptFailed):
-        return _attempt_failed(health, event, policy, now, wall, chance)
+        return _attempt_failed(health, event, policy, at)
+    if health.state is _ARCHIVED and not event.forced:
+        return health
     if isinstance(event, ProbePassed):
-        return _probe_passed(health, event, policy, now, wall, chance)
-    return _probe_failed(health, event, policy, now, wall, chance)
+        return _probe_passed(health, event, policy, at)
+    return _probe_failed(health, event, policy, at)
 
 
-def _to(health: Health, state: HealthState, wall: float) -> Health:
-    return health if health.state is state else attrs.evolve(health, state=state, last_transition_at=wall)
+# Requests
 
 
-def _spread(seconds: float, chance: float) -> float:
-    return seconds * (0.8 + 0.4 * chance)
-
-
-def _regular(policy: HealthPolicy, chance: float) -> float:
-    wait = (policy.interval - policy.timeout) * (1 - 0.1 * chance)
-    return max(wait, policy.interval / 2)
-
-
-def _recovered(health: Health, now: float, wall: float) -> Health:
-    return attrs.evolve(
-        _to(health, HealthState.HEALTHY, wall), by_traffic=False, reason=None, strikes=(), struck_at=-math.inf, slow_since=now, probe_step=0
-    )
-
-
-def _attempt_passed(health: Health, now: float, wall: float) -> Health:
-    if health.state is HealthState.HALF_OPEN:
-        return _recovered(health, now, wall)
-    if health.strikes and health.state is HealthState.HEALTHY:
-        return attrs.evolve(health, strikes=(), struck_at=-math.inf)
+def _attempt_passed(health: Health, policy: HealthPolicy, now: float, wall: float) -> Health:
+    if health.state is _HALF_OPEN:
+        return _healthy(health, now, wall, is_slow=True, strikes=(), struck_at=-inf)
+    if health.state is _HEALTHY:
+        is_over = health.slow_since is not None and now - health.slow_since >= policy.slow_start
+        if not health.strikes and not is_over:
+            return health
+        return evolve(health, strikes=(), struck_at=-inf, slow_since=None if is_over else health.slow_since)
+    if health.state is _UNHEALTHY and health.by_traffic and health.probe_at > now:
+        return evolve(health, probe_at=now)  # the last resort worked: look at once
     return health
 
 
-def _eject(health: Health, reason: str, now: float, wall: float) -> Health:
-    step = health.probe_step + 1 if health.state is HealthState.HALF_OPEN else 0
-    return attrs.evolve(
-        _to(health, HealthState.UNHEALTHY, wall),
+def _attempt_failed(health: Health, event: AttemptFailed, policy: HealthPolicy, at: _At) -> Health:
+    failure = event.failure
+    match failure.kind:
+        case FailureClass.CONNECT | FailureClass.BROKEN:
+            return _blamed(health, event, policy, at, is_strike=False) if event.counts else health
+        case FailureClass.TIMEOUT | FailureClass.SERVER_ERROR | FailureClass.NONSENSE:
+            return _blamed(health, event, policy, at, is_strike=True) if event.counts else health
+        case FailureClass.BUSY:
+            rest = failure.retry_after or _around(policy.resting_default, at.chance)
+            return _resting(health, at.now + min(policy.resting_cap, rest))
+        case FailureClass.NO_MODEL:
+            resting = _resting(health, at.now + policy.pair_rest)
+            return evolve(resting, probe_at=at.now) if health.probe_at > at.now and health.state is not _ARCHIVED else resting
+        case FailureClass.UNSUPPORTED:
+            return _without(health, event.path, policy, at.now)
+        case FailureClass.AUTH:
+            return _misconfigured(health, failure.reason, policy, at)
+        case FailureClass.CLIENT_ERROR if health.state is _HALF_OPEN:
+            return _healthy(health, at.now, at.wall, is_slow=True)
+    return health
+
+
+def _blamed(health: Health, event: AttemptFailed, policy: HealthPolicy, at: _At, *, is_strike: bool) -> Health:
+    strikes, enough = health.strikes, max(2, policy.strikes)
+    if is_strike and event.request_id not in strikes:
+        strikes = (*strikes, event.request_id)[-enough:]
+    match health.state:
+        case HealthState.HALF_OPEN:
+            return _ejected(health, event.failure, at, _around(_backoff(health.probe_step), at.chance), strikes)
+        case HealthState.HEALTHY if not is_strike:
+            return _ejected(health, event.failure, at, _CONFIRM_AFTER, strikes)
+        case HealthState.HEALTHY if strikes is health.strikes:
+            return health
+        case HealthState.HEALTHY if len(strikes) >= enough:
+            return _ejected(health, event.failure, at, _CONFIRM_AFTER, strikes)
+        case HealthState.HEALTHY | HealthState.UNHEALTHY:
+            return evolve(health, strikes=strikes, struck_at=at.now)
+    return health
+
+
+def _ejected(health: Health, failure: Failure, at: _At, delay: float, strikes: tuple[str, ...]) -> Health:
+    return _moved(
+        health,
+        _UNHEALTHY,
+        at.wall,
         by_traffic=True,
-        reason=reason,
-        struck_at=now,
-        consecutive_successes=0,
-        probe_step=step,
-        probe_at=now + min(_BACKOFF_CAP, 2.0**step),
+        reason=f"requests failed: {failure.reason}",
+        strikes=strikes,
+        struck_at=at.now,
         slow_since=None,
+        probe_at=at.now + delay,
+        probe_step=_step_after(health.probe_step),
     )
 
 
-def _attempt_failed(health: Health, event: AttemptFailed, policy: HealthPolicy, now: float, wall: float, chance: float) -> Health:
-    failure = event.failure
-    kind = failure.kind
-    if kind is FailureClass.CLIENT_ERROR:
-        return _recovered(health, now, wall) if health.state is HealthState.HALF_OPEN else health
-    if kind is FailureClass.BUSY:
-        asked = failure.retry_after if failure.retry_after is not None else _spread(policy.resting_default, chance)
-        until = max(health.resting_until, now + min(policy.resting_cap, asked))
-        return attrs.evolve(health, resting_until=until)
-    if kind is FailureClass.NO_MODEL:
-        return attrs.evolve(health, resting_until=max(health.resting_until, now + policy.pair_rest), reason=failure.reason, probe_at=now)
-    if kind is FailureClass.UNSUPPORTED:
-        others = tuple(pair for pair in health.unsupported if pair[0] != event.path and pair[1] > now)
-        return attrs.evolve(health, unsupported=(*others, (event.path, now + policy.unsupported_for)))
-    if kind is FailureClass.AUTH:
-        return attrs.evolve(_to(health, HealthState.MISCONFIGURED, wall), reason=failure.reason, slow_since=None)
-    if not event.counts or kind in (FailureClass.TRANSIENT, FailureClass.LOCAL):
+def _resting(health: Health, until: float) -> Health:
+    return evolve(health, resting_until=until) if until > health.resting_until else health
+
+
+def _without(health: Health, path: str, policy: HealthPolicy, now: float) -> Health:
+    others = tuple((name, until) for name, until in health.unsupported if name != path and until > now)
+    return evolve(health, unsupported=(*others, (path, now + policy.unsupported_for))[-_MAX_UNSUPPORTED:])
+
+
+def _misconfigured(health: Health, reason: str, policy: HealthPolicy, at: _At, **changes: Any) -> Health:
+    """Take a server out whose key is wrong, at the usual pace of probes: it answers, and only its owner can help."""
+    if health.state is _DEACTIVATED or health.state is _ARCHIVED:
         return health
-    if health.state not in (HealthState.HEALTHY, HealthState.HALF_OPEN):
-        return attrs.evolve(health, struck_at=now)
-    if kind in (FailureClass.CONNECT, FailureClass.BROKEN) or health.state is HealthState.HALF_OPEN:
-        return _eject(health, failure.reason, now, wall)
-    strikes = (*health.strikes, event.request_id) if event.request_id not in health.strikes else health.strikes
-    struck = attrs.evolve(health, strikes=strikes, struck_at=now)
-    if len(strikes) >= policy.strikes and len(strikes) >= 2:
-        return _eject(struck, failure.reason, now, wall)
-    return struck
+    return _moved(
+        health,
+        HealthState.MISCONFIGURED,
+        at.wall,
+        by_traffic=False,
+        reason=reason,
+        slow_since=None,
+        probe_at=at.now + _regular(policy, at.chance),
+        probe_step=0,
+        **changes,
+    )
 
 
-def _probe_passed(health: Health, event: ProbePassed, policy: HealthPolicy, now: float, wall: float, chance: float) -> Health:
-    known = attrs.evolve(
+# Probes
+
+
+def _probe_passed(health: Health, event: ProbePassed, policy: HealthPolicy, at: _At) -> Health:
+    health = evolve(
         health,
         consecutive_failures=0,
         consecutive_successes=health.consecutive_successes + 1,
         warning=event.warning,
         models=event.models,
-        last_checked_at=wall,
-        last_passed_at=wall,
-        probe_at=now + _regular(policy, chance),
+        last_checked_at=at.wall,
+        last_passed_at=at.wall,
+        probe_at=at.now + _regular(policy, at.chance),
     )
-    struck_lately = now - health.struck_at < policy.strike_memory
-    match health.state:
-        case HealthState.HEALTHY:
-            return known
-        case HealthState.PROBING:
-            return attrs.evolve(_to(known, HealthState.HEALTHY, wall), reason=None, probe_step=0)
-        case HealthState.DEACTIVATED if known.consecutive_successes < 2 and not event.forced:
-            return attrs.evolve(known, probe_at=now + 1.0)
-        case HealthState.UNHEALTHY if not event.forced:
-            return _to(known, HealthState.HALF_OPEN, wall)
-    if struck_lately and (event.forced or health.state is HealthState.HALF_OPEN):
-        return _to(known, HealthState.HALF_OPEN, wall)
-    return _recovered(known, now, wall)
+    doubted = bool(health.strikes) and at.now - health.struck_at < policy.strike_memory
+    if health.state is _HEALTHY:
+        is_over = health.slow_since is not None and at.now - health.slow_since >= policy.slow_start
+        return _healthy(health, at.now, at.wall, slow_since=None if is_over else health.slow_since, **({} if doubted else _NO_STRIKES))
+    if health.state is HealthState.PROBING:
+        return _healthy(health, at.now, at.wall, **_NO_STRIKES)
+    if health.state is _DEACTIVATED and not event.forced:
+        if health.consecutive_successes < 2:
+            return evolve(health, probe_at=at.now + _CONFIRM_AFTER)
+        return _healthy(health, at.now, at.wall, is_slow=True, **_NO_STRIKES)
+    if not doubted and (event.forced or health.state is _HALF_OPEN):
+        return _healthy(health, at.now, at.wall, is_slow=True, **_NO_STRIKES)
+    decided_at = health.struck_at + policy.strike_memory if doubted else at.now
+    return _moved(health, _HALF_OPEN, at.wall, probe_at=max(at.now + _around(_CONFIRM_AFTER, at.chance), decided_at))
 
 
-def _probe_failed(health: Health, event: ProbeFailed, policy: HealthPolicy, now: float, wall: float, chance: float) -> Health:
-    failures = health.consecutive_failures + (0 if event.correlated else 1)
-    known = attrs.evolve(
+_NO_STRIKES: dict[str, Any] = {"strikes": (), "struck_at": -inf}
+
+
+def _probe_failed(health: Health, event: ProbeFailed, policy: HealthPolicy, at: _At) -> Health:
+    before = health
+    health = evolve(
         health,
-        consecutive_failures=failures,
+        consecutive_failures=health.consecutive_failures + (not event.correlated),
         consecutive_successes=0,
-        reason=event.reason,
-        last_checked_at=wall,
         by_traffic=False,
-        slow_since=None,
-        probe_step=health.probe_step + 1,
+        reason=event.reason,
+        warning=None,
+        last_checked_at=at.wall,
     )
-    if health.state is HealthState.ARCHIVED:
-        return known
-    if health.state is HealthState.DEACTIVATED:
-        if health.last_passed_at is not None and wall - health.last_passed_at > policy.archive_after:
-            return attrs.evolve(_to(known, HealthState.ARCHIVED, wall), probe_at=math.inf)
-        step = _DEACTIVATED_STEPS[min(known.probe_step - 1, len(_DEACTIVATED_STEPS) - 1)]
-        return attrs.evolve(known, probe_at=now + _spread(step, chance))
+    if not health.is_active:
+        return _still_inactive(health, event, policy, at)
     if event.unauthorized:
-        return attrs.evolve(_to(known, HealthState.MISCONFIGURED, wall), probe_at=now + _regular(policy, chance))
-    if failures >= policy.max_consecutive_failures and not event.correlated and policy.auto_deregister is not AutoDeregister.OFF:
-        return attrs.evolve(_to(known, HealthState.DEACTIVATED, wall), probe_step=0, probe_at=now + _spread(_DEACTIVATED_STEPS[0], chance))
-    wait = min(_BACKOFF_CAP, 2.0 ** min(health.probe_step, 6))
-    return attrs.evolve(_to(known, HealthState.UNHEALTHY, wall), probe_at=now + _spread(wait, chance))
+        return _misconfigured(health, event.reason, policy, at)
+    is_last = health.consecutive_failures >= policy.max_consecutive_failures and not event.correlated
+    if is_last and policy.auto_deregister is not AutoDeregister.OFF:
+        delay = _around(_DEACTIVATED_UNIT, at.chance)
+        return _moved(health, _DEACTIVATED, at.wall, slow_since=None, probe_at=at.now + delay, probe_step=1)
+    if event.forced and before.state is _UNHEALTHY:
+        return health
+    step = min(health.probe_step, _CORRELATED_STEP) if event.correlated else health.probe_step
+    delay = _around(_backoff(step), at.chance)
+    return _moved(health, _UNHEALTHY, at.wall, slow_since=None, probe_at=at.now + delay, probe_step=_step_after(step))
+
+
+def _still_inactive(health: Health, event: ProbeFailed, policy: HealthPolicy, at: _At) -> Health:
+    silent_since = health.last_passed_at if health.last_passed_at is not None else health.last_transition_at
+    is_silent = silent_since is not None and at.wall - silent_since >= policy.archive_after and not event.correlated
+    if is_silent and health.state is _DEACTIVATED:
+        return _moved(health, _ARCHIVED, at.wall, probe_at=inf)
+    if event.forced:
+        return health
+    delay = _around(min(_DEACTIVATED_CAP, _DEACTIVATED_UNIT * 2**health.probe_step), at.chance)
+    return evolve(health, probe_at=at.now + delay, probe_step=_step_after(health.probe_step))
+
+
+# Both
+
+
+def _moved(health: Health, state: HealthState, wall: float, **changes: Any) -> Health:
+    if state is not health.state:
+        changes["last_transition_at"] = wall
+    return evolve(health, state=state, **changes)
+
+
+def _healthy(health: Health, now: float, wall: float, *, is_slow: bool = False, **changes: Any) -> Health:
+    if is_slow:
+        changes["slow_since"] = now
+    return _moved(health, _HEALTHY, wall, by_traffic=False, reason=None, probe_step=0, **changes)
+
+
+def _step_after(step: int) -> int:
+    return min(_MAX_STEP, step + 1)
+
+
+def _backoff(step: int) -> float:
+    return min(_PROBE_CAP, 2.0**step)
+
+
+def _around(seconds: float, chance: float) -> float:
+    """Spread by ±20 %."""
+    return seconds * (0.8 + 0.4 * chance)
+
+
+def _regular(policy: HealthPolicy, chance: float) -> float:
+    """Return the seconds to the next probe of a server that is well: its verdict is then never older than the interval."""
+    return max(policy.interval / 2, (policy.interval - policy.timeout) * (1.0 - 0.1 * chance))

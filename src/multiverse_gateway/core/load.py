@@ -1,145 +1,186 @@
-"""What this process has in hand: attempts per server, retries per model, and who waits for a slot.
+"""What this process does at the moment: attempts on each server, retries and waiting requests of each model.
 
-The sum of all slots is the number of live attempts; a slot is given back exactly once.
+The sum of all slots is the number of live attempts: whoever calls `started` calls `finished` exactly once, whatever happens.
 """
 
-from collections import OrderedDict
 from typing import TypeVar
 
-import attrs
+from attrs import define, field
 
 from multiverse_gateway.core.servers import ServerId
 
+SMOOTHING = 0.25
+"""Weight of the newest latency in the moving average."""
+FAILURE_FACTOR = 0.25
+"""Part of the first-byte timeout that a failure counts as: failing fast must not look fast."""
+MIN_RETRIES = 3
+"""Concurrent retries that a model may always have."""
+RETRY_FRACTION = 0.2
+"""Part of a model's attempts that may be retries."""
+
 _Key = TypeVar("_Key", bound=str)
 
-SMOOTHING = 0.2
-LEAST_RETRIES = 3
-RETRY_SHARE = 0.2
+_Key = TypeVar("_Key", bound=str)
 
 
-@attrs.define
+@define(eq=False)
 class Load:
-    """Count attempts and remember how fast servers answer; implements `protocols.LoadView`."""
+    """Count attempts and remember latencies; implements `protocols.LoadView`.
 
-    total: int = 0
-    _servers: dict[ServerId, int] = attrs.field(factory=dict, init=False)
-    _models: dict[str, int] = attrs.field(factory=dict, init=False)
-    _retries: dict[str, int] = attrs.field(factory=dict, init=False)
-    _latency: dict[ServerId, float] = attrs.field(factory=dict, init=False)
-    _share: dict[ServerId, float] = attrs.field(factory=dict, init=False)
+    >>> load = Load()
+    >>> load.started("a", "llama")
+    >>> load.in_flight("a"), load.total
+    (1, 1)
+    >>> load.finished("a", "llama", seconds=0.5, failed=False, first_byte_timeout=120.0)
+    >>> load.in_flight("a"), load.latency("a")
+    (0, 0.5)
+    """
+
+    total: int = field(default=0, init=False)
+    """Number of live attempts."""
+    _servers: dict[ServerId, int] = field(factory=dict, init=False)
+    _models: dict[str, int] = field(factory=dict, init=False)
+    _retries: dict[str, int] = field(factory=dict, init=False)
+    _latencies: dict[ServerId, float] = field(factory=dict, init=False)
+    _shares: dict[ServerId, float] = field(factory=dict, init=False)
+    _forgotten: set[ServerId] = field(factory=set, init=False)
 
     def started(self, server_id: ServerId, model: str) -> None:
-        """Take a slot."""
+        """Take a slot of the server for an attempt."""
+        servers, models = self._servers, self._models
+        servers[server_id] = servers.get(server_id, 0) + 1
+        models[model] = models.get(model, 0) + 1
         self.total += 1
-        self._servers[server_id] = self._servers.get(server_id, 0) + 1
-        self._models[model] = self._models.get(model, 0) + 1
 
     def finished(self, server_id: ServerId, model: str, *, seconds: float | None, failed: bool, first_byte_timeout: float) -> None:
-        """Give a slot back; `seconds` to the first byte count for the average, a failure as a quarter of the timeout."""
+        """Give the slot back. `seconds` to the first byte is `None` when the attempt says nothing about the server.
+
+        Raises:
+            KeyError: No such attempt was started.
+        """
+        _drop(self._servers, server_id)
+        _drop(self._models, model)
         self.total -= 1
-        _decrease(self._servers, server_id)
-        _decrease(self._models, model)
         if failed:
-            seconds = first_byte_timeout / 4
+            seconds = first_byte_timeout * FAILURE_FACTOR
         if seconds is not None:
-            before = self._latency.get(server_id)
-            self._latency[server_id] = seconds if before is None else before + SMOOTHING * (seconds - before)
+            latency = self._latencies.get(server_id)
+            self._latencies[server_id] = seconds if latency is None else latency + SMOOTHING * (seconds - latency)
+        if self._forgotten:
+            self._forget_finished(server_id)
 
     def in_flight(self, server_id: ServerId) -> int:
-        """Return the attempts that run on the server."""
+        """Return the number of attempts that run on the server now."""
         return self._servers.get(server_id, 0)
 
     def model_in_flight(self, model: str) -> int:
-        """Return the attempts that run for the model."""
+        """Return the number of attempts that run for the model now."""
         return self._models.get(model, 0)
 
     def latency(self, server_id: ServerId) -> float | None:
-        """Return the moving average of seconds to the first byte."""
-        return self._latency.get(server_id)
+        """Return the moving average of seconds to the first byte, failures counted as slow; `None` before the first attempt."""
+        return self._latencies.get(server_id)
 
     def share(self, server_id: ServerId) -> float:
-        """Return the part of its usual traffic that the server should get."""
-        return self._share.get(server_id, 1.0)
+        """Return the part of its usual traffic that the server should get; 1 unless something else was set."""
+        return self._shares.get(server_id, 1.0)
 
     def set_share(self, server_id: ServerId, share: float) -> None:
-        """Set that part."""
-        if share >= 1.0:
-            self._share.pop(server_id, None)
+        """Note the part of its usual traffic that the server should get (`health.share`)."""
+        if share < 1.0:
+            self._shares[server_id] = share
         else:
-            self._share[server_id] = share
+            self._shares.pop(server_id, None)
 
     def retry_started(self, model: str) -> None:
-        """Count a retry that runs."""
+        """Note that one of the model's attempts is a retry."""
         self._retries[model] = self._retries.get(model, 0) + 1
 
     def retry_finished(self, model: str) -> None:
-        """Count it no more."""
-        _decrease(self._retries, model)
+        """Note that a retry is over.
+
+        Raises:
+            KeyError: No retry was started.
+        """
+        _drop(self._retries, model)
 
     def retries_in_flight(self, model: str) -> int:
-        """Return the retries that run for the model."""
+        """Return the number of retries that run for the model now."""
         return self._retries.get(model, 0)
 
     def retry_budget_left(self, model: str) -> bool:
-        """Tell whether one more retry of the model may run: fewer than three, or than a fifth of its attempts."""
-        return self.retries_in_flight(model) < max(LEAST_RETRIES, RETRY_SHARE * self.model_in_flight(model))
+        """Tell whether the model may have one more retry."""
+        return self.retries_in_flight(model) < max(MIN_RETRIES, RETRY_FRACTION * self.model_in_flight(model))
 
     def forget(self, server_id: ServerId) -> None:
-        """Drop what is remembered of a server that is gone; attempts that still run on it stay counted."""
-        self._latency.pop(server_id, None)
-        self._share.pop(server_id, None)
+        """Drop what is remembered of a removed server; attempts that still run on it keep their slots."""
+        self._latencies.pop(server_id, None)
+        self._shares.pop(server_id, None)
+        if server_id in self._servers:
+            self._forgotten.add(server_id)
+
+    def _forget_finished(self, server_id: ServerId) -> None:
+        if server_id in self._forgotten and server_id not in self._servers:
+            self._forgotten.discard(server_id)
+            self._latencies.pop(server_id, None)
 
 
-def _decrease(counts: dict[_Key, int], key: _Key) -> None:
-    left = counts[key] - 1
-    if left:
-        counts[key] = left
-    else:
+def _drop(counts: dict[_Key, int], key: _Key) -> None:
+    """Count one less; zeros are not kept."""
+    count = counts[key]
+    if count == 1:
         del counts[key]
+    else:
+        counts[key] = count - 1
 
 
-@attrs.define
+@define(eq=False, kw_only=True)
 class Admission:
-    """Who waits for a slot, per model, first come first served."""
+    """Let requests wait for a slot of their model, first come, first served, and bound everything.
+
+    >>> admission = Admission(max_queue=1)
+    >>> admission.join("llama", "first"), admission.join("llama", "second"), admission.next("llama"), admission.next("llama")
+    (True, False, 'first', None)
+    """
 
     max_queue: int = 32
+    """Most waiters of one model."""
     max_in_flight: int = 1024
-    _queues: dict[str, OrderedDict[int, object]] = attrs.field(factory=dict, init=False)
+    """Most live attempts of the whole process."""
+    _queues: dict[str, dict[int, object]] = field(factory=dict, init=False)
 
     def may_start(self, total: int) -> bool:
-        """Tell whether one more request may begin while `total` are in hand."""
+        """Tell whether one more may start while `total` are live."""
         return total < self.max_in_flight
 
     def join(self, model: str, waiter: object) -> bool:
-        """Let somebody wait; false when the queue is full. Who waits already keeps the place."""
-        queue = self._queues.setdefault(model, OrderedDict())
+        """Wait at the end of the model's queue; false when it is full. Who waits already keeps its place."""
+        queue = self._queues.get(model, {})
         if id(waiter) in queue:
             return True
         if len(queue) >= self.max_queue:
             return False
         queue[id(waiter)] = waiter
+        self._queues[model] = queue
         return True
 
     def leave(self, model: str, waiter: object) -> None:
-        """Take somebody out of the queue; harmless when not in it."""
+        """Wait no longer; harmless for who does not wait."""
         queue = self._queues.get(model)
         if queue is not None:
             queue.pop(id(waiter), None)
-            self._tidy(model, queue)
+            if not queue:
+                del self._queues[model]
 
     def next(self, model: str) -> object | None:
-        """Take out who has waited longest."""
+        """Take out who has waited longest for the model; `None` when nobody waits."""
         queue = self._queues.get(model)
         if queue is None:
             return None
-        _, waiter = queue.popitem(last=False)
-        self._tidy(model, queue)
+        waiter = queue[next(iter(queue))]
+        self.leave(model, waiter)
         return waiter
 
     def waiting(self, model: str) -> int:
-        """Return how many wait."""
+        """Return the number of those who wait for the model."""
         return len(self._queues.get(model, ()))
-
-    def _tidy(self, model: str, queue: OrderedDict[int, object]) -> None:
-        if not queue:
-            del self._queues[model]

@@ -1,116 +1,200 @@
-"""Which servers may serve a request: a frozen table, read by every request and swapped as a whole."""
+"""Which servers there are, and which of them could take a request now.
 
-import difflib
-import math
+The table is a value: it is never changed, only replaced as a whole, so whoever reads it sees one moment.
+"""
+
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from math import inf
+from typing import Protocol
 
-import attrs
+from attrs import evolve, field, frozen
 
-from multiverse_gateway.core.health import Health, HealthState, is_usable
-from multiverse_gateway.core.load import Load
+from multiverse_gateway.core.health import Health, HealthState, supports
 from multiverse_gateway.core.servers import Server, ServerId
 
+_MAX_COMPARED = 500
+_MAX_NAME = 128
 
-@attrs.frozen
+
+class Slots(Protocol):
+    """What routing must know of the load."""
+
+    def in_flight(self, server_id: ServerId) -> int:
+        """Return the number of attempts that run on the server now."""
+        ...
+
+
+@frozen(kw_only=True)
+class Candidates:
+    """Who could take a request now.
+
+    `ready` keeps the order of registration. `full`: a usable server has as many requests as it may have, so waiting helps.
+    `busy`: the servers that work asked for a pause. `streaming_unsupported`: a stream is asked for, and no server of the model streams.
+    `returns_in` is in seconds: the earliest end of a pause, or the earliest probe. `last_resort` is a server that only requests found
+    ill, offered to one request at a time when there is nobody else.
+    """
+
+    ready: Sequence[Server] = ()
+    full: bool = False
+    streaming_unsupported: bool = False
+    returns_in: float | None = None
+    last_resort: Server | None = None
+    busy: bool = False
+
+
+@frozen
 class Route:
-    """A server and what is known of its health."""
+    """A server and its health."""
 
     server: Server
     health: Health
 
 
-@attrs.frozen
+@frozen
 class Model:
-    """A model and its servers in the order of their registration."""
+    """A model's name and its servers, in the order of registration."""
 
     name: str
     routes: tuple[Route, ...]
+    _everybody: Candidates | None = field(init=False, eq=False, repr=False)
+    _everybody_from: float = field(init=False, eq=False, repr=False)
+
+    @_everybody.default
+    def _find_everybody(self) -> Candidates | None:
+        """Answer `candidates` in advance for the usual case: all are well, without a cap, and stream."""
+        if all(_is_plain(route) for route in self.routes):
+            return Candidates(ready=tuple(route.server for route in self.routes))
+        return None
+
+    @_everybody_from.default
+    def _find_everybody_from(self) -> float:
+        pauses = [route.health.resting_until for route in self.routes]
+        return max([*pauses, *(until for route in self.routes for _, until in route.health.unsupported)], default=-inf)
+
+    def everybody(self, now: float) -> Candidates | None:
+        """Return all servers if every one of them can take any request now."""
+        return self._everybody if now >= self._everybody_from else None
 
 
-@attrs.frozen
+def _is_plain(route: Route) -> bool:
+    server = route.server
+    return route.health.state is HealthState.HEALTHY and server.max_concurrency is None and server.capabilities.streaming
+
+
+@frozen
 class RoutingTable:
-    """Everything that routing needs, as of one version of the registry."""
+    """Everything that routing knows, at one moment. `version` is that of the registry it was made from."""
 
     version: int
     models: Mapping[str, Model]
     routes: Mapping[ServerId, Route]
 
 
-@attrs.frozen(kw_only=True)
-class Candidates:
-    """Who could serve a request now.
-
-    `full` tells that a usable server is at its cap, `returns_in` the seconds until the first one may come back, `last_resort` a server
-    that fell by traffic only and may be tried when there is nobody else.
-    """
-
-    ready: Sequence[Server]
-    full: bool = False
-    streaming_unsupported: bool = False
-    returns_in: float | None = None
-    last_resort: Server | None = None
-
-
 def build_table(version: int, servers: Iterable[Server], health: Mapping[ServerId, Health]) -> RoutingTable:
-    """Build the table; a server without health is one that was never probed."""
+    """Make the table of these servers; one whose health is missing, or of another generation, starts unproven.
+
+    >>> server = Server(id="a", model_name="llama", endpoint_url="http://a", registered_at=0, created_at=0, updated_at=0)
+    >>> table = build_table(1, [server], {})
+    >>> table.models["llama"].routes[0].health.state
+    <HealthState.PROBING: 'probing'>
+    """
     routes: dict[ServerId, Route] = {}
     models: dict[str, list[Route]] = {}
     for server in sorted(servers, key=lambda server: (server.registered_at, server.id)):
-        route = Route(server, health.get(server.id) or Health(generation=server.generation))
-        routes[server.id] = route
+        known = health.get(server.id)
+        if known is None or known.generation != server.generation:
+            known = Health(generation=server.generation)
+        route = routes[server.id] = Route(server, known)
         models.setdefault(server.model_name, []).append(route)
-    return RoutingTable(version, {name: Model(name, tuple(of_model)) for name, of_model in models.items()}, routes)
+    return RoutingTable(version, {name: Model(name, tuple(group)) for name, group in models.items()}, routes)
 
 
 def with_health(table: RoutingTable, server_id: ServerId, health: Health) -> RoutingTable:
-    """Return the table with one server's health replaced."""
-    before = table.routes[server_id]
-    after = Route(before.server, health)
-    model = table.models[before.server.model_name]
-    changed = Model(model.name, tuple(after if route is before else route for route in model.routes))
-    return RoutingTable(table.version, {**table.models, model.name: changed}, {**table.routes, server_id: after})
+    """Return the table with a server's health replaced; the same table when the server is not in it."""
+    old = table.routes.get(server_id)
+    if old is None:
+        return table
+    new = Route(old.server, health)
+    model = table.models[old.server.model_name]
+    changed = Model(model.name, tuple(new if route is old else route for route in model.routes))
+    return evolve(table, models={**table.models, model.name: changed}, routes={**table.routes, server_id: new})
 
 
-def candidates(model: Model, load: Load, *, stream: bool, path: str, excluded: Collection[ServerId], now: float) -> Candidates:
-    """Sort a model's servers for one request at the monotonic instant `now`."""
+def candidates(model: Model, load: Slots, *, stream: bool, path: str, excluded: Collection[ServerId], now: float) -> Candidates:
+    """Tell who could take a request to the API path now; `excluded` were tried already, `now` is monotonic.
+
+    A server that is known not to support the path is offered only when no other is usable: its own answer then says so best.
+    """
+    if not excluded:
+        everybody = model.everybody(now)
+        if everybody is not None:
+            return everybody
+    return _sort_out(model, load, stream, path, excluded, now)
+
+
+def _sort_out(model: Model, load: Slots, stream: bool, path: str, excluded: Collection[ServerId], now: float) -> Candidates:
     ready: list[Server] = []
-    full = False
+    reluctant: list[Server] = []
+    suspects: list[Route] = []
+    full = busy = False
+    returns_at = inf
     for route in model.routes:
         server, health = route.server, route.health
-        if server.id in excluded or (stream and not server.capabilities.streaming) or not is_usable(health, path, now):
+        if server.id in excluded or (stream and not server.capabilities.streaming):
             continue
-        cap = 1 if health.state is HealthState.HALF_OPEN else server.max_concurrency
-        if cap is not None and load.in_flight(server.id) >= cap:
-            full = True
+        state = health.state
+        if state is not HealthState.HEALTHY and state is not HealthState.HALF_OPEN:
+            returns_at = min(returns_at, health.probe_at)
+            if state is HealthState.UNHEALTHY and health.by_traffic and health.resting_until <= now:
+                suspects.append(route)
+        elif health.resting_until > now:
+            returns_at = min(returns_at, health.resting_until)
+            busy = True
+        elif not _has_slot(route, load):
+            full = full or supports(health, path, now)
+        elif health.unsupported and not supports(health, path, now):
+            reluctant.append(server)
         else:
             ready.append(server)
-    if ready or full:
-        return Candidates(ready=ready, full=full)
-    return _nobody(model, load, stream=stream, excluded=excluded, now=now)
-
-
-def _nobody(model: Model, load: Load, *, stream: bool, excluded: Collection[ServerId], now: float) -> Candidates:
-    left = [route for route in model.routes if not stream or route.server.capabilities.streaming]
-    returns = [instant - now for route in left if (instant := _returns_at(route.health, now)) < math.inf]
-    fallen = [
-        route
-        for route in left
-        if route.health.state is HealthState.UNHEALTHY and route.health.by_traffic and route.server.id not in excluded
-    ]
-    idle = all(load.in_flight(route.server.id) == 0 for route in fallen)
-    oldest = min(fallen, key=lambda route: route.health.struck_at, default=None) if idle else None
+    if not ready and not full and not busy:
+        ready = reluctant
+    if ready:
+        return Candidates(ready=tuple(ready), full=full)
     return Candidates(
-        ready=(),
-        streaming_unsupported=stream and not left,
-        returns_in=max(0.0, min(returns)) if returns else None,
-        last_resort=None if oldest is None else oldest.server,
+        full=full,
+        busy=busy and not full,
+        streaming_unsupported=stream and _streams_nowhere(model),
+        returns_in=None if returns_at == inf else max(0.0, returns_at - now),
+        last_resort=None if full else _last_resort(suspects, load),
     )
 
 
-def _returns_at(health: Health, now: float) -> float:
-    return health.resting_until if health.resting_until > now else health.probe_at
+def _has_slot(route: Route, load: Slots) -> bool:
+    cap = 1 if route.health.state is HealthState.HALF_OPEN else route.server.max_concurrency
+    return cap is None or load.in_flight(route.server.id) < cap
 
 
-def close_names(name: str, names: Iterable[str]) -> list[str]:
-    """Return the names that somebody may have meant."""
-    return difflib.get_close_matches(name, list(names), n=5, cutoff=0.5)
+def _last_resort(suspects: Sequence[Route], load: Slots) -> Server | None:
+    """Return the least recently failed server; it stays the one, and gets no second request, until its request has ended."""
+    if not suspects:
+        return None
+    server = min(suspects, key=lambda route: route.health.struck_at).server
+    return server if load.in_flight(server.id) == 0 else None
+
+
+def _streams_nowhere(model: Model) -> bool:
+    streaming = [route.server.capabilities.streaming for route in model.routes if route.health.is_active]
+    return bool(streaming) and not any(streaming)
+
+
+def close_names(name: str, names: Collection[str]) -> list[str]:
+    """Return at most three names that somebody who wrote `name` may have meant, the closest first.
+
+    >>> close_names("Lama3", ["llama3", "phi-4"])
+    ['llama3']
+    """
+    lowered: dict[str, str] = {}
+    for known in list(names)[:_MAX_COMPARED]:
+        lowered.setdefault(known.lower(), known)
+    return [lowered[close] for close in get_close_matches(name[:_MAX_NAME].lower(), lowered, n=3, cutoff=0.6)]
