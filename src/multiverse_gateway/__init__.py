@@ -1,19 +1,50 @@
 """One dependable OpenAI-compatible service out of many undependable model servers.
 
+The public names are loaded when they are first used, so that the command line starts fast.
+
 >>> from multiverse_gateway import Settings, create_app
 >>> app = create_app(Settings(database_url="memory://"))
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from multiverse_gateway._version import __version__
-from multiverse_gateway.app import create_app, lifespan
-from multiverse_gateway.core.addresses import AddressPolicy
-from multiverse_gateway.core.envelope import Envelope
-from multiverse_gateway.core.errors import GatewayError
-from multiverse_gateway.core.health import Health, HealthState
-from multiverse_gateway.core.servers import Capabilities, Metadata, Server, ServerId
-from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.protocols import Balancer, HealthProbe, LoadView, ProbeResult, Registry, Store
-from multiverse_gateway.settings import Settings, SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from multiverse_gateway.app import create_app, lifespan
+    from multiverse_gateway.core.addresses import AddressPolicy
+    from multiverse_gateway.core.envelope import Envelope
+    from multiverse_gateway.core.errors import GatewayError
+    from multiverse_gateway.core.health import Health, HealthState
+    from multiverse_gateway.core.servers import Capabilities, Metadata, Server, ServerId
+    from multiverse_gateway.gateway import Gateway
+    from multiverse_gateway.protocols import Balancer, HealthProbe, LoadView, ProbeResult, Registry, Store
+    from multiverse_gateway.settings import Settings, SettingsError, load_settings
+
+_HOMES = {
+    "AddressPolicy": "multiverse_gateway.core.addresses",
+    "Balancer": "multiverse_gateway.protocols",
+    "Capabilities": "multiverse_gateway.core.servers",
+    "Envelope": "multiverse_gateway.core.envelope",
+    "Gateway": "multiverse_gateway.gateway",
+    "GatewayError": "multiverse_gateway.core.errors",
+    "Health": "multiverse_gateway.core.health",
+    "HealthProbe": "multiverse_gateway.protocols",
+    "HealthState": "multiverse_gateway.core.health",
+    "LoadView": "multiverse_gateway.protocols",
+    "Metadata": "multiverse_gateway.core.servers",
+    "ProbeResult": "multiverse_gateway.protocols",
+    "Registry": "multiverse_gateway.protocols",
+    "Server": "multiverse_gateway.core.servers",
+    "ServerId": "multiverse_gateway.core.servers",
+    "Settings": "multiverse_gateway.settings",
+    "SettingsError": "multiverse_gateway.settings",
+    "Store": "multiverse_gateway.protocols",
+    "create_app": "multiverse_gateway.app",
+    "lifespan": "multiverse_gateway.app",
+    "load_settings": "multiverse_gateway.settings",
+}
 
 __all__ = [
     "AddressPolicy",
@@ -39,3 +70,10 @@ __all__ = [
     "lifespan",
     "load_settings",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(home), name)

@@ -20,8 +20,6 @@ RETRY_FRACTION = 0.2
 
 _Key = TypeVar("_Key", bound=str)
 
-_Key = TypeVar("_Key", bound=str)
-
 
 @define(eq=False)
 class Load:
