@@ -46,8 +46,8 @@ LONGEST_REST = 60.0
 
 _PIECE = 1 << 16
 _JSON = msgspec.json.Decoder(msgspec.Raw)
-_NO_MODEL = re.compile(rb"model_not_found|(?<![/\w])model\b.{0,300}?\b(?:not found|does not exist)", re.DOTALL | re.IGNORECASE)
-_NO_MODEL_WITHIN = 4096
+_NO_MODEL = re.compile(rb"model_not_found|(?<![/\w])model\b.{0,200}?\b(?:not found|does not exist)", re.DOTALL | re.IGNORECASE)
+_NO_MODEL_WITHIN = 2048
 _TUNNEL_MARKS = (b"ERR_NGROK_", b"error code: 1033")
 _CONTENT_TYPE = re.compile(rb"[\w!#$&^.+*-]{1,127}/[\w!#$&^.+*-]{1,127}(?:[ \t]*;[ -~]{0,256})?")
 _MARKUP = re.compile(rb"html|xml|svg", re.IGNORECASE)
