@@ -313,7 +313,7 @@ def test_characters_across_pieces_are_whole() -> None:
         (b"\xd9\xa3", None), (b"\xff", None), (b"9" * 400, None), (b"x" * 100_000, None),
         (b"Mon, 12 Jan 1970 13:47:10 GMT", 30.0), (b"Mon, 12 Jan 1970 13:47:10 -0000", 30.0),
         (b"Mon, 12 Jan 1970 13:46:40 GMT", None), (b"Thu, 01 Jan 1970 00:00:00 GMT", None),
-        (b", ,", None),
+        (b"Mon, 99 Jan 1970 99:99:99 GMT", None), (b"Mon, 12 Jan 99999 00:00:00 GMT", None), (b", ,", None),
     ],
 )  # fmt: skip
 def test_retry_after_is_read_or_left(value: bytes | None, seconds: float | None) -> None:
@@ -489,12 +489,12 @@ def test_some_answers_are_relayed(kind: FailureClass) -> None:
 def test_a_504_lists_what_happened() -> None:
     """F07: statuses, or words where there was no status; no addresses, no names of servers."""
     attempts = [
-        Attempt(ServerId("one"), Failure(FailureClass.SERVER_ERROR, "answered with status 500", 500)),
-        Attempt(ServerId("two"), Failure(FailureClass.CONNECT, "the connection was refused")),
+        Attempt(ServerId("secret-1"), Failure(FailureClass.SERVER_ERROR, "answered with status 500", 500)),
+        Attempt(ServerId("secret-2"), Failure(FailureClass.CONNECT, "the connection was refused")),
     ]
     message = error_of(attempts).message
     assert message.startswith("No server could answer: all 2 attempts failed (500, the connection was refused).")
-    assert "one" not in message.replace("another", "").replace("one ", "")
+    assert "secret" not in message
     assert error_of(attempts[:1]).message.startswith("No server could answer: the only attempt failed (500).")
 
 

@@ -166,7 +166,7 @@ def _sort_out(model: Model, load: Slots, stream: bool, path: str, excluded: Coll
         busy=busy and not full,
         streaming_unsupported=stream and _streams_nowhere(model),
         returns_in=None if returns_at == inf else max(0.0, returns_at - now),
-        last_resort=None if full else _last_resort(suspects, load),
+        last_resort=None if full else _last_resort(model, suspects, load),
     )
 
 
@@ -175,12 +175,12 @@ def _has_slot(route: Route, load: Slots) -> bool:
     return cap is None or load.in_flight(route.server.id) < cap
 
 
-def _last_resort(suspects: Sequence[Route], load: Slots) -> Server | None:
-    """Return the least recently failed server; it stays the one, and gets no second request, until its request has ended."""
-    if not suspects:
+def _last_resort(model: Model, suspects: Sequence[Route], load: Slots) -> Server | None:
+    """Return the least recently failed suspect, unless a request runs on any unhealthy server of the model, whoever may use that one."""
+    unhealthy = (route.server.id for route in model.routes if route.health.state is HealthState.UNHEALTHY)
+    if not suspects or any(load.in_flight(server_id) for server_id in unhealthy):
         return None
-    server = min(suspects, key=lambda route: route.health.struck_at).server
-    return server if load.in_flight(server.id) == 0 else None
+    return min(suspects, key=lambda route: route.health.struck_at).server
 
 
 def _streams_nowhere(model: Model) -> bool:

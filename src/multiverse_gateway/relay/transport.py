@@ -5,72 +5,106 @@ from collections.abc import Mapping
 
 import httpx2
 
-from multiverse_gateway.core.addresses import EndpointError, parse_endpoint
-from multiverse_gateway.core.failover import Failure
-from multiverse_gateway.core.servers import ServerId
+from multiverse_gateway.core.addresses import Endpoint, EndpointError, parse_endpoint
+from multiverse_gateway.core.failover import Failure, FailureClass
 from multiverse_gateway.relay.wire import Wire
 
 MAX_BYTES = 1 << 20
 
+_OURS = frozenset({b"connection", b"content-length", b"transfer-encoding"})
+_WITHHELD = frozenset({b"location", b"set-cookie", b"transfer-encoding"})
+"""Nothing follows redirects, and no server gives us cookies; the body has been unwrapped."""
+_CONTROL = frozenset(b"\r\n\0")
+
 
 class _Collected:
-    """Gather an answer of at most `MAX_BYTES`."""
+    """Gather an answer of at most `MAX_BYTES`; one to HEAD ends with its head."""
 
-    def __init__(self) -> None:
+    def __init__(self, request: httpx2.Request) -> None:
+        self._request = request
+        self._size = 0
         self.status = 0
         self.headers: Mapping[bytes, bytes] = {}
         self.pieces: list[bytes] = []
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._size = 0
 
     def head(self, status: int, headers: Mapping[bytes, bytes]) -> None:
         self.status, self.headers = status, headers
+        if headers.get(b"content-encoding", b"identity").strip().lower() not in (b"", b"identity"):
+            self._fail(httpx2.RemoteProtocolError("the server's answer is compressed, which was not asked for"))
+        elif self._request.method == "HEAD":
+            self.end()
 
     def body(self, data: bytes) -> None:
         self._size += len(data)
-        self.pieces.append(data)
-        if self._size > MAX_BYTES:
-            self._fail("the answer is larger than 1 MiB")
+        if self._size <= MAX_BYTES:
+            self.pieces.append(data)
+        else:
+            self._fail(httpx2.RemoteProtocolError("the server's answer is larger than 1 MiB"))
 
     def end(self) -> None:
         if not self.done.done():
             self.done.set_result(None)
 
     def failed(self, failure: Failure) -> None:
-        self._fail(failure.reason)
+        kind = httpx2.ConnectError if failure.kind is FailureClass.CONNECT else httpx2.RemoteProtocolError
+        self._fail(kind(failure.reason))
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, error: httpx2.TransportError) -> None:
+        error.request = self._request
         if not self.done.done():
-            self.done.set_exception(httpx2.ConnectError(reason))
+            self.done.set_exception(error)
 
 
 class WireTransport(httpx2.AsyncBaseTransport):
-    """Send httpx2 requests over a `Wire`.
+    """Send httpx2 requests over a `Wire`, each on a connection of its own; the whole answer is read, 1 MiB at most.
+
+    The timeout `read` of a request bounds the wait for the whole answer; the others are the wire's. Closing the transport leaves
+    the wire open.
 
     Raises:
-        httpx2.ConnectError: the server could not be reached, or its answer could not be read; the message is the reason in words.
+        httpx2.UnsupportedProtocol: The URL is none that a server may have; the message says why.
+        httpx2.LocalProtocolError: The request's method, target or a header holds a control character.
+        httpx2.ConnectError: The server could not be reached, or its address may not be dialled; the message is the reason in words.
+        httpx2.RemoteProtocolError: The answer is broken, compressed or too large; the message is the reason in words.
+        httpx2.ReadTimeout: It took too long.
     """
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send one request and return its whole answer."""
-        url = request.url
+        """Send one request and return its whole answer; cancelling it closes the connection at once."""
+        endpoint = _endpoint(request)
+        head = _head(request, body := await request.aread())
+        collected = _Collected(request)
+        seconds = request.extensions.get("timeout", {}).get("read")
+        sending = self._wire.send(None, endpoint, (head, body) if body else (head,), collected)
         try:
-            endpoint = parse_endpoint(f"{url.scheme}://{url.netloc.decode()}")
-        except EndpointError as error:
-            raise httpx2.UnsupportedProtocol(str(error)) from None
-        body = await request.aread()
-        head = [request.method.encode() + b" " + url.raw_path + b" HTTP/1.1"]
-        head += [name + b": " + value for name, value in request.headers.raw if name.lower() != b"connection"]
-        collected = _Collected()
-        block = b"\r\n".join([*head, b"connection: close", b"", b""])
-        sending = self._wire.send(ServerId(f"probe {endpoint.url}"), endpoint, (block, body), collected)
-        try:
-            await collected.done
+            async with asyncio.timeout(seconds):
+                await collected.done
+        except TimeoutError:
+            raise httpx2.ReadTimeout("the server did not answer in time", request=request) from None
         finally:
             sending.abort()
-        return httpx2.Response(
-            collected.status, headers=list(collected.headers.items()), content=b"".join(collected.pieces), request=request
-        )
+        headers = [(name, value) for name, value in collected.headers.items() if name not in _WITHHELD]
+        return httpx2.Response(collected.status, headers=headers, stream=httpx2.ByteStream(b"".join(collected.pieces)), request=request)
+
+
+def _endpoint(request: httpx2.Request) -> Endpoint:
+    url = request.url
+    try:
+        return parse_endpoint(f"{url.scheme}://{url.netloc.decode('ascii')}")
+    except EndpointError as error:
+        raise httpx2.UnsupportedProtocol(str(error), request=request) from None
+
+
+def _head(request: httpx2.Request, body: bytes) -> bytes:
+    lines = [b"%b %b HTTP/1.1" % (request.method.encode("ascii"), request.url.raw_path)]
+    lines += [b"%b: %b" % (name, value) for name, value in request.headers.raw if name.lower() not in _OURS]
+    lines.append(b"connection: close")
+    if body or request.method in ("POST", "PUT", "PATCH"):
+        lines.append(b"content-length: %d" % len(body))
+    if any(not _CONTROL.isdisjoint(line) for line in lines):
+        raise httpx2.LocalProtocolError("The request's head holds a control character; a key or header must be one line", request=request)
+    return b"\r\n".join([*lines, b"", b""])

@@ -1,18 +1,22 @@
 """Connections to servers: dialled through the address policy, parsed by llhttp, kept alive per server.
 
 * The address that is dialled is the very one that was checked, at every connect.
-* A receiver hears of one answer and one ending: `end` or `failed`; after `abort` nothing more.
-* A connection is used again only after a complete answer to a request that was written in full.
+* A receiver hears of one answer and one ending: `end` or `failed`; after `abort` nothing more, and nothing during `send`.
+* A connection is used again only for the same endpoint, after a complete answer, with nothing after it, to a request that was
+  written in full.
+* At most one buffer is read and `MAX_HEAD_BYTES` are parsed without a byte of the body: nothing here grows with what a server sends.
 * Foreign errors become `Failure` here and nowhere else.
 """
 
 import asyncio
 import contextlib
+import functools
+import ipaddress
 import socket
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol, cast
 
 import httptools
 
@@ -22,26 +26,37 @@ from multiverse_gateway.core.servers import ServerId
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 
-MAX_HEAD_BYTES = 16384
-MAX_HEADERS = 100
-MAX_IDLE = 64
-MAX_INFORMATIONAL = 8
-IDLE_SECONDS = 30.0
+BUFFER_BYTES: Final = 65536
+MAX_HEAD_BYTES: Final = 16384
+MAX_HEADERS: Final = 100
+MAX_INFORMATIONAL: Final = 8
+MAX_IDLE: Final = 64
+MAX_ADDRESSES: Final = 8
+IDLE_SECONDS: Final = 30.0
+SWEEPS: Final = 10
+"""How often the idle connections are looked over in the time that they may idle."""
+STALE_SECONDS: Final = 2.0
+"""A kept connection that ends later than this after the request was not stale: the server had begun to work."""
+CLOSING_SECONDS: Final = 2.0
+
+_WAITING: Final = 0
+_HEADED: Final = 1
+_DONE: Final = 2
 
 
 class Receiver(Protocol):
-    """Who asked; called on the event loop."""
+    """Who asked; called on the event loop, may call `Sending.abort`, `pause`, `resume` and `Wire.send` at any time."""
 
-    def head(self, status: int, headers: Mapping[bytes, bytes]) -> None:
+    def head(self, status: int, headers: Mapping[bytes, bytes], /) -> None:
         """Take the head: names in lower case, of repeated ones the last value."""
 
-    def body(self, data: bytes) -> None:
+    def body(self, data: bytes, /) -> None:
         """Take a piece of the body."""
 
     def end(self) -> None:
-        """Take the end of a complete answer."""
+        """Take the end of a complete answer; its connection is already kept or closed."""
 
-    def failed(self, failure: Failure) -> None:
+    def failed(self, failure: Failure, /) -> None:
         """Take any other ending."""
 
 
@@ -52,282 +67,372 @@ async def resolve_by_system(host: str, port: int) -> Sequence[str]:
 
 
 def _broken(reason: str) -> Failure:
-    return Failure(kind=FailureClass.BROKEN, reason=reason)
+    return Failure(FailureClass.BROKEN, reason)
 
 
-def _nonsense(reason: str) -> Failure:
-    return Failure(kind=FailureClass.NONSENSE, reason=reason)
+_CLOSED = _broken("the server closed the connection before its answer was complete")
+_GARBAGE = _broken("the server's answer is no HTTP")
+_STALLED = _broken("the server does not read the request")
+_TOO_LARGE = Failure(FailureClass.NONSENSE, "the head of the server's answer is too large")
+_INTERIM = Failure(FailureClass.NONSENSE, "the server gives interim answers without end")
+_CODED = Failure(FailureClass.NONSENSE, "the server uses a transfer coding that it was not asked for")
+_STATUS = Failure(FailureClass.NONSENSE, "the server's answer has an impossible status")
+_BUG = Failure(FailureClass.LOCAL, "the gateway could not handle the server's answer")
+_STOPPING = Failure(FailureClass.LOCAL, "the gateway is being stopped")
 
 
-class _Connection(asyncio.Protocol):
-    """One connection: at most one answer at a time."""
-
-    __slots__ = (
-        "_bad",
-        "_head_bytes",
-        "_headers",
-        "_informational",
-        "_parser",
-        "_pool",
-        "_sending",
-        "_stall",
-        "_wire",
-        "answered",
-        "clogged",
-        "idle_since",
-        "transport",
-    )
-
-    def __init__(self, wire: "Wire", pool: "deque[_Connection]") -> None:
-        self._wire = wire
-        self._pool = pool
-        self._sending: Sending | None = None
-        self._stall: asyncio.TimerHandle | None = None
-        self.transport: asyncio.Transport | None = None
-        self.clogged = False
-        self.idle_since = 0.0
-        self._renew()
-
-    def _renew(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
-        self._headers: dict[bytes, bytes] = {}
-        self._head_bytes = 0
-        self._informational = 0
-        self._bad: Failure | None = None
-        self.answered = False
-
-    def ask(self, sending: "Sending", request: Sequence[bytes]) -> None:
-        """Send a request whose answer goes to `sending`."""
-        self._sending = sending
-        self._renew()
-        assert self.transport is not None
-        self.transport.writelines(request)
-
-    def close(self) -> None:
-        """Close at once; nothing more is told."""
-        self._sending = None
-        self._forget()
-        if self.transport is not None:
-            self.transport.abort()
-
-    def _forget(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
-        with contextlib.suppress(ValueError):
-            self._pool.remove(self)
-
-    def _fail(self, failure: Failure) -> None:
-        sending = self._sending
-        self.close()
-        if sending is not None:
-            sending.lost(failure, answered=self.answered)
-
-    # asyncio.Protocol
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        self._wire.connections.add(self)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """Tell who waits; a body that ends with the connection is complete now."""
-        self._wire.connections.discard(self)
-        self._fail(_broken("the server closed the connection before its answer was complete"))
-
-    def eof_received(self) -> bool:
-        """End a body that has no stated length."""
-        unbounded = b"content-length" not in self._headers and b"chunked" not in self._headers.get(b"transfer-encoding", b"").lower()
-        if self._sending is not None and self.answered and unbounded and self._head_bytes < 0:
-            self._complete(keep=False)
-        return False
-
-    def data_received(self, data: bytes) -> None:
-        """Parse what came."""
-        if self._sending is None:
-            self.close()
-            return
-        self.answered = True
-        if not self._headers or self._head_bytes >= 0:
-            self._head_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._fail(self._bad or _broken("the server's answer is no HTTP"))
-            return
-        if self._bad is not None:
-            self._fail(self._bad)
-        elif self._head_bytes > 4 * MAX_HEAD_BYTES and self._sending is not None:
-            self._fail(_nonsense("the head of the answer is too large"))
-
-    def pause_writing(self) -> None:
-        """Allow the server some time to read on."""
-        self.clogged = True
-        loop = asyncio.get_running_loop()
-        self._stall = loop.call_later(self._wire.write_timeout, self._fail, _broken("the server does not read the request"))
-
-    def resume_writing(self) -> None:
-        """Go on."""
-        self.clogged = False
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
-
-    # llhttp
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header, within bounds."""
-        if len(self._headers) >= MAX_HEADERS or len(name) + len(value) > MAX_HEAD_BYTES:
-            self._bad = _nonsense("the head of the answer is too large")
-            raise ValueError
-        self._headers[name.lower()] = value
-
-    def on_headers_complete(self) -> None:
-        """Pass the head on."""
-        status = self._parser.get_status_code()
-        if 100 <= status < 200:
-            self._informational += 1
-            if self._informational > MAX_INFORMATIONAL or status == 101:
-                self._bad = _nonsense("interim answers without end")
-                raise ValueError
-            self._headers = {}
-            return
-        self._head_bytes = -(1 << 60)
-        if not 200 <= status < 600:
-            self._bad = _nonsense(f"an answer with the status {status}")
-            raise ValueError
-        if self._sending is not None:
-            self._sending.receiver.head(status, self._headers)
-
-    def on_body(self, data: bytes) -> None:
-        """Pass a piece on."""
-        if self._sending is not None:
-            self._sending.receiver.body(data)
-
-    def on_message_complete(self) -> None:
-        """Pass the end on and keep the connection if it can be used again."""
-        if 100 <= self._parser.get_status_code() < 200:
-            return
-        self._complete(keep=self._parser.should_keep_alive())
-
-    def _complete(self, *, keep: bool) -> None:
-        sending, self._sending = self._sending, None
-        if sending is None:
-            return
-        transport = self.transport
-        assert transport is not None
-        if keep and not transport.get_write_buffer_size() and not transport.is_closing() and len(self._pool) < MAX_IDLE:
-            transport.resume_reading() if not transport.is_reading() else None
-            self.idle_since = asyncio.get_running_loop().time()
-            self._pool.append(self)
-        else:
-            self.close()
-        sending.over = True
-        sending.connection = None
-        sending.receiver.end()
-
-
-class Sending:
-    """One request on its way; see `Wire.send`."""
-
-    __slots__ = ("_dialling", "_endpoint", "_request", "_server", "_wire", "connection", "over", "paused", "receiver", "reused")
-
-    def __init__(self, wire: "Wire", server: ServerId, endpoint: Endpoint, request: Sequence[bytes], receiver: Receiver) -> None:
-        self._wire = wire
-        self._server = server
-        self._endpoint = endpoint
-        self._request = request
-        self.receiver = receiver
-        self.connection: _Connection | None = None
-        self._dialling: asyncio.Task[None] | None = None
-        self.over = False
-        self.paused = False
-        self.reused = False
-
-    def begin(self) -> None:
-        """Use an idle connection, or dial."""
-        connection = self._wire.idle(self._server)
-        if connection is None:
-            self._dial()
-        else:
-            self.reused = True
-            self.connection = connection
-            connection.ask(self, self._request)
-
-    def abort(self) -> None:
-        """Close the connection, or stop dialling; nothing more is told."""
-        self.over = True
-        if self._dialling is not None:
-            self._dialling.cancel()
-        if self.connection is not None:
-            connection, self.connection = self.connection, None
-            connection.close()
-
-    def pause(self) -> None:
-        """Stop reading."""
-        self.paused = True
-        if self.connection is not None and self.connection.transport is not None:
-            self.connection.transport.pause_reading()
-
-    def resume(self) -> None:
-        """Go on reading."""
-        self.paused = False
-        if self.connection is not None and self.connection.transport is not None:
-            self.connection.transport.resume_reading()
-
-    def lost(self, failure: Failure, *, answered: bool) -> None:
-        """Take the end of the connection: one that was idle too long is replaced once, in silence."""
-        self.connection = None
-        if self.over:
-            return
-        if self.reused and not answered:
-            self.reused = False
-            self._dial()
-        else:
-            self.over = True
-            self.receiver.failed(failure)
-
-    def _dial(self) -> None:
-        self._dialling = asyncio.ensure_future(self._connect())
-        self._wire.tasks.add(self._dialling)
-        self._dialling.add_done_callback(self._wire.tasks.discard)
-
-    async def _connect(self) -> None:
-        reason = "the connection could not be made"
-        try:
-            async with asyncio.timeout(self._wire.connect_timeout):
-                connection = await self._wire.connect(self._server, self._endpoint)
-        except _RefusedError as error:
-            reason = str(error)
-        except TimeoutError:
-            reason = "the connection could not be made in time"
-        except ssl.SSLError:
-            reason = "the connection could not be secured (TLS)"
-        except ConnectionRefusedError:
-            reason = "the connection was refused"
-        except (OSError, UnicodeError):
-            pass
-        else:
-            if self.over:
-                connection.close()
-                return
-            self.connection = connection
-            connection.ask(self, self._request)
-            if self.paused:
-                self.pause()
-            return
-        if not self.over:
-            self.over = True
-            self.receiver.failed(Failure(kind=FailureClass.CONNECT, reason=reason))
+class _StopParsingError(Exception):
+    """The answer cannot be taken; `_Connection._bad` says why."""
 
 
 class _RefusedError(Exception):
     """The address policy, or the resolver, says no."""
 
 
+class _Pool:
+    """The connections of one server that wait for the next request, the latest one last."""
+
+    __slots__ = ("endpoint", "idle", "keeps")
+
+    def __init__(self, endpoint: Endpoint, *, keeps: bool) -> None:
+        self.endpoint = endpoint
+        self.idle: deque[_Connection] = deque()
+        self.keeps = keeps
+        """False once the pool was dropped: what still runs is closed when it ends."""
+
+    def close(self) -> None:
+        """Close what is idle, and keep nothing any more."""
+        self.keeps = False
+        while self.idle:
+            self.idle.pop().discard()
+
+
+class _Connection(asyncio.BufferedProtocol):
+    """One connection: at most one answer at a time."""
+
+    __slots__ = (
+        "_bad",
+        "_extra",
+        "_fields",
+        "_informational",
+        "_keep",
+        "_parser",
+        "_quiet",
+        "_receiver",
+        "_sending",
+        "_stall",
+        "_state",
+        "_unbounded",
+        "_unsent",
+        "_wire",
+        "pool",
+        "since",
+        "transport",
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(self, wire: "Wire", sending: "Sending") -> None:
+        self._wire = wire
+        self._parser = httptools.HttpResponseParser(self)
+        self._sending: Sending | None = sending
+        self._receiver: Receiver | None = None
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._state = _WAITING
+        self._quiet = 0
+        self._informational = 0
+        self._unbounded = False
+        self._keep = False
+        self._extra = False
+        self._bad: Failure | None = None
+        self._stall: asyncio.TimerHandle | None = None
+        self._unsent = 0
+        self.pool = sending.pool
+        self.since = 0.0
+
+    def ask(self, sending: "Sending", now: float) -> None:
+        """Send the request of `sending`, which gets the answer; `now` is the loop's time."""
+        self._sending = sending
+        self._receiver = sending.receiver
+        self._state = _WAITING
+        self._quiet = 0
+        self._informational = 0
+        self.since = now
+        sending.connection = self
+        self.transport.writelines(sending.request)
+
+    def discard(self) -> None:
+        """Close at once; nothing more is told."""
+        self._sending = self._receiver = None
+        self._forget_stall()
+        self.transport.abort()
+
+    def fail(self, failure: Failure) -> None:
+        """Close at once and tell why."""
+        sending = self._sending
+        self.discard()
+        if sending is not None:
+            sending.connection = None
+            sending.fail(failure)
+
+    def _leave_pool(self) -> None:
+        with contextlib.suppress(ValueError):
+            self.pool.idle.remove(self)
+
+    def _lost(self) -> None:
+        """Take the end of the connection: one that was closed while it was idle is replaced once, in silence."""
+        sending = self._sending
+        if sending is None:
+            self._leave_pool()
+            self.discard()
+            return
+        unanswered = self._state == _WAITING and not self._quiet
+        if sending.reused and unanswered and self._wire.time() - self.since < STALE_SECONDS:
+            self.discard()
+            sending.dial()
+        else:
+            self.fail(_CLOSED)
+
+    # asyncio.BufferedProtocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the request that the connection was made for."""
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's are none, by name
+        self._wire.connections.add(self)
+        sending = self._sending
+        if sending is None or sending.over:
+            self.discard()
+            return
+        if self.pool.endpoint.tls:
+            self.transport.set_write_buffer_limits(high=1, low=0)  # the TLS transports pause at `>= high`, at 0 even when nothing waits
+        else:
+            self.transport.set_write_buffer_limits(high=0)
+        if sending.paused:
+            self.transport.pause_reading()
+        self.ask(sending, self._wire.time())
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Tell who waits."""
+        self._lost()
+        self._wire.gone(self)
+        del self._parser  # which holds our methods: no cycle is left for the collector
+
+    def eof_received(self) -> bool:
+        """End a body that has no stated length; anything else is incomplete."""
+        if self._sending is not None and self._state == _HEADED and self._unbounded:
+            self._finish(keep=False)
+        else:
+            self._lost()
+        return False
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Lend the buffer of all connections: what is read is parsed before anything else is read."""
+        return self._wire.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Parse what came."""
+        if self._sending is None:  # nobody asked
+            self._lost()
+            return
+        self._quiet += nbytes
+        error: Exception | None = None
+        try:
+            self._parser.feed_data(self._wire.buffer[:nbytes])
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as problem:
+            error = problem
+        if self._receiver is None:  # aborted by its receiver
+            return
+        if self._state == _DONE:
+            self._finish(keep=self._keep and not self._extra and error is None)
+        elif error is not None:
+            self.fail(self._translated(error))
+        elif self._quiet > MAX_HEAD_BYTES:
+            self.fail(_TOO_LARGE)
+
+    def _translated(self, error: Exception) -> Failure:
+        if self._bad is not None:
+            return self._bad
+        if not isinstance(error, httptools.HttpParserCallbackError):
+            return _GARBAGE
+        # llhttp stops at an exception of the receiver: it is ours, not the server's.
+        context = {"message": "a receiver failed", "exception": error.__context__, "protocol": self}
+        asyncio.get_running_loop().call_exception_handler(context)
+        return _BUG
+
+    def _finish(self, *, keep: bool) -> None:
+        sending = self._sending
+        assert sending is not None
+        pool = self.pool
+        if keep and self._stall is None and pool.keeps and len(pool.idle) < MAX_IDLE:
+            self._sending = self._receiver = None
+            if sending.paused:
+                self.transport.resume_reading()
+            self.since = self._wire.time()
+            pool.idle.append(self)
+            self._wire.kept()
+        else:
+            self.discard()
+        sending.connection = None
+        sending.over = True
+        sending.receiver.end()
+
+    # Writing: any byte that the system does not take pauses, so `_stall is None` says that the request was written in full.
+
+    def pause_writing(self) -> None:
+        """Allow the server some time to read on."""
+        self._unsent = self.transport.get_write_buffer_size()
+        self._stall = asyncio.get_running_loop().call_later(self._wire.write_timeout, self._check_stall)
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._forget_stall()
+
+    def _check_stall(self) -> None:
+        before = self._unsent
+        self._unsent = self.transport.get_write_buffer_size()
+        if self._unsent < before:
+            self._stall = asyncio.get_running_loop().call_later(self._wire.write_timeout, self._check_stall)
+        else:
+            self.fail(_STALLED)
+
+    def _forget_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    # llhttp
+
+    def on_message_begin(self) -> None:
+        """Start over; a second answer was not asked for."""
+        if self._state == _DONE:
+            self._extra = True
+        self._fields = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header, or a trailer that nobody reads."""
+        self._fields.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Pass the head on."""
+        if self._state == _DONE:
+            return
+        status = self._parser.get_status_code()
+        fields = self._fields
+        if not 200 <= status < 600:
+            self._pass_over(status)
+            return
+        if len(fields) > MAX_HEADERS or (self._quiet > MAX_HEAD_BYTES and _size(fields) > MAX_HEAD_BYTES):
+            self._stop(_TOO_LARGE)
+        headers = {name.lower(): value for name, value in fields}
+        coding = headers.get(b"transfer-encoding")
+        if coding is None:
+            self._unbounded = b"content-length" not in headers
+        elif coding.lower() == b"chunked":
+            self._unbounded = False
+        else:
+            self._stop(_CODED)
+        self._state = _HEADED
+        self._quiet = 0
+        if self._receiver is not None:
+            self._receiver.head(status, headers)
+
+    def _pass_over(self, status: int) -> None:
+        self._informational += 1
+        if not 100 <= status < 200 or status == 101:
+            self._stop(_STATUS)
+        if self._informational > MAX_INFORMATIONAL:
+            self._stop(_INTERIM)
+
+    def _stop(self, failure: Failure) -> None:
+        self._bad = failure
+        raise _StopParsingError
+
+    def on_body(self, data: bytes) -> None:
+        """Pass a piece on."""
+        self._quiet = 0
+        receiver = self._receiver
+        if receiver is not None and self._state == _HEADED:
+            receiver.body(data)
+
+    def on_message_complete(self) -> None:
+        """Note the end: it is told when it is known whether anything follows."""
+        if self._state == _HEADED:
+            self._state = _DONE
+            self._keep = self._parser.should_keep_alive()
+
+
+def _size(fields: Sequence[tuple[bytes, bytes]]) -> int:
+    return sum(len(name) + len(value) + 4 for name, value in fields)
+
+
+class Sending:
+    """One request on its way; see `Wire.send`. `reused` tells whether it went out on a kept connection."""
+
+    __slots__ = ("_dialling", "_wire", "connection", "over", "paused", "pool", "receiver", "request", "reused")
+
+    def __init__(self, wire: "Wire", pool: _Pool, request: Sequence[bytes], receiver: Receiver) -> None:
+        self._wire = wire
+        self._dialling: asyncio.Task[None] | None = None
+        self.pool = pool
+        self.request = request
+        self.receiver = receiver
+        self.connection: _Connection | None = None
+        self.over = False
+        self.paused = False
+        self.reused = False
+
+    def abort(self) -> None:
+        """Close the connection, or stop resolving and dialling; nothing more is told. May be called at any time, and again."""
+        self.over = True
+        if self._dialling is not None:
+            self._dialling.cancel()
+        if self.connection is not None:
+            connection, self.connection = self.connection, None
+            connection.discard()
+
+    def pause(self) -> None:
+        """Stop reading; what was read already, at most `BUFFER_BYTES`, is still told."""
+        self.paused = True
+        if self.connection is not None:
+            self.connection.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Go on reading."""
+        self.paused = False
+        if self.connection is not None:
+            self.connection.transport.resume_reading()
+
+    def fail(self, failure: Failure) -> None:
+        """End, if this has not ended yet."""
+        if not self.over:
+            self.over = True
+            self.receiver.failed(failure)
+
+    def dial(self) -> None:
+        """Make a connection of its own; called by the wire."""
+        self.reused = False
+        self.connection = None
+        self._dialling = asyncio.get_running_loop().create_task(self._wire.dial(self))
+        self._wire.dialling[self._dialling] = self
+        self._dialling.add_done_callback(self._dialled)
+
+    def _dialled(self, task: asyncio.Task[None]) -> None:
+        self._dialling = None
+        del self._wire.dialling[task]
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            context = {"message": "dialling failed", "exception": error, "task": task}
+            asyncio.get_running_loop().call_exception_handler(context)
+        if self.connection is None:
+            self.fail(_STOPPING if error is None else _BUG)  # a no-op after `abort`, and after the dialling told the reason
+
+
 class Wire:
-    """All connections of one gateway to its servers. Belongs to the event loop it is first used on."""
+    """All connections of one gateway to its servers. Belongs to the event loop it is first used on.
+
+    Times are seconds: `connect_timeout` holds for name, connection and TLS together, `write_timeout` for a server that takes
+    nothing of the request. `tls` replaces the context that `verify_tls` describes.
+    """
 
     def __init__(
         self,
@@ -337,89 +442,190 @@ class Wire:
         connect_timeout: float = 5.0,
         dns_timeout: float = 3.0,
         write_timeout: float = 30.0,
+        idle_timeout: float = IDLE_SECONDS,
         verify_tls: bool = True,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._policy = policy
         self._resolve = resolve or resolve_by_system
-        self.connect_timeout = connect_timeout
+        self._connect_timeout = connect_timeout
         self._dns_timeout = dns_timeout
         self.write_timeout = write_timeout
+        self._idle_timeout = idle_timeout
         self._verify_tls = verify_tls
-        self._tls: ssl.SSLContext | None = None
-        self._pools: dict[ServerId, deque[_Connection]] = {}
+        self._tls = tls
+        self._pools: dict[ServerId, _Pool] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._closing: asyncio.Future[None] | None = None
+        self.buffer = memoryview(bytearray(BUFFER_BYTES))
         self.connections: set[_Connection] = set()
-        self.tasks: set[asyncio.Task[None]] = set()
+        """All that are open."""
+        self.dialling: dict[asyncio.Task[None], Sending] = {}
 
-    def send(self, server: ServerId, endpoint: Endpoint, request: Sequence[bytes], receiver: Receiver) -> Sending:
-        """Send a request, head and body as built; the answer goes to `receiver`, never during this call."""
-        sending = Sending(self, server, endpoint, request, receiver)
-        sending.begin()
+    @property
+    def idle(self) -> int:
+        """How many connections wait for a request."""
+        return sum(len(pool.idle) for pool in self._pools.values())
+
+    def send(self, server: ServerId | None, endpoint: Endpoint, request: Sequence[bytes], receiver: Receiver) -> Sending:
+        """Send a request, head and body as built; the answer goes to `receiver`, never during this call.
+
+        Connections of a `server` are kept for its next requests; without one the connection is made and closed for this request.
+        """
+        pool = _Pool(endpoint, keeps=False) if server is None else self._pools.get(server)
+        if pool is None or (pool.endpoint is not endpoint and pool.endpoint != endpoint):
+            pool = self._replace_pool(server, endpoint)
+        sending = Sending(self, pool, request, receiver)
+        if pool.idle:
+            now = self.time()
+            connection = pool.idle.pop()
+            if now - connection.since < self._idle_timeout:
+                sending.reused = True
+                connection.ask(sending, now)
+                return sending
+            connection.discard()
+        sending.dial()
         return sending
 
-    def idle(self, server: ServerId) -> _Connection | None:
-        """Take the idle connection that was used last, if it is still fresh."""
-        pool = self._pools.get(server)
-        while pool:
-            connection = pool.pop()
-            transport = connection.transport
-            fresh = asyncio.get_running_loop().time() - connection.idle_since < IDLE_SECONDS
-            if fresh and transport is not None and not transport.is_closing():
-                return connection
-            connection.close()
-        return None
+    def _replace_pool(self, server: ServerId | None, endpoint: Endpoint) -> _Pool:
+        assert server is not None
+        self.drop(server)
+        pool = self._pools[server] = _Pool(endpoint, keeps=self._closing is None)
+        return pool
 
-    async def connect(self, server: ServerId, endpoint: Endpoint) -> _Connection:
-        """Resolve, check and dial."""
+    def drop(self, server: ServerId) -> None:
+        """Close the idle connections of a server, and those that are in use when their answer is complete."""
+        pool = self._pools.pop(server, None)
+        if pool is not None:
+            pool.close()
+
+    async def aclose(self) -> None:
+        """Close everything, at once; who still waits for an answer is told. Returns when no socket and no task is left."""
+        self._closing = asyncio.get_running_loop().create_future()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        for server in list(self._pools):
+            self.drop(server)
+        tasks = list(self.dialling)
+        for task in tasks:
+            task.cancel()
+        for connection in list(self.connections):
+            connection.fail(_STOPPING)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSING_SECONDS):
+                await asyncio.gather(*tasks, return_exceptions=True)
+                if self.connections:
+                    await self._closing
+
+    # For connections
+
+    def time(self) -> float:
+        """Return the clock of the loop."""
+        return asyncio.get_running_loop().time()
+
+    def kept(self) -> None:
+        """Take note of an idle connection."""
+        if self._sweeper is None:
+            self._sweep_later()
+
+    def gone(self, connection: _Connection) -> None:
+        """Take note of a closed connection."""
+        self.connections.discard(connection)
+        if self._closing is not None and not self.connections and not self._closing.done():
+            self._closing.set_result(None)
+
+    def _sweep_later(self) -> None:
+        self._sweeper = asyncio.get_running_loop().call_later(self._idle_timeout / SWEEPS, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        expired = self.time() - self._idle_timeout
+        for pool in self._pools.values():
+            while pool.idle and pool.idle[0].since <= expired:
+                pool.idle.popleft().discard()
+        if self.idle:
+            self._sweep_later()
+
+    # Dialling
+
+    async def dial(self, sending: Sending) -> None:
+        """Connect `sending`, or tell why not."""
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                await self._connect(sending)
+        except _RefusedError as error:
+            reason = str(error)
+        except TimeoutError:
+            reason = "the connection could not be made in time"
+        except ssl.SSLError:
+            reason = "the connection could not be secured (TLS)"
+        except ConnectionRefusedError:
+            reason = "the connection was refused"
+        except OSError:
+            reason = "the connection could not be made"
+        else:
+            return
+        if sending.connection is None:
+            sending.fail(Failure(FailureClass.CONNECT, reason))
+
+    async def _connect(self, sending: Sending) -> None:
+        """Resolve, check, and dial the addresses in turn, each in its part of the time that is left."""
+        if self._closing is not None:
+            raise asyncio.CancelledError
+        deadline = self.time() + self._connect_timeout
+        endpoint = sending.pool.endpoint
         addresses = await self._addresses(endpoint)
-        pool = self._pools.setdefault(server, deque())
-        loop = asyncio.get_running_loop()
-        tls = self._context() if endpoint.tls else None
+        tls = await self._context() if endpoint.tls else None
         failure: OSError | None = None
-        for address in addresses:
+        for turn, address in enumerate(addresses):
+            now = self.time()
             try:
-                _, connection = await loop.create_connection(
-                    lambda: _Connection(self, pool),
-                    address,
-                    endpoint.port,
-                    ssl=tls,
-                    server_hostname=endpoint.host if tls is not None else None,
-                )
+                async with asyncio.timeout_at(now + (deadline - now) / (len(addresses) - turn)):
+                    await asyncio.get_running_loop().create_connection(
+                        functools.partial(_Connection, self, sending),
+                        address,
+                        endpoint.port,
+                        ssl=tls,
+                        server_hostname=endpoint.host if tls is not None else None,
+                    )
             except OSError as error:
                 failure = error
-            else:
-                return connection
-        raise failure or OSError
+                if sending.connection is None and not sending.over:
+                    continue
+            return
+        assert failure is not None
+        raise failure
 
     async def _addresses(self, endpoint: Endpoint) -> Sequence[str]:
         try:
-            async with asyncio.timeout(self._dns_timeout):
-                addresses = list(dict.fromkeys(await self._resolve(endpoint.host, endpoint.port)))
-        except (OSError, TimeoutError, UnicodeError):
-            raise _RefusedError("the name of the server could not be resolved") from None
+            ipaddress.ip_address(endpoint.host)
+        except ValueError:
+            addresses = await self._resolved(endpoint)
+        else:
+            addresses = [endpoint.host]
         refused = refusal_of_any(addresses, endpoint.port, self._policy())
         if refused is not None:
             raise _RefusedError(f"the address may not be dialled: {refused}")
-        return addresses
+        return addresses[:MAX_ADDRESSES]
 
-    def _context(self) -> ssl.SSLContext:
+    async def _resolved(self, endpoint: Endpoint) -> Sequence[str]:
+        try:
+            async with asyncio.timeout(self._dns_timeout):
+                return list(dict.fromkeys(await self._resolve(endpoint.host, endpoint.port)))
+        except (OSError, UnicodeError):
+            raise _RefusedError("the name of the server could not be resolved") from None
+
+    async def _context(self) -> ssl.SSLContext:
         if self._tls is None:
-            self._tls = ssl.create_default_context()
-            if not self._verify_tls:
-                self._tls.check_hostname = False
-                self._tls.verify_mode = ssl.CERT_NONE
+            self._tls = await asyncio.to_thread(_tls_context, verify=self._verify_tls)  # reads all certificates: 40 ms
         return self._tls
 
-    def drop(self, server: ServerId) -> None:
-        """Close the idle connections of a server."""
-        for connection in list(self._pools.pop(server, ())):
-            connection.close()
 
-    async def aclose(self) -> None:
-        """Close everything."""
-        for task in list(self.tasks):
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-        for connection in list(self.connections):
-            connection.close()
-        self._pools.clear()
-        await asyncio.sleep(0)
+def _tls_context(*, verify: bool) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

@@ -30,7 +30,7 @@ from multiverse_gateway.registration import (
     remove,
     saved,
     server_id_of,
-    test_connection,
+    try_connection,
     unknown_server,
     update,
 )
@@ -227,7 +227,7 @@ def admin_routes(gateway: Gateway) -> list[Route]:
         quota = tests.hit(request.scope.get(ADDRESS, "unknown"), gateway.now())
         if not quota.allowed:
             raise quota.error(f"At most {MAX_TESTS} connection tests per minute are possible; wait, then test again")
-        return json_response(await test_connection(gateway, registration))
+        return json_response(await try_connection(gateway, registration))
 
     async def stats(request: Request) -> Response:
         await refreshed(gateway)

@@ -38,7 +38,8 @@ _log = logging.getLogger("multiverse_gateway.api")
 class BadFraming(BadRequest):
     """The request could be read as two different ones; its connection cannot be used any further."""
 
-    code: str | None = "bad_framing"
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="bad_framing")
 
 
 def describe(error: Exception, method: str, path: str) -> tuple[GatewayError, list[tuple[bytes, bytes]]]:

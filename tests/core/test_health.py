@@ -1,0 +1,826 @@
+"""How probes and requests move a server between its states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from multiverse_gateway.core.failover import Failure, FailureClass
+from multiverse_gateway.core.health import (
+    AttemptFailed,
+    AttemptPassed,
+    AutoDeregister,
+    Health,
+    HealthEvent,
+    HealthPolicy,
+    HealthState,
+    ProbeFailed,
+    ProbePassed,
+    advance,
+    fresh,
+    is_usable,
+    resume,
+    share,
+    supports,
+)
+from multiverse_gateway.core.load import Load
+from multiverse_gateway.core.routing import build_table, candidates, with_health
+from multiverse_gateway.core.servers import Server, ServerId
+
+CHAT = "/v1/chat/completions"
+POLICY = HealthPolicy()
+WALL = 1_700_000_000.0
+STRIKES = [FailureClass.TIMEOUT, FailureClass.SERVER_ERROR, FailureClass.NONSENSE]
+DEADLY = [FailureClass.CONNECT, FailureClass.BROKEN]
+BLAMED = [*DEADLY, *STRIKES]
+ANY_STATE = pytest.mark.parametrize("state", list(HealthState))
+
+
+def after(
+    health: Health,
+    *events: HealthEvent,
+    now: float = 100.0,
+    policy: HealthPolicy = POLICY,
+    chance: float = 0.5,
+) -> Health:
+    for event in events:
+        health = advance(health, event, policy, now=now, wall=WALL + now, chance=chance)
+    return health
+
+
+def passed(*, forced: bool = False) -> ProbePassed:
+    return ProbePassed(1, forced=forced)
+
+
+def failed(*, unauthorized: bool = False, correlated: bool = False, forced: bool = False) -> ProbeFailed:
+    return ProbeFailed(1, "the probe failed", unauthorized=unauthorized, correlated=correlated, forced=forced)
+
+
+def answered(request_id: str = "r") -> AttemptPassed:
+    return AttemptPassed(1, request_id)
+
+
+def broke(kind: FailureClass, request_id: str = "r", *, retry_after: float | None = None, counts: bool = True) -> AttemptFailed:
+    return AttemptFailed(1, request_id, Failure(kind, "words", retry_after=retry_after), CHAT, counts)
+
+
+def well(**changes: Any) -> Health:
+    return attrs.evolve(fresh(1, now=0.0, wall=WALL), **changes)
+
+
+def struck_out(now: float = 100.0) -> Health:
+    """Return a server that three requests found ill."""
+    return after(well(), *(broke(FailureClass.SERVER_ERROR, request) for request in "abc"), now=now)
+
+
+def half_open(now: float = 100.0) -> Health:
+    """Return a server that refused a connection and then passed a probe."""
+    return after(after(well(), broke(FailureClass.CONNECT), now=now - 1), passed(), now=now)
+
+
+def deactivated(now: float = 100.0) -> Health:
+    return after(well(), failed(), failed(), failed(), now=now)
+
+
+# The words of the API
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "active"),
+    [
+        (HealthState.PROBING, "unknown", True),
+        (HealthState.HEALTHY, "healthy", True),
+        (HealthState.HALF_OPEN, "healthy", True),
+        (HealthState.UNHEALTHY, "unhealthy", True),
+        (HealthState.MISCONFIGURED, "unhealthy", True),
+        (HealthState.DEACTIVATED, "unhealthy", False),
+        (HealthState.ARCHIVED, "unhealthy", False),
+    ],
+)
+def test_each_state_has_a_status(state: HealthState, status: str, active: bool) -> None:
+    """People see three words and whether the server still counts; the stored value is the state's name."""
+    health = Health(state=state)
+    assert (health.status, health.is_active, state.value) == (status, active, state.name.lower())
+
+
+# Generations
+
+
+@ANY_STATE
+@pytest.mark.parametrize("generation", [1, 3])
+def test_events_of_another_generation_are_dropped(state: HealthState, generation: int) -> None:
+    """What happened to the old address or key says nothing about the new one."""
+    health = Health(state=state, generation=2, probe_at=1e9, by_traffic=True)
+    events: list[HealthEvent] = [
+        ProbePassed(generation, forced=True),
+        ProbeFailed(generation, "no"),
+        AttemptPassed(generation, "r"),
+        *(AttemptFailed(generation, "r", Failure(kind, "no"), CHAT) for kind in FailureClass),
+    ]
+    for event in events:
+        assert after(health, event) is health
+
+
+# Requests
+
+
+def test_success_on_a_clean_server_changes_nothing() -> None:
+    """The path of every good request: the same object comes back."""
+    health = well()
+    assert after(health, answered()) is health
+
+
+@pytest.mark.parametrize("kind", DEADLY)
+def test_a_dead_connection_takes_a_server_out(kind: FailureClass) -> None:
+    """F01, F02, F04: at once, with a confirming probe after a second."""
+    health = after(well(), broke(kind))
+    assert health.state is HealthState.UNHEALTHY
+    assert health.by_traffic
+    assert health.probe_at == 101.0
+    assert health.consecutive_failures == 0
+    assert health.reason == "requests failed: words"
+    assert health.last_transition_at == WALL + 100.0
+
+
+@pytest.mark.parametrize("kind", STRIKES)
+def test_three_strikes_take_a_server_out(kind: FailureClass) -> None:
+    """F03, F06, F19: one bad answer, or two, leave a server in rotation; the third in a row does not."""
+    health = well()
+    for request in "ab":
+        health = after(health, broke(kind, request))
+        assert health.state is HealthState.HEALTHY
+        assert is_usable(health, CHAT, 100.0)
+    health = after(health, broke(kind, "c"))
+    assert health.state is HealthState.UNHEALTHY
+    assert (health.by_traffic, health.probe_at, health.strikes) == (True, 101.0, ("a", "b", "c"))
+
+
+def test_a_success_between_strikes_forgives() -> None:
+    """Only failures in a row count."""
+    health = after(well(), broke(FailureClass.TIMEOUT, "a"), broke(FailureClass.TIMEOUT, "b"), answered("c"))
+    assert (health.strikes, health.struck_at) == ((), -inf)
+    assert after(health, broke(FailureClass.TIMEOUT, "d"), broke(FailureClass.TIMEOUT, "e")).state is HealthState.HEALTHY
+
+
+@pytest.mark.parametrize("needed", [1, 2, 3, 5])
+def test_one_request_alone_takes_no_server_out(needed: int) -> None:
+    """A poison prompt strikes each server once, whatever the number of strikes is set to."""
+    policy = HealthPolicy(strikes=needed)
+    health = after(well(), broke(FailureClass.SERVER_ERROR, "poison"), policy=policy)
+    assert after(health, *[broke(FailureClass.NONSENSE, "poison")] * 10, policy=policy) is health
+    assert health.state is HealthState.HEALTHY
+    more = [broke(FailureClass.SERVER_ERROR, f"other-{number}") for number in range(max(2, needed) - 1)]
+    assert after(health, *more, policy=policy).state is HealthState.UNHEALTHY
+
+
+@ANY_STATE
+@pytest.mark.parametrize("kind", [FailureClass.TRANSIENT, FailureClass.LOCAL])
+def test_some_failures_blame_nobody(state: HealthState, kind: FailureClass) -> None:
+    """D01, classes I and L: the client left, or the server was too early: no effect."""
+    health = Health(state=state)
+    assert after(health, broke(kind)) is health
+
+
+def test_a_client_error_is_proof_of_life() -> None:
+    """F08: a hundred bad requests leave a server healthy, lift a half-open one, and forgive no strikes."""
+    health = after(well(), broke(FailureClass.SERVER_ERROR, "a"))
+    assert after(health, *(broke(FailureClass.CLIENT_ERROR, str(number)) for number in range(100))) is health
+    lifted = after(half_open(), broke(FailureClass.CLIENT_ERROR))
+    assert (lifted.state, lifted.slow_since) == (HealthState.HEALTHY, 100.0)
+    tried = after(struck_out(now=10.0), passed(), now=20.0)
+    assert after(tried, broke(FailureClass.CLIENT_ERROR), now=20.0).strikes == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("kind", BLAMED)
+@pytest.mark.parametrize("make", [well, half_open, struck_out])
+def test_what_does_not_count_blames_nobody(kind: FailureClass, make: Callable[[], Health]) -> None:
+    """A failure that is reported without counting changes no state."""
+    health = make()
+    assert after(health, broke(kind, counts=False)) is health
+
+
+@pytest.mark.parametrize("state", [HealthState.PROBING, HealthState.MISCONFIGURED, HealthState.DEACTIVATED, HealthState.ARCHIVED])
+@pytest.mark.parametrize("kind", BLAMED)
+def test_late_failures_do_not_move_a_server_that_is_out(state: HealthState, kind: FailureClass) -> None:
+    """Requests that began before the server was taken out end after it."""
+    health = Health(state=state)
+    assert after(health, broke(kind)) is health
+    assert after(health, answered()) is health
+
+
+@pytest.mark.parametrize("kind", BLAMED)
+def test_failures_while_out_are_remembered(kind: FailureClass) -> None:
+    """H11: who failed as the last resort was the most recent to fail; the probe is not put off."""
+    health = struck_out(now=100.0)
+    later = after(health, broke(kind, "z"), now=120.0)
+    assert (later.state, later.by_traffic, later.struck_at) == (HealthState.UNHEALTHY, True, 120.0)
+    assert later.probe_at == health.probe_at
+
+
+def test_a_success_as_the_last_resort_asks_for_a_probe() -> None:
+    """H11: a server that works again is looked at at once; only a probe lets it in."""
+    health = after(well(), broke(FailureClass.CONNECT), now=100.0)
+    hurried = after(health, answered(), now=100.5)
+    assert (hurried.state, hurried.probe_at) == (HealthState.UNHEALTHY, 100.5)
+    assert after(hurried, answered(), now=100.5) is hurried
+    known_dead = after(well(), failed())
+    assert after(known_dead, answered()) is known_dead
+
+
+# Busy, missing, unsupported, refused
+
+
+def test_a_busy_server_rests() -> None:
+    """F10, F13: it is healthy, and back after what it asked for."""
+    health = after(well(), broke(FailureClass.BUSY, retry_after=3.0))
+    assert (health.state, health.resting_until, health.strikes) == (HealthState.HEALTHY, 103.0, ())
+    assert not is_usable(health, CHAT, 102.9)
+    assert is_usable(health, CHAT, 103.0)
+
+
+def test_resting_keeps_the_later_deadline() -> None:
+    """F11: thirty seconds, then one second: thirty."""
+    health = after(well(), broke(FailureClass.BUSY, retry_after=30.0))
+    assert after(health, broke(FailureClass.BUSY, retry_after=1.0)) is health
+    assert after(health, broke(FailureClass.BUSY, retry_after=31.0)).resting_until == 131.0
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "chance", "rest"), [(None, 0.0, 4.0), (None, 0.5, 5.0), (0.0, 0.5, 5.0), (1e9, 0.5, 60.0), (inf, 0.5, 60.0)]
+)
+def test_rest_has_a_default_and_a_cap(retry_after: float | None, chance: float, rest: float) -> None:
+    """F12: nothing said means 5 s ± 20 %, too much means 60 s."""
+    assert after(well(), broke(FailureClass.BUSY, retry_after=retry_after), chance=chance).resting_until == pytest.approx(100.0 + rest)
+
+
+def test_a_missing_model_rests_its_pair() -> None:
+    """F14, H10: the pair rests a minute and its list of models is read again at once; nobody is called ill."""
+    health = after(well(probe_at=150.0), broke(FailureClass.NO_MODEL))
+    assert (health.state, health.resting_until, health.probe_at) == (HealthState.HEALTHY, 160.0, 100.0)
+    due = after(well(probe_at=90.0), broke(FailureClass.NO_MODEL))
+    assert due.probe_at == 90.0
+    assert after(Health(state=HealthState.ARCHIVED, probe_at=inf), broke(FailureClass.NO_MODEL)).probe_at == inf
+
+
+def test_an_unsupported_endpoint_is_remembered() -> None:
+    """Class G: ten minutes long, for this path only."""
+    health = after(well(), broke(FailureClass.UNSUPPORTED))
+    assert health.state is HealthState.HEALTHY
+    assert not is_usable(health, CHAT, 699.9)
+    assert not supports(health, CHAT, 699.9)
+    assert is_usable(health, CHAT, 700.0)
+    assert is_usable(health, "/v1/embeddings", 100.0)
+    again = after(health, broke(FailureClass.UNSUPPORTED), now=200.0)
+    assert again.unsupported == ((CHAT, 800.0),)
+    other = AttemptFailed(1, "r", Failure(FailureClass.UNSUPPORTED, "no"), "/v1/rerank")
+    assert len(after(again, other, now=200.0).unsupported) == 2
+    assert len(after(again, other, now=900.0).unsupported) == 1
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """A client that tries a thousand paths does not fill the memory."""
+    health = well()
+    for number in range(1000):
+        health = after(health, AttemptFailed(1, "r", Failure(FailureClass.UNSUPPORTED, "no"), f"/v1/{number}"))
+    assert len(health.unsupported) == 32
+    assert not supports(health, "/v1/999", 100.0)
+
+
+@pytest.mark.parametrize("make", [well, half_open, struck_out])
+def test_a_refused_key_needs_its_owner(make: Callable[[], Health]) -> None:
+    """F17: misconfigured, with a reason; looked at again at the usual pace."""
+    health = after(make(), broke(FailureClass.AUTH))
+    assert (health.state, health.reason, health.by_traffic) == (HealthState.MISCONFIGURED, "words", False)
+    assert health.probe_at == pytest.approx(100.0 + 50.0 * 0.95)
+    assert health.probe_step == 0
+    assert not is_usable(health, CHAT, 100.0)
+    mended = after(health, passed())
+    assert mended.state is HealthState.HALF_OPEN
+    assert after(mended, answered()).state is HealthState.HEALTHY
+
+
+@pytest.mark.parametrize("state", [HealthState.DEACTIVATED, HealthState.ARCHIVED])
+def test_a_refused_key_does_not_bring_a_server_back(state: HealthState) -> None:
+    """A late 401 does not make an inactive server active."""
+    health = Health(state=state)
+    assert after(health, broke(FailureClass.AUTH)) is health
+
+
+def test_an_unauthorized_probe_is_a_wrong_key() -> None:
+    """F17: as often as it happens, the server stays on the list for its owner to see."""
+    health = after(well(), failed(unauthorized=True))
+    assert (health.state, health.consecutive_failures, health.by_traffic) == (HealthState.MISCONFIGURED, 1, False)
+    assert after(health, *[failed(unauthorized=True)] * 10).state is HealthState.MISCONFIGURED
+    assert after(struck_out(), failed(unauthorized=True)).state is HealthState.MISCONFIGURED
+    assert after(health, failed()).state is HealthState.UNHEALTHY
+    assert after(deactivated(), failed(unauthorized=True)).state is HealthState.DEACTIVATED
+
+
+# Probes
+
+
+def test_a_good_probe_keeps_a_server_well() -> None:
+    """TC-HEALTH-001: it notes when, what was listed and what was odd, and nothing else."""
+    health = after(well(), ProbePassed(1, warning="the model is not listed", models=("x", "y")))
+    assert health == well(
+        consecutive_successes=2,
+        last_checked_at=WALL + 100.0,
+        last_passed_at=WALL + 100.0,
+        warning="the model is not listed",
+        models=("x", "y"),
+        probe_at=health.probe_at,
+    )
+    assert after(health, passed()).warning is None
+
+
+@pytest.mark.parametrize(
+    ("interval", "timeout", "chance", "wait"),
+    [(60, 10, 0.0, 50.0), (60, 10, 0.5, 47.5), (60, 10, 0.999999, 45.0), (10, 10, 0.0, 5.0), (1, 10, 0.5, 0.5), (300, 10, 0.0, 290.0)],
+)
+def test_a_verdict_never_grows_older_than_the_interval(interval: float, timeout: float, chance: float, wait: float) -> None:
+    """H03, H08: the next probe begins a timeout before the interval is over, up to a tenth sooner, never before its half."""
+    policy = HealthPolicy(interval=interval, timeout=timeout)
+    health = after(well(), passed(), policy=policy, chance=chance)
+    assert health.probe_at - 100.0 == pytest.approx(wait, abs=1e-4)
+
+
+def test_a_failed_probe_takes_a_server_out() -> None:
+    """TC-HEALTH-002: at once; the next probe comes after a second ± 20 %."""
+    health = after(well(), failed())
+    assert (health.state, health.consecutive_failures, health.consecutive_successes) == (HealthState.UNHEALTHY, 1, 0)
+    assert (health.by_traffic, health.reason, health.probe_at) == (False, "the probe failed", 101.0)
+    assert (health.last_checked_at, health.last_passed_at) == (WALL + 100.0, WALL)
+    assert after(Health(), failed()).state is HealthState.UNHEALTHY
+
+
+def test_a_failed_probe_ends_the_last_resort() -> None:
+    """H11: who failed a probe is not tried."""
+    assert struck_out().by_traffic
+    assert not after(struck_out(), failed()).by_traffic
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.5, 0.999999])
+def test_probes_of_the_ill_come_ever_later(chance: float) -> None:
+    """1, 2, 4 … 60 s, each ± 20 %."""
+    policy = HealthPolicy(auto_deregister=AutoDeregister.OFF)
+    health, waits = well(), []
+    for _ in range(40):
+        health = after(health, failed(), policy=policy, chance=chance)
+        waits.append((health.probe_at - 100.0) / (0.8 + 0.4 * chance))
+    assert waits == pytest.approx([1, 2, 4, 8, 16, 32] + [60] * 34)
+    assert health.state is HealthState.UNHEALTHY
+    assert health.consecutive_failures == 40
+
+
+@pytest.mark.parametrize("how", list(AutoDeregister))
+@pytest.mark.parametrize("most", [1, 2, 3, 5])
+@pytest.mark.parametrize("forced", [False, True])
+def test_failed_probes_in_a_row_take_a_server_off(how: AutoDeregister, most: int, forced: bool) -> None:
+    """H01, TC-HEALTH-003, TC-HEALTH-004: counted, forced ones too; the last deactivates unless that is switched off."""
+    policy = HealthPolicy(max_consecutive_failures=most, auto_deregister=how)
+    health = after(well(), *[failed(forced=forced)] * (most - 1), policy=policy)
+    assert health.is_active
+    assert health.consecutive_failures == most - 1
+    health = after(health, failed(forced=forced), policy=policy)
+    assert health.is_active is (how is AutoDeregister.OFF)
+    assert health.consecutive_failures == most
+
+
+def test_only_failures_in_a_row_count() -> None:
+    """A good probe in between starts the count anew."""
+    health = after(well(), failed(), failed(), passed(), failed(), failed())
+    assert (health.state, health.consecutive_failures) == (HealthState.UNHEALTHY, 2)
+
+
+def test_a_deactivated_server_is_still_probed() -> None:
+    """H01: after 1, 2, 4, 8, 15 minutes, and then every 15."""
+    health = deactivated()
+    waits = [health.probe_at - 100.0]
+    for _ in range(6):
+        health = after(health, failed())
+        waits.append(health.probe_at - 100.0)
+    assert waits == pytest.approx([60, 120, 240, 480, 900, 900, 900])
+    assert health.state is HealthState.DEACTIVATED
+
+
+def test_two_good_probes_bring_a_deactivated_server_back() -> None:
+    """H01, H12: the second comes after a second; it starts slowly."""
+    health = after(deactivated(), passed())
+    assert (health.state, health.probe_at) == (HealthState.DEACTIVATED, 101.0)
+    health = after(health, passed(), now=101.0)
+    assert (health.state, health.slow_since, health.reason, health.probe_step) == (HealthState.HEALTHY, 101.0, None, 0)
+    assert after(deactivated(), passed(), failed(), passed()).state is HealthState.DEACTIVATED
+
+
+def test_looking_often_does_not_put_the_next_probe_off() -> None:
+    """Somebody who presses "check now" while the server is down does not slow its return."""
+    down = after(well(), failed())
+    assert after(down, failed(forced=True), now=100.5).probe_at == down.probe_at
+    off = deactivated()
+    assert after(off, *[failed(forced=True)] * 5, now=110.0).probe_at == off.probe_at
+    assert after(well(probe_at=150.0), failed(forced=True)).probe_at == 101.0
+
+
+def test_our_own_network_deactivates_nobody() -> None:
+    """H07: while all fail together nobody is counted towards deactivation, and each is looked at again within five seconds."""
+    health = well()
+    for _ in range(50):
+        health = after(health, failed(correlated=True), chance=0.999999)
+        assert health.state is HealthState.UNHEALTHY
+        assert health.probe_at - 100.0 < 5.0
+    assert health.consecutive_failures == 0
+    long_down = after(well(), *[failed()] * 5, policy=HealthPolicy(max_consecutive_failures=9))
+    assert after(long_down, failed(correlated=True)).probe_at - 100.0 < 5.0
+    assert after(well(), failed(), failed(), failed(correlated=True)).state is HealthState.UNHEALTHY
+    assert after(deactivated(), failed(correlated=True)).consecutive_failures == 3
+
+
+# Half open
+
+
+def test_the_first_good_probe_opens_half() -> None:
+    """One request decides, or the next probe, a second later."""
+    health = half_open()
+    assert (health.state, health.probe_at) == (HealthState.HALF_OPEN, 101.0)
+    assert is_usable(health, CHAT, 100.0)
+    assert after(after(well(), failed()), passed()).state is HealthState.HALF_OPEN
+
+
+def test_a_good_request_opens_whole() -> None:
+    """It starts slowly and everything held against it is forgotten."""
+    health = after(after(struck_out(), passed()), answered())
+    assert (health.state, health.slow_since, health.strikes, health.struck_at) == (HealthState.HEALTHY, 100.0, (), -inf)
+    assert (health.reason, health.by_traffic, health.probe_step) == (None, False, 0)
+
+
+def test_without_requests_another_good_probe_opens_whole() -> None:
+    """Nobody needs to be the guinea pig when no request struck the server."""
+    health = after(half_open(), passed(), now=101.0)
+    assert (health.state, health.slow_since) == (HealthState.HEALTHY, 101.0)
+
+
+@pytest.mark.parametrize("kind", BLAMED)
+def test_a_failed_request_closes_again(kind: FailureClass) -> None:
+    """Each failure goes one step further: 1 s, 2 s, 4 s …"""
+    health = half_open()
+    for wait in (2, 4, 8, 16, 32, 60, 60):
+        health = after(health, broke(kind, "same"))
+        assert (health.state, health.by_traffic) == (HealthState.UNHEALTHY, True)
+        assert health.probe_at - 100.0 == pytest.approx(wait)
+        health = after(health, passed())
+        assert health.state is HealthState.HALF_OPEN
+
+
+def test_a_failed_probe_closes_again() -> None:
+    """A half-open server that fails a probe goes on where it was."""
+    health = after(half_open(), failed())
+    assert (health.state, health.probe_at) == (HealthState.UNHEALTHY, 102.0)
+
+
+def test_probes_alone_do_not_clear_strikes() -> None:
+    """H04: a server that lists its models but fails to answer is let in half, and whole only after 30 s without a strike."""
+    health = struck_out(now=100.0)
+    health = after(health, passed(), now=101.0)
+    assert (health.state, health.probe_at) == (HealthState.HALF_OPEN, 130.0)
+    for now in (102.0, 110.0, 129.9):
+        health = after(health, passed(), now=now)
+        assert health.state is HealthState.HALF_OPEN
+        assert health.strikes == ("a", "b", "c")
+    health = after(health, passed(), now=130.0)
+    assert (health.state, health.strikes) == (HealthState.HEALTHY, ())
+
+
+def test_a_good_probe_clears_old_strikes() -> None:
+    """Two strikes of this morning do not count in the evening."""
+    health = after(well(), broke(FailureClass.TIMEOUT, "a"), broke(FailureClass.TIMEOUT, "b"))
+    assert after(health, passed(), now=129.9).strikes == ("a", "b")
+    assert after(health, passed(), now=130.0).strikes == ()
+
+
+@ANY_STATE
+def test_a_forced_good_probe_lifts_any_state(state: HealthState) -> None:
+    """FR-API-REG: "check now" makes a server healthy that is well; half only if requests struck it a moment ago."""
+    health = after(Health(state=state, probe_at=inf, reason="down"), passed(forced=True))
+    assert (health.state, health.reason) == (HealthState.HEALTHY, None)
+    assert health.probe_at < 200.0
+    struck = after(Health(state=state, strikes=("a",), struck_at=90.0), passed(forced=True))
+    trusted = state in (HealthState.HEALTHY, HealthState.PROBING)
+    assert struck.state is (HealthState.HEALTHY if trusted else HealthState.HALF_OPEN)
+
+
+def test_a_refused_connection_is_no_strike() -> None:
+    """After a restart of the server "check now" makes it whole at once."""
+    health = after(well(), broke(FailureClass.CONNECT))
+    assert after(health, passed(forced=True)).state is HealthState.HEALTHY
+
+
+# Archive
+
+
+def test_a_week_of_silence_archives() -> None:
+    """Counted from the last good probe, or from when it was taken off; nothing probes it any more."""
+    week = POLICY.archive_after
+    health = deactivated()
+    assert health.last_passed_at == WALL
+    assert after(health, failed(), now=week - 1).state is HealthState.DEACTIVATED
+    assert after(health, failed(correlated=True), now=week).state is HealthState.DEACTIVATED
+    archived = after(health, failed(), now=week)
+    assert (archived.state, archived.probe_at, archived.last_transition_at) == (HealthState.ARCHIVED, inf, WALL + week)
+    assert after(archived, passed(), now=week) is archived
+    assert after(archived, failed(), now=week) is archived
+    assert after(archived, failed(forced=True), now=week).probe_at == inf
+    never = after(Health(), failed(), failed(), failed())
+    assert never.last_passed_at is None
+    assert after(never, failed(), now=99.0 + week).state is HealthState.DEACTIVATED
+    assert after(never, failed(), now=100.0 + week).state is HealthState.ARCHIVED
+    unknown = Health(state=HealthState.DEACTIVATED)
+    assert after(unknown, failed(), now=week).state is HealthState.DEACTIVATED
+
+
+# Slow start
+
+
+@pytest.mark.parametrize(("age", "expected"), [(-1.0, 0.25), (0.0, 0.25), (10.0, 0.5), (20.0, 0.75), (30.0, 1.0), (1e6, 1.0)])
+def test_the_share_grows_during_the_slow_start(age: float, expected: float) -> None:
+    """H12: from a quarter to all within 30 s."""
+    assert share(well(slow_since=100.0), POLICY, 100.0 + age) == pytest.approx(expected)
+
+
+def test_shares_outside_of_the_slow_start() -> None:
+    """A server that is well has its whole share, a half-open one the least; a slow start of no length is none."""
+    assert share(well(), POLICY, 100.0) == 1.0
+    assert share(half_open(), POLICY, 100.0) == 0.25
+    assert share(well(slow_since=100.0), HealthPolicy(slow_start=0.0), 100.0) == 1.0
+
+
+def test_the_slow_start_ends() -> None:
+    """The first success or probe after it makes the server clean; until then nothing changes."""
+    health = well(slow_since=100.0)
+    assert after(health, answered(), now=129.0) is health
+    assert after(health, passed(), now=129.0).slow_since == 100.0
+    assert after(health, answered(), now=130.0).slow_since is None
+    assert after(health, passed(), now=130.0).slow_since is None
+    struck = after(health, broke(FailureClass.TIMEOUT), answered(), now=110.0)
+    assert (struck.slow_since, struck.strikes) == (100.0, ())
+
+
+# Beginnings
+
+
+def test_a_new_server_is_healthy_at_once() -> None:
+    """It was probed before it was accepted; with a policy its next probe comes at the usual pace."""
+    health = fresh(7, now=100.0, wall=WALL)
+    assert (health.state, health.generation, health.status) == (HealthState.HEALTHY, 7, "healthy")
+    assert (health.last_checked_at, health.last_passed_at, health.last_transition_at) == (WALL, WALL, WALL)
+    assert health.probe_at == 100.0
+    assert share(health, POLICY, 100.0) == 1.0
+    assert fresh(1, now=100.0, wall=WALL, policy=POLICY).probe_at == 150.0
+    assert after(Health(), passed()).state is HealthState.HEALTHY
+
+
+@pytest.mark.parametrize(
+    ("state", "age", "resumed"),
+    [
+        ("healthy", 0.0, "healthy"),
+        ("healthy", 60.0, "healthy"),
+        ("healthy", 60.1, "half_open"),
+        ("healthy", -3600.0, "half_open"),
+        ("healthy", None, "half_open"),
+        ("half_open", 0.0, "half_open"),
+        ("unhealthy", 0.0, "unhealthy"),
+        ("unhealthy", 1e6, "unhealthy"),
+        ("probing", None, "probing"),
+        ("misconfigured", 5.0, "misconfigured"),
+        ("deactivated", 5.0, "deactivated"),
+        ("archived", 5.0, "archived"),
+    ],
+)
+def test_after_a_restart(state: str, age: float | None, resumed: str) -> None:
+    """TC-HEALTH-005, H09: a young verdict stands, an old one must prove itself, and everything is probed soon."""
+    stored = Health(
+        state=HealthState(state),
+        generation=4,
+        consecutive_failures=2,
+        by_traffic=True,
+        last_checked_at=None if age is None else WALL - age,
+        probe_at=1e9,
+        probe_step=9,
+        resting_until=1e9,
+        slow_since=1e9,
+        strikes=("a",),
+        struck_at=1e9,
+        unsupported=((CHAT, 1e9),),
+    )
+    health = resume(stored, POLICY, now=5.0, wall=WALL)
+    assert health.state == resumed
+    assert health.probe_at == (inf if state == "archived" else 5.0)
+    assert (health.generation, health.consecutive_failures, health.by_traffic) == (4, 2, True)
+    local = ("probe_step", "resting_until", "slow_since", "strikes", "struck_at", "unsupported")
+    assert [getattr(health, name) for name in local] == [getattr(Health(), name) for name in local]
+
+
+# Everything at once
+
+KINDS = st.sampled_from(list(FailureClass))
+REQUESTS = st.sampled_from(["r1", "r2", "r3", "r4"])
+EVENTS: st.SearchStrategy[HealthEvent] = st.one_of(
+    st.builds(ProbePassed, st.just(1), forced=st.booleans()),
+    st.builds(ProbeFailed, st.just(1), st.just("no"), unauthorized=st.booleans(), correlated=st.booleans(), forced=st.booleans()),
+    st.builds(AttemptPassed, st.just(1), REQUESTS),
+    st.builds(
+        AttemptFailed,
+        st.just(1),
+        REQUESTS,
+        st.builds(Failure, KINDS, st.just("no"), retry_after=st.none() | st.floats(0, 1e9)),
+        st.sampled_from([CHAT, "/v1/embeddings"]),
+        st.booleans(),
+    ),
+)
+
+
+@given(st.lists(st.tuples(EVENTS, st.floats(0, 100), st.floats(0, 1, exclude_max=True)), max_size=30))
+def test_any_history_heals(history: list[tuple[HealthEvent, float, float]]) -> None:
+    """No server is stuck: after any history two good probes of a server that is not archived, each when due, make it usable."""
+    health, now = fresh(1, now=0.0, wall=WALL), 0.0
+    for event, seconds, chance in history:
+        now += seconds
+        health = advance(health, event, POLICY, now=now, wall=WALL + now, chance=chance)
+    if health.state is HealthState.ARCHIVED:
+        return
+    for _ in range(2):
+        assert health.probe_at - now <= 900 * 1.2 + 1e-6
+        now = max(now, health.probe_at)
+        health = after(health, passed(), now=now)
+    assert health.status == "healthy"
+    assert is_usable(health, "/v1/audio/speech", max(now, health.resting_until))
+    assert health.resting_until - now <= 60.0 + 1e-6
+    now = max(now, health.probe_at)
+    assert after(health, passed(), now=now).state is HealthState.HEALTHY
+
+
+class Servers(RuleBasedStateMachine):
+    """One model on three servers, requests and probes in any order, time that passes, updates in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.load = Load()
+        servers = [self.make(name, 1) for name in "abc"]
+        self.table = build_table(1, servers, {server.id: fresh(1, now=0.0, wall=WALL) for server in servers})
+        self.live: list[tuple[Server, str]] = []
+        self.requests = 0
+        self.struck: dict[ServerId, set[str]] = {server.id: set() for server in servers}
+
+    @staticmethod
+    def make(name: str, generation: int) -> Server:
+        """Return a server, the first with a cap."""
+        return Server(
+            id=ServerId(name),
+            model_name="llama",
+            endpoint_url=f"http://{name}",
+            max_concurrency=2 if name == "a" else None,
+            generation=generation,
+            registered_at=ord(name),
+            created_at=0.0,
+            updated_at=0.0,
+        )
+
+    def health(self, name: str) -> Health:
+        return self.table.routes[ServerId(name)].health
+
+    def report(self, server_id: ServerId, event: HealthEvent, chance: float = 0.5) -> None:
+        """Do what the gateway does, and hold each step to the rules."""
+        before = self.table.routes[server_id].health
+        health = advance(before, event, POLICY, now=self.now, wall=WALL + self.now, chance=chance)
+        self.table = with_health(self.table, server_id, health)
+        if event.generation != before.generation:
+            assert health is before
+            return
+        assert health.generation == before.generation
+        assert health.resting_until >= before.resting_until
+        assert (health.last_transition_at != before.last_transition_at) <= (health.state is not before.state)
+        if isinstance(event, AttemptPassed):
+            self.struck[server_id].clear()
+        elif isinstance(event, AttemptFailed) and event.failure.kind in STRIKES:
+            self.struck[server_id].add(event.request_id)
+            if before.state is HealthState.HEALTHY and health.state is HealthState.UNHEALTHY:
+                assert len(self.struck[server_id]) >= 2
+        if before.state is HealthState.DEACTIVATED and health.state is HealthState.HEALTHY:
+            assert isinstance(event, ProbePassed)
+            assert event.forced or before.consecutive_successes >= 1
+
+    @rule(seconds=st.floats(0, 120))
+    def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
+
+    @rule(data=st.data(), again=st.booleans(), excluded=st.sets(st.sampled_from("abc"), max_size=2))
+    def request(self, data: st.DataObject, again: bool, excluded: set[str]) -> None:
+        """Start an attempt where routing allows it; some requests are one client's repetition under the same id."""
+        found = candidates(
+            self.table.models["llama"], self.load, stream=False, path=CHAT, excluded={ServerId(name) for name in excluded}, now=self.now
+        )
+        if found.ready:
+            server = data.draw(st.sampled_from(found.ready))
+            health = self.health(server.id)
+            assert health.state in (HealthState.HEALTHY, HealthState.HALF_OPEN)
+            assert health.resting_until <= self.now
+            if health.state is HealthState.HALF_OPEN:
+                assert self.load.in_flight(server.id) == 0
+            if server.max_concurrency is not None:
+                assert self.load.in_flight(server.id) < server.max_concurrency
+        elif found.last_resort is not None:
+            server = found.last_resort
+            assert self.health(server.id).by_traffic
+            assert not any(self.health(running.id).state is HealthState.UNHEALTHY for running, _ in self.live)
+        else:
+            return
+        assert server.id not in excluded
+        self.requests += not again
+        self.load.started(server.id, "llama")
+        self.live.append((server, f"r{self.requests}"))
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), kind=st.none() | KINDS, retry_after=st.none() | st.floats(0, 100), chance=st.floats(0, 1, exclude_max=True))
+    def finish(self, data: st.DataObject, kind: FailureClass | None, retry_after: float | None, chance: float) -> None:
+        """End a live attempt, well or in any other way; it may be of an older generation by now."""
+        server, request_id = self.live.pop(data.draw(st.integers(0, len(self.live) - 1)))
+        self.load.finished(server.id, "llama", seconds=0.1, failed=kind is not None, first_byte_timeout=120.0)
+        if kind is None:
+            self.report(server.id, AttemptPassed(server.generation, request_id), chance)
+        else:
+            failure = Failure(kind, "words", retry_after=retry_after)
+            self.report(server.id, AttemptFailed(server.generation, request_id, failure, CHAT), chance)
+
+    @rule(
+        name=st.sampled_from("abc"),
+        passes=st.booleans(),
+        forced=st.booleans(),
+        unauthorized=st.booleans(),
+        correlated=st.booleans(),
+        stale=st.booleans(),
+        chance=st.floats(0, 1, exclude_max=True),
+    )
+    def probe(self, name: str, passes: bool, forced: bool, unauthorized: bool, correlated: bool, stale: bool, chance: float) -> None:
+        """Hear of a probe; stale ones began before the last update."""
+        generation = self.health(name).generation - stale
+        if passes:
+            self.report(ServerId(name), ProbePassed(generation, forced=forced), chance)
+        else:
+            event = ProbeFailed(generation, "no", unauthorized=unauthorized, correlated=correlated, forced=forced)
+            self.report(ServerId(name), event, chance)
+
+    @rule(name=st.sampled_from("abc"))
+    def update(self, name: str) -> None:
+        """Give the server a new address: a new generation, of which nothing is known."""
+        server_id = ServerId(name)
+        routes = self.table.routes
+        server = self.make(name, routes[server_id].server.generation + 1)
+        servers = [server if route.server.id == server_id else route.server for route in routes.values()]
+        health = {other: route.health for other, route in routes.items()}
+        self.table = build_table(self.table.version + 1, servers, health)
+        self.struck[server_id].clear()
+        assert self.health(name).state is HealthState.PROBING
+
+    @rule(name=st.sampled_from("abc"))
+    def restart(self, name: str) -> None:
+        """Remember only what is stored."""
+        self.table = with_health(self.table, ServerId(name), resume(self.health(name), POLICY, now=self.now, wall=WALL + self.now))
+        self.struck[ServerId(name)].clear()
+
+    @invariant()
+    def slots_are_live_attempts(self) -> None:
+        """The sum of slots is the number of live attempts."""
+        assert self.load.total == len(self.live) == sum(self.load.in_flight(server_id) for server_id in self.table.routes)
+
+    @invariant()
+    def nobody_is_stuck(self) -> None:
+        """Every server that is not archived has a next probe, and nothing lasts longer than it may."""
+        for route in self.table.routes.values():
+            health = route.health
+            if health.state is HealthState.ARCHIVED:
+                assert health.probe_at == inf
+            else:
+                assert health.probe_at - self.now <= 900 * 1.2 + 1e-6
+            assert health.resting_until - self.now <= 60.0 + 1e-6
+            assert len(health.strikes) <= POLICY.strikes
+            assert len(set(health.strikes)) == len(health.strikes)
+            assert 0.25 <= share(health, POLICY, self.now) <= 1.0
+            assert not (health.by_traffic and health.state is not HealthState.UNHEALTHY and health.state is not HealthState.HALF_OPEN)
+
+    @invariant()
+    def the_two_sides_of_the_table_agree(self) -> None:
+        """A server's health is the same by its id and by its model."""
+        routes = self.table.models["llama"].routes
+        assert [route.server.id for route in routes] == ["a", "b", "c"]
+        assert all(self.table.routes[route.server.id] is route for route in routes)
+
+
+TestServers = Servers.TestCase

@@ -1,0 +1,95 @@
+"""How the gateway is doing, for machines."""
+
+from __future__ import annotations
+
+from multiverse_gateway.core.errors import StorageUnavailable
+from multiverse_gateway.core.health import ProbeFailed
+from multiverse_gateway.core.servers import ServerId
+from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.stores.memory import MemoryStore
+from support.gateways import Stage, stage
+
+
+class Failing(MemoryStore):
+    """A store that can be switched off."""
+
+    off = False
+
+    async def version(self) -> int:
+        if self.off:
+            raise StorageUnavailable("The registry cannot be read now")
+        return await super().version()
+
+
+async def test_health_shows_version_database_and_counts() -> None:
+    async with stage() as at:
+        await at.register()
+        at.clock.advance(5)
+        body = (await at.client.get("/health")).json()
+        assert (body["status"], body["database"], body["servers"], body["uptime_seconds"]) == ("ok", "ok", "healthy", 5.0)
+        assert (body["counts"]["total_servers"], body["counts"]["healthy_servers"], body["counts"]["models"]) == (1, 1, 1)
+        assert body["version"]
+
+
+async def test_a_database_that_is_gone_shows_and_stops_no_list() -> None:
+    """The last known registry serves on."""
+    store = Failing()
+    async with stage(store=store) as at:
+        await at.register()
+        store.off = True
+        response = await at.client.get("/health")
+        assert (response.status_code, response.json()["status"], response.json()["database"]) == (200, "degraded", "unavailable")
+        assert len((await at.client.get("/admin/servers")).json()) == 1
+        assert len((await at.client.get("/v1/models")).json()["data"]) == 1
+        assert (await at.client.get("/livez")).status_code == 200
+        store.off = False
+
+
+async def ready(at: Stage) -> int:
+    return (await at.client.get("/readyz")).status_code
+
+
+async def test_readiness_ends_with_the_shutdown_and_begins_with_the_table() -> None:
+    async with stage() as at:
+        assert await ready(at) == 200
+        at.gateway.loaded = False
+        assert await ready(at) == 503
+        at.gateway.loaded = True
+        at.gateway.begin_shutdown()
+        response = await at.client.get("/readyz")
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "gateway_shutting_down")
+        assert (await at.client.get("/livez")).status_code == 200
+
+
+def take_out(gateway: Gateway, server_id: str) -> None:
+    for _ in range(3):
+        gateway.report(ServerId(server_id), ProbeFailed(1, "it is off", False))
+
+
+async def test_models_are_those_with_an_active_server() -> None:
+    """FR-API-INF-005: with the numbers of healthy and of all active servers; `created` is a whole number."""
+    async with stage() as at:
+        first = await at.register(model_name="org/tiny:1")
+        second = await at.register(model_name="org/tiny:1", endpoint_url="http://second.example")
+        at.gateway.report(second["registration_id"], ProbeFailed(1, "it is off", False))
+        body = (await at.client.get("/v1/models")).json()
+        assert body["object"] == "list"
+        (item,) = body["data"]
+        assert (item["id"], item["object"], item["available_servers"], item["total_servers"]) == ("org/tiny:1", "model", 1, 2)
+        assert item["multiverse"] == {"servers_healthy": 1, "servers_total": 2}
+        assert type(item["created"]) is int
+        for path in ("/v1/models/org/tiny:1", "/v1/models/org%2Ftiny:1"):
+            assert (await at.client.get(path)).json() == item
+        take_out(at.gateway, first["registration_id"])
+        take_out(at.gateway, second["registration_id"])
+        assert (await at.client.get("/v1/models")).json()["data"] == []
+        assert (await at.client.get("/v1/models/org/tiny:1")).status_code == 404
+
+
+async def test_an_unknown_model_is_told_with_those_there_are() -> None:
+    async with stage() as at:
+        await at.register(model_name="llama-3")
+        response = await at.client.get("/v1/models/lama-3")
+        error = response.json()["error"]
+        assert (response.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
+        assert "llama-3" in error["message"]

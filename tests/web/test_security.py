@@ -1,0 +1,480 @@
+"""Who may come in, how much and how often: the functions that both doors call, and the middleware before everything else."""
+
+from __future__ import annotations
+
+import math
+from ipaddress import ip_network
+from typing import Any
+
+import anyio
+import httpx2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from limits.aio.storage import MemoryStorage
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from multiverse_gateway.core.errors import InvalidClientKey, InvalidJSON, LoopDetected, RequestTimeout, RequestTooLarge
+from multiverse_gateway.settings import Settings
+from multiverse_gateway.web.errors import BadFraming, Message, Receive
+from multiverse_gateway.web.security import (
+    MAX_ADMIN_FAILURES,
+    ClientGone,
+    Cors,
+    Entrance,
+    Headers,
+    LocalWindow,
+    RateLimiter,
+    address_key,
+    body_deadline,
+    check_client_key,
+    client_address,
+    cors_headers,
+    digest,
+    digests,
+    duration,
+    presented_keys,
+    read_body,
+    read_object,
+    refuse_bad_framing,
+    refuse_loop,
+    request_id,
+    run_draining,
+    verified,
+)
+from support.gateways import ADMIN_KEY, stage
+
+# Identity
+
+
+@pytest.mark.parametrize("good", [b"a", b"A.b_c-9", b"x" * 64])
+def test_a_callers_own_request_id_is_kept(good: bytes) -> None:
+    assert request_id([(b"host", b"h"), (b"x-request-id", good)]) == good.decode()
+
+
+@pytest.mark.parametrize("bad", [b"", b"x" * 65, b"a b", b"a\n", b"<script>", b"\xff"])
+def test_an_unsafe_request_id_is_replaced(bad: bytes) -> None:
+    found = request_id([(b"x-request-id", bad)])
+    assert len(found) == 32
+    assert found != request_id([])
+
+
+@pytest.mark.parametrize(
+    ("address", "key"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::9%eth0", "2001:db8:1:2::/64"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("testclient", "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_addresses_are_counted_by_what_one_host_has(address: str, key: str) -> None:
+    assert address_key(address) == key
+
+
+TRUSTED = (ip_network("10.0.0.0/8"), ip_network("2001:db8:ff::/48"))
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "expected"),
+    [
+        ("198.51.100.1", ["203.0.113.9"], "198.51.100.1"),  # nobody trusts this peer
+        ("10.0.0.1", [], "10.0.0.1"),
+        ("10.0.0.1", ["203.0.113.9"], "203.0.113.9"),
+        ("10.0.0.1", ["1.1.1.1, 203.0.113.9"], "203.0.113.9"),  # what the client wrote stands left
+        ("10.0.0.1", ["1.1.1.1, 203.0.113.9, 10.2.3.4"], "203.0.113.9"),
+        ("10.0.0.1", ["1.1.1.1", "203.0.113.9"], "203.0.113.9"),  # two header lines are one list
+        ("10.0.0.1", ["203.0.113.9, nonsense"], "10.0.0.1"),
+        ("10.0.0.1", ["nonsense, 203.0.113.9"], "203.0.113.9"),
+        ("10.0.0.1", ["10.1.1.1"], "10.0.0.1"),
+        ("10.0.0.1", ["2001:db8:1:2:3::4"], "2001:db8:1:2::/64"),
+        ("::ffff:10.0.0.1", ["203.0.113.9"], "203.0.113.9"),
+        ("2001:db8:ff::1", ["203.0.113.9"], "203.0.113.9"),
+        (None, ["203.0.113.9"], "unknown"),
+    ],
+)
+def test_the_caller_is_the_last_hop_that_is_not_trusted(peer: str | None, forwarded: list[str], expected: str) -> None:
+    headers = [(b"x-forwarded-for", value.encode()) for value in forwarded]
+    assert client_address(peer, headers, TRUSTED) == expected
+    assert client_address(peer, headers, ()) == address_key(peer or "")
+
+
+@given(st.lists(st.binary(max_size=40), max_size=3), st.sampled_from(["10.0.0.1", "1.2.3.4", "x", None]))
+def test_no_forwarded_header_does_harm(values: list[bytes], peer: str | None) -> None:
+    assert client_address(peer, [(b"x-forwarded-for", value) for value in values], TRUSTED)
+
+
+def test_keys_are_taken_from_either_header() -> None:
+    headers = [(b"authorization", b"bEaReR  one "), (b"x-api-key", b"two"), (b"authorization", b"Basic three")]
+    assert presented_keys(headers) == [b"one", b"two"]
+    known = digests(["two", "other"])
+    assert verified(headers, known) == digest("two") == check_client_key(headers, known)
+    assert verified(headers, frozenset()) is None
+    with pytest.raises(InvalidClientKey):
+        check_client_key([(b"x-api-key", b"\xff\x00")], known)
+
+
+# Framing
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(b"host", b"a"), (b"host", b"a")],
+        [(b"content-length", b"1"), (b"content-length", b"1")],
+        [(b"content-length", b"1"), (b"transfer-encoding", b"chunked")],
+        [(b"transfer-encoding", b"chunked"), (b"transfer-encoding", b"chunked")],
+        [(b"transfer-encoding", b"gzip, chunked")],
+        [(b"transfer-encoding", b"xchunked")],
+        [(b"content-length", b"+1")],
+        [(b"content-length", b"1, 1")],
+        [(b"content-length", b"")],
+        [(b"connection", b"upgrade"), (b"upgrade", b"H2C")],
+        [(b"http2-settings", b"AAMAAABkAAQAAP__")],
+    ],
+)
+def test_a_request_that_could_be_two_is_refused(headers: Headers) -> None:
+    assert isinstance(refuse_bad_framing(headers), BadFraming)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [[], [(b"host", b"a"), (b"content-length", b"12")], [(b"transfer-encoding", b" Chunked")], [(b"upgrade", b"websocket")]],
+)
+def test_an_honest_request_is_not(headers: Headers) -> None:
+    assert refuse_bad_framing(headers) is None
+
+
+def test_a_request_that_came_through_a_gateway_is_refused() -> None:
+    assert isinstance(refuse_loop([(b"x-multiverse-hop", b"1")]), LoopDetected)
+    assert refuse_loop([]) is None
+
+
+# Quotas
+
+
+def test_a_minute_holds_its_limit_and_no_more() -> None:
+    window = LocalWindow(3)
+    assert [window.hit("a", float(second)).allowed for second in (0, 1, 2, 3)] == [True, True, True, False]
+    refused = window.hit("a", 10.0)
+    assert (refused.remaining, refused.wait, refused.reset) == (0, 50.0, 52.0)
+    assert window.hit("b", 10.0).remaining == 2
+    assert window.hit("a", 60.0).allowed
+    assert not window.hit("a", 60.5).allowed
+
+
+@given(st.integers(1, 5), st.lists(st.floats(0, 30), max_size=60))
+def test_no_sixty_seconds_hold_more_than_the_limit(limit: int, gaps: list[float]) -> None:
+    """However calls are spread; and whoever waits as told is let in."""
+    window = LocalWindow(limit)
+    now, allowed = 0.0, []
+    for gap in gaps:
+        now += gap
+        quota = window.hit("key", now)
+        if quota.allowed:
+            allowed.append(now)
+        else:
+            assert quota.wait is not None
+            assert 0 < quota.wait <= 60
+    for start in allowed:
+        assert sum(start <= instant < start + 60 for instant in allowed) <= limit
+
+
+def test_memory_for_callers_is_bounded() -> None:
+    window = LocalWindow(1, max_keys=10)
+    for number in range(100):
+        window.hit(str(number), 0.0)
+    assert len(window._calls) == 10
+    assert not window.hit("99", 1.0).allowed
+
+
+async def test_no_limit_counts_nothing() -> None:
+    limiter = RateLimiter(0)
+    assert await limiter.hit("a") is None
+    assert limiter.hit_local("a") is None
+    assert not limiter.is_shared
+
+
+async def test_a_shared_storage_counts_for_all() -> None:
+    storage = MemoryStorage()
+    one, other = RateLimiter(2, storage), RateLimiter(2, storage)
+    quotas = [await limiter.hit("a") for limiter in (one, other, one)]
+    assert [quota.allowed for quota in quotas if quota] == [True, True, False]
+    assert quotas[2] is not None
+    assert 0 < (quotas[2].wait or 0) <= 60
+
+
+class Broken(MemoryStorage):
+    calls = 0
+
+    async def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
+        self.calls += 1
+        raise ConnectionError("redis is gone")
+
+
+class Hanging(MemoryStorage):
+    async def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
+        await anyio.sleep_forever()
+        return True
+
+
+async def test_a_broken_storage_is_replaced_by_local_counts_and_tried_again_later() -> None:
+    now = 0.0
+    storage = Broken()
+    limiter = RateLimiter(1, storage, now=lambda: now)
+    first, second = await limiter.hit("a"), await limiter.hit("a")
+    assert (first is not None and first.allowed, second is not None and second.allowed, storage.calls) == (True, False, 1)
+    now = 5.0
+    await limiter.hit("b")
+    assert storage.calls == 2
+
+
+async def test_a_hanging_storage_costs_one_call_its_patience() -> None:
+    limiter = RateLimiter(1, Hanging(), patience=0.01)
+    quota = await limiter.hit("a")
+    assert quota is not None
+    assert quota.allowed
+    assert not limiter.is_shared
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (0.2, "1s"), (59.5, "1m0s"), (61, "1m1s")])
+def test_durations_are_written_as_openai_does(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_only_a_verified_key_is_a_quota_of_its_own() -> None:
+    """Any other key would be a way round the limit."""
+    entrance = Entrance.of(Settings(client_api_keys=("a-good-client-key",)))
+    peer = "192.0.2.1"
+    assert entrance.receive(peer, [(b"authorization", b"Bearer invented")]).client == peer
+    assert entrance.receive(peer, [(b"authorization", b"Bearer a-good-client-key")]).client == digest("a-good-client-key").hex()
+
+
+# Bodies
+
+
+def arriving(*messages: Message) -> Receive:
+    queue = list(messages)
+
+    async def receive() -> Message:
+        if queue:
+            return queue.pop(0)
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    return receive
+
+
+def piece(body: bytes, more: bool = True) -> Message:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+@given(st.lists(st.binary(max_size=20), max_size=8))
+async def test_a_body_is_what_arrived(pieces: list[bytes]) -> None:
+    whole = b"".join(pieces)
+    receive = arriving(*(piece(part) for part in pieces), piece(b"", False))
+    assert await read_body(receive, len(whole), 10.0) == whole
+
+
+async def test_a_body_over_the_limit_is_refused_while_it_comes() -> None:
+    with pytest.raises(RequestTooLarge):
+        await read_body(arriving(piece(b"12345"), piece(b"6")), 5, 10.0)
+
+
+async def test_a_body_that_says_it_is_too_large_is_not_read() -> None:
+    with pytest.raises(RequestTooLarge):
+        await read_body(arriving(), 5, 10.0, headers=[(b"content-length", b"6")])
+
+
+async def test_a_body_that_stops_coming_times_out() -> None:
+    with pytest.raises(RequestTimeout):
+        await read_body(arriving(piece(b"1")), 5, 0.01)
+
+
+async def test_a_caller_who_leaves_ends_the_reading() -> None:
+    with pytest.raises(ClientGone):
+        await read_body(arriving(piece(b"1"), {"type": "http.disconnect"}), 5, 10.0)
+
+
+def test_a_slow_body_gets_five_seconds_and_then_a_kibibyte_a_second() -> None:
+    assert body_deadline(0, 30.0) == pytest.approx(5.0, abs=0.01)
+    assert body_deadline(10 * 1024, 30.0) == pytest.approx(15.0, abs=0.01)
+    assert body_deadline(1 << 20, 30.0) == 30.0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b" ",
+        b"{",
+        b"[]",
+        b"1",
+        b"null",
+        b'"x"',
+        b"\xff",
+        b'{"a": "\xff"}',
+        b'{"a": NaN}',
+        b'{"a": "\\ud800"}',
+        b"[" * 200_000,
+        b"{} {}",
+    ],
+)
+def test_what_is_no_json_object_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidJSON):
+        read_object(body)
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_make_another_error(body: bytes) -> None:
+    try:
+        assert isinstance(read_object(body), dict)
+    except InvalidJSON as error:
+        error.body().decode()
+
+
+# Draining
+
+
+async def test_an_early_answer_does_not_wait_for_its_body() -> None:
+    """A server below that sends nothing before the body was taken still gets to send (hypercorn does that)."""
+    drained = anyio.Event()
+    parts = [piece(b"x" * 1000) for _ in range(50)] + [piece(b"", False)]
+
+    async def receive() -> Message:
+        if len(parts) == 1:
+            drained.set()
+        if not parts:
+            await anyio.sleep_forever()
+        return parts.pop(0)
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        await drained.wait()
+        sent.append(message)
+
+    scope: dict[str, Any] = {
+        "type": "http", "method": "POST", "path": "/", "http_version": "1.1", "headers": [(b"content-length", b"50000")],
+    }  # fmt: skip
+    with anyio.fail_after(5):
+        await run_draining(Response("no", 413), scope, receive, send, patience=5)
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+
+
+async def test_an_error_leaves_the_draining_as_it_is() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise RuntimeError("mine")
+
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/", "http_version": "2", "headers": []}
+    with pytest.raises(RuntimeError, match="mine"):
+        await run_draining(app, scope, arriving(), arriving_nowhere, patience=1)
+
+
+async def arriving_nowhere(message: Message) -> None:
+    raise AssertionError("nothing is sent")
+
+
+# The middleware
+
+
+async def test_the_admin_key_is_checked_before_anything_else() -> None:
+    """TC-REG-003: whether a path, a method or a body is right is nothing for strangers."""
+    async with stage() as at:
+        for method, path in (("GET", "/admin"), ("POST", "/admin/nothing"), ("PATCH", "/admin/servers"), ("POST", "/admin/register")):
+            for headers in ({"x-api-key": ""}, {"x-api-key": "wrong"}, {"x-api-key": "", "authorization": f"Basic {ADMIN_KEY}"}):
+                response = await at.client.request(method, path, headers=headers, content=b"{")
+                assert response.status_code == 403, (method, path)
+                assert response.json()["error"]["code"] == "insufficient_permissions"
+        ok = await at.client.get("/admin/servers", headers={"x-api-key": "", "authorization": f"Bearer {ADMIN_KEY}"})
+        assert ok.status_code == 200
+
+
+async def test_wrong_admin_keys_are_throttled_and_the_right_one_is_not() -> None:
+    async with stage() as at:
+        for _ in range(MAX_ADMIN_FAILURES):
+            assert (await at.client.get("/admin/servers", headers={"x-api-key": "wrong"})).status_code == 403
+        refused = await at.client.get("/admin/servers", headers={"x-api-key": "wrong"})
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) >= 1
+        assert (await at.client.get("/admin/servers")).status_code == 200
+
+
+async def test_the_api_is_limited_and_says_so() -> None:
+    """NFR-SEC-004: every answer tells what is left; the refusal tells how long to wait. Operations are never limited."""
+    async with stage(rate_limit_per_minute=2) as at:
+        first = await at.client.get("/v1/models")
+        assert (first.headers["x-ratelimit-limit-requests"], first.headers["x-ratelimit-remaining-requests"]) == ("2", "1")
+        assert first.headers["x-ratelimit-reset-requests"] == "1m0s"
+        await at.client.get("/v1/models")
+        refused = await at.client.get("/v1/models")
+        assert refused.status_code == 429
+        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert 0 < int(refused.headers["retry-after-ms"]) <= 60_000
+        assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+        assert (await at.client.get("/health")).status_code == 200
+        assert (await at.client.get("/admin/stats")).status_code == 200
+
+
+async def test_client_keys_open_the_api_where_they_are_asked_for() -> None:
+    async with stage(require_client_auth=True, client_api_keys=("a-good-client-key",)) as at:
+        for headers in ({"x-api-key": ""}, {"authorization": "Bearer wrong"}, {"x-api-key": ADMIN_KEY}):
+            refused = await at.client.get("/v1/models", headers=headers)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+            assert refused.headers["www-authenticate"] == "Bearer"
+        for headers in ({"authorization": "Bearer a-good-client-key"}, {"x-api-key": "a-good-client-key"}):
+            assert (await at.client.get("/v1/models", headers=headers)).status_code == 200
+
+
+async def test_every_answer_has_an_id_and_safe_headers() -> None:
+    async with stage() as at:
+        for path in ("/v1/models", "/admin/servers", "/health", "/nothing"):
+            response = await at.client.get(path, headers={"x-request-id": "mine-1"})
+            assert response.headers["x-request-id"] == "mine-1"
+            assert response.headers["x-content-type-options"] == "nosniff"
+            assert "default-src 'none'" in response.headers["content-security-policy"]
+        assert (await at.client.get("/v1/models")).headers["cache-control"] == "no-store"
+
+
+async def test_bad_framing_ends_the_connection() -> None:
+    async with stage() as at:
+        response = await at.client.get("/health", headers={"upgrade": "h2c"})
+        assert (response.status_code, response.headers["connection"]) == (400, "close")
+        looped = await at.client.get("/v1/models", headers={"x-multiverse-hop": "1"})
+        assert (looped.status_code, looped.json()["error"]["code"]) == (508, "loop_detected")
+
+
+async def test_pages_of_other_origins_reach_the_api_only() -> None:
+    async def hello(request: Request) -> Response:
+        return JSONResponse({})
+
+    routes = [Route("/v1/models", hello), Route("/admin/servers", hello)]
+    app = Starlette(routes=routes, middleware=[Middleware(Cors, origins=("https://class.example",))])
+    preflight = {
+        "origin": "https://class.example",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization",
+    }
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://gateway") as client:
+        allowed = await client.options("/v1/chat/completions", headers=preflight)
+        assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "https://class.example")
+        assert (await client.options("/v1/models", headers={**preflight, "origin": "https://evil.example"})).status_code == 400
+        assert "access-control-allow-origin" not in (await client.get("/admin/servers", headers=preflight)).headers
+
+
+def test_the_direct_door_says_the_same_about_origins() -> None:
+    origin = [(b"origin", b"https://class.example")]
+    assert dict(cors_headers(origin, ("https://class.example",)))[b"access-control-allow-origin"] == b"https://class.example"
+    assert dict(cors_headers(origin, ("*",)))[b"access-control-allow-origin"] == b"*"
+    assert cors_headers(origin, ()) == cors_headers(origin, ("https://other.example",)) == cors_headers([], ("*",)) == []
+
+
+def test_waiting_is_never_endless() -> None:
+    assert math.isfinite(LocalWindow(1).hit("a", 0.0).reset)
