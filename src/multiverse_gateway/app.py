@@ -69,10 +69,9 @@ def create_app(
     inference = Inference(gateway, entrance)
     middleware = [
         Middleware(Errors),
+        *([Middleware(Cors, origins=settings.cors_origins)] if settings.enable_cors else []),
         Middleware(Security, entrance=entrance, admin_digests=lambda: digests, is_inference=_is_inference),
     ]
-    if settings.enable_cors:
-        middleware.append(Middleware(Cors, origins=settings.cors_origins))
     app = Starlette(
         routes=[
             *model_routes(gateway),
@@ -84,6 +83,7 @@ def create_app(
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=running,
     )
+    app.router.redirect_slashes = False
     app.state.gateway = gateway
     return app
 

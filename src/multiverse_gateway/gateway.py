@@ -102,6 +102,8 @@ class Gateway:
         self.tail: Any = None
         self.admin_key: Any = None
         self._requests: dict[tuple[ServerId, int], tuple[Endpoint, bytes]] = {}
+        self.registry_lock = anyio.Lock()
+        self._slow: set[ServerId] = set()
         self._unsaved: set[ServerId] = set()
         self._results: list[ProbeResult] = []
         self._wire = Wire(
@@ -127,14 +129,20 @@ class Gateway:
         """Open the store, load the table, sweep deadlines and run `watch` (the monitor) until the block is left."""
         await self.store.open()
         self.follow(await self.store.load())
+        failure: Exception | None = None
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._sweep)
                 if watch is not None:
                     group.start_soon(watch, self)
-                yield
+                try:
+                    yield
+                except Exception as error:  # noqa: BLE001  nothing but cancellation leaves a group; raised below
+                    failure = error
                 self.interrupt()
                 group.cancel_scope.cancel()
+            if failure is not None:
+                raise failure
         finally:
             with anyio.move_on_after(5, shield=True):
                 await self._close()
@@ -167,8 +175,17 @@ class Gateway:
         while True:
             await anyio.sleep(SWEEP_SECONDS)
             now = self.now()
+            self._raise_shares(now)
             for exchange in [exchange for exchange in self.exchanges if exchange.due <= now]:
                 exchange.tick()
+
+    def _raise_shares(self, now: float) -> None:
+        for server_id in list(self._slow):
+            route = self.table.routes.get(server_id)
+            part = 1.0 if route is None else share(route.health, self.health_policy, now)
+            self.load.set_share(server_id, part)
+            if part >= 1.0:
+                self._slow.discard(server_id)
 
     # The registry and its health
 
@@ -226,7 +243,11 @@ class Gateway:
         if result is None:
             await self.refresh()
             return
-        health = attrs.evolve(fresh(server.generation, now=self.now(), wall=self.wall()), warning=result.warning, models=result.models)
+        health = attrs.evolve(
+            fresh(server.generation, now=self.now(), wall=self.wall(), policy=self.health_policy),
+            warning=result.warning,
+            models=result.models,
+        )
         await self.store.save_health({server.id: health}, [result])
         await self.refresh()
         if server.id in self.table.routes:
@@ -236,7 +257,10 @@ class Gateway:
     async def dismiss(self, server_id: ServerId) -> bool:
         """Remove a server durably; when this returns, no new request goes to it. False when there is none."""
         removed = await self.store.remove_server(server_id)
-        await self.refresh()
+        left = [route for route in self.table.routes.values() if route.server.id != server_id]
+        if removed and len(left) < len(self.table.routes):
+            servers = tuple(route.server for route in left)
+            self.follow(Registry(version=self.table.version, servers=servers, health={}))
         return removed
 
     def report(self, server_id: ServerId, event: HealthEvent) -> None:
@@ -249,7 +273,9 @@ class Gateway:
         if after is before:
             return
         self.table = with_health(self.table, server_id, after)
-        self.load.set_share(server_id, share(after, self.health_policy, self.now()))
+        if after.slow_since is not before.slow_since:
+            self._slow.add(server_id)
+            self._raise_shares(self.now())
         if after.state is before.state:
             if after.last_checked_at != before.last_checked_at:
                 self._unsaved.add(server_id)

@@ -10,14 +10,12 @@ import logging
 import re
 import unicodedata
 import uuid
-import weakref
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any
 
-import anyio
 import attrs
 
 from multiverse_gateway.core.addresses import EndpointError, parse_endpoint, refusal
@@ -385,14 +383,6 @@ def _with_pair(registry: Registry, wanted: Server | Registration) -> Server | No
 # Doing
 
 
-_LOCKS: MutableMapping[Gateway, anyio.Lock] = weakref.WeakKeyDictionary()
-
-
-def _writing(gateway: Gateway) -> anyio.Lock:
-    """Return the lock of this gateway's registry: what is read stays true until it is written."""
-    return _LOCKS.setdefault(gateway, anyio.Lock())
-
-
 async def _probed(gateway: Gateway, server: Server) -> ProbeResult:
     refuse_address(gateway, server.endpoint_url)
     result = await gateway.check(server)
@@ -414,7 +404,7 @@ async def register(gateway: Gateway, registration: Registration) -> tuple[Server
     wall = gateway.wall()
     candidate = _server(registration, server_id=ServerId(str(uuid.uuid4())), wall=wall)
     result = await _probed(gateway, candidate)
-    async with _writing(gateway):
+    async with gateway.registry_lock:
         existing = _with_pair(await gateway.store.load(), registration)
         server = candidate
         if existing is not None:
@@ -436,7 +426,7 @@ async def update(gateway: Gateway, server_id: ServerId, change: Change) -> Serve
     """
     probed: tuple[Server, ProbeResult] | None = None
     while True:
-        async with _writing(gateway):
+        async with gateway.registry_lock:
             registry = await gateway.store.load()
             current = _find(registry, server_id)
             wanted = change.apply(current)
@@ -466,7 +456,7 @@ async def remove(gateway: Gateway, server_id: ServerId) -> None:
         ServerNotFound: There is none with this id (any more).
         StorageUnavailable: It could not be removed.
     """
-    async with _writing(gateway):
+    async with gateway.registry_lock:
         removed = await gateway.dismiss(server_id)
     if not removed:
         raise unknown_server()
@@ -576,7 +566,7 @@ async def import_registry(gateway: Gateway, servers: Iterable[Imported]) -> dict
         except BadRequest as error:
             raise BadRequest(f"servers[{number}]: {error.message}", param=f"servers[{number}].endpoint_url") from None
     counts = {"created": 0, "updated": 0, "unchanged": 0}
-    async with _writing(gateway):
+    async with gateway.registry_lock:
         registry = await gateway.store.load()
         known = {server.id: server for server in registry.servers}
         pairs = {_pair(server): server.id for server in registry.servers}

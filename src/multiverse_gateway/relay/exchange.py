@@ -53,6 +53,8 @@ MAX_ERROR_BYTES = 65536
 MAX_HELD_COMMENTS = 65536
 DRAINING_SECONDS = 1.0
 
+_BLAMELESS = frozenset({FailureClass.CLIENT_ERROR, FailureClass.TRANSIENT, FailureClass.LOCAL})
+
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -497,7 +499,7 @@ class Exchange:
         server = self.server
         assert server is not None
         self._abort_sending()
-        self._release_slot(failed=True)
+        self._release_slot(failed=failure.kind not in _BLAMELESS)
         engine.report(
             server.id,
             AttemptFailed(generation=server.generation, request_id=self.request_id, failure=failure, path=self.envelope.path),
