@@ -1,59 +1,68 @@
 """Ask a server for its list of models."""
 
-import time
+from collections.abc import Iterable
+from functools import partial
 
-import httpx2
 import msgspec
 
 from multiverse_gateway.core.servers import Server
+from multiverse_gateway.probes.answers import Finding, ask, headers
 from multiverse_gateway.protocols import Client, ProbeResult
 from multiverse_gateway.settings import Settings
 
+MAX_MODELS = 1000
+MAX_NAME = 256
+
 
 class ModelsProbe:
-    """`GET {endpoint_url}/v1/models`: a JSON answer with a list under `data` passes."""
+    """`GET {endpoint_url}/v1/models` with the server's own key: status 200 and a JSON list of models pass.
+
+    The list stands under `data` (OpenAI) or `models`, or is the whole answer. A registered model that a non-empty list lacks is only
+    worth a warning: many servers answer to any name.
+    """
 
     async def check(self, server: Server, http: Client) -> ProbeResult:
-        """Probe one server; a registered model that is not listed is only worth a warning, many servers answer to any name."""
-        began = time.perf_counter()
-        reason: str | None = None
-        unauthorized = False
-        names: tuple[str, ...] = ()
-        headers = {"ngrok-skip-browser-warning": "1"}
-        if server.api_key is not None:
-            headers["authorization"] = f"Bearer {server.api_key}"
-        try:
-            response = await http.get(f"{server.endpoint_url}/v1/models", headers=headers)
-        except httpx2.HTTPError as error:
-            reason = f"{error}: is the server running, and does it listen on that address?"
-        else:
-            unauthorized = response.status_code in (401, 403)
-            names, reason = _read(response.status_code, response.content)
-        warning = f"the server does not list the model {server.model_name}" if names and server.model_name not in names else None
-        return ProbeResult(
-            server_id=server.id,
-            generation=server.generation,
-            passed=reason is None,
-            checked_at=time.time(),
-            duration=time.perf_counter() - began,
-            reason=reason,
-            warning=warning if reason is None else None,
-            unauthorized=unauthorized,
-            models=names,
-        )
+        """Probe one server. The caller owns the timeout."""
+        request = http.build_request("GET", f"{server.endpoint_url}/v1/models", headers=headers(server))
+        return await ask(server, http, request, partial(judge, server.model_name))
 
 
-def _read(status: int, body: bytes) -> tuple[tuple[str, ...], str | None]:
-    if status in (401, 403):
-        return (), "the server refuses the stored key: update the server's api_key"
+def judge(model: str, status: int, body: bytes) -> Finding:
+    """Say what an answer to GET /v1/models is worth for a server that is registered with `model`.
+
+    >>> judge("tiny", 200, b'{"data": [{"id": "tiny"}]}')
+    Finding(reason=None, warning=None, unauthorized=False, models=('tiny',))
+    >>> judge("tiny", 200, b"<html>").reason
+    'the answer to /v1/models is no JSON: does the URL lead to an OpenAI-compatible server?'
+    """
     if status != 200:
-        return (), f"/v1/models answered with status {status}: is this an OpenAI-compatible server?"
+        return Finding(reason=f"/v1/models answers with status {status}: does the URL lead to an OpenAI-compatible server?")
     try:
-        listed = msgspec.json.decode(body)["data"]
-        names = tuple(str(item["id"])[:256] for item in listed if isinstance(item, dict) and "id" in item)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return (), "/v1/models gave no list of models: is this an OpenAI-compatible server?"
-    return names[:1000], None
+        answer = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return Finding(reason="the answer to /v1/models is no JSON: does the URL lead to an OpenAI-compatible server?")
+    listed = _listed(answer)
+    if listed is None:
+        return Finding(reason="the answer to /v1/models has no list of models: does the URL lead to an OpenAI-compatible server?")
+    names = tuple(_names(listed))[:MAX_MODELS]
+    if names and model not in names:
+        return Finding(models=names, warning="the server does not list the registered model: is the name spelt right?")
+    return Finding(models=names)
+
+
+def _listed(answer: object) -> list[object] | None:
+    if isinstance(answer, dict):
+        if "data" in answer and answer["data"] is None:
+            return []  # Ollama's way to say that it has none
+        answer = answer.get("data", answer.get("models"))
+    return answer if isinstance(answer, list) else None
+
+
+def _names(listed: Iterable[object]) -> Iterable[str]:
+    for item in listed:
+        name = next((item[key] for key in ("id", "name", "model") if key in item), None) if isinstance(item, dict) else item
+        if isinstance(name, str):
+            yield name[:MAX_NAME]
 
 
 def create(settings: Settings) -> ModelsProbe:

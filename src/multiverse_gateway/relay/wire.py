@@ -10,7 +10,6 @@
 
 import asyncio
 import contextlib
-import functools
 import ipaddress
 import socket
 import ssl
@@ -187,7 +186,7 @@ class _Connection(asyncio.BufferedProtocol):
             self.discard()
             return
         unanswered = self._state == _WAITING and not self._quiet
-        if sending.reused and unanswered and self._wire.time() - self.since < STALE_SECONDS:
+        if sending.reused and unanswered and self._wire.time() - self.since < self._wire.stale_timeout:
             self.discard()
             sending.dial()
         else:
@@ -213,9 +212,10 @@ class _Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Tell who waits."""
-        self._lost()
-        self._wire.gone(self)
-        del self._parser  # which holds our methods: no cycle is left for the collector
+        if self in self._wire.connections:
+            self._wire.gone(self)
+            self._lost()
+            del self._parser  # which holds our methods: no cycle is left for the collector
 
     def eof_received(self) -> bool:
         """End a body that has no stated length; anything else is incomplete."""
@@ -443,6 +443,7 @@ class Wire:
         dns_timeout: float = 3.0,
         write_timeout: float = 30.0,
         idle_timeout: float = IDLE_SECONDS,
+        stale_timeout: float = STALE_SECONDS,
         verify_tls: bool = True,
         tls: ssl.SSLContext | None = None,
     ) -> None:
@@ -452,6 +453,7 @@ class Wire:
         self._dns_timeout = dns_timeout
         self.write_timeout = write_timeout
         self._idle_timeout = idle_timeout
+        self.stale_timeout = stale_timeout
         self._verify_tls = verify_tls
         self._tls = tls
         self._pools: dict[ServerId, _Pool] = {}
@@ -582,13 +584,7 @@ class Wire:
             now = self.time()
             try:
                 async with asyncio.timeout_at(now + (deadline - now) / (len(addresses) - turn)):
-                    await asyncio.get_running_loop().create_connection(
-                        functools.partial(_Connection, self, sending),
-                        address,
-                        endpoint.port,
-                        ssl=tls,
-                        server_hostname=endpoint.host if tls is not None else None,
-                    )
+                    await self._open(sending, address, tls)
             except OSError as error:
                 failure = error
                 if sending.connection is None and not sending.over:
@@ -596,6 +592,19 @@ class Wire:
             return
         assert failure is not None
         raise failure
+
+    async def _open(self, sending: Sending, address: str, tls: ssl.SSLContext | None) -> None:
+        connection = _Connection(self, sending)
+        endpoint = sending.pool.endpoint
+        name = endpoint.host if tls is not None else None
+        try:
+            await asyncio.get_running_loop().create_connection(lambda: connection, address, endpoint.port, ssl=tls, server_hostname=name)
+        except BaseException:
+            if connection in self.connections:  # uvloop does not tell a connection whose dialling was cancelled that it is lost
+                connection.connection_lost(None)
+            raise
+        if sending.paused and sending.connection is connection:
+            connection.transport.pause_reading()  # uvloop begins to read after `connection_made`, whatever that wished
 
     async def _addresses(self, endpoint: Endpoint) -> Sequence[str]:
         try:

@@ -80,7 +80,7 @@ def test_ctrl_c_ends_with_0() -> None:
 def test_the_second_signal_ends_it_now() -> None:
     """A connection whose request never ends keeps nobody."""
     with GatewayProcess({"SHUTDOWN_GRACE_SECONDS": "60"}) as gateway, socket.create_connection(("127.0.0.1", gateway.port)) as client:
-        client.sendall(b"POST /admin/register HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         wait_until(lambda: gateway.call("GET", "/readyz").status_code == 200)
         gateway.terminate()
         wait_until(lambda: "stopping" in gateway.log_text())

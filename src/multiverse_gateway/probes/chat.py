@@ -1,0 +1,51 @@
+"""Ask a server for one token: slower and surer than its list of models."""
+
+import msgspec
+
+from multiverse_gateway.core.servers import Server
+from multiverse_gateway.probes.answers import Finding, ask, headers
+from multiverse_gateway.protocols import Client, ProbeResult
+from multiverse_gateway.settings import Settings
+
+
+class ChatProbe:
+    """`POST {endpoint_url}/v1/chat/completions` with the registered name and `max_tokens` 1: an answer with choices passes.
+
+    It keeps a model loaded that its server would drop when idle, and takes a slot of the server for a moment.
+    """
+
+    async def check(self, server: Server, http: Client) -> ProbeResult:
+        """Probe one server. The caller owns the timeout."""
+        body = {"model": server.model_name, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "stream": False}
+        request = http.build_request(
+            "POST",
+            f"{server.endpoint_url}/v1/chat/completions",
+            headers={**headers(server), "content-type": "application/json"},
+            content=msgspec.json.encode(body),
+        )
+        return await ask(server, http, request, judge)
+
+
+def judge(status: int, body: bytes) -> Finding:
+    """Say what an answer to a chat completion is worth.
+
+    >>> judge(200, b'{"choices": [{"message": {"content": "H"}}]}').reason is None
+    True
+    """
+    if status == 404:
+        return Finding(reason="the server does not know the registered model or has no chat (status 404): is the name spelt right?")
+    if status != 200:
+        return Finding(reason=f"a chat completion is answered with status {status}: does the model run, and can it chat?")
+    try:
+        answer = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return Finding(reason="the answer to a chat completion is no JSON: does the URL lead to an OpenAI-compatible server?")
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    if not isinstance(choices, list) or not choices:
+        return Finding(reason="the answer to a chat completion has no choices: does the model run, and can it chat?")
+    return Finding()
+
+
+def create(settings: Settings) -> ChatProbe:
+    """Make a probe."""
+    return ChatProbe()

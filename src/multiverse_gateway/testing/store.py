@@ -1,0 +1,142 @@
+"""What every store must do, as tests. Needs pytest with the anyio plug-in."""
+
+import attrs
+
+from multiverse_gateway.core.health import Health, HealthState
+from multiverse_gateway.core.servers import Capabilities, Metadata, Server, ServerId
+from multiverse_gateway.protocols import ProbeResult, Store
+
+
+def make_server(name: str = "one", **facts: object) -> Server:
+    """Return a server with every field set."""
+    values: dict[str, object] = {
+        "id": ServerId(name),
+        "model_name": "tiny",
+        "endpoint_url": f"http://{name}.example:8000",
+        "api_key": "the server's own key",
+        "capabilities": Capabilities(max_tokens=5, context_length=7, streaming=False),
+        "metadata": Metadata(student_id="s1", description="a 'quoted' \"description\"; drop table servers"),
+        "max_concurrency": 3,
+        "weight": 2,
+        "registered_at": 1.5,
+        "created_at": 1.5,
+        "updated_at": 2.5,
+    }
+    return Server(**{**values, **facts})  # type: ignore[arg-type]
+
+
+def make_result(server_id: str, number: int = 0, *, passed: bool = True) -> ProbeResult:
+    """Return the result of a probe."""
+    reason = None if passed else "no answer"
+    return ProbeResult(server_id=ServerId(server_id), generation=1, passed=passed, checked_at=float(number), duration=0.5, reason=reason)
+
+
+class StoreContract:
+    """Subclass it with an async fixture `store` that yields an empty, open store."""
+
+    async def test_a_saved_server_is_loaded_as_it_was(self, store: Store) -> None:
+        """Every field comes back, and health only once it was saved."""
+        server = make_server()
+        await store.save_server(server)
+        registry = await store.load()
+        assert registry.servers == (server,)
+        assert registry.servers[0].api_key == server.api_key
+        assert not registry.health
+
+    async def test_saving_again_replaces(self, store: Store) -> None:
+        """One record per id."""
+        await store.save_server(make_server())
+        changed = make_server(model_name="other", api_key=None, max_concurrency=None, generation=2)
+        await store.save_server(changed)
+        assert (await store.load()).servers == (changed,)
+
+    async def test_a_removed_server_is_gone_once(self, store: Store) -> None:
+        """The second removal finds nothing; the record is still known, and the pair can be registered anew."""
+        await store.save_server(make_server())
+        assert await store.remove_server(ServerId("one")) is True
+        assert await store.remove_server(ServerId("one")) is False
+        assert await store.remove_server(ServerId("never")) is False
+        assert (await store.load()).servers == ()
+        assert [server.id for server in await store.removed()] == ["one"]
+        again = make_server("one again", endpoint_url="http://one.example:8000")
+        await store.save_server(again)
+        assert (await store.load()).servers == (again,)
+
+    async def test_the_version_grows_with_servers_and_states(self, store: Store) -> None:
+        """And only with those: a check that found the same leaves it."""
+        seen = [await store.version()]
+        await store.save_server(make_server())
+        seen.append(await store.version())
+        health = Health(state=HealthState.HEALTHY, last_checked_at=1.0)
+        await store.save_health({ServerId("one"): health}, [])
+        seen.append(await store.version())
+        await store.save_health({ServerId("one"): attrs.evolve(health, state=HealthState.UNHEALTHY)}, [])
+        seen.append(await store.version())
+        await store.remove_server(ServerId("one"))
+        seen.append(await store.version())
+        assert seen == sorted(set(seen))
+
+        await store.save_server(make_server("two"))
+        await store.save_health({ServerId("two"): health}, [])
+        before = await store.version()
+        await store.save_health({ServerId("two"): attrs.evolve(health, last_checked_at=9.0)}, [make_result("two")])
+        assert await store.version() == before == (await store.load()).version
+
+    async def test_health_is_kept(self, store: Store) -> None:
+        """What is shared between processes comes back."""
+        await store.save_server(make_server(generation=3))
+        health = Health(
+            state=HealthState.DEACTIVATED,
+            generation=3,
+            consecutive_failures=4,
+            by_traffic=True,
+            reason="no answer",
+            warning="a warning",
+            last_checked_at=5.0,
+            last_passed_at=4.0,
+            last_transition_at=3.0,
+            models=("tiny", "other"),
+        )
+        await store.save_health({ServerId("one"): health}, [])
+        assert (await store.load()).health == {"one": health}
+
+    async def test_health_of_the_past_is_dropped(self, store: Store) -> None:
+        """An older generation's, a removed server's, an unknown one's: no resurrection by a probe in flight."""
+        await store.save_server(make_server(generation=2))
+        await store.save_server(make_server("two"))
+        await store.remove_server(ServerId("two"))
+        before = await store.version()
+        old = Health(state=HealthState.HEALTHY, generation=1)
+        await store.save_health({ServerId("one"): old, ServerId("two"): old, ServerId("three"): old}, [make_result("two")])
+        registry = await store.load()
+        assert not registry.health
+        assert [server.id for server in registry.servers] == ["one"]
+        assert await store.version() == before
+
+    async def test_the_last_hundred_checks_are_kept(self, store: Store) -> None:
+        """Newest first, each server's own."""
+        await store.save_server(make_server())
+        await store.save_server(make_server("two"))
+        await store.save_health({}, [make_result("one", number, passed=number % 2 == 0) for number in range(130)])
+        await store.save_health({}, [make_result("two", 7), make_result("one", 130)])
+        history = await store.history(ServerId("one"), 200)
+        assert [result.checked_at for result in history] == [float(number) for number in range(130, 30, -1)]
+        assert history[1] == make_result("one", 129, passed=False)
+        assert len(await store.history(ServerId("one"), 5)) == 5
+        assert await store.history(ServerId("two"), 5) == (make_result("two", 7),)
+        assert not await store.history(ServerId("three"), 5)
+
+    async def test_one_holder_has_the_lease(self, store: Store) -> None:
+        """It can be renewed, and taken by another once it ran out."""
+        assert await store.claim("probe", "first", 60.0) is True
+        assert await store.claim("probe", "first", 60.0) is True
+        assert await store.claim("probe", "second", 60.0) is False
+        assert await store.claim("other", "second", 60.0) is True
+        assert await store.claim("probe", "first", -1.0) is True
+        assert await store.claim("probe", "second", 60.0) is True
+
+    async def test_the_first_secret_stays(self, store: Store) -> None:
+        """Whoever comes later gets the one that is kept."""
+        assert await store.secret("key", "first") == "first"
+        assert await store.secret("key", "second") == "first"
+        assert await store.secret("other", "second") == "second"
