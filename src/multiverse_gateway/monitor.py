@@ -201,7 +201,7 @@ async def _steadily(step: Callable[[], Awaitable[None]], seconds: float, trouble
             if works:
                 _log.error(trouble, extra={"fields": {"cause": repr(error.__cause__ or error)}})
             works = False
-        except Exception:
+        except Exception:  # noqa: BLE001  # the edge of the loops: told, and tried again
             if works:
                 _log.exception(trouble)
             works = False
@@ -300,7 +300,7 @@ class Monitor:
         try:
             result = await self._gateway.check(server)
             self.note(attrs.evolve(result, server_id=server.id, generation=server.generation), began)
-        except Exception:
+        except Exception:  # noqa: BLE001  # the edge of the loops: told, and tried again
             _log.exception("a server could not be probed", extra={"fields": {"server": server.id}})
         finally:
             was_full = len(self._running) >= MAX_PARALLEL

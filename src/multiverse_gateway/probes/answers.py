@@ -42,7 +42,7 @@ async def ask(server: Server, http: Client, request: httpx2.Request, judge: Judg
     checked_at, began = time.time(), time.perf_counter()
     try:
         status, body = await _answer(http, request)
-    except (httpx2.TransportError, httpx2.InvalidURL, TooLargeError, CodedError) as error:
+    except (httpx2.RequestError, httpx2.InvalidURL, TooLargeError, CodedError) as error:
         finding = Finding(reason=_trouble(error))
     else:
         finding = _refusal(server, status) or judge(status, body)
@@ -76,7 +76,7 @@ async def _answer(http: Client, request: httpx2.Request) -> tuple[int, bytes]:
         if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
             raise CodedError
         body = bytearray()
-        async for piece in response.aiter_raw():
+        async for piece in response.aiter_bytes():
             body += piece
             if len(body) > MAX_BYTES:
                 raise TooLargeError

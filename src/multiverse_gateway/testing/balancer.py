@@ -1,0 +1,120 @@
+"""What every balancer must do, as tests. Needs pytest and hypothesis."""
+
+import time
+from collections.abc import Sequence
+
+import attrs
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from multiverse_gateway.core.envelope import Envelope
+from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.core.sse import Dialect
+from multiverse_gateway.protocols import Balancer, LoadView
+
+
+@attrs.frozen
+class FixedLoad:
+    """A load that says what it was told; by default nothing runs and nothing is known."""
+
+    running: dict[str, int] = attrs.field(factory=dict)
+    latencies: dict[str, float] = attrs.field(factory=dict)
+    shares: dict[str, float] = attrs.field(factory=dict)
+
+    def in_flight(self, server_id: ServerId) -> int:
+        """Return the number of running attempts."""
+        return self.running.get(server_id, 0)
+
+    def latency(self, server_id: ServerId) -> float | None:
+        """Return the latency."""
+        return self.latencies.get(server_id)
+
+    def share(self, server_id: ServerId) -> float:
+        """Return the share."""
+        return self.shares.get(server_id, 1.0)
+
+
+IDLE: LoadView = FixedLoad()
+
+
+def make_servers(count: int, *, weights: Sequence[int] = ()) -> tuple[Server, ...]:
+    """Return servers of one model, named a, b, c …, in the order of registration."""
+    return tuple(
+        Server(
+            id=ServerId(chr(ord("a") + number)),
+            model_name="tiny",
+            endpoint_url=f"http://{chr(ord('a') + number)}.example",
+            weight=weights[number] if weights else 1,
+            registered_at=float(number),
+            created_at=float(number),
+            updated_at=float(number),
+        )
+        for number in range(count)
+    )
+
+
+def make_request(model: str = "tiny") -> Envelope:
+    """Return a request for the model."""
+    return Envelope(model=model, stream=False, stateful=False, wants_usage=False, path="/v1/chat/completions", dialect=Dialect.CHAT)
+
+
+_POSITIVE = st.floats(0.001, 1000.0)
+
+loads = st.builds(
+    FixedLoad,
+    st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 5000)),
+    st.dictionaries(st.sampled_from("abcdefgh"), _POSITIVE),
+    st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0.25, 1.0)),
+)
+"""Any load of the servers a to h."""
+
+rounds = st.lists(
+    st.tuples(st.sets(st.integers(0, 7), min_size=1), loads, st.sampled_from(["tiny", "small", "large"])), min_size=1, max_size=60
+)
+"""Picks in a row: which servers are there, their load, and the model asked for."""
+
+_ANY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors])
+
+
+class BalancerContract:
+    """Subclass it with a fixture `balancer` that returns a fresh one."""
+
+    @_ANY
+    @given(picks=rounds)
+    def test_one_of_the_servers_is_picked(self, balancer: Balancer, picks: list[tuple[set[int], FixedLoad, str]]) -> None:
+        """Whatever the load, and whoever comes and goes between calls."""
+        everybody = make_servers(8, weights=[1, 2, 3, 100, 1, 1, 7, 1])
+        for numbers, load, model in picks:
+            servers = tuple(everybody[number] for number in sorted(numbers))
+            assert balancer.pick(servers, load, make_request(model)) in servers
+
+    def test_a_list_that_changes_is_read_anew(self, balancer: Balancer) -> None:
+        """Nobody is picked who was taken out of the very same list."""
+        everybody = list(make_servers(3))
+        for _ in range(5):
+            balancer.pick(everybody, IDLE, make_request())
+        del everybody[1:]
+        assert all(balancer.pick(everybody, IDLE, make_request()) is everybody[0] for _ in range(5))
+
+    def test_nobody_is_forgotten(self, balancer: Balancer) -> None:
+        """Equal servers that take their time all get requests."""
+        servers = make_servers(5)
+        running = dict.fromkeys("abcde", 0)
+        load = FixedLoad(running)
+        for _ in range(300):
+            running[balancer.pick(servers, load, make_request()).id] += 1
+        assert min(running.values()) > 20
+
+    def test_many_models_need_bounded_memory(self, balancer: Balancer) -> None:
+        """Names come from clients' requests and from owners: ten thousand of them are no burden."""
+        servers = make_servers(2)
+        for number in range(10_000):
+            assert balancer.pick(servers, IDLE, make_request(f"model-{number}")) in servers
+
+    def test_a_pick_is_quick(self, balancer: Balancer) -> None:
+        """It runs on the event loop for every attempt: far below a millisecond with fifty servers."""
+        servers, request = make_servers(50), make_request()
+        began = time.perf_counter()
+        for _ in range(200):
+            balancer.pick(servers, IDLE, request)
+        assert (time.perf_counter() - began) / 200 < 0.001

@@ -1,0 +1,454 @@
+"""The monitor: what is due is probed by one process, others are never delayed, and our own network is not taken for theirs."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+
+import anyio
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multiverse_gateway import Health, HealthState, ProbeResult, Registry, Server, ServerId
+from multiverse_gateway.core.errors import StorageUnavailable
+from multiverse_gateway.core.routing import Route, build_table
+from multiverse_gateway.monitor import (
+    LEASE_ROLE,
+    MAX_PARALLEL,
+    Evidence,
+    Monitor,
+    _steadily,
+    due,
+    is_correlated,
+    unsettled,
+    watch,
+)
+from multiverse_gateway.protocols import Client
+from multiverse_gateway.stores.memory import MemoryStore
+from multiverse_gateway.testing.store import make_server
+from support.gateways import Stage, stage
+
+
+def route(name: str, probe_at: float = 0.0, state: HealthState = HealthState.HEALTHY) -> Route:
+    """Return a route whose next probe is due at this instant."""
+    return Route(make_server(name), Health(state=state, probe_at=probe_at))
+
+
+def routes(count: int, state: HealthState = HealthState.HEALTHY) -> dict[ServerId, Route]:
+    """Return routes to servers s0, s1, …"""
+    return {ServerId(f"s{number}"): route(f"s{number}", state=state) for number in range(count)}
+
+
+def urls(count: int) -> list[str]:
+    """Return the endpoints of `count` servers."""
+    return [f"http://s{number}.example" for number in range(count)]
+
+
+async def one_round(monitor: Monitor) -> None:
+    """Start what is due now and wait until it ended."""
+    async with anyio.create_task_group() as group:
+        monitor.start(group)
+
+
+async def leader(scene: Stage, *, servers: int = 0) -> Monitor:
+    """Return a monitor that leads, after registering servers."""
+    for url in urls(servers):
+        await scene.register(endpoint_url=url)
+    scene.probe.checked.clear()
+    monitor = Monitor(scene.gateway)
+    await monitor.lead()
+    return monitor
+
+
+def health_of(scene: Stage, url: str) -> Health:
+    """Return the health of the server at the URL."""
+    [found] = [route.health for route in scene.gateway.table.routes.values() if route.server.endpoint_url == url]
+    return found
+
+
+def skip_to_next_probe(scene: Stage, *only: str) -> None:
+    """Let time pass until a server (one of these) is due."""
+    found = [route.health.probe_at for route in scene.gateway.table.routes.values() if not only or route.server.endpoint_url in only]
+    scene.clock.advance(max(0.0, min(found) - scene.clock.monotonic))
+
+
+# Decisions
+
+
+@given(st.lists(st.floats(0, 100) | st.just(math.inf)), st.floats(0, 100))
+def test_what_is_due_comes_in_order(instants: list[float], now: float) -> None:
+    """The one that has waited longest first; who is never probed, never."""
+    found = due([route(str(number), instant) for number, instant in enumerate(instants)], now)
+    assert [instants[int(server.id)] for server in found] == sorted(instant for instant in instants if instant <= now)
+
+
+def test_three_and_four_fifths_are_correlated() -> None:
+    assert [is_correlated(failed, 10) for failed in (7, 8, 10)] == [False, True, True]
+    assert not is_correlated(2, 2)
+    assert is_correlated(3, 3)
+
+
+def test_a_server_that_refuses_its_key_or_is_taken_off_says_nothing_of_the_network() -> None:
+    evidence = Evidence()
+    known = routes(3) | {ServerId("gone"): route("gone", state=HealthState.DEACTIVATED)}
+    for name in ("s0", "s1", "gone"):
+        evidence.note(ServerId(name), 5.0, reached=False)
+    evidence.note(ServerId("s2"), 5.0, reached=True)
+    assert not evidence.is_widespread(known)
+    evidence.note(ServerId("s2"), 6.0, reached=False)
+    assert evidence.is_widespread(known)
+
+
+def test_old_verdicts_prove_nothing() -> None:
+    """Whoever was well before the server began to fail may be gone with it."""
+    evidence, known = Evidence(), routes(4)
+    for name in known:
+        evidence.note(name, 1.0, reached=True)
+    evidence.note(ServerId("s0"), 10.0, reached=False)
+    assert not evidence.is_proven(ServerId("s0"), known)
+    assert evidence.outdated(ServerId("s0"), known) == {"s1", "s2", "s3"}
+    evidence.note(ServerId("s1"), 11.0, reached=True)
+    assert evidence.is_proven(ServerId("s0"), known)
+    evidence.note(ServerId("s0"), 12.0, reached=False)
+    assert evidence.outdated(ServerId("s0"), known) == {"s2", "s3"}
+    evidence.keep(routes(1))
+    assert not evidence.is_proven(ServerId("s0"), known)
+
+
+def test_two_servers_prove_each_other() -> None:
+    """There is no guard with fewer than three."""
+    evidence = Evidence()
+    evidence.note(ServerId("s0"), 1.0, reached=False)
+    assert evidence.is_proven(ServerId("s0"), routes(2))
+
+
+def test_what_others_found_ill_is_unsettled() -> None:
+    before = build_table(1, [make_server("a"), make_server("b"), make_server("c")], {ServerId("a"): Health(state=HealthState.HEALTHY)})
+    ill = Health(state=HealthState.UNHEALTHY)
+    after = build_table(
+        2,
+        [*(entry.server for entry in before.routes.values()), make_server("new")],
+        {ServerId("a"): ill, ServerId("b"): Health(state=HealthState.HEALTHY), ServerId("new"): ill},
+    )
+    assert unsettled(before, after) == {"a"}
+
+
+# Probing
+
+
+async def test_only_what_is_due_is_probed() -> None:
+    """A registered server was probed just now; before a minute is over it is probed again."""
+    async with stage() as scene:
+        monitor = await leader(scene, servers=2)
+        await one_round(monitor)
+        scene.probe.checked.clear()
+        await one_round(monitor)
+        assert scene.probe.checked == []
+        scene.clock.advance(60)
+        await one_round(monitor)
+        assert len(scene.probe.checked) == 2
+
+
+async def test_results_are_noted_and_saved() -> None:
+    """TC-HEALTH-002, 003: a failure counts, and history has it after the next flush."""
+    async with stage() as scene:
+        monitor = await leader(scene, servers=1)
+        [url] = urls(1)
+        scene.probe.failing[url] = "no answer"
+        scene.clock.advance(60)
+        await one_round(monitor)
+        assert (health_of(scene, url).state, health_of(scene, url).consecutive_failures) == (HealthState.UNHEALTHY, 1)
+        await scene.gateway.flush()
+        registry = await scene.gateway.store.load()
+        [server] = registry.servers
+        assert registry.health[server.id].reason == "no answer"
+        assert (await scene.gateway.store.history(server.id, 1))[0].reason == "no answer"
+
+
+async def test_a_server_that_alone_fails_is_taken_off_after_three_probes() -> None:
+    """TC-HEALTH-004: the others, asked in time, prove that it is the server."""
+    async with stage() as scene:
+        monitor = await leader(scene, servers=5)
+        bad = urls(5)[0]
+        scene.probe.failing[bad] = "no answer"
+        scene.clock.advance(60)
+        for _ in range(4):
+            await one_round(monitor)
+            await one_round(monitor)  # the early probes of the others
+            skip_to_next_probe(scene, bad)
+        assert health_of(scene, bad).state is HealthState.DEACTIVATED
+        assert sum(server.endpoint_url == bad for server in scene.probe.checked) <= 5
+        assert all(health_of(scene, url).state is HealthState.HEALTHY for url in urls(5)[1:])
+
+
+async def test_when_all_fail_none_is_taken_off(caplog: pytest.LogCaptureFixture) -> None:
+    """Told once, as an error; they are unhealthy, and come back when the network does. X: the first ones to fail count no more."""
+    async with stage() as scene:
+        monitor = await leader(scene, servers=5)
+        for url in urls(5):
+            scene.probe.failing[url] = "no answer"
+        scene.clock.advance(60)
+        with caplog.at_level(logging.ERROR, "multiverse_gateway.health"):
+            for _ in range(40):
+                await one_round(monitor)
+                skip_to_next_probe(scene)
+        assert {health_of(scene, url).state for url in urls(5)} == {HealthState.UNHEALTHY}
+        assert len([record for record in caplog.records if "own network" in record.message]) == 1
+        scene.probe.failing.clear()
+        for _ in range(20):
+            await one_round(monitor)
+            skip_to_next_probe(scene)
+        assert {health_of(scene, url).state for url in urls(5)} == {HealthState.HEALTHY}
+
+
+async def test_servers_probed_one_after_another_are_not_taken_off_either() -> None:
+    """The probes are spread: when the network breaks, the first server could fail three times before the second is asked at all."""
+    async with stage() as scene:
+        monitor = await leader(scene, servers=5)
+        for number, url in enumerate(urls(5)):
+            scene.probe.failing[url] = "no answer"
+            [(server_id, old)] = [(key, entry) for key, entry in scene.gateway.table.routes.items() if entry.server.endpoint_url == url]
+            later = attrs.evolve(old.health, probe_at=scene.clock.monotonic + 10.0 * number)
+            table = scene.gateway.table
+            scene.gateway.table = build_table(
+                table.version,
+                [entry.server for entry in table.routes.values()],
+                {key: later if key == server_id else entry.health for key, entry in table.routes.items()},
+            )
+        for _ in range(60):
+            await one_round(monitor)
+            skip_to_next_probe(scene)
+        assert {health_of(scene, url).state for url in urls(5)} == {HealthState.UNHEALTHY}
+
+
+@attrs.define(eq=False)
+class Hanging:
+    """A probe that hangs on some servers until the test lets it go on."""
+
+    hung: set[str]
+    began: dict[str, anyio.Event]
+    gate: anyio.Event = attrs.field(factory=anyio.Event)
+    running: int = 0
+    most: int = 0
+
+    async def check(self, server: Server, http: Client) -> ProbeResult:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        self.began[server.endpoint_url].set()
+        if server.endpoint_url in self.hung:
+            await self.gate.wait()
+        self.running -= 1
+        return ProbeResult(server_id=server.id, generation=server.generation, passed=True, checked_at=1.0, duration=0.1)
+
+
+async def test_a_slow_probe_delays_no_other() -> None:
+    """While one hangs, the others are probed again and again."""
+    async with stage(health_check_timeout_seconds=100) as scene:
+        monitor = await leader(scene, servers=3)
+        slow, *quick = urls(3)
+        scene.gateway.probe = probe = Hanging({slow}, {url: anyio.Event() for url in urls(3)})
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as group:
+                for _ in range(4):
+                    scene.clock.advance(60)
+                    monitor.start(group)
+                    for url in quick:
+                        await probe.began[url].wait()
+                        probe.began[url] = anyio.Event()
+                    await anyio.wait_all_tasks_blocked()
+                    assert all(health_of(scene, url).last_checked_at == scene.clock.wall for url in quick)
+                probe.gate.set()
+
+
+async def test_no_more_than_twenty_run_at_once() -> None:
+    """And whoever waits is probed as soon as a place is free, long before the next tick."""
+    async with stage() as scene:
+        monitor = await leader(scene, servers=50)
+        scene.clock.advance(60)
+        scene.gateway.probe = probe = Hanging(set(urls(50)), {url: anyio.Event() for url in urls(50)})
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as group:
+                group.start_soon(monitor.probe)
+                await anyio.wait_all_tasks_blocked()
+                assert probe.running == MAX_PARALLEL
+                probe.gate.set()
+                for event in probe.began.values():
+                    await event.wait()
+                group.cancel_scope.cancel()
+        assert probe.most == MAX_PARALLEL
+
+
+async def test_a_removed_server_stays_removed() -> None:
+    """Semantics 4: a probe in flight brings nothing back."""
+    async with stage() as scene:
+        monitor = await leader(scene, servers=1)
+        scene.clock.advance(60)
+        scene.probe.gate = anyio.Event()
+        scene.probe.arrived = anyio.Event()
+        async with anyio.create_task_group() as group:
+            monitor.start(group)
+            await scene.probe.arrived.wait()
+            [server_id] = scene.gateway.table.routes
+            await scene.gateway.dismiss(server_id)
+            scene.probe.gate.set()
+        await scene.gateway.flush()
+        registry = await scene.gateway.store.load()
+        assert (registry.servers, registry.health, scene.gateway.table.routes) == ((), {}, {})
+
+
+async def test_a_probe_that_raises_is_told_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    async with stage() as scene:
+        monitor = await leader(scene, servers=1)
+
+        async def broken(server: Server) -> ProbeResult:
+            raise RuntimeError("a fault of our own")
+
+        scene.gateway.check = broken  # type: ignore[method-assign]
+        scene.clock.advance(60)
+        await one_round(monitor)
+        assert "could not be probed" in caplog.text
+        assert len(monitor.next()) == 1
+
+
+# The lease
+
+
+async def test_one_process_probes() -> None:
+    """The other one does when the first one resigns."""
+    store = MemoryStore()
+    async with stage(store=store) as first, stage(store=store) as second:
+        one, other = await leader(first), await leader(second)
+        assert (one.leads, other.leads) == (True, False)
+        await first.register()
+        await other.follow()
+        second.clock.advance(1000)
+        await one_round(other)
+        assert second.probe.checked == []
+        await one.resign()
+        await other.lead()
+        await one_round(other)
+        assert [server.endpoint_url for server in second.probe.checked] == ["http://gpu.example:8000"]
+
+
+async def test_what_another_process_found_ill_is_probed_at_once() -> None:
+    """Its requests failed there: the process that probes confirms it, long before the server's turn."""
+    store = MemoryStore()
+    async with stage(store=store) as first, stage(store=store) as second:
+        monitor = await leader(first, servers=1)
+        await one_round(monitor)
+        first.probe.checked.clear()
+        await second.gateway.refresh()
+        [server_id] = second.gateway.table.routes
+        second.gateway.note_result(
+            ProbeResult(server_id=server_id, generation=1, passed=False, checked_at=1.0, duration=0.1, reason="no answer")
+        )
+        await second.gateway.flush()
+        await monitor.follow()
+        await one_round(monitor)
+        assert [server.id for server in first.probe.checked] == [server_id]
+
+
+class Unreachable(MemoryStore):
+    """A store that fails as long as the test wants."""
+
+    fails = False
+
+    async def claim(self, role: str, holder: str, ttl: float) -> bool:
+        if self.fails:
+            raise StorageUnavailable("not now")
+        return await super().claim(role, holder, ttl)
+
+
+async def test_without_a_store_every_process_probes() -> None:
+    store = Unreachable()
+    async with stage(store=store) as scene:
+        await store.claim(LEASE_ROLE, "somebody else", 60.0)
+        monitor = await leader(scene)
+        led = [monitor.leads]
+        store.fails = True
+        with pytest.raises(StorageUnavailable):
+            await monitor.lead()
+        led.append(monitor.leads)
+        await monitor.resign()
+        led.append(monitor.leads)
+        assert led == [False, True, False]
+
+
+async def test_trouble_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """And its end, once; no kind of trouble ends the loop."""
+    outcomes: list[Exception | None] = [None, StorageUnavailable("no"), StorageUnavailable("no"), ValueError(), None, None]
+    done = anyio.Event()
+
+    async def step() -> None:
+        outcome = outcomes.pop(0)
+        if not outcomes:
+            done.set()
+            await anyio.sleep_forever()
+        if outcome is not None:
+            raise outcome
+
+    with caplog.at_level(logging.INFO, "multiverse_gateway.health"):
+        async with anyio.create_task_group() as group:
+            group.start_soon(_steadily, step, 0.0, "the trouble")
+            await done.wait()
+            group.cancel_scope.cancel()
+    assert [record.message for record in caplog.records] == ["the trouble", "over: the trouble"]
+
+
+# All together
+
+
+async def test_servers_that_fail_too_often_are_deleted_where_that_is_wanted() -> None:
+    """AUTO_DEREGISTER=delete: by the process that probes."""
+    async with stage(auto_deregister="delete", max_consecutive_failures=1) as scene:
+        monitor = await leader(scene, servers=2)
+        bad, good = urls(2)
+        scene.probe.failing[bad] = "no answer"
+        scene.clock.advance(60)
+        await one_round(monitor)
+        await Monitor(scene.gateway).clear()
+        assert len(scene.gateway.table.routes) == 2
+        await monitor.clear()
+        assert [route.server.endpoint_url for route in scene.gateway.table.routes.values()] == [good]
+        assert [server.endpoint_url for server in await scene.gateway.store.removed()] == [bad]
+
+
+class Noting(MemoryStore):
+    """A store that tells when it was written and read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.saved = anyio.Event()
+        self.loaded = anyio.Event()
+
+    async def save_health(self, changes: Mapping[ServerId, Health], results: Sequence[ProbeResult]) -> None:
+        await super().save_health(changes, results)
+        if any(not result.passed for result in results):
+            self.saved.set()
+
+    async def load(self) -> Registry:
+        self.loaded.set()
+        return await super().load()
+
+
+async def test_everything_runs_by_itself() -> None:
+    """Due servers are probed, results saved, other processes' changes followed, and the lease is given back at the end."""
+    store = Noting()
+    async with stage(store=store, auto_deregister="delete") as scene, anyio.create_task_group() as group:
+        await scene.register()
+        scene.probe.failing["http://gpu.example:8000"] = "no answer"
+        scene.clock.advance(60)
+        group.start_soon(watch, scene.gateway)
+        with anyio.fail_after(5):
+            await store.saved.wait()
+            store.loaded = anyio.Event()
+            await store.save_server(make_server("from elsewhere"))
+            await store.loaded.wait()
+        await anyio.wait_all_tasks_blocked()
+        assert "from elsewhere" in scene.gateway.table.routes
+        assert await store.claim(LEASE_ROLE, "another process", 60.0) is False
+        group.cancel_scope.cancel()
+    assert await store.claim(LEASE_ROLE, "another process", 60.0) is True
