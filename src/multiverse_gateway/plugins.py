@@ -1,29 +1,50 @@
 """Balancers, probes and stores by name: the entry points of this package and of any other that is installed."""
 
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
 from multiverse_gateway.protocols import Balancer, HealthProbe, Store
 from multiverse_gateway.settings import Settings, SettingsError
 
+GROUP = "multiverse_gateway"
+
 
 def available(kind: str) -> list[str]:
-    """Return the names of a kind: `balancers`, `probes` or `stores`."""
-    return sorted({entry.name for entry in entry_points(group=f"multiverse_gateway.{kind}")})
+    """Return the names of a kind: `balancers`, `probes` or `stores`.
+
+    >>> "round_robin" in available("balancers")
+    True
+    """
+    return sorted({entry.name for entry in entry_points(group=f"{GROUP}.{kind}")})
 
 
 def load(kind: str, name: str, settings: Settings) -> Any:
-    """Make the plug-in of this name.
+    """Make the plug-in of this name: call its entry point with the settings.
 
     Raises:
-        SettingsError: There is none of this name, or it cannot be loaded.
+        SettingsError: There is none of this name, or it cannot be loaded; the message says which there are, or whose fault it is.
     """
-    for entry in entry_points(group=f"multiverse_gateway.{kind}", name=name):
-        try:
-            return entry.load()(settings)
-        except ImportError:
-            raise SettingsError(f"{name} of {kind} cannot be loaded; install the package that it needs") from None
-    raise SettingsError(f"There is no {name} among the {kind}; there are {', '.join(available(kind))}")
+    for entry in entry_points(group=f"{GROUP}.{kind}", name=name):
+        return _factory(kind, entry)(settings)
+    raise SettingsError(
+        f"There is no {name} among the {kind}: write one of {', '.join(available(kind))}, or install the package that has it"
+    )
+
+
+def _factory(kind: str, entry: EntryPoint) -> Any:
+    try:
+        factory = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(
+            f"{entry.name} of the {kind} cannot be loaded ({error}): install what its package {_package(entry)} needs"
+        ) from error
+    if not callable(factory):
+        raise SettingsError(f"{entry.name} of the {kind} cannot be called: tell the authors of its package {_package(entry)}")
+    return factory
+
+
+def _package(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else entry.module
 
 
 def balancer(settings: Settings) -> Balancer:
@@ -37,5 +58,5 @@ def probe(settings: Settings) -> HealthProbe:
 
 
 def store(settings: Settings) -> Store:
-    """Make the store that the database URL names."""
+    """Make the store that the scheme of the database URL names."""
     return cast(Store, load("stores", settings.database_url.partition("://")[0], settings))

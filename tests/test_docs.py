@@ -1,0 +1,61 @@
+"""What exists is documented."""
+
+import importlib
+import tomllib
+from pathlib import Path
+
+import attrs
+import click
+import pytest
+
+import multiverse_gateway
+from multiverse_gateway import GatewayError, Settings
+from multiverse_gateway.cli import main
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "docs" / "reference"
+
+
+def every_error(parent: type[GatewayError]) -> set[type[GatewayError]]:
+    """Return the tree below an error."""
+    return {parent}.union(*(every_error(child) for child in parent.__subclasses__()))
+
+
+@pytest.mark.parametrize("field", attrs.fields(Settings), ids=lambda field: field.name)
+def test_every_setting_is_in_the_reference(field: "attrs.Attribute[object]") -> None:
+    """The page shows `.env.example`, which another test holds equal to the settings themselves."""
+    assert '--8<-- ".env.example"' in (REFERENCE / "settings.md").read_text()
+    if field.name != "ui":
+        assert field.name.upper() in (ROOT / ".env.example").read_text()
+
+
+def test_every_command_is_in_the_reference() -> None:
+    """By its name."""
+    assert isinstance(main, click.Group)
+    page = (REFERENCE / "command-line.md").read_text()
+    missing = [name for name in main.list_commands(click.Context(main)) if f"`{name}" not in page]
+    assert not missing
+
+
+def test_every_error_code_is_in_the_reference() -> None:
+    """By its code."""
+    importlib.import_module("multiverse_gateway.app")
+    page = (REFERENCE / "http-api.md").read_text()
+    codes = {error.code for error in every_error(GatewayError) if error.code is not None}
+    assert not sorted(code for code in codes if f"`{code}`" not in page)
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    """And is there."""
+    page = (REFERENCE / "api.md").read_text()
+    names = [name for name in multiverse_gateway.__all__ if name != "__version__"]
+    assert not [name for name in names if f"- {name}\n" not in page]
+    assert all(hasattr(multiverse_gateway, name) for name in names)
+
+
+def test_every_dependency_is_justified() -> None:
+    """One line each."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    page = (ROOT / "docs" / "explanation" / "dependencies.md").read_text()
+    wanted = [requirement.split(";")[0].split(">")[0].split("~")[0].split("[")[0].strip() for requirement in project["dependencies"]]
+    assert not [name for name in wanted if f"| {name} |" not in page]

@@ -1,0 +1,64 @@
+"""Balancers, probes and stores by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from multiverse_gateway import Settings, SettingsError, plugins
+from multiverse_gateway.balancers.round_robin import RoundRobin
+from multiverse_gateway.probes.models import ModelsProbe
+from multiverse_gateway.stores.memory import MemoryStore
+
+SETTINGS = Settings(database_url="memory://")
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Install a package with plug-ins of which only one works."""
+    info = tmp_path / "plugged-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugged\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[multiverse_gateway.balancers]\n"
+        "plugged = plugged:create\n"
+        "absent = plugged:nothing\n"
+        "incomplete = plugged.absent:create\n"
+        "no_callable = plugged:NAME\n"
+    )
+    (tmp_path / "plugged.py").write_text("NAME = 'x'\ndef create(settings):\n    return ('balancer', settings.port)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_what_the_settings_name_is_made() -> None:
+    assert isinstance(plugins.balancer(SETTINGS), RoundRobin)
+    assert isinstance(plugins.probe(SETTINGS), ModelsProbe)
+    assert isinstance(plugins.store(SETTINGS), MemoryStore)
+
+
+@pytest.mark.usefixtures("installed")
+def test_another_package_offers_its_own() -> None:
+    """It gets the settings."""
+    assert "plugged" in plugins.available("balancers")
+    assert "round_robin" in plugins.available("balancers")
+    assert plugins.load("balancers", "plugged", Settings(port=81)) == ("balancer", 81)
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("name", ["absent", "incomplete", "no_callable"])
+def test_a_broken_one_is_told_with_its_package(name: str) -> None:
+    with pytest.raises(SettingsError, match=rf"{name}.*plugged"):
+        plugins.load("balancers", name, SETTINGS)
+
+
+@pytest.mark.parametrize("kind", ["balancers", "probes", "stores"])
+def test_an_unknown_name_lists_what_there_is(kind: str) -> None:
+    with pytest.raises(SettingsError, match=plugins.available(kind)[0]) as error:
+        plugins.load(kind, "nonesuch", SETTINGS)
+    assert "nonesuch" in str(error.value)
+
+
+def test_a_database_of_an_unknown_kind_lists_what_there_is() -> None:
+    with pytest.raises(SettingsError, match="mysql"):
+        plugins.store(Settings(database_url="mysql://host/database"))
