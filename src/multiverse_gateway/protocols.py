@@ -96,11 +96,15 @@ class Store(Protocol):
         ...
 
     async def save_server(self, server: Server) -> None:
-        """Insert or replace; returns only after a durable commit."""
+        """Insert or replace; returns only after a durable commit.
+
+        Raises:
+            ServerNotFound: The server was removed meanwhile: a change in flight does not undo that.
+        """
         ...
 
     async def remove_server(self, server_id: ServerId) -> bool:
-        """Remove softly (the row stays, with the time of removal); false when there is no such server."""
+        """Remove softly (the row stays, with the time of removal, without the key); false when there is no such server."""
         ...
 
     async def removed(self) -> Sequence[Server]:
@@ -116,7 +120,7 @@ class Store(Protocol):
         ...
 
     async def history(self, server_id: ServerId, limit: int) -> Sequence[ProbeResult]:
-        """Return the last results, newest first."""
+        """Return the last results, newest first; the models that they listed are not kept."""
         ...
 
     async def claim(self, role: str, holder: str, ttl: float) -> bool:

@@ -512,17 +512,20 @@ async def test_pausing_stops_reading_and_resuming_goes_on(wires: Wires, alice: B
 
 
 async def test_pausing_before_the_connection_is_made_holds(wires: Wires, alice: Backend) -> None:
-    """And a request that ends while paused leaves a connection that notices its end."""
+    """At most one buffer is told; after the ending, `pause` and `resume` do not touch the kept connection."""
+    large = b"x" * (6 << 20)
+    alice.behave = act.answer(200, large)
     wire = wires()
     told = Told()
     sending = start(wire, alice.url, told)
     sending.pause()
-    await until(lambda: alice.completed == 1)
-    for _ in range(20):
+    await until(lambda: alice.hits == 1)
+    for _ in range(50):
         await asyncio.sleep(0)
-    assert told.said == []
+    assert len(told.content) <= BUFFER_BYTES
     sending.resume()
     await told.over.wait()
+    assert len(told.content) == len(large)
     sending.pause()
     sending.resume()
     alice.reset_all()
@@ -596,7 +599,7 @@ async def test_aborting_ends_resolving(wires: Wires) -> None:
             raise
         return []
 
-    wire = wires(resolve=resolve)
+    wire = wires(resolve=resolve, connect_timeout=60, dns_timeout=60)
     told = Told()
     sending = start(wire, "http://alice.example", told)
     await asked.wait()
@@ -608,7 +611,7 @@ async def test_aborting_ends_resolving(wires: Wires) -> None:
 
 async def test_aborting_ends_dialling(wires: Wires) -> None:
     """A server that does not accept holds nothing."""
-    wire = wires()
+    wire = wires(connect_timeout=60)
     told = Told()
     async with BlackHole() as hole:
         sending = start(wire, hole.url, told)
@@ -854,10 +857,18 @@ async def test_tls_that_ends_early_is_broken(wires: Wires, certificate: TlsConte
         assert told.kind is FailureClass.BROKEN
 
 
+def tasks_of(backend: Backend) -> int:
+    """Count the tasks on a backend's loop: accepting, answering, and handshakes, which are not counted as connections yet."""
+    counted: list[int] = []
+    backend.on_loop(lambda: counted.append(len(asyncio.all_tasks())))
+    return counted[0]
+
+
 async def test_aborting_tls_leaves_nothing(wires: Wires, certificate: TlsContexts) -> None:
     """At any moment of the handshake or after it."""
     with Backend("alice", act.stall(), tls=certificate[0]) as alice:
         wire = wires(tls=certificate[1])
+        at_rest = tasks_of(alice)
         for turns in range(40):
             told = Told()
             sending = start(wire, alice.url, told)
@@ -866,6 +877,7 @@ async def test_aborting_tls_leaves_nothing(wires: Wires, certificate: TlsContext
             sending.abort()
             assert told.said == []
         await until(lambda: not wire.connections and not wire.dialling and alice.open_connections == 0)
+        await until(lambda: tasks_of(alice) == at_rest)
 
 
 # Ends of everything

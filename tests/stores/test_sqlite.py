@@ -2,20 +2,23 @@
 
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio
 import pytest
 
-from multiverse_gateway import GatewayError, Store
+from multiverse_gateway import GatewayError, Health, HealthState, Settings, SettingsError, Store
 from multiverse_gateway.stores import sqlite
 from multiverse_gateway.stores.sqlite import SqliteStore
+from multiverse_gateway.stores.vault import key_file
 from multiverse_gateway.testing.store import StoreContract, make_server
 
 KEY = "a-marker-key-of-a-server"
@@ -68,27 +71,126 @@ async def test_files_are_private_and_keys_encrypted(tmp_path: Path) -> None:
     assert not any(KEY.encode() in content for content in contents(tmp_path).values())
 
 
+OLD, NEW = "the old secret of this gateway - long", "another secret of this gateway - long"
+
+
 async def test_a_wrong_secret_is_refused_and_rotation_keeps_keys_readable(tmp_path: Path) -> None:
-    """X14: clear words instead of lost keys; the old secret may stand behind the new one."""
+    """X14: clear words instead of lost keys; the old secret stands behind the new one for one start, then it may go."""
     path = tmp_path / "registry.db"
-    store = await opened(path, "the old secret of this gateway, long")
+    store = await opened(path, OLD)
     await store.save_server(make_server(api_key=KEY))
     await store.aclose()
     with pytest.raises(GatewayError, match="BACKEND_KEY_SECRET"):
-        await opened(path, "another secret of this gateway, long")
-    store = await opened(path, "another secret of this gateway, long,the old secret of this gateway, long")
+        await opened(path, NEW)
+    await (await opened(path, f"{NEW},{OLD}")).aclose()
+    store = await opened(path, NEW)
+    assert [server.api_key for server in (await store.load()).servers] == [KEY]
     await store.aclose()
 
 
-async def test_a_damaged_file_is_left_as_it_is(tmp_path: Path) -> None:
-    """The message names the newest backup."""
+async def test_a_setting_takes_over_from_the_key_file(tmp_path: Path) -> None:
+    """What the file's secret encrypted is encrypted anew; the file may go then."""
     path = tmp_path / "registry.db"
-    path.write_bytes(b"this is no database, whatever its name says" * 100)
-    (tmp_path / "registry.db.backup-1").write_bytes(b"")
-    before = path.read_bytes()
-    with pytest.raises(GatewayError, match=r"damaged.*registry\.db\.backup-1"):
+    store = await opened(path)
+    await store.save_server(make_server(api_key=KEY))
+    await store.aclose()
+    await (await opened(path, NEW)).aclose()
+    key_file(path).unlink()
+    store = await opened(path, NEW)
+    assert [server.api_key for server in (await store.load()).servers] == [KEY]
+    await store.aclose()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\x00"])
+async def test_a_lost_key_file_is_not_replaced(tmp_path: Path, content: bytes | None) -> None:
+    """A new one would only hide that the keys are lost."""
+    path = tmp_path / "registry.db"
+    store = await opened(path)
+    await store.save_server(make_server(api_key=KEY))
+    await store.aclose()
+    key_file(path).unlink()
+    if content is not None:
+        key_file(path).write_bytes(content)
+    before = contents(tmp_path)
+    with pytest.raises(GatewayError, match=r"registry\.db\.key"):
         await opened(path)
-    assert path.read_bytes() == before
+    assert contents(tmp_path) == before
+
+
+async def test_a_damaged_file_is_left_as_it_is(tmp_path: Path) -> None:
+    """The message names the newest backup that is good."""
+    path, good = tmp_path / "registry.db", tmp_path / "registry.db.backup-1"
+    await (await opened(path)).aclose()
+    path.rename(good)
+    os.utime(good, (1, 1))
+    (tmp_path / "registry.db.backup-2").write_bytes(b"")
+    (tmp_path / "registry.db.backup-3").write_bytes(b"no database" * 100)
+    path.write_bytes(b"this is no database, whatever its name says" * 100)
+    before = contents(tmp_path)
+    with pytest.raises(GatewayError, match=r"registry\.db is damaged.*registry\.db\.backup-1"):
+        await opened(path)
+    assert contents(tmp_path) == before
+    good.unlink()
+    with pytest.raises(GatewayError, match="no good backup"):
+        await opened(path)
+
+
+async def test_damage_in_the_middle_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "registry.db"
+    store = await opened(path)
+    for number in range(100):
+        await store.save_server(make_server(f"s{number}"))
+    await store.aclose()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 6000] = b"\xa5" * 6000
+    path.write_bytes(content)
+    with pytest.raises(GatewayError, match="damaged"):
+        await opened(path)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["empty", "foreign", "journal only"])
+async def test_nothing_is_made_in_place_of_what_was_lost(tmp_path: Path, name: str) -> None:
+    """A file cut to nothing, another program's, or only the journal left: whoever starts the gateway shall know."""
+    path = tmp_path / "registry.db"
+    if name == "journal only":
+        (tmp_path / "registry.db-wal").write_bytes(b"left over")
+    else:
+        path.write_bytes(b"")
+    if name == "foreign":
+        with sqlite3.connect(path) as connection:
+            connection.execute("create table servers (id)")
+        connection.close()
+    before = contents(tmp_path)
+    with pytest.raises(GatewayError, match="left as it is: bring back a backup"):
+        await opened(path)
+    assert contents(tmp_path) == before
+
+
+async def test_a_copy_that_was_brought_back_is_used(tmp_path: Path) -> None:
+    """Whatever journal it was made with."""
+    path, copy = tmp_path / "registry.db", tmp_path / "copy.db"
+    store = await opened(path)
+    await store.save_server(make_server())
+    connection = sqlite3.connect(path)
+    connection.execute("vacuum into ?", [str(copy)])
+    connection.close()
+    await store.aclose()
+    copy.replace(path)
+    store = await opened(path)
+    assert (await store.load()).servers == (make_server(),)
+    await store.save_server(make_server("two"))
+    assert (tmp_path / "registry.db-wal").exists()
+    await store.aclose()
+
+
+async def test_files_that_others_could_read_become_private(tmp_path: Path) -> None:
+    path = tmp_path / "registry.db"
+    await (await opened(path)).aclose()
+    path.chmod(0o644)
+    key_file(path).chmod(0o640)
+    await (await opened(path)).aclose()
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (path, key_file(path))} == {0o600}
 
 
 async def test_a_newer_file_is_refused(tmp_path: Path) -> None:
@@ -120,6 +222,94 @@ async def test_a_locked_file_refuses_writes_and_recovers(tmp_path: Path, monkeyp
     await store.aclose()
 
 
+async def test_a_file_that_is_locked_at_the_start_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not called damaged; the next start works."""
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.05)
+    path = tmp_path / "registry.db"
+    await (await opened(path)).aclose()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("pragma journal_mode=delete")
+    other.execute("begin immediate")
+    with pytest.raises(GatewayError, match="locked by another program"):
+        await opened(path)
+    other.execute("rollback")
+    other.close()
+    await (await opened(path)).aclose()
+
+
+async def test_who_waits_for_a_lock_holds_up_no_reader(tmp_path: Path) -> None:
+    """P04: routing and pages read on while a write waits."""
+    path = tmp_path / "registry.db"
+    store = await opened(path)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("begin immediate")
+    with anyio.fail_after(4):
+        async with anyio.create_task_group() as group:
+            group.start_soon(store.save_server, make_server())
+            await anyio.wait_all_tasks_blocked()
+            assert (await store.load()).servers == ()
+            assert not await store.history(make_server().id, 1)
+            other.execute("rollback")
+    assert (await store.load()).servers == (make_server(),)
+    other.close()
+    await store.aclose()
+
+
+async def test_the_journal_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is moved into the file now and then, by one of the processes."""
+    monkeypatch.setattr(sqlite, "CHECKPOINT_COMMITS", 20)
+    stores = [await opened(tmp_path / "registry.db") for _ in range(2)]
+    for number in range(300):
+        await stores[number % 2].save_server(make_server(weight=number % 100 + 1))
+    assert (tmp_path / "registry.db-wal").stat().st_size < 1_000_000
+    for store in stores:
+        await store.aclose()
+    assert not (tmp_path / "registry.db-wal").exists()
+
+
+async def test_a_lease_survives_a_clock_that_was_set_back(tmp_path: Path) -> None:
+    """A lease that would end in years is none; one that ended is free."""
+    clock = [5_000_000_000.0]
+    store = SqliteStore(tmp_path / "registry.db", wall=lambda: clock[0])
+    await store.open()
+    assert await store.claim("probe", "first", 5.0)
+    clock[0] -= 4_000_000_000
+    assert await store.claim("probe", "second", 5.0)
+    clock[0] += 4.0
+    assert not await store.claim("probe", "first", 5.0)
+    clock[0] += 2.0
+    assert await store.claim("probe", "first", 5.0)
+    await store.aclose()
+
+
+async def test_health_of_an_unknown_kind_is_left_out(tmp_path: Path) -> None:
+    """A later version wrote it: its server starts unproven."""
+    path = tmp_path / "registry.db"
+    store = await opened(path)
+    await store.save_server(make_server())
+    await store.save_health({make_server().id: Health(state=HealthState.HEALTHY)}, [])
+    with sqlite3.connect(path) as connection:
+        connection.execute("update health set state = 'enlightened'")
+    connection.close()
+    assert not (await store.load()).health
+    await store.aclose()
+
+
+async def test_nothing_works_before_it_is_opened(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "registry.db")
+    for call in (store.version, store.load, store.removed):
+        with pytest.raises(GatewayError, match="lifespan"):
+            await call()
+    assert contents(tmp_path) == {}
+    await store.aclose()
+
+
+@pytest.mark.parametrize("url", ["sqlite:///", "sqlite:///:memory:"])
+def test_a_url_without_a_file_is_refused(url: str) -> None:
+    with pytest.raises(SettingsError, match="memory://"):
+        sqlite.create(Settings(database_url=url))
+
+
 async def test_one_pair_has_one_record(tmp_path: Path) -> None:
     """Two processes that register the same pair at once do not make two of it."""
     first, second = await opened(tmp_path / "registry.db"), await opened(tmp_path / "registry.db")
@@ -136,6 +326,115 @@ async def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(GatewayError, match=r"file/registry\.db"):
         await opened(tmp_path / "file" / "registry.db")
+
+
+READER = """
+import os, sys, anyio
+from pathlib import Path
+from multiverse_gateway import GatewayError
+from multiverse_gateway.stores.sqlite import SqliteStore
+from multiverse_gateway.testing.store import make_server
+
+async def main():
+    if os.geteuid() == 0:  # root may write everywhere
+        os.setgid(65534)
+        os.setuid(65534)
+    store = SqliteStore(Path(sys.argv[1]))
+    await store.open()
+    print(len((await store.load()).servers))
+    try:
+        await store.save_server(make_server("two"))
+    except GatewayError as error:
+        print(error.status, error.code)
+    await store.aclose()
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.e2e
+def test_what_cannot_be_written_can_still_be_read() -> None:
+    """The disk became read-only: the gateway starts with what it knows, writes answer 503."""
+    folder = Path(tempfile.mkdtemp())
+
+    async def fill() -> SqliteStore:
+        store = await opened(folder / "registry.db")
+        await store.save_server(make_server())
+        return store
+
+    try:
+        store = anyio.run(fill)
+        for file in folder.iterdir():
+            file.chmod(0o444)
+        folder.chmod(0o555)
+        child = subprocess.run([sys.executable, "-c", READER, str(folder / "registry.db")], capture_output=True, text=True)
+        assert child.stdout.split() == ["1", "503", "storage_unavailable"], child.stderr
+        anyio.run(store.aclose)
+    finally:
+        folder.chmod(0o700)
+        shutil.rmtree(folder)
+
+
+STARTER = """
+import sys, anyio
+from pathlib import Path
+from multiverse_gateway.stores.sqlite import SqliteStore
+from multiverse_gateway.testing.store import make_server
+
+async def main(name):
+    store = SqliteStore(Path(sys.argv[1]))
+    sys.stdin.readline()
+    await store.open()
+    print(await store.secret("key", name), flush=True)
+    await store.save_server(make_server(name))
+    sys.stdin.readline()
+    await store.load()
+    await store.aclose()
+
+anyio.run(main, sys.argv[2])
+"""
+
+
+@pytest.mark.e2e
+def test_processes_that_start_together_share_one_file(tmp_path: Path) -> None:
+    """One of them makes the file and the secret; each can read what the others wrote."""
+    path = tmp_path / "new folder" / "registry.db"
+    names = [f"s{number}" for number in range(5)]
+    children = [
+        subprocess.Popen([sys.executable, "-c", STARTER, str(path), name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for name in names
+    ]
+    kept = set()
+    for step in range(2):
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        for child in children if step == 0 else ():
+            assert child.stdout is not None
+            kept.add(child.stdout.readline())
+    for child in children:
+        child.communicate(timeout=60)
+    assert {child.returncode for child in children} == {0}
+    assert len(kept) == 1
+    assert anyio.run(names_in, path) == set(names)
+    assert sorted(contents(path.parent)) == ["registry.db", "registry.db.key"]
+
+
+async def test_stores_that_are_opened_at_once_make_one_file(tmp_path: Path) -> None:
+    """The same in threads, again and again: whoever is slower takes what the faster one made."""
+    for attempt in range(15):
+        path = tmp_path / str(attempt) / "registry.db"
+        stores = [SqliteStore(path) for _ in range(6)]
+        async with anyio.create_task_group() as group:
+            for store in stores:
+                group.start_soon(store.open)
+        for number, store in enumerate(stores):
+            await store.save_server(make_server(f"s{number}"))
+        for store in stores:
+            assert len((await store.load()).servers) == len(stores)
+            await store.aclose()
+        assert sorted(contents(path.parent)) == ["registry.db", "registry.db.key"]
 
 
 WRITER = """

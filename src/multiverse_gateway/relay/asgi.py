@@ -55,9 +55,15 @@ class AsgiClient:
 
         Raises:
             TimeoutError: the client took nothing for `write_timeout` seconds.
+            OSError: the server below says that the client is gone.
         """
         exchange = self.exchange
         assert exchange is not None
+
+        async def put(message: Message) -> None:
+            async with asyncio.timeout(write_timeout):
+                await send(message)
+
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -65,27 +71,28 @@ class AsgiClient:
                 (status, headers), self._head = self._head, None
                 if self._ended and self._whole:
                     headers = [*headers, (b"content-length", b"%d" % self._size)]
-                async with asyncio.timeout(write_timeout):
-                    await send({"type": "http.response.start", "status": status, "headers": headers})
+                await put({"type": "http.response.start", "status": status, "headers": headers})
             pieces, self._pieces = self._pieces, []
             ended = self._ended
             if pieces or ended:
-                data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                data: bytes | memoryview = pieces[0] if len(pieces) == 1 else b"".join(pieces)
                 more = not (ended and (self._whole or not can_cut))
+                while len(data) > HIGH_WATER:  # a slow client is not a stalled one: each slice has its own time
+                    await put({"type": "http.response.body", "body": bytes(data[:HIGH_WATER]), "more_body": True})
+                    data = memoryview(data)[HIGH_WATER:]
                 if data or not more:
-                    async with asyncio.timeout(write_timeout):
-                        await send({"type": "http.response.body", "body": data, "more_body": more})
+                    await put({"type": "http.response.body", "body": bytes(data), "more_body": more})
                 self._size = sum(map(len, self._pieces))
                 if not self._size:
                     exchange.client_drained()
-            if ended and not self._pieces:
+            if ended:
                 return
 
 
 async def answer(client: AsgiClient, exchange: Exchange, scope: Scope, receive: Receive, send: Send, *, write_timeout: float) -> None:
     """Run the exchange to its end, or until the client leaves.
 
-    Called with the request's body received in full. Cancelling it counts as the client leaving.
+    Called with the request's body received in full. Cancelling it counts as the client leaving, and so does an `OSError` of `send`.
     """
     client.exchange = exchange
     watcher = asyncio.ensure_future(_watch(exchange, receive))
@@ -95,8 +102,11 @@ async def answer(client: AsgiClient, exchange: Exchange, scope: Scope, receive: 
     try:
         exchange.start()
         await asyncio.wait((watcher, sender), return_when=asyncio.FIRST_COMPLETED)
-        if sender.done() and isinstance(sender.exception(), TimeoutError):
+        failure = sender.exception() if sender.done() else None
+        if isinstance(failure, TimeoutError):
             exchange.client_stalled()
+        elif failure is not None and not isinstance(failure, OSError):
+            raise failure
     finally:
         exchange.client_gone()
         for task in (watcher, sender):

@@ -52,14 +52,18 @@ JSON_PATHS = frozenset(
 MAX_ERROR_BYTES = 65536
 MAX_HELD_COMMENTS = 65536
 DRAINING_SECONDS = 1.0
+QUEUE_LOOK_SECONDS = 0.25
+"""How often who waits looks for itself: a slot may come without an attempt's end, as when a server's pause is over."""
 
 _BLAMELESS = frozenset({FailureClass.CLIENT_ERROR, FailureClass.TRANSIENT, FailureClass.LOCAL})
+_TOO_LARGE = Failure(FailureClass.NONSENSE, "an answer larger than the limit")
+_TOLD_ERROR = Failure(FailureClass.SERVER_ERROR, "the stream ended with an error")
 
 Headers = list[tuple[bytes, bytes]]
 
 
 class Client(Protocol):
-    """The door's side: one response."""
+    """The door's side: one response. During these calls the exchange may be told `client_clogged`, nothing else."""
 
     def head(self, status: int, headers: Headers) -> None:
         """Send the response head; called once."""
@@ -180,6 +184,7 @@ class Exchange:
         "_sending",
         "_slot",
         "_try_began",
+        "_waits_until",
         "arrived",
         "attempts",
         "body_bytes",
@@ -241,7 +246,7 @@ class Exchange:
         self._head_status = 0
         self._headers: Mapping[bytes, bytes] = {}
         self._content_type = b""
-        self._try_began = arrived
+        self._try_began = self._waits_until = arrived
 
     @property
     def events(self) -> int:
@@ -256,8 +261,9 @@ class Exchange:
     # From the door
 
     def start(self) -> None:
-        """Begin: choose a server, wait for a slot, or refuse."""
-        self._choose()
+        """Begin: choose a server, wait for a slot, or refuse. Without effect when it is over already."""
+        if self.phase is Phase.CHOOSING:
+            self._choose()
 
     def client_gone(self) -> None:
         """Drop everything: the client left. No server is to blame."""
@@ -277,32 +283,31 @@ class Exchange:
 
     def client_clogged(self) -> None:
         """Stop reading from the server until the client has read what was sent."""
-        if self.phase is Phase.RELAYING and not self._clogged:
+        if self.phase is Phase.RELAYING and self._sending is not None and not self._clogged:
             self._clogged = True
             self.due = self.deadline
-            if self._sending is not None:
-                self._sending.pause()
+            self._sending.pause()
 
     def client_drained(self) -> None:
         """Go on reading."""
-        if self._clogged:
+        if self.phase is Phase.RELAYING and self._clogged:
+            assert self._sending is not None
             self._clogged = False
             self._expect_more()
-            if self.phase is Phase.RELAYING and self._sending is not None:
-                self._sending.resume()
+            self._sending.resume()
 
     # From the gateway
 
     def turn(self) -> None:
-        """Try again: a slot of the model may be free. Called for queued exchanges only, which were taken out of the queue."""
+        """Try again: a slot of the model may be free. Joins the queue again if there is none."""
         if self.phase is Phase.QUEUED:
             self._choose()
 
     def tick(self) -> None:
-        """Do what was to be done at `due`."""
+        """Do what was to be done at `due`, if that has come: another exchange's tick may just have moved it."""
         now = self._engine.now()
         phase = self.phase
-        if phase is Phase.OVER:
+        if now < self.due or phase is Phase.OVER:
             return
         if phase is Phase.DRAINING:
             self._abandon_attempt()
@@ -318,12 +323,11 @@ class Exchange:
                 )
             )
         elif phase is Phase.QUEUED:
-            self._engine.leave_queue(self)
-            self._refuse_as_full()
+            self.turn()
         elif phase is Phase.BACKOFF:
             self._after_backoff()
         elif phase is Phase.TRYING:
-            self._fail_attempt(Failure(kind=FailureClass.TIMEOUT, reason="no first byte in time"))
+            self._fail_attempt(Failure(kind=FailureClass.TIMEOUT, reason="no answer in time"))
 
     def interrupt(self) -> None:
         """End now, telling the client that the gateway is being stopped."""
@@ -350,8 +354,8 @@ class Exchange:
         if failure is not None:
             self._fail_attempt(failure)
             return
-        self._content_type = headers.get(b"content-type", b"application/json")
-        if self._content_type.startswith(b"text/event-stream"):
+        self._content_type = headers.get(b"content-type") or b"application/json"
+        if self._content_type.partition(b";")[0].strip().lower() == b"text/event-stream":
             self._events = EventStream(envelope.dialect, max_event_bytes=self._engine.limits.max_event_bytes)
 
     def body(self, data: bytes) -> None:
@@ -361,15 +365,8 @@ class Exchange:
             return
         if self._events is not None:
             self._stream(data, self._events)
-        elif not 200 <= self._head_status < 300:
-            if self._received <= MAX_ERROR_BYTES:
-                self._chunks.append(data)
-            else:
-                self._fail_attempt(self._classified())
-        elif self.envelope.path in JSON_PATHS:
-            self._chunks.append(data)
-            if self._received > self._engine.limits.max_response_bytes:
-                self._fail_attempt(Failure(kind=FailureClass.NONSENSE, reason="an answer larger than the limit"))
+        elif not 200 <= self._head_status < 300 or self.envelope.path in JSON_PATHS:
+            self._collect(data)
         else:
             self._relay_raw(data)
 
@@ -444,15 +441,18 @@ class Exchange:
         )
 
     def _give_up_without_server(self, error: GatewayError) -> None:
+        self._engine.leave_queue(self)
         if self.attempts:
             self._finish_as(final_error(self.attempts))
         else:
             self._refuse(error)
 
     def _wait_for_slot(self, now: float) -> None:
-        self.phase = Phase.QUEUED
-        self.due = min(self.deadline, self.arrived + self._engine.limits.queue_timeout)
-        if now >= self.due or not self._engine.join_queue(self):
+        if self.phase is not Phase.QUEUED:
+            self.phase = Phase.QUEUED
+            self._waits_until = min(self.deadline, now + self._engine.limits.queue_timeout)
+        self.due = min(self._waits_until, now + QUEUE_LOOK_SECONDS)
+        if now >= self._waits_until or not self._engine.join_queue(self):
             self._refuse_as_full()
 
     def _refuse_as_full(self) -> None:
@@ -465,6 +465,8 @@ class Exchange:
 
     def _try(self, server: Server, now: float) -> None:
         engine = self._engine
+        if self.phase is Phase.QUEUED:
+            engine.leave_queue(self)
         self.phase = Phase.TRYING
         self.server = server
         self.tried += 1
@@ -476,11 +478,18 @@ class Exchange:
         self._head_status = 0
         self._slot = True
         engine.load.started(server.id, self.envelope.model)
-        if self.tried > 1:
-            self._retrying = True
-            engine.load.retry_started(self.envelope.model)
         self.due = min(self.deadline, now + engine.limits.first_byte_timeout)
         self._sending = engine.send(server, self)
+
+    def _collect(self, data: bytes) -> None:
+        """Keep a piece of a body that must be known in full; of a server's own error the beginning is enough."""
+        self._chunks.append(data)
+        if self._received > self._engine.limits.max_response_bytes:
+            self._fail_attempt(_TOO_LARGE)
+        elif self._head_status < 300:
+            self._expect_more()
+        elif self._head_status >= 500 and self._received > MAX_ERROR_BYTES:
+            self._fail_attempt(self._classified())
 
     def _classified(self) -> Failure:
         failure = classify(
@@ -491,7 +500,8 @@ class Exchange:
             checks_json=self.envelope.path in JSON_PATHS,
             now_wall=self._engine.wall(),
         )
-        return failure or Failure(kind=FailureClass.NONSENSE, reason="an answer that cannot be understood", status=self._head_status)
+        assert failure is not None, "only 2xx are good answers"
+        return failure
 
     def _fail_attempt(self, failure: Failure) -> None:
         """End the attempt that runs and decide what is next."""
@@ -499,18 +509,14 @@ class Exchange:
         server = self.server
         assert server is not None
         self._abort_sending()
-        self._release_slot(failed=failure.kind not in _BLAMELESS)
-        engine.report(
-            server.id,
-            AttemptFailed(generation=server.generation, request_id=self.request_id, failure=failure, path=self.envelope.path),
-        )
-        self.attempts.append(Attempt(server_id=server.id, failure=failure))
+        self._release_slot(failure)
+        self._blame(server, failure)
         self._excluded = self._excluded | {server.id}
         now = engine.now()
         found = engine.candidates(self.envelope, self._excluded, now)
         verdict = after_failure(
             self.attempts,
-            others=0 if found is None else len(found.ready),
+            others=0 if found is None else len(found.ready) + found.full,
             policy=engine.retry_policy,
             remaining=self.deadline - now,
             stateful=self.envelope.stateful,
@@ -524,6 +530,8 @@ class Exchange:
         engine.slot_freed(self.envelope.model)
 
     def _wait_to_retry(self, retry: Retry, server: Server, now: float) -> None:
+        self._retrying = True
+        self._engine.load.retry_started(self.envelope.model)
         self._backoff_server = server if retry.same_server else None
         self.phase = Phase.BACKOFF
         self.due = min(self.deadline, now + retry.delay)
@@ -531,10 +539,18 @@ class Exchange:
             self._after_backoff()
 
     def _after_backoff(self) -> None:
-        if self._backoff_server is not None:
-            self._try(self._backoff_server, self._engine.now())
+        now = self._engine.now()
+        if self._backoff_server is not None and self._is_alone(self._backoff_server, now):
+            self._try(self._backoff_server, now)
         else:
             self._choose()
+
+    def _is_alone(self, server: Server, now: float) -> bool:
+        """Tell whether a server is still the only one of its model, with a slot that nobody took during the pause."""
+        found = self._engine.candidates(self.envelope, self._excluded, now)
+        cap = server.max_concurrency
+        has_slot = cap is None or self._engine.load.in_flight(server.id) < cap
+        return has_slot and found is not None and not found.ready and not found.full
 
     def _finish_as(self, verdict: GiveUp) -> None:
         failure = verdict.relay
@@ -631,8 +647,6 @@ class Exchange:
 
     def _end_of_stream(self, events: EventStream) -> None:
         if events.complete():
-            if not self._committed:
-                self._commit()
             if events.needs_done:
                 self._send(DONE_EVENT)
             self._complete()
@@ -653,12 +667,17 @@ class Exchange:
             self._break_stream(None)
 
     def _complete(self) -> None:
-        """End a whole answer; the connection may still bring the rest of its own ending."""
+        """End a whole answer, be it an error that the server told itself; the connection may still bring the rest of its own ending."""
         server = self.server
         assert server is not None
         self.client.end()
-        self._release_slot(failed=False)
-        self._engine.report(server.id, AttemptPassed(generation=server.generation, request_id=self.request_id))
+        if self._events is not None and self._events.failed:
+            self.error_code = "upstream_error"
+            self._release_slot(_TOLD_ERROR)
+            self._blame(server, _TOLD_ERROR)
+        else:
+            self._release_slot(None)
+            self._engine.report(server.id, AttemptPassed(generation=server.generation, request_id=self.request_id))
         if self._sending is None:
             self._over()
         else:
@@ -679,18 +698,19 @@ class Exchange:
         """End a committed answer that cannot be completed; `failure` is `None` when a limit of ours ends it."""
         server = self.server
         assert server is not None
-        self._release_slot(failed=failure is not None)
+        self._release_slot(failure)
         if failure is not None:
-            self._engine.report(
-                server.id,
-                AttemptFailed(generation=server.generation, request_id=self.request_id, failure=failure, path=self.envelope.path),
-            )
-            self.attempts.append(Attempt(server_id=server.id, failure=failure))
+            self._blame(server, failure)
             message = "The server stopped in the middle of its answer. What arrived so far is incomplete; send the request again."
             self._break_off(message, "upstream_stream_interrupted")
         else:
             self._break_off("The answer grew past the gateway's limit for one stream.", "stream_limit_reached")
         self._engine.slot_freed(self.envelope.model)
+
+    def _blame(self, server: Server, failure: Failure) -> None:
+        event = AttemptFailed(generation=server.generation, request_id=self.request_id, failure=failure, path=self.envelope.path)
+        self._engine.report(server.id, event)
+        self.attempts.append(Attempt(server_id=server.id, failure=failure))
 
     def _break_off(self, message: str, code: str) -> None:
         self.error_code = code
@@ -706,32 +726,34 @@ class Exchange:
             sending, self._sending = self._sending, None
             sending.abort()
 
-    def _release_slot(self, *, failed: bool) -> None:
-        if not self._slot:
-            return
+    def _release_slot(self, failure: Failure | None) -> None:
         server = self.server
         assert server is not None
+        assert self._slot
         self._slot = False
-        load = self._engine.load
-        load.finished(
+        self._engine.load.finished(
             server.id,
             self.envelope.model,
             seconds=self.first_byte_seconds,
-            failed=failed,
+            failed=failure is not None and failure.kind not in _BLAMELESS,
             first_byte_timeout=self._engine.limits.first_byte_timeout,
         )
+        self._release_retry()
+
+    def _release_retry(self) -> None:
         if self._retrying:
             self._retrying = False
-            load.retry_finished(self.envelope.model)
+            self._engine.load.retry_finished(self.envelope.model)
 
     def _abandon_attempt(self) -> None:
         """Stop whatever runs, blaming nobody."""
         self._engine.leave_queue(self)
         self._abort_sending()
         if self._slot:
-            self._release_slot(failed=False)
+            self._release_slot(None)
             self._engine.slot_freed(self.envelope.model)
 
     def _over(self) -> None:
         self.phase = Phase.OVER
+        self._release_retry()
         self._engine.finished(self)

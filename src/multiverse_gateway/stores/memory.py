@@ -4,7 +4,9 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 import anyio
+import attrs
 
+from multiverse_gateway.core.errors import ServerNotFound
 from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.protocols import ProbeResult, Registry
@@ -38,7 +40,13 @@ class MemoryStore:
         return Registry(version=self._version, servers=tuple(self._servers.values()), health=dict(self._health))
 
     async def save_server(self, server: Server) -> None:
-        """Insert or replace a server."""
+        """Insert or replace a server; a removed one stays removed.
+
+        Raises:
+            ServerNotFound: It was removed.
+        """
+        if any(removed.id == server.id for removed in self._removed):
+            raise ServerNotFound("This server was removed meanwhile; register it again")
         self._servers[server.id] = server
         self._version += 1
 
@@ -48,12 +56,12 @@ class MemoryStore:
         if server is None:
             return False
         self._health.pop(server_id, None)
-        self._removed.appendleft(server)
+        self._removed.appendleft(attrs.evolve(server, api_key=None))
         self._version += 1
         return True
 
     async def removed(self) -> Sequence[Server]:
-        """Return the removed servers, newest first."""
+        """Return the removed servers, newest first; their keys are forgotten."""
         return tuple(self._removed)
 
     async def save_health(self, changes: Mapping[ServerId, Health], results: Sequence[ProbeResult]) -> None:
@@ -64,13 +72,14 @@ class MemoryStore:
                 continue
             before = self._health.get(server_id)
             self._health[server_id] = health
-            if before is None or (before.state, before.reason, before.warning) != (health.state, health.reason, health.warning):
+            if before is None or _shown(before) != _shown(health):
                 self._version += 1
         for result in results:
-            self._history.setdefault(result.server_id, deque(maxlen=HISTORY)).appendleft(result)
+            if result.server_id in self._servers:
+                self._history.setdefault(result.server_id, deque(maxlen=HISTORY)).appendleft(attrs.evolve(result, models=()))
 
     async def history(self, server_id: ServerId, limit: int) -> Sequence[ProbeResult]:
-        """Return the last results, newest first."""
+        """Return the last results, newest first; the models they listed are not kept."""
         return tuple(self._history.get(server_id, ()))[:limit]
 
     async def claim(self, role: str, holder: str, ttl: float) -> bool:
@@ -88,6 +97,10 @@ class MemoryStore:
 
     async def aclose(self) -> None:
         """Do nothing: what was kept goes with the process."""
+
+
+def _shown(health: Health) -> tuple[object, ...]:
+    return health.state, health.reason, health.warning, health.generation
 
 
 def create(settings: Settings) -> MemoryStore:

@@ -1,15 +1,17 @@
 """The registry in an SQLite file: the default.
 
-* One connection, used by one thread at a time off the event loop; it alone writes and checkpoints (SQLite's WAL-reset bug).
+* One connection writes, on one thread at a time off the event loop, and one reads on another: who waits for a lock holds up no reader.
 * WAL with `synchronous=FULL`: what was acknowledged is on disk. Every write is one `BEGIN IMMEDIATE`.
-* Errors of SQLite become `StorageUnavailable` here and nowhere else; a broken or newer file is refused, never replaced.
+* Of all processes on the file one checkpoints at a time, by a lease (SQLite's WAL-reset bug, before 3.51.3).
+* Errors of SQLite become `StorageUnavailable` here and nowhere else. A file that is broken, empty, foreign or newer is refused, never
+  replaced; a new one appears whole or not at all.
 """
 
-import os
+import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,17 +22,25 @@ import cattrs
 import msgspec
 from sqlite_utils import Database, Migrations
 
-from multiverse_gateway.core.errors import StorageUnavailable
+from multiverse_gateway.core.errors import ServerNotFound, StorageUnavailable
 from multiverse_gateway.core.health import Health, HealthState
 from multiverse_gateway.core.servers import Capabilities, Metadata, Server, ServerId
 from multiverse_gateway.protocols import ProbeResult, Registry
-from multiverse_gateway.settings import Settings
-from multiverse_gateway.stores.vault import Vault, secret_beside
+from multiverse_gateway.settings import Settings, SettingsError
+from multiverse_gateway.stores.files import keep_private, publish
+from multiverse_gateway.stores.vault import Vault, key_file, open_vault
 
 HISTORY = 100
 REMOVED = 1000
 BUSY_SECONDS = 5.0
-OPENING_TRIES = 50
+"""How long a write waits for another process."""
+WAL_TRIES = 50
+CHECKPOINT_COMMITS = 500
+CHECKPOINT_ROLE = "checkpoint"
+CHECKPOINT_SECONDS = 60.0
+LONGEST_LEASE = 3600.0
+"""A lease that ends later was taken before a clock was set back."""
+BACKUPS_LOOKED_AT = 20
 
 SHARED = (
     "generation",
@@ -49,7 +59,11 @@ SHARED = (
 _Result = TypeVar("_Result")
 _RESULT_COLUMNS = ("server_id", "generation", "passed", "checked_at", "duration", "reason", "warning", "unauthorized")
 
-migrations = Migrations("multiverse_gateway")
+SET = "multiverse_gateway"
+KNOWN = frozenset({"registry"})
+"""The names of our migrations."""
+
+migrations = Migrations(SET)
 
 
 @migrations()
@@ -99,44 +113,64 @@ def registry(db: Database) -> None:
 class SqliteStore:
     """Keep the registry in one file; see the rules at the top.
 
-    Several processes of one machine may share the file. Nothing is opened before `open()`.
+    Several processes of one machine may share the file. Nothing is opened before `open()`. `wall` is the clock that they share.
     """
 
-    def __init__(self, path: Path, *, secret: str | None = None) -> None:
+    def __init__(self, path: Path, *, secret: str | None = None, wall: Callable[[], float] = time.time) -> None:
         self.path = path
         self._secret = secret
-        self._db: Database | None = None
+        self._wall = wall
+        self._holder = secrets.token_hex(8)
+        self._writer: Database | None = None
+        self._reader: Database | None = None
         self._vault: Vault | None = None
-        self._thread = anyio.CapacityLimiter(1)
+        self._commits = 0
+        self._writing = anyio.CapacityLimiter(1)
+        self._reading = anyio.CapacityLimiter(1)
 
-    # Running on the thread
+    # Running on the threads
 
-    async def _run(self, work: Callable[[], _Result]) -> _Result:
+    async def _write(self, work: Callable[[Database], _Result]) -> _Result:
+        """Do something in one transaction; it is durable when this returns."""
+        return await self._run(lambda: self._committed(work), self._writing)
+
+    async def _read(self, work: Callable[[Database], _Result]) -> _Result:
+        """Read something from one snapshot."""
+        return await self._run(lambda: self._snapshot(work), self._reading)
+
+    async def _run(self, work: Callable[[], _Result], thread: anyio.CapacityLimiter) -> _Result:
         try:
-            return await anyio.to_thread.run_sync(work, limiter=self._thread)
+            return await anyio.to_thread.run_sync(work, limiter=thread)
         except (sqlite3.Error, OSError) as error:
             raise StorageUnavailable(
                 "The registry cannot be read or written now; inference goes on. Try again later; the operator finds more in the log.",
                 retry_after=5.0,
             ) from error
 
-    @property
-    def _open_db(self) -> Database:
-        if self._db is None:
-            raise StorageUnavailable("The registry is not open; enter the lifespan of the application first.")
-        return self._db
+    def _committed(self, work: Callable[[Database], _Result]) -> _Result:
+        db = _opened(self._writer)
+        with _transaction(db):
+            result = work(db)
+        self._commits += 1
+        if self._commits % CHECKPOINT_COMMITS == 0:
+            self._checkpoint(db)
+        return result
 
-    @contextmanager
-    def _transaction(self) -> Iterator[Database]:
-        db = self._open_db
-        db.execute("begin immediate")
+    def _checkpoint(self, db: Database) -> None:
+        """Move the journal into the file, if no other process does; that it cannot be done now is no failure of the write."""
+        with suppress(sqlite3.Error):
+            with _transaction(db):
+                is_ours = _claimed(db, CHECKPOINT_ROLE, self._holder, CHECKPOINT_SECONDS, self._wall())
+            if is_ours:
+                db.execute("pragma wal_checkpoint(passive)").fetchall()
+
+    def _snapshot(self, work: Callable[[Database], _Result]) -> _Result:
+        db = _opened(self._reader)
+        db.execute("begin")
         try:
-            yield db
-            db.execute("commit")
-        except BaseException:
-            if db.conn.in_transaction:
-                db.execute("rollback")
-            raise
+            return work(db)
+        finally:
+            db.execute("rollback")
 
     # Opening and closing
 
@@ -147,195 +181,157 @@ class SqliteStore:
             StorageUnavailable: It cannot be opened, is damaged, is of a newer version, or its keys cannot be decrypted; the message says
                 which and what to do.
         """
-        await anyio.to_thread.run_sync(self._open, limiter=self._thread)
+        await anyio.to_thread.run_sync(self._open, limiter=self._writing)
 
     def _open(self) -> None:
         try:
-            self._create_file()
-            db = self._connect()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise self._unopenable() from error
-            raise self._damaged() from error
-        except OSError as error:
-            raise self._unopenable() from error
-        self._db = db
-        self._vault = Vault(self._secret or secret_beside(self.path))
-        try:
-            for row in db.query("select api_key from servers where api_key is not null"):
-                self._vault.unseal(row["api_key"])
-        except BaseException:
+            self._create()
+            self._writer = self._connected()
+            self._vault = self._vault_for(self._writer)
+            self._reader = _connect(self.path)
+            self._reader.execute("pragma query_only=on")
+        except BaseException as error:
             self._close()
+            if isinstance(error, StorageUnavailable):
+                raise
+            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+                raise self._refusal("is damaged") from error
+            if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+                raise StorageUnavailable(f"The database {self.path} is locked by another program: end that one first") from error
+            if isinstance(error, sqlite3.Error | OSError):
+                raise StorageUnavailable(
+                    f"The database {self.path} cannot be opened: check that its folder exists and can be written, and the disk"
+                ) from error
             raise
 
-    def _unopenable(self) -> StorageUnavailable:
-        return StorageUnavailable(f"The database {self.path} cannot be opened: check its folder, its permissions and the disk")
+    def _refusal(self, trouble: str) -> StorageUnavailable:
+        backup = newest_backup(self.path)
+        remedy = "no good backup stands beside it" if backup is None else f"the newest good one is {backup}"
+        return StorageUnavailable(f"The database {self.path} {trouble}, and was left as it is: bring back a backup; {remedy}")
 
-    def _damaged(self) -> StorageUnavailable:
-        backups = sorted(self.path.parent.glob(f"{self.path.name}.backup*"), key=lambda path: path.stat().st_mtime)
-        remedy = f"the newest backup is {backups[-1]}" if backups else "no backup stands beside it"
-        return StorageUnavailable(f"The database {self.path} is damaged and was left as it is: bring back a backup; {remedy}")
-
-    def _create_file(self) -> None:
+    def _create(self) -> None:
+        """Make the file if there is none. An empty one is not made anew: it may have held something."""
         if self.path.exists():
             return
+        journal = _journal(self.path)
+        if journal.exists() and journal.stat().st_size:
+            raise self._refusal(f"is gone, but not its journal {journal.name}")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-        if hasattr(os, "O_DIRECTORY"):
-            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        publish(self.path, _fill)
 
-    def _connect(self) -> Database:
-        connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    def _connected(self) -> Database:
+        db = _connect(self.path)
         try:
-            db = Database(connection, execute_plugins=False)
-            connection.execute("pragma journal_mode=wal")
-            connection.execute("pragma synchronous=full")
-            if connection.execute("pragma quick_check").fetchone()[0] != "ok":
-                raise self._damaged()
+            if db.execute("pragma integrity_check(1)").fetchone()[0] != "ok":
+                raise self._refusal("is damaged")
             self._migrate(db)
+            _use_journal(db)
+            for path in (self.path, _journal(self.path), self.path.with_name(f"{self.path.name}-shm")):
+                keep_private(path)
         except BaseException:
-            connection.close()
+            db.conn.close()
             raise
         return db
 
     def _migrate(self, db: Database) -> None:
-        known = {"registry"}
-        for tries_left in reversed(range(OPENING_TRIES)):
-            try:
-                newer = {migration.name for migration in migrations.applied(db)} - known
-                if newer:
-                    raise StorageUnavailable(
-                        f"The database {self.path} is of a newer version of the gateway: update the gateway, or bring back a backup"
-                    )
+        applied = {migration.name for migration in migrations.applied(db)}
+        if not applied:
+            raise self._refusal("is empty or belongs to another program")
+        if applied - KNOWN:
+            raise StorageUnavailable(
+                f"The database {self.path} was written by a newer version of the gateway: update the gateway, or bring back a backup"
+            )
+        if KNOWN - applied:
+            with _transaction(db):
                 migrations.apply(db)
-            except (sqlite3.OperationalError, sqlite3.IntegrityError):
-                if not tries_left:
-                    raise
-                time.sleep(0.1)
-            else:
-                return
+
+    def _vault_for(self, db: Database) -> Vault:
+        """Make the vault, hold every key against it, and encrypt anew what older secrets encrypted."""
+        query = "select id, api_key from servers where api_key is not null"
+        sealed = {row["id"]: row["api_key"] for row in db.query(query)}
+        vault = open_vault(self.path, self._secret, may_create=not sealed)
+        keys = {server_id: vault.unseal(key) for server_id, key in sealed.items()}
+        old = {server_id: key for server_id, key in sealed.items() if not vault.is_newest(key)}
+        if old:
+            with _transaction(db):
+                for server_id, before in old.items():
+                    db.execute(
+                        "update servers set api_key = ? where id = ? and api_key = ?", [vault.seal(keys[server_id]), server_id, before]
+                    )
+        return vault
 
     async def aclose(self) -> None:
-        """Checkpoint and close."""
-        await self._run(self._close)
+        """Close; whoever closes last moves the journal into the file."""
+        await self._run(self._close, self._writing)
 
     def _close(self) -> None:
-        db, self._db = self._db, None
-        if db is not None:
-            try:
-                db.execute("pragma wal_checkpoint(truncate)")
-            finally:
+        connections, self._reader, self._writer = (self._reader, self._writer), None, None
+        for db in connections:
+            if db is not None:
                 db.conn.close()
 
     # The registry
 
     async def version(self) -> int:
         """Return the number of changes so far, by anyone."""
-        return await self._run(self._version)
-
-    def _version(self) -> int:
-        return int(self._open_db.execute("select value from counters where name = 'version'").fetchone()[0])
+        return await self._read(_version)
 
     async def load(self) -> Registry:
         """Return everything that routing needs, from one read transaction."""
-        return await self._run(self._load)
+        return await self._read(self._load)
 
-    def _load(self) -> Registry:
-        db = self._open_db
-        db.execute("begin")
-        try:
-            servers = tuple(self._server(row) for row in db.query("select * from servers where removed_at is null order by registered_at"))
-            active = {server.id for server in servers}
-            health = {ServerId(row["server_id"]): _health(row) for row in db.query("select * from health") if row["server_id"] in active}
-            return Registry(version=self._version(), servers=servers, health=health)
-        finally:
-            db.execute("rollback")
+    def _load(self, db: Database) -> Registry:
+        query = "select * from servers where removed_at is null order by registered_at, id"
+        servers = tuple(self._server(row) for row in db.query(query))
+        active = {server.id for server in servers}
+        health = {server_id: known for server_id, known in _all_health(db) if server_id in active}
+        return Registry(version=_version(db), servers=servers, health=health)
 
     async def removed(self) -> Sequence[Server]:
-        """Return the removed servers, newest first."""
+        """Return the removed servers, newest first; their keys are forgotten."""
         query = "select * from servers where removed_at is not null order by removed_at desc limit ?"
-        return await self._run(lambda: tuple(self._server(row) for row in self._open_db.query(query, [REMOVED])))
+        return await self._read(lambda db: tuple(self._server(row) for row in db.query(query, [REMOVED])))
 
     async def save_server(self, server: Server) -> None:
-        """Insert or replace a server."""
-        await self._run(lambda: self._save_server(server))
+        """Insert or replace a server.
 
-    def _save_server(self, server: Server) -> None:
+        Raises:
+            ServerNotFound: It was removed: nothing brings it back, be it a change that began before.
+            StorageUnavailable: It cannot be saved, or another server has this model and URL.
+        """
         row = {**attrs.asdict(server, recurse=False), "removed_at": None}
         row["api_key"] = self._sealed(server.api_key)
         row["capabilities"] = _json(attrs.asdict(server.capabilities))
         row["metadata"] = _json(attrs.asdict(server.metadata))
-        with self._transaction() as db:
-            db.table("servers").upsert(row, pk="id")
-            _grow(db)
+        await self._write(lambda db: _save_server(db, row))
 
     async def remove_server(self, server_id: ServerId) -> bool:
-        """Remove a server softly."""
-        return await self._run(lambda: self._remove_server(server_id))
-
-    def _remove_server(self, server_id: ServerId) -> bool:
-        with self._transaction() as db:
-            found = db.execute("update servers set removed_at = ? where id = ? and removed_at is null", [time.time(), server_id]).rowcount
-            if found:
-                db.execute("delete from health where server_id = ?", [server_id])
-                _grow(db)
-        return bool(found)
+        """Remove a server softly; its key is forgotten."""
+        return await self._write(lambda db: _remove_server(db, server_id, self._wall()))
 
     # Health
 
     async def save_health(self, changes: Mapping[ServerId, Health], results: Sequence[ProbeResult]) -> None:
         """Save health and results of servers that are still there, in one transaction."""
         if changes or results:
-            await self._run(lambda: self._save_health(changes, results))
-
-    def _save_health(self, changes: Mapping[ServerId, Health], results: Sequence[ProbeResult]) -> None:
-        with self._transaction() as db:
-            generations = dict(db.execute("select id, generation from servers where removed_at is null").fetchall())
-            before = {row["server_id"]: _health(row) for row in db.query("select * from health")}
-            kept = {key: health for key, health in changes.items() if health.generation >= generations.get(key, health.generation + 1)}
-            db.table("health").upsert_all(({"server_id": key, **_health_row(health)} for key, health in kept.items()), pk="server_id")
-            if any(_shown(before.get(key)) != _shown(health) for key, health in kept.items()):
-                _grow(db)
-            db.table("results").insert_all(_result_row(result) for result in results if result.server_id in generations)
-            for server_id in {result.server_id for result in results}:
-                db.execute(
-                    "delete from results where server_id = ? and id <= "
-                    "(select id from results where server_id = ? order by id desc limit 1 offset ?)",
-                    [server_id, server_id, HISTORY],
-                )
+            await self._write(lambda db: _save_health(db, changes, results))
 
     async def history(self, server_id: ServerId, limit: int) -> Sequence[ProbeResult]:
         """Return the last results, newest first; the models they listed are not kept."""
         query = "select * from results where server_id = ? order by id desc limit ?"
-        return await self._run(lambda: tuple(_result(row) for row in self._open_db.query(query, [server_id, limit])))
+        return await self._read(lambda db: tuple(_result(row) for row in db.query(query, [server_id, limit])))
 
     # For all processes
 
     async def claim(self, role: str, holder: str, ttl: float) -> bool:
-        """Take or renew a lease, by the wall clock that the processes share."""
-        return await self._run(lambda: self._claim(role, holder, ttl))
-
-    def _claim(self, role: str, holder: str, ttl: float) -> bool:
-        now = time.time()
-        with self._transaction() as db:
-            row = db.execute("select holder, until from leases where role = ?", [role]).fetchone()
-            if row is not None and row[0] != holder and now < row[1] <= now + 10 * ttl:
-                return False
-            db.table("leases").upsert({"role": role, "holder": holder, "until": now + ttl}, pk="role")
-        return True
+        """Take or renew a lease, by the wall clock that the processes share; who waits for it writes nothing."""
+        if await self._read(lambda db: _is_taken(db, role, holder, self._wall())):
+            return False
+        return await self._write(lambda db: _claimed(db, role, holder, ttl, self._wall()))
 
     async def secret(self, name: str, proposal: str) -> str:
         """Return what is kept under the name, keeping the proposal when there is nothing yet."""
-        return await self._run(lambda: self._secret_value(name, proposal))
-
-    def _secret_value(self, name: str, proposal: str) -> str:
-        with self._transaction() as db:
-            db.execute("insert or ignore into secrets (name, value) values (?, ?)", [name, proposal])
-            return str(db.execute("select value from secrets where name = ?", [name]).fetchone()[0])
+        return await self._write(lambda db: _kept_secret(db, name, proposal))
 
     # Rows
 
@@ -352,12 +348,155 @@ class SqliteStore:
         return Server(**facts)
 
 
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
+# On the threads
+
+
+def _journal(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
+
+
+def _opened(db: Database | None) -> Database:
+    if db is None:
+        raise StorageUnavailable("The registry is not open; enter the lifespan of the application first.")
+    return db
+
+
+def _connect(path: Path, mode: str = "rw") -> Database:
+    """Connect to a file that is there; `rw` falls back to reading where nothing may be written."""
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("pragma synchronous=full")
+        connection.execute("pragma wal_autocheckpoint=0")
+        return Database(connection, execute_plugins=False)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _fill(path: Path) -> None:
+    """Make an empty registry of an empty file."""
+    db = _connect(path)
+    try:
+        _use_journal(db)
+        with _transaction(db):
+            migrations.apply(db)
+    finally:
+        db.conn.close()
+
+
+def _use_journal(db: Database) -> None:
+    """Switch WAL on where it is not (a new file, a copy that was brought back); SQLite does not wait for the lock that this needs."""
+    if db.journal_mode == "wal":
+        return
+    for tries_left in reversed(range(WAL_TRIES)):
+        try:
+            if db.execute("pragma journal_mode=wal").fetchone()[0] == "wal":
+                return
+            raise OSError("the file system cannot hold a database in WAL mode")
+        except sqlite3.OperationalError:
+            if not tries_left:
+                raise
+            time.sleep(BUSY_SECONDS / WAL_TRIES)
+
+
+@contextmanager
+def _transaction(db: Database) -> Iterator[None]:
+    db.execute("begin immediate")
+    try:
+        yield
+        db.execute("commit")
+    except BaseException:
+        if db.conn.in_transaction:
+            db.execute("rollback")
+        raise
+
+
+def newest_backup(path: Path) -> Path | None:
+    """Return the newest good copy of a database: beside it, named after it (`multiverse.db.backup-1`), or in the folder `backups`."""
+    own = {path, key_file(path), _journal(path), path.with_name(f"{path.name}-shm")}
+    found = {*path.parent.glob(f"{path.name}.*"), *path.parent.glob(f"{path.stem}-*{path.suffix}"), *(path.parent / "backups").glob("*")}
+    ages = sorted(((file.stat().st_mtime, file) for file in found - own if file.is_file()), reverse=True)
+    return next((file for _, file in ages[:BACKUPS_LOOKED_AT] if _is_good(file)), None)
+
+
+def _is_good(path: Path) -> bool:
+    try:
+        db = _connect(path, "ro&immutable=1")
+    except sqlite3.Error:
+        return False
+    try:
+        return bool(db.execute("pragma integrity_check(1)").fetchone()[0] == "ok" and migrations.applied(db))
+    except sqlite3.Error:
+        return False
+    finally:
+        db.conn.close()
+
+
+def _version(db: Database) -> int:
+    return int(db.execute("select value from counters where name = 'version'").fetchone()[0])
 
 
 def _grow(db: Database) -> None:
     db.execute("update counters set value = value + 1 where name = 'version'")
+
+
+def _save_server(db: Database, row: Mapping[str, Any]) -> None:
+    if db.execute("select 1 from servers where id = ? and removed_at is not null", [row["id"]]).fetchone():
+        raise ServerNotFound("This server was removed meanwhile; register it again")
+    db.table("servers").upsert(dict(row), pk="id")
+    _grow(db)
+
+
+def _remove_server(db: Database, server_id: ServerId, wall: float) -> bool:
+    statement = "update servers set removed_at = ?, api_key = null where id = ? and removed_at is null"
+    found = db.execute(statement, [wall, server_id]).rowcount > 0
+    if found:
+        db.execute("delete from health where server_id = ?", [server_id])
+        db.execute(
+            "delete from results where server_id in "
+            "(select id from servers where removed_at is not null order by removed_at desc limit -1 offset ?)",
+            [REMOVED],
+        )
+        _grow(db)
+    return found
+
+
+def _save_health(db: Database, changes: Mapping[ServerId, Health], results: Sequence[ProbeResult]) -> None:
+    generations = dict(db.execute("select id, generation from servers where removed_at is null").fetchall())
+    before = dict(_all_health(db))
+    kept = {key: health for key, health in changes.items() if key in generations and health.generation >= generations[key]}
+    db.table("health").upsert_all([{"server_id": key, **_health_row(health)} for key, health in kept.items()], pk="server_id")
+    if any(_shown(before.get(key)) != _shown(health) for key, health in kept.items()):
+        _grow(db)
+    db.table("results").insert_all([_result_row(result) for result in results if result.server_id in generations])
+    for server_id in {result.server_id for result in results}:
+        db.execute(
+            "delete from results where server_id = ? and id <= "
+            "(select id from results where server_id = ? order by id desc limit 1 offset ?)",
+            [server_id, server_id, HISTORY],
+        )
+
+
+def _is_taken(db: Database, role: str, holder: str, now: float) -> bool:
+    row = db.execute("select holder, until from leases where role = ?", [role]).fetchone()
+    return row is not None and row[0] != holder and now < row[1] <= now + LONGEST_LEASE
+
+
+def _claimed(db: Database, role: str, holder: str, ttl: float, now: float) -> bool:
+    if _is_taken(db, role, holder, now):
+        return False
+    db.table("leases").upsert({"role": role, "holder": holder, "until": now + ttl}, pk="role")
+    return True
+
+
+def _kept_secret(db: Database, name: str, proposal: str) -> str:
+    db.execute("insert or ignore into secrets (name, value) values (?, ?)", [name, proposal])
+    return str(db.execute("select value from secrets where name = ?", [name]).fetchone()[0])
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _shown(health: Health | None) -> tuple[object, ...] | None:
@@ -368,9 +507,11 @@ def _health_row(health: Health) -> dict[str, str]:
     return {"state": health.state.value, "facts": _json({name: getattr(health, name) for name in SHARED})}
 
 
-def _health(row: Mapping[str, Any]) -> Health:
-    facts = msgspec.json.decode(row["facts"])
-    return Health(state=HealthState(row["state"]), **{**facts, "models": tuple(facts["models"])})
+def _all_health(db: Database) -> Iterable[tuple[ServerId, Health]]:
+    for row in db.query("select * from health"):
+        with suppress(ValueError, KeyError, TypeError):  # a newer version's: its server starts unproven here
+            facts = msgspec.json.decode(row["facts"])
+            yield ServerId(row["server_id"]), Health(state=HealthState(row["state"]), **{**facts, "models": tuple(facts["models"])})
 
 
 def _result_row(result: ProbeResult) -> dict[str, object]:
@@ -382,6 +523,23 @@ def _result(row: Mapping[str, Any]) -> ProbeResult:
     return ProbeResult(**{**facts, "passed": bool(row["passed"]), "unauthorized": bool(row["unauthorized"])})
 
 
+def database_path(database_url: str) -> Path:
+    """Return the path that a URL names: three slashes before a relative path, four before an absolute one.
+
+    >>> database_path("sqlite:///./multiverse.db").name, database_path("sqlite:////var/lib/multiverse.db").as_posix()
+    ('multiverse.db', '/var/lib/multiverse.db')
+
+    Raises:
+        SettingsError: It names none.
+    """
+    text = database_url.removeprefix("sqlite:///")
+    if text in ("", ".", "./", "/", ":memory:"):
+        raise SettingsError(
+            f"MULTIVERSE_DATABASE_URL={database_url} names no file: write sqlite:///./multiverse.db, or memory:// for a trial"
+        )
+    return Path(text)
+
+
 def create(settings: Settings) -> SqliteStore:
     """Make a store for the file that `database_url` names."""
-    return SqliteStore(Path(settings.database_url.removeprefix("sqlite:///")), secret=settings.backend_key_secret)
+    return SqliteStore(database_path(settings.database_url), secret=settings.backend_key_secret)

@@ -2,27 +2,38 @@
 
 import base64
 import hashlib
-import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from multiverse_gateway.core.errors import StorageUnavailable
+from multiverse_gateway.stores.files import keep_private, publish
+
+LEAST_LENGTH = 32
 
 
 def _derived(secret: str) -> Fernet:
+    """Make a key of a secret: a fast hash is right, for the secret is long and random."""
     return Fernet(base64.urlsafe_b64encode(hashlib.sha256(secret.strip().encode()).digest()))
 
 
 class Vault:
-    """Encrypt with the newest secret, decrypt with any of them (comma-separated, the newest first)."""
+    """Encrypt with the first secret, decrypt with any of them.
 
-    def __init__(self, secrets: str) -> None:
-        self._fernet = MultiFernet([_derived(secret) for secret in secrets.split(",")])
+    >>> vault = Vault(["a new secret", "the old secret"])
+    >>> vault.unseal(vault.seal("sk-1"))
+    'sk-1'
+    """
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        keys = [_derived(secret) for secret in secrets]
+        self._newest = keys[0]
+        self._all = MultiFernet(keys)
 
     def seal(self, key: str | None) -> str | None:
         """Encrypt a key."""
-        return None if key is None else self._fernet.encrypt(key.encode()).decode()
+        return None if key is None else self._newest.encrypt(key.encode()).decode()
 
     def unseal(self, sealed: str | None) -> str | None:
         """Decrypt a key.
@@ -33,28 +44,57 @@ class Vault:
         if sealed is None:
             return None
         try:
-            return self._fernet.decrypt(sealed.encode()).decode()
+            return self._all.decrypt(sealed.encode()).decode()
         except InvalidToken:
             raise StorageUnavailable(
-                "The servers' keys in the database are encrypted with another secret: set MULTIVERSE_BACKEND_KEY_SECRET to the "
-                "one that was used (several with commas), or bring back the .key file that stood beside the database"
+                "The servers' keys in the database are encrypted with another secret: set MULTIVERSE_BACKEND_KEY_SECRET to the one that "
+                "was used (several with commas), or bring back the .key file that stood beside the database"
             ) from None
 
-
-def secret_beside(database: Path) -> str:
-    """Return the secret in the file beside the database, made at first use, readable by its owner only; safe when several start at once."""
-    path = database.with_name(f"{database.name}.key")
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    if not path.exists():
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(Fernet.generate_key())
-            file.flush()
-            os.fsync(file.fileno())
+    def is_newest(self, sealed: str) -> bool:
+        """Tell whether a key is encrypted with the first secret."""
         try:
-            os.link(draft, path)
-        except FileExistsError:
-            pass
-        finally:
-            draft.unlink()
-    return path.read_text("ascii").strip()
+            self._newest.decrypt(sealed.encode())
+        except InvalidToken:
+            return False
+        return True
+
+
+def key_file(database: Path) -> Path:
+    """Return the path of the file that holds the secret where no setting does."""
+    return database.with_name(f"{database.name}.key")
+
+
+def _write_secret(draft: Path) -> None:
+    draft.write_bytes(Fernet.generate_key())
+
+
+def _read_secret(path: Path) -> str:
+    secret = path.read_text("utf-8", errors="replace").strip()
+    if len(secret) < LEAST_LENGTH:
+        raise StorageUnavailable(f"The file {path} holds no secret any more: bring it back from a backup")
+    return secret
+
+
+def open_vault(database: Path, secret: str | None, *, may_create: bool) -> Vault:
+    """Make the vault of a database: with the secrets of the setting (the newest first), or else that of the file beside it.
+
+    What the file holds can be decrypted in any case. It is made at the first start, unless there are keys that need the lost one.
+
+    Raises:
+        StorageUnavailable: There is neither a secret nor the file.
+        OSError: The file cannot be read or made.
+    """
+    path = key_file(database)
+    secrets = [] if secret is None else secret.split(",")
+    if not secrets and may_create and not path.exists():
+        publish(path, _write_secret)
+    if path.exists():
+        keep_private(path)
+        secrets.append(_read_secret(path))
+    if not secrets:
+        raise StorageUnavailable(
+            f"The servers' keys in the database are encrypted, and the file {path} that held the secret is gone: bring it back, or set "
+            "MULTIVERSE_BACKEND_KEY_SECRET to what it held"
+        )
+    return Vault(secrets)

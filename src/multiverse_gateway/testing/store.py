@@ -1,7 +1,10 @@
 """What every store must do, as tests. Needs pytest with the anyio plug-in."""
 
+import anyio
 import attrs
+import pytest
 
+from multiverse_gateway.core.errors import ServerNotFound
 from multiverse_gateway.core.health import Health, HealthState
 from multiverse_gateway.core.servers import Capabilities, Metadata, Server, ServerId
 from multiverse_gateway.protocols import ProbeResult, Store
@@ -58,9 +61,36 @@ class StoreContract:
         assert await store.remove_server(ServerId("never")) is False
         assert (await store.load()).servers == ()
         assert [server.id for server in await store.removed()] == ["one"]
+        assert [server.api_key for server in await store.removed()] == [None]
         again = make_server("one again", endpoint_url="http://one.example:8000")
         await store.save_server(again)
         assert (await store.load()).servers == (again,)
+
+    async def test_nothing_brings_a_removed_server_back(self, store: Store) -> None:
+        """Not even a change that began before it was removed; other servers are saved as ever."""
+        await store.save_server(make_server())
+        await store.remove_server(ServerId("one"))
+        before = await store.version()
+        with pytest.raises(ServerNotFound):
+            await store.save_server(make_server(generation=2))
+        assert ((await store.load()).servers, await store.version()) == ((), before)
+
+    async def test_a_new_generation_shows(self, store: Store) -> None:
+        """The same state of another generation is news to other processes."""
+        await store.save_server(make_server())
+        await store.save_health({ServerId("one"): Health(state=HealthState.HEALTHY)}, [])
+        await store.save_server(make_server(generation=2))
+        before = await store.version()
+        await store.save_health({ServerId("one"): Health(state=HealthState.HEALTHY, generation=2)}, [])
+        assert await store.version() > before
+
+    async def test_many_at_once_lose_nothing(self, store: Store) -> None:
+        """Each call counts, whatever else runs."""
+        async with anyio.create_task_group() as group:
+            for number in range(20):
+                group.start_soon(store.save_server, make_server(f"s{number}"))
+                group.start_soon(store.load)
+        assert {server.id for server in (await store.load()).servers} == {f"s{number}" for number in range(20)}
 
     async def test_the_version_grows_with_servers_and_states(self, store: Store) -> None:
         """And only with those: a check that found the same leaves it."""
@@ -123,7 +153,8 @@ class StoreContract:
         assert [result.checked_at for result in history] == [float(number) for number in range(130, 30, -1)]
         assert history[1] == make_result("one", 129, passed=False)
         assert len(await store.history(ServerId("one"), 5)) == 5
-        assert await store.history(ServerId("two"), 5) == (make_result("two", 7),)
+        assert list(await store.history(ServerId("two"), 5)) == [make_result("two", 7)]
+        await store.save_health({}, [make_result("three", 1)])
         assert not await store.history(ServerId("three"), 5)
 
     async def test_one_holder_has_the_lease(self, store: Store) -> None:
@@ -134,6 +165,9 @@ class StoreContract:
         assert await store.claim("other", "second", 60.0) is True
         assert await store.claim("probe", "first", -1.0) is True
         assert await store.claim("probe", "second", 60.0) is True
+        assert await store.claim("probe", "first", 0.0) is False
+        assert await store.claim("probe", "second", 0.0) is True
+        assert await store.claim("probe", "first", 60.0) is True
 
     async def test_the_first_secret_stays(self, store: Store) -> None:
         """Whoever comes later gets the one that is kept."""

@@ -272,7 +272,9 @@ class LocalWindow:
             while calls and calls[0] <= now - WINDOW:
                 calls.popleft()
         if len(calls) >= self.limit:
-            return Quota(limit=self.limit, remaining=0, reset=calls[-1] + WINDOW - now, wait=calls[0] + WINDOW - now)
+            return Quota(
+                limit=self.limit, remaining=0, reset=min(WINDOW, calls[-1] + WINDOW - now), wait=min(WINDOW, calls[0] + WINDOW - now)
+            )
         calls.append(now)
         return Quota(limit=self.limit, remaining=self.limit - len(calls), reset=WINDOW)
 
