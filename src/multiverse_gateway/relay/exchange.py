@@ -137,7 +137,7 @@ class Engine(Protocol):
         """Tell the health machine."""
 
     def join_queue(self, exchange: "Exchange") -> bool:
-        """Wait for a slot of the model; false when the queue is full."""
+        """Wait for a slot of the model, or go on waiting in the same place; false when the queue is full."""
 
     def leave_queue(self, exchange: "Exchange") -> None:
         """Wait no longer; harmless when not waiting."""

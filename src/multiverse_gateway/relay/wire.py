@@ -231,9 +231,12 @@ class _Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Parse what came."""
-        if self._sending is None:  # nobody asked
+        sending = self._sending
+        if sending is None:  # nobody asked
             self._lost()
             return
+        if sending.paused:
+            self.transport.pause_reading()  # uvloop begins to read after `connection_made`, whatever that wished
         self._quiet += nbytes
         error: Exception | None = None
         try:
@@ -263,7 +266,9 @@ class _Connection(asyncio.BufferedProtocol):
         sending = self._sending
         assert sending is not None
         pool = self.pool
-        if keep and self._stall is None and pool.keeps and len(pool.idle) < MAX_IDLE:
+        written = self._stall is None or not self.transport.get_write_buffer_size()
+        if keep and written and pool.keeps and len(pool.idle) < MAX_IDLE:
+            self._forget_stall()
             self._sending = self._receiver = None
             if sending.paused:
                 self.transport.resume_reading()
@@ -276,7 +281,7 @@ class _Connection(asyncio.BufferedProtocol):
         sending.over = True
         sending.receiver.end()
 
-    # Writing: any byte that the system does not take pauses, so `_stall is None` says that the request was written in full.
+    # Writing: any byte that the system does not take pauses; `_stall is None` says that the request was written in full.
 
     def pause_writing(self) -> None:
         """Allow the server some time to read on."""
@@ -383,6 +388,8 @@ class Sending:
 
     def abort(self) -> None:
         """Close the connection, or stop resolving and dialling; nothing more is told. May be called at any time, and again."""
+        if self.over:  # its dialling may still be on its way back from a connection that serves somebody else by now
+            return
         self.over = True
         if self._dialling is not None:
             self._dialling.cancel()
@@ -603,8 +610,6 @@ class Wire:
             if connection in self.connections:  # uvloop does not tell a connection whose dialling was cancelled that it is lost
                 connection.connection_lost(None)
             raise
-        if sending.paused and sending.connection is connection:
-            connection.transport.pause_reading()  # uvloop begins to read after `connection_made`, whatever that wished
 
     async def _addresses(self, endpoint: Endpoint) -> Sequence[str]:
         try:

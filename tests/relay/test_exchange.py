@@ -1,0 +1,1382 @@
+"""One request's journey, rule by rule, and then in any order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from multiverse_gateway.core.failover import FailureClass, RetryPolicy
+from multiverse_gateway.core.health import HealthState
+from multiverse_gateway.core.sse import DONE_EVENT
+from multiverse_gateway.relay.exchange import DRAINING_SECONDS, MAX_ERROR_BYTES, QUEUE_LOOK_SECONDS, Exchange, Limits, Phase
+from support.answers import chat_event, error_body, messages_events, model_not_found, responses_events
+from support.exchanges import EVENTS, JSON, MODEL, SPEECH, RecordingClient, RecordingEngine, RecordingSending, server
+
+ONE = chat_event("one", MODEL, {"content": "Hello"})
+TWO = chat_event("one", MODEL, {"content": " you"})
+LAST = chat_event("one", MODEL, {}, finish="stop")
+PING = b": ping\n\n"
+ERROR = b'data: {"error":{"message":"out of memory"}}\n\n'
+A, B, C, D, E, F, G, H, TRANSIENT, _, K, L = FailureClass
+
+
+def engine(*names: str, **fields: Any) -> RecordingEngine:
+    return RecordingEngine([server(name, registered_at=number) for number, name in enumerate(names)], **fields)
+
+
+def code(client: RecordingClient) -> str:
+    code = json.loads(client.data)["error"]["code"]
+    assert isinstance(code, str)
+    return code
+
+
+def trailing_error(client: RecordingClient, relayed: bytes) -> dict[str, Any]:
+    """Return the error object of the event after what was relayed; there is nothing else."""
+    assert client.data.startswith(relayed)
+    event = client.data[len(relayed) :]
+    assert event.startswith(b"data: ")
+    assert event.endswith(b"}\n\n")
+    assert event.count(b"\n") == 2
+    error = json.loads(event[6:])["error"]
+    assert isinstance(error, dict)
+    return error
+
+
+# Good answers
+
+
+def test_a_plain_answer_is_relayed_whole() -> None:
+    """Nothing reaches the client before the body is known to be JSON; then head, body and end come at once."""
+    stage = engine("a")
+    exchange, client = stage.start()
+    stage.last.head()
+    stage.last.body(b'{"an', b'swer":1}')
+    assert client.is_silent
+    stage.clock += 2
+    stage.last.end()
+    assert (client.status, client.data, client.ended) == (200, b'{"answer":1}', True)
+    assert client.headers == {
+        b"content-type": b"application/json",
+        b"x-multiverse-attempts": b"1",
+        b"x-gateway-server-id": b"a",
+        b"x-multiverse-server": b"a",
+    }
+    assert stage.praised() == ["a"]
+    assert (exchange.first_byte_seconds, stage.load.latency(stage.servers[0].id)) == (2, 2)
+    assert (exchange.status, exchange.error_code, exchange.events, exchange.usage) == (200, None, 0, (0, 0))
+    stage.check()
+
+
+def test_an_answer_without_content_type_is_called_json() -> None:
+    """A head may leave it out or empty; the body was checked."""
+    for headers in ({}, {b"content-type": b""}):
+        stage = engine("a")
+        _, client = stage.start()
+        stage.last.answer(200, headers)
+        assert client.headers[b"content-type"] == b"application/json"
+
+
+def test_a_stream_is_committed_by_its_first_data_event() -> None:
+    """Comments before it are kept and go out with it, byte for byte."""
+    stage = engine("a")
+    exchange, client = stage.start(stream=True)
+    stage.last.stream(PING, ONE[:9])
+    assert client.is_silent
+    stage.last.body(ONE[9:])
+    assert (client.status, client.data) == (200, PING + ONE)
+    assert client.headers[b"content-type"] == b"text/event-stream"
+    assert (client.headers[b"cache-control"], client.headers[b"x-accel-buffering"]) == (b"no-store", b"no")
+    stage.last.body(PING, LAST, DONE_EVENT)
+    assert (client.data, client.ended) == (PING + ONE + PING + LAST + DONE_EVENT, True)
+    assert exchange.events == 3
+    stage.check()
+
+
+def test_the_name_of_the_event_stream_type_has_no_case() -> None:
+    """`Text/Event-Stream; charset=UTF-8` is one."""
+    stage = engine("a")
+    _, client = stage.start(stream=True)
+    stage.last.head(200, {b"content-type": b"Text/Event-Stream; charset=UTF-8"})
+    stage.last.body(ONE)
+    assert (client.status, client.data) == (200, ONE)
+
+
+def test_usage_is_what_the_stream_told() -> None:
+    stage = engine("a")
+    exchange, _ = stage.start(stream=True)
+    stage.last.stream(b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":5}}\n\n')
+    assert exchange.usage == (7, 5)
+
+
+def test_half_an_event_is_never_relayed() -> None:
+    """The error event of a broken stream stands on its own (S01)."""
+    stage = engine("a")
+    _, client = stage.start(stream=True)
+    stage.last.stream(ONE, TWO[:-1])
+    assert client.data == ONE
+    stage.last.fail(B)
+    assert trailing_error(client, ONE)["code"] == "upstream_stream_interrupted"
+    assert client.was_cut
+    assert stage.blamed() == [("a", B)]
+    assert len(stage.sendings) == 1
+    stage.check()
+
+
+def test_done_is_added_when_every_choice_has_finished() -> None:
+    """A clean end with a finish_reason but without [DONE] is whole (S04)."""
+    stage = engine("a")
+    _, client = stage.start(stream=True)
+    stage.last.stream(ONE, LAST)
+    stage.last.end()
+    assert (client.data, client.ended) == (ONE + LAST + DONE_EVENT, True)
+    assert stage.praised() == ["a"]
+    stage.check()
+
+
+def test_a_clean_end_in_the_middle_is_an_interruption() -> None:
+    """No finish_reason is invented (S12)."""
+    stage = engine("a", "b")
+    _, client = stage.start(stream=True)
+    stage.last.stream(ONE)
+    stage.last.end()
+    assert trailing_error(client, ONE) == {
+        "message": "The server stopped in the middle of its answer. What arrived so far is incomplete; send the request again.",
+        "type": "server_error",
+        "param": None,
+        "code": "upstream_stream_interrupted",
+    }
+    assert client.was_cut
+    assert (stage.tried(), stage.blamed()) == (["a"], [("a", B)])
+    stage.check()
+
+
+@pytest.mark.parametrize(
+    ("path", "events"),
+    [("/v1/responses", responses_events("one", MODEL)), ("/v1/messages", messages_events("one", MODEL))],
+)
+def test_named_streams_end_with_their_own_last_event(path: str, events: list[bytes]) -> None:
+    """No [DONE] is added; without their last event they are interrupted, in their own words."""
+    stage = engine("a")
+    _, client = stage.start(stream=True, path=path, stateful=True)
+    stage.last.stream(*events)
+    assert (client.data, client.ended) == (b"".join(events), True)
+    _, client = stage.start(stream=True, path=path, stateful=True)
+    stage.last.stream(*events[:-1])
+    stage.last.end()
+    assert client.data.startswith(b"".join(events[:-1]) + b"event: error\n")
+    assert client.was_cut
+
+
+def test_what_follows_done_is_dropped() -> None:
+    """The response ends at once; the connection may take a second to end, too, and is then closed."""
+    stage = engine("a")
+    exchange, client = stage.start(stream=True)
+    stage.last.stream(ONE + DONE_EVENT + TWO)
+    assert (client.data, client.ended, exchange.phase) == (ONE + DONE_EVENT, True, Phase.DRAINING)
+    stage.check()
+    stage.last.body(TWO, b"\n\n")
+    stage.last.end()
+    assert (client.data, exchange.phase) == (ONE + DONE_EVENT, Phase.OVER)
+    stage.check()
+
+
+@pytest.mark.parametrize("ending", ["end", "failure", "time", "client", "shutdown"])
+def test_draining_ends(ending: str) -> None:
+    """However the rest of a connection goes, nobody is told any more and nobody is blamed."""
+    stage = engine("a")
+    exchange, client = stage.start(stream=True)
+    stage.last.stream(ONE, DONE_EVENT)
+    before = client.data
+    if ending == "end":
+        stage.last.end()
+    elif ending == "failure":
+        stage.last.fail(B)
+    else:
+        if ending == "client":
+            exchange.client_gone()
+        elif ending == "shutdown":
+            exchange.interrupt()
+        assert exchange.phase is Phase.DRAINING
+        stage.wait(DRAINING_SECONDS)
+        assert stage.last.aborted
+    assert (exchange.phase, exchange.status, exchange.error_code) == (Phase.OVER, 200, None)
+    assert (client.data, stage.blamed(), stage.praised()) == (before, [], ["a"])
+    stage.check()
+
+
+def test_draining_is_short_for_a_clogged_client_too() -> None:
+    """The end of a stream is read at once, and what the client has yet to read prolongs nothing."""
+    stage = engine("a")
+    exchange, client = stage.start(stream=True)
+    stage.last.stream(ONE)
+    exchange.client_clogged()
+    was_paused = stage.last.paused
+    stage.last.body(DONE_EVENT)
+    assert (was_paused, stage.last.paused) == (True, False)
+    exchange.client_drained()
+    stage.wait(DRAINING_SECONDS)
+    assert (exchange.phase, client.ended) == (Phase.OVER, True)
+    stage.check()
+
+
+def test_raw_answers_are_committed_by_their_first_byte() -> None:
+    """Audio and the like go through as they come, of any type."""
+    stage = engine("a")
+    exchange, client = stage.start(path=SPEECH, stateful=True)
+    stage.last.head(200, {b"content-type": b"audio/mpeg"})
+    assert client.is_silent
+    stage.last.body(b"ID3")
+    assert (client.status, client.data, client.headers[b"content-type"]) == (200, b"ID3", b"audio/mpeg")
+    assert b"cache-control" not in client.headers
+    stage.last.body(b"...")
+    stage.last.end()
+    assert (client.data, client.ended, exchange.phase) == (b"ID3...", True, Phase.OVER)
+    stage.check()
+
+
+def test_an_empty_raw_answer_is_one() -> None:
+    stage = engine("a")
+    _, client = stage.start(path=SPEECH, stateful=True)
+    stage.last.answer(200, {b"content-type": b"audio/mpeg"}, b"")
+    assert (client.status, client.data, client.ended) == (200, b"", True)
+    stage.check()
+
+
+def test_a_raw_answer_that_breaks_is_cut_without_words() -> None:
+    """An error event would be noise in a sound."""
+    stage = engine("a", "b")
+    _, client = stage.start(path=SPEECH, stateful=True)
+    stage.last.head(200, {b"content-type": b"audio/mpeg"})
+    stage.last.body(b"ID3")
+    stage.last.fail(B)
+    assert (client.data, client.was_cut, stage.tried()) == (b"ID3", True, ["a"])
+    stage.check()
+
+
+def test_events_on_other_paths_are_relayed_as_events() -> None:
+    """They have no end of their own: a clean end is whole."""
+    stage = engine("a")
+    _, client = stage.start(stream=True, path=SPEECH, stateful=True)
+    stage.last.stream(b"data: one\n\n")
+    stage.last.end()
+    assert (client.data, client.ended) == (b"data: one\n\n", True)
+
+
+# Failures before the commit point
+
+
+def answered(status: int, body: bytes = b"{}", **headers: bytes) -> Callable[[RecordingSending], None]:
+    fields = JSON | {name.replace("_", "-").encode(): value for name, value in headers.items()}
+    return lambda sending: sending.answer(status, fields, body)
+
+
+def broken(kind: FailureClass) -> Callable[[RecordingSending], None]:
+    return lambda sending: sending.fail(kind)
+
+
+FAILURES: list[tuple[FailureClass, Callable[[RecordingSending], None], int, str | None]] = [
+    (A, broken(A), 504, "upstream_timeout"),
+    (B, broken(B), 504, "upstream_timeout"),
+    (B, answered(404, b"ERR_NGROK_3200", content_type=b"text/html"), 504, "upstream_timeout"),
+    (B, answered(200, ngrok_error_code=b"ERR_NGROK_3200"), 504, "upstream_timeout"),
+    (C, broken(C), 504, "upstream_timeout"),
+    (D, answered(500), 504, "upstream_timeout"),
+    (D, answered(502), 504, "upstream_timeout"),
+    (E, answered(503, retry_after=b"3"), 503, "no_healthy_server"),
+    (E, answered(429, retry_after=b"3"), 429, "upstream_busy"),
+    (F, answered(404, model_not_found("openai", MODEL)), 404, "model_not_found"),
+    (G, answered(404, b'{"detail":"Not Found"}'), 404, None),
+    (G, answered(501, b'{"detail":"no"}'), 501, None),
+    (H, answered(401), 502, "upstream_auth_failed"),
+    (TRANSIENT, answered(408), 504, "upstream_timeout"),
+    (K, answered(302, location=b"http://inside"), 502, "upstream_bad_response"),
+    (K, answered(200, b"{", content_type=b"application/json"), 502, "upstream_bad_response"),
+    (K, answered(200, b"<p>", content_type=b"text/html"), 502, "upstream_bad_response"),
+    (K, answered(200, b"{}", content_encoding=b"gzip"), 502, "upstream_bad_response"),
+]
+
+
+@pytest.mark.parametrize(("kind", "fail", "status", "reason"), FAILURES, ids=lambda value: getattr(value, "value", None))
+def test_another_server_answers_instead(
+    kind: FailureClass, fail: Callable[[RecordingSending], None], status: int, reason: str | None
+) -> None:
+    """Each class but J and L is retried elsewhere; the client sees the other server's answer (F01, F04, F06, F10, F13-F19)."""
+    stage = engine("a", "b")
+    exchange, client = stage.start()
+    fail(stage.last)
+    stage.check()
+    if kind is not E:
+        assert exchange.phase is Phase.BACKOFF
+        stage.wait(0.1)
+    stage.last.answer()
+    assert (client.status, client.headers[b"x-multiverse-attempts"], client.headers[b"x-gateway-server-id"]) == (200, b"2", b"b")
+    assert (stage.tried(), stage.blamed(), stage.praised()) == (["a", "b"], [("a", kind)], ["b"])
+    stage.check()
+
+
+@pytest.mark.parametrize(("kind", "fail", "status", "reason"), FAILURES, ids=lambda value: getattr(value, "value", None))
+def test_the_last_failure_decides_what_the_client_sees(
+    kind: FailureClass, fail: Callable[[RecordingSending], None], status: int, reason: str | None
+) -> None:
+    """Three attempts on three servers, never a fourth; 502 and 504 tell clients not to repeat (F07)."""
+    stage = engine("a", "b", "c", "d")
+    _, client = stage.start()
+    for _ in range(3):
+        fail(stage.last)
+        stage.wait(0.1)
+    assert (stage.tried(), client.status, client.ended) == (["a", "b", "c"], status, True)
+    assert client.headers[b"x-multiverse-attempts"] == b"3"
+    assert client.headers.get(b"x-should-retry") == (b"false" if status in (502, 504) else None)
+    if reason is not None:
+        assert code(client) == reason
+    if kind is E:
+        assert client.headers[b"retry-after"] == b"3"
+    stage.check()
+
+
+@pytest.mark.parametrize("status", [400, 402, 409, 413, 415, 422, 451])
+def test_the_clients_own_mistakes_are_relayed_unchanged(status: int) -> None:
+    """Never retried, nobody blamed; status, body and content type are the server's (F08)."""
+    stage = engine("a", "b")
+    exchange, client = stage.start()
+    body = error_body("too long", code="context_length_exceeded")
+    stage.last.answer(status, {b"content-type": b"application/problem+json", b"set-cookie": b"a=b", b"retry-after": b"2"}, body)
+    assert (client.status, client.data, client.ended) == (status, body, True)
+    assert (client.headers[b"content-type"], client.headers[b"retry-after"]) == (b"application/problem+json", b"2")
+    assert b"set-cookie" not in client.headers
+    assert stage.tried() == ["a"]
+    assert stage.health("a").state is HealthState.HEALTHY
+    assert stage.load.latency(stage.servers[0].id) is None
+    assert (exchange.status, exchange.error_code) == (status, "relayed")
+    stage.check()
+
+
+def test_a_mistakes_empty_body_is_relayed_too() -> None:
+    stage = engine("a")
+    _, client = stage.start()
+    stage.last.answer(400, JSON, b"")
+    assert (client.status, client.data, client.ended) == (400, b"", True)
+
+
+def test_a_large_explanation_of_a_mistake_is_relayed_whole() -> None:
+    """A 422 may quote the prompt; half of it would be no JSON."""
+    stage = engine("a", "b")
+    _, client = stage.start()
+    body = error_body("x" * 3 * MAX_ERROR_BYTES)
+    stage.last.head(422)
+    stage.last.body(body[:MAX_ERROR_BYTES], body[MAX_ERROR_BYTES:])
+    stage.last.end()
+    assert (client.status, client.data, stage.tried()) == (422, body, ["a"])
+
+
+def test_an_endless_explanation_is_nonsense() -> None:
+    stage = engine("a", "b", limits=Limits(max_response_bytes=100))
+    stage.start()
+    stage.last.head(400)
+    stage.last.body(b"x" * 60, b"x" * 60)
+    assert (stage.blamed(), stage.sendings[0].aborted) == ([("a", K)], True)
+    stage.check()
+
+
+def test_the_rest_of_a_large_server_error_is_not_waited_for() -> None:
+    """Its first 64 KiB say enough."""
+    stage = engine("a", "b")
+    stage.start()
+    stage.last.head(500)
+    stage.last.body(b"x" * MAX_ERROR_BYTES)
+    assert not stage.last.aborted
+    stage.last.body(b"x")
+    assert (stage.blamed(), stage.sendings[0].aborted) == ([("a", D)], True)
+    stage.check()
+
+
+def test_an_answer_larger_than_the_limit_is_nonsense() -> None:
+    """The connection is closed at once, and another server asked (L10)."""
+    stage = engine("a", "b", limits=Limits(max_response_bytes=10))
+    _, client = stage.start()
+    stage.last.head()
+    stage.last.body(b"[1,2,3,4,5,6,7]")
+    assert (stage.blamed(), stage.sendings[0].aborted) == ([("a", K)], True)
+    stage.wait(0.1)
+    stage.last.answer(body=b"[1,2,3,45]")
+    assert client.data == b"[1,2,3,45]"
+    stage.check()
+
+
+def test_a_json_answer_to_a_stream_is_nonsense() -> None:
+    """The SDK would read it as an empty answer (F21)."""
+    stage = engine("a")
+    _, client = stage.start(stream=True)
+    stage.last.head(200, JSON)
+    assert (client.status, stage.last.aborted, stage.blamed()) == (502, True, [("a", K)])
+    stage.check()
+
+
+@pytest.mark.parametrize(("pieces", "kind"), [((PING, ERROR), D), ((b"data: half", b" of it\n\n"), K), ((PING,), B)])
+def test_a_stream_that_begins_badly_is_retried(pieces: tuple[bytes, ...], kind: FailureClass) -> None:
+    """An error as the first event counts as 500, a broken one as nonsense, none at all as a broken answer (S08)."""
+    stage = engine("a", "b")
+    _, client = stage.start(stream=True)
+    stage.last.stream(*pieces)
+    stage.last.end()
+    assert (client.status, stage.blamed()) == (None, [("a", kind)])
+    stage.wait(0.1)
+    stage.last.stream(ONE, LAST, DONE_EVENT)
+    assert client.data == ONE + LAST + DONE_EVENT
+    stage.check()
+
+
+def test_good_events_before_a_bad_one_are_relayed() -> None:
+    """One chunk may hold both: the commit comes first, then the break."""
+    stage = engine("a", "b")
+    _, client = stage.start(stream=True)
+    stage.last.stream(ONE + b"data: oops\n\n" + TWO)
+    assert trailing_error(client, ONE)["code"] == "upstream_stream_interrupted"
+    assert (client.was_cut, stage.tried(), stage.blamed(), stage.last.aborted) == (True, ["a"], [("a", K)], True)
+    stage.check()
+
+
+def test_an_error_event_in_the_middle_ends_the_stream() -> None:
+    """It is relayed once and ends the response; the server is struck, not praised (S08)."""
+    stage = engine("a", "b")
+    exchange, client = stage.start(stream=True)
+    stage.last.stream(ONE, ERROR, TWO)
+    assert (client.data, client.ended) == (ONE + ERROR, True)
+    assert (stage.tried(), stage.blamed(), stage.praised()) == (["a"], [("a", D)], [])
+    assert exchange.error_code == "upstream_error"
+    stage.check()
+
+
+def test_comments_are_kept_within_bounds_before_the_first_event() -> None:
+    """A server that only pings fills no memory; what it pinged is dropped."""
+    stage = engine("a")
+    _, client = stage.start(stream=True)
+    stage.last.stream(*[b":" + b"x" * 1000 + b"\n\n"] * 100, PING, ONE)
+    assert len(client.data) < 66000
+    assert client.data.endswith(ONE)
+
+
+def test_an_attempt_after_another_starts_afresh() -> None:
+    """Nothing of the first attempt's answer remains."""
+    stage = engine("a", "b")
+    _, client = stage.start(stream=True)
+    stage.last.stream(PING * 3)
+    stage.last.fail(B)
+    stage.wait(0.1)
+    stage.last.answer(400, JSON, b"{}")
+    assert (client.status, client.data) == (400, b"{}")
+
+
+# Retries
+
+
+def test_a_timeout_is_retried_while_enough_time_remains() -> None:
+    """The attempt is closed before the next begins (F03)."""
+    stage = engine("a", "b", limits=Limits(request_timeout=20, first_byte_timeout=14))
+    _, client = stage.start()
+    stage.wait(14)
+    assert (stage.sendings[0].aborted, stage.blamed()) == (True, [("a", C)])
+    stage.wait(0.1)
+    assert stage.tried() == ["a", "b"]
+    stage.wait(5.9)
+    assert (client.status, code(client)) == (504, "upstream_timeout")
+    assert stage.blamed() == [("a", C)]
+    stage.check()
+
+
+def test_a_timeout_late_in_the_day_is_final() -> None:
+    stage = engine("a", "b", limits=Limits(request_timeout=18, first_byte_timeout=14))
+    _, client = stage.start()
+    stage.wait(14)
+    assert (client.status, stage.tried()) == (504, ["a"])
+    stage.check()
+
+
+def test_no_pause_outlasts_the_deadline() -> None:
+    stage = engine("a", "b", limits=Limits(request_timeout=20, first_byte_timeout=20))
+    _, client = stage.start()
+    stage.wait(19.97)
+    stage.last.fail(B)
+    assert (client.status, stage.tried()) == (504, ["a"])
+
+
+def test_the_deadline_ends_a_pause() -> None:
+    """A sweep that comes late finds no time left."""
+    stage = engine("a", "b", limits=Limits(request_timeout=20, first_byte_timeout=20))
+    _, client = stage.start()
+    stage.wait(19)
+    stage.last.fail(B)
+    stage.wait(1)
+    assert (client.status, stage.tried()) == (504, ["a"])
+    stage.check()
+
+
+def test_the_only_server_is_asked_twice_if_it_refuses() -> None:
+    """After 250 ms, once, and for a refused connection only."""
+    stage = engine("a")
+    exchange, client = stage.start()
+    stage.last.fail(A)
+    assert exchange.due == stage.clock + 0.25
+    stage.wait(0.25)
+    assert stage.tried() == ["a", "a"]
+    stage.last.fail(A)
+    assert (client.status, client.headers[b"x-multiverse-attempts"]) == (504, b"2")
+    stage.check()
+    stage = engine("a")
+    _, client = stage.start()
+    stage.last.fail(B)
+    assert (client.status, stage.tried()) == (504, ["a"])
+
+
+def test_another_server_that_appeared_meanwhile_is_preferred() -> None:
+    stage = engine("a", "b")
+    stage.set_health("b", resting_until=stage.clock + 0.1)
+    _, client = stage.start()
+    stage.last.fail(A)
+    stage.wait(0.25)
+    assert stage.tried() == ["a", "b"]
+    stage.last.answer()
+    assert client.status == 200
+
+
+def test_a_second_try_on_the_same_server_respects_its_cap() -> None:
+    """Others may have taken its slots during the pause (L08)."""
+    stage = RecordingEngine([server("a", cap=1)])
+    _, client = stage.start()
+    stage.last.fail(A)
+    stage.set_health("a", state=HealthState.HEALTHY)
+    stage.start()
+    stage.wait(0.25)
+    assert (client.status, stage.tried()) == (504, ["a", "a"])
+    stage.check()
+
+
+def test_a_removed_server_is_not_tried_again() -> None:
+    """Its owner's DELETE is final: what waits for its second try learns that the model is gone, by its first failure."""
+    stage = engine("a")
+    _, client = stage.start()
+    stage.last.fail(A)
+    stage.remove("a")
+    stage.wait(0.25)
+    assert (client.status, stage.tried()) == (504, ["a"])
+    stage.check()
+
+
+def test_a_model_that_vanishes_is_not_retried() -> None:
+    stage = engine("a")
+    _, client = stage.start()
+    stage.remove("a")
+    stage.last.fail(B)
+    assert client.status == 504
+    stage.check()
+
+
+@pytest.mark.parametrize(("kind", "tried"), [(A, ["a", "b"]), (B, ["a"]), (C, ["a"])])
+def test_stateful_requests_are_repeated_only_if_they_reached_nobody(kind: FailureClass, tried: list[str]) -> None:
+    stage = engine("a", "b")
+    stage.start(stateful=True)
+    stage.last.fail(kind)
+    stage.wait(0.1)
+    assert stage.tried() == tried
+    stage.check()
+
+
+def test_local_failures_blame_nobody_and_end_the_request() -> None:
+    stage = engine("a", "b")
+    _, client = stage.start()
+    stage.last.fail(L)
+    assert (client.status, code(client), stage.tried()) == (503, "overloaded", ["a"])
+    assert stage.load.latency(stage.servers[0].id) is None
+    assert stage.health("a").state is HealthState.HEALTHY
+
+
+def test_local_failures_in_a_stream_do_not_slow_a_server_down() -> None:
+    stage = engine("a")
+    _, client = stage.start(stream=True)
+    stage.clock += 1
+    stage.last.stream(ONE)
+    stage.last.fail(L)
+    assert client.was_cut
+    assert stage.load.latency(stage.servers[0].id) == 1
+
+
+def test_the_retry_budget_holds_for_retries_that_pause() -> None:
+    """Of many requests that fail at once only as many are retried as the budget allows."""
+    stage = engine("a", "b")
+    clients = [stage.start()[1] for _ in range(10)]
+    for sending in list(stage.sendings):
+        sending.answer(500)
+    assert [client.status for client in clients] == [None] * 3 + [504] * 7
+    assert stage.load.retries_in_flight(MODEL) == 3
+    stage.wait(0.1)
+    assert stage.load.retries_in_flight(MODEL) == 3
+    for sending in stage.sendings[10:]:
+        sending.answer()
+    assert [client.status for client in clients] == [200] * 3 + [504] * 7
+    stage.check()
+
+
+@pytest.mark.parametrize("ending", ["client", "shutdown", "deadline"])
+def test_a_retry_that_never_began_is_given_back(ending: str) -> None:
+    stage = engine("a", "b")
+    exchange, _ = stage.start()
+    stage.last.fail(B)
+    assert stage.load.retries_in_flight(MODEL) == 1
+    end_by(ending, stage, exchange)
+    assert stage.load.retries_in_flight(MODEL) == 0
+    stage.check()
+
+
+def test_no_retry_at_all_if_the_policy_says_so() -> None:
+    stage = engine("a", "b", retry_policy=RetryPolicy(max_retries=0))
+    _, client = stage.start()
+    stage.last.fail(A)
+    assert (client.status, stage.tried()) == (504, ["a"])
+
+
+# Choosing
+
+
+def test_an_unknown_model_is_told_with_close_names() -> None:
+    stage = engine("a")
+    exchange, client = stage.start(model="tyni")
+    assert (client.status, code(client), exchange.phase) == (404, "model_not_found", Phase.OVER)
+    assert b"Models: tiny." in client.data
+    assert b"x-gateway-server-id" not in client.headers
+    _, client = engine().start()
+    assert b"register a server for it at /register" in client.data
+
+
+def test_no_usable_server_is_told_with_the_time_of_the_next_probe() -> None:
+    """H11: at once, with Retry-After between 1 and 60 s."""
+    stage = engine("a")
+    stage.set_health("a", state=HealthState.UNHEALTHY, probe_at=stage.clock + 7.2)
+    _, client = stage.start()
+    assert (client.status, code(client), client.headers[b"retry-after"]) == (503, "no_healthy_server", b"8")
+    stage.set_health("a", state=HealthState.ARCHIVED, probe_at=float("inf"))
+    _, client = stage.start()
+    assert client.headers[b"retry-after"] == b"60"
+    stage.check()
+
+
+def test_the_last_resort_takes_one_request_at_a_time() -> None:
+    stage = engine("a")
+    stage.set_health("a", state=HealthState.UNHEALTHY, by_traffic=True, probe_at=stage.clock + 5)
+    _, first = stage.start()
+    _, second = stage.start()
+    assert (first.status, second.status, stage.tried()) == (None, 503, ["a"])
+    stage.last.answer()
+    assert first.status == 200
+    stage.check()
+
+
+def test_a_stream_that_nobody_can_send_is_the_clients_mistake() -> None:
+    stage = RecordingEngine([server("a", streaming=False)])
+    _, client = stage.start(stream=True)
+    assert (client.status, code(client)) == (400, "streaming_unsupported")
+
+
+# The queue
+
+
+def queueing(**fields: Any) -> RecordingEngine:
+    return RecordingEngine([server("a", cap=1)], **fields)
+
+
+def test_waiting_requests_get_their_turn_in_order() -> None:
+    stage = queueing()
+    clients = [stage.start()[1] for _ in range(3)]
+    assert [exchange.phase for exchange in stage.exchanges] == [Phase.TRYING, Phase.QUEUED, Phase.QUEUED]
+    for _ in range(3):
+        stage.check()
+        stage.last.answer()
+    assert [client.status for client in clients] == [200] * 3
+    assert [sending.exchange for sending in stage.sendings] == stage.exchanges
+    stage.check()
+
+
+def test_a_slot_freed_by_a_leaving_client_is_passed_on() -> None:
+    stage = queueing()
+    exchange, _ = stage.start()
+    stage.start()
+    leave(exchange)
+    assert stage.last.exchange is stage.exchanges[1]
+    stage.check()
+
+
+def test_waiting_is_bounded_by_number_and_time() -> None:
+    """Both refusals are 503 with Retry-After of 1 to 5 s (L07)."""
+    stage = queueing(max_queue=1)
+    stage.start()
+    _, waiting = stage.start()
+    _, refused = stage.start()
+    assert (refused.status, code(refused), refused.headers[b"retry-after"]) == (503, "overloaded", b"3")
+    for _ in range(9):
+        stage.wait(1)
+    assert waiting.is_silent
+    stage.wait(1)
+    assert (waiting.status, code(waiting)) == (503, "overloaded")
+    assert stage.admission.waiting(MODEL) == 0
+    stage.check()
+
+
+def test_without_time_to_wait_nobody_waits() -> None:
+    stage = queueing(limits=Limits(queue_timeout=0))
+    stage.start()
+    _, client = stage.start()
+    assert client.status == 503
+    assert stage.admission.waiting(MODEL) == 0
+
+
+def test_the_deadline_ends_waiting_too() -> None:
+    stage = queueing(limits=Limits(request_timeout=5))
+    stage.start()
+    _, client = stage.start()
+    stage.wait(5)
+    assert (client.status, code(client)) == (504, "upstream_timeout")
+    assert stage.admission.waiting(MODEL) == 0
+    stage.check()
+
+
+def test_a_turn_that_comes_too_early_keeps_waiting() -> None:
+    stage = queueing()
+    stage.start()
+    exchange, client = stage.start()
+    stage.slot_freed(MODEL)
+    assert (exchange.phase, client.status, stage.admission.waiting(MODEL)) == (Phase.QUEUED, None, 1)
+    leave(exchange)
+    exchange.turn()
+    stage.check()
+
+
+def test_a_slot_that_nobody_freed_is_found() -> None:
+    """A server may return from its pause: no attempt ends then, so whoever waits looks now and then."""
+    stage = RecordingEngine([server("a", cap=1), server("b")])
+    stage.set_health("b", resting_until=stage.clock + 0.1)
+    stage.start()
+    _, client = stage.start()
+    stage.wait(0.1)
+    assert stage.tried() == ["a"]
+    stage.wait(QUEUE_LOOK_SECONDS)
+    assert stage.tried() == ["a", "b"]
+    assert stage.admission.waiting(MODEL) == 0
+    stage.last.answer()
+    assert client.status == 200
+    stage.check()
+
+
+def test_a_slot_that_the_first_cannot_use_goes_to_the_next() -> None:
+    """A stream waits for a server that streams; the other server's slot is not lost on it."""
+    stage = RecordingEngine([server("plain", cap=1, streaming=False), server("streams", cap=1)])
+    stage.start()
+    stage.start()
+    _, stream = stage.start(stream=True)
+    _, plain = stage.start()
+    stage.sendings[0].answer()
+    stage.wait(QUEUE_LOOK_SECONDS)
+    assert stage.last.exchange.client is plain
+    assert stream.is_silent
+    stage.check()
+
+
+def test_looking_keeps_the_place_in_the_queue() -> None:
+    stage = queueing()
+    stage.start()
+    second, _ = stage.start()
+    stage.wait(0.1)
+    stage.start()
+    stage.wait(QUEUE_LOOK_SECONDS - 0.1)
+    stage.sendings[0].answer()
+    assert stage.last.exchange is second
+
+
+def test_a_failed_request_waits_for_a_server_that_is_full() -> None:
+    """A server at its cap is usable: the retry queues for it."""
+    stage = RecordingEngine([server("a"), server("b", cap=1, registered_at=1)])
+    stage.set_health("a", resting_until=stage.clock + 1)
+    _, first = stage.start()
+    stage.set_health("a", resting_until=0.0)
+    exchange, second = stage.start()
+    assert stage.tried() == ["b", "a"]
+    stage.last.answer(500)
+    stage.wait(0.1)
+    assert (exchange.phase, second.status) == (Phase.QUEUED, None)
+    stage.sendings[0].answer()
+    stage.last.answer()
+    assert (first.status, second.status, stage.tried()) == (200, 200, ["b", "a", "b"])
+    stage.check()
+
+
+def test_a_retry_may_wait_as_long_as_any_other() -> None:
+    """The time in the queue counts from when it joined; if it was in vain, the failure before it is told."""
+    stage = RecordingEngine([server("a"), server("b", cap=1, registered_at=1)])
+    stage.set_health("a", resting_until=stage.clock + 1)
+    stage.start()
+    stage.set_health("a", resting_until=0.0)
+    exchange, client = stage.start()
+    stage.wait(30)
+    stage.last.answer(500)
+    stage.wait(0.1)
+    assert exchange.phase is Phase.QUEUED
+    stage.wait(9)
+    assert client.is_silent
+    stage.wait(1)
+    assert (client.status, code(client)) == (504, "upstream_timeout")
+    stage.check()
+
+
+def test_a_turn_may_find_that_nobody_is_left() -> None:
+    stage = queueing()
+    stage.start()
+    _, client = stage.start()
+    stage.set_health("a", state=HealthState.UNHEALTHY, probe_at=stage.clock + 5)
+    stage.slot_freed(MODEL)
+    assert (client.status, code(client)) == (503, "no_healthy_server")
+    stage.check()
+
+
+# Time
+
+
+def test_a_tick_that_is_not_due_does_nothing() -> None:
+    """One exchange's tick may give another its turn: that other's own tick, decided before, finds a fresh attempt."""
+    stage = queueing(limits=Limits(first_byte_timeout=5, queue_timeout=5))
+    first, _ = stage.start()
+    second, client = stage.start()
+    stage.wait(5)
+    assert stage.blamed() == [("a", C)]
+    assert (second.phase, client.status) == (Phase.TRYING, None)
+    assert first.phase is Phase.OVER
+    stage.check()
+
+
+def test_ticks_before_the_start_and_after_the_end_do_nothing() -> None:
+    stage = engine("a")
+    exchange, client = stage.begin()
+    exchange.due = stage.clock
+    exchange.tick()
+    assert exchange.phase is Phase.CHOOSING
+    exchange.start()
+    stage.last.answer()
+    stage.clock += 1000
+    exchange.tick()
+    assert client.status == 200
+    stage.check()
+
+
+def test_comments_do_not_put_off_the_first_event() -> None:
+    """S14: a server that only pings is given up on."""
+    stage = engine("a", limits=Limits(first_byte_timeout=10, idle_timeout=5))
+    _, client = stage.start(stream=True)
+    stage.last.stream(PING)
+    for _ in range(9):
+        stage.wait(1)
+        stage.last.body(PING)
+    assert client.is_silent
+    stage.wait(1)
+    assert (client.status, stage.blamed()) == (504, [("a", C)])
+    stage.check()
+
+
+def test_a_plain_answer_may_take_longer_than_its_first_byte() -> None:
+    """Bytes that arrive are life: then the idle time and the request's deadline hold."""
+    stage = engine("a", "b", limits=Limits(first_byte_timeout=10, idle_timeout=5, request_timeout=60))
+    _, client = stage.start()
+    stage.last.head()
+    stage.last.body(b"[")
+    for _ in range(5):
+        stage.wait(4)
+        stage.last.body(b" ")
+    stage.last.body(b"]")
+    stage.last.end()
+    assert client.status == 200
+    stage.start()
+    stage.last.head()
+    stage.last.body(b"[")
+    stage.wait(5)
+    assert stage.blamed() == [("a", C)]
+
+
+def test_a_stalled_stream_is_broken_off() -> None:
+    """S06: idle time after the last byte; the server is struck as by a timeout."""
+    stage = engine("a", limits=Limits(idle_timeout=5))
+    _, client = stage.start(stream=True)
+    stage.last.stream(ONE)
+    stage.wait(4)
+    stage.last.body(PING)
+    stage.wait(4)
+    assert not client.is_finished
+    stage.wait(1)
+    assert trailing_error(client, ONE + PING)["code"] == "upstream_stream_interrupted"
+    assert (client.was_cut, stage.last.aborted, stage.blamed()) == (True, True, [("a", C)])
+    stage.check()
+
+
+def test_a_stalled_raw_answer_is_cut() -> None:
+    stage = engine("a", limits=Limits(idle_timeout=5))
+    _, client = stage.start(path=SPEECH)
+    stage.last.head()
+    stage.last.body(b"x")
+    stage.wait(4)
+    stage.last.body(b"x")
+    stage.wait(5)
+    assert (client.was_cut, client.data, stage.blamed()) == (True, b"xx", [("a", C)])
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_endless_answer_is_stopped_by_size(stream: bool) -> None:
+    """S11: our own limit blames nobody."""
+    stage = engine("a", limits=Limits(max_stream_bytes=2 * len(ONE)))
+    exchange, client = stage.start(stream=stream, path="/v1/chat/completions" if stream else SPEECH)
+    stage.last.head(200, EVENTS if stream else {b"content-type": b"audio/mpeg"})
+    stage.last.body(ONE, ONE)
+    assert not client.is_finished
+    stage.last.body(ONE)
+    assert (client.was_cut, stage.last.aborted, stage.blamed()) == (True, True, [])
+    assert exchange.error_code == "stream_limit_reached"
+    if stream:
+        assert trailing_error(client, ONE * 3)["code"] == "stream_limit_reached"
+    else:
+        assert client.data == ONE * 3
+    stage.check()
+
+
+def test_an_endless_stream_is_stopped_by_time() -> None:
+    """S11: an hour from the commit on."""
+    stage = engine("a", limits=Limits(max_stream_seconds=100, idle_timeout=60))
+    _, client = stage.start(stream=True)
+    stage.last.stream(ONE)
+    stage.wait(50)
+    stage.last.body(ONE)
+    stage.wait(50)
+    assert trailing_error(client, ONE * 2)["code"] == "stream_limit_reached"
+    assert (client.was_cut, stage.blamed()) == (True, [])
+    stage.check()
+
+
+def test_an_event_without_end_is_cut_at_the_limit() -> None:
+    """S10: before the first event it is a retry, after it an interruption."""
+    stage = engine("a", "b", limits=Limits(max_event_bytes=1000))
+    _, client = stage.start(stream=True)
+    stage.last.stream(b"data: " + b"x" * 600, b"x" * 600)
+    assert stage.blamed() == [("a", K)]
+    stage.wait(0.1)
+    stage.last.stream(ONE, b"data: " + b"x" * 600, b"x" * 600)
+    assert trailing_error(client, ONE)["code"] == "upstream_stream_interrupted"
+    assert stage.blamed() == [("a", K), ("b", K)]
+    stage.check()
+
+
+# The client
+
+
+def leave(exchange: Exchange) -> None:
+    assert isinstance(exchange.client, RecordingClient)
+    exchange.client.gone = True
+    exchange.client_gone()
+
+
+def end_by(ending: str, stage: RecordingEngine, exchange: Exchange) -> None:
+    if ending == "client":
+        leave(exchange)
+    elif ending == "shutdown":
+        exchange.interrupt()
+    else:
+        stage.wait(exchange.deadline - stage.clock)
+
+
+def in_phase(phase: Phase, *, stream: bool = True) -> tuple[RecordingEngine, Exchange, RecordingClient]:
+    """Bring an exchange into a phase."""
+    stage = RecordingEngine([server("a", cap=1), server("b", cap=1)] if phase is Phase.BACKOFF else [server("a", cap=1)])
+    if phase is Phase.CHOOSING:
+        return stage, *stage.begin(stream=stream)
+    if phase is Phase.QUEUED:
+        stage.start()
+    exchange, client = stage.start(stream=stream)
+    if phase is Phase.BACKOFF:
+        stage.last.fail(B)
+    elif phase is Phase.RELAYING:
+        stage.last.stream(ONE)
+    elif phase is Phase.DRAINING:
+        stage.last.stream(ONE, DONE_EVENT)
+    elif phase is Phase.OVER:
+        stage.last.answer(400)
+    assert exchange.phase is phase
+    return stage, exchange, client
+
+
+@pytest.mark.parametrize("how", ["client_gone", "client_stalled"])
+@pytest.mark.parametrize("phase", [Phase.CHOOSING, Phase.QUEUED, Phase.TRYING, Phase.BACKOFF, Phase.RELAYING])
+def test_a_client_that_leaves_frees_everything_at_once(phase: Phase, how: str) -> None:
+    """D01, D02: connection closed, slot and place in the queue given back, nobody blamed, 499 noted."""
+    stage, exchange, client = in_phase(phase)
+    blamed = stage.blamed()
+    client.gone = True
+    getattr(exchange, how)()
+    assert (exchange.phase, exchange.status, exchange.error_code) == (Phase.OVER, 499, how)
+    assert not [sending for sending in stage.of(exchange) if sending.is_live]
+    assert stage.admission.waiting(MODEL) == 0
+    assert stage.blamed() == blamed
+    stage.check()
+    exchange.client_gone()
+    exchange.start()
+    exchange.turn()
+    stage.clock += 1000
+    exchange.tick()
+    stage.check()
+
+
+@pytest.mark.parametrize("phase", [Phase.DRAINING, Phase.OVER])
+def test_a_client_that_leaves_after_the_end_changes_nothing(phase: Phase) -> None:
+    stage, exchange, _ = in_phase(phase)
+    before = exchange.status
+    leave(exchange)
+    assert (exchange.phase, exchange.status) == (phase, before)
+    stage.check()
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_a_clogged_client_pauses_reading_while_relaying_only(phase: Phase) -> None:
+    """In every other phase there is nothing to pause, and nothing to go on with."""
+    stage, exchange, _ = in_phase(phase)
+    due = exchange.due
+    exchange.client_clogged()
+    exchange.client_clogged()
+    paused = [sending for sending in stage.of(exchange) if sending.paused]
+    assert bool(paused) == (phase is Phase.RELAYING)
+    exchange.client_drained()
+    exchange.client_drained()
+    assert exchange.due == due
+    assert not [sending for sending in stage.of(exchange) if sending.paused]
+    stage.check()
+
+
+def test_a_server_is_not_idle_while_the_client_is_clogged() -> None:
+    """What was read already still goes out; idle time begins anew when reading does."""
+    stage = engine("a", limits=Limits(idle_timeout=5))
+    exchange, client = stage.start(stream=True)
+    stage.last.stream(ONE)
+    exchange.client_clogged()
+    stage.last.body(TWO)
+    stage.wait(30)
+    assert not client.is_finished
+    exchange.client_drained()
+    stage.wait(4)
+    assert not client.is_finished
+    stage.wait(1)
+    assert (client.was_cut, stage.blamed()) == (True, [("a", C)])
+    stage.check()
+
+
+def test_the_stream_limit_holds_for_clogged_clients() -> None:
+    stage = engine("a", limits=Limits(max_stream_seconds=100))
+    exchange, client = stage.start(stream=True)
+    stage.last.stream(ONE)
+    exchange.client_clogged()
+    stage.wait(100)
+    assert client.was_cut
+    stage.check()
+
+
+def test_a_large_plain_answer_may_clog_its_client() -> None:
+    """It is over by then; that the client has read it prolongs nothing."""
+    stage = engine("a")
+    exchange, client = stage.start(RecordingClient(high_water=10))
+    stage.last.answer(body=b'{"a":"long answer"}')
+    exchange.client_drained()
+    assert (client.ended, exchange.phase) == (True, Phase.OVER)
+    stage.check()
+
+
+# Shutdown
+
+
+@pytest.mark.parametrize("phase", [Phase.CHOOSING, Phase.QUEUED, Phase.TRYING, Phase.BACKOFF])
+def test_shutdown_before_the_head_is_a_refusal(phase: Phase) -> None:
+    """503 with Retry-After; an exchange that is refused before its start is not started any more (G02)."""
+    stage, exchange, client = in_phase(phase)
+    exchange.interrupt()
+    assert (client.status, code(client), client.headers[b"retry-after"]) == (503, "gateway_shutting_down", b"5")
+    assert (client.ended, stage.admission.waiting(MODEL)) == (True, 0)
+    exchange.start()
+    exchange.interrupt()
+    stage.check()
+
+
+def test_shutdown_tells_a_stream_why_it_ends() -> None:
+    """G01: the error event, no [DONE], nobody blamed."""
+    stage, exchange, client = in_phase(Phase.RELAYING)
+    exchange.interrupt()
+    assert trailing_error(client, ONE)["code"] == "gateway_shutting_down"
+    assert (client.was_cut, stage.last.aborted, stage.blamed(), exchange.error_code) == (True, True, [], "gateway_shutting_down")
+    stage.check()
+
+
+def test_shutdown_cuts_a_raw_answer() -> None:
+    stage = engine("a")
+    exchange, client = stage.start(path=SPEECH)
+    stage.last.head()
+    stage.last.body(b"x")
+    exchange.interrupt()
+    assert (client.data, client.was_cut) == (b"x", True)
+
+
+def test_starting_twice_is_starting_once() -> None:
+    stage = engine("a")
+    exchange, _ = stage.start()
+    exchange.start()
+    assert len(stage.sendings) == 1
+    stage.check()
+
+
+# Any order, any segmentation
+
+STREAMS = [
+    PING + ONE + TWO + LAST + DONE_EVENT,
+    ONE + TWO + LAST,
+    ONE + PING + TWO[:-1],
+    ONE + ERROR + TWO,
+    PING + ERROR + ONE,
+    ONE + b"data: oops\n\n" + TWO,
+    b"data: oops\n\n" + ONE,
+    (ONE + LAST + DONE_EVENT).replace(b"\n", b"\r\n"),
+    PING,
+    b"",
+]
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
+    return [data[start:end] for start, end in pairwise(edges) if start < end]
+
+
+def outcome(data: bytes, pieces: list[bytes]) -> tuple[object, ...]:
+    stage = engine("a", retry_policy=RetryPolicy(max_retries=0))
+    exchange, client = stage.start(stream=True)
+    stage.last.stream(*pieces)
+    stage.last.end()
+    stage.check()
+    data = client.data.removesuffix(b"\n")  # the LF of a last CRLF may come too late; the event ended with its CR
+    return client.status, data, client.ended, client.was_cut, stage.blamed(), stage.praised(), exchange.error_code, exchange.events
+
+
+@given(st.sampled_from(STREAMS), st.lists(st.integers(0, 10_000), max_size=12))
+def test_segmentation_changes_nothing(data: bytes, places: list[int]) -> None:
+    """However a stream is cut into pieces, client and health machine hear the same."""
+    assert outcome(data, cut(data, places)) == outcome(data, [data])
+
+
+ANSWERS = [
+    (200, JSON, b'{"ok":true}'),
+    (200, JSON, b"{"),
+    (200, EVENTS, b""),
+    (200, {b"content-type": b"text/html"}, b"<p>"),
+    (302, JSON, b""),
+    (400, JSON, b"{}"),
+    (401, JSON, b"{}"),
+    (404, JSON, b"{}"),
+    (404, JSON, model_not_found("vllm", MODEL)),
+    (408, JSON, b"{}"),
+    (429, JSON | {b"retry-after": b"1"}, b"{}"),
+    (500, JSON, b"{}"),
+    (503, JSON, b"{}"),
+]
+PATHS = ["/v1/chat/completions", SPEECH]
+exchanges = st.integers(0, 30)
+
+
+class Traffic(RuleBasedStateMachine):
+    """Several exchanges on a few servers with caps; whatever happens in whatever order, the rules at the top of exchange.py hold."""
+
+    @initialize(
+        caps=st.lists(st.sampled_from([None, 1, 2]), min_size=1, max_size=3),
+        plain=st.booleans(),
+        luck=st.sampled_from([0.0, 0.5, 0.99]),
+    )
+    def prepare(self, caps: list[int | None], plain: bool, luck: float) -> None:
+        self.stage = RecordingEngine(
+            [server(f"s{number}", cap=cap, streaming=not (plain and number == 0), registered_at=number) for number, cap in enumerate(caps)],
+            limits=Limits(
+                request_timeout=20,
+                first_byte_timeout=4,
+                idle_timeout=3,
+                queue_timeout=5,
+                max_response_bytes=2000,
+                max_event_bytes=1000,
+                max_stream_bytes=4000,
+                max_stream_seconds=15,
+            ),
+            max_queue=4,
+            luck=luck,
+        )
+        self.headed: set[int] = set()
+        self.sent: dict[int, list[bytes]] = {}
+        self.committed: dict[int, int] = {}
+
+    def pick(self, number: int) -> Exchange:
+        running = [exchange for exchange in self.stage.exchanges if exchange.phase is not Phase.OVER] or self.stage.exchanges
+        return running[number % len(running)]
+
+    def live(self, number: int) -> RecordingSending | None:
+        live = [sending for sending in self.stage.sendings if sending.is_live]
+        return live[number % len(live)] if live else None
+
+    def has_exchanges(self) -> bool:
+        return bool(self.stage.exchanges)
+
+    def has_attempts(self) -> bool:
+        return any(sending.is_live for sending in self.stage.sendings)
+
+    @rule(stream=st.booleans(), path=st.sampled_from(PATHS), stateful=st.booleans(), high_water=st.sampled_from([None, 0, 300]))
+    def start(self, stream: bool, path: str, stateful: bool, high_water: int | None) -> None:
+        self.stage.start(RecordingClient(high_water=high_water), stream=stream, path=path, stateful=stateful)
+
+    @rule(stream=st.booleans())
+    def begin(self, stream: bool) -> None:
+        self.stage.begin(stream=stream)
+
+    @precondition(has_exchanges)
+    @rule(number=exchanges)
+    def start_begun(self, number: int) -> None:
+        self.pick(number).start()
+
+    @precondition(has_attempts)
+    @rule(number=exchanges, answer=st.sampled_from(ANSWERS))
+    def answer(self, number: int, answer: tuple[int, dict[bytes, bytes], bytes]) -> None:
+        sending = self.live(number)
+        if sending is not None and id(sending) not in self.headed:
+            self.headed.add(id(sending))
+            sending.answer(*answer)
+
+    @precondition(has_attempts)
+    @rule(number=exchanges, data=st.sampled_from(STREAMS), places=st.lists(st.integers(0, 10_000), max_size=4))
+    def stream(self, number: int, data: bytes, places: list[int]) -> None:
+        sending = self.live(number)
+        if sending is not None and id(sending) not in self.headed:
+            self.headed.add(id(sending))
+            self.sent[id(sending)] = cut(data, places)
+            sending.head(200, EVENTS)
+
+    @precondition(has_attempts)
+    @rule(number=exchanges, data=st.sampled_from([b"[", b" " * 900, b"1]"]), status=st.sampled_from([200, 400, 500]))
+    def plain(self, number: int, data: bytes, status: int) -> None:
+        sending = self.live(number)
+        if sending is not None and id(sending) not in self.headed:
+            self.headed.add(id(sending))
+            self.sent[id(sending)] = [data] * 6
+            sending.head(status, JSON)
+
+    @precondition(has_attempts)
+    @rule(number=exchanges, count=st.integers(1, 6))
+    def body(self, number: int, count: int) -> None:
+        sending = self.live(number)
+        pieces = self.sent.get(id(sending))
+        if sending is not None and pieces:
+            sending.body(*pieces[:count])
+            del pieces[:count]
+
+    @precondition(has_attempts)
+    @rule(number=exchanges)
+    def end(self, number: int) -> None:
+        sending = self.live(number)
+        if sending is not None and id(sending) in self.headed:
+            sending.end()
+
+    @precondition(has_attempts)
+    @rule(number=exchanges, kind=st.sampled_from([A, B, K, L]))
+    def fail(self, number: int, kind: FailureClass) -> None:
+        sending = self.live(number)
+        if sending is not None:
+            sending.fail(kind)
+
+    @precondition(has_exchanges)
+    @rule(number=exchanges, how=st.sampled_from(["client_gone", "client_stalled"]))
+    def client_leaves(self, number: int, how: str) -> None:
+        exchange = self.pick(number)
+        assert isinstance(exchange.client, RecordingClient)
+        exchange.client.gone = True
+        getattr(exchange, how)()
+
+    @precondition(has_exchanges)
+    @rule(number=exchanges, say=st.sampled_from(["client_clogged", "client_drained", "turn", "tick"]))
+    def say(self, number: int, say: str) -> None:
+        getattr(self.pick(number), say)()
+
+    @precondition(has_exchanges)
+    @rule(number=exchanges)
+    def interrupt(self, number: int) -> None:
+        self.pick(number).interrupt()
+
+    @rule()
+    def free(self) -> None:
+        self.stage.slot_freed(MODEL)
+
+    @rule(seconds=st.sampled_from([0.0, 0.1, 0.25, 1.0, 3.0, 5.0, 20.0]))
+    def wait(self, seconds: float) -> None:
+        self.stage.wait(seconds)
+
+    @rule(number=st.integers(0, 2), state=st.sampled_from([HealthState.HEALTHY, HealthState.HALF_OPEN, HealthState.UNHEALTHY]))
+    def change_health(self, number: int, state: HealthState) -> None:
+        name = f"s{number % len(self.stage.servers)}"
+        if name in self.stage.table.routes:
+            self.stage.set_health(name, state=state, by_traffic=True, resting_until=0.0, unsupported=())
+
+    @rule(number=st.integers(0, 2))
+    def remove(self, number: int) -> None:
+        self.stage.remove(f"s{number % len(self.stage.servers)}")
+
+    @rule()
+    def nobody_waits_while_a_slot_is_free(self) -> None:
+        """Who waits looks within `QUEUE_LOOK_SECONDS`; looked at when a round of ticks has ended no attempt."""
+        rounds = 0
+        while True:
+            before = (len(self.stage.reports), len(self.stage.over), len(self.stage.sendings))
+            self.stage.wait(QUEUE_LOOK_SECONDS)
+            if before == (len(self.stage.reports), len(self.stage.over), len(self.stage.sendings)):
+                break
+            rounds += 1
+            assert rounds < 1000
+        for exchange in self.stage.exchanges:
+            if exchange.phase is Phase.QUEUED:
+                found = self.stage.candidates(exchange.envelope, frozenset(), self.stage.clock)
+                assert found is not None
+                assert {server.id for server in found.ready} <= {attempt.server_id for attempt in exchange.attempts}
+
+    @invariant()
+    def holds(self) -> None:
+        stage = self.stage
+        stage.check()
+        assert stage.admission.waiting(MODEL) == sum(exchange.phase is Phase.QUEUED for exchange in stage.exchanges)
+        for number, exchange in enumerate(stage.exchanges):
+            client = exchange.client
+            assert isinstance(client, RecordingClient)
+            tried = [sending.server.id for sending in stage.of(exchange)]
+            assert len(tried) == exchange.tried <= 3
+            again = len(tried) > 1 and tried[0] == tried[1]
+            assert len(set(tried)) == len(tried) - again, "a server tried twice"
+            assert not again or exchange.attempts[0].failure.kind is A
+            if client.status is not None:
+                assert self.committed.setdefault(number, len(tried)) == len(tried), "a retry after the head"
+                if client.headers[b"content-type"] == EVENTS[b"content-type"]:
+                    assert client.data.endswith((b"\n\n", b"\r\n\r\n", b"\r\n\r")), "half an event"
+
+    def teardown(self) -> None:
+        """Whatever is left ends, and leaves nothing behind."""
+        if not hasattr(self, "stage"):
+            return
+        for exchange in self.stage.exchanges:
+            exchange.interrupt()
+        self.stage.wait(DRAINING_SECONDS)
+        self.holds()
+        assert len(self.stage.over) == len(self.stage.exchanges)
+        assert self.stage.load.total == 0
+
+
+TestTraffic = Traffic.TestCase

@@ -1,0 +1,363 @@
+"""Exchanges without I/O: an engine made of the real core, a client and sendings that record and refuse what the rules forbid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import attrs
+
+from multiverse_gateway.core.envelope import Envelope
+from multiverse_gateway.core.failover import Failure, FailureClass, RetryPolicy
+from multiverse_gateway.core.health import AttemptFailed, AttemptPassed, Health, HealthEvent, HealthPolicy, advance, fresh
+from multiverse_gateway.core.load import Admission, Load
+from multiverse_gateway.core.routing import Candidates, RoutingTable, build_table, candidates, with_health
+from multiverse_gateway.core.servers import Capabilities, Server, ServerId
+from multiverse_gateway.core.sse import dialect_of
+from multiverse_gateway.relay.exchange import Client, Exchange, Headers, Limits, Phase
+
+MODEL = "tiny"
+CHAT = "/v1/chat/completions"
+SPEECH = "/v1/audio/speech"
+JSON = {b"content-type": b"application/json"}
+EVENTS = {b"content-type": b"text/event-stream"}
+
+
+def server(name: str, *, model: str = MODEL, cap: int | None = None, streaming: bool = True, registered_at: float = 0.0) -> Server:
+    """Return a server; its id is its name."""
+    return Server(
+        id=ServerId(name),
+        model_name=model,
+        endpoint_url=f"http://{name}.example",
+        capabilities=Capabilities(streaming=streaming),
+        max_concurrency=cap,
+        registered_at=registered_at,
+        created_at=0.0,
+        updated_at=0.0,
+    )
+
+
+def envelope(*, stream: bool = False, path: str = CHAT, model: str = MODEL, stateful: bool = False) -> Envelope:
+    """Return what the gateway knows of a request."""
+    return Envelope(model=model, stream=stream, stateful=stateful, wants_usage=False, path=path, dialect=dialect_of(path))
+
+
+def failure(kind: FailureClass, status: int | None = None) -> Failure:
+    """Return a failure as the wire tells it."""
+    return Failure(kind, "it broke", status)
+
+
+@attrs.define(eq=False)
+class RecordingClient:
+    """The door's side of one response; refuses everything that no client could be told."""
+
+    headers: dict[bytes, bytes] = attrs.field(factory=dict)
+    status: int | None = None
+    pieces: list[bytes] = attrs.field(factory=list)
+    ended: bool = False
+    was_cut: bool = False
+    gone: bool = False
+    high_water: int | None = None
+    exchange: Exchange | None = None
+
+    @property
+    def data(self) -> bytes:
+        """Everything of the body so far."""
+        return b"".join(self.pieces)
+
+    @property
+    def is_silent(self) -> bool:
+        """Tell whether nothing was said yet, not even a head."""
+        return self.status is None
+
+    @property
+    def is_finished(self) -> bool:
+        """Tell whether the response is over, whole or cut."""
+        return self.ended or self.was_cut
+
+    def head(self, status: int, headers: Headers) -> None:
+        """Take the only head."""
+        assert not self.gone
+        assert self.status is None
+        self.status = status
+        self.headers = dict(headers)
+        assert len(self.headers) == len(headers), "a header stands twice"
+
+    def body(self, data: bytes) -> None:
+        """Take a piece between head and end; with a `high_water`, ask for a pause beyond it as a door does."""
+        assert not self.gone
+        assert self.status is not None
+        assert not self.is_finished
+        assert data
+        self.pieces.append(data)
+        if self.high_water is not None and self.exchange is not None and len(self.data) > self.high_water:
+            self.exchange.client_clogged()
+
+    def end(self) -> None:
+        """Take the end of a whole response."""
+        self._finish()
+        self.ended = True
+
+    def cut(self) -> None:
+        """Take the end of a broken one."""
+        self._finish()
+        self.was_cut = True
+
+    def _finish(self) -> None:
+        assert not self.gone
+        assert self.status is not None
+        assert not self.is_finished
+
+
+@attrs.define(eq=False)
+class RecordingSending:
+    """One attempt, driven by the test: what it says reaches the exchange as long as the wire would let it."""
+
+    server: Server
+    exchange: Exchange
+    aborted: bool = False
+    over: bool = False
+    paused: bool = False
+
+    @property
+    def is_live(self) -> bool:
+        """Tell whether the exchange may still hear of it."""
+        return not self.aborted and not self.over
+
+    def abort(self) -> None:
+        """Note that the connection was closed."""
+        assert not self.over, "nothing is left to abort"
+        self.aborted = True
+
+    def pause(self) -> None:
+        """Note that reading stopped."""
+        assert self.is_live
+        self.paused = True
+
+    def resume(self) -> None:
+        """Note that reading goes on."""
+        assert self.is_live
+        self.paused = False
+
+    def head(self, status: int = 200, headers: Mapping[bytes, bytes] = JSON) -> None:
+        """Say the head of the answer."""
+        assert self.is_live
+        self.exchange.head(status, headers)
+
+    def body(self, *pieces: bytes) -> None:
+        """Say pieces of the body until the exchange hears no more."""
+        for piece in pieces:
+            if self.is_live:
+                self.exchange.body(piece)
+
+    def end(self) -> None:
+        """Say that the answer is complete, unless it was aborted."""
+        if self.is_live:
+            self.over = True
+            self.exchange.end()
+
+    def fail(self, kind: FailureClass = FailureClass.BROKEN) -> None:
+        """Break."""
+        assert self.is_live
+        self.over = True
+        self.exchange.failed(failure(kind))
+
+    def answer(self, status: int = 200, headers: Mapping[bytes, bytes] = JSON, body: bytes = b'{"ok":true}') -> None:
+        """Say a whole answer."""
+        self.head(status, headers)
+        self.body(*([body] if body else []))
+        self.end()
+
+    def stream(self, *pieces: bytes) -> None:
+        """Begin a stream of events."""
+        self.head(200, EVENTS)
+        self.body(*pieces)
+
+
+@attrs.define(eq=False)
+class RecordingEngine:
+    """The gateway without sockets, store and tasks: real routing, health, load and queue; time passes when the test says so."""
+
+    servers: Sequence[Server] = ()
+    limits: Limits = attrs.field(factory=Limits)
+    retry_policy: RetryPolicy = attrs.field(factory=RetryPolicy)
+    health_policy: HealthPolicy = attrs.field(factory=HealthPolicy)
+    max_queue: int = 32
+    clock: float = 1000.0
+    luck: float = 0.5
+    load: Load = attrs.field(factory=Load, init=False)
+    admission: Admission = attrs.field(init=False)
+    table: RoutingTable = attrs.field(init=False)
+    sendings: list[RecordingSending] = attrs.field(factory=list, init=False)
+    reports: list[tuple[ServerId, HealthEvent]] = attrs.field(factory=list, init=False)
+    exchanges: list[Exchange] = attrs.field(factory=list, init=False)
+    over: list[Exchange] = attrs.field(factory=list, init=False)
+
+    @admission.default
+    def _make_admission(self) -> Admission:
+        return Admission(max_queue=self.max_queue)
+
+    @table.default
+    def _make_table(self) -> RoutingTable:
+        return build_table(
+            1, self.servers, {server.id: fresh(1, now=self.clock, wall=self.clock, policy=self.health_policy) for server in self.servers}
+        )
+
+    # The port
+
+    def now(self) -> float:
+        """Return the test's clock."""
+        return self.clock
+
+    def wall(self) -> float:
+        """Return the test's clock."""
+        return self.clock
+
+    def chance(self) -> float:
+        """Return the test's luck."""
+        return self.luck
+
+    def candidates(self, envelope: Envelope, excluded: frozenset[ServerId], now: float) -> Candidates | None:
+        """Ask the real routing."""
+        model = self.table.models.get(envelope.model)
+        if model is None:
+            return None
+        return candidates(model, self.load, stream=envelope.stream, path=envelope.path, excluded=excluded, now=now)
+
+    def model_names(self) -> Sequence[str]:
+        """Return the names in the table."""
+        return sorted(self.table.models)
+
+    def pick(self, servers: Sequence[Server], envelope: Envelope) -> Server:
+        """Take the first."""
+        return servers[0]
+
+    def send(self, server: Server, exchange: Exchange) -> RecordingSending:
+        """Note the attempt; the earlier one of the exchange must be closed by now."""
+        assert not [sending for sending in self.of(exchange) if sending.is_live], "two attempts at a time"
+        assert server.max_concurrency is None or self.load.in_flight(server.id) <= server.max_concurrency, "over the cap"
+        sending = RecordingSending(server, exchange)
+        self.sendings.append(sending)
+        return sending
+
+    def report(self, server_id: ServerId, event: HealthEvent) -> None:
+        """Advance the real health, as the gateway does."""
+        self.reports.append((server_id, event))
+        route = self.table.routes.get(server_id)
+        if route is None:
+            return
+        health = advance(route.health, event, self.health_policy, now=self.clock, wall=self.clock, chance=self.luck)
+        self.table = with_health(self.table, server_id, health)
+        if health.state is not route.health.state:
+            self.slot_freed(route.server.model_name)
+
+    def join_queue(self, exchange: Exchange) -> bool:
+        """Use the real queue."""
+        return self.admission.join(exchange.envelope.model, exchange)
+
+    def leave_queue(self, exchange: Exchange) -> None:
+        """Use the real queue."""
+        self.admission.leave(exchange.envelope.model, exchange)
+
+    def slot_freed(self, model: str) -> None:
+        """Give a turn to who has waited longest, as the gateway does."""
+        waiter = self.admission.next(model)
+        if isinstance(waiter, Exchange):
+            waiter.turn()
+
+    def finished(self, exchange: Exchange) -> None:
+        """Note the end, which comes once."""
+        assert exchange not in self.over
+        self.over.append(exchange)
+
+    # For tests
+
+    def of(self, exchange: Exchange) -> list[RecordingSending]:
+        """Return the attempts of an exchange."""
+        return [sending for sending in self.sendings if sending.exchange is exchange]
+
+    def exchange(self, client: Client, **fields: object) -> Exchange:
+        """Make an exchange that is not started yet; `fields` are those of `envelope`."""
+        exchange = Exchange(
+            self,
+            envelope(**fields),  # type: ignore[arg-type]
+            client,
+            body=b"{}",
+            content_type=b"application/json",
+            query=b"",
+            request_id=f"request-{len(self.exchanges)}",
+            arrived=self.clock,
+        )
+        self.exchanges.append(exchange)
+        return exchange
+
+    def begin(self, client: RecordingClient | None = None, **fields: object) -> tuple[Exchange, RecordingClient]:
+        """Make an exchange with a recording client."""
+        client = client or RecordingClient()
+        client.exchange = self.exchange(client, **fields)
+        return client.exchange, client
+
+    def start(self, client: RecordingClient | None = None, **fields: object) -> tuple[Exchange, RecordingClient]:
+        """Make an exchange and start it."""
+        exchange, client = self.begin(client, **fields)
+        exchange.start()
+        return exchange, client
+
+    @property
+    def last(self) -> RecordingSending:
+        """The newest attempt."""
+        return self.sendings[-1]
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, then do what is due, as the gateway's sweep does: who is due is decided before anybody is called."""
+        self.clock += seconds
+        for exchange in [exchange for exchange in self.exchanges if exchange not in self.over and exchange.due <= self.clock]:
+            exchange.tick()
+
+    def blamed(self) -> list[tuple[str, FailureClass]]:
+        """Return who was reported with which failure."""
+        return [(server_id, event.failure.kind) for server_id, event in self.reports if isinstance(event, AttemptFailed)]
+
+    def praised(self) -> list[str]:
+        """Return who was reported as having answered."""
+        return [server_id for server_id, event in self.reports if isinstance(event, AttemptPassed)]
+
+    def tried(self) -> list[str]:
+        """Return the servers of all attempts, in order."""
+        return [sending.server.id for sending in self.sendings]
+
+    def health(self, name: str) -> Health:
+        """Return a server's health."""
+        return self.table.routes[ServerId(name)].health
+
+    def set_health(self, name: str, **changes: object) -> None:
+        """Change a server's health behind the exchanges' back."""
+        self.table = with_health(self.table, ServerId(name), attrs.evolve(self.health(name), **changes))  # type: ignore[arg-type]
+
+    def remove(self, name: str) -> None:
+        """Take a server out of the table, as its owner's DELETE does."""
+        routes = [route for route in self.table.routes.values() if route.server.id != name]
+        servers = [route.server for route in routes]
+        self.table = build_table(self.table.version + 1, servers, {route.server.id: route.health for route in routes})
+
+    def check(self) -> None:
+        """Assert what holds between any two inputs."""
+        running = [exchange for exchange in self.exchanges if exchange.phase in (Phase.TRYING, Phase.RELAYING)]
+        assert self.load.total == len(running), "slots and attempts differ"
+        for exchange in self.exchanges:
+            live = [sending for sending in self.of(exchange) if sending.is_live]
+            client = exchange.client
+            assert isinstance(client, RecordingClient)
+            assert len(live) <= 1
+            assert bool(live) == (exchange.phase in (Phase.TRYING, Phase.RELAYING, Phase.DRAINING))
+            assert (exchange.phase is Phase.OVER) == (exchange in self.over)
+            if exchange.phase is Phase.OVER:
+                assert client.gone or client.is_finished
+                assert client.gone or exchange.status == client.status
+            if exchange.phase in (Phase.CHOOSING, Phase.QUEUED, Phase.TRYING, Phase.BACKOFF):
+                assert client.status is None
+            if client.status is not None:
+                assert exchange.sent_bytes == len(client.data)
+        for capped in self.servers:
+            assert capped.max_concurrency is None or self.load.in_flight(capped.id) <= capped.max_concurrency
+        if len(self.over) == len(self.exchanges):
+            assert not any(self.load.retries_in_flight(model) for model in self.table.models)
