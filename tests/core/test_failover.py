@@ -384,9 +384,19 @@ def test_a_stateful_request_is_retried_only_if_it_never_arrived(kind: FailureCla
     assert isinstance(decide(failed(kind), stateful=True), Retry) is (kind is FailureClass.CONNECT)
 
 
-def test_retries_need_a_budget() -> None:
-    """Over the budget the request fails with what there is, even if only its connection failed."""
-    assert isinstance(decide(failed(FailureClass.CONNECT), budget_left=False), GiveUp)
+@pytest.mark.parametrize("kind", [FailureClass.TIMEOUT, FailureClass.SERVER_ERROR, FailureClass.BUSY, FailureClass.NONSENSE])
+def test_a_retry_over_the_budget_waits_for_it(kind: FailureClass) -> None:
+    """Servers that stay in rotation are not stormed, and no request is lost while another server is there."""
+    assert decide(failed(kind), budget_left=False) == Retry(0.25, waits=True)
+    assert isinstance(decide(failed(kind), budget_left=False, remaining=0.2), GiveUp)
+
+
+@pytest.mark.parametrize("kind", [FailureClass.CONNECT, FailureClass.BROKEN])
+def test_a_server_that_died_needs_no_budget(kind: FailureClass) -> None:
+    """It is taken out at once, so what ran on it moves once, all of it."""
+    verdict = decide(failed(kind), budget_left=False)
+    assert isinstance(verdict, Retry)
+    assert not verdict.waits
 
 
 @pytest.mark.parametrize(
@@ -432,7 +442,7 @@ def test_decisions_keep_their_promises(
     )
     if isinstance(verdict, Retry):
         assert len(kinds) <= most
-        assert budget_left
+        assert verdict.waits == (not budget_left and kinds[-1] not in (FailureClass.CONNECT, FailureClass.BROKEN))
         assert 0 <= verdict.delay < remaining
         assert kinds[-1] not in FINAL
         assert verdict.same_server == (others == 0)

@@ -608,18 +608,48 @@ def test_local_failures_in_a_stream_do_not_slow_a_server_down() -> None:
 
 
 def test_the_retry_budget_holds_for_retries_that_pause() -> None:
-    """Of many requests that fail at once only as many are retried as the budget allows."""
+    """Of many requests that fail at once only as many are retried at a time as the budget allows; the others wait their turn."""
     stage = engine("a", "b")
     clients = [stage.start()[1] for _ in range(10)]
     for sending in list(stage.sendings):
         sending.answer(500)
-    assert [client.status for client in clients] == [None] * 3 + [504] * 7
+    assert [client.status for client in clients] == [None] * 10
     assert stage.load.retries_in_flight(MODEL) == 3
+    answered = 10
+    for _ in range(4):
+        stage.wait(0.25)
+        assert stage.load.retries_in_flight(MODEL) <= 3
+        for sending in stage.sendings[answered:]:
+            sending.answer()
+        answered = len(stage.sendings)
+    assert [client.status for client in clients] == [200] * 10
+    stage.check()
+
+
+def test_a_retry_does_not_wait_for_the_budget_for_ever() -> None:
+    """As long as for a slot, then it fails with what there is."""
+    stage = engine("a", "b")
+    clients = [stage.start()[1] for _ in range(5)]
+    for sending in list(stage.sendings):
+        sending.answer(500)
+    stage.wait(0.25)
+    stage.wait(10)
+    assert [client.status for client in clients] == [None] * 3 + [504] * 2
+    stage.check()
+
+
+def test_what_ran_on_a_dead_server_moves_at_once() -> None:
+    """F01: twenty requests lose their server; all of them are answered by the other."""
+    stage = engine("a", "b")
+    clients = [stage.start()[1] for _ in range(20)]
+    for sending in list(stage.sendings):
+        if sending.server.id == "a":
+            sending.fail(B)
     stage.wait(0.1)
-    assert stage.load.retries_in_flight(MODEL) == 3
-    for sending in stage.sendings[10:]:
-        sending.answer()
-    assert [client.status for client in clients] == [200] * 3 + [504] * 7
+    for sending in stage.sendings:
+        if sending.is_live:
+            sending.answer()
+    assert [client.status for client in clients] == [200] * 20
     stage.check()
 
 

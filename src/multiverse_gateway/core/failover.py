@@ -100,21 +100,23 @@ class RetryPolicy:
     """When another attempt may be made. All but `max_retries` are seconds.
 
     `backoff` is the longest pause before another server, `same_server_delay` that before the only one; after a timeout at least
-    `min_remaining` of the deadline must be left.
+    `min_remaining` of the deadline must be left. A retry over the budget asks for it again every `budget_delay`.
     """
 
     max_retries: int = 2
     backoff: float = 0.1
     same_server_delay: float = 0.25
     min_remaining: float = 5.0
+    budget_delay: float = 0.25
 
 
 @frozen
 class Retry:
-    """Make another attempt after `delay` seconds: on another server, or on the same one again."""
+    """Make another attempt after `delay` seconds: on another server, or on the same one again; `waits` for the model's retry budget."""
 
     delay: float
     same_server: bool = False
+    waits: bool = False
 
 
 @frozen
@@ -267,6 +269,10 @@ def parse_retry_after(value: bytes | None, now_wall: float) -> float | None:
     return seconds if seconds > 0 else None
 
 
+_UNBUDGETED = frozenset({FailureClass.CONNECT, FailureClass.BROKEN})
+"""A server that fails so is taken out at once: its requests move once, and cannot become a storm."""
+
+
 def after_failure(
     attempts: Sequence[Attempt],
     *,
@@ -283,10 +289,12 @@ def after_failure(
     in [0, 1).
     """
     kind = attempts[-1].failure.kind
-    may_retry = budget_left and len(attempts) <= policy.max_retries and kind not in (FailureClass.CLIENT_ERROR, FailureClass.LOCAL)
+    may_retry = len(attempts) <= policy.max_retries and kind not in (FailureClass.CLIENT_ERROR, FailureClass.LOCAL)
     if not may_retry or (stateful and kind is not FailureClass.CONNECT):
         return final_error(attempts)
     retry = _next(kind, len(attempts), others, policy, chance)
+    if retry is not None and not budget_left and kind not in _UNBUDGETED:
+        retry = Retry(policy.budget_delay, waits=True)
     needed = policy.min_remaining if kind is FailureClass.TIMEOUT else 0.0
     if retry is None or remaining <= retry.delay or remaining < needed:
         return final_error(attempts)

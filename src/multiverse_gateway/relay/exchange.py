@@ -170,6 +170,7 @@ class Exchange:
 
     __slots__ = (
         "_backoff_server",
+        "_budget_by",
         "_chunks",
         "_clogged",
         "_committed",
@@ -238,6 +239,7 @@ class Exchange:
         self._sending: Sending | None = None
         self._slot = False
         self._retrying = False
+        self._budget_by = 0.0
         self._committed = False
         self._clogged = False
         self._events: EventStream | None = None
@@ -530,20 +532,37 @@ class Exchange:
         engine.slot_freed(self.envelope.model)
 
     def _wait_to_retry(self, retry: Retry, server: Server, now: float) -> None:
-        self._retrying = True
-        self._engine.load.retry_started(self.envelope.model)
         self._backoff_server = server if retry.same_server else None
         self.phase = Phase.BACKOFF
         self.due = min(self.deadline, now + retry.delay)
+        if retry.waits:
+            self._budget_by = now + self._engine.limits.queue_timeout
+        else:
+            self._reserve_retry()
         if retry.delay <= 0:
             self._after_backoff()
 
+    def _reserve_retry(self) -> None:
+        self._retrying = True
+        self._engine.load.retry_started(self.envelope.model)
+
     def _after_backoff(self) -> None:
         now = self._engine.now()
+        if not self._retrying:
+            if not self._engine.load.retry_budget_left(self.envelope.model):
+                self._wait_for_budget(now)
+                return
+            self._reserve_retry()
         if self._backoff_server is not None and self._is_alone(self._backoff_server, now):
             self._try(self._backoff_server, now)
         else:
             self._choose()
+
+    def _wait_for_budget(self, now: float) -> None:
+        if now >= self._budget_by:
+            self._finish_as(final_error(self.attempts))
+        else:
+            self.due = min(self.deadline, now + self._engine.retry_policy.budget_delay)
 
     def _is_alone(self, server: Server, now: float) -> bool:
         """Tell whether a server is still the only one of its model, with a slot that nobody took during the pause."""

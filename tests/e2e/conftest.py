@@ -1,0 +1,111 @@
+"""One impatient gateway for all tests that do not hurt it, and two real model servers."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
+from pathlib import Path
+
+import httpx2
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from e2e.scene import IMPATIENT, Scene, operator, staged
+from support.processes import GatewayProcess, LlamaServer
+from support.require import require
+
+
+class TlsGateway(GatewayProcess):
+    """A gateway that serves HTTPS under a certificate of its own."""
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        """Prepare."""
+        super().__init__(IMPATIENT, args=["--certfile", str(certificate), "--keyfile", str(key)])
+        self.trust = ssl.create_default_context(cafile=str(certificate))
+
+    @property
+    def url(self) -> str:
+        """The root URL."""
+        return super().url.replace("http://", "https://")
+
+    def is_ready(self) -> bool:
+        """Whether it answers."""
+        try:
+            return httpx2.get(self.url + self.ready_path, timeout=2.0, trust_env=False, verify=self.trust).status_code == 200
+        except httpx2.HTTPError:
+            return False
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Make a certificate for 127.0.0.1 and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "multiverse test")])
+    now = datetime.datetime.now(datetime.UTC)
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    directory = tmp_path_factory.mktemp("tls")
+    chain, secret = directory / "chain.pem", directory / "key.pem"
+    chain.write_bytes(built.public_bytes(serialization.Encoding.PEM))
+    secret.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    return chain, secret
+
+
+@pytest.fixture(scope="session")
+def gateway() -> Iterator[GatewayProcess]:
+    """Return the gateway that tests share; it is never stopped, and each test uses a model of its own."""
+    with GatewayProcess(IMPATIENT) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def operating(gateway: GatewayProcess) -> Iterator[httpx2.Client]:
+    """Return a client of the shared gateway that has the admin key."""
+    with operator(gateway) as made:
+        yield made
+
+
+@pytest.fixture
+def stage(gateway: GatewayProcess, operating: httpx2.Client) -> Iterator[Callable[..., Scene]]:
+    """Return a function that registers backends for a new model at the shared gateway."""
+    with ExitStack() as open_scenes:
+        enter: Callable[..., AbstractContextManager[Scene]] = partial(staged, gateway, operating)
+        yield lambda *backends, **fields: open_scenes.enter_context(enter(*backends, **fields))
+
+
+@pytest.fixture(scope="module")
+def shared_scene(gateway: GatewayProcess, operating: httpx2.Client) -> Iterator[Callable[..., Scene]]:
+    """Return the same for a whole module."""
+    with ExitStack() as open_scenes:
+        enter: Callable[..., AbstractContextManager[Scene]] = partial(staged, gateway, operating)
+        yield lambda *backends, **fields: open_scenes.enter_context(enter(*backends, **fields))
+
+
+@pytest.fixture(scope="session")
+def needs_llama() -> None:
+    """Leave out what needs a real model server where there is none."""
+    for module in ("xllamacpp", "gguf", "numpy"):
+        require(module, "a real llama.cpp server")
+
+
+@pytest.fixture(scope="session")
+def llamas(needs_llama: None) -> Iterator[tuple[LlamaServer, LlamaServer]]:
+    """Return two real model servers that no test may hurt."""
+    with LlamaServer("tiny") as one, LlamaServer("tiny") as two:
+        yield one, two

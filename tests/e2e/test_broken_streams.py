@@ -1,0 +1,210 @@
+"""What servers do to a stream once it has begun: the rows S of the fault matrix."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import httpx2
+import openai
+import pytest
+
+from e2e.scene import FIRST_BYTE_SECONDS, IDLE_SECONDS, STREAM_BYTES, STREAM_SECONDS, Scene, error_of
+from support import answers, behaviours
+from support.backends import Backend, Outcome
+from support.processes import GatewayProcess
+from support.raw_client import RawClient, Response
+from support.sockets import wait_until
+
+pytestmark = pytest.mark.e2e
+
+Stage = Callable[..., Scene]
+INTERRUPTED = "upstream_stream_interrupted"
+
+
+def stream_of(scene: Scene, **fields: object) -> Response:
+    """Ask for a stream on a raw connection and read all that comes of it."""
+    with RawClient(scene.gateway.port, timeout=15.0) as client:
+        scene.begin(client, stream=True, **fields)
+        return client.read_response()
+
+
+def check_interrupted(answer: Response, events: int | None, code: str = INTERRUPTED) -> None:
+    """Check that so many whole events, one error and nothing else arrived, and that the body has no proper end."""
+    assert answer.status == 200
+    assert answer.rest == b""
+    assert answer.data[-1]["error"]["code"] == code
+    assert answer.data[-1]["error"].keys() == {"message", "type", "param", "code"}
+    assert all("error" not in data for data in answer.data[:-1])
+    assert events is None or len(answer.data) == events + 1
+    assert answer.ended_by is not None
+    assert not answer.complete
+
+
+def listen(client: openai.OpenAI, model: str, said: list[str]) -> None:
+    """Add what the model says to `said` as it comes."""
+    for chunk in client.chat.completions.create(model=model, messages=[{"role": "user", "content": "Hello"}], stream=True):
+        said.append(chunk.choices[0].delta.content or "")
+
+
+@pytest.mark.parametrize("http", ["1.1", "2"])
+@pytest.mark.parametrize("fault", [behaviours.cut_stream(3), behaviours.reset_stream(3)], ids=["cut", "reset"])
+def test_the_sdk_learns_of_a_stream_that_broke(stage: Stage, gateway: GatewayProcess, fault: behaviours.Behaviour, http: str) -> None:
+    """S01, S02: the text so far is kept, APIError has our code, and nobody tried again."""
+    scene = stage(Backend("dying", fault), Backend("spare", fault))
+    scene.keep_down()
+    said: list[str] = []
+    transport = httpx2.HTTPTransport(http1=http == "1.1", http2=http == "2", verify=False, trust_env=False)
+    client = openai.OpenAI(base_url=gateway.base_url, api_key="anything", http_client=httpx2.Client(transport=transport))
+    with client, pytest.raises(openai.APIError) as caught:
+        listen(client, scene.model, said)
+    assert caught.value.code == INTERRUPTED
+    assert "".join(said).split()[1:] == ["word1"]
+    assert scene.backends[0].hits + scene.backends[1].hits == 1
+    assert "unhealthy" in (scene.state(0), scene.state(1))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        behaviours.cut_stream(3),
+        behaviours.cut_stream(3, half_event=True),
+        behaviours.reset_stream(3, half_event=True),
+        behaviours.clean_end(3),
+    ],
+    ids=["cut", "cut in an event", "reset in an event", "clean end"],
+)
+def test_a_broken_stream_has_an_error_and_no_end(stage: Stage, fault: behaviours.Behaviour) -> None:
+    """S01, S02: whole events, one error event, no [DONE], and the body is cut."""
+    scene = stage(Backend("dying", fault))
+    answer = stream_of(scene)
+    check_interrupted(answer, 3)
+    assert b"".join(answer.events[:-1]) == b"".join(answers.chat_events("dying", scene.model)[:3])
+    scene.wait_for_quiet()
+
+
+@pytest.mark.parametrize("end", ["end", "close"])
+def test_a_finished_stream_without_done_gets_it(stage: Stage, end: str) -> None:
+    """S04: complete, since every choice has its finish_reason; nothing else is added."""
+    scene = stage(Backend("terse", behaviours.no_done(end="close" if end == "close" else "end")))
+    answer = stream_of(scene)
+    if end == "close":  # no last chunk: the body itself is broken
+        assert answer.body.startswith(bytes(scene.backends[0].last.payload))
+        return
+    assert answer.complete
+    assert answer.body == bytes(scene.backends[0].last.payload) + answers.DONE
+    assert scene.state() == "healthy"
+
+
+def test_a_stream_that_falls_silent_is_ended(stage: Stage) -> None:
+    """S06: an error event after the idle timeout, the connection to the server closed; three such are three strikes."""
+    scene = stage(Backend("silent", behaviours.stall_stream(2)))
+    scene.keep_down()
+    silent = scene.backends[0]
+    with ExitStack() as opened:
+        clients = [opened.enter_context(RawClient(scene.gateway.port)) for _ in range(3)]
+        for client in clients:
+            scene.begin(client, stream=True)
+        got = [client.read_response() for client in clients]
+    for answer in got:
+        check_interrupted(answer, 2)
+    assert IDLE_SECONDS - 0.1 <= got[0].pieces[-1].at - got[0].pieces[0].at <= IDLE_SECONDS + 0.5
+    wait_until(lambda: silent.aborted == 3, within=1)
+    assert scene.state() == "unhealthy"
+    scene.wait_for_quiet()
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_stream_that_begins_with_an_error(stage: Stage, named: bool) -> None:
+    """S08: counts as a server error, so another server answers."""
+    scene = stage(Backend("sick", behaviours.error_event(named=named)), Backend("good"))
+    answer = scene.ask_until_tried(scene.backends[0], stream=True)
+    assert answer.content == bytes(scene.backends[1].last.payload)
+    assert answer.headers["x-multiverse-attempts"] == "2"
+
+
+def test_a_stream_that_begins_with_an_error_alone(stage: Stage) -> None:
+    """S08: 504 with a proper body."""
+    answer = stage(Backend("sick", behaviours.error_event())).ask(stream=True)
+    assert answer.status_code == 504
+    assert error_of(answer)["code"] == "upstream_timeout"
+
+
+@pytest.mark.parametrize("end", ["end", "close"])
+def test_an_error_in_mid_stream_is_relayed_once(stage: Stage, end: str) -> None:
+    """S08: the server's own error event, and then the end."""
+    scene = stage(Backend("sick", behaviours.error_event(2, end="close" if end == "close" else "end")))
+    answer = stream_of(scene)
+    assert answer.body == bytes(scene.backends[0].last.payload)
+    assert [list(data) for data in answer.data if "error" in data] == [["error"]]
+    assert answers.DONE not in answer.body
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_an_event_without_end_is_cut(stage: Stage, gateway: GatewayProcess) -> None:
+    """S10: at 1 MiB, with an error event, and memory stays flat."""
+    scene = stage(Backend("endless", behaviours.endless_line(total=64 << 20, after=1)))
+    before = gateway.memory_bytes()
+    answer = stream_of(scene)
+    check_interrupted(answer, 1)
+    wait_until(lambda: scene.backends[0].last.outcome is Outcome.ABORTED, within=1)
+    assert gateway.memory_bytes() - before < 16 << 20
+    scene.wait_for_quiet()
+
+
+def test_an_event_without_end_at_first_is_another_servers_turn(stage: Stage) -> None:
+    """S10: nothing was relayed yet."""
+    scene = stage(Backend("endless", behaviours.endless_line()), Backend("good"))
+    answer = scene.ask_until_tried(scene.backends[0], stream=True)
+    assert answer.content == bytes(scene.backends[1].last.payload)
+
+
+def test_an_endless_stream_ends_at_the_byte_limit(stage: Stage) -> None:
+    """S11: an error event, and the connection to the server is closed; the server is not to blame."""
+    scene = stage(Backend("endless", behaviours.endless_stream()))
+    answer = stream_of(scene)
+    check_interrupted(answer, None, code="stream_limit_reached")
+    assert STREAM_BYTES / 2 <= len(answer.body) <= STREAM_BYTES + (1 << 20)
+    wait_until(lambda: scene.backends[0].last.outcome is Outcome.ABORTED, within=1)
+    assert scene.state() == "healthy"
+    scene.wait_for_quiet()
+
+
+def test_an_endless_stream_ends_at_the_time_limit(stage: Stage) -> None:
+    """S11: however slowly it comes."""
+    scene = stage(Backend("endless", behaviours.endless_stream(interval=0.1)))
+    answer = stream_of(scene)
+    check_interrupted(answer, None, code="stream_limit_reached")
+    assert STREAM_SECONDS - 0.5 <= answer.pieces[-1].at - answer.pieces[0].at <= STREAM_SECONDS + 0.5
+    wait_until(lambda: scene.backends[0].last.outcome is Outcome.ABORTED, within=1)
+    assert scene.state() == "healthy"
+
+
+def test_one_of_two_choices_is_not_all(stage: Stage) -> None:
+    """S12: a stream is complete when every choice is."""
+    check_interrupted(stream_of(stage(Backend("half", behaviours.two_choices_one_finished()))), None)
+
+
+def test_comments_are_no_events(stage: Stage) -> None:
+    """S14: the first-byte timeout comes all the same, and another server answers."""
+    scene = stage(Backend("ping", behaviours.comments_only(interval=0.25)), Backend("good"))
+    begun = time.monotonic()
+    answer = scene.ask_until_tried(scene.backends[0], stream=True)
+    assert answer.content == bytes(scene.backends[1].last.payload)
+    assert FIRST_BYTE_SECONDS - 0.1 <= time.monotonic() - begun <= FIRST_BYTE_SECONDS + 1.0
+
+
+def test_an_event_that_is_not_json_breaks_the_stream(stage: Stage) -> None:
+    """It never reaches the client, and nothing after it."""
+    check_interrupted(stream_of(stage(Backend("confused", behaviours.not_json_event(2)))), 2)
+
+
+def test_nothing_follows_done(stage: Stage) -> None:
+    """The answer ends there, though the server keeps its own open."""
+    scene = stage(Backend("chatty", behaviours.stays_open_after_done(more=b"data: more\n\n")))
+    answer = stream_of(scene)
+    assert answer.complete
+    assert answer.body == b"".join(answers.chat_events("chatty", scene.model))
+    scene.wait_for_quiet()
