@@ -46,6 +46,31 @@ def property_(session: nox.Session) -> None:
 
 
 @nox.session
+def reliability(session: nox.Session) -> None:
+    """Measure the figures of docs/explanation/reliability.md; `-- --scale 10` with ten times as many requests."""
+    install(session, "test")
+    session.run("python", "benchmarks/reliability.py", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Let random faults rain for minutes, and fail on whatever leaks; `-- --minutes 30 --seed 1`."""
+    install(session, "test")
+    session.run("python", "benchmarks/reliability.py", "soak", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Feed the parsers what a coverage-guided fuzzer thinks up (atheris); `-- sse -max_total_time=600` for one of them, longer."""
+    install(session)
+    session.install("atheris")
+    targets = [argument for argument in session.posargs if not argument.startswith("-")] or ["sse", "envelope", "url", "head"]
+    options = [argument for argument in session.posargs if argument.startswith("-")] or ["-max_total_time=30"]
+    for target in targets:
+        session.run("python", "tests/faults/fuzz.py", target, *options)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting."""
     session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))

@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import httpx2
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
@@ -21,7 +22,9 @@ from multiverse_gateway.web.errors import EXCEPTION_HANDLERS, Errors, Scope
 from multiverse_gateway.web.inference import Inference
 from multiverse_gateway.web.models import model_routes
 from multiverse_gateway.web.operations import operations_routes
+from multiverse_gateway.web.pages import Pages
 from multiverse_gateway.web.security import Cors, Entrance, Security, is_below, path_of
+from multiverse_gateway.web.sessions import Sessions
 
 
 def create_app(
@@ -50,8 +53,10 @@ def create_app(
         resolve=resolve,
         **clock,
     )
-    entrance = Entrance.of(settings)
+    sessions = Sessions(gateway.now)
+    entrance = Entrance.of(settings, sessions.stands_for_key)
     digests: set[bytes] = set()
+    pages = Pages(gateway, sessions=sessions, entrance=entrance, admin_digests=lambda: digests) if settings.ui else None
 
     @asynccontextmanager
     async def running(app: Starlette) -> AsyncIterator[None]:
@@ -70,7 +75,13 @@ def create_app(
     middleware = [
         Middleware(Errors),
         *([Middleware(Cors, origins=settings.cors_origins)] if settings.enable_cors else []),
-        Middleware(Security, entrance=entrance, admin_digests=lambda: digests, is_inference=_is_inference),
+        Middleware(
+            Security,
+            entrance=entrance,
+            admin_digests=lambda: digests,
+            is_inference=_is_inference,
+            signed_in=lambda scope: sessions.stands_for_key(scope["method"], scope["headers"]),
+        ),
     ]
     app = Starlette(
         routes=[
@@ -78,13 +89,15 @@ def create_app(
             Route("/v1/{path:path}", endpoint=inference),
             *admin_routes(gateway),
             *operations_routes(gateway),
+            *(pages.routes() if pages else []),
         ],
         middleware=middleware,
-        exception_handlers=EXCEPTION_HANDLERS,
+        exception_handlers=EXCEPTION_HANDLERS if pages is None else {**EXCEPTION_HANDLERS, HTTPException: pages.not_found},
         lifespan=running,
     )
     app.router.redirect_slashes = False
     app.state.gateway = gateway
+    app.state.sessions = sessions
     return app
 
 

@@ -16,7 +16,7 @@ import attrs
 import httpx2
 
 from multiverse_gateway._version import __version__
-from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, parse_endpoint
+from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_endpoint
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.core.failover import RetryPolicy
@@ -31,9 +31,10 @@ from multiverse_gateway.core.health import (
     resume,
     share,
 )
-from multiverse_gateway.core.load import Admission, Load
+from multiverse_gateway.core.load import Admission, Load, Strain
 from multiverse_gateway.core.routing import Candidates, RoutingTable, build_table, candidates, with_health
 from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.observability.logging import redact
 from multiverse_gateway.protocols import Balancer, HealthProbe, ProbeResult, Registry, Store
 from multiverse_gateway.relay.exchange import Exchange, Limits, Phase, Sending
 from multiverse_gateway.relay.transport import WireTransport
@@ -172,12 +173,21 @@ class Gateway:
             exchange.interrupt()
 
     async def _sweep(self) -> None:
+        strain = Strain()
+        now = self.now()
         while True:
+            planned = now + SWEEP_SECONDS
             await anyio.sleep(SWEEP_SECONDS)
             now = self.now()
+            self._shed(strain.note(now - planned, now))
             self._raise_shares(now)
             for exchange in [exchange for exchange in self.exchanges if exchange.due <= now]:
                 exchange.tick()
+
+    def _shed(self, shedding: bool) -> None:
+        if shedding is not self.admission.shedding:
+            self.admission.shedding = shedding
+            _routing_log.warning("this process does not keep up; new requests are refused" if shedding else "this process keeps up again")
 
     def _raise_shares(self, now: float) -> None:
         for server_id in list(self._slow):
@@ -194,6 +204,7 @@ class Gateway:
         now, wall = self.now(), self.wall()
         health: dict[ServerId, Health] = {}
         for server in registry.servers:
+            redact(server.api_key)
             health[server.id] = self._merged(server, registry.health.get(server.id), now, wall)
         known = self.table.routes
         for server_id in known.keys() - health.keys():
@@ -321,6 +332,7 @@ class Gateway:
 
     async def check(self, server: Server) -> ProbeResult:
         """Probe a server under the timeout; whatever goes wrong is a failed result. Nothing is noted."""
+        redact(server.api_key)
         timeout = self.settings.health_check_timeout_seconds
         began = self.now()
         reason = f"no answer within {timeout:g} seconds: is the server running, and can it be reached from here?"
@@ -415,7 +427,7 @@ class Gateway:
         key = (server.id, server.generation)
         block = self._requests.get(key)
         if block is None:
-            endpoint = parse_endpoint(server.endpoint_url)
+            endpoint = _endpoint(server.endpoint_url)
             lines = [
                 " HTTP/1.1",
                 f"host: {endpoint.authority}",
@@ -439,10 +451,12 @@ class Gateway:
         self.admission.leave(exchange.envelope.model, exchange)
 
     def slot_freed(self, model: str) -> None:
-        """Give its turn to the exchange that has waited longest for the model."""
-        waiter = self.admission.next(model)
-        if isinstance(waiter, Exchange):
-            waiter.turn()
+        """Give their turn to the exchanges that wait for the model, who came first at the front; who cannot use it keeps its place."""
+        for waiter in self.admission.waiters(model):
+            if isinstance(waiter, Exchange):
+                waiter.turn()
+                if waiter.phase is Phase.QUEUED and not waiter.attempts and not waiter.envelope.stream:
+                    return  # every server will do for it, and none is free
 
     # Exchanges
 
@@ -468,6 +482,14 @@ class Gateway:
     def statistics(self) -> Mapping[str, int]:
         """Return the counts of this process since its start."""
         return attrs.asdict(self.totals)
+
+
+def _endpoint(url: str) -> Endpoint:
+    """Read the URL of a server; one that an older version took and this one does not becomes an address that is never dialled."""
+    try:
+        return parse_endpoint(url)
+    except EndpointError:
+        return Endpoint("http", "0.0.0.0", 80)  # noqa: S104  to be refused, not bound
 
 
 def _record(exchange: Exchange, now: float) -> dict[str, object]:

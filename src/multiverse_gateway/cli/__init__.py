@@ -20,6 +20,9 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "models": ("registry", "List the models that can be used."),
     "export": ("registry", "Write the registry of a running gateway as JSON."),
     "import": ("registry", "Read an exported registry into a running gateway."),
+    "backup": ("backup", "Copy the registry's database into a file, also while the gateway runs."),
+    "restore": ("backup", "Bring back a copy that `backup` made; the gateway must not be running."),
+    "rotate-key": ("backup", "Renew the secret that encrypts the servers' keys; the gateway must not be running."),
     "settings": ("show", "Show the settings in effect, secrets masked."),
     "plugins": ("show", "List the balancers, probes and stores that are installed."),
 }
@@ -38,7 +41,7 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"multiverse_gateway.cli.{COMMANDS[cmd_name][0]}")
-        command = getattr(module, f"{cmd_name}_command")
+        command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         assert isinstance(command, click.Command)
         return command
 

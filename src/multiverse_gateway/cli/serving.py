@@ -23,6 +23,7 @@ from hypercorn.utils import LifespanFailureError, LifespanTimeoutError
 from multiverse_gateway._version import __version__
 from multiverse_gateway.app import create_app
 from multiverse_gateway.cli.common import host_for_url
+from multiverse_gateway.cli.guards import HEAD_SECONDS, guard_hypercorn
 from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.observability.logging import configure
 from multiverse_gateway.settings import Settings, SettingsError
@@ -82,6 +83,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 async def _serve(serving: Serving) -> int:
     settings = serving.settings
+    guard_hypercorn()
     app = create_app(settings)
     ending = Ending(app, settings.shutdown_grace_seconds)
     _listen_to_signals(ending, serving)
@@ -100,6 +102,7 @@ def server_config(serving: Serving) -> Config:
     config.bind = [f"fd://{serving.sock.detach()}"]
     if serving.tls is not None:
         config.certfile, config.keyfile = (str(path) for path in serving.tls)
+    config.ssl_handshake_timeout = HEAD_SECONDS
     config.backlog = 2048
     config.keep_alive_timeout = 75
     config.keep_alive_max_requests = 1_000_000
@@ -225,7 +228,10 @@ def _announce(serving: Serving, app: Any) -> None:
             "This is the first start, so an admin key was made. It is shown only now; keep it well:",
             f"  admin key        {created}",
         ]
-        if serving.settings.ui:
+        if serving.settings.ui and serving.worker:
             lines.append(f"  sign in with it  {serving.url}/login")
+        elif serving.settings.ui:
+            token = app.state.sessions.create_link()
+            lines.append(f"  sign in, once    {serving.url}/login?token={token}  (within 15 minutes)")
         lines.append("")
     click.echo("\n".join(lines))

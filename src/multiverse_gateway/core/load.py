@@ -17,6 +17,10 @@ MIN_RETRIES = 3
 """Concurrent retries that a model may always have."""
 RETRY_FRACTION = 0.2
 """Part of a model's attempts that may be retries."""
+LAG_SECONDS = 0.5
+"""How late an event loop that keeps up never is."""
+STRAIN_SECONDS = 5.0
+"""How long it may be late before new requests are refused."""
 
 _Key = TypeVar("_Key", bound=str)
 
@@ -132,6 +136,26 @@ def _drop(counts: dict[_Key, int], key: _Key) -> None:
         counts[key] = count - 1
 
 
+@define(eq=False)
+class Strain:
+    """Notice that this process cannot keep up: what was to be done now is done late, again and again. Seconds.
+
+    >>> strain = Strain()
+    >>> [strain.note(0.6, now) for now in (1.0, 3.0, 6.1)], strain.note(0.1, 6.2)
+    ([False, False, True], False)
+    """
+
+    _since: float | None = field(default=None, init=False)
+
+    def note(self, lag: float, now: float) -> bool:
+        """Take how late the process is at the monotonic instant `now`; tell whether it has been too late for too long."""
+        if lag <= LAG_SECONDS:
+            self._since = None
+        elif self._since is None:
+            self._since = now
+        return self._since is not None and now - self._since >= STRAIN_SECONDS
+
+
 @define(eq=False, kw_only=True)
 class Admission:
     """Let requests wait for a slot of their model, first come, first served, and bound everything.
@@ -145,11 +169,13 @@ class Admission:
     """Most waiters of one model."""
     max_in_flight: int = 1024
     """Most live attempts of the whole process."""
+    shedding: bool = False
+    """Whether nothing new may start, whatever the numbers are."""
     _queues: dict[str, dict[int, object]] = field(factory=dict, init=False)
 
     def may_start(self, total: int) -> bool:
         """Tell whether one more may start while `total` are live."""
-        return total < self.max_in_flight
+        return total < self.max_in_flight and not self.shedding
 
     def join(self, model: str, waiter: object) -> bool:
         """Wait at the end of the model's queue; false when it is full. Who waits already keeps its place."""
@@ -178,6 +204,10 @@ class Admission:
         waiter = queue[next(iter(queue))]
         self.leave(model, waiter)
         return waiter
+
+    def waiters(self, model: str) -> tuple[object, ...]:
+        """Return those who wait for the model, who came first at the front; they stay in the queue."""
+        return tuple(self._queues.get(model, {}).values())
 
     def waiting(self, model: str) -> int:
         """Return the number of those who wait for the model."""

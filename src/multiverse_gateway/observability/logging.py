@@ -16,6 +16,7 @@ import logging
 import os
 import queue
 import re
+import stat
 import sys
 import threading
 import traceback
@@ -60,24 +61,39 @@ class Redactor:
     """Take keys out of texts: those it was told, and what looks like one."""
 
     _known: set[str] = attrs.field(factory=set, repr=False)
-    _pattern: re.Pattern[str] | None = attrs.field(default=None, init=False, repr=False)
+    _compiled: tuple[int, re.Pattern[str]] | None = attrs.field(default=None, init=False, repr=False)
+    """How many secrets the pattern knows, and the pattern: made at the first text after the last secret, for a start learns thousands."""
 
     def add(self, secret: str) -> None:
-        """Learn a secret; one shorter than six characters would black out words, and is left."""
+        """Learn a secret, also as JSON and `repr` write it; one shorter than six characters would black out words, and is left."""
         if len(secret) >= MIN_SECRET_LENGTH and secret not in self._known:
-            self._known = {*self._known, secret}
-            longest_first = sorted(self._known, key=len, reverse=True)
-            self._pattern = re.compile("|".join(map(re.escape, longest_first)))
+            self._known.add(secret)
+
+    def _pattern(self) -> re.Pattern[str]:
+        secrets = list(self._known)
+        if self._compiled is not None and self._compiled[0] == len(secrets):
+            return self._compiled[1]
+        forms = {form for secret in secrets for form in (secret, *_quotings(secret))}
+        longest_first = sorted(forms, key=len, reverse=True)
+        pattern = re.compile("|".join(map(re.escape, longest_first)))
+        self._compiled = len(secrets), pattern
+        return pattern
 
     def known(self) -> Iterable[str]:
         """Return what it was told."""
-        return self._known
+        return list(self._known)
 
     def __call__(self, text: str) -> str:
         """Return the text without secrets."""
-        if self._pattern is not None:
-            text = self._pattern.sub(MASK, text)
+        if self._known:
+            text = self._pattern().sub(MASK, text)
         return _SHAPES.sub(lambda match: (match["bearer"] or match["header"] or match["user"] or "") + MASK, text)
+
+
+def _quotings(secret: str) -> Iterable[str]:
+    """Return a secret as it stands in JSON, in JSON within JSON, and in `repr`."""
+    once = json.dumps(secret)[1:-1]
+    return once, json.dumps(once)[1:-1], repr(secret)[1:-1]
 
 
 def redact(secret: str | None) -> None:
@@ -286,6 +302,10 @@ class _File(RotatingFileHandler):
     def _open(self) -> TextIOWrapper:
         Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with contextlib.suppress(OSError):  # a device, or somebody else's file
+            mode = os.fstat(descriptor).st_mode
+            if stat.S_ISREG(mode) and mode & 0o007:
+                os.chmod(self.baseFilename, stat.S_IMODE(mode) & ~0o007)
         return TextIOWrapper(open(descriptor, "ab"), encoding="utf-8", errors="backslashreplace")
 
     def write(self, line: str) -> None:

@@ -28,6 +28,24 @@ def publish(path: Path, write: Callable[[Path], None]) -> bool:
     return is_ours
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file anew: whoever reads it sees the old or the new content, also after a power cut. Its mode is 0600.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
 def _name(draft: Path, path: Path) -> bool:
     """Give the draft its name, never replacing a file."""
     try:

@@ -11,7 +11,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from multiverse_gateway.core.health import Health, HealthState
 from multiverse_gateway.core.servers import Capabilities, Metadata, Server, ServerId
 from multiverse_gateway.protocols import ProbeResult, Registry
 from multiverse_gateway.settings import Settings, SettingsError
+from multiverse_gateway.stores.copies import InUseError, alone_with, copy_to, replace
 from multiverse_gateway.stores.files import keep_private, publish
 from multiverse_gateway.stores.vault import Vault, key_file, open_vault
 
@@ -241,7 +242,10 @@ class SqliteStore:
             raise StorageUnavailable(
                 f"The database {self.path} was written by a newer version of the gateway: update the gateway, or bring back a backup"
             )
-        if KNOWN - applied:
+        missing = KNOWN - applied
+        if missing:
+            before = self.path.with_name(f"{self.path.name}.before-{min(missing)}")
+            copy_to(self.path, before, _check_copy)  # one that is there already was made before the same step
             with _transaction(db):
                 migrations.apply(db)
 
@@ -431,6 +435,95 @@ def _is_good(path: Path) -> bool:
         return False
     finally:
         db.conn.close()
+
+
+@attrs.frozen
+class Contents:
+    """What a database file holds: `version` grows with each change of its registry."""
+
+    version: int
+    servers: int
+    is_newer: bool
+    """It was written by a newer version of the gateway."""
+
+
+def contents(path: Path) -> Contents:
+    """Open a database file that nobody writes to, such as a copy, check all of it, and say what it holds.
+
+    Raises:
+        StorageUnavailable: It is damaged, or no database of ours; the message says which.
+    """
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
+            return _contents(Database(connection, execute_plugins=False), path)
+    except sqlite3.Error as error:
+        raise StorageUnavailable(f"{path} is damaged, or no database") from error
+
+
+def _contents(db: Database, path: Path) -> Contents:
+    if db.execute("pragma integrity_check(1)").fetchone()[0] != "ok":
+        raise StorageUnavailable(f"{path} is damaged")
+    applied = {migration.name for migration in migrations.applied(db)}
+    if not applied:
+        raise StorageUnavailable(f"{path} is empty, or belongs to another program")
+    servers = db.execute("select count(*) from servers where removed_at is null").fetchone()[0]
+    return Contents(_version(db), servers, is_newer=bool(applied - KNOWN))
+
+
+def _check_copy(path: Path) -> None:
+    contents(path)
+
+
+def back_up(path: Path, target: Path) -> Contents | None:
+    """Copy a database while others may write to it, and say what the copy holds; `None` when the target is there already.
+
+    Raises:
+        StorageUnavailable: It cannot be read, or the copy not written; the message says which.
+    """
+    if not path.exists():
+        raise StorageUnavailable(f"There is no database {path}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return contents(target) if copy_to(path, target, _check_copy) else None
+    except sqlite3.Error as error:
+        raise StorageUnavailable(f"The database {path} cannot be copied ({error}); is the disk full?") from error
+    except OSError as error:
+        raise StorageUnavailable(f"The copy {target} cannot be written: {error.strerror}") from error
+
+
+def bring_back(path: Path, copy: Path, aside: Path, *, force: bool = False) -> Contents:
+    """Put a copy in the place of a database, which is kept as `aside`, and say what the copy holds.
+
+    Raises:
+        StorageUnavailable: A gateway uses the database, one of the two is newer than this program, or (without `force`) changes made
+            after the copy would be lost; the message says which, and nothing was changed.
+    """
+    wanted = contents(copy)
+    if wanted.is_newer:
+        raise StorageUnavailable(f"{copy} was written by a newer version of the gateway: update the gateway first")
+    try:
+        if path.exists() and not force:
+            _refuse_newer(path, wanted)
+        replace(path, copy, aside, _check_copy)
+    except InUseError:
+        raise StorageUnavailable(f"A gateway is running on {path}: stop it first") from None
+    except (sqlite3.Error, OSError) as error:
+        raise StorageUnavailable(f"{copy} cannot be brought back: {error}") from error
+    return wanted
+
+
+def _refuse_newer(path: Path, copy: Contents) -> None:
+    """Refuse to lose changes; a damaged database has none that could be kept."""
+    with suppress(sqlite3.DatabaseError), alone_with(path) as connection:
+        try:
+            present = _contents(Database(connection, execute_plugins=False), path)
+        except StorageUnavailable:
+            return
+        if present.is_newer or present.version > copy.version:
+            raise StorageUnavailable(
+                f"The database {path} is newer than the copy: {present.servers} servers after {present.version} changes, the copy has "
+                f"{copy.servers} after {copy.version}; --force brings the copy back nevertheless, and keeps the database aside"
+            )
 
 
 def _version(db: Database) -> int:

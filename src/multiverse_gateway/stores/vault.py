@@ -2,13 +2,14 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from multiverse_gateway.core.errors import StorageUnavailable
-from multiverse_gateway.stores.files import keep_private, publish
+from multiverse_gateway.stores.files import keep_private, publish, replace_file
 
 LEAST_LENGTH = 32
 
@@ -69,11 +70,27 @@ def _write_secret(draft: Path) -> None:
     draft.write_bytes(Fernet.generate_key())
 
 
-def _read_secret(path: Path) -> str:
-    secret = path.read_text("utf-8", errors="replace").strip()
-    if len(secret) < LEAST_LENGTH:
+def _read_secrets(path: Path) -> list[str]:
+    """Return what the file holds, the newest first; there are two while `rotate` is at work."""
+    secrets = path.read_text("utf-8", errors="replace").split()
+    if not secrets or min(map(len, secrets)) < LEAST_LENGTH:
         raise StorageUnavailable(f"The file {path} holds no secret any more: bring it back from a backup")
-    return secret
+    return secrets
+
+
+@contextmanager
+def rotated(database: Path) -> Iterator[None]:
+    """Give a database a new secret; in the block, opening its vault encrypts all keys anew. Only when that worked the old one goes.
+
+    Raises:
+        StorageUnavailable: The file holds no secret.
+        OSError: The file cannot be read or written.
+    """
+    path = key_file(database)
+    new = Fernet.generate_key().decode()
+    replace_file(path, "\n".join([new, *_read_secrets(path)]).encode())
+    yield
+    replace_file(path, new.encode())
 
 
 def open_vault(database: Path, secret: str | None, *, may_create: bool) -> Vault:
@@ -91,7 +108,7 @@ def open_vault(database: Path, secret: str | None, *, may_create: bool) -> Vault
         publish(path, _write_secret)
     if path.exists():
         keep_private(path)
-        secrets.append(_read_secret(path))
+        secrets += _read_secrets(path)
     if not secrets:
         raise StorageUnavailable(
             f"The servers' keys in the database are encrypted, and the file {path} that held the secret is gone: bring it back, or set "

@@ -107,6 +107,16 @@ def client_address(peer: str | None, headers: Headers, trusted: Collection[Netwo
     return address_key(peer or "")
 
 
+def is_secure(scope: Scope, trusted: Collection[Network]) -> bool:
+    """Tell whether the caller's own connection is encrypted: ours is, or a trusted proxy says that its is."""
+    peer = scope.get("client")
+    if peer and trusted and _is_trusted(peer[0], trusted):
+        said = next((value for name, value in scope["headers"] if name == b"x-forwarded-proto"), b"")
+        if said:
+            return bool(said.split(b",")[-1].strip().lower() == b"https")
+    return bool(scope.get("scheme") == "https")
+
+
 def _is_trusted(address: str, trusted: Collection[Network]) -> bool:
     ip = _parse(address)
     return ip is not None and any(ip in network for network in trusted)
@@ -269,7 +279,7 @@ class LocalWindow:
                 self._calls.popitem(last=False)
         else:
             self._calls.move_to_end(key)
-            while calls and calls[0] <= now - WINDOW:
+            while calls and calls[0] + WINDOW <= now:  # so that a wait is never 0
                 calls.popleft()
         if len(calls) >= self.limit:
             return Quota(
@@ -352,23 +362,32 @@ class Visitor:
     client: str
 
 
+def _nobody(method: str, headers: Headers) -> bool:
+    return False
+
+
 @attrs.frozen
 class Entrance:
-    """The rules of entry as the settings have them; made once, asked by both doors."""
+    """The rules of entry as the settings have them; made once, asked by both doors.
+
+    `signed_in` tells by method and headers whether a request is one of our own pages', whose session stands for the client key.
+    """
 
     limiter: RateLimiter
     trusted: tuple[Network, ...] = ()
     client_digests: frozenset[bytes] = frozenset()
     require_client_key: bool = False
+    signed_in: Callable[[str, Headers], bool] = _nobody
 
     @classmethod
-    def of(cls, settings: Settings) -> "Entrance":
+    def of(cls, settings: Settings, signed_in: Callable[[str, Headers], bool] = _nobody) -> "Entrance":
         """Make the entrance of a gateway."""
         return cls(
             rate_limiter(settings),
             tuple(ip_network(text, strict=False) for text in settings.trusted_proxies),
             digests(settings.client_api_keys),
             settings.require_client_auth,
+            signed_in,
         )
 
     def receive(self, peer: str | None, headers: Headers) -> Visitor:
@@ -381,7 +400,9 @@ class Entrance:
         if refused is not None:
             raise refused
         address = client_address(peer, headers, self.trusted)
-        found = check_client_key(headers, self.client_digests) if self.require_client_key else verified(headers, self.client_digests)
+        found = verified(headers, self.client_digests)
+        if found is None and self.require_client_key and not self.signed_in("POST", headers):
+            check_client_key(headers, self.client_digests)
         return Visitor(request_id=request_id(headers), address=address, client=address if found is None else found.hex())
 
 

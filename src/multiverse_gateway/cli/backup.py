@@ -1,0 +1,111 @@
+"""Commands that copy the registry's file, bring a copy back, and renew the secret of the servers' keys."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+import attrs
+import click
+
+from multiverse_gateway.cli.common import config_option, json_option, print_json, refuse, settings_here
+from multiverse_gateway.core.errors import StorageUnavailable
+from multiverse_gateway.settings import Settings, SettingsError
+from multiverse_gateway.stores.copies import InUseError, alone_with
+from multiverse_gateway.stores.sqlite import SqliteStore, back_up, bring_back, database_path
+from multiverse_gateway.stores.vault import key_file, rotated
+
+
+def _database(settings: Settings) -> Path:
+    if not settings.database_url.startswith("sqlite:"):
+        refuse("This command is for SQLite; use pg_dump and pg_restore for PostgreSQL, and nothing for memory://")
+    try:
+        return database_path(settings.database_url)
+    except SettingsError as error:
+        refuse(str(error))
+
+
+def _stamp() -> str:
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
+
+
+@click.command("backup")
+@click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@config_option
+@json_option
+def backup_command(file: Path | None, config: Path | None, as_json: bool) -> None:
+    """Copy the registry's database into a file, also while the gateway runs.
+
+    Without FILE the copy goes into the folder "backups" beside the database. It is checked before it gets its name, and only its owner
+    may read it.
+    """
+    path = _database(settings_here(config))
+    target = file or path.parent / "backups" / f"{path.stem}-{_stamp()}{path.suffix}"
+    try:
+        held = back_up(path, target)
+    except StorageUnavailable as error:
+        raise click.ClickException(error.message) from None
+    if held is None:
+        raise click.ClickException(f"{target} is there already; give another name")
+    if as_json:
+        print_json({"file": str(target), **attrs.asdict(held)})
+        return
+    click.echo(f"{target} holds {held.servers} servers.")
+    if key_file(path).exists():
+        click.echo(f"The servers' keys in it are encrypted; keep a copy of {key_file(path)} too, in another place.")
+
+
+@click.command("restore")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--force", is_flag=True, help="Also when changes were made after the copy; they go with the database that is kept aside.")
+@config_option
+@json_option
+def restore_command(file: Path, force: bool, config: Path | None, as_json: bool) -> None:
+    """Bring back a copy that `backup` made; the gateway must not be running.
+
+    The database that was there is kept beside it.
+    """
+    path = _database(settings_here(config))
+    aside = path.with_name(f"{path.name}.replaced-{_stamp()}")
+    try:
+        held = bring_back(path, file, aside, force=force)
+    except StorageUnavailable as error:
+        raise click.ClickException(error.message) from None
+    kept = str(aside) if aside.exists() else None
+    if as_json:
+        print_json({"file": str(path), "kept": kept, **attrs.asdict(held)})
+        return
+    click.echo(f"{path} holds {held.servers} servers again." + (f" What was there is {kept}." if kept else ""))
+
+
+@click.command("rotate-key")
+@config_option
+def rotate_key_command(config: Path | None) -> None:
+    """Renew the secret that encrypts the servers' keys; the gateway must not be running.
+
+    Where MULTIVERSE_BACKEND_KEY_SECRET is set, the new secret is written there, before the old one with a comma between them, and the
+    next start encrypts all keys anew.
+    """
+    settings = settings_here(config)
+    path = _database(settings)
+    if settings.backend_key_secret is not None:
+        refuse("The secret is that of MULTIVERSE_BACKEND_KEY_SECRET: write the new one before it, with a comma, and restart the gateway")
+    if not path.exists() or not key_file(path).exists():
+        raise click.ClickException(f"There is no secret yet: {key_file(path)} is made at the first start")
+    try:
+        with alone_with(path):
+            pass
+        with rotated(path):
+            anyio.run(_open_once, path)
+    except InUseError:
+        raise click.ClickException(f"A gateway is running on {path}: stop it first") from None
+    except StorageUnavailable as error:
+        raise click.ClickException(error.message) from None
+    except OSError as error:
+        raise click.ClickException(f"{key_file(path)} cannot be written: {error.strerror}") from None
+    click.echo(f"{key_file(path)} holds a new secret, and all keys are encrypted with it. Copies made before need the old one.")
+
+
+async def _open_once(path: Path) -> None:
+    store = SqliteStore(path)
+    await store.open()
+    await store.aclose()

@@ -1,0 +1,48 @@
+// The forms that register and edit: notes beside fields, offers, what was changed, and asking before it is saved.
+export function markNote(note) {
+  const field = document.getElementById(note.dataset.field);
+  if (!field) return;
+  if (note.dataset.state === "bad") field.setAttribute("aria-invalid", "true");
+  else field.removeAttribute("aria-invalid");
+}
+export function fill(button) {
+  const field = document.getElementById(button.dataset.fill);
+  field.value = button.dataset.value;
+  field.dispatchEvent(new Event("input", { bubbles: true }));
+  field.dispatchEvent(new Event("change", { bubbles: true }));
+  for (const other of button.parentElement.querySelectorAll("[data-fill]")) other.classList.toggle("chosen", other === button);
+  if (!button.closest(".choices")) field.focus();
+}
+
+const differs = (field) => (field.type === "checkbox" ? field.checked !== field.defaultChecked : field.value.trim() !== field.defaultValue.trim());
+const shown = (field) => (field.type === "checkbox" ? (field.checked ? "yes" : "no") : field.type === "password" ? "a new one" : field.value.trim() || "nothing");
+
+export function changed(form) {
+  return [...form.querySelectorAll(".field input")].filter(differs);
+}
+export function markChanges(form) {
+  if (!form?.dataset.edit) return;
+  const names = new Set(changed(form).map((field) => field.closest(".field").dataset.field));
+  for (const field of form.querySelectorAll(".field")) {
+    const mark = field.querySelector(".changed");
+    if (mark) mark.hidden = !names.has(field.dataset.field);
+  }
+}
+export function askBeforeSaving(event) {
+  const form = event.target;
+  if (!form.dataset?.edit) return;
+  event.preventDefault();
+  const fields = changed(form);
+  const dialog = document.getElementById(form.dataset.edit);
+  const list = dialog.querySelector("[data-changes]");
+  list.replaceChildren(...fields.map((field) => {
+    const item = document.createElement("li");
+    const label = field.labels[0].cloneNode(true);
+    for (const extra of label.querySelectorAll(".muted, .changed")) extra.remove();
+    item.textContent = field.name === "remove_key" ? "The stored key is forgotten" : `${label.textContent.trim()}: ${shown(field)}`;
+    return item;
+  }));
+  if (!fields.length) { htmx.trigger(form, "confirmed"); return; }
+  dialog.querySelector("[data-confirm]").onclick = () => { dialog.close(); htmx.trigger(form, "confirmed"); };
+  dialog.showModal();
+}

@@ -1,0 +1,132 @@
+// What HTMX cannot do: toasts, tips, copying, times in words, dialogs, theme, trouble with the network or the session.
+import { announce, closeToast, toast } from "./toasts.js";
+import { tick } from "./times.js";
+import { offline, online, signedIn, signedOut } from "./trouble.js";
+import { copyFrom } from "./copy.js";
+import { hideTip, showTip } from "./tips.js";
+import { chooseTab, tabKeys } from "./tabs.js";
+import { askBeforeSaving, fill, markChanges, markNote } from "./forms.js";
+
+const token = () => document.querySelector("meta[name=csrf-token]");
+
+// Clicks, for whatever the page holds now or later
+
+document.addEventListener("click", (event) => {
+  const on = (selector) => event.target.closest(selector);
+  let found;
+  if ((found = on("[data-copy]"))) copyFrom(found);
+  else if ((found = on("[data-fill]"))) fill(found);
+  else if ((found = on("[role=tab]"))) chooseTab(found);
+  else if ((found = on("[data-opens]"))) document.getElementById(found.dataset.opens).showModal();
+  else if ((found = on(".toast [data-close]"))) closeToast(found.closest(".toast"));
+  else if ((found = on("dialog [data-close]"))) found.closest("dialog").close();
+  else if ((found = on("[data-theme-switch]"))) switchTheme();
+  else if ((found = on("[data-retry]"))) poll();
+  else if ((found = on("[data-signed-in]"))) signedIn();
+  if (on("rect[data-at]")) showTip(on("rect[data-at]"));
+  else hideTip();
+});
+document.addEventListener("pointerover", (event) => {
+  const mark = event.target.closest("rect[data-at]");
+  if (mark) showTip(mark);
+  else if (event.pointerType === "mouse") hideTip();
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") hideTip();
+  if (event.target.matches("[role=tab]")) tabKeys(event);
+});
+
+function switchTheme() {
+  const dark = getComputedStyle(document.documentElement).colorScheme;
+  const isDark = dark === "dark" || (dark !== "light" && matchMedia("(prefers-color-scheme: dark)").matches);
+  const theme = isDark ? "light" : "dark";
+  document.documentElement.dataset.theme = theme;
+  document.cookie = `mvg_theme=${theme}; Path=/; Max-Age=31536000; SameSite=Lax`;
+}
+
+// Requests of HTMX: the token, busy buttons, what went wrong
+
+document.addEventListener("htmx:configRequest", (event) => {
+  event.detail.headers["X-CSRF-Token"] = token().content;
+});
+const waiting = new Map();
+document.addEventListener("htmx:beforeRequest", (event) => {
+  const elt = event.detail.elt;
+  const button = elt.matches("button") ? elt : elt.matches("form[data-form], dialog form") ? elt.querySelector("button:not([type=button])") : null;
+  if (!button) return;
+  waiting.set(event.detail.xhr, [button, button.textContent]);
+  button.setAttribute("aria-busy", "true");
+  if (button.dataset.busy) button.textContent = button.dataset.busy;
+});
+document.addEventListener("htmx:afterRequest", (event) => {
+  const [button, words] = waiting.get(event.detail.xhr) ?? [];
+  if (!button) return;
+  waiting.delete(event.detail.xhr);
+  button.removeAttribute("aria-busy");
+  button.textContent = words;
+});
+document.addEventListener("htmx:responseError", (event) => {
+  const { xhr, elt } = event.detail;
+  if (xhr.status === 401) signedOut();
+  else if (xhr.status === 429) toast("warning", xhr.getResponseHeader("HX-Trigger") ? "" : "Too many requests.", { wait: Number(xhr.getResponseHeader("Retry-After")) || 10, again: () => htmx.trigger(elt, elt.matches("form") ? "submit" : "click") });
+  else if (!xhr.getResponseHeader("HX-Trigger")) toast("error", "That did not work. Try again in a moment.");
+});
+document.addEventListener("htmx:sendError", offline);
+document.addEventListener("htmx:timeout", offline);
+document.addEventListener("htmx:afterOnLoad", online);
+document.addEventListener("toast", (event) => toast(event.detail.kind, event.detail.text));
+
+// Live pages: events, and asking every 15 s while there are none
+
+let streaming = false;
+document.addEventListener("htmx:sseOpen", () => { streaming = true; online(); });
+document.addEventListener("htmx:sseError", () => { streaming = false; });
+function poll() {
+  const live = document.querySelector("#live[data-poll]");
+  if (!live) { location.reload(); return; }
+  htmx.ajax("GET", live.dataset.poll, { target: "#live", swap: "outerHTML", select: "#live" });
+}
+setInterval(() => {
+  const live = document.querySelector("#live[data-poll]");
+  if (!live || streaming || document.hidden) return;
+  poll();
+}, 15000);
+window.addEventListener("offline", offline);
+window.addEventListener("online", poll);
+
+// Whatever HTMX put in
+
+document.addEventListener("htmx:load", (event) => {
+  tick(event.target);
+  for (const note of event.target.querySelectorAll?.(".note[data-field]") ?? []) markNote(note);
+  if (event.target.matches?.(".note[data-field]")) markNote(event.target);
+});
+document.addEventListener("htmx:afterSwap", (event) => {
+  if (event.detail.target?.id === "wizard" || event.target.id === "registered") document.getElementById("registered")?.focus();
+});
+document.addEventListener("htmx:sseMessage", () => { tick(document); trimLogs(); });
+document.addEventListener("htmx:sseBeforeMessage", (event) => {
+  if (document.getElementById("pause")?.getAttribute("aria-pressed") === "true") event.preventDefault();
+});
+function trimLogs() {
+  document.querySelector("[data-nothing]")?.remove();
+  const rows = document.getElementById("log-rows");
+  while (rows && rows.rows.length > 500) rows.lastElementChild.remove();
+}
+document.getElementById("pause")?.addEventListener("click", (event) => {
+  const pause = event.currentTarget;
+  const paused = pause.getAttribute("aria-pressed") !== "true";
+  pause.setAttribute("aria-pressed", String(paused));
+  pause.textContent = paused ? "Go on" : "Pause";
+  if (!paused) poll();
+});
+
+// At first
+
+document.addEventListener("input", (event) => markChanges(event.target.form));
+document.addEventListener("submit", askBeforeSaving, true);
+tick(document);
+setInterval(() => tick(document), 5000);
+const problem = document.querySelector("[data-wait]");
+if (problem) announce(problem, Number(problem.dataset.wait));
+for (const shown of document.querySelectorAll(".toast")) setTimeout(() => closeToast(shown), 8000);

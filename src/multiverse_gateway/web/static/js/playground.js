@@ -1,0 +1,212 @@
+// The playground: a chat with a model over the same API that programs use. Whatever a model writes is text, never markup.
+import { toast } from "./toasts.js";
+import { offline, online, signedOut } from "./trouble.js";
+
+const form = document.getElementById("playground");
+const talk = document.getElementById("talk");
+const send = document.getElementById("send");
+const stop = document.getElementById("stop-now");
+const spoken = document.getElementById("announce");
+const field = (name) => form.elements[name];
+let messages = [];
+let running = null;
+
+function settings() {
+  const body = { model: field("model").value };
+  const system = field("system").value.trim();
+  const said = messages.map(({ role, content }) => ({ role, content }));
+  body.messages = system ? [{ role: "system", content: system }, ...said] : said;
+  for (const name of ["temperature", "max_tokens", "top_p", "seed"]) {
+    if (field(name).value !== "") body[name] = Number(field(name).value);
+  }
+  if (field("stop").value) body.stop = field("stop").value;
+  if (field("stream").checked) {
+    body.stream = true;
+    body.stream_options = { include_usage: true };
+  }
+  return body;
+}
+
+// As code
+
+const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+function asCode() {
+  const body = settings();
+  const draft = field("prompt").value.trim();
+  if (draft) body.messages = [...body.messages, { role: "user", content: draft }];
+  const { stream, stream_options: _, ...plain } = body;
+  const base = JSON.stringify(form.dataset.base);
+  const key = form.dataset.needsKey === "true" ? "your-client-key" : "not-needed";
+  const pairs = Object.entries(plain);
+  const python = pairs.map(([name, value]) => `    ${name}=${JSON.stringify(value, null, 4).replaceAll("\n", "\n    ")},`).join("\n");
+  const node = pairs.map(([name, value]) => `  ${name}: ${JSON.stringify(value, null, 2).replaceAll("\n", "\n  ")},`).join("\n");
+  const show = (id, text) => { document.getElementById(id).textContent = text; };
+  show("as-python", `from openai import OpenAI\n\nclient = OpenAI(base_url=${base}, api_key="${key}")\nanswer = client.chat.completions.create(\n${python}\n${stream ? "    stream=True,\n)\nfor chunk in answer:\n    if chunk.choices:\n        print(chunk.choices[0].delta.content or \"\", end=\"\", flush=True)\n" : ")\nprint(answer.choices[0].message.content)\n"}`);
+  show("as-node", `import OpenAI from "openai";\n\nconst client = new OpenAI({ baseURL: ${base}, apiKey: "${key}" });\nconst answer = await client.chat.completions.create({\n${node}\n${stream ? "  stream: true,\n});\nfor await (const chunk of answer) process.stdout.write(chunk.choices[0]?.delta?.content ?? \"\");\n" : "});\nconsole.log(answer.choices[0].message.content);\n"}`);
+  const head = key === "your-client-key" ? '  -H "Authorization: Bearer your-client-key" \\\n' : "";
+  show("as-curl", `curl ${stream ? "-N " : ""}${quote(`${form.dataset.base}/chat/completions`)} \\\n${head}  -H "Content-Type: application/json" \\\n  -d ${quote(JSON.stringify(stream ? { ...plain, stream } : plain, null, 2))}\n`);
+}
+
+// Messages on the page
+
+function box(role, who) {
+  document.getElementById("hint")?.remove();
+  const outer = document.createElement("div");
+  outer.className = `message-box ${role}`;
+  const name = document.createElement("p");
+  name.className = "who";
+  name.textContent = who;
+  const text = document.createElement("p");
+  text.className = "text";
+  const measures = document.createElement("p");
+  measures.className = "measures";
+  outer.append(name, text, measures);
+  talk.append(outer);
+  follow(true);
+  return { outer, text, measures };
+}
+function follow(always = false) {
+  if (always || talk.scrollHeight - talk.scrollTop - talk.clientHeight < 120) talk.scrollTop = talk.scrollHeight;
+}
+const seconds = (milliseconds) => (milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`);
+
+function measure(place, { response, began, first, ended, pieces, usage, stopped }) {
+  const items = [];
+  const server = response?.headers.get("x-gateway-server-id");
+  if (first) items.push(`first token after ${seconds(first - began)}`);
+  items.push(`${seconds(ended - began)} in all`);
+  const tokens = usage?.completion_tokens ?? pieces;
+  if (first && ended - first > 20 && tokens > 1) items.push(`${((tokens - 1) / ((ended - first) / 1000)).toFixed(1)} tokens/s`);
+  if (usage) items.push(`${usage.prompt_tokens ?? "?"} in, ${usage.completion_tokens ?? "?"} out`);
+  const attempts = Number(response?.headers.get("x-multiverse-attempts") ?? 1);
+  if (attempts > 1) items.push(`${attempts} attempts`);
+  if (stopped) items.push("stopped");
+  place.replaceChildren(...items.map((words) => Object.assign(document.createElement("span"), { textContent: words })));
+  if (server) {
+    const link = document.createElement("a");
+    link.href = form.dataset.server.replace("SERVER", encodeURIComponent(server));
+    link.textContent = `server ${server.slice(0, 8)}`;
+    place.append(link);
+  }
+}
+
+// One request
+
+async function* events(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    rest += value;
+    const whole = rest.split(/\r?\n\r?\n/);
+    rest = whole.pop();
+    for (const event of whole) {
+      const data = event.split(/\r?\n/).filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trimStart()).join("\n");
+      if (data === "[DONE]") return;
+      if (data) yield JSON.parse(data);
+    }
+  }
+}
+async function trouble(response) {
+  if (response.status === 401 || response.status === 403) signedOut();
+  let words = "";
+  try {
+    words = (await response.json()).error.message;
+  } catch {
+    words = "The gateway gave no reason.";
+  }
+  const wait = Number(response.headers.get("retry-after")) || 0;
+  if (response.status === 429) toast("warning", "Too many requests.", { wait: wait || 10, again: () => form.requestSubmit() });
+  return `${words} (status ${response.status})`;
+}
+
+async function ask() {
+  const body = settings();
+  const answer = box("assistant", body.model);
+  answer.text.classList.add("writing");
+  const run = { began: performance.now(), first: 0, pieces: 0, usage: null, stopped: false };
+  running = new AbortController();
+  send.hidden = true;
+  stop.hidden = false;
+  talk.setAttribute("aria-busy", "true");
+  let written = "";
+  let problem = "";
+  const write = (piece) => {
+    if (!piece) return;
+    run.first ||= performance.now();
+    run.pieces += 1;
+    written += piece;
+    answer.text.textContent = written;
+    follow();
+  };
+  try {
+    const headers = { "Content-Type": "application/json", "X-CSRF-Token": document.querySelector("meta[name=csrf-token]").content };
+    const response = await fetch(form.dataset.post, { method: "POST", headers, body: JSON.stringify(body), signal: running.signal });
+    run.response = response;
+    online();
+    if (!response.ok) problem = await trouble(response);
+    else if (response.headers.get("content-type")?.startsWith("text/event-stream")) {
+      for await (const event of events(response.body)) {
+        if (event.error) { problem = event.error.message ?? "The answer broke off."; break; }
+        run.usage = event.usage ?? run.usage;
+        const delta = event.choices?.[0]?.delta ?? {};
+        write(delta.content ?? delta.reasoning_content ?? "");
+      }
+    } else {
+      const whole = await response.json();
+      run.usage = whole.usage ?? null;
+      write(whole.choices?.[0]?.message?.content ?? "");
+      run.first = 0;
+    }
+  } catch (error) {
+    if (error.name === "AbortError") run.stopped = true;
+    else {
+      problem = "The connection to the gateway broke. Try again.";
+      if (!navigator.onLine || !run.response) offline();
+    }
+  }
+  run.ended = performance.now();
+  answer.text.classList.remove("writing");
+  measure(answer.measures, run);
+  if (written) messages.push({ role: "assistant", content: written });
+  if (problem) {
+    const failed = written ? box("failed", "Problem") : answer;
+    failed.outer.classList.add("failed");
+    failed.text.textContent = problem;
+  } else if (!written) answer.text.textContent = run.stopped ? "Stopped before the first token." : "The answer is empty.";
+  if (problem && messages.at(-1)?.role === "user") field("prompt").value ||= messages.pop().content;
+  spoken.textContent = problem || (run.stopped ? "Stopped." : `The answer is complete: ${written.slice(0, 400)}`);
+  talk.removeAttribute("aria-busy");
+  send.hidden = false;
+  stop.hidden = true;
+  running = null;
+  asCode();
+}
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const text = field("prompt").value.trim();
+  if (running || !text || !field("model").value) return;
+  messages.push({ role: "user", content: text });
+  box("user", "You").text.textContent = text;
+  field("prompt").value = "";
+  field("prompt").focus();
+  ask();
+});
+field("prompt").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    form.requestSubmit();
+  }
+});
+stop.addEventListener("click", () => { running?.abort(); field("prompt").focus(); });
+document.getElementById("clear").addEventListener("click", () => {
+  running?.abort();
+  messages = [];
+  talk.replaceChildren();
+  field("prompt").focus();
+  asCode();
+});
+form.addEventListener("input", asCode);
+asCode();

@@ -1,0 +1,564 @@
+"""What the pages show, as values: rows, heartbeat bars, charts, events in words. No HTML stands here.
+
+`STATES` is the one place that says what a state is called and which tone (colour) it has; the style sheet knows the tones.
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+import attrs
+
+from multiverse_gateway.core.health import Health, HealthState
+from multiverse_gateway.core.history import statistics
+from multiverse_gateway.core.routing import Model, Route
+from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.protocols import ProbeResult
+from multiverse_gateway.registration import iso
+
+BEATS = 30
+HISTORY = 100
+SLOW_SECONDS = 1.0
+SORTS = {
+    "registered": "Newest first",
+    "model": "Model",
+    "status": "Status, down first",
+    "checked": "Last check",
+    "response": "Response time",
+    "uptime": "Uptime",
+    "owner": "Owner",
+}
+STATUSES = {"healthy": "Healthy", "unhealthy": "Down", "unknown": "Not checked yet"}
+
+
+class Tone(StrEnum):
+    """How good news are; each is a colour, and never the only sign."""
+
+    GOOD = "good"
+    WARN = "warn"
+    BAD = "bad"
+    IDLE = "idle"
+
+
+@attrs.frozen
+class State:
+    """What a state of health is called."""
+
+    word: str
+    tone: Tone
+    meaning: str
+
+
+STATES: Mapping[HealthState, State] = {
+    HealthState.PROBING: State("Checking", Tone.IDLE, "It was just registered and waits for its first check."),
+    HealthState.HEALTHY: State("Healthy", Tone.GOOD, "It answers its checks and takes requests."),
+    HealthState.UNHEALTHY: State("Down", Tone.BAD, "It failed; it gets no requests and comes back by itself once a check passes."),
+    HealthState.HALF_OPEN: State("Recovering", Tone.WARN, "It answers again and gets one request at a time until it has proven itself."),
+    HealthState.MISCONFIGURED: State("Key refused", Tone.BAD, "It answers but refuses the stored key; its owner can mend that, by Edit."),
+    HealthState.DEACTIVATED: State("Taken out", Tone.BAD, "It failed several checks in a row; it is checked rarely, and comes back alone."),
+    HealthState.ARCHIVED: State("Archived", Tone.IDLE, "It was silent for days and is not checked any more; Check now brings it back."),
+}
+
+
+# Heartbeats
+
+
+@attrs.frozen(kw_only=True)
+class Beat:
+    """One check, as a stroke of the bar."""
+
+    x: int
+    tone: Tone
+    at: str
+    milliseconds: int
+    words: str
+
+
+@attrs.frozen(kw_only=True)
+class Bar:
+    """The last checks of a server, oldest first."""
+
+    beats: tuple[Beat, ...]
+    summary: str
+    places: int = BEATS
+
+    @property
+    def width(self) -> int:
+        """The width of the whole bar."""
+        return self.places * 7 - 2
+
+
+def tone_of(check: ProbeResult) -> Tone:
+    """Return how good a check was."""
+    if not check.passed:
+        return Tone.BAD
+    return Tone.WARN if check.warning or check.duration >= SLOW_SECONDS else Tone.GOOD
+
+
+def words_of(check: ProbeResult) -> str:
+    """Say what a check found."""
+    return sentence(check.reason or check.warning or ("slow, but well" if check.duration >= SLOW_SECONDS else "well"))
+
+
+def heartbeat(checks: Sequence[ProbeResult]) -> Bar:
+    """Make the bar of checks that stand newest first."""
+    last = list(reversed(checks[:BEATS]))
+    offset = BEATS - len(last)
+    beats = tuple(
+        Beat(
+            x=7 * (offset + place),
+            tone=tone_of(check),
+            at=iso(check.checked_at) or "",
+            milliseconds=round(1000 * check.duration),
+            words=words_of(check),
+        )
+        for place, check in enumerate(last)
+    )
+    failed = sum(not check.passed for check in last)
+    if not last:
+        return Bar(beats=(), summary="No checks yet")
+    return Bar(beats=beats, summary=f"Last {count(len(last), 'check')}: {len(last) - failed} passed, {failed} failed")
+
+
+# Servers
+
+
+@attrs.frozen(kw_only=True)
+class Row:
+    """A server as the dashboard shows it; for visitors without URL, owner and reason."""
+
+    id: str
+    model: str
+    state: State
+    status: str
+    why: str | None
+    url: str
+    short_url: str
+    owner: str | None
+    description: str | None
+    checked_at: str | None
+    milliseconds: int | None
+    uptime: float | None
+    in_flight: int
+    max_concurrency: int | None
+    bar: Bar
+    registered_at: float
+
+    def mentions(self, text: str) -> bool:
+        """Tell whether the text stands in what is shown."""
+        wanted = text.casefold()
+        shown = (self.model, self.url, self.owner, self.description, self.state.word, self.id)
+        return any(wanted in word.casefold() for word in shown if word)
+
+
+def row_of(gateway: Gateway, route: Route, checks: Sequence[ProbeResult], *, public: bool = False) -> Row:
+    """Make the row of a server."""
+    server, health = route.server, route.health
+    found = statistics(checks, wall=gateway.wall())
+    passed = next((check for check in checks if check.passed), None)
+    bar = heartbeat(checks)
+    if public:
+        bar = attrs.evolve(bar, beats=tuple(attrs.evolve(beat, words=_plain(beat.tone)) for beat in bar.beats))
+    return Row(
+        id=server.id,
+        model=server.model_name,
+        state=STATES[health.state],
+        status=health.status,
+        why=None if public else reason_of(health, gateway.now()),
+        url="" if public else server.endpoint_url,
+        short_url="" if public else short_url(server.endpoint_url),
+        owner=None if public else server.metadata.student_id,
+        description=None if public else server.metadata.description,
+        checked_at=iso(health.last_checked_at),
+        milliseconds=None if passed is None else round(1000 * passed.duration),
+        uptime=found.uptime_percentage,
+        in_flight=gateway.load.in_flight(server.id),
+        max_concurrency=None if public else server.max_concurrency,
+        bar=bar,
+        registered_at=server.registered_at,
+    )
+
+
+def _plain(tone: Tone) -> str:
+    return {Tone.GOOD: "Well", Tone.WARN: "Well, but slow", Tone.BAD: "Failed", Tone.IDLE: ""}[tone]
+
+
+def reason_of(health: Health, now: float) -> str | None:
+    """Say why a server is not simply healthy, or what to know of it although it is."""
+    if health.status != "healthy":
+        return None if health.reason is None else sentence(health.reason)
+    if health.resting_until > now:
+        return "Busy: it asked for a pause."
+    return None if health.warning is None else sentence(health.warning)
+
+
+def next_check_words(health: Health, now: float) -> str:
+    """Say when a server is checked next, roughly."""
+    if health.probe_at == float("inf"):
+        return "only when somebody asks for it"
+    wait = health.probe_at - now
+    return "now" if wait <= 1 else f"in about {span(wait)}"
+
+
+@attrs.frozen(kw_only=True)
+class Query:
+    """What the dashboard is asked for; empty words ask for nothing."""
+
+    q: str = ""
+    model: str = ""
+    status: str = ""
+    owner: str = ""
+    sort: str = "registered"
+    order: str = ""
+
+    @classmethod
+    def of(cls, values: Mapping[str, str], *, public: bool = False) -> "Query":
+        """Read a query; what cannot be used counts as not said. Visitors cannot ask for owners: the answer would tell them."""
+        sorts = [sort for sort in SORTS if not (public and sort == "owner")]
+        return cls(
+            q=values.get("q", "").strip()[:200],
+            model=values.get("model", "")[:200],
+            status=values.get("status", "") if values.get("status") in STATUSES else "",
+            owner="" if public else values.get("owner", "")[:200],
+            sort=values.get("sort", "") if values.get("sort") in sorts else "registered",
+            order="desc" if values.get("order") == "desc" else "",
+        )
+
+    def pairs(self) -> dict[str, str]:
+        """Return what is not as usual, as it stands in the URL."""
+        usual = Query()
+        return {name: value for name, value in attrs.asdict(self).items() if value != getattr(usual, name)}
+
+
+_RANKS = {"Down": 0, "Key refused": 1, "Taken out": 2, "Recovering": 3, "Checking": 4, "Healthy": 5, "Archived": 6}
+
+
+_VALUES: Mapping[str, Callable[[Row], Any]] = {
+    "registered": lambda row: -row.registered_at,
+    "model": lambda row: row.model.casefold(),
+    "status": lambda row: _RANKS[row.state.word],
+    "checked": lambda row: row.checked_at,
+    "response": lambda row: row.milliseconds,
+    "uptime": lambda row: row.uptime,
+    "owner": lambda row: row.owner.casefold() if row.owner else None,
+}
+"""What rows are sorted by; `None` stands last in either direction."""
+
+
+def chosen(rows: Iterable[Row], query: Query) -> list[Row]:
+    """Return the rows that are asked for, in order."""
+    kept = [
+        row
+        for row in rows
+        if query.model in ("", row.model)
+        and query.status in ("", row.status)
+        and query.owner in ("", row.owner)
+        and (not query.q or row.mentions(query.q))
+    ]
+
+    kept.sort(key=lambda row: (row.model.casefold(), row.registered_at, row.id))
+    value = _VALUES[query.sort]
+    known = [row for row in kept if value(row) is not None]
+    unknown = [row for row in kept if value(row) is None]
+    return [*sorted(known, key=value, reverse=query.order == "desc"), *unknown]
+
+
+# The whole
+
+
+@attrs.frozen(kw_only=True)
+class Overview:
+    """How everything is doing, in numbers and in a sentence."""
+
+    servers: int
+    healthy: int
+    down: int
+    waiting: int
+    models: int
+    requests: int
+    in_flight: int
+    tone: Tone
+    headline: str
+
+
+def overview(gateway: Gateway) -> Overview:
+    """Sum up the gateway."""
+    routes = list(gateway.table.routes.values())
+    statuses = [route.health.status for route in routes]
+    healthy, down = statuses.count("healthy"), statuses.count("unhealthy")
+    unserved = sorted(
+        name for name, model in gateway.table.models.items() if not any(route.health.status == "healthy" for route in model.routes)
+    )
+    tone, headline = _headline(len(routes), down, unserved)
+    return Overview(
+        servers=len(routes),
+        healthy=healthy,
+        down=down,
+        waiting=statuses.count("unknown"),
+        models=len(gateway.table.models),
+        requests=gateway.statistics()["requests"],
+        in_flight=gateway.load.total,
+        tone=tone,
+        headline=headline,
+    )
+
+
+def _headline(servers: int, down: int, unserved: Sequence[str]) -> tuple[Tone, str]:
+    if not servers:
+        return Tone.IDLE, "No server is registered yet."
+    if down == 0:
+        first = "The server is up" if servers == 1 else f"All {servers} servers are up"
+    elif down == servers:
+        first = "The only server is down" if servers == 1 else f"All {servers} servers are down"
+    else:
+        first = f"{down} of {servers} servers {'is' if down == 1 else 'are'} down"
+    if not unserved:
+        return (Tone.WARN if down else Tone.GOOD), f"{first}; every model is served."
+    names = ", ".join(unserved[:3]) + (f" and {len(unserved) - 3} more" if len(unserved) > 3 else "")
+    if down == 0:
+        return Tone.IDLE, f"Waiting for the first check of {names}."
+    return Tone.BAD, f"{first}; nobody serves {names}."
+
+
+# One server
+
+
+@attrs.frozen(kw_only=True)
+class Mark:
+    """One check in the chart."""
+
+    x: int
+    y: int
+    height: int
+    tone: Tone
+    at: str
+    milliseconds: int
+    words: str
+
+
+@attrs.frozen(kw_only=True)
+class Chart:
+    """Response times of the last checks, oldest first; `ticks` are heights with their labels."""
+
+    marks: tuple[Mark, ...]
+    ticks: tuple[tuple[int, str], ...]
+    begins: str | None
+    ends: str | None
+    width: int = HISTORY * 7
+    height: int = 160
+    summary: str = ""
+
+
+def chart_of(checks: Sequence[ProbeResult]) -> Chart:
+    """Make the chart of checks that stand newest first."""
+    shown = list(reversed(checks[:HISTORY]))
+    top = _ceiling(max((check.duration for check in shown if check.passed), default=0.1))
+    height = 160
+    offset = HISTORY - len(shown)
+    marks = []
+    for place, check in enumerate(shown):
+        part = min(1.0, check.duration / top) if check.passed else 1.0
+        tall = max(4, round(height * part))
+        marks.append(
+            Mark(
+                x=7 * (offset + place),
+                y=height - tall,
+                height=tall,
+                tone=tone_of(check),
+                at=iso(check.checked_at) or "",
+                milliseconds=round(1000 * check.duration),
+                words=words_of(check),
+            )
+        )
+    failed = sum(not check.passed for check in shown)
+    return Chart(
+        marks=tuple(marks),
+        ticks=tuple((round(height * (1 - part)), _milliseconds(top * part)) for part in (0.0, 0.5, 1.0)),
+        begins=iso(shown[0].checked_at) if shown else None,
+        ends=iso(shown[-1].checked_at) if shown else None,
+        summary=f"Response times of the last {count(len(shown), 'check')}, {failed} of them failed.",
+    )
+
+
+def _ceiling(seconds: float) -> float:
+    """Return the next round number, so that the scale does not jump with every check."""
+    for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60):
+        if seconds <= step:
+            return step
+    return 120.0
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds:g} s" if seconds >= 1 or seconds == 0 else f"{1000 * seconds:g} ms"
+
+
+@attrs.frozen(kw_only=True)
+class Event:
+    """Something that happened to a server, in words."""
+
+    at: str
+    tone: Tone
+    title: str
+    words: str
+
+
+def events_of(route: Route, checks: Sequence[ProbeResult], limit: int = 20) -> list[Event]:
+    """Say what the checks tell, newest first: when it went down and why, when it came back and after how long."""
+    server = route.server
+    events = [Event(at=iso(server.registered_at) or "", tone=Tone.IDLE, title="Registered", words=f"as {server.model_name}")]
+    before: ProbeResult | None = None
+    since = None
+    for check in reversed(checks):
+        if before is not None and check.passed and not before.passed:
+            lasted = f" after {span(check.checked_at - since)}" if since is not None else ""
+            events.append(Event(at=iso(check.checked_at) or "", tone=Tone.GOOD, title="Came back", words=f"It answers again{lasted}."))
+        elif not check.passed and (before is None or before.passed):
+            since = check.checked_at
+            events.append(Event(at=iso(check.checked_at) or "", tone=Tone.BAD, title="Check failed", words=words_of(check)))
+        elif not check.passed and before is not None and check.reason != before.reason:
+            events.append(Event(at=iso(check.checked_at) or "", tone=Tone.BAD, title="Still failing", words=words_of(check)))
+        before = check
+    newest = before.checked_at if before is not None else 0.0
+    moved = route.health.last_transition_at
+    if moved is not None and moved > newest + 0.5:
+        state = STATES[route.health.state]
+        events.append(
+            Event(at=iso(moved) or "", tone=state.tone, title=f"Marked {state.word.lower()}", words=sentence(route.health.reason or "well"))
+        )
+    return sorted(events, key=lambda event: event.at, reverse=True)[:limit]
+
+
+# Models
+
+
+@attrs.frozen(kw_only=True)
+class ModelCard:
+    """A model and its servers."""
+
+    name: str
+    number: int
+    healthy: int
+    total: int
+    streaming: bool
+    context_length: int | None
+    max_tokens: int | None
+    rows: tuple[Row, ...]
+    tone: Tone
+
+    @property
+    def percent(self) -> int:
+        """The part of its servers that is healthy."""
+        return round(100 * self.healthy / self.total) if self.total else 0
+
+
+def model_card(model: Model, rows: Sequence[Row], number: int) -> ModelCard:
+    """Make the card of a model."""
+    servers = [route.server for route in model.routes]
+    healthy = sum(row.status == "healthy" for row in rows)
+    contexts = [server.capabilities.context_length for server in servers if server.capabilities.context_length]
+    longest = [server.capabilities.max_tokens for server in servers if server.capabilities.max_tokens]
+    return ModelCard(
+        name=model.name,
+        number=number,
+        healthy=healthy,
+        total=len(rows),
+        streaming=any(server.capabilities.streaming for server in servers),
+        context_length=max(contexts, default=None),
+        max_tokens=max(longest, default=None),
+        rows=tuple(rows),
+        tone=Tone.GOOD if healthy == len(rows) else Tone.WARN if healthy else Tone.BAD,
+    )
+
+
+def snippets(base_url: str, model: str, *, needs_key: bool) -> dict[str, str]:
+    """Return code that uses a model, by language."""
+    key = "your-client-key" if needs_key else "not-needed"
+    body = {"model": model, "messages": [{"role": "user", "content": "Hello!"}]}
+    return {
+        "Python": (
+            "from openai import OpenAI\n\n"
+            f"client = OpenAI(base_url={json.dumps(base_url)}, api_key={json.dumps(key)})\n"
+            "answer = client.chat.completions.create(\n"
+            f"    model={json.dumps(model)},\n"
+            '    messages=[{"role": "user", "content": "Hello!"}],\n'
+            ")\n"
+            "print(answer.choices[0].message.content)\n"
+        ),
+        "Node": (
+            'import OpenAI from "openai";\n\n'
+            f"const client = new OpenAI({{ baseURL: {json.dumps(base_url)}, apiKey: {json.dumps(key)} }});\n"
+            "const answer = await client.chat.completions.create({\n"
+            f"  model: {json.dumps(model)},\n"
+            '  messages: [{ role: "user", content: "Hello!" }],\n'
+            "});\n"
+            "console.log(answer.choices[0].message.content);\n"
+        ),
+        "curl": (
+            f"curl {shlex.quote(base_url + '/chat/completions')} \\\n"
+            + (f'  -H "Authorization: Bearer {key}" \\\n' if needs_key else "")
+            + '  -H "Content-Type: application/json" \\\n'
+            f"  -d {shlex.quote(json.dumps(body))}\n"
+        ),
+    }
+
+
+# Words
+
+
+def count(number: int, thing: str) -> str:
+    """Write a number of things.
+
+    >>> count(1, "server"), count(1200, "server")
+    ('1 server', '1,200 servers')
+    """
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def span(seconds: float) -> str:
+    """Write a duration for people.
+
+    >>> span(8), span(90), span(5400), span(200_000)
+    ('8 s', '1 min', '1 h 30 min', '2 days')
+    """
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h" + (f" {whole % 3600 // 60} min" if whole % 3600 >= 60 else "")
+    return f"{whole // 86_400} days"
+
+
+def size(number: int) -> str:
+    """Write a number of bytes for people.
+
+    >>> size(900), size(1_500_000)
+    ('900 bytes', '1.4 MiB')
+    """
+    if number < 1024:
+        return f"{number} bytes"
+    return f"{number / 1024:.0f} KiB" if number < 1 << 20 else f"{number / (1 << 20):.1f} MiB"
+
+
+def sentence(words: str) -> str:
+    """Begin with a capital and end with a mark.
+
+    >>> sentence("connection refused")
+    'Connection refused.'
+    """
+    text = words.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def short_url(url: str) -> str:
+    """Shorten a URL for a table.
+
+    >>> short_url("https://a-very-long-tunnel-name-of-somebody.trycloudflare.com")
+    'a-very-long-tunnel-name-of…'
+    """
+    bare = re.sub(r"^https?://", "", url)
+    return bare if len(bare) <= 28 else f"{bare[:26]}…"

@@ -1,0 +1,312 @@
+"""The forms that register and change a server: what a browser sends, turned into what the admin API takes, with advice on the way."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import anyio
+import attrs
+from starlette.datastructures import URL
+
+from multiverse_gateway.core.addresses import EndpointError, parse_endpoint
+from multiverse_gateway.core.errors import BadRequest, GatewayError
+from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.protocols import ProbeResult
+from multiverse_gateway.registration import Registration, parse_change, parse_registration, parse_test, refuse_address
+from multiverse_gateway.web.views import sentence
+
+CHAT_SECONDS = 30.0
+MAX_CHOICES = 50
+
+Form = Mapping[str, str]
+
+TEXTS = ("model_name", "endpoint_url", "student_id", "description")
+NUMBERS = ("max_tokens", "context_length", "max_concurrency", "weight")
+FIELDS: Mapping[str, str] = {
+    "model_name": "Model name",
+    "endpoint_url": "Address",
+    "api_key": "Key of the server",
+    "student_id": "Owner",
+    "description": "Description",
+    "context_length": "Context length",
+    "max_tokens": "Longest answer",
+    "max_concurrency": "Requests at once",
+    "weight": "Weight",
+    "streaming": "Streams its answers",
+}
+"""The fields of the forms and what people call them."""
+
+_PLACES = {
+    "max_tokens": "capabilities",
+    "context_length": "capabilities",
+    "streaming": "capabilities",
+    "student_id": "metadata",
+    "description": "metadata",
+}
+
+
+# Bodies
+
+
+def _value(form: Form, name: str) -> Any:
+    text = form.get(name, "").strip()
+    if not text:
+        return None
+    if name in NUMBERS:
+        digits = text.replace(",", "").replace("_", "")
+        return int(digits) if re.fullmatch(r"[0-9]{1,12}", digits) else text
+    return text
+
+
+def body_of_form(form: Form) -> dict[str, Any]:
+    """Return the body of a registration; what was left empty is left out."""
+    body: dict[str, Any] = {}
+    for name in FIELDS:
+        value = (form.get(name) == "on") if name == "streaming" else _value(form, name)
+        if value is None:
+            continue
+        place = _PLACES.get(name)
+        (body.setdefault(place, {}) if place else body)[name] = value
+    return body
+
+
+def registration_of(form: Form) -> Registration:
+    """Read the form that registers a server.
+
+    Raises:
+        BadRequest: A field cannot be used; `param` names it.
+    """
+    return parse_registration(body_of_form(form))
+
+
+def field_of(error: GatewayError) -> str | None:
+    """Return the form's field that an error is about."""
+    name = (error.param or "").rpartition(".")[2]
+    return name if name in FIELDS else None
+
+
+def message_of(error: GatewayError) -> str:
+    """Say what is wrong, in the form's words instead of the API's."""
+    message = error.message
+    for name, words in FIELDS.items():
+        place = _PLACES.get(name)
+        message = message.replace(f"{place}.{name}", words) if place else message
+        message = re.sub(rf"\b{name}\b", words, message)
+    return sentence(message)
+
+
+def values_of(server: Server) -> dict[str, str]:
+    """Return what the form that changes a server holds at first; never its key."""
+    facts = {
+        "model_name": server.model_name,
+        "endpoint_url": server.endpoint_url,
+        "student_id": server.metadata.student_id,
+        "description": server.metadata.description,
+        "max_tokens": server.capabilities.max_tokens,
+        "context_length": server.capabilities.context_length,
+        "max_concurrency": server.max_concurrency,
+        "weight": server.weight,
+        "streaming": "on" if server.capabilities.streaming else "",
+    }
+    return {name: "" if value is None else str(value) for name, value in facts.items()}
+
+
+def changed_fields(form: Form, server: Server) -> list[str]:
+    """Return the fields in which a form differs from the server; an empty key means that the stored one stays."""
+    before = values_of(server)
+    names = [name for name, value in before.items() if form.get(name, "").strip() != value]
+    if form.get("api_key", "").strip() or (form.get("remove_key") == "on" and server.api_key is not None):
+        names.append("api_key")
+    return names
+
+
+def change_body(form: Form, names: Sequence[str]) -> dict[str, Any]:
+    """Return the partial body that changes these fields."""
+    body: dict[str, Any] = {}
+    for name in names:
+        value = (form.get(name) == "on") if name == "streaming" else _value(form, name)
+        place = _PLACES.get(name)
+        (body.setdefault(place, {}) if place else body)[name] = value
+    return body
+
+
+# Advice while somebody types
+
+
+@attrs.frozen(kw_only=True)
+class Note:
+    """What stands below a field; `offer` is a better value that one click takes."""
+
+    field: str
+    state: str = ""
+    words: str = ""
+    offer: str | None = None
+
+
+def check_field(form: Form, name: str) -> Note:
+    """Say whether one field can be used."""
+    value = form.get(name, "").strip()
+    if name == "streaming" or (not value and name not in ("model_name", "endpoint_url")):
+        return Note(field=name)
+    if not value:
+        return Note(field=name, state="bad", words="This is needed.")
+    try:
+        if name == "model_name":
+            parse_change({"model_name": value})
+        else:
+            parse_change(change_body(form, [name]))
+    except BadRequest as error:
+        return Note(field=name, state="bad", words=message_of(error))
+    return Note(field=name, state="good", words="")
+
+
+_PATHS = re.compile(r"/(?:v1/)?(?:chat/completions|completions|models|embeddings|chat)/?$|/v1/(?:[a-z/]+)?$")
+_KINDS = (
+    (
+        r"\.ngrok(-free)?\.(app|dev|io)$",
+        "an ngrok tunnel. Its address changes with each start unless reserved: edit the server then",
+    ),
+    (r"\.trycloudflare\.com$", "a quick Cloudflare tunnel. Its address changes with each start: edit the server then"),
+    (r"\.(ts\.net|loca\.lt|pinggy\.link|serveo\.net)$", "a tunnel"),
+)
+
+
+def recognise(gateway: Gateway, text: str) -> Note:
+    """Say what was pasted as the address of a server."""
+    name = "endpoint_url"
+    text = text.strip().strip("<>\"'")
+    if not text:
+        return Note(field=name)
+    if "://" not in text:
+        return Note(field=name, state="bad", words="The address needs http:// or https:// in front.", offer=f"{_scheme(text)}://{text}")
+    shorter = _PATHS.sub("", text)
+    try:
+        endpoint = parse_endpoint(shorter)
+        refuse_address(gateway, endpoint.url)
+    except (EndpointError, BadRequest) as error:
+        words = error.message if isinstance(error, BadRequest) else str(error)
+        return Note(field=name, state="bad", words=message_of(BadRequest(words)))
+    dropped = " The part after the host that programs add by themselves is left out." if shorter.rstrip("/") != text.rstrip("/") else ""
+    return Note(field=name, state="good", words=f"This is {_kind(endpoint.host)}.{dropped}", offer=endpoint.url if dropped else None)
+
+
+def _scheme(text: str) -> str:
+    host = text.split("/")[0].split(":")[0]
+    return "http" if host == "localhost" or re.fullmatch(r"[0-9.]+", host) or ":" in text.split("/")[0] else "https"
+
+
+def _kind(host: str) -> str:
+    for pattern, words in _KINDS:
+        if re.search(pattern, host):
+            return words
+    if host == "localhost" or host.startswith("127."):
+        return "the gateway's own machine"
+    if re.match(r"(10|192\.168|172\.(1[6-9]|2[0-9]|3[01]))\.", host) or host.startswith(("[fd", "fd")):
+        return "a machine in the local network"
+    if URL(f"http://{host}").hostname and not re.fullmatch(r"[0-9.]+", host):
+        return f"the host {host}"
+    return "a public address"
+
+
+# The connection test
+
+
+@attrs.frozen(kw_only=True)
+class Step:
+    """One step of the test: `state` is good, warn, bad, or idle for what was not reached."""
+
+    title: str
+    state: str
+    words: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Test:
+    """What the test found; `models` are those to choose from."""
+
+    steps: tuple[Step, ...]
+    models: tuple[str, ...] = ()
+    ok: bool = False
+
+
+_TITLES = ("Address allowed", "Name found", "Connected", "Let in", "Models listed", "One-token chat")
+
+
+def _fails_at(reason: str, *, unauthorized: bool) -> int:
+    """Tell from the category that a probe names at which step it ended."""
+    if unauthorized:
+        return 3
+    if "does not dial" in reason or "URL cannot be used" in reason:
+        return 0
+    if "host name leads nowhere" in reason:
+        return 1
+    if any(mark in reason for mark in ("refused", "no connection", "no secure connection", "nothing is connected")):
+        return 2
+    return 4
+
+
+async def try_steps(gateway: Gateway, form: Form) -> Test:
+    """Try a server step by step; nothing of what it says is shown but the names of its models.
+
+    Raises:
+        BadRequest: A field cannot be used.
+    """
+    registration = parse_test({**body_of_form(form), "endpoint_url": form.get("endpoint_url", "").strip() or None})
+    try:
+        refuse_address(gateway, registration.endpoint_url)
+    except BadRequest as error:
+        return _ended(0, message_of(error))
+    facts = {field.name: getattr(registration, field.name) for field in attrs.fields(Registration)}
+    wall = gateway.wall()
+    server = Server(id=ServerId("00000000-0000-4000-8000-000000000000"), registered_at=wall, created_at=wall, updated_at=wall, **facts)
+    result = await gateway.check(server)
+    if not result.passed:
+        return _ended(_fails_at(result.reason or "", unauthorized=result.unauthorized), sentence(result.reason or "no answer"))
+    named = form.get("model_name", "").strip()
+    names = result.models[:MAX_CHOICES]
+    steps = [Step(title=title, state="good") for title in _TITLES[:4]]
+    steps.append(_listing(result, named))
+    model = named or (names[0] if names else "")
+    if not model:
+        steps.append(Step(title=_TITLES[5], state="idle", words="Write the model's name, then test again."))
+        return Test(steps=tuple(steps), ok=True)
+    steps.append(await _chat(gateway, server, model))
+    return Test(steps=tuple(steps), models=names, ok=steps[-1].state == "good")
+
+
+def _ended(at: int, words: str) -> Test:
+    steps = [
+        Step(title=title, state="good" if place < at else "bad" if place == at else "idle", words=words if place == at else "")
+        for place, title in enumerate(_TITLES)
+    ]
+    return Test(steps=tuple(steps))
+
+
+def _listing(result: ProbeResult, named: str) -> Step:
+    found = len(result.models)
+    if not found:
+        return Step(title=_TITLES[4], state="warn", words="The server answers, but lists no models: is one loaded?")
+    if named and named not in result.models:
+        return Step(title=_TITLES[4], state="warn", words=f"The server does not list {named}; choose one of its models below.")
+    return Step(title=_TITLES[4], state="good", words="1 model found." if found == 1 else f"{found} models found.")
+
+
+async def _chat(gateway: Gateway, server: Server, model: str) -> Step:
+    headers = {"accept": "application/json", "x-multiverse-hop": "1", "ngrok-skip-browser-warning": "1"}
+    if server.api_key is not None:
+        headers["authorization"] = f"Bearer {server.api_key}"
+    body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    title = _TITLES[5]
+    status = 0
+    try:
+        with anyio.move_on_after(CHAT_SECONDS):
+            async with gateway.http.stream("POST", f"{server.endpoint_url}/v1/chat/completions", json=body, headers=headers) as response:
+                status = response.status_code
+    except Exception:  # noqa: BLE001  whatever a stranger's server does is a failed step, in a category only
+        return Step(title=title, state="warn", words="The connection broke before an answer came. Is the model still loading?")
+    if status == 0:
+        return Step(title=title, state="warn", words=f"No answer within {CHAT_SECONDS:g} seconds. Is the model still loading?")
+    if status == 200:
+        return Step(title=title, state="good", words=f"{model} answers.")
+    return Step(title=title, state="warn", words=f"The server answers a chat with status {status}. Embedding models do; others should not.")

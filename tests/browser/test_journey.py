@@ -1,0 +1,210 @@
+"""What a student does: register a server, see it, lose it, see that by itself, talk to it, change it, remove it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import pytest
+
+from browser.conftest import SETTINGS, XSS, Watched
+from support import behaviours
+from support.backends import Backend
+from support.processes import GatewayProcess
+from support.sockets import serving
+
+pytestmark = pytest.mark.e2e
+
+
+def test_a_server_from_its_registration_to_its_end(browse: Callable[..., Watched], gateway: GatewayProcess) -> None:
+    """The core journey, in a browser."""
+    watched = browse()
+    page = watched.page
+    with Backend("erin", behaviours.good(events=20, interval=0.05), models=["journey-1", "journey-2"]) as erin:
+        register(page, watched, erin)
+        row = page.locator("tr[data-row]", has_text="journey-2")
+
+        # It dies, and the page says so by itself, without losing what is being typed.
+        erin.behave_models = behaviours.status(500)
+        search = page.get_by_label("Search")
+        search.fill("journ")
+        page.wait_for_url("**/dashboard?q=journ")
+        page.wait_for_function("() => document.querySelectorAll('tr[data-row]').length === 1")
+        search.focus()
+        row.get_by_text("status 500").wait_for(timeout=15_000)
+        assert page.evaluate("() => document.activeElement.id") == "q"
+        page.get_by_text("nobody serves journey-2").wait_for()
+
+        # It comes back by a forced check.
+        erin.behave_models = behaviours.for_path("/models", list_of("journey-2"))
+        row.get_by_role("link", name="journey-2").click()
+        page.get_by_role("button", name="Check now").click()
+        page.get_by_text("The check passed").wait_for()
+        page.locator("#state", has_text="Healthy").wait_for()
+
+        talk(watched, "journey-2")
+        change_and_remove(page, watched)
+
+
+def list_of(name: str) -> behaviours.Behaviour:
+    """Answer with a list of one model."""
+    return behaviours.answer(200, b'{"object": "list", "data": [{"id": "%s", "object": "model"}]}' % name.encode())
+
+
+def register(page: Any, watched: Watched, backend: Backend) -> None:
+    """Register by the form, with its help."""
+    watched.open("/register")
+    page.get_by_label("Address of the server").fill(backend.url.removeprefix("http://"))
+    page.get_by_role("button", name=f"Use {backend.url}").click()
+    page.get_by_label("Address of the server").fill(f"{backend.url}/v1/chat/completions")
+    page.get_by_text("This is the gateway's own machine").wait_for()
+    page.get_by_label("Model name").fill("not a name")
+    page.get_by_label("Owner").focus()
+    page.get_by_text("Model name must be 1 to 128").wait_for()
+    page.locator("#model_name[aria-invalid=true]").wait_for()
+    page.get_by_label("Model name").fill("")
+    page.get_by_role("button", name="Test connection").click()
+    page.get_by_text("2 models found.").wait_for()
+    page.get_by_text("journey-1 answers.").wait_for()
+    page.get_by_role("button", name="journey-2", exact=True).click()
+    page.get_by_label("Owner").fill("erin")
+    page.get_by_role("button", name="Register", exact=True).click()
+    page.get_by_role("heading", name="journey-2 is registered").wait_for()
+    assert len(page.locator("#registration-id").text_content()) == 36
+    page.get_by_role("tab", name="curl").click()
+    assert "journey-2" in page.get_by_label("curl code", exact=True).text_content()
+    watched.open("/dashboard")
+    page.locator("tr[data-row]", has_text="journey-2").get_by_text("Healthy").wait_for()
+
+
+def talk(watched: Watched, model: str) -> None:
+    """Ask in the playground: tokens come one by one, and can be stopped."""
+    page = watched.page
+    page.get_by_role("link", name="Try it").click()
+    page.wait_for_url("**/test?model=*")
+    assert page.get_by_label("Model", exact=True).input_value() == model
+    page.get_by_label("Your message").fill("Hello")
+    page.get_by_label("Your message").press("Enter")
+    answer = page.locator(".message-box.assistant").first
+    lengths: set[int] = set()
+    until = time.monotonic() + 10
+    while page.get_by_role("button", name="Stop").is_visible() or not lengths:
+        lengths.add(len(answer.locator(".text").text_content() or ""))
+        assert time.monotonic() < until
+    assert len(lengths) > 4
+    measures = answer.locator(".measures").text_content() or ""
+    assert "first token after" in measures
+    assert "tokens/s" in measures
+    assert "server " in measures
+    assert " in, " in measures
+    page.get_by_label("Your message").fill("More")
+    page.get_by_role("button", name="Send").click()
+    page.wait_for_function("() => [...document.querySelectorAll('.message-box.assistant .text')].at(-1).textContent.length > 3")
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_text("stopped", exact=True).wait_for()
+    page.get_by_text("Stream the answer").click()
+    page.get_by_label("Your message").fill("In one piece")
+    page.get_by_role("button", name="Send").click()
+    page.wait_for_function("() => document.querySelectorAll('.message-box.assistant .measures')[2]?.textContent.includes('in all')")
+    page.get_by_text("As code").click()
+    assert f'"{model}"' in page.get_by_label("Python code", exact=True).text_content()
+    page.go_back()
+
+
+def change_and_remove(page: Any, watched: Watched) -> None:
+    """Edit marks what changed and asks; delete asks too."""
+    page.get_by_role("link", name="Edit").click()
+    page.get_by_label("Owner").fill(XSS)
+    assert page.locator(".changed:visible").count() == 1
+    page.get_by_role("button", name="Save changes").click()
+    page.get_by_role("dialog").get_by_text("Owner: ").wait_for()
+    page.get_by_role("dialog").get_by_role("button", name="Save").click()
+    page.get_by_text("Saved: Owner.").wait_for()
+    assert page.get_by_text(XSS).count() == 1
+    assert page.evaluate("() => window.hacked") is None
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    page.wait_for_url("**/dashboard")
+    page.get_by_text("journey-2 was removed.").wait_for()
+    page.wait_for_function("() => ![...document.querySelectorAll('tr[data-row]')].some((row) => row.textContent.includes('journey-2'))")
+
+
+def test_what_was_typed_survives_signing_out(browse: Callable[..., Watched], gateway: GatewayProcess) -> None:
+    """The session ends elsewhere; the form stays, and works again after signing in."""
+    watched = browse(operator=False)
+    page = watched.page
+    sign_in(page, gateway)
+    watched.open("/register")
+    page.get_by_label("Owner").fill("keep me")
+    page.context.clear_cookies()
+    page.get_by_role("button", name="Test connection").click()
+    page.get_by_text("You are signed out.").wait_for()
+    assert page.get_by_label("Owner").input_value() == "keep me"
+    other = page.context.new_page()
+    sign_in(other, gateway)
+    page.get_by_role("button", name="I have signed in").click()
+    page.get_by_text("Signed in again.").wait_for()
+    page.get_by_role("button", name="Test connection").click()
+    page.get_by_text("is missing").first.wait_for()
+    assert page.get_by_label("Owner").input_value() == "keep me"
+    watched.troubles[:] = [trouble for trouble in watched.troubles if "401" not in trouble and "status of 4" not in trouble]
+
+
+def sign_in(page: Any, gateway: GatewayProcess) -> None:
+    """Sign in by the form."""
+    page.goto(f"{gateway.url}/login")
+    page.get_by_label("Admin key").fill(gateway.admin_key)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url("**/dashboard")
+
+
+def test_the_first_steps_with_keys_for_clients(chromium: Any, browse: Callable[..., Watched]) -> None:
+    """The link of the first start signs in, an empty dashboard leads on, and the playground needs no client key."""
+    settings = {**SETTINGS, "ADMIN_API_KEY": None, "REQUIRE_CLIENT_AUTH": "true", "CLIENT_API_KEYS": "a-client-key-of-the-class"}
+    with (
+        GatewayProcess(settings) as gateway,
+        serving(Backend("frank", behaviours.good(), models=["frank"])) as _,
+        Backend("grace", behaviours.good(), models=["grace"]) as grace,
+    ):
+        link = next(word for word in gateway.log_text().split() if "/login?token=" in word)
+        watched = browse(operator=False, url=gateway.url)
+        page = watched.page
+        page.goto(link)
+        page.get_by_text("Let us bring the first model in").wait_for()
+        assert "token" not in page.url
+        assert httpx2.get(link, trust_env=False).status_code == 403
+        key = next(line.split()[-1] for line in gateway.log_text().splitlines() if "admin key  " in line)
+        gateway.admin_key = key
+        gateway.register("grace", grace.url)
+        page.locator("tr[data-row]", has_text="grace").wait_for(timeout=10_000)
+        assert gateway.chat("grace").status_code == 401
+        watched.open("/test?model=grace")
+        page.get_by_label("Your message").fill("Hello")
+        page.get_by_role("button", name="Send").click()
+        page.locator(".measures a").wait_for()
+        assert page.locator(".failed").count() == 0
+
+
+def test_the_page_is_quick_and_light(browse: Callable[..., Watched]) -> None:
+    """First load below 2 s, 60 KB of scripts at most, an interaction below 100 ms."""
+    watched = browse()
+    page = watched.page
+    sizes = []
+    page.on("response", lambda response: sizes.append((response.url, int(response.headers.get("content-length", 0)))))
+    began = time.monotonic()
+    watched.open("/test")
+    assert time.monotonic() - began < 2
+    assert 5_000 < sum(size for url, size in sizes if url.endswith(".js")) < 60_000
+    took = page.evaluate(
+        """async () => {
+            const began = performance.now();
+            document.querySelector('[data-theme-switch]').click();
+            await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+            return performance.now() - began;
+        }"""
+    )
+    assert took < 100
+    kept = page.evaluate("() => [...Object.keys(localStorage), ...Object.keys(sessionStorage)]")
+    assert set(kept) <= {"htmx-current-path-for-history"}

@@ -1,0 +1,703 @@
+"""The pages without a browser: who sees what, what may change something, and that nothing of a stranger becomes markup."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from html import unescape
+from typing import Any
+
+import attrs
+import httpx2
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from multiverse_gateway import Settings, create_app, lifespan
+from multiverse_gateway.protocols import ProbeResult
+from multiverse_gateway.stores.memory import MemoryStore
+from multiverse_gateway.web.live import Parts, changes, follow, follow_lines
+from support.gateways import ADMIN_KEY, BODY, Clock, Verdicts
+
+XSS = "\"><script>alert(1)</script>'{{7*7}}"
+PRIVATE = [
+    "/dashboard",
+    "/register",
+    "/models",
+    "/test",
+    "/logs",
+    "/settings",
+    "/server/{id}",
+    "/server/{id}/edit",
+    "/session",
+    "/dashboard/live",
+]
+
+
+@attrs.define(eq=False)
+class Browser:
+    """A client with cookies that behaves as a browser does."""
+
+    app: Starlette
+    client: httpx2.AsyncClient
+    probe: Verdicts
+    clock: Clock
+    prefix: str = ""
+    _token: str = ""
+    _form_token: str = ""
+
+    async def open(self, path: str, **headers: str) -> httpx2.Response:
+        """Get a page."""
+        return await self.client.get(self.prefix + path, headers={"accept": "text/html", **_names(headers)})
+
+    async def send(self, path: str, form: dict[str, str] | None = None, **headers: str) -> httpx2.Response:
+        """Send a form as our own page does, with the session's token."""
+        sent = {"csrf": self._token, **(form or {})}
+        return await self.client.post(
+            self.prefix + path, data=sent, headers={"origin": "http://gateway", "accept": "text/html", **_names(headers)}
+        )
+
+    async def sign_in(self, key: str = ADMIN_KEY, **form: str) -> httpx2.Response:
+        """Sign in by the form."""
+        if not self._form_token:
+            self._form_token = value_of(await self.open("/login"), "form_token")
+        answer = await self.send("/login", {"form_token": self._form_token, "key": key, **form})
+        if answer.status_code == 303:
+            self._token = (await self.client.get(f"{self.prefix}/session")).json()["token"]
+        return answer
+
+    async def register(self, **fields: Any) -> str:
+        """Register a server by the API and return its id."""
+        answer = await self.client.post(f"{self.prefix}/admin/register", json={**BODY, **fields}, headers={"x-api-key": ADMIN_KEY})
+        assert answer.status_code in (200, 201), answer.text
+        return str(answer.json()["id"])
+
+
+def _names(headers: dict[str, str]) -> dict[str, str]:
+    return {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+def value_of(page: httpx2.Response, name: str) -> str:
+    """Return what a hidden field holds."""
+    found = re.search(rf'name="{name}" value="([^"]*)"', page.text)
+    assert found, page.text
+    return unescape(found[1])
+
+
+@asynccontextmanager
+async def browsing(*, prefix: str = "", **settings: Any) -> AsyncIterator[Browser]:
+    """Run an application of pages, perhaps mounted in another one, with a client that is not signed in."""
+    clock = Clock()
+    probe = Verdicts(wall=lambda: clock.wall)
+    given = Settings(**{"admin_api_key": ADMIN_KEY, "rate_limit_per_minute": 0, **settings})
+    app = create_app(given, store=MemoryStore(), probe=probe)
+    outer = Starlette(routes=[Mount(prefix, app)]) if prefix else app
+    transport = httpx2.ASGITransport(outer, raise_app_exceptions=False)
+    async with lifespan(app), httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        yield Browser(app, client, probe, clock, prefix)
+
+
+# Who sees what
+
+
+async def test_nothing_is_revealed_to_strangers() -> None:
+    """Every page leads to the form to sign in, which says nothing about servers."""
+    async with browsing() as browser:
+        server_id = await browser.register(model_name="secret-model")
+        for path in PRIVATE:
+            answer = await browser.open(path.format(id=server_id))
+            assert answer.status_code == 303, path
+            assert answer.headers["location"].startswith("/login")
+            assert answer.text == ""
+        assert (await browser.open("/dashboard", hx_request="true")).status_code == 401
+        page = await browser.open("/login")
+        assert "secret-model" not in page.text
+        assert "healthy" not in page.text
+        lost = await browser.open("/nothing")
+        assert lost.status_code == 404
+        assert "healthy" not in lost.text
+        assert (await browser.open("/")).headers["location"] == "/dashboard"
+
+
+async def test_signing_in_leads_to_where_one_wanted_to_go_and_nowhere_else() -> None:
+    """A path of ours, never another host."""
+    async with browsing() as browser:
+        first = await browser.open("/logs?level=ERROR")
+        assert first.headers["location"] == "/login?next=%2Flogs%3Flevel%3DERROR"
+        answer = await browser.sign_in(next="/logs?level=ERROR")
+        assert answer.headers["location"] == "/logs?level=ERROR"
+        for evil in ("//evil.example", "https://evil.example", "/\\evil.example", "javascript:alert(1)", "/login"):
+            assert (await browser.sign_in(next=evil)).headers["location"] == "/dashboard"
+
+
+async def test_a_session_begins_anew_with_each_sign_in_and_ends_at_sign_out() -> None:
+    """The token before is worth nothing after."""
+    async with browsing() as browser:
+        await browser.sign_in()
+        before = browser.client.cookies["mvg_session"]
+        await browser.sign_in()
+        after = browser.client.cookies["mvg_session"]
+        assert before != after
+        stale = await browser.client.get("/dashboard", headers={"cookie": f"mvg_session={before}", "accept": "text/html"})
+        assert stale.status_code == 303 or "mvg_session" in stale.request.headers["cookie"]
+        answer = await browser.send("/logout")
+        assert answer.headers["location"] == "/login"
+        browser.client.cookies.set("mvg_session", after, domain="gateway")
+        assert (await browser.open("/dashboard")).status_code == 303
+
+
+async def test_a_wrong_key_is_refused_and_guessing_is_slow() -> None:
+    """Ten attempts a minute, right or wrong."""
+    async with browsing() as browser:
+        refused = await browser.sign_in("a-wrong-key-of-sixteen")
+        assert refused.status_code == 403
+        assert "not the admin key" in refused.text
+        for _ in range(9):
+            await browser.sign_in("a-wrong-key-of-sixteen")
+        throttled = await browser.sign_in(ADMIN_KEY)
+        assert throttled.status_code == 429
+        assert int(throttled.headers["retry-after"]) > 0
+        assert "mvg_session" not in browser.client.cookies
+
+
+async def test_signing_in_needs_our_own_form() -> None:
+    """Neither another origin nor a form of another browser will do."""
+    async with browsing() as browser:
+        page = await browser.open("/login")
+        form = {"form_token": value_of(page, "form_token"), "key": ADMIN_KEY}
+        assert (await browser.send("/login", form, origin="http://evil.example")).status_code == 403
+        assert (await browser.send("/login", {**form, "form_token": "x"})).status_code == 403
+        browser.client.cookies.clear()
+        assert (await browser.send("/login", form)).status_code == 403
+
+
+async def test_the_link_of_the_first_start_signs_in_once() -> None:
+    """And leaves no trace of itself in the address."""
+    async with browsing() as browser:
+        token = browser.app.state.sessions.create_link()
+        prefetched = await browser.open(f"/login?token={token}", sec_purpose="prefetch")
+        assert "mvg_session" not in prefetched.headers.get("set-cookie", "").replace("mvg_form", "")
+        answer = await browser.open(f"/login?token={token}")
+        assert answer.status_code == 303
+        assert answer.headers["location"] == "/dashboard"
+        assert (await browser.open("/dashboard")).status_code == 200
+        browser.client.cookies.clear()
+        again = await browser.open(f"/login?token={token}")
+        assert again.status_code == 403
+        assert "used already" in again.text
+
+
+async def test_the_admin_key_opens_pages_to_programs() -> None:
+    """A request may carry it instead of a session, and needs no token then."""
+    async with browsing() as browser:
+        server_id = await browser.register()
+        key = {"x-api-key": ADMIN_KEY}
+        assert (await browser.client.get("/settings", headers=key)).status_code == 200
+        deleted = await browser.client.post(f"/server/{server_id}/delete", headers=key)
+        assert deleted.status_code == 303
+        assert (await browser.client.get(f"/server/{server_id}", headers=key)).status_code == 404
+
+
+async def test_a_public_dashboard_shows_neither_addresses_nor_owners() -> None:
+    """Not by any filter either."""
+    async with browsing(public_dashboard=True) as browser:
+        url = "http://gpu.example:8000"
+        await browser.register(metadata={"student_id": "eve-the-owner", "description": "in room 5"})
+        server = next(iter(browser.app.state.gateway.table.routes))
+        browser.probe.failing[url] = "connection refused: is the server running?"
+        await browser.client.post(f"/admin/servers/{server}/health-check", headers={"x-api-key": ADMIN_KEY})
+        for path in (
+            "/dashboard",
+            "/models",
+            "/dashboard?q=eve",
+            "/dashboard?q=gpu.exam",
+            "/dashboard?owner=nobody",
+            "/dashboard?sort=owner",
+        ):
+            page = await browser.open(path)
+            assert page.status_code == 200
+            for secret in ("gpu.example", "eve-the-owner", "room 5", str(server)[:8] + "-", "refused", "/server/"):
+                assert secret not in page.text.replace(f"row-{server}", ""), (path, secret)
+        assert "tiny" in (await browser.open("/dashboard?owner=nobody")).text
+        assert "No server matches" in (await browser.open("/dashboard?q=eve")).text
+        for path in ("/register", "/test", "/logs", "/settings", f"/server/{server}"):
+            assert (await browser.open(path)).status_code == 303
+
+
+# Changing something
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/register",
+        "/register/test",
+        "/register/address",
+        "/register/field?name=weight",
+        "/logout",
+        "/server/{id}/delete",
+        "/server/{id}/check",
+        "/server/{id}/edit",
+    ],
+)
+async def test_nothing_changes_without_proof_that_our_page_asks(path: str) -> None:
+    """The cookie alone is not enough, whatever the origin says."""
+    async with browsing() as browser:
+        server_id = await browser.register()
+        await browser.sign_in()
+        path = path.format(id=server_id)
+        for headers, form in (
+            ({}, {"csrf": ""}),
+            ({}, {"csrf": "guessed"}),
+            ({"origin": "http://evil.example"}, {}),
+            ({"sec_fetch_site": "cross-site"}, {}),
+        ):
+            answer = await browser.send(path, form, **headers)
+            assert answer.status_code == 403, (path, headers, form)
+            assert "text/html" in answer.headers["content-type"]
+        no_cookie = await browser.client.post(path, data={}, headers={"cookie": "mvg_session=x", "origin": "http://gateway"})
+        assert no_cookie.status_code == 401
+        assert (await browser.open(f"/server/{server_id}")).status_code == 200
+
+
+async def test_a_session_stands_for_the_keys_of_the_apis() -> None:
+    """With its token; inference with required client keys, too."""
+    async with browsing(require_client_auth=True, client_api_keys=("a-client-key",)) as browser:
+        await browser.register()
+        await browser.sign_in()
+        proof = {"origin": "http://gateway", "x-csrf-token": browser._token}
+        assert (await browser.client.get("/admin/stats")).status_code == 200
+        assert (await browser.client.get("/v1/models")).status_code == 200
+        asked = {"model": "nobody-has-this", "messages": []}
+        assert (await browser.client.post("/v1/chat/completions", json=asked)).status_code == 401
+        assert (await browser.client.post("/v1/chat/completions", json=asked, headers=proof)).status_code == 404
+        assert (await browser.client.post("/admin/test-connection", json=BODY)).status_code == 403
+        assert (await browser.client.post("/admin/test-connection", json=BODY, headers=proof)).status_code == 200
+        browser.client.cookies.clear()
+        assert (await browser.client.post("/v1/chat/completions", json=asked, headers=proof)).status_code == 401
+
+
+async def test_a_server_is_registered_by_the_form() -> None:
+    """With and without scripts."""
+    async with browsing() as browser:
+        await browser.sign_in()
+        form = {
+            "model_name": "tiny",
+            "endpoint_url": "http://gpu.example:8000/v1/",
+            "student_id": "eve",
+            "max_tokens": "2,048",
+            "streaming": "on",
+        }
+        page = await browser.send("/register", form)
+        assert page.status_code == 200
+        record = (await browser.client.get("/admin/servers")).json()[0]
+        assert record["endpoint_url"] == "http://gpu.example:8000"
+        assert record["capabilities"] == {"max_tokens": 2048, "context_length": None, "streaming": True}
+        assert record["id"] in page.text
+        again = await browser.send("/register", form, hx_request="true")
+        assert "up to date" in again.text
+        assert again.headers["hx-retarget"] == "#wizard"
+        assert "toast" in again.headers["hx-trigger"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "words"),
+    [
+        ({"model_name": ""}, "model_name", "missing"),
+        ({"model_name": "with space"}, "model_name", "Model name must be"),
+        ({"endpoint_url": "ftp://x"}, "endpoint_url", "Address"),
+        ({"endpoint_url": "http://127.0.0.1:8001"}, "endpoint_url", "does not dial"),
+        ({"max_tokens": "many"}, "max_tokens", "Longest answer must be a whole number"),
+        ({"weight": "101"}, "weight", "Weight must be"),
+        ({"student_id": "a\u202eb"}, "student_id", "invisible"),
+    ],
+)
+async def test_what_is_wrong_stands_beside_its_field(fields: dict[str, str], field: str, words: str) -> None:
+    """What was typed stays, but for the key."""
+    async with browsing() as browser:
+        await browser.sign_in()
+        form = {"model_name": "tiny", "endpoint_url": "http://gpu.example:8000", "api_key": "sk-secret", **fields}
+        answer = await browser.send("/register", form, hx_request="true")
+        assert answer.status_code == 422
+        assert f'id="note-{field}" hx-swap-oob' in answer.text
+        assert words in unescape(answer.text)
+        page = await browser.send("/register", form)
+        assert page.status_code == 400
+        assert "sk-secret" not in page.text
+        assert unescape(page.text).count(words) >= 1
+        assert len((await browser.client.get("/admin/servers")).json()) == 0
+
+
+async def test_a_server_is_changed_by_what_differs_only() -> None:
+    """Its key stays unless it is replaced or forgotten, and is never shown."""
+    async with browsing() as browser:
+        server_id = await browser.register(api_key="sk-of-the-server", metadata={"student_id": "eve"}, capabilities={"max_tokens": 5})
+        await browser.sign_in()
+        page = await browser.open(f"/server/{server_id}/edit")
+        assert "sk-of-the-server" not in page.text
+        same = {
+            "model_name": "tiny",
+            "endpoint_url": "http://gpu.example:8000",
+            "student_id": "eve",
+            "max_tokens": "5",
+            "weight": "1",
+            "streaming": "on",
+        }
+        path = f"/server/{server_id}/edit"
+        assert (await browser.send(path, same)).headers["location"] == f"/server/{server_id}"
+        assert "Nothing was changed" in (await browser.open(f"/server/{server_id}")).text
+        answer = await browser.send(path, {**same, "student_id": "", "max_tokens": ""}, hx_request="true")
+        assert answer.headers["hx-redirect"] == f"/server/{server_id}"
+        assert "Saved: Owner, Longest answer" in (await browser.open("/dashboard")).text
+        record = (await browser.client.get(f"/admin/servers/{server_id}")).json()
+        assert record["metadata"]["student_id"] is None
+        assert record["has_api_key"]
+        await browser.send(path, {**same, "remove_key": "on"})
+        assert not (await browser.client.get(f"/admin/servers/{server_id}")).json()["has_api_key"]
+        bad = await browser.send(path, {**same, "endpoint_url": "nonsense"})
+        assert bad.status_code == 400
+        browser.probe.failing["http://new.example"] = "connection refused: is it running?"
+        refused = await browser.send(path, {**same, "endpoint_url": "http://new.example"}, hx_request="true")
+        assert refused.status_code == 422
+        assert "connection refused" in refused.text
+        assert (await browser.client.get(f"/admin/servers/{server_id}")).json()["endpoint_url"] == "http://gpu.example:8000"
+
+
+async def test_the_stored_key_is_not_tried_at_another_address() -> None:
+    """Test connection on the edit page sends it only where it belongs."""
+    async with browsing() as browser:
+        server_id = await browser.register(api_key="sk-of-the-server")
+        await browser.sign_in()
+        for url, key in (("http://gpu.example:8000", "sk-of-the-server"), ("http://evil.example", None)):
+            await browser.send("/register/test", {"server_id": server_id, "endpoint_url": url})
+            assert browser.probe.checked[-1].endpoint_url == url
+            assert browser.probe.checked[-1].api_key == key
+
+
+@pytest.mark.parametrize(
+    ("reason", "step"),
+    [
+        ("the host name leads nowhere: is it spelt right?", "Name found"),
+        ("connection refused: is the server running?", "Connected"),
+        ("/v1/models answers with status 500", "Models listed"),
+    ],
+)
+async def test_the_connection_test_says_at_which_step_it_ended(reason: str, step: str) -> None:
+    """And what helps."""
+    async with browsing() as browser:
+        await browser.sign_in()
+        browser.probe.failing["http://gpu.example"] = reason
+        answer = await browser.send("/register/test", {"endpoint_url": "http://gpu.example"}, hx_request="true")
+        assert re.search(rf'<li class="bad">.*<strong>{step}</strong>', answer.text)
+        assert answer.text.count('class="bad"') == 1
+
+
+async def test_tests_are_limited_with_a_word_when_to_go_on() -> None:
+    """Ten a minute."""
+    async with browsing() as browser:
+        await browser.sign_in()
+        for _ in range(10):
+            await browser.send("/register/test", {"endpoint_url": "http://127.0.0.1:8001"}, hx_request="true")
+        answer = await browser.send("/register/test", {"endpoint_url": "http://127.0.0.1:8001"}, hx_request="true")
+        assert int(answer.headers["retry-after"]) > 0
+        assert "tries per minute" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("typed", "words", "offer"),
+    [
+        ("192.168.1.20:11434", "needs http://", "http://192.168.1.20:11434"),
+        ("abc.ngrok-free.app", "needs http://", "https://abc.ngrok-free.app"),
+        ("https://abc.ngrok-free.app/v1/", "ngrok tunnel", "https://abc.ngrok-free.app"),
+        ("https://abc.trycloudflare.com", "Cloudflare", None),
+        ("http://gpu.example:8000/v1/chat/completions", "left out", "http://gpu.example:8000"),
+        ("http://gpu.example/prefix", "the host gpu.example", None),
+        ("http://8.8.8.8", "public address", None),
+        ("http://10.1.2.3:8000", "does not dial", None),
+        ("http://user:pw@gpu.example", "", None),
+        ("", "", None),
+    ],
+)
+async def test_an_address_is_recognised(typed: str, words: str, offer: str | None) -> None:
+    """Whatever was pasted."""
+    async with browsing() as browser:
+        await browser.sign_in()
+        note = await browser.send("/register/address", {"endpoint_url": typed}, hx_request="true")
+        assert note.status_code == 200
+        assert words in note.text
+        assert (f'data-value="{offer}"' in note.text) if offer else ("data-value" not in note.text)
+
+
+async def test_an_owner_checks_and_removes_a_server() -> None:
+    """By two buttons."""
+    async with browsing() as browser:
+        server_id = await browser.register()
+        await browser.sign_in()
+        passed = await browser.send(f"/server/{server_id}/check", hx_request="true")
+        assert "The check passed" in passed.headers["hx-trigger"]
+        browser.probe.failing["http://gpu.example:8000"] = "connection refused: is it running?"
+        failed = await browser.send(f"/server/{server_id}/check")
+        assert failed.status_code == 303
+        page = await browser.open(f"/server/{server_id}")
+        assert "Connection refused: is it running?" in page.text
+        assert "The only server is down; nobody serves tiny." in (await browser.open("/dashboard")).text
+        answer = await browser.send(f"/server/{server_id}/delete", hx_request="true")
+        assert answer.headers["hx-redirect"] == "/dashboard"
+        assert "was removed" in (await browser.open("/dashboard")).text
+        assert (await browser.open(f"/server/{server_id}")).status_code == 404
+        assert (await browser.open("/server/nonsense")).status_code == 404
+
+
+# What stands on the pages
+
+
+async def test_nothing_of_a_stranger_becomes_markup() -> None:
+    """In any field, on any page, in any fragment."""
+    async with browsing() as browser:
+        server_id = await browser.register(metadata={"student_id": XSS, "description": XSS})
+        await browser.sign_in()
+        browser.probe.failing["http://gpu.example:8000"] = XSS
+        await browser.send(f"/server/{server_id}/check")
+        paths = [path.format(id=server_id) for path in PRIVATE if not path.endswith("live")]
+        queries = [
+            f"{path}?{name}={XSS}"
+            for path in ("/dashboard", "/models", "/logs", "/test", "/login", "/register")
+            for name in ("q", "model", "text", "next", "owner", "model_name")
+        ]
+        for path in (*paths, *queries, f"/{XSS}"):
+            page = await browser.open(path)
+            assert "<script>alert" not in page.text, path
+            assert "49" not in re.sub(r"[0-9a-f-]{16,}|\d{2,}\.\d+|\d+ ", "", page.text) or "'49" not in page.text
+        for form in (
+            {"endpoint_url": XSS},
+            {"model_name": XSS, "endpoint_url": "http://x"},
+            {"endpoint_url": "http://x", "model_name": "m", "student_id": XSS},
+        ):
+            for path in ("/register", "/register/test", "/register/address", "/register/field?name=model_name"):
+                for headers in ({"hx_request": "true"}, {}):
+                    assert "<script>alert" not in (await browser.send(path, form, **headers)).text
+
+
+async def test_every_answer_of_markup_has_the_policy() -> None:
+    """And is kept by no cache; scripts and styles are files of ours."""
+    async with browsing() as browser:
+        server_id = await browser.register()
+        answers = [await browser.open("/login"), await browser.open("/nothing")]
+        await browser.sign_in()
+        answers += [await browser.open(path.format(id=server_id)) for path in PRIVATE if not path.endswith(("live", "session"))]
+        answers.append(await browser.send("/register", {"endpoint_url": "x"}, hx_request="true"))
+        for answer in answers:
+            assert "text/html" in answer.headers["content-type"]
+            policy = answer.headers["content-security-policy"]
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+            assert answer.headers["cache-control"] == "no-store"
+            assert answer.headers["x-frame-options"] == "DENY"
+            assert " style=" not in answer.text
+            assert not re.search(
+                r"<script(?![^>]*src=)|\son[a-z]+=|javascript:|https?://(?!gateway|gpu\.example|192\.168|www\.w3)[a-z0-9.-]+\.(?:com|net|org|io)/",
+                answer.text,
+            )
+
+
+async def test_the_pages_work_below_a_prefix() -> None:
+    """Every link and every file, signing in included."""
+    async with browsing(prefix="/ai/gateway") as browser:
+        assert (await browser.open("/dashboard")).headers["location"] == "/ai/gateway/login"
+        answer = await browser.sign_in(next="/models")
+        assert answer.headers["location"] == "/ai/gateway/models"
+        server_id = await browser.register()
+        links: set[str] = set()
+        for path in (
+            "/dashboard",
+            "/models",
+            "/register",
+            f"/server/{server_id}",
+            f"/server/{server_id}/edit",
+            "/logs",
+            "/settings",
+            "/test",
+        ):
+            page = await browser.open(path)
+            assert page.status_code == 200
+            links |= {
+                unescape(found)
+                for found in re.findall(r'(?:href|src|action|hx-get|hx-post|sse-connect|data-poll|data-post)="([^"#]+)"', page.text)
+            }
+        assert len(links) > 20
+        for link in links:
+            assert link.startswith("/ai/gateway/"), link
+            if not any(part in link for part in ("/live", "/check", "/delete", "/logout", "/register/", "/v1/")):
+                assert (await browser.client.get(link)).status_code in (200, 303), link
+        assert 'base_url="http://gateway/ai/gateway/v1"' in unescape((await browser.open("/models")).text)
+
+
+async def test_the_dashboard_finds_and_sorts() -> None:
+    """As the URL says; what makes no sense counts as not said."""
+    async with browsing() as browser:
+        await browser.register(model_name="alpha", metadata={"student_id": "zoe"})
+        await browser.register(model_name="beta", endpoint_url="http://other.example", metadata={"student_id": "adam"})
+        browser.probe.failing["http://other.example"] = "connection refused: is it running?"
+        await browser.sign_in()
+        server = next(server for server in (await browser.client.get("/admin/servers")).json() if server["model_name"] == "beta")
+        await browser.send(f"/server/{server['id']}/check")
+
+        async def order(query: str) -> list[str]:
+            page = await browser.open(f"/dashboard?{query}", hx_request="true", hx_target="live")
+            assert page.status_code == 200
+            return re.findall(r'<a class="model"[^>]*>([a-z]+)</a>', page.text)
+
+        assert await order("") == ["beta", "alpha"]
+        assert await order("sort=model") == ["alpha", "beta"]
+        assert await order("sort=model&order=desc") == ["beta", "alpha"]
+        assert await order("sort=status") == ["beta", "alpha"]
+        assert await order("sort=owner") == ["beta", "alpha"]
+        assert await order("sort=response") == ["alpha", "beta"]
+        assert await order("sort=uptime&order=desc") == ["alpha", "beta"]
+        assert await order("sort=checked") in (["alpha", "beta"], ["beta", "alpha"])
+        assert await order("q=OTHER") == ["beta"]
+        assert await order("q=zoe") == ["alpha"]
+        assert await order("status=unhealthy") == ["beta"]
+        assert await order("model=alpha") == ["alpha"]
+        assert await order("owner=adam") == ["beta"]
+        assert await order("sort=nonsense&status=nonsense&order=x") == ["beta", "alpha"]
+        page = await browser.open("/dashboard?q=OTHER&status=&sort=registered", hx_request="true", hx_target="live")
+        assert page.headers["hx-replace-url"] == "/dashboard?q=OTHER"
+        assert "1 of 2 servers is down; nobody serves beta." in (await browser.open("/dashboard")).text
+
+
+async def test_the_settings_are_shown_without_secrets() -> None:
+    """The masked ones."""
+    async with browsing(client_api_keys=("a-client-key-of-the-class",)) as browser:
+        await browser.sign_in()
+        page = await browser.open("/settings")
+        assert ADMIN_KEY not in page.text
+        assert "a-client-key-of-the-class" not in page.text
+        assert "MULTIVERSE_REQUEST_TIMEOUT_SECONDS" in page.text
+
+
+async def test_files_are_kept_by_browsers_as_long_as_they_are_current() -> None:
+    """Their address changes with them."""
+    async with browsing() as browser:
+        page = await browser.open("/login")
+        path = re.search(r'href="(/static/[0-9a-f]+/tokens\.css)"', page.text)
+        assert path
+        current = await browser.client.get(path[1])
+        assert "immutable" in current.headers["cache-control"]
+        assert current.headers["content-type"].startswith("text/css")
+        old = await browser.client.get("/static/old/tokens.css")
+        assert old.headers["cache-control"] == "no-cache"
+        plain = await browser.client.get(path[1], headers={"accept-encoding": "identity"})
+        assert plain.content == current.content
+        assert (await browser.client.get("/static/old/../../app.py")).status_code == 404
+        assert (await browser.client.get("/static/old/%2e%2e/pages.py")).status_code == 404
+
+
+async def test_without_pages_there_are_none() -> None:
+    """Headless is headless."""
+    async with browsing(ui=False) as browser:
+        for path in ("/dashboard", "/login", "/static/x/tokens.css", "/"):
+            answer = await browser.open(path)
+            assert answer.status_code == 404
+            assert answer.json()["error"]["code"] == "unknown_url"
+
+
+async def test_programs_still_get_their_errors_as_json() -> None:
+    """A page is for browsers that ask for one, outside of the APIs."""
+    async with browsing() as browser:
+        assert (await browser.client.get("/nothing")).json()["error"]["code"] == "unknown_url"
+        assert (await browser.open("/v2/nothing")).headers["content-type"].startswith("text/html")
+        assert (await browser.open("/admin/nothing")).headers["content-type"] == "application/json"
+        assert (await browser.client.delete("/dashboard")).status_code == 405
+
+
+async def test_a_page_that_fails_says_so_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the request's id and nothing internal."""
+    async with browsing() as browser:
+        await browser.sign_in()
+        browser.app.state.gateway.statistics = lambda: 1 / 0
+        page = await browser.open("/settings")
+        assert page.status_code == 500
+        assert "division" not in page.text
+
+
+# Live
+
+
+def test_only_what_changed_is_sent() -> None:
+    """Rows one by one while their order stays, all of them when it does not."""
+    before = Parts(
+        fragments={"a": '<p id="a">1</p>', "b": '<p id="b">1</p>'},
+        container="rows",
+        rows={"r1": '<tr id="r1">1</tr>', "r2": '<tr id="r2">1</tr>'},
+    )
+    after = attrs.evolve(before, fragments={**before.fragments, "b": '<p id="b">2</p>'}, rows={**before.rows, "r2": '<tr id="r2">2</tr>'})
+    assert changes(before, before) == ""
+    assert (
+        changes(before, after)
+        == '<template><p id="b" hx-swap-oob="true">2</p></template><template><tr id="r2" hx-swap-oob="true">2</tr></template>'
+    )
+    moved = attrs.evolve(before, rows={name: before.rows[name] for name in ("r2", "r1")})
+    assert '<tbody id="rows" hx-swap-oob="innerHTML"><tr id="r2">' in changes(before, moved)
+    assert changes(None, before).count("<template>") == 3
+    assert before.digest != after.digest
+
+
+async def test_a_page_follows_until_its_session_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it shows already is not sent again; another shape asks for the page anew."""
+    monkeypatch.setattr("multiverse_gateway.web.live.TICK_SECONDS", 0)
+    shown = [
+        Parts(shape="empty"),
+        Parts(shape="servers", fragments={"a": '<p id="a">1</p>'}),
+        Parts(shape="servers", fragments={"a": '<p id="a">2</p>\n'}),
+    ]
+    left = iter(shown)
+
+    async def read() -> Parts:
+        return next(left)
+
+    lasting = iter([True, True, True, False])
+    sent = [piece async for piece in follow(read, lambda: next(lasting), shown[0].digest)]
+    assert sent[1:] == [
+        b"event: reload\ndata: now\n\n",
+        b'event: update\ndata: <template><p id="a" hx-swap-oob="true">2</p></template>\n\n',
+    ]
+
+
+async def test_new_lines_go_on_top(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each once."""
+    monkeypatch.setattr("multiverse_gateway.web.live.TICK_SECONDS", 0)
+    lines = {1: "<tr>1</tr>", 2: "<tr>2</tr>"}
+    lasting = iter([True, True, False])
+    sent = [
+        piece
+        async for piece in follow_lines(
+            lambda last: [(number, html) for number, html in lines.items() if number > last], lambda: next(lasting), 1, "log-rows"
+        )
+    ]
+    assert len(sent) == 2
+    assert b'<tbody id="log-rows" hx-swap-oob="afterbegin"><tr>2</tr></tbody>' in sent[1]
+
+
+async def test_a_history_is_told_in_words() -> None:
+    """Down with its reason, back after how long."""
+    async with browsing() as browser:
+        server_id = await browser.register()
+        await browser.sign_in()
+        gateway = browser.app.state.gateway
+        wall = gateway.wall()
+        for age, passed in ((600, True), (500, False), (400, False), (100, True)):
+            gateway.note_result(
+                ProbeResult(
+                    server_id=server_id,  # type: ignore[arg-type]
+                    generation=1,
+                    passed=passed,
+                    checked_at=wall - age,
+                    duration=0.01,
+                    reason=None if passed else "connection refused: is it running?",
+                )
+            )
+        page = await browser.open(f"/server/{server_id}")
+        assert "It answers again after 6 min." in page.text
+        assert "Connection refused: is it running?" in page.text
