@@ -11,7 +11,8 @@ import httpx2
 
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.health import Health
-from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.core.servers import ClientKey, Server, ServerId
+from multiverse_gateway.core.usage import Usage
 
 Client = httpx2.AsyncClient
 
@@ -70,11 +71,12 @@ class HealthProbe(Protocol):
 
 @attrs.frozen(kw_only=True)
 class Registry:
-    """One consistent read of everything that routing needs."""
+    """One consistent read of everything that routing needs; `keys` are all client keys, those that are over too, oldest first."""
 
     version: int
     servers: tuple[Server, ...]
     health: Mapping[ServerId, Health]
+    keys: tuple[ClientKey, ...] = ()
 
 
 class Store(Protocol):
@@ -88,11 +90,11 @@ class Store(Protocol):
         ...
 
     async def version(self) -> int:
-        """Return a number that grows when servers or a health *state* changed, by anyone."""
+        """Return a number that grows when servers, client keys or a health *state* changed, by anyone."""
         ...
 
     async def load(self) -> Registry:
-        """Return version, active servers and their health from one consistent read."""
+        """Return version, active servers, their health and the client keys from one consistent read."""
         ...
 
     async def save_server(self, server: Server) -> None:
@@ -104,7 +106,7 @@ class Store(Protocol):
         ...
 
     async def remove_server(self, server_id: ServerId) -> bool:
-        """Remove softly (the row stays, with the time of removal, without the key); false when there is no such server."""
+        """Remove softly (the row stays, with the time of removal, without key and owner's token); false when there is no such server."""
         ...
 
     async def removed(self) -> Sequence[Server]:
@@ -121,6 +123,18 @@ class Store(Protocol):
 
     async def history(self, server_id: ServerId, limit: int) -> Sequence[ProbeResult]:
         """Return the last results, newest first; the models that they listed are not kept."""
+        ...
+
+    async def save_key(self, key: ClientKey) -> None:
+        """Insert or replace a client key; returns only after a durable commit. A revoked one stays revoked, whatever is saved."""
+        ...
+
+    async def add_usage(self, batch: str, rows: Sequence[Usage]) -> None:
+        """Add counts to those that are kept, all or none; a batch that was added within the last day is not added again."""
+        ...
+
+    async def usage(self, since: str, until: str) -> Sequence[Usage]:
+        """Return what is kept of these days, both included (ISO 8601), by day, then in the order of the other parts of the key."""
         ...
 
     async def claim(self, role: str, holder: str, ttl: float) -> bool:

@@ -35,7 +35,8 @@ class Server:
 
     `endpoint_url` is the canonical root (`core.addresses.Endpoint.url`), without `/v1`. `api_key` is the server's own key in clear
     text; it never appears in `repr`, logs or answers. `generation` grows whenever the URL, the key or the model changes, so that
-    outcomes of an older one can be told apart. Instants are epoch seconds.
+    outcomes of an older one can be told apart. `owner_digest` is the SHA-256, in hexadecimal, of the token with which its owner may
+    change it. Instants are epoch seconds.
     """
 
     id: ServerId
@@ -50,3 +51,30 @@ class Server:
     registered_at: float
     created_at: float
     updated_at: float
+    owner_digest: str | None = attrs.field(default=None, repr=False)
+
+
+@attrs.frozen(kw_only=True)
+class ClientKey:
+    """A user's key to the inference API, as it is kept: of the key itself only `digest`, its SHA-256 in hexadecimal.
+
+    `expires_at` and `revoked_at` end it. `rate_limit` is in requests per minute; `None` is what holds for everybody, 0 no limit.
+    `models` are those that it may use; none named means all. Instants are epoch seconds.
+    """
+
+    id: str
+    name: str
+    digest: str = attrs.field(repr=False)
+    created_at: float
+    expires_at: float | None = None
+    revoked_at: float | None = None
+    rate_limit: int | None = None
+    models: tuple[str, ...] = ()
+
+    def works(self, wall: float) -> bool:
+        """Tell whether it lets anybody in now."""
+        return self.revoked_at is None and (self.expires_at is None or wall < self.expires_at)
+
+    def may_use(self, model: str) -> bool:
+        """Tell whether the model is one of those that it is for."""
+        return not self.models or model in self.models

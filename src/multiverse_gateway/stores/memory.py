@@ -8,12 +8,14 @@ import attrs
 
 from multiverse_gateway.core.errors import ServerNotFound
 from multiverse_gateway.core.health import Health
-from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.core.servers import ClientKey, Server, ServerId
+from multiverse_gateway.core.usage import Counts, Usage, UsageKey
 from multiverse_gateway.protocols import ProbeResult, Registry
 from multiverse_gateway.settings import Settings
 
 HISTORY = 100
 REMOVED = 1000
+BATCH_SECONDS = 86_400.0
 
 
 class MemoryStore:
@@ -27,6 +29,9 @@ class MemoryStore:
         self._history: dict[ServerId, deque[ProbeResult]] = {}
         self._leases: dict[str, tuple[str, float]] = {}
         self._secrets: dict[str, str] = {}
+        self._keys: dict[str, ClientKey] = {}
+        self._usage: dict[UsageKey, Counts] = {}
+        self._batches: dict[str, float] = {}
 
     async def open(self) -> None:
         """Do nothing: there is nothing to open."""
@@ -37,7 +42,9 @@ class MemoryStore:
 
     async def load(self) -> Registry:
         """Return everything."""
-        return Registry(version=self._version, servers=tuple(self._servers.values()), health=dict(self._health))
+        return Registry(
+            version=self._version, servers=tuple(self._servers.values()), health=dict(self._health), keys=tuple(self._keys.values())
+        )
 
     async def save_server(self, server: Server) -> None:
         """Insert or replace a server; a removed one stays removed.
@@ -56,7 +63,7 @@ class MemoryStore:
         if server is None:
             return False
         self._health.pop(server_id, None)
-        self._removed.appendleft(attrs.evolve(server, api_key=None))
+        self._removed.appendleft(attrs.evolve(server, api_key=None, owner_digest=None))
         self._version += 1
         return True
 
@@ -81,6 +88,29 @@ class MemoryStore:
     async def history(self, server_id: ServerId, limit: int) -> Sequence[ProbeResult]:
         """Return the last results, newest first; the models they listed are not kept."""
         return tuple(self._history.get(server_id, ()))[:limit]
+
+    async def save_key(self, key: ClientKey) -> None:
+        """Insert or replace a client key; a revoked one stays revoked."""
+        known = self._keys.get(key.id)
+        if known is not None and known.revoked_at is not None:
+            key = attrs.evolve(key, revoked_at=known.revoked_at)
+        self._keys[key.id] = key
+        self._version += 1
+
+    async def add_usage(self, batch: str, rows: Sequence[Usage]) -> None:
+        """Add counts, once per batch."""
+        now = anyio.current_time()
+        self._batches = {name: at for name, at in self._batches.items() if now < at + BATCH_SECONDS}
+        if batch in self._batches:
+            return
+        self._batches[batch] = now
+        for row in rows:
+            self._usage[row.key] = self._usage.get(row.key, Counts()) + row.counts
+
+    async def usage(self, since: str, until: str) -> Sequence[Usage]:
+        """Return what is kept of these days."""
+        found = [Usage(key=key, counts=counts) for key, counts in self._usage.items() if since <= key.day <= until]
+        return tuple(sorted(found, key=lambda usage: attrs.astuple(usage.key)))
 
     async def claim(self, role: str, holder: str, ttl: float) -> bool:
         """Take or renew a lease."""

@@ -24,7 +24,8 @@ from sqlite_utils import Database, Migrations
 
 from multiverse_gateway.core.errors import ServerNotFound, StorageUnavailable
 from multiverse_gateway.core.health import Health, HealthState
-from multiverse_gateway.core.servers import Capabilities, Metadata, Server, ServerId
+from multiverse_gateway.core.servers import Capabilities, ClientKey, Metadata, Server, ServerId
+from multiverse_gateway.core.usage import Counts, Usage, UsageKey
 from multiverse_gateway.protocols import ProbeResult, Registry
 from multiverse_gateway.settings import Settings, SettingsError
 from multiverse_gateway.stores.copies import InUseError, alone_with, copy_to, replace
@@ -42,6 +43,8 @@ CHECKPOINT_SECONDS = 60.0
 LONGEST_LEASE = 3600.0
 """A lease that ends later was taken before a clock was set back."""
 BACKUPS_LOOKED_AT = 20
+BATCH_SECONDS = 86_400.0
+"""How long a batch of counts is known again."""
 
 SHARED = (
     "generation",
@@ -58,10 +61,12 @@ SHARED = (
 """The fields of `Health` that are kept, besides its state; the others are a process's own."""
 
 _Result = TypeVar("_Result")
+_USAGE_KEY = tuple(field.name for field in attrs.fields(UsageKey))
+_USAGE_COUNTS = tuple(field.name for field in attrs.fields(Counts))
 _RESULT_COLUMNS = ("server_id", "generation", "passed", "checked_at", "duration", "reason", "warning", "unauthorized")
 
 SET = "multiverse_gateway"
-KNOWN = frozenset({"registry"})
+KNOWN = frozenset({"registry", "usage_and_keys"})
 """The names of our migrations."""
 
 migrations = Migrations(SET)
@@ -109,6 +114,31 @@ def registry(db: Database) -> None:
     db.table("secrets").create({"name": str, "value": str}, pk="name")
     db.table("counters").create({"name": str, "value": int}, pk="name")
     db.table("counters").insert({"name": "version", "value": 1})
+
+
+@migrations()
+def usage_and_keys(db: Database) -> None:
+    """Add the counts of use, the client keys and the owners' tokens."""
+    db.table("servers").add_column("owner_digest", str)
+    db.table("client_keys").create(
+        {
+            "id": str,
+            "name": str,
+            "digest": str,
+            "created_at": float,
+            "expires_at": float,
+            "revoked_at": float,
+            "rate_limit": int,
+            "models": str,
+        },
+        pk="id",
+    )
+    db.table("usage").create(
+        {**dict.fromkeys(_USAGE_KEY, str), **dict.fromkeys(_USAGE_COUNTS, int)},
+        pk=_USAGE_KEY,
+        not_null={*_USAGE_KEY, *_USAGE_COUNTS},
+    )
+    db.table("usage_batches").create({"batch": str, "at": float}, pk="batch")
 
 
 class SqliteStore:
@@ -289,7 +319,8 @@ class SqliteStore:
         servers = tuple(self._server(row) for row in db.query(query))
         active = {server.id for server in servers}
         health = {server_id: known for server_id, known in _all_health(db) if server_id in active}
-        return Registry(version=_version(db), servers=servers, health=health)
+        keys = tuple(_key(row) for row in db.query("select * from client_keys order by created_at, id"))
+        return Registry(version=_version(db), servers=servers, health=health, keys=keys)
 
     async def removed(self) -> Sequence[Server]:
         """Return the removed servers, newest first; their keys are forgotten."""
@@ -324,6 +355,21 @@ class SqliteStore:
         """Return the last results, newest first; the models they listed are not kept."""
         query = "select * from results where server_id = ? order by id desc limit ?"
         return await self._read(lambda db: tuple(_result(row) for row in db.query(query, [server_id, limit])))
+
+    # Clients
+
+    async def save_key(self, key: ClientKey) -> None:
+        """Insert or replace a client key; a revoked one stays revoked."""
+        await self._write(lambda db: _save_key(db, key))
+
+    async def add_usage(self, batch: str, rows: Sequence[Usage]) -> None:
+        """Add counts, once per batch."""
+        await self._write(lambda db: _add_usage(db, batch, rows, self._wall()))
+
+    async def usage(self, since: str, until: str) -> Sequence[Usage]:
+        """Return what is kept of these days."""
+        query = f"select * from usage where day between ? and ? order by {', '.join(_USAGE_KEY)}"  # noqa: S608  our own names
+        return await self._read(lambda db: tuple(_usage(row) for row in db.query(query, [since, until])))
 
     # For all processes
 
@@ -542,7 +588,7 @@ def _save_server(db: Database, row: Mapping[str, Any]) -> None:
 
 
 def _remove_server(db: Database, server_id: ServerId, wall: float) -> bool:
-    statement = "update servers set removed_at = ?, api_key = null where id = ? and removed_at is null"
+    statement = "update servers set removed_at = ?, api_key = null, owner_digest = null where id = ? and removed_at is null"
     found = db.execute(statement, [wall, server_id]).rowcount > 0
     if found:
         db.execute("delete from health where server_id = ?", [server_id])
@@ -569,6 +615,36 @@ def _save_health(db: Database, changes: Mapping[ServerId, Health], results: Sequ
             "(select id from results where server_id = ? order by id desc limit 1 offset ?)",
             [server_id, server_id, HISTORY],
         )
+
+
+def _save_key(db: Database, key: ClientKey) -> None:
+    row = {**attrs.asdict(key), "models": _json(key.models)}
+    revoked = db.execute("select revoked_at from client_keys where id = ? and revoked_at is not null", [key.id]).fetchone()
+    db.table("client_keys").upsert(row | ({} if revoked is None else {"revoked_at": revoked[0]}), pk="id")
+    _grow(db)
+
+
+def _key(row: Mapping[str, Any]) -> ClientKey:
+    return ClientKey(**{**row, "models": tuple(msgspec.json.decode(row["models"]))})
+
+
+def _add_usage(db: Database, batch: str, rows: Sequence[Usage], now: float) -> None:
+    db.execute("delete from usage_batches where at < ?", [now - BATCH_SECONDS])
+    if db.execute("insert or ignore into usage_batches (batch, at) values (?, ?)", [batch, now]).rowcount == 0:
+        return
+    columns = (*_USAGE_KEY, *_USAGE_COUNTS)
+    sums = ", ".join(f"{name} = {name} + excluded.{name}" for name in _USAGE_COUNTS)
+    statement = (
+        f"insert into usage ({', '.join(columns)}) values ({', '.join('?' * len(columns))}) "  # noqa: S608  our own names
+        f"on conflict ({', '.join(_USAGE_KEY)}) do update set {sums}"
+    )
+    for row in rows:
+        db.execute(statement, [*attrs.astuple(row.key), *attrs.astuple(row.counts)])
+
+
+def _usage(row: Mapping[str, Any]) -> Usage:
+    key = UsageKey(**{name: row[name] for name in _USAGE_KEY})
+    return Usage(key=key, counts=Counts(**{name: row[name] for name in _USAGE_COUNTS}))
 
 
 def _is_taken(db: Database, role: str, holder: str, now: float) -> bool:

@@ -6,7 +6,8 @@ import pytest
 
 from multiverse_gateway.core.errors import ServerNotFound
 from multiverse_gateway.core.health import Health, HealthState
-from multiverse_gateway.core.servers import Capabilities, Metadata, Server, ServerId
+from multiverse_gateway.core.servers import Capabilities, ClientKey, Metadata, Server, ServerId
+from multiverse_gateway.core.usage import Counts, Usage, UsageKey
 from multiverse_gateway.protocols import ProbeResult, Store
 
 
@@ -24,6 +25,7 @@ def make_server(name: str = "one", **facts: object) -> Server:
         "registered_at": 1.5,
         "created_at": 1.5,
         "updated_at": 2.5,
+        "owner_digest": "ab" * 32,
     }
     return Server(**{**values, **facts})  # type: ignore[arg-type]
 
@@ -32,6 +34,26 @@ def make_result(server_id: str, number: int = 0, *, passed: bool = True) -> Prob
     """Return the result of a probe."""
     reason = None if passed else "no answer"
     return ProbeResult(server_id=ServerId(server_id), generation=1, passed=passed, checked_at=float(number), duration=0.5, reason=reason)
+
+
+def make_key(name: str = "alice", **facts: object) -> ClientKey:
+    """Return a client key with every field set."""
+    values: dict[str, object] = {
+        "id": f"id of {name}",
+        "name": name,
+        "digest": "cd" * 32,
+        "created_at": 1.5,
+        "expires_at": 1e10,
+        "rate_limit": 7,
+        "models": ("tiny", "a/b:c"),
+    }
+    return ClientKey(**{**values, **facts})  # type: ignore[arg-type]
+
+
+def make_usage(day: str, requests: int = 1, **parts: str) -> Usage:
+    """Return counts of a day."""
+    key = UsageKey(day, **{"model": "tiny", "server_id": "one", "owner": "s1", "client": "id of alice", **parts})  # type: ignore[arg-type]
+    return Usage(key=key, counts=Counts(requests=requests, failed=1, prompt_tokens=10 * requests, completion_tokens=1 << 40))
 
 
 class StoreContract:
@@ -61,7 +83,7 @@ class StoreContract:
         assert await store.remove_server(ServerId("never")) is False
         assert (await store.load()).servers == ()
         assert [server.id for server in await store.removed()] == ["one"]
-        assert [server.api_key for server in await store.removed()] == [None]
+        assert [(server.api_key, server.owner_digest) for server in await store.removed()] == [(None, None)]
         again = make_server("one again", endpoint_url="http://one.example:8000")
         await store.save_server(again)
         assert (await store.load()).servers == (again,)
@@ -156,6 +178,58 @@ class StoreContract:
         assert list(await store.history(ServerId("two"), 5)) == [make_result("two", 7)]
         await store.save_health({}, [make_result("three", 1)])
         assert not await store.history(ServerId("three"), 5)
+
+    async def test_client_keys_are_kept(self, store: Store) -> None:
+        """Every field comes back, with the registry, and others see at once that something changed."""
+        seen = [await store.version()]
+        await store.save_key(make_key())
+        seen.append(await store.version())
+        plain = make_key("bob", created_at=2.5, expires_at=None, rate_limit=None, models=())
+        await store.save_key(plain)
+        seen.append(await store.version())
+        assert (await store.load()).keys == (make_key(), plain)
+        await store.save_key(make_key(name="renamed", id="id of alice"))
+        assert [key.name for key in (await store.load()).keys] == ["renamed", "bob"]
+        assert [*seen, await store.version()] == sorted({*seen, await store.version()})
+
+    async def test_a_revoked_key_stays_revoked(self, store: Store) -> None:
+        """Also when a change that began before is saved after it."""
+        await store.save_key(make_key())
+        await store.save_key(make_key(revoked_at=5.0))
+        await store.save_key(make_key(rate_limit=9))
+        assert (await store.load()).keys == (make_key(rate_limit=9, revoked_at=5.0),)
+
+    async def test_usage_adds_up(self, store: Store) -> None:
+        """By everything in its key; each day can be asked for."""
+        await store.add_usage("first", [make_usage("2026-05-01"), make_usage("2026-05-02", client="")])
+        before = await store.version()
+        await store.add_usage("second", [make_usage("2026-05-02", 2), make_usage("2026-05-01", 3), make_usage("2026-05-03", model="b")])
+        assert await store.version() == before
+        everything = await store.usage("2026-05-01", "2026-05-03")
+        assert [(usage.key.day, usage.key.client, usage.counts.requests) for usage in everything] == [
+            ("2026-05-01", "id of alice", 4),
+            ("2026-05-02", "", 1),
+            ("2026-05-02", "id of alice", 2),
+            ("2026-05-03", "id of alice", 1),
+        ]
+        assert everything[0].counts == Counts(requests=4, failed=2, prompt_tokens=40, completion_tokens=1 << 41)
+        assert everything[3] == make_usage("2026-05-03", model="b")
+        assert [usage.key.day for usage in await store.usage("2026-05-02", "2026-05-02")] == ["2026-05-02"] * 2
+        assert not await store.usage("2026-05-04", "2027-01-01")
+
+    async def test_a_batch_of_usage_counts_once(self, store: Store) -> None:
+        """Whoever does not know whether it was saved saves it again."""
+        for _ in range(2):
+            await store.add_usage("first", [make_usage("2026-05-01")])
+        await store.add_usage("empty", [])
+        assert list(await store.usage("2026-05-01", "2026-05-01")) == [make_usage("2026-05-01")]
+
+    async def test_usage_added_at_once_is_not_lost(self, store: Store) -> None:
+        """Each batch counts, whatever else runs."""
+        async with anyio.create_task_group() as group:
+            for number in range(20):
+                group.start_soon(store.add_usage, f"batch {number}", [make_usage("2026-05-01"), make_usage("2026-05-02")])
+        assert [usage.counts.requests for usage in await store.usage("2026-05-01", "2026-05-02")] == [20, 20]
 
     async def test_one_holder_has_the_lease(self, store: Store) -> None:
         """It can be renewed, and taken by another once it ran out."""

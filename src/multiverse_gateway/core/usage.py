@@ -1,0 +1,73 @@
+"""How much was used: requests and tokens, by day, model, server, owner and client."""
+
+from collections.abc import Callable, Iterable
+
+from attrs import field, frozen
+
+from multiverse_gateway.core.servers import ServerId
+
+NO_SERVER = ServerId("")
+"""Stands for the server of requests that none answered."""
+NO_OWNER = ""
+NOBODY = ""
+"""Stands for clients without a key."""
+OPERATOR = "operator"
+"""Stands for whoever is signed in to the pages."""
+
+
+@frozen
+class UsageKey:
+    """What is counted apart. `day` is a date in UTC (ISO 8601), `owner` the server's `student_id`, `client` the id of a client key."""
+
+    day: str
+    model: str
+    server_id: ServerId = NO_SERVER
+    owner: str = NO_OWNER
+    client: str = NOBODY
+
+
+@frozen(kw_only=True)
+class Counts:
+    """Requests, those of them that were not answered well, and the tokens that servers reported."""
+
+    requests: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        """Return the sum.
+
+        >>> Counts(requests=1, failed=1) + Counts(requests=2, prompt_tokens=7)
+        Counts(requests=3, failed=1, prompt_tokens=7, completion_tokens=0)
+        """
+        return Counts(
+            requests=self.requests + other.requests,
+            failed=self.failed + other.failed,
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+        )
+
+
+@frozen(kw_only=True)
+class Usage:
+    """The counts of one key."""
+
+    key: UsageKey
+    counts: Counts = field(factory=Counts)
+
+
+def summed(rows: Iterable[Usage], key: Callable[[UsageKey], UsageKey]) -> list[Usage]:
+    """Add up the rows whose keys `key` makes equal, in the order of the first of each.
+
+    >>> from attrs import evolve
+    >>> rows = [Usage(key=UsageKey("2026-05-01", name), counts=Counts(requests=1)) for name in ("a", "b")]
+    >>> [row.counts.requests for row in summed(rows, lambda key: evolve(key, model=""))]
+    [2]
+    """
+    sums: dict[UsageKey, Counts] = {}
+    for row in rows:
+        found = key(row.key)
+        known = sums.get(found)
+        sums[found] = row.counts if known is None else known + row.counts
+    return [Usage(key=found, counts=counts) for found, counts in sums.items()]
