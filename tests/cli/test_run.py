@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 
 import anyio
@@ -11,6 +12,8 @@ import httpx2
 import pytest
 
 from multiverse_gateway.cli.supervisor import Ends, supervise
+from support import behaviours
+from support.backends import Backend
 from support.processes import Child, GatewayProcess, environment
 from support.sockets import free_port, wait_until
 
@@ -132,6 +135,49 @@ def test_workers_end_with_their_parent() -> None:
 def children(pid: int) -> set[int]:
     """Return the ids of a process's children."""
     return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(not ON_LINUX, reason="workers share a port on Linux only")
+def test_a_worker_is_replaced_under_a_running_stream() -> None:
+    """SIGUSR2: a new one serves, the stream that the old one has begun goes on to its end, and then the old one is gone."""
+    goes_on = threading.Event()
+    script = [behaviours.held_stream(goes_on), behaviours.good()]
+    with Backend("one", script, models=["tiny"]) as backend, GatewayProcess(args=["--replaceable"]) as gateway:
+        gateway.register("tiny", backend.url)
+        (old,) = children(gateway.pid)
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "stream": True}
+        with httpx2.stream("POST", f"{gateway.base_url}/chat/completions", json=body, timeout=30, trust_env=False) as answer:
+            lines = answer.iter_lines()
+            begun = next(lines)
+            gateway.signal(signal.SIGUSR2)
+            wait_until(lambda: "New workers serve" in gateway.log_text(), within=30)
+            assert len(children(gateway.pid)) == 2
+            wait_until(lambda: gateway.chat("tiny").status_code == 200, within=10)
+            goes_on.set()
+            said = [begun, *lines]
+        assert said[-2:] == ["data: [DONE]", ""]
+        wait_until(lambda: not Path(f"/proc/{old}").exists(), within=20)
+        assert len(children(gateway.pid)) == 1
+        assert gateway.stop() == 0
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(not ON_LINUX, reason="workers share a port on Linux only")
+def test_a_worker_that_does_not_come_to_serve_replaces_nobody(tmp_path: Path) -> None:
+    """Settings that became unusable meanwhile are found out in time."""
+    with GatewayProcess(args=["--replaceable"], cwd=tmp_path) as gateway:
+        before = children(gateway.pid)
+        (tmp_path / ".env").write_text("MULTIVERSE_MAX_QUEUE=many\n")
+        gateway.signal(signal.SIGUSR2)
+        wait_until(lambda: "so the old ones go on" in gateway.log_text(), within=30)
+        wait_until(lambda: children(gateway.pid) == before, within=10)
+        assert gateway.is_ready()
+        (tmp_path / ".env").unlink()
+        gateway.signal(signal.SIGUSR2)
+        wait_until(lambda: children(gateway.pid) and not children(gateway.pid) & before, within=30)
+        assert gateway.is_ready()
+        assert gateway.stop() == 0
 
 
 @pytest.mark.e2e

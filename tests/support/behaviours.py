@@ -95,6 +95,22 @@ def stream(events: Sequence[bytes], *, interval: float = 0.0, end: Literal["end"
     return act
 
 
+def held_stream(goes_on: threading.Event, *, events: int = 5) -> Behaviour:
+    """Stream the beginning of a good answer, and the rest when the test says so."""
+
+    async def act(exchange: Exchange) -> None:
+        whole = answers.events(exchange.request.path, speaker=speaker_of(exchange), model=exchange.model, count=events)
+        assert whole is not None, "this path does not stream"
+        await send_events(exchange, whole[:2], end=False)
+        while not goes_on.is_set():  # noqa: ASYNC110  it belongs to the thread of the test
+            await asyncio.sleep(LET_IT_ARRIVE)
+        for event in whole[2:]:
+            await exchange.chunk(event)
+        await exchange.end()
+
+    return act
+
+
 async def finish(exchange: Exchange, end: Literal["end", "close", "reset", "stall"]) -> None:
     """End an exchange in one of the ways, after what was sent arrived."""
     if end == "stall":

@@ -30,36 +30,45 @@ def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @config_option
 @click.option("--certfile", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="TLS certificate chain (PEM).")
 @click.option("--keyfile", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Private key of the certificate (PEM).")
+@click.option("--replaceable", is_flag=True, help="Serve in a child process that SIGUSR2 replaces by a new one (Linux).")
 @click.option("--stop-at-eof", is_flag=True, hidden=True, help="Stop when standard input ends: the parent is gone.")
 @click.option("--worker", is_flag=True, hidden=True, help="Serve beside others on one port, and leave Ctrl-C to the parent.")
+@click.option("--ready-fd", type=int, hidden=True, help="Descriptor to write a byte to when it serves.")
 @setting_options
 def run_command(
-    config: Path | None, certfile: Path | None, keyfile: Path | None, stop_at_eof: bool, worker: bool, **overrides: object
+    config: Path | None,
+    certfile: Path | None,
+    keyfile: Path | None,
+    replaceable: bool,
+    stop_at_eof: bool,
+    worker: bool,
+    ready_fd: int | None,
+    **overrides: object,
 ) -> None:
     """Serve the gateway until it is told to stop.
 
     Settings come from multiverse.toml, .env, the environment and these options; the last win. SIGTERM or Ctrl-C lets running
-    requests finish, a second one does not.
+    requests finish, a second one does not. SIGUSR2, with several workers or --replaceable, replaces the workers while all requests run on.
     """
     settings = settings_here(config, overrides)
     if (certfile is None) != (keyfile is None):
         refuse("--certfile and --keyfile belong together: give both, or none for plain HTTP")
     try:
-        if settings.workers > 1 and not worker:
+        if (settings.workers > 1 or replaceable) and not worker:
             sys.exit(_supervise(settings, sys.argv[1:]))
         from multiverse_gateway.cli.serving import Serving, serve
 
         sock = bind(settings.host, settings.port, shared=worker)
         tls = (certfile, keyfile) if certfile is not None and keyfile is not None else None
         settings = attrs.evolve(settings, port=sock.getsockname()[1])
-        sys.exit(serve(Serving(settings, sock, tls=tls, stop_at_eof=stop_at_eof, worker=worker)))
+        sys.exit(serve(Serving(settings, sock, tls=tls, stop_at_eof=stop_at_eof, worker=worker, ready_fd=ready_fd)))
     except OSError as error:
         raise click.ClickException(str(error)) from None
 
 
 def _supervise(settings: Settings, arguments: list[str]) -> int:
     if sys.platform != "linux":
-        refuse("MULTIVERSE_WORKERS above 1 needs Linux, which shares a port among processes; use 1 here")
+        refuse("MULTIVERSE_WORKERS above 1, and --replaceable, need Linux, which shares a port among processes")
     from multiverse_gateway.cli.supervisor import supervise
 
     bind(settings.host, settings.port).close()  # is the port free? What is shared could be shared with a stranger

@@ -5,6 +5,7 @@
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -30,6 +31,8 @@ from multiverse_gateway.settings import Settings, SettingsError
 
 LAST_SECONDS = 5.0
 HURRIED_SECONDS = 2.0
+LISTENING_SECONDS = 0.005
+"""How often a process looks whether it listens already, until it does."""
 HEAD_BYTES = 17 * 1024
 
 _log = logging.getLogger("multiverse_gateway.api")
@@ -44,6 +47,7 @@ class Serving:
     tls: tuple[Path, Path] | None = None
     stop_at_eof: bool = False
     worker: bool = False
+    ready_fd: int | None = None
 
     @property
     def url(self) -> str:
@@ -89,6 +93,8 @@ async def _serve(serving: Serving) -> int:
     _listen_to_signals(ending, serving)
     _log.info("starting", extra={"fields": {"version": __version__, "url": serving.url}})
     _log.info("settings", extra={"fields": settings.masked()})
+    if serving.ready_fd is not None:
+        _tell_when_listening(serving.sock.dup(), serving.ready_fd)
     announced = Announced(app, lambda: None if serving.worker and not _created_key(app) else _announce(serving, app))
     await hypercorn.asyncio.serve(announced, server_config(serving), shutdown_trigger=ending.begun.wait)
     ending.cancel()
@@ -210,6 +216,16 @@ def _read_parent(ending: Ending, loop: asyncio.AbstractEventLoop, descriptor: in
         ending.now()
     else:
         ending.first()
+
+
+def _tell_when_listening(sock: socket.socket, ready_fd: int) -> None:
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        asyncio.get_running_loop().call_later(LISTENING_SECONDS, _tell_when_listening, sock, ready_fd)
+        return
+    sock.close()
+    with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+        os.write(ready_fd, b".")
+    os.close(ready_fd)
 
 
 def _created_key(app: Any) -> str | None:

@@ -3,13 +3,17 @@
 1. A worker that ended is started again, later each time it ends early.
 2. Workers that keep ending at once are a fault that restarts do not mend: all stop, and the exit code says so.
 3. The parent stops a worker through its standard input: its end means "finish", a byte means "now". So it does if it dies itself.
+4. SIGUSR2 replaces all workers: new ones start from whatever is installed by then, and the old ones finish when all new ones serve.
+   When one of the new ones does not come to serve, they are ended, and the old ones go on.
 """
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import BinaryIO
 
 import anyio
 import anyio.abc
@@ -21,6 +25,8 @@ EARLY_SECONDS = 10.0
 EARLY_ENDS = 4
 FIRST_PAUSE = 0.25
 LAST_PAUSE = 5.0
+READY_SECONDS = 60.0
+"""How long new workers may take until they serve."""
 UNUSABLE = 2
 """Exit code of a worker whose settings cannot be used: all others have the same."""
 
@@ -46,31 +52,61 @@ class Ends:
         return min(LAST_PAUSE, FIRST_PAUSE * 2.0 ** max(0, self.early - 1))
 
 
+@attrs.define(eq=False)
+class _Worker:
+    """A process, and the end of a pipe on which it says that it serves."""
+
+    process: anyio.abc.Process
+    ready: BinaryIO
+
+    async def serves(self) -> bool:
+        """Wait until it serves; false when it ended before."""
+        await anyio.wait_readable(self.ready)
+        return self.ready.read(1) != b""
+
+
+@attrs.define(eq=False)
+class _Crew:
+    """Workers that are kept alive together, until others take over."""
+
+    running: set[anyio.abc.Process] = attrs.field(factory=set)
+    relieved: bool = False
+
+
 @attrs.define
 class _Pool:
     command: Sequence[str]
+    workers: int
     now: Callable[[], float]
-    running: set[anyio.abc.Process] = attrs.field(factory=set)
+    tasks: anyio.abc.TaskGroup
+    crew: _Crew = attrs.field(factory=_Crew)
     ends: Ends = Ends()
+    running: set[anyio.abc.Process] = attrs.field(factory=set)
+    replacing: bool = False
     stopping: bool = False
     exit_code: int = 0
 
-    def is_stopping(self) -> bool:
-        """Tell whether workers are to end; the answer changes while anything is awaited."""
-        return self.stopping
+    def begin(self) -> None:
+        """Start the first workers, and keep them alive."""
+        for number in range(1, self.workers + 1):
+            self.tasks.start_soon(self._keep, number, self.crew)
 
-    async def keep(self, number: int) -> None:
-        """Keep one worker alive until all stop."""
-        while not self.is_stopping():
+    def _is_over(self, crew: _Crew) -> bool:
+        """Tell whether workers are to end; the answer changes while anything is awaited."""
+        return self.stopping or crew.relieved
+
+    async def _keep(self, number: int, crew: _Crew, worker: _Worker | None = None) -> None:
+        """Keep one worker alive until all stop, or others take over."""
+        while not self._is_over(crew):
             begun = self.now()
-            process = await anyio.open_process(self.command, stdin=subprocess.PIPE, stdout=None, stderr=None)
-            self.running.add(process)
-            if self.is_stopping():
-                await self._finish(process)
-            code = await process.wait()
-            self.running.discard(process)
-            if self.is_stopping():
+            if worker is None:
+                worker = await self._start(crew)
+            worker.ready.close()
+            code = await worker.process.wait()
+            worker = None
+            if self.stopping:
                 self.exit_code = self.exit_code or max(0, code)
+            if self._is_over(crew):
                 return
             self.ends = self.ends.after(self.now() - begun)
             if code == UNUSABLE or self.ends.is_loop:
@@ -82,6 +118,52 @@ class _Pool:
                 return
             click.echo(f"Worker {number} ended with code {code}; another one starts.", err=True)
             await anyio.sleep(self.ends.pause)
+
+    async def _start(self, crew: _Crew) -> _Worker:
+        ready, told = os.pipe()
+        try:
+            command = [*self.command, "--ready-fd", str(told)]
+            process = await anyio.open_process(command, stdin=subprocess.PIPE, stdout=None, stderr=None, pass_fds=[told])
+        finally:
+            os.close(told)
+        self.running.add(process)
+        crew.running.add(process)
+        self.tasks.start_soon(self._forget, process, crew)
+        if self._is_over(crew):
+            await self._finish(process)
+        return _Worker(process, os.fdopen(ready, "rb", buffering=0))
+
+    async def _forget(self, process: anyio.abc.Process, crew: _Crew) -> None:
+        await process.wait()
+        self.running.discard(process)
+        crew.running.discard(process)
+
+    async def replace(self) -> None:
+        """Let new workers take over from the old ones, if all of the new ones come to serve."""
+        if self.stopping or self.replacing:
+            return
+        self.replacing = True
+        old, new = self.crew, _Crew()
+        started: list[_Worker] = []
+        serving = False
+        with anyio.move_on_after(READY_SECONDS):
+            for _ in range(self.workers):
+                started.append(await self._start(new))
+            serving = all([await worker.serves() for worker in started])
+        if serving:
+            self.crew = new
+            click.echo("New workers serve; the old ones finish what they have begun.", err=True)
+        else:
+            click.echo("The new workers do not come to serve, so the old ones go on.", err=True)
+        await self._relieve(old if serving else new)
+        for number, worker in enumerate(started, start=1):
+            self.tasks.start_soon(self._keep, number, new, worker)
+        self.replacing = False
+
+    async def _relieve(self, crew: _Crew) -> None:
+        crew.relieved = True
+        for process in list(crew.running):
+            await self._finish(process)
 
     async def stop(self) -> None:
         """Let all workers finish; when they are finishing, end them now."""
@@ -104,22 +186,27 @@ class _Pool:
 
 
 async def supervise(command: Sequence[str], workers: int, *, now: Callable[[], float] = time.monotonic) -> int:
-    """Run `workers` processes of the command until a signal stops them, and return the exit code."""
-    pool = _Pool(command, now)
+    """Run `workers` processes of the command until a signal stops them, and return the exit code.
+
+    The command gets the option `--ready-fd NUMBER`: a descriptor to write a byte to when the process serves.
+    """
     async with anyio.create_task_group() as signals:
-        signals.start_soon(_obey, pool)
-        await anyio.lowlevel.checkpoint()
-        async with anyio.create_task_group() as group:
-            for number in range(1, workers + 1):
-                group.start_soon(pool.keep, number)
+        async with anyio.create_task_group() as tasks:
+            pool = _Pool(command, workers, now, tasks)
+            await signals.start(_obey, pool)
+            pool.begin()
         signals.cancel_scope.cancel()
     return pool.exit_code
 
 
-async def _obey(pool: _Pool) -> None:
+async def _obey(pool: _Pool, *, task_status: anyio.abc.TaskStatus[None]) -> None:
     numbers = [signal.SIGTERM, signal.SIGINT]
     if sys.platform != "win32":
-        numbers.append(signal.SIGHUP)
+        numbers += [signal.SIGHUP, signal.SIGUSR2]
     with anyio.open_signal_receiver(*numbers) as received:
-        async for _ in received:
-            await pool.stop()
+        task_status.started()
+        async for number in received:
+            if sys.platform != "win32" and number == signal.SIGUSR2:
+                pool.tasks.start_soon(pool.replace)
+            else:
+                await pool.stop()
