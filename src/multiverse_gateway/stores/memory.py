@@ -12,10 +12,7 @@ from multiverse_gateway.core.servers import ClientKey, Server, ServerId
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey
 from multiverse_gateway.protocols import ProbeResult, Registry
 from multiverse_gateway.settings import Settings
-
-HISTORY = 100
-REMOVED = 1000
-BATCH_SECONDS = 86_400.0
+from multiverse_gateway.stores.rows import BATCH_SECONDS, HISTORY, REMOVED, shown
 
 
 class MemoryStore:
@@ -79,7 +76,7 @@ class MemoryStore:
                 continue
             before = self._health.get(server_id)
             self._health[server_id] = health
-            if before is None or _shown(before) != _shown(health):
+            if shown(before) != shown(health):
                 self._version += 1
         for result in results:
             if result.server_id in self._servers:
@@ -127,10 +124,6 @@ class MemoryStore:
 
     async def aclose(self) -> None:
         """Do nothing: what was kept goes with the process."""
-
-
-def _shown(health: Health) -> tuple[object, ...]:
-    return health.state, health.reason, health.warning, health.generation
 
 
 def create(settings: Settings) -> MemoryStore:

@@ -10,7 +10,7 @@
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,52 +18,47 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 import attrs
-import cattrs
-import msgspec
 from sqlite_utils import Database, Migrations
 
 from multiverse_gateway.core.errors import ServerNotFound, StorageUnavailable
-from multiverse_gateway.core.health import Health, HealthState
-from multiverse_gateway.core.servers import Capabilities, ClientKey, Metadata, Server, ServerId
-from multiverse_gateway.core.usage import Counts, Usage, UsageKey
+from multiverse_gateway.core.health import Health
+from multiverse_gateway.core.servers import ClientKey, Server, ServerId
+from multiverse_gateway.core.usage import Usage
 from multiverse_gateway.protocols import ProbeResult, Registry
 from multiverse_gateway.settings import Settings, SettingsError
 from multiverse_gateway.stores.copies import InUseError, alone_with, copy_to, replace
 from multiverse_gateway.stores.files import keep_private, publish
+from multiverse_gateway.stores.rows import (
+    BATCH_SECONDS,
+    HISTORY,
+    LONGEST_LEASE,
+    REMOVED,
+    USAGE_COUNTS,
+    USAGE_KEY,
+    adding_usage,
+    health_row,
+    healths_of,
+    key_of,
+    key_row,
+    result_of,
+    result_row,
+    server_of,
+    server_row,
+    shown,
+    usage_of,
+    usage_row,
+)
 from multiverse_gateway.stores.vault import Vault, key_file, open_vault
 
-HISTORY = 100
-REMOVED = 1000
 BUSY_SECONDS = 5.0
 """How long a write waits for another process."""
 WAL_TRIES = 50
 CHECKPOINT_COMMITS = 500
 CHECKPOINT_ROLE = "checkpoint"
 CHECKPOINT_SECONDS = 60.0
-LONGEST_LEASE = 3600.0
-"""A lease that ends later was taken before a clock was set back."""
 BACKUPS_LOOKED_AT = 20
-BATCH_SECONDS = 86_400.0
-"""How long a batch of counts is known again."""
-
-SHARED = (
-    "generation",
-    "consecutive_failures",
-    "consecutive_successes",
-    "by_traffic",
-    "reason",
-    "warning",
-    "last_checked_at",
-    "last_passed_at",
-    "last_transition_at",
-    "models",
-)
-"""The fields of `Health` that are kept, besides its state; the others are a process's own."""
 
 _Result = TypeVar("_Result")
-_USAGE_KEY = tuple(field.name for field in attrs.fields(UsageKey))
-_USAGE_COUNTS = tuple(field.name for field in attrs.fields(Counts))
-_RESULT_COLUMNS = ("server_id", "generation", "passed", "checked_at", "duration", "reason", "warning", "unauthorized")
 
 SET = "multiverse_gateway"
 KNOWN = frozenset({"registry", "usage_and_keys"})
@@ -134,9 +129,9 @@ def usage_and_keys(db: Database) -> None:
         pk="id",
     )
     db.table("usage").create(
-        {**dict.fromkeys(_USAGE_KEY, str), **dict.fromkeys(_USAGE_COUNTS, int)},
-        pk=_USAGE_KEY,
-        not_null={*_USAGE_KEY, *_USAGE_COUNTS},
+        {**dict.fromkeys(USAGE_KEY, str), **dict.fromkeys(USAGE_COUNTS, int)},
+        pk=USAGE_KEY,
+        not_null={*USAGE_KEY, *USAGE_COUNTS},
     )
     db.table("usage_batches").create({"batch": str, "at": float}, pk="batch")
 
@@ -316,16 +311,16 @@ class SqliteStore:
 
     def _load(self, db: Database) -> Registry:
         query = "select * from servers where removed_at is null order by registered_at, id"
-        servers = tuple(self._server(row) for row in db.query(query))
+        servers = tuple(server_of(row, _known(self._vault)) for row in db.query(query))
         active = {server.id for server in servers}
-        health = {server_id: known for server_id, known in _all_health(db) if server_id in active}
-        keys = tuple(_key(row) for row in db.query("select * from client_keys order by created_at, id"))
+        health = {server_id: known for server_id, known in healths_of(db.query("select * from health")) if server_id in active}
+        keys = tuple(key_of(row) for row in db.query("select * from client_keys order by created_at, id"))
         return Registry(version=_version(db), servers=servers, health=health, keys=keys)
 
     async def removed(self) -> Sequence[Server]:
         """Return the removed servers, newest first; their keys are forgotten."""
         query = "select * from servers where removed_at is not null order by removed_at desc limit ?"
-        return await self._read(lambda db: tuple(self._server(row) for row in db.query(query, [REMOVED])))
+        return await self._read(lambda db: tuple(server_of(row, _known(self._vault)) for row in db.query(query, [REMOVED])))
 
     async def save_server(self, server: Server) -> None:
         """Insert or replace a server.
@@ -334,10 +329,7 @@ class SqliteStore:
             ServerNotFound: It was removed: nothing brings it back, be it a change that began before.
             StorageUnavailable: It cannot be saved, or another server has this model and URL.
         """
-        row = {**attrs.asdict(server, recurse=False), "removed_at": None}
-        row["api_key"] = self._sealed(server.api_key)
-        row["capabilities"] = _json(attrs.asdict(server.capabilities))
-        row["metadata"] = _json(attrs.asdict(server.metadata))
+        row = server_row(server, _known(self._vault))
         await self._write(lambda db: _save_server(db, row))
 
     async def remove_server(self, server_id: ServerId) -> bool:
@@ -354,7 +346,7 @@ class SqliteStore:
     async def history(self, server_id: ServerId, limit: int) -> Sequence[ProbeResult]:
         """Return the last results, newest first; the models they listed are not kept."""
         query = "select * from results where server_id = ? order by id desc limit ?"
-        return await self._read(lambda db: tuple(_result(row) for row in db.query(query, [server_id, limit])))
+        return await self._read(lambda db: tuple(result_of(row) for row in db.query(query, [server_id, limit])))
 
     # Clients
 
@@ -368,8 +360,8 @@ class SqliteStore:
 
     async def usage(self, since: str, until: str) -> Sequence[Usage]:
         """Return what is kept of these days."""
-        query = f"select * from usage where day between ? and ? order by {', '.join(_USAGE_KEY)}"  # noqa: S608  our own names
-        return await self._read(lambda db: tuple(_usage(row) for row in db.query(query, [since, until])))
+        query = f"select * from usage where day between ? and ? order by {', '.join(USAGE_KEY)}"  # noqa: S608  our own names
+        return await self._read(lambda db: tuple(usage_of(row) for row in db.query(query, [since, until])))
 
     # For all processes
 
@@ -383,26 +375,17 @@ class SqliteStore:
         """Return what is kept under the name, keeping the proposal when there is nothing yet."""
         return await self._write(lambda db: _kept_secret(db, name, proposal))
 
-    # Rows
-
-    def _sealed(self, key: str | None) -> str | None:
-        assert self._vault is not None
-        return self._vault.seal(key)
-
-    def _server(self, row: Mapping[str, Any]) -> Server:
-        assert self._vault is not None
-        facts = {name: value for name, value in row.items() if name != "removed_at"}
-        facts["api_key"] = self._vault.unseal(row["api_key"])
-        facts["capabilities"] = cattrs.structure(msgspec.json.decode(row["capabilities"]), Capabilities)
-        facts["metadata"] = cattrs.structure(msgspec.json.decode(row["metadata"]), Metadata)
-        return Server(**facts)
-
 
 # On the threads
 
 
 def _journal(path: Path) -> Path:
     return path.with_name(f"{path.name}-wal")
+
+
+def _known(vault: Vault | None) -> Vault:
+    assert vault is not None
+    return vault
 
 
 def _opened(db: Database | None) -> Database:
@@ -603,12 +586,12 @@ def _remove_server(db: Database, server_id: ServerId, wall: float) -> bool:
 
 def _save_health(db: Database, changes: Mapping[ServerId, Health], results: Sequence[ProbeResult]) -> None:
     generations = dict(db.execute("select id, generation from servers where removed_at is null").fetchall())
-    before = dict(_all_health(db))
+    before = dict(healths_of(db.query("select * from health")))
     kept = {key: health for key, health in changes.items() if key in generations and health.generation >= generations[key]}
-    db.table("health").upsert_all([{"server_id": key, **_health_row(health)} for key, health in kept.items()], pk="server_id")
-    if any(_shown(before.get(key)) != _shown(health) for key, health in kept.items()):
+    db.table("health").upsert_all([health_row(key, health) for key, health in kept.items()], pk="server_id")
+    if any(shown(before.get(key)) != shown(health) for key, health in kept.items()):
         _grow(db)
-    db.table("results").insert_all([_result_row(result) for result in results if result.server_id in generations])
+    db.table("results").insert_all([result_row(result) for result in results if result.server_id in generations])
     for server_id in {result.server_id for result in results}:
         db.execute(
             "delete from results where server_id = ? and id <= "
@@ -618,33 +601,19 @@ def _save_health(db: Database, changes: Mapping[ServerId, Health], results: Sequ
 
 
 def _save_key(db: Database, key: ClientKey) -> None:
-    row = {**attrs.asdict(key), "models": _json(key.models)}
+    row = key_row(key)
     revoked = db.execute("select revoked_at from client_keys where id = ? and revoked_at is not null", [key.id]).fetchone()
     db.table("client_keys").upsert(row | ({} if revoked is None else {"revoked_at": revoked[0]}), pk="id")
     _grow(db)
-
-
-def _key(row: Mapping[str, Any]) -> ClientKey:
-    return ClientKey(**{**row, "models": tuple(msgspec.json.decode(row["models"]))})
 
 
 def _add_usage(db: Database, batch: str, rows: Sequence[Usage], now: float) -> None:
     db.execute("delete from usage_batches where at < ?", [now - BATCH_SECONDS])
     if db.execute("insert or ignore into usage_batches (batch, at) values (?, ?)", [batch, now]).rowcount == 0:
         return
-    columns = (*_USAGE_KEY, *_USAGE_COUNTS)
-    sums = ", ".join(f"{name} = {name} + excluded.{name}" for name in _USAGE_COUNTS)
-    statement = (
-        f"insert into usage ({', '.join(columns)}) values ({', '.join('?' * len(columns))}) "  # noqa: S608  our own names
-        f"on conflict ({', '.join(_USAGE_KEY)}) do update set {sums}"
-    )
+    statement = adding_usage(":{}")
     for row in rows:
-        db.execute(statement, [*attrs.astuple(row.key), *attrs.astuple(row.counts)])
-
-
-def _usage(row: Mapping[str, Any]) -> Usage:
-    key = UsageKey(**{name: row[name] for name in _USAGE_KEY})
-    return Usage(key=key, counts=Counts(**{name: row[name] for name in _USAGE_COUNTS}))
+        db.execute(statement, usage_row(row))
 
 
 def _is_taken(db: Database, role: str, holder: str, now: float) -> bool:
@@ -662,34 +631,6 @@ def _claimed(db: Database, role: str, holder: str, ttl: float, now: float) -> bo
 def _kept_secret(db: Database, name: str, proposal: str) -> str:
     db.execute("insert or ignore into secrets (name, value) values (?, ?)", [name, proposal])
     return str(db.execute("select value from secrets where name = ?", [name]).fetchone()[0])
-
-
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
-
-
-def _shown(health: Health | None) -> tuple[object, ...] | None:
-    return None if health is None else (health.state, health.reason, health.warning, health.generation)
-
-
-def _health_row(health: Health) -> dict[str, str]:
-    return {"state": health.state.value, "facts": _json({name: getattr(health, name) for name in SHARED})}
-
-
-def _all_health(db: Database) -> Iterable[tuple[ServerId, Health]]:
-    for row in db.query("select * from health"):
-        with suppress(ValueError, KeyError, TypeError):  # a newer version's: its server starts unproven here
-            facts = msgspec.json.decode(row["facts"])
-            yield ServerId(row["server_id"]), Health(state=HealthState(row["state"]), **{**facts, "models": tuple(facts["models"])})
-
-
-def _result_row(result: ProbeResult) -> dict[str, object]:
-    return {name: getattr(result, name) for name in _RESULT_COLUMNS}
-
-
-def _result(row: Mapping[str, Any]) -> ProbeResult:
-    facts = {name: row[name] for name in _RESULT_COLUMNS}
-    return ProbeResult(**{**facts, "passed": bool(row["passed"]), "unauthorized": bool(row["unauthorized"])})
 
 
 def database_path(database_url: str) -> Path:

@@ -1,0 +1,135 @@
+"""What stands in the rows of every SQL database: one form of a server, its health and its checks, whatever engine keeps them."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import attrs
+import cattrs
+import msgspec
+
+from multiverse_gateway.core.health import Health, HealthState
+from multiverse_gateway.core.servers import Capabilities, ClientKey, Metadata, Server, ServerId
+from multiverse_gateway.core.usage import Counts, Usage, UsageKey
+from multiverse_gateway.protocols import ProbeResult
+from multiverse_gateway.stores.vault import Vault
+
+HISTORY = 100
+"""Results that are kept of each server."""
+REMOVED = 1000
+"""Removed servers that are listed, and whose results are kept."""
+LONGEST_LEASE = 3600.0
+"""A lease that ends later was taken before a clock was set back."""
+BATCH_SECONDS = 86_400.0
+"""How long a batch of counts is known again."""
+
+SHARED = (
+    "generation",
+    "consecutive_failures",
+    "consecutive_successes",
+    "by_traffic",
+    "reason",
+    "warning",
+    "last_checked_at",
+    "last_passed_at",
+    "last_transition_at",
+    "models",
+)
+"""The fields of `Health` that are kept, besides its state; the others are a process's own."""
+
+RESULT_COLUMNS = ("server_id", "generation", "passed", "checked_at", "duration", "reason", "warning", "unauthorized")
+USAGE_KEY = tuple(field.name for field in attrs.fields(UsageKey))
+USAGE_COUNTS = tuple(field.name for field in attrs.fields(Counts))
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def server_row(server: Server, vault: Vault) -> dict[str, object]:
+    """Return the row of a server that is there, its key sealed."""
+    return {
+        **attrs.asdict(server, recurse=False),
+        "api_key": vault.seal(server.api_key),
+        "capabilities": _json(attrs.asdict(server.capabilities)),
+        "metadata": _json(attrs.asdict(server.metadata)),
+        "removed_at": None,
+    }
+
+
+def server_of(row: Mapping[str, Any], vault: Vault) -> Server:
+    """Read a server.
+
+    Raises:
+        StorageUnavailable: Its key was sealed with a secret that the vault does not have.
+    """
+    facts = {name: value for name, value in row.items() if name != "removed_at"}
+    facts["api_key"] = vault.unseal(row["api_key"])
+    facts["capabilities"] = cattrs.structure(msgspec.json.decode(row["capabilities"]), Capabilities)
+    facts["metadata"] = cattrs.structure(msgspec.json.decode(row["metadata"]), Metadata)
+    return Server(**facts)
+
+
+def health_row(server_id: ServerId, health: Health) -> dict[str, object]:
+    """Return the row of a server's health."""
+    facts = {name: getattr(health, name) for name in SHARED}
+    return {"server_id": server_id, "state": health.state.value, "facts": _json(facts)}
+
+
+def healths_of(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[ServerId, Health]]:
+    """Read the health of servers; a row that a newer version wrote is left out, and its server starts unproven here."""
+    for row in rows:
+        with suppress(ValueError, KeyError, TypeError):
+            facts = msgspec.json.decode(row["facts"])
+            yield ServerId(row["server_id"]), Health(state=HealthState(row["state"]), **{**facts, "models": tuple(facts["models"])})
+
+
+def shown(health: Health | None) -> tuple[object, ...] | None:
+    """Return what makes other processes read a health anew when it changes."""
+    return None if health is None else (health.state, health.reason, health.warning, health.generation)
+
+
+def result_row(result: ProbeResult) -> dict[str, object]:
+    """Return the row of a probe's result; the models that it listed are not kept."""
+    return {
+        **{name: getattr(result, name) for name in RESULT_COLUMNS},
+        "passed": int(result.passed),
+        "unauthorized": int(result.unauthorized),
+    }
+
+
+def result_of(row: Mapping[str, Any]) -> ProbeResult:
+    """Read a probe's result."""
+    facts = {name: row[name] for name in RESULT_COLUMNS}
+    return ProbeResult(**{**facts, "passed": bool(row["passed"]), "unauthorized": bool(row["unauthorized"])})
+
+
+def key_row(key: ClientKey) -> dict[str, object]:
+    """Return the row of a client key."""
+    return {**attrs.asdict(key), "models": _json(key.models)}
+
+
+def key_of(row: Mapping[str, Any]) -> ClientKey:
+    """Read a client key."""
+    return ClientKey(**{**row, "models": tuple(msgspec.json.decode(row["models"]))})
+
+
+def usage_row(usage: Usage) -> dict[str, object]:
+    """Return the row of counts."""
+    return {**attrs.asdict(usage.key), **attrs.asdict(usage.counts)}
+
+
+def usage_of(row: Mapping[str, Any]) -> Usage:
+    """Read counts."""
+    return Usage(key=UsageKey(**{name: row[name] for name in USAGE_KEY}), counts=Counts(**{name: row[name] for name in USAGE_COUNTS}))
+
+
+def adding_usage(placeholder: str) -> str:
+    """Return the statement that adds the row of counts to those that are kept; `placeholder` is how the engine writes a parameter."""
+    columns = (*USAGE_KEY, *USAGE_COUNTS)
+    values = ", ".join(placeholder.format(name) for name in columns)
+    sums = ", ".join(f"{name} = usage.{name} + excluded.{name}" for name in USAGE_COUNTS)
+    return (
+        f"insert into usage ({', '.join(columns)}) values ({values}) "  # noqa: S608  our own names
+        f"on conflict ({', '.join(USAGE_KEY)}) do update set {sums}"
+    )
