@@ -19,6 +19,7 @@ from multiverse_gateway.relay.wire import Resolver
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.web.admin import admin_routes
 from multiverse_gateway.web.errors import EXCEPTION_HANDLERS, Errors, Scope
+from multiverse_gateway.web.front import Front
 from multiverse_gateway.web.inference import Inference
 from multiverse_gateway.web.models import model_routes
 from multiverse_gateway.web.operations import operations_routes
@@ -71,7 +72,7 @@ def create_app(
         finally:
             logs.close()
 
-    inference = Inference(gateway, entrance)
+    front = Front(gateway, entrance)
     middleware = [
         Middleware(Errors),
         *([Middleware(Cors, origins=settings.cors_origins)] if settings.enable_cors else []),
@@ -86,7 +87,7 @@ def create_app(
     app = Starlette(
         routes=[
             *model_routes(gateway),
-            Route("/v1/{path:path}", endpoint=inference),
+            Route("/v1/{path:path}", endpoint=Inference(front)),
             *admin_routes(gateway),
             *operations_routes(gateway),
             *(pages.routes() if pages else []),
@@ -97,6 +98,7 @@ def create_app(
     )
     app.router.redirect_slashes = False
     app.state.gateway = gateway
+    app.state.front = front
     app.state.sessions = sessions
     return app
 

@@ -18,7 +18,7 @@ import httpx2
 from multiverse_gateway._version import __version__
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_endpoint
 from multiverse_gateway.core.envelope import Envelope
-from multiverse_gateway.core.errors import StorageUnavailable
+from multiverse_gateway.core.errors import Overloaded, StorageUnavailable
 from multiverse_gateway.core.failover import RetryPolicy
 from multiverse_gateway.core.health import (
     Health,
@@ -458,7 +458,25 @@ class Gateway:
                 if waiter.phase is Phase.QUEUED and not waiter.attempts and not waiter.envelope.stream:
                     return  # every server will do for it, and none is free
 
-    # Exchanges
+    # Bodies and exchanges
+
+    def hold_body(self, count: int) -> None:
+        """Count bytes of a request's body that are kept; whoever calls this calls `drop_body` in the end.
+
+        Raises:
+            Overloaded: All bodies together would be too large; nothing was counted.
+        """
+        if self.body_bytes + count > self.settings.body_budget_bytes:
+            raise self.overloaded()
+        self.body_bytes += count
+
+    def drop_body(self, count: int) -> None:
+        """Count bytes of a body that are not kept any more."""
+        self.body_bytes -= count
+
+    def overloaded(self) -> Overloaded:
+        """Return the refusal of what this process has no room for."""
+        return Overloaded("The gateway has as much to do as it can. Try again in a few seconds.", retry_after=1 + 4 * self.chance())
 
     def begin(self, exchange: Exchange) -> None:
         """Take an exchange in; the door starts it."""

@@ -109,7 +109,7 @@ async def door(
     http = HttpServer()
     if is_open:
         http.gate.set()
-    client = AsgiClient([(b"x-extra", b"1")])
+    client = AsgiClient()
     exchange = stage.exchange(client, **fields)
     scope = {"type": "http", "http_version": version}
     with anyio.fail_after(20):
@@ -135,7 +135,7 @@ async def test_a_plain_answer_has_its_length() -> None:
         it.stage.last.answer(body=b'{"a":1}')
     assert [message["type"] for message in it.http.sent] == ["http.response.start", "http.response.body"]
     assert it.http.sent[0]["status"] == 200
-    assert (it.http.headers[b"content-length"], it.http.headers[b"x-extra"]) == (b"7", b"1")
+    assert it.http.headers[b"content-length"] == b"7"
     assert (it.http.data, it.http.more) == (b'{"a":1}', [False])
 
 
@@ -208,7 +208,7 @@ async def test_a_client_that_leaves_is_noticed_in_every_phase(phase: Phase, how:
             it.exchange.interrupt()
             for _ in range(2):
                 it.stage.start()
-            it.exchange = it.stage.exchange(AsgiClient([]), stream=True)
+            it.exchange = it.stage.exchange(AsgiClient(), stream=True)
         elif phase is Phase.BACKOFF:
             it.stage.last.fail(FailureClass.BROKEN)
         elif phase is Phase.RELAYING:
@@ -353,7 +353,7 @@ async def test_an_exchange_that_was_refused_before_its_start_is_answered() -> No
     stage = RecordingEngine([server("a")])
     http = HttpServer()
     http.gate.set()
-    client = AsgiClient([])
+    client = AsgiClient()
     exchange = stage.exchange(client)
     exchange.interrupt()
     await answer(client, exchange, {}, http.receive, http.send, write_timeout=LONG)

@@ -17,8 +17,7 @@ HIGH_WATER = 65536
 class AsgiClient:
     """Hold what the exchange says until the server below has taken it: at most `HIGH_WATER` bytes and one chunk."""
 
-    def __init__(self, extra: Headers) -> None:
-        self._extra = extra
+    def __init__(self) -> None:
         self._head: tuple[int, Headers] | None = None
         self._pieces: list[bytes] = []
         self._size = 0
@@ -29,7 +28,7 @@ class AsgiClient:
 
     def head(self, status: int, headers: Headers) -> None:
         """Keep the head; it goes out with the first of what follows."""
-        self._head = (status, headers + self._extra)
+        self._head = (status, headers)
         self._wake.set()
 
     def body(self, data: bytes) -> None:

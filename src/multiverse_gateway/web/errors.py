@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 import anyio
+import attrs
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -45,7 +46,7 @@ class BadFraming(BadRequest):
 def describe(error: Exception, method: str, path: str) -> tuple[GatewayError, list[tuple[bytes, bytes]]]:
     """Turn what an application raised into the error to answer with, and the headers that come on top of its own.
 
-    Anything unknown becomes an `InternalError`; the caller logs it.
+    Anything unknown becomes an `InternalError`.
     """
     if isinstance(error, GatewayError):
         return error, []
@@ -71,14 +72,33 @@ def _of_starlette(error: HTTPException, method: str, path: str) -> tuple[Gateway
     return InternalError("The gateway made a mistake; tell its operator the x-request-id of this answer"), headers
 
 
+@attrs.frozen
+class Refusal:
+    """An answer to a request that ends in an error, whoever sends it; `closes` tells that its connection is of no use any more."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+    closes: bool
+
+
+def refusal_of(error: Exception, method: str, path: str, *, request_id: str | None) -> Refusal:
+    """Make the answer for an error; a mistake of ours is logged with its traceback and the id, which is all that the client learns."""
+    known, extra = describe(error, method, path)
+    if isinstance(known, InternalError) and not isinstance(error, GatewayError):
+        fields = {"request_id": request_id, "method": method, "path": path}
+        _log.error("request failed", exc_info=error, extra={"fields": fields})
+    headers = [(b"content-type", b"application/json"), *known.headers(), *extra]
+    return Refusal(known.status, headers, known.body(), isinstance(known, (*_CLOSING, BadFraming)))
+
+
 def response_of(error: Exception, scope: Scope) -> Response:
     """Make the answer for an error; one that leaves its connection unusable closes it (HTTP/1.1 only, RFC 9113 8.2.2)."""
-    known, extra = describe(error, scope.get("method", "?"), scope.get("path", "?"))
-    headers = [*known.headers(), *extra]
-    if isinstance(known, (*_CLOSING, BadFraming)) and str(scope.get("http_version", "1.1")).startswith("1"):
-        headers.append(_CLOSE)
-    response = Response(known.body(), status_code=known.status, media_type="application/json")
-    response.raw_headers.extend(headers)
+    refusal = refusal_of(error, scope.get("method", "?"), scope.get("path", "?"), request_id=scope.get(REQUEST_ID))
+    response = Response(refusal.body, status_code=refusal.status)
+    response.raw_headers.extend(refusal.headers)
+    if refusal.closes and str(scope.get("http_version", "1.1")).startswith("1"):
+        response.raw_headers.append(_CLOSE)
     return response
 
 
@@ -120,12 +140,9 @@ class Errors:
         try:
             await self._app(scope, receive, noting)
         except Exception as error:
-            known, _ = describe(error, scope["method"], scope["path"])
-            if isinstance(known, InternalError) and not isinstance(error, GatewayError):
-                fields = {"request_id": scope.get(REQUEST_ID), "method": scope["method"], "path": scope["path"]}
-                _log.error("request failed", exc_info=error, extra={"fields": fields})
+            response = response_of(error, scope)
             if not started:
-                await response_of(error, scope)(scope, receive, send)
+                await response(scope, receive, send)
             elif not ended and not str(scope.get("http_version", "1.1")).startswith("1"):
                 with anyio.move_on_after(2):
                     await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -353,15 +353,6 @@ def rate_limiter(settings: Settings) -> RateLimiter:
 # Both doors
 
 
-@attrs.frozen(kw_only=True)
-class Visitor:
-    """A caller whose request is fit to be read further: `client` is what its quota is counted by."""
-
-    request_id: str
-    address: str
-    client: str
-
-
 def _nobody(method: str, headers: Headers) -> bool:
     return False
 
@@ -390,8 +381,8 @@ class Entrance:
             signed_in,
         )
 
-    def receive(self, peer: str | None, headers: Headers) -> Visitor:
-        """Look at a request's head: the first thing that is done with an inference request.
+    def receive(self, peer: str | None, headers: Headers) -> str:
+        """Look at a request's head, the first thing that is done with an inference request; return what its quota is counted by.
 
         Raises:
             GatewayError: It could be read in two ways, came through a gateway before, or lacks the client key.
@@ -399,11 +390,10 @@ class Entrance:
         refused = refuse_bad_framing(headers) or refuse_loop(headers)
         if refused is not None:
             raise refused
-        address = client_address(peer, headers, self.trusted)
         found = verified(headers, self.client_digests)
         if found is None and self.require_client_key and not self.signed_in("POST", headers):
             check_client_key(headers, self.client_digests)
-        return Visitor(request_id=request_id(headers), address=address, client=address if found is None else found.hex())
+        return client_address(peer, headers, self.trusted) if found is None else found.hex()
 
 
 # Bodies
@@ -442,8 +432,24 @@ def body_deadline(received: int, timeout: float) -> float:
     return min(timeout, GRACE + (received + 1) / LEAST_RATE)
 
 
-async def read_body(receive: Receive, limit: int, timeout: float, *, headers: Headers = ()) -> bytes:  # noqa: ASYNC109  it grows with the body
-    """Read a request's body, bounded in size and time.
+def too_slow() -> RequestTimeout:
+    """Return the refusal of a body that did not come in time."""
+    return RequestTimeout("The body did not arrive in time; send it faster, or a smaller one")
+
+
+def _hold_anything(count: int) -> None:
+    """Have room for every body."""
+
+
+async def read_body(
+    receive: Receive,
+    limit: int,
+    timeout: float,  # noqa: ASYNC109  it grows with the body
+    *,
+    headers: Headers = (),
+    hold: Callable[[int], None] = _hold_anything,
+) -> bytes:
+    """Read a request's body, bounded in size and time; `hold` hears the size of each piece and may raise that there is no room.
 
     Raises:
         RequestTooLarge: It is larger than `limit` bytes, which `headers` may tell before anything is read.
@@ -460,7 +466,7 @@ async def read_body(receive: Receive, limit: int, timeout: float, *, headers: He
         with anyio.move_on_after(begun + body_deadline(size, timeout) - anyio.current_time()) as scope:
             message = await receive()
         if scope.cancelled_caught:
-            raise RequestTimeout("The body did not arrive in time; send it faster, or a smaller one")
+            raise too_slow()
         if message["type"] == "http.disconnect":
             raise ClientGone
         piece = message.get("body", b"")
@@ -468,6 +474,7 @@ async def read_body(receive: Receive, limit: int, timeout: float, *, headers: He
         if size > limit:
             raise too_large(limit)
         if piece:
+            hold(len(piece))
             pieces.append(piece)
         if not message.get("more_body", False):
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -1,9 +1,9 @@
-"""The front of the ASGI door."""
+"""The front of both doors."""
 
 import pytest
 
 from multiverse_gateway import GatewayError
-from multiverse_gateway.web.inference import check_target
+from multiverse_gateway.web.front import check_target
 
 
 @pytest.mark.parametrize(
