@@ -71,12 +71,16 @@ class HealthProbe(Protocol):
 
 @attrs.frozen(kw_only=True)
 class Registry:
-    """One consistent read of everything that routing needs; `keys` are all client keys, those that are over too, oldest first."""
+    """One consistent read of everything that routing needs.
+
+    `keys` are all client keys, those that are over too, oldest first. `ended` are the digests of browsers' sessions that count no more.
+    """
 
     version: int
     servers: tuple[Server, ...]
     health: Mapping[ServerId, Health]
     keys: tuple[ClientKey, ...] = ()
+    ended: frozenset[str] = frozenset()
 
 
 class Store(Protocol):
@@ -90,11 +94,11 @@ class Store(Protocol):
         ...
 
     async def version(self) -> int:
-        """Return a number that grows when servers, client keys or a health *state* changed, by anyone."""
+        """Return a number that grows when servers, client keys, ended sessions or a health *state* changed, by anyone."""
         ...
 
     async def load(self) -> Registry:
-        """Return version, active servers, their health and the client keys from one consistent read."""
+        """Return version, active servers, their health, client keys and ended sessions from one consistent read."""
         ...
 
     async def save_server(self, server: Server) -> None:
@@ -127,6 +131,13 @@ class Store(Protocol):
 
     async def save_key(self, key: ClientKey) -> None:
         """Insert or replace a client key; returns only after a durable commit. A revoked one stays revoked, whatever is saved."""
+        ...
+
+    async def end_session(self, digest: str, until: float) -> None:
+        """Let a browser's session count no more, in any process; returns only after a durable commit.
+
+        At `until` (Unix time) it would have been over anyway: then the store may forget it.
+        """
         ...
 
     async def add_usage(self, batch: str, rows: Sequence[Usage]) -> None:

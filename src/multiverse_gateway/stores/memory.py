@@ -1,5 +1,6 @@
 """A registry that lives as long as its process: for tests and trials."""
 
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 
@@ -27,6 +28,7 @@ class MemoryStore:
         self._leases: dict[str, tuple[str, float]] = {}
         self._secrets: dict[str, str] = {}
         self._keys: dict[str, ClientKey] = {}
+        self._ended: dict[str, float] = {}
         self._usage: dict[UsageKey, Counts] = {}
         self._batches: dict[str, float] = {}
 
@@ -40,7 +42,11 @@ class MemoryStore:
     async def load(self) -> Registry:
         """Return everything."""
         return Registry(
-            version=self._version, servers=tuple(self._servers.values()), health=dict(self._health), keys=tuple(self._keys.values())
+            version=self._version,
+            servers=tuple(self._servers.values()),
+            health=dict(self._health),
+            keys=tuple(self._keys.values()),
+            ended=frozenset(self._ended),
         )
 
     async def save_server(self, server: Server) -> None:
@@ -92,6 +98,12 @@ class MemoryStore:
         if known is not None and known.revoked_at is not None:
             key = attrs.evolve(key, revoked_at=known.revoked_at)
         self._keys[key.id] = key
+        self._version += 1
+
+    async def end_session(self, digest: str, until: float) -> None:
+        """Let a session count no more; those that are over by themselves are forgotten."""
+        now = time.time()
+        self._ended = {name: end for name, end in self._ended.items() if end > now} | {digest: until}
         self._version += 1
 
     async def add_usage(self, batch: str, rows: Sequence[Usage]) -> None:

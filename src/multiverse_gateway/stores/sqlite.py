@@ -61,7 +61,7 @@ BACKUPS_LOOKED_AT = 20
 _Result = TypeVar("_Result")
 
 SET = "multiverse_gateway"
-KNOWN = frozenset({"registry", "usage_and_keys"})
+KNOWN = frozenset({"registry", "usage_and_keys", "ended_sessions"})
 """The names of our migrations."""
 
 migrations = Migrations(SET)
@@ -134,6 +134,12 @@ def usage_and_keys(db: Database) -> None:
         not_null={*USAGE_KEY, *USAGE_COUNTS},
     )
     db.table("usage_batches").create({"batch": str, "at": float}, pk="batch")
+
+
+@migrations()
+def ended_sessions(db: Database) -> None:
+    """Add the browsers' sessions that count no more."""
+    db.table("ended_sessions").create({"digest": str, "until": float}, pk="digest")
 
 
 class SqliteStore:
@@ -315,7 +321,8 @@ class SqliteStore:
         active = {server.id for server in servers}
         health = {server_id: known for server_id, known in healths_of(db.query("select * from health")) if server_id in active}
         keys = tuple(key_of(row) for row in db.query("select * from client_keys order by created_at, id"))
-        return Registry(version=_version(db), servers=servers, health=health, keys=keys)
+        ended = frozenset(row["digest"] for row in db.query("select digest from ended_sessions"))
+        return Registry(version=_version(db), servers=servers, health=health, keys=keys, ended=ended)
 
     async def removed(self) -> Sequence[Server]:
         """Return the removed servers, newest first; their keys are forgotten."""
@@ -353,6 +360,10 @@ class SqliteStore:
     async def save_key(self, key: ClientKey) -> None:
         """Insert or replace a client key; a revoked one stays revoked."""
         await self._write(lambda db: _save_key(db, key))
+
+    async def end_session(self, digest: str, until: float) -> None:
+        """Let a session count no more; those that are over by themselves are forgotten."""
+        await self._write(lambda db: _end_session(db, digest, until, self._wall()))
 
     async def add_usage(self, batch: str, rows: Sequence[Usage]) -> None:
         """Add counts, once per batch."""
@@ -604,6 +615,12 @@ def _save_key(db: Database, key: ClientKey) -> None:
     row = key_row(key)
     revoked = db.execute("select revoked_at from client_keys where id = ? and revoked_at is not null", [key.id]).fetchone()
     db.table("client_keys").upsert(row | ({} if revoked is None else {"revoked_at": revoked[0]}), pk="id")
+    _grow(db)
+
+
+def _end_session(db: Database, digest: str, until: float, now: float) -> None:
+    db.execute("delete from ended_sessions where until < ?", [now])
+    db.table("ended_sessions").upsert({"digest": digest, "until": until}, pk="digest")
     _grow(db)
 
 

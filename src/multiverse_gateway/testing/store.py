@@ -179,6 +179,15 @@ class StoreContract:
         await store.save_health({}, [make_result("three", 1)])
         assert not await store.history(ServerId("three"), 5)
 
+    async def test_an_ended_session_counts_no_more(self, store: Store) -> None:
+        """Everybody who follows the version hears of it; it is forgotten when it would have been over anyway."""
+        version = await store.version()
+        await store.end_session("long ago", 1.0)
+        await store.end_session("ab" * 32, 1e10)
+        await store.end_session("ab" * 32, 1e10)
+        assert await store.version() > version
+        assert (await store.load()).ended == {"ab" * 32}
+
     async def test_client_keys_are_kept(self, store: Store) -> None:
         """Every field comes back, with the registry, and others see at once that something changed."""
         seen = [await store.version()]
