@@ -1,0 +1,209 @@
+"""The frame around every page: who visits, links by name, rendering, fragments, toasts and problems in words.
+
+A new page is a route, an entry in `NAVIGATION` and a template that extends `base.html`.
+"""
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import attrs
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import NoMatchFound
+
+from multiverse_gateway._version import __version__
+from multiverse_gateway.core.errors import GatewayError
+from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.web import views
+from multiverse_gateway.web.assets import load_assets
+from multiverse_gateway.web.errors import REQUEST_ID, response_of
+from multiverse_gateway.web.live import Streams
+from multiverse_gateway.web.security import Entrance, is_below, is_secure, path_of
+from multiverse_gateway.web.sessions import Session, Sessions
+from multiverse_gateway.web.wizard import FIELDS, Form, message_of
+
+THEMES = ("light", "dark")
+NAVIGATION = (
+    ("dashboard", "Dashboard"),
+    ("register", "Register"),
+    ("models", "Models"),
+    ("playground", "Playground"),
+    ("logs", "Logs"),
+    ("settings", "Settings"),
+    ("docs", "API docs"),
+)
+"""The pages of the menu, by the names of their routes; one that has no route is left out."""
+OPEN_TO_VISITORS = ("dashboard", "models", "docs")
+
+
+@attrs.define(eq=False)
+class Visit:
+    """A request of somebody who may see the page: signed in, with the admin key, or a visitor of the public pages."""
+
+    request: Request
+    session: Session | None = None
+    is_operator: bool = False
+    form: Form = attrs.field(factory=dict)
+
+    @property
+    def is_fragment(self) -> bool:
+        """Whether HTMX asks, for a part of the page."""
+        return self.request.headers.get("hx-request") == "true"
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """The query of the URL."""
+        return self.request.query_params
+
+
+Handler = Callable[[Visit], Awaitable[Response]]
+
+
+class Frame:
+    """What all pages share."""
+
+    def __init__(self, gateway: Gateway, sessions: Sessions, entrance: Entrance) -> None:
+        self.gateway = gateway
+        self.sessions = sessions
+        self.entrance = entrance
+        self._streams = Streams()
+        self._templates = Environment(
+            loader=FileSystemLoader(Path(__file__).parent / "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._templates.filters.update(span=views.span, size=views.size, count=views.count)
+
+    def refuse(self, visit: Visit, error: GatewayError) -> Response:
+        """Answer a request that a rule forbids."""
+        titles = {404: "There is no such page", 429: "Too many at once", 503: "Not possible now", 400: "That cannot be used"}
+        response = self.problem(visit, error.status, titles.get(error.status, "That did not work"), message_of(error))
+        response.raw_headers.extend(error.headers())
+        return response
+
+    def problem(self, visit: Visit, status: int, title: str, words: str) -> Response:
+        """Say what is wrong: on a page of its own, or to HTMX in a toast."""
+        if visit.is_fragment:
+            return self.toast(Response(status_code=status), "error", f"{title}. {words}")
+        return self.page(visit, "error.html", status=status, title=title, code=status, words=words)
+
+    def not_found(self, request: Request, error: Exception) -> Response:
+        """Answer what no route matches: with a page where a browser asks for one."""
+        assert isinstance(error, HTTPException)
+        path = path_of(request.scope)
+        wants_page = request.method == "GET" and "text/html" in request.headers.get("accept", "")
+        if error.status_code != 404 or not wants_page or is_below(path, "/v1") or is_below(path, "/admin"):
+            return response_of(error, request.scope)
+        headers = request.scope["headers"]
+        session = self.sessions.find(headers)
+        visit = Visit(request, session, is_operator=session is not None)
+        return self.problem(visit, 404, "There is no such page", "The address may be misspelt, or what it showed was removed.")
+
+    def url(self, request: Request, name: str, **parameters: Any) -> str:
+        """Return the path of a page by its name, under whatever prefix we are mounted."""
+        root = str(request.scope.get("root_path", "")).rstrip("/")
+        return f"{root}{request.app.url_path_for(_route_name(name), **parameters)}"
+
+    def redirect(self, request: Request, name: str, query: str = "", **parameters: Any) -> Response:
+        """Send the browser to a page."""
+        url = self.url(request, name, **parameters) + (f"?{query}" if query else "")
+        return RedirectResponse(url, 303, {"cache-control": "no-store"})
+
+    def here(self, visit: Visit, name: str, pairs: Mapping[str, str]) -> str:
+        """Return the path of a page with a query."""
+        return self.url(visit.request, name) + (f"?{urlencode(pairs)}" if pairs else "")
+
+    def _has_route(self, request: Request, name: str) -> bool:
+        try:
+            request.app.url_path_for(_route_name(name))
+        except NoMatchFound:
+            return False
+        return True
+
+    def _context(self, visit: Visit) -> dict[str, Any]:
+        request, assets = visit.request, load_assets()
+        theme = request.cookies.get("mvg_theme", "")
+        return {
+            "url": lambda name, **parameters: self.url(request, name, **parameters),
+            "static": lambda path: self.url(request, "static", digest=assets.digest, path=path),
+            "visit": visit,
+            "public": not visit.is_operator,
+            "overview": views.overview(self.gateway),
+            "csrf": visit.session.token if visit.session else "",
+            "version": __version__,
+            "fields": FIELDS,
+        } | {"theme": theme if theme in THEMES else ""}
+
+    def render(self, visit: Visit, template: str, **values: Any) -> str:
+        """Fill in a template."""
+        return self._templates.get_template(template).render(self._context(visit) | values)
+
+    def page(self, visit: Visit, template: str, *, status: int = 200, **values: Any) -> Response:
+        """Answer with a whole page."""
+        request = visit.request
+        shown = [item for item in NAVIGATION if (visit.is_operator or item[0] in OPEN_TO_VISITORS) and self._has_route(request, item[0])]
+        if not visit.is_operator and not self.gateway.settings.public_dashboard:
+            shown = []
+        values.setdefault("active", "")
+        html = self.render(
+            visit,
+            template,
+            navigation=shown,
+            notes=visit.session.take_notes() if visit.session else [],
+            request_id=request.scope.get(REQUEST_ID, ""),
+            reveals=visit.is_operator or self.gateway.settings.public_dashboard,
+            **values,
+        )
+        return HTMLResponse(html, status, {"cache-control": "no-store", "vary": "HX-Request, Cookie"})
+
+    def fragment(
+        self, visit: Visit, template: str, *, status: int = 200, headers: Mapping[str, str] | None = None, **values: Any
+    ) -> Response:
+        """Answer with a part of a page."""
+        html = self.render(visit, template, **values)
+        return HTMLResponse(html, status, {"cache-control": "no-store", "vary": "HX-Request, Cookie", **(headers or {})})
+
+    def toast(self, response: Response, kind: str, words: str) -> Response:
+        """Let an answer to HTMX bring a toast."""
+        response.headers["hx-trigger"] = json.dumps({"toast": {"kind": kind, "text": words}})
+        response.headers["cache-control"] = "no-store"
+        return response
+
+    def done(self, visit: Visit, kind: str, words: str, name: str, **parameters: Any) -> Response:
+        """Go to another page, which says what was done."""
+        if visit.session is not None:
+            visit.session.note(kind, words)
+        if visit.is_fragment:
+            return Response(
+                status_code=204, headers={"hx-redirect": self.url(visit.request, name, **parameters), "cache-control": "no-store"}
+            )
+        return self.redirect(visit.request, name, **parameters)
+
+    def lasts(self, visit: Visit) -> Callable[[], bool]:
+        """Return a function that tells whether a live page may still be fed."""
+        session, gateway = visit.session, self.gateway
+        return lambda: not gateway.shutting_down and (session is None or self.sessions.lasts(session))
+
+    def stream(self, events: AsyncIterator[bytes]) -> Response:
+        """Answer with events."""
+        if self._streams.are_full:
+            return Response("Too many open pages; ask again later.", 503, {"retry-after": "30"}, media_type="text/plain")
+        return self._streams.response(events)
+
+    def base_url(self, request: Request) -> str:
+        """Return the address of this gateway as the visitor wrote it."""
+        scheme = "https" if is_secure(request.scope, self.entrance.trusted) else "http"
+        host = request.headers.get("host", "localhost")
+        return f"{scheme}://{host}{str(request.scope.get('root_path', '')).rstrip('/')}"
+
+
+def _route_name(name: str) -> str:
+    """Return a page's name among the routes: the admin API has functions of the same names."""
+    return name if name == "docs" else f"ui:{name}"

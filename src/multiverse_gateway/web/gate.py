@@ -1,0 +1,186 @@
+"""The gate: who may see a page or change something, and the form to sign in with."""
+
+import hmac
+import logging
+from collections.abc import Awaitable, Callable, Collection
+from urllib.parse import parse_qsl, urlencode
+
+import attrs
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from multiverse_gateway.core.errors import BadRequest, GatewayError
+from multiverse_gateway.web.errors import REQUEST_ID
+from multiverse_gateway.web.frame import Frame, Handler, Visit
+from multiverse_gateway.web.security import ADDRESS, ClientGone, LocalWindow, digest, is_secure, path_of, read_body, verified
+from multiverse_gateway.web.sessions import SAFE_METHODS
+from multiverse_gateway.web.wizard import Form, message_of
+
+MAX_SIGN_INS = 10
+MAX_FIELDS = 100
+
+_TOO_OLD = "This page has grown too old"
+_log = logging.getLogger("multiverse_gateway.ui")
+
+
+class Gate:
+    """Lets operators in, by session or key, and visitors where pages are public."""
+
+    def __init__(self, frame: Frame, admin_digests: Callable[[], Collection[bytes]]) -> None:
+        self._frame = frame
+        self._sessions = frame.sessions
+        self._admin_digests = admin_digests
+        self._sign_ins = LocalWindow(MAX_SIGN_INS)
+
+    def routes(self) -> list[Route]:
+        """Make the routes by which one comes in and leaves."""
+        return [
+            Route("/login", self._login, methods=["GET", "POST"], name="ui:login"),
+            Route("/logout", self.operators(self._logout), methods=["POST"], name="ui:logout"),
+            Route("/session", self.operators(self._session_token), name="ui:session"),
+        ]
+
+    def operators(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+        """Let nobody in but operators."""
+        return self._gate(handler, visitors=False)
+
+    def everybody(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+        """Let visitors in too, where the dashboard is public."""
+        return self._gate(handler, visitors=self._frame.gateway.settings.public_dashboard)
+
+    def _gate(self, handler: Handler, *, visitors: bool) -> Callable[[Request], Awaitable[Response]]:
+        async def serve(request: Request) -> Response:
+            headers = request.scope["headers"]
+            session = self._sessions.find(headers)
+            has_key = session is None and verified(headers, self._admin_digests()) is not None
+            visit = Visit(request, session, is_operator=session is not None or has_key)
+            if not visit.is_operator and not visitors:
+                return self._ask_to_sign_in(visit)
+            try:
+                if request.method not in SAFE_METHODS:
+                    visit.form = await self._read_form(request)
+                    sent = request.headers.get("x-csrf-token") or visit.form.get("csrf", "")
+                    if not has_key and (session is None or not self._sessions.may_change(session, headers, sent)):
+                        return self._frame.problem(visit, 403, _TOO_OLD, "Nothing was changed. Reload the page and try again.")
+                return await handler(visit)
+            except ClientGone:
+                raise
+            except GatewayError as error:
+                return self._frame.refuse(visit, error)
+            except Exception:  # noqa: BLE001  a page says so in words; the log has the rest
+                fields = {"request_id": request.scope.get(REQUEST_ID), "path": request.url.path}
+                _log.exception("a page failed", extra={"fields": fields})
+                return self._frame.problem(
+                    visit, 500, "The gateway made a mistake", "Try again; if it stays so, tell the operator the id below."
+                )
+
+        return serve
+
+    async def _read_form(self, request: Request) -> Form:
+        settings = self._frame.gateway.settings
+        body = await read_body(
+            request.receive, settings.max_admin_body_bytes, settings.client_body_timeout_seconds, headers=request.scope["headers"]
+        )
+        try:
+            pairs = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS, errors="strict")
+        except ValueError:
+            raise BadRequest("The form cannot be read; reload the page and try again") from None
+        return dict(pairs)
+
+    def _ask_to_sign_in(self, visit: Visit) -> Response:
+        request = visit.request
+        if visit.is_fragment or "text/html" not in request.headers.get("accept", "text/html"):
+            return Response("Sign in first.", 401, {"cache-control": "no-store"}, media_type="text/plain")
+        wanted = path_of(request.scope)
+        if request.url.query:
+            wanted += f"?{request.url.query}"
+        query = urlencode({"next": wanted}) if request.method == "GET" and wanted not in ("/", "/dashboard") else ""
+        return self._frame.redirect(request, "login", query)
+
+    async def _login(self, request: Request) -> Response:
+        headers = request.scope["headers"]
+        visit = Visit(request, self._sessions.find(headers))
+        visit.is_operator = visit.session is not None
+        if request.method == "POST":
+            return await self._sign_in(visit)
+        token = request.query_params.get("token")
+        if token is not None and request.method == "GET" and "prefetch" not in request.headers.get("sec-purpose", ""):
+            if self._sessions.use_link(token):
+                return self._signed_in(visit, "")
+            return self._login_page(visit, 403, "This sign-in link was used already, or is too old. Sign in with the admin key.")
+        if visit.session is not None:
+            return self._frame.redirect(request, "dashboard")
+        return self._login_page(visit)
+
+    async def _sign_in(self, visit: Visit) -> Response:
+        request = visit.request
+        try:
+            form = await self._read_form(request)
+        except GatewayError as error:
+            return self._login_page(visit, error.status, message_of(error))
+        visit.form = form
+        if not self._sessions.is_own_form(request.scope["headers"], form.get("form_token", "")):
+            return self._login_page(visit, 403, f"{_TOO_OLD}. Send the key again.")
+        quota = self._sign_ins.hit(request.scope.get(ADDRESS, "unknown"), self._frame.gateway.now())
+        if not quota.allowed:
+            wait = max(1, round(quota.wait or 0))
+            response = self._login_page(visit, 429, f"Too many attempts from your address. Wait {wait} seconds, then try again.", wait=wait)
+            response.headers["retry-after"] = str(wait)
+            return response
+        presented = digest(form.get("key", "").strip().encode("utf-8", "surrogateescape"))
+        if not any([hmac.compare_digest(presented, known) for known in self._admin_digests()]):  # noqa: C419  all are compared
+            _log.warning("sign-in refused", extra={"fields": {"address": request.scope.get(ADDRESS)}})
+            return self._login_page(visit, 403, "That is not the admin key. It was shown when the gateway started first.")
+        return self._signed_in(visit, form.get("next", ""))
+
+    def _login_page(self, visit: Visit, status: int = 200, problem: str = "", *, wait: int = 0) -> Response:
+        request = visit.request
+        nonce, token = self._sessions.form_token(request.scope["headers"])
+        wanted = visit.form.get("next") or request.query_params.get("next", "")
+        response = self._frame.page(
+            attrs.evolve(visit, is_operator=False, session=None),
+            "login.html",
+            status=status,
+            problem=problem,
+            form_token=token,
+            next=_own_path(wanted),
+            wait=wait,
+        )
+        secure = is_secure(request.scope, self._frame.entrance.trusted)
+        response.headers.append("set-cookie", self._sessions.form_cookie(nonce, secure=secure))
+        return response
+
+    def _signed_in(self, visit: Visit, wanted: str) -> Response:
+        request = visit.request
+        secure = is_secure(request.scope, self._frame.entrance.trusted)
+        self._sessions.close(request.scope["headers"])
+        token, _ = self._sessions.open(secure=secure)
+        _log.info("signed in", extra={"fields": {"address": request.scope.get(ADDRESS)}})
+        path = _own_path(wanted)
+        url = str(request.scope.get("root_path", "")).rstrip("/") + path if path else self._frame.url(request, "dashboard")
+        response = RedirectResponse(url, 303, {"cache-control": "no-store"})
+        response.headers.append("set-cookie", self._sessions.cookie(token, secure=secure))
+        return response
+
+    async def _logout(self, visit: Visit) -> Response:
+        request = visit.request
+        self._sessions.close(request.scope["headers"])
+        response = self._frame.redirect(request, "login")
+        response.headers.append("set-cookie", self._sessions.end_cookie(secure=is_secure(request.scope, self._frame.entrance.trusted)))
+        response.headers["clear-site-data"] = '"cache"'
+        return response
+
+    async def _session_token(self, visit: Visit) -> Response:
+        """Tell our own scripts the token of a session that was begun in another tab; other origins cannot read the answer."""
+        return JSONResponse({"token": visit.session.token if visit.session else ""}, headers={"cache-control": "no-store"})
+
+
+def _own_path(text: str) -> str:
+    """Return a path of ours to go to after signing in, or nothing: no other host, no control characters.
+
+    >>> _own_path("/logs?level=ERROR"), _own_path("//evil.example"), _own_path("https://evil.example"), _own_path("/\\\\evil.example")
+    ('/logs?level=ERROR', '', '', '')
+    """
+    is_ours = text.startswith("/") and text[1:2] not in ("/", "\\") and text.isprintable() and text.isascii() and "\\" not in text
+    return text if is_ours and len(text) < 1000 and not text.startswith("/login") else ""

@@ -1,0 +1,196 @@
+"""The pages of those who host: register a server, see everything about it, check, change and remove it."""
+
+from typing import Any
+
+from starlette.responses import Response
+from starlette.routing import Route
+
+from multiverse_gateway.core.errors import GatewayError, NotFound
+from multiverse_gateway.core.history import statistics
+from multiverse_gateway.core.routing import Route as ServerRoute
+from multiverse_gateway.registration import check, iso, parse_change, refreshed, register, remove, server_id_of, update
+from multiverse_gateway.web import views
+from multiverse_gateway.web.frame import Frame, Visit
+from multiverse_gateway.web.gate import Gate
+from multiverse_gateway.web.histories import Histories
+from multiverse_gateway.web.live import Parts, follow
+from multiverse_gateway.web.security import ADDRESS, MAX_TESTS, LocalWindow
+from multiverse_gateway.web.wizard import (
+    FIELDS,
+    change_body,
+    changed_fields,
+    check_field,
+    field_of,
+    message_of,
+    recognise,
+    registration_of,
+    try_steps,
+    values_of,
+)
+
+
+class Hosting:
+    """Servers, one at a time."""
+
+    def __init__(self, frame: Frame, histories: Histories) -> None:
+        self._frame = frame
+        self._gateway = frame.gateway
+        self._histories = histories
+        self._tests = LocalWindow(MAX_TESTS)
+
+    def routes(self, gate: Gate) -> list[Route]:
+        """Make their routes."""
+        page = gate.operators
+        return [
+            Route("/register", page(self._register), methods=["GET", "POST"], name="ui:register"),
+            Route("/register/address", page(self._recognise), methods=["POST"], name="ui:recognise"),
+            Route("/register/field", page(self._validate), methods=["POST"], name="ui:validate"),
+            Route("/register/test", page(self._test), methods=["POST"], name="ui:try_server"),
+            Route("/server/{server_id}", page(self._server), name="ui:server"),
+            Route("/server/{server_id}/live", page(self._server_live), name="ui:server_live"),
+            Route("/server/{server_id}/check", page(self._check_now), methods=["POST"], name="ui:check_now"),
+            Route("/server/{server_id}/delete", page(self._delete), methods=["POST"], name="ui:delete"),
+            Route("/server/{server_id}/edit", page(self._edit), methods=["GET", "POST"], name="ui:edit"),
+        ]
+
+    async def _register(self, visit: Visit) -> Response:
+        if visit.request.method == "GET":
+            given = {name: visit.query.get(name, "") for name in FIELDS if name != "api_key"} | {"streaming": "on"}
+            return self._frame.page(visit, "register.html", active="register", values=given, problems={}, problem="")
+        try:
+            self._limit_tests(visit)
+            server, is_new = await register(self._gateway, registration_of(visit.form))
+        except GatewayError as error:
+            return self._form_problem(visit, "register.html", error)
+        snippets = views.snippets(
+            f"{self._frame.base_url(visit.request)}/v1", server.model_name, needs_key=self._gateway.settings.require_client_auth
+        )
+        values: dict[str, Any] = {"server": server, "is_new": is_new, "snippets": snippets}
+        if visit.is_fragment:
+            headers = {"hx-retarget": "#wizard", "hx-reswap": "outerHTML show:window:top"}
+            response = self._frame.fragment(visit, "_registered.html", headers=headers, **values)
+            return self._frame.toast(response, "success", f"{server.model_name} is registered.")
+        return self._frame.page(visit, "registered.html", active="register", **values)
+
+    def _form_problem(self, visit: Visit, template: str, error: GatewayError, **values: Any) -> Response:
+        """Show what is wrong beside the field; what was typed stays."""
+        field, words = field_of(error), message_of(error)
+        problems = {field: words} if field else {}
+        if visit.is_fragment:
+            response = self._frame.fragment(visit, "_problem.html", status=422, field=field, problem=words)
+        else:
+            shown = {name: visit.form.get(name, "") for name in FIELDS if name != "api_key"}
+            values.setdefault("active", "register")
+            response = self._frame.page(visit, template, status=error.status, values=shown, problems=problems, problem=words, **values)
+        response.raw_headers.extend(error.headers())
+        return response
+
+    async def _recognise(self, visit: Visit) -> Response:
+        return self._frame.fragment(visit, "_note.html", note=recognise(self._gateway, visit.form.get("endpoint_url", "")))
+
+    async def _validate(self, visit: Visit) -> Response:
+        name = visit.query.get("name", "")
+        if name not in FIELDS:
+            raise NotFound("There is no such field")
+        return self._frame.fragment(visit, "_note.html", note=check_field(visit.form, name))
+
+    async def _test(self, visit: Visit) -> Response:
+        try:
+            self._limit_tests(visit)
+            form = dict(visit.form)
+            known = self._route_of(form["server_id"]) if form.get("server_id") else None
+            if known is not None and not form.get("api_key") and form.get("endpoint_url", "").strip() == known.server.endpoint_url:
+                form["api_key"] = known.server.api_key or ""  # to the address that it belongs to, and to no other
+            found = await try_steps(self._gateway, form)
+        except GatewayError as error:
+            return self._form_problem(visit, "register.html", error)
+        return self._frame.fragment(visit, "_steps.html", test=found, named=visit.form.get("model_name", "").strip())
+
+    def _limit_tests(self, visit: Visit) -> None:
+        quota = self._tests.hit(visit.request.scope.get(ADDRESS, "unknown"), self._gateway.now())
+        if not quota.allowed:
+            raise quota.error(f"At most {MAX_TESTS} tries per minute are possible; wait {round(quota.wait or 0)} seconds, then try again")
+
+    async def _server(self, visit: Visit) -> Response:
+        values = await self._server_values(visit)
+        parts = await self._server_parts(visit)
+        server = values["server"]
+        return self._frame.page(
+            visit,
+            "server.html",
+            active="dashboard",
+            parts=parts,
+            live=f"{self._frame.url(visit.request, 'server_live', server_id=server.id)}?seen={parts.digest}",
+            **values,
+        )
+
+    async def _server_live(self, visit: Visit) -> Response:
+        return self._frame.stream(follow(lambda: self._server_parts(visit), self._frame.lasts(visit), visit.query.get("seen", "")))
+
+    async def _server_parts(self, visit: Visit) -> Parts:
+        try:
+            values = await self._server_values(visit)
+        except GatewayError:
+            return Parts(shape="gone")
+        names = {"state": "_server_state.html", "figures": "_server_figures.html", "chart": "_chart.html", "events": "_events.html"}
+        fragments = {name: self._frame.render(visit, template, **values) for name, template in names.items()}
+        return Parts(shape="server", fragments={"counts": self._frame.render(visit, "_counts.html"), **fragments})
+
+    async def _server_values(self, visit: Visit) -> dict[str, Any]:
+        await refreshed(self._gateway)
+        route = self._route_of(visit.request.path_params["server_id"])
+        checks = await self._histories.of(route)
+        row = views.row_of(self._gateway, route, checks)
+        found = statistics(checks, wall=self._gateway.wall())
+        return {
+            "server": route.server,
+            "health": route.health,
+            "row": row,
+            "found": found,
+            "chart": views.chart_of(checks),
+            "events": views.events_of(route, checks),
+            "registered_at": iso(route.server.registered_at),
+            "updated_at": iso(route.server.updated_at),
+            "transition_at": iso(route.health.last_transition_at),
+            "next_check": views.next_check_words(route.health, self._gateway.now()) if row.status != "healthy" else "",
+        }
+
+    def _route_of(self, server_id: str) -> ServerRoute:
+        route = self._gateway.table.routes.get(server_id_of(server_id))
+        if route is None:
+            raise NotFound("There is no server with this id, or it was removed")
+        return route
+
+    async def _check_now(self, visit: Visit) -> Response:
+        server_id = server_id_of(visit.request.path_params["server_id"])
+        self._limit_tests(visit)
+        result = await check(self._gateway, server_id)
+        kind = "success" if result.passed else "error"
+        took = f"The check passed in {round(1000 * result.duration)} ms." if result.passed else "The check failed: "
+        words = took if result.passed else took + views.sentence(result.reason or "no answer")
+        if visit.is_fragment:
+            return self._frame.toast(Response(status_code=204), kind, words)
+        return self._frame.done(visit, kind, words, "server", server_id=server_id)
+
+    async def _delete(self, visit: Visit) -> Response:
+        route = self._route_of(visit.request.path_params["server_id"])
+        await remove(self._gateway, route.server.id)
+        return self._frame.done(
+            visit, "success", f"{route.server.model_name} was removed. It can be registered again at any time.", "dashboard"
+        )
+
+    async def _edit(self, visit: Visit) -> Response:
+        await refreshed(self._gateway)
+        server = self._route_of(visit.request.path_params["server_id"]).server
+        more: dict[str, Any] = {"server": server, "active": "dashboard", "before": values_of(server)}
+        if visit.request.method == "GET":
+            return self._frame.page(visit, "edit.html", values=values_of(server), problems={}, problem="", **more)
+        names = changed_fields(visit.form, server)
+        if not names:
+            return self._frame.done(visit, "info", "Nothing was changed.", "server", server_id=server.id)
+        try:
+            await update(self._gateway, server.id, parse_change(change_body(visit.form, names)))
+        except GatewayError as error:
+            return self._form_problem(visit, "edit.html", error, **more)
+        words = ", ".join(FIELDS[name] for name in names)
+        return self._frame.done(visit, "success", f"Saved: {words}.", "server", server_id=server.id)
