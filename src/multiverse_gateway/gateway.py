@@ -233,6 +233,7 @@ class Gateway:
             probe_at=current.probe_at,
             probe_step=current.probe_step,
             resting_until=current.resting_until,
+            resting_as=current.resting_as,
             slow_since=current.slow_since,
             strikes=current.strikes,
             struck_at=current.struck_at,
@@ -395,6 +396,11 @@ class Gateway:
         if model is None:
             return None
         return candidates(model, self.load, stream=envelope.stream, path=envelope.path, excluded=excluded, now=now)
+
+    def is_registered(self, server: Server) -> bool:
+        """Tell whether the table still has the server in this generation."""
+        route = self.table.routes.get(server.id)
+        return route is not None and route.server.generation == server.generation
 
     def model_names(self) -> Sequence[str]:
         """Return the models that have an active server, sorted."""

@@ -166,12 +166,15 @@ def test_the_archived_do_not_return() -> None:
 
 def test_who_rests_is_left_out_until_its_time_has_come() -> None:
     """F10, F13: others serve meanwhile; when all rest, the earliest return is told."""
-    resting, other = (server("a"), health(resting_until=NOW + 3)), (server("b"), health())
+    resting, other = (server("a"), health(resting_until=NOW + 3, resting_as=429)), (server("b"), health())
     assert names(find(resting, other)) == "b"
     assert names(find(resting, other, now=NOW + 3)) == "ab"
     assert names(find(resting, (server("b", cap=9), health()), now=NOW + 3)) == "ab"
-    alone = find(resting, (server("c"), health(resting_until=NOW + 30)))
-    assert alone == Candidates(busy=True, returns_in=3.0)
+    alone = find(resting, (server("c"), health(resting_until=NOW + 30, resting_as=503)))
+    assert alone == Candidates(busy=429, returns_in=3.0)
+    loading = find((server("a"), health(resting_until=NOW + 3, resting_as=503)), (server("c"), health(resting_until=NOW + 1)))
+    assert loading == Candidates(busy=503, returns_in=1.0), "the pause of a pair is nothing that a server asked for"
+    assert find((server("c"), health(resting_until=NOW + 1))) == Candidates(returns_in=1.0)
     assert find(resting, (server("c"), health(HealthState.UNHEALTHY, probe_at=NOW + 1))).returns_in == 1.0
 
 
@@ -182,8 +185,8 @@ def test_caps_are_kept() -> None:
     assert find(capped, load=loaded(a=2)) == Candidates(full=True)
     found = find(capped, other, load=loaded(a=2, b=50))
     assert (names(found), found.full) == ("b", True)
-    busy_too = find(capped, (server("c"), health(resting_until=NOW + 3)), load=loaded(a=2))
-    assert (busy_too.full, busy_too.busy, busy_too.returns_in) == (True, False, 3.0)
+    busy_too = find(capped, (server("c"), health(resting_until=NOW + 3, resting_as=429)), load=loaded(a=2))
+    assert (busy_too.full, busy_too.busy, busy_too.returns_in) == (True, None, 3.0)
 
 
 def test_a_half_open_server_takes_one_request() -> None:
@@ -216,7 +219,7 @@ def test_who_does_not_support_the_path_comes_last() -> None:
     assert names(find(lacking, (server("b"), health()), now=NOW + 100)) == "ab"
     assert names(find(lacking)) == "a"
     assert names(find(lacking, (server("b"), health(HealthState.UNHEALTHY)))) == "a"
-    assert find(lacking, (server("b"), health(resting_until=NOW + 2))) == Candidates(busy=True, returns_in=2.0)
+    assert find(lacking, (server("b"), health(resting_until=NOW + 2, resting_as=429))) == Candidates(busy=429, returns_in=2.0)
     assert find(lacking, (server("b", cap=1), health()), load=loaded(b=1)) == Candidates(full=True)
     full = (server("a", cap=1), health(unsupported=((CHAT, NOW + 100),)))
     assert find(full, load=loaded(a=1)) == Candidates()
@@ -281,6 +284,7 @@ def routes(draw: st.DrawFn) -> list[tuple[Server, Health]]:
             by_traffic=draw(st.booleans()),
             probe_at=NOW + draw(st.floats(-100, 100)),
             resting_until=draw(st.just(0.0) | st.floats(NOW - 60, NOW + 60)),
+            resting_as=draw(st.sampled_from([None, 429, 503])),
             struck_at=draw(st.floats(0, NOW)),
             unsupported=draw(st.just(()) | st.tuples(st.tuples(st.sampled_from(PATHS), st.floats(NOW - 60, NOW + 60)))),
         )

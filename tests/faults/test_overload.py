@@ -189,6 +189,37 @@ def test_a_full_queue_refuses_at_once() -> None:
         assert server.most_running == 1
 
 
+@pytest.mark.e2e
+def test_bodies_on_their_way_count() -> None:
+    """Section 10: all bodies together have a budget, those that are still coming included; who leaves or is refused gives its part back."""
+    server = Backend("good", models=("tiny",))
+    settings = {"MULTIVERSE_BODY_BUDGET_BYTES": str(2 << 20), "MULTIVERSE_CLIENT_BODY_TIMEOUT_SECONDS": "20"}
+    part = b'{"model": "tiny", "messages": [], "user": "' + b"x" * (1_200_000)
+    started = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(part), part)
+    with serving(server), GatewayProcess(settings) as gateway:
+        gateway.register("tiny", server.url)
+
+        def is_refused(declared: int) -> bool:
+            with RawClient(gateway.port) as client:
+                client.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n{}" % declared)
+                client.half_close()
+                return b" 503 " in client.read_to_end()[:13]
+
+        for leave in (RawClient.abort, RawClient.close):
+            assert not is_refused(900_000)
+            with RawClient(gateway.port) as first, RawClient(gateway.port) as second:
+                first.send(started)
+                wait_until(lambda: is_refused(900_000), what="a body that does not fit is refused before it is read")
+                second.send(started)
+                refused = second.read_response()
+                assert (refused.status, refused.json["error"]["code"]) == (503, "overloaded")
+                assert 1 <= int(refused.header("retry-after") or 0) <= 5
+                assert gateway.chat("tiny").status_code == 200, "small ones still fit"
+                leave(first)
+            wait_until(lambda: gateway.chat("tiny", user="x" * 1_500_000).status_code == 200)
+    assert not [request for request in server.requests if len(request.body) > 1_600_000]
+
+
 def refusal_seconds(client: httpx2.Client) -> float:
     """Return how long it takes to be refused."""
     began = time.monotonic()

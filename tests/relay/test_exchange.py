@@ -569,6 +569,45 @@ def test_a_removed_server_is_not_tried_again() -> None:
     stage.check()
 
 
+def test_a_removed_server_is_not_tried_again_though_its_model_stays() -> None:
+    """A sibling that rests keeps the model alive, not the removed server."""
+    stage = engine("a", "b")
+    stage.set_health("b", resting_until=stage.clock + 60)
+    _, client = stage.start()
+    stage.last.fail(A)
+    stage.remove("a")
+    stage.wait(0.25)
+    assert (client.status, stage.tried()) == (504, ["a"])
+    stage.check()
+
+
+def test_a_changed_server_is_not_tried_as_it_was() -> None:
+    """Its owner gave it another address or key meanwhile: the old ones are of no use any more."""
+    stage = engine("a")
+    _, client = stage.start()
+    stage.last.fail(A)
+    stage.change("a")
+    stage.wait(0.25)
+    assert (client.status, stage.tried()) == (504, ["a"])
+    stage.check()
+
+
+@pytest.mark.parametrize(("status", "code"), [(429, "upstream_busy"), (503, "no_healthy_server")])
+def test_who_comes_while_all_rest_hears_what_the_servers_said(status: int, code: str) -> None:
+    """F10, F13: nobody is asked; the answer is the one that the first got, until the earliest return."""
+    stage = engine("a", "b")
+    stage.start()
+    for retry_after in (b"7", b"3"):
+        stage.last.answer(status, {b"content-type": b"application/json", b"retry-after": retry_after})
+    _, client = stage.start()
+    assert (client.status, json.loads(client.data)["error"]["code"], client.headers[b"retry-after"]) == (status, code, b"3")
+    assert stage.tried() == ["a", "b"]
+    stage.wait(3)
+    stage.start()
+    assert stage.tried() == ["a", "b", "b"]
+    stage.check()
+
+
 def test_a_model_that_vanishes_is_not_retried() -> None:
     stage = engine("a")
     _, client = stage.start()
@@ -1193,8 +1232,26 @@ def outcome(data: bytes, pieces: list[bytes]) -> tuple[object, ...]:
     stage.last.stream(*pieces)
     stage.last.end()
     stage.check()
-    data = client.data.removesuffix(b"\n")  # the LF of a last CRLF may come too late; the event ended with its CR
-    return client.status, data, client.ended, client.was_cut, stage.blamed(), stage.praised(), exchange.error_code, exchange.events
+    return client.status, client.data, client.ended, client.was_cut, stage.blamed(), stage.praised(), exchange.error_code, exchange.events
+
+
+def test_a_stream_may_end_before_the_line_feed_of_its_last_line() -> None:
+    """S04: its last event is whole, and so is the stream; an error there is told as any other."""
+    data = (ONE + LAST + DONE_EVENT).replace(b"\n", b"\r\n")[:-1]
+    for pieces in ([data], [data[:-1], data[-1:]]):
+        stage = engine("a")
+        _, client = stage.start(stream=True)
+        stage.last.stream(*pieces)
+        stage.last.end()
+        assert (client.data, client.ended) == (data, True)
+        stage.check()
+    stage = engine("a")
+    _, client = stage.start(stream=True)
+    stage.last.stream(ERROR.replace(b"\n", b"\r\n")[:-1])
+    stage.last.end()
+    assert client.is_silent or client.status == 504
+    assert stage.blamed() == [("a", D)]
+    stage.check()
 
 
 @given(st.sampled_from(STREAMS), st.lists(st.integers(0, 10_000), max_size=12))

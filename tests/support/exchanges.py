@@ -223,6 +223,11 @@ class RecordingEngine:
             return None
         return candidates(model, self.load, stream=envelope.stream, path=envelope.path, excluded=excluded, now=now)
 
+    def is_registered(self, server: Server) -> bool:
+        """Ask the table, as the gateway does."""
+        route = self.table.routes.get(server.id)
+        return route is not None and route.server.generation == server.generation
+
     def model_names(self) -> Sequence[str]:
         """Return the names in the table."""
         return sorted(self.table.models)
@@ -338,6 +343,12 @@ class RecordingEngine:
         routes = [route for route in self.table.routes.values() if route.server.id != name]
         servers = [route.server for route in routes]
         self.table = build_table(self.table.version + 1, servers, {route.server.id: route.health for route in routes})
+
+    def change(self, name: str) -> None:
+        """Give a server another generation, as its owner's PUT does."""
+        servers = [route.server for route in self.table.routes.values()]
+        changed = [attrs.evolve(each, generation=each.generation + (each.id == name)) for each in servers]
+        self.table = build_table(self.table.version + 1, changed, {route.server.id: route.health for route in self.table.routes.values()})
 
     def check(self) -> None:
         """Assert what holds between any two inputs."""

@@ -344,8 +344,12 @@ def final_error(attempts: Sequence[Attempt]) -> GiveUp:
 
 def _busy(attempts: Sequence[Attempt], last: Failure) -> GatewayError:
     waits = [attempt.failure.retry_after or DEFAULT_REST for attempt in attempts if attempt.failure.kind is FailureClass.BUSY]
-    wait = min(LONGEST_REST, *waits)
-    kind = BackendBusy if last.status == 429 else NoHealthyServer
+    return busy_error(last.status, min(LONGEST_REST, *waits))
+
+
+def busy_error(status: int | None, wait: float) -> GatewayError:
+    """Return what the client sees when every server asked for a pause, by the status that it said and the seconds until one returns."""
+    kind = BackendBusy if status == 429 else NoHealthyServer
     return kind(f"Every server of this model is busy now. Send the request again in {max(1.0, wait):.0f} s.", retry_after=wait)
 
 

@@ -94,7 +94,8 @@ class Health:
 
     `consecutive_failures` and `consecutive_successes` count probes. `by_traffic`: requests took it out, and no probe has failed since.
     The three `last_…` instants are epoch seconds. From `probe_at` on, everything is local to the process and never stored; its
-    instants are monotonic. `strikes` are ids of requests; `struck_at` is the last failure of a request that the server is to blame for.
+    instants are monotonic. `resting_as` is the status with which the server asked for its pause. `strikes` are ids of requests;
+    `struck_at` is the last failure of a request that the server is to blame for.
     """
 
     state: HealthState = HealthState.PROBING
@@ -112,6 +113,7 @@ class Health:
     probe_at: float = 0.0
     probe_step: int = 0
     resting_until: float = 0.0
+    resting_as: int | None = None
     slow_since: float | None = None
     strikes: tuple[str, ...] = ()
     struck_at: float = -inf
@@ -200,6 +202,7 @@ def resume(stored: Health, policy: HealthPolicy, *, now: float, wall: float) -> 
         probe_at=inf if state is _ARCHIVED else now,
         probe_step=0,
         resting_until=0.0,
+        resting_as=None,
         slow_since=None,
         strikes=(),
         struck_at=-inf,
@@ -287,7 +290,7 @@ def _attempt_failed(health: Health, event: AttemptFailed, policy: HealthPolicy, 
             return _blamed(health, event, policy, at, is_strike=True) if event.counts else health
         case FailureClass.BUSY:
             rest = failure.retry_after or _around(policy.resting_default, at.chance)
-            return _resting(health, at.now + min(policy.resting_cap, rest))
+            return _resting(health, at.now + min(policy.resting_cap, rest), failure.status)
         case FailureClass.NO_MODEL:
             resting = _resting(health, at.now + policy.pair_rest)
             return evolve(resting, probe_at=at.now) if health.probe_at > at.now and health.state is not _ARCHIVED else resting
@@ -333,8 +336,8 @@ def _ejected(health: Health, failure: Failure, at: _At, delay: float, strikes: t
     )
 
 
-def _resting(health: Health, until: float) -> Health:
-    return evolve(health, resting_until=until) if until > health.resting_until else health
+def _resting(health: Health, until: float, status: int | None = None) -> Health:
+    return evolve(health, resting_until=until, resting_as=status) if until > health.resting_until else health
 
 
 def _without(health: Health, path: str, policy: HealthPolicy, now: float) -> Health:

@@ -30,9 +30,9 @@ class Candidates:
     """Who could take a request now.
 
     `ready` keeps the order of registration. `full`: a usable server has as many requests as it may have, so waiting helps.
-    `busy`: the servers that work asked for a pause. `streaming_unsupported`: a stream is asked for, and no server of the model streams.
-    `returns_in` is in seconds: the earliest end of a pause, or the earliest probe. `last_resort` is a server that only requests found
-    ill, offered to one request at a time when there is nobody else.
+    `streaming_unsupported`: a stream is asked for, and no server of the model streams. `returns_in` is in seconds: the earliest end of
+    a pause, or the earliest probe. `last_resort` is a server that only requests found ill, offered to one request at a time when there
+    is nobody else. `busy`: the servers that work asked for a pause; the status (429, 503) of the one that returns first.
     """
 
     ready: Sequence[Server] = ()
@@ -40,7 +40,7 @@ class Candidates:
     streaming_unsupported: bool = False
     returns_in: float | None = None
     last_resort: Server | None = None
-    busy: bool = False
+    busy: int | None = None
 
 
 @frozen
@@ -137,7 +137,8 @@ def _sort_out(model: Model, load: Slots, stream: bool, path: str, excluded: Coll
     ready: list[Server] = []
     reluctant: list[Server] = []
     suspects: list[Route] = []
-    full = busy = False
+    full = False
+    resting: list[Health] = []
     returns_at = inf
     for route in model.routes:
         server, health = route.server, route.health
@@ -150,24 +151,30 @@ def _sort_out(model: Model, load: Slots, stream: bool, path: str, excluded: Coll
                 suspects.append(route)
         elif health.resting_until > now:
             returns_at = min(returns_at, health.resting_until)
-            busy = True
+            resting.append(health)
         elif not _has_slot(route, load):
             full = full or supports(health, path, now)
         elif health.unsupported and not supports(health, path, now):
             reluctant.append(server)
         else:
             ready.append(server)
-    if not ready and not full and not busy:
+    if not ready and not full and not resting:
         ready = reluctant
     if ready:
         return Candidates(ready=tuple(ready), full=full)
     return Candidates(
         full=full,
-        busy=busy and not full,
+        busy=None if full else _asked_by(resting),
         streaming_unsupported=stream and _streams_nowhere(model),
         returns_in=None if returns_at == inf else max(0.0, returns_at - now),
         last_resort=None if full else _last_resort(model, suspects, load),
     )
+
+
+def _asked_by(resting: Sequence[Health]) -> int | None:
+    """Return what the server said that returns first from a pause that it asked for; the rest of a pair was no server's wish."""
+    asked = [health for health in resting if health.resting_as is not None]
+    return min(asked, key=lambda health: health.resting_until).resting_as if asked else None
 
 
 def _has_slot(route: Route, load: Slots) -> bool:

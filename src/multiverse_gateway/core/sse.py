@@ -212,7 +212,7 @@ class EventStream:
             chunk = bytes(rest)
             rest.clear()
         start = 0
-        while end >= 0:
+        while end >= 0 and not (end == len(chunk) and chunk.endswith(b"\n\r")):  # the LF of that CR is on its way
             if not self._admit(chunk[start:end]):
                 return chunk[:start]
             if self.ended:
@@ -224,6 +224,14 @@ class EventStream:
             self._after_return = True
             self._at_start_of_event = False
         return chunk[:start]
+
+    def finish(self) -> bytes:
+        """Take the end of the body: return the event that only waited for the LF of its last line end."""
+        rest = bytes(self._rest)
+        if not rest.endswith(b"\n\r") or _end_with_returns(rest, 0) != len(rest):
+            return b""
+        self._rest.clear()
+        return rest if self._admit(rest) else b""
 
     def _keep(self, unfinished: bytes) -> None:
         self._rest += unfinished

@@ -36,6 +36,7 @@ from multiverse_gateway.core.failover import (
     Retry,
     RetryPolicy,
     after_failure,
+    busy_error,
     check_json,
     classify,
     final_error,
@@ -123,6 +124,9 @@ class Engine(Protocol):
 
     def candidates(self, envelope: Envelope, excluded: frozenset[ServerId], now: float) -> Candidates | None:
         """Return who could serve it now; `None` for a model that nobody registered."""
+
+    def is_registered(self, server: Server) -> bool:
+        """Tell whether a server is still what it was: neither removed nor changed in what an answer depends on."""
 
     def model_names(self) -> Sequence[str]:
         """Return the models there are."""
@@ -366,7 +370,7 @@ class Exchange:
         if self.phase is Phase.DRAINING:
             return
         if self._events is not None:
-            self._stream(data, self._events)
+            self._stream(self._events.feed(data), self._events)
         elif not 200 <= self._head_status < 300 or self.envelope.path in JSON_PATHS:
             self._collect(data)
         else:
@@ -436,6 +440,8 @@ class Exchange:
 
     def _nobody_usable(self, found: Candidates) -> GatewayError:
         wait = min(60.0, max(1.0, found.returns_in if found.returns_in is not None else 60.0))
+        if found.busy is not None:
+            return busy_error(found.busy, wait)
         return NoHealthyServer(
             f"No server of the model {self.envelope.model!r} is usable now. Try again in {wait:.0f} s, or choose another model.",
             param="model",
@@ -565,7 +571,9 @@ class Exchange:
             self.due = min(self.deadline, now + self._engine.retry_policy.budget_delay)
 
     def _is_alone(self, server: Server, now: float) -> bool:
-        """Tell whether a server is still the only one of its model, with a slot that nobody took during the pause."""
+        """Tell whether a server is still there, and the only one of its model, with a slot that nobody took during the pause."""
+        if not self._engine.is_registered(server):
+            return False
         found = self._engine.candidates(self.envelope, self._excluded, now)
         cap = server.max_concurrency
         has_slot = cap is None or self._engine.load.in_flight(server.id) < cap
@@ -628,8 +636,8 @@ class Exchange:
         self.sent_bytes += len(data)
         self.client.body(data)
 
-    def _stream(self, data: bytes, events: EventStream) -> None:
-        whole = events.feed(data)
+    def _stream(self, whole: bytes, events: EventStream) -> None:
+        """Pass complete events on, and see what the stream has come to by them."""
         if self.phase is Phase.TRYING:
             self._before_first_event(whole, events)
         else:
@@ -665,6 +673,9 @@ class Exchange:
             del self._chunks[:]
 
     def _end_of_stream(self, events: EventStream) -> None:
+        self._stream(events.finish(), events)
+        if self._events is not events or self.phase not in (Phase.TRYING, Phase.RELAYING):
+            return
         if events.complete():
             if events.needs_done:
                 self._send(DONE_EVENT)
