@@ -73,14 +73,15 @@ class HealthProbe(Protocol):
 class Registry:
     """One consistent read of everything that routing needs.
 
-    `keys` are all client keys, those that are over too, oldest first. `ended` are the digests of browsers' sessions that count no more.
+    `keys` are all client keys, those that are over too, oldest first. `sessions` are browsers' sessions by digest, and until when they last
+    (Unix time); those that are over may be among them.
     """
 
     version: int
     servers: tuple[Server, ...]
     health: Mapping[ServerId, Health]
     keys: tuple[ClientKey, ...] = ()
-    ended: frozenset[str] = frozenset()
+    sessions: Mapping[str, float] = attrs.field(factory=dict)
 
 
 class Store(Protocol):
@@ -94,11 +95,11 @@ class Store(Protocol):
         ...
 
     async def version(self) -> int:
-        """Return a number that grows when servers, client keys, ended sessions or a health *state* changed, by anyone."""
+        """Return a number that grows when servers, client keys, sessions or a health *state* changed, by anyone."""
         ...
 
     async def load(self) -> Registry:
-        """Return version, active servers, their health, client keys and ended sessions from one consistent read."""
+        """Return version, active servers, their health, client keys and sessions from one consistent read."""
         ...
 
     async def save_server(self, server: Server) -> None:
@@ -133,11 +134,12 @@ class Store(Protocol):
         """Insert or replace a client key; returns only after a durable commit. A revoked one stays revoked, whatever is saved."""
         ...
 
-    async def end_session(self, digest: str, until: float) -> None:
-        """Let a browser's session count no more, in any process; returns only after a durable commit.
+    async def open_session(self, digest: str, until: float) -> None:
+        """Let a browser's session count in every process until `until` (Unix time), when the store may forget it."""
+        ...
 
-        At `until` (Unix time) it would have been over anyway: then the store may forget it.
-        """
+    async def close_session(self, digest: str) -> bool:
+        """Let a session count no more, in any process; returns only after a durable commit. False when there is none: true once."""
         ...
 
     async def add_usage(self, batch: str, rows: Sequence[Usage]) -> None:

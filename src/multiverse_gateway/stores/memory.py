@@ -28,7 +28,7 @@ class MemoryStore:
         self._leases: dict[str, tuple[str, float]] = {}
         self._secrets: dict[str, str] = {}
         self._keys: dict[str, ClientKey] = {}
-        self._ended: dict[str, float] = {}
+        self._sessions: dict[str, float] = {}
         self._usage: dict[UsageKey, Counts] = {}
         self._batches: dict[str, float] = {}
 
@@ -46,7 +46,7 @@ class MemoryStore:
             servers=tuple(self._servers.values()),
             health=dict(self._health),
             keys=tuple(self._keys.values()),
-            ended=frozenset(self._ended),
+            sessions=dict(self._sessions),
         )
 
     async def save_server(self, server: Server) -> None:
@@ -100,11 +100,18 @@ class MemoryStore:
         self._keys[key.id] = key
         self._version += 1
 
-    async def end_session(self, digest: str, until: float) -> None:
-        """Let a session count no more; those that are over by themselves are forgotten."""
+    async def open_session(self, digest: str, until: float) -> None:
+        """Let a session count; those that are over are forgotten."""
         now = time.time()
-        self._ended = {name: end for name, end in self._ended.items() if end > now} | {digest: until}
+        self._sessions = {name: end for name, end in self._sessions.items() if end > now} | {digest: until}
         self._version += 1
+
+    async def close_session(self, digest: str) -> bool:
+        """Let a session count no more."""
+        if self._sessions.pop(digest, None) is None:
+            return False
+        self._version += 1
+        return True
 
     async def add_usage(self, batch: str, rows: Sequence[Usage]) -> None:
         """Add counts, once per batch."""

@@ -61,7 +61,7 @@ BACKUPS_LOOKED_AT = 20
 _Result = TypeVar("_Result")
 
 SET = "multiverse_gateway"
-KNOWN = frozenset({"registry", "usage_and_keys", "ended_sessions"})
+KNOWN = frozenset({"registry", "usage_and_keys", "browser_sessions"})
 """The names of our migrations."""
 
 migrations = Migrations(SET)
@@ -137,9 +137,9 @@ def usage_and_keys(db: Database) -> None:
 
 
 @migrations()
-def ended_sessions(db: Database) -> None:
-    """Add the browsers' sessions that count no more."""
-    db.table("ended_sessions").create({"digest": str, "until": float}, pk="digest")
+def browser_sessions(db: Database) -> None:
+    """Add the browsers' sessions."""
+    db.table("sessions").create({"digest": str, "until": float}, pk="digest")
 
 
 class SqliteStore:
@@ -321,8 +321,8 @@ class SqliteStore:
         active = {server.id for server in servers}
         health = {server_id: known for server_id, known in healths_of(db.query("select * from health")) if server_id in active}
         keys = tuple(key_of(row) for row in db.query("select * from client_keys order by created_at, id"))
-        ended = frozenset(row["digest"] for row in db.query("select digest from ended_sessions"))
-        return Registry(version=_version(db), servers=servers, health=health, keys=keys, ended=ended)
+        sessions = dict(db.execute("select digest, until from sessions").fetchall())
+        return Registry(version=_version(db), servers=servers, health=health, keys=keys, sessions=sessions)
 
     async def removed(self) -> Sequence[Server]:
         """Return the removed servers, newest first; their keys are forgotten."""
@@ -361,9 +361,13 @@ class SqliteStore:
         """Insert or replace a client key; a revoked one stays revoked."""
         await self._write(lambda db: _save_key(db, key))
 
-    async def end_session(self, digest: str, until: float) -> None:
-        """Let a session count no more; those that are over by themselves are forgotten."""
-        await self._write(lambda db: _end_session(db, digest, until, self._wall()))
+    async def open_session(self, digest: str, until: float) -> None:
+        """Let a session count; those that are over are forgotten."""
+        await self._write(lambda db: _open_session(db, digest, until, self._wall()))
+
+    async def close_session(self, digest: str) -> bool:
+        """Let a session count no more."""
+        return await self._write(lambda db: _close_session(db, digest))
 
     async def add_usage(self, batch: str, rows: Sequence[Usage]) -> None:
         """Add counts, once per batch."""
@@ -618,10 +622,17 @@ def _save_key(db: Database, key: ClientKey) -> None:
     _grow(db)
 
 
-def _end_session(db: Database, digest: str, until: float, now: float) -> None:
-    db.execute("delete from ended_sessions where until < ?", [now])
-    db.table("ended_sessions").upsert({"digest": digest, "until": until}, pk="digest")
+def _open_session(db: Database, digest: str, until: float, now: float) -> None:
+    db.execute("delete from sessions where until < ?", [now])
+    db.table("sessions").upsert({"digest": digest, "until": until}, pk="digest")
     _grow(db)
+
+
+def _close_session(db: Database, digest: str) -> bool:
+    is_closed = db.execute("delete from sessions where digest = ?", [digest]).rowcount > 0
+    if is_closed:
+        _grow(db)
+    return is_closed
 
 
 def _add_usage(db: Database, batch: str, rows: Sequence[Usage], now: float) -> None:

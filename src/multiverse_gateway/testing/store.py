@@ -179,14 +179,17 @@ class StoreContract:
         await store.save_health({}, [make_result("three", 1)])
         assert not await store.history(ServerId("three"), 5)
 
-    async def test_an_ended_session_counts_no_more(self, store: Store) -> None:
-        """Everybody who follows the version hears of it; it is forgotten when it would have been over anyway."""
-        version = await store.version()
-        await store.end_session("long ago", 1.0)
-        await store.end_session("ab" * 32, 1e10)
-        await store.end_session("ab" * 32, 1e10)
-        assert await store.version() > version
-        assert (await store.load()).ended == {"ab" * 32}
+    async def test_a_session_counts_until_it_is_closed(self, store: Store) -> None:
+        """Everybody who follows the version hears of it; one that is over is forgotten by and by; it can be closed once."""
+        before = await store.version()
+        await store.open_session("over", 1.0)
+        await store.open_session("ab" * 32, 1e10)
+        assert (opened := await store.version()) > before
+        assert (await store.load()).sessions == {"ab" * 32: 1e10}
+        assert await store.close_session("ab" * 32)
+        assert not await store.close_session("ab" * 32)
+        assert await store.version() > opened
+        assert not (await store.load()).sessions
 
     async def test_client_keys_are_kept(self, store: Store) -> None:
         """Every field comes back, with the registry, and others see at once that something changed."""
