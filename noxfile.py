@@ -53,6 +53,13 @@ def reliability(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Measure what a request and a chunk cost beside nginx; `-- --help` tells the options."""
+    install(session, "test")
+    session.run("python", "-m", "benchmarks.speed", *session.posargs)
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Let random faults rain for minutes, and fail on whatever leaks; `-- --minutes 30 --seed 1`."""
     install(session, "test")

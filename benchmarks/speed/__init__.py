@@ -1,0 +1,1 @@
+"""What a request and a streamed chunk cost: the gateway beside nginx on one machine."""
