@@ -1,9 +1,11 @@
 """Reading bodies strictly, and what the operations do to the registry."""
 
+from pathlib import Path
 from typing import Any
 
 import anyio
 import attrs
+import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +27,7 @@ from multiverse_gateway.registration import (
     try_connection,
     update,
 )
+from multiverse_gateway.stores.sqlite import SqliteStore
 from support.gateways import BODY, Stage, stage
 
 FULL: dict[str, Any] = {
@@ -403,3 +406,21 @@ def test_a_bad_import_is_refused_whole(body: dict[str, Any], param: str) -> None
     with pytest.raises(BadRequest) as caught:
         parse_import(body)
     assert caught.value.param == param
+
+
+async def test_two_processes_that_register_the_same_at_once_get_one_record(tmp_path: Path) -> None:
+    """Whoever is second updates what the first made: each time one 201, one 200, the same id, and never an error."""
+    database = tmp_path / "registry.db"
+    async with stage(store=SqliteStore(database)) as one, stage(store=SqliteStore(database)) as two:
+        for number in range(10):
+            body = {**BODY, "endpoint_url": f"http://gpu-{number}.example"}
+            answers: list[httpx2.Response] = []
+
+            async def register(there: Stage, body: dict[str, Any] = body, answers: list[httpx2.Response] = answers) -> None:
+                answers.append(await there.client.post("/admin/register", json=body))
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(register, one)
+                group.start_soon(register, two)
+            assert sorted(answer.status_code for answer in answers) == [200, 201], [answer.text for answer in answers]
+            assert len({answer.json()["registration_id"] for answer in answers}) == 1

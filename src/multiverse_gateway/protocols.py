@@ -107,6 +107,7 @@ class Store(Protocol):
 
         Raises:
             ServerNotFound: The server was removed meanwhile: a change in flight does not undo that.
+            AlreadyRegistered: Another server has this model and URL.
         """
         ...
 

@@ -19,7 +19,7 @@ from typing import Any
 import attrs
 
 from multiverse_gateway.core.addresses import EndpointError, parse_endpoint, refusal
-from multiverse_gateway.core.errors import BadRequest, ProbeRefused, ServerNotFound, StorageUnavailable
+from multiverse_gateway.core.errors import AlreadyRegistered, BadRequest, ProbeRefused, ServerNotFound, StorageUnavailable
 from multiverse_gateway.core.servers import MAX_CONCURRENCY, MAX_WEIGHT, MODEL_NAME, Capabilities, Metadata, Server, ServerId
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.protocols import ProbeResult, Registry
@@ -404,15 +404,19 @@ async def register(gateway: Gateway, registration: Registration) -> tuple[Server
     wall = gateway.wall()
     candidate = _server(registration, server_id=ServerId(str(uuid.uuid4())), wall=wall)
     result = await _probed(gateway, candidate)
-    async with gateway.registry_lock:
-        existing = _with_pair(await gateway.store.load(), registration)
-        server = candidate
-        if existing is not None:
-            generation = existing.generation + (existing.api_key != registration.api_key)
-            server = attrs.evolve(existing, **_facts(registration), generation=generation, updated_at=wall)
-        await gateway.adopt(server, attrs.evolve(result, server_id=server.id, generation=server.generation))
-    _note("server registered" if existing is None else "server registered again", server)
-    return server, existing is None
+    while True:
+        async with gateway.registry_lock:
+            existing = _with_pair(await gateway.store.load(), registration)
+            server = candidate
+            if existing is not None:
+                generation = existing.generation + (existing.api_key != registration.api_key)
+                server = attrs.evolve(existing, **_facts(registration), generation=generation, updated_at=wall)
+            try:
+                await gateway.adopt(server, attrs.evolve(result, server_id=server.id, generation=server.generation))
+            except (AlreadyRegistered, ServerNotFound):
+                continue  # another process registered or removed it since we looked
+        _note("server registered" if existing is None else "server registered again", server)
+        return server, existing is None
 
 
 async def update(gateway: Gateway, server_id: ServerId, change: Change) -> Server:
@@ -432,9 +436,7 @@ async def update(gateway: Gateway, server_id: ServerId, change: Change) -> Serve
             wanted = change.apply(current)
             other = _with_pair(registry, wanted)
             if other is not None and other.id != server_id:
-                raise BadRequest(
-                    f"This model and URL are registered already, as {other.id}; change or remove that one", param="endpoint_url"
-                )
+                raise AlreadyRegistered(other.id)
             is_new = _identity(wanted) != _identity(current)
             route = gateway.table.routes.get(server_id)
             needs_probe = is_new or (route is not None and not route.health.is_active)

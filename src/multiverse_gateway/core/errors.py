@@ -3,7 +3,8 @@
     GatewayError
     ├── BadRequest                400  invalid_request_error
     │   ├── InvalidJSON                invalid_json
-    │   └── StreamingUnsupported       streaming_unsupported
+    │   ├── StreamingUnsupported       streaming_unsupported
+    │   └── AlreadyRegistered
     ├── InvalidClientKey          401  invalid_api_key
     ├── AdminKeyRequired          403  permission_error
     ├── NotFound                  404  invalid_request_error
@@ -93,6 +94,13 @@ class StreamingUnsupported(BadRequest):
     """Every server of the model is registered with `streaming: false`."""
 
     code = "streaming_unsupported"
+
+
+class AlreadyRegistered(BadRequest):
+    """Another server of the registry has this model and URL."""
+
+    def __init__(self, server_id: str) -> None:
+        super().__init__(f"This model and URL are registered already, as {server_id}; change or remove that one", param="endpoint_url")
 
 
 class InvalidClientKey(GatewayError):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import anyio
 import attrs
 
-from multiverse_gateway.core.errors import ServerNotFound
+from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound
 from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey
@@ -54,9 +54,13 @@ class MemoryStore:
 
         Raises:
             ServerNotFound: It was removed.
+            AlreadyRegistered: Another one has its model and URL.
         """
         if any(removed.id == server.id for removed in self._removed):
             raise ServerNotFound("This server was removed meanwhile; register it again")
+        for other in self._servers.values():
+            if (other.model_name, other.endpoint_url) == (server.model_name, server.endpoint_url) and other.id != server.id:
+                raise AlreadyRegistered(other.id)
         self._servers[server.id] = server
         self._version += 1
 

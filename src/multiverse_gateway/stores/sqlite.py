@@ -20,7 +20,7 @@ import anyio.to_thread
 import attrs
 from sqlite_utils import Database, Migrations
 
-from multiverse_gateway.core.errors import ServerNotFound, StorageUnavailable
+from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound, StorageUnavailable
 from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId
 from multiverse_gateway.core.usage import Usage
@@ -334,7 +334,8 @@ class SqliteStore:
 
         Raises:
             ServerNotFound: It was removed: nothing brings it back, be it a change that began before.
-            StorageUnavailable: It cannot be saved, or another server has this model and URL.
+            AlreadyRegistered: Another server has this model and URL.
+            StorageUnavailable: It cannot be saved.
         """
         row = server_row(server, _known(self._vault))
         await self._write(lambda db: _save_server(db, row))
@@ -581,6 +582,10 @@ def _grow(db: Database) -> None:
 def _save_server(db: Database, row: Mapping[str, Any]) -> None:
     if db.execute("select 1 from servers where id = ? and removed_at is not null", [row["id"]]).fetchone():
         raise ServerNotFound("This server was removed meanwhile; register it again")
+    query = "select id from servers where model_name = ? and endpoint_url = ? and id <> ? and removed_at is null"
+    other = db.execute(query, [row["model_name"], row["endpoint_url"], row["id"]]).fetchone()
+    if other is not None:
+        raise AlreadyRegistered(other[0])
     db.table("servers").upsert(dict(row), pk="id")
     _grow(db)
 

@@ -4,7 +4,7 @@ import anyio
 import attrs
 import pytest
 
-from multiverse_gateway.core.errors import ServerNotFound
+from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound
 from multiverse_gateway.core.health import Health, HealthState
 from multiverse_gateway.core.servers import Capabilities, ClientKey, Metadata, Server, ServerId
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey
@@ -87,6 +87,17 @@ class StoreContract:
         again = make_server("one again", endpoint_url="http://one.example:8000")
         await store.save_server(again)
         assert (await store.load()).servers == (again,)
+
+    async def test_one_pair_is_one_server(self, store: Store) -> None:
+        """A second record of the same model and URL is refused, whichever way it would come about; nothing changes."""
+        await store.save_server(make_server())
+        await store.save_server(make_server("two"))
+        before = await store.version()
+        for name in ("three", "two"):
+            with pytest.raises(AlreadyRegistered):
+                await store.save_server(make_server(name, endpoint_url="http://one.example:8000"))
+        assert await store.version() == before
+        assert {server.id for server in (await store.load()).servers} == {"one", "two"}
 
     async def test_nothing_brings_a_removed_server_back(self, store: Store) -> None:
         """Not even a change that began before it was removed; other servers are saved as ever."""
