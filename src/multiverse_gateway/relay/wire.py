@@ -11,7 +11,6 @@
 import asyncio
 import contextlib
 import ipaddress
-import socket
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ import httptools
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, refusal_of_any
 from multiverse_gateway.core.failover import Failure, FailureClass
 from multiverse_gateway.core.servers import ServerId
+from multiverse_gateway.relay.names import SystemResolver
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 
@@ -57,12 +57,6 @@ class Receiver(Protocol):
 
     def failed(self, failure: Failure, /) -> None:
         """Take any other ending."""
-
-
-async def resolve_by_system(host: str, port: int) -> Sequence[str]:
-    """Return the addresses of a name, as the system resolves it."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(address[0]) for *_, address in found]
 
 
 def _broken(reason: str) -> Failure:
@@ -455,7 +449,7 @@ class Wire:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._policy = policy
-        self._resolve = resolve or resolve_by_system
+        self._resolve = resolve or SystemResolver()
         self._connect_timeout = connect_timeout
         self._dns_timeout = dns_timeout
         self.write_timeout = write_timeout
