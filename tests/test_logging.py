@@ -4,6 +4,8 @@ import io
 import json
 import logging
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,7 +189,39 @@ def test_the_file_is_private_and_rotates(begin: Begin, tmp_path: Path, monkeypat
     files = list(path.parent.iterdir())
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
     assert len(files) > 2
+    assert all(file.stat().st_size <= 4096 for file in files)
     assert "number=99" in path.read_text()
+
+
+def test_several_processes_write_one_file(tmp_path: Path) -> None:
+    """Each line arrives whole, and what is full is put aside once, not by every process again."""
+    script = (
+        "import sys, multiverse_gateway.observability.logging as own; from pathlib import Path; own.FILE_BYTES = 40_000\n"
+        "file = own._File(Path(sys.argv[1]))\n"
+        "for number in range(100): file.write([f'{sys.argv[2]} {number} {part} ' + 'x' * 80 for part in range(5)])\n"
+    )
+    path = tmp_path / "gateway.log"
+    writers = [subprocess.Popen([sys.executable, "-c", script, str(path), str(number)]) for number in range(3)]
+    assert [writer.wait(30) for writer in writers] == [0, 0, 0]
+    files = sorted(tmp_path.iterdir())
+    lines = [line for file in files for line in file.read_text().splitlines()]
+    assert {len(line.split()) for line in lines} == {4}
+    assert len(lines) == len(set(lines)) == 1500
+    assert len(files) <= 5
+    assert min(file.stat().st_size for file in files if file != path) > 20_000
+
+
+def test_a_file_that_was_moved_away_is_made_anew(begin: Begin, tmp_path: Path) -> None:
+    """As logrotate does it, and whoever deletes a file that is in use."""
+    path = tmp_path / "gateway.log"
+    begin(log_file=str(path))
+    LOG.info("first")
+    wait_until(lambda: "first" in path.read_text())
+    path.rename(tmp_path / "old.log")
+    LOG.info("second")
+    wait_until(path.exists)
+    wait_until(lambda: "second" in path.read_text())
+    assert "second" not in (tmp_path / "old.log").read_text()
 
 
 def test_a_full_disk_is_counted_and_stops_nothing(begin: Begin) -> None:

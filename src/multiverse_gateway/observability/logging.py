@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import os
 import queue
 import re
@@ -23,14 +24,15 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from io import TextIOWrapper
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, TextIO
 
 import attrs
 
 from multiverse_gateway.settings import Settings
+
+if sys.platform != "win32":
+    import fcntl
 
 ROOT = "multiverse_gateway"
 MASK = "[secret]"
@@ -296,30 +298,85 @@ class _Door(logging.Handler):
             self.writer.put(number, item)
 
 
-class _File(RotatingFileHandler):
-    """A rotating file that only its owner may read."""
+class _File:
+    """A file that only its owner may read, and that gives way to a new one when it is full.
 
-    def _open(self) -> TextIOWrapper:
-        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        with contextlib.suppress(OSError):  # a device, or somebody else's file
+    Several processes may write to it, whole lines each, and others may move it away: the name is what counts. Methods raise `OSError`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._reopen()
+
+    def write(self, lines: Iterable[str]) -> None:
+        """Append lines."""
+        if not self._is_current():
+            self._reopen()
+        room = self._room()
+        waiting: list[bytes] = []
+        for line in lines:
+            data = line.encode("utf-8", "backslashreplace") + b"\n"
+            if len(data) > room < FILE_BYTES:  # an empty file takes a line of any length
+                self._append(waiting)
+                self._rotate()
+                room, waiting = self._room(), []
+            room -= len(data)
+            waiting.append(data)
+        self._append(waiting)
+
+    def close(self) -> None:
+        """Close the file; the next line opens it again."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _append(self, pieces: Iterable[bytes]) -> None:
+        """Write at once, so that no line of another process comes between."""
+        left = memoryview(b"".join(pieces))
+        while left and self._descriptor is not None:
+            left = left[os.write(self._descriptor, left) :]
+
+    def _is_current(self) -> bool:
+        """Tell whether the open file still has the name."""
+        try:
+            return self._descriptor is not None and os.path.samestat(os.fstat(self._descriptor), os.stat(self._path))
+        except OSError:
+            return False
+
+    def _reopen(self) -> None:
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self.close()
+        self._descriptor = descriptor
+        with contextlib.suppress(OSError):  # somebody else's file
             mode = os.fstat(descriptor).st_mode
             if stat.S_ISREG(mode) and mode & 0o007:
-                os.chmod(self.baseFilename, stat.S_IMODE(mode) & ~0o007)
-        return TextIOWrapper(open(descriptor, "ab"), encoding="utf-8", errors="backslashreplace")
+                os.chmod(self._path, stat.S_IMODE(mode) & ~0o007)
 
-    def write(self, line: str) -> None:
-        """Write a line; raises `OSError` where the base class prints."""
-        record = logging.makeLogRecord({"msg": line})
-        if self.shouldRollover(record):
-            self.doRollover()
-        assert self.stream is not None
-        self.stream.write(f"{line}\n")
+    def _room(self) -> float:
+        """Return the bytes that still fit; a device takes everything."""
+        assert self._descriptor is not None
+        status = os.fstat(self._descriptor)
+        return FILE_BYTES - status.st_size if stat.S_ISREG(status.st_mode) else math.inf
 
-    def flush(self) -> None:
-        """Flush without the base class's lock: one thread owns the file."""
-        if self.stream is not None:
-            self.stream.flush()
+    def _rotate(self) -> None:
+        """Give way to a new file, unless another process has just done so: of those that lock the old one the first does it."""
+        assert self._descriptor is not None
+        if sys.platform != "win32":
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)  # until it is closed
+        is_ours = self._is_current()
+        if sys.platform == "win32":
+            self.close()  # Windows renames no open file
+        if is_ours:
+            for number in reversed(range(OLD_FILES)):
+                older = self._old(number)
+                if older.exists():
+                    older.replace(self._old(number + 1))
+        self._reopen()
+
+    def _old(self, number: int) -> Path:
+        return self._path.with_name(f"{self._path.name}.{number}") if number else self._path
 
 
 class _Writer:
@@ -381,9 +438,7 @@ class _Writer:
                 self.dropped += len(lines)
         if self._file is not None:
             try:
-                for line in lines:
-                    self._file.write(line)
-                self._file.flush()
+                self._file.write(lines)
             except (OSError, ValueError):
                 self.dropped += len(lines)
 
@@ -433,7 +488,7 @@ def configure(settings: Settings, *, outputs: bool = True, console: TextIO | Non
     tail = Tail(redactor)
     writer = None
     if outputs and all(door.writer is None for door in doors):
-        file = _File(settings.log_file, maxBytes=FILE_BYTES, backupCount=OLD_FILES, encoding="utf-8") if settings.log_file else None
+        file = _File(Path(settings.log_file)) if settings.log_file else None
         writer = _Writer(redactor, _LINES[settings.log_format], console or sys.stderr, file)
     door = _Door(redactor, tail, writer)
     logs = Logs(tail, door, logger.level)
