@@ -267,6 +267,9 @@ class Settings:
     write_timeout_seconds: float = _setting(
         30.0, "Seconds that a server may refuse to take more of a request.", _seconds(0.05, 3600), plain=False
     )
+    client_head_timeout_seconds: float = _setting(
+        10.0, "Seconds in which the head of a client's request must have arrived.", _seconds(0.05, 300), plain=False
+    )
     client_body_timeout_seconds: float = _setting(
         30.0, "Seconds in which a client's request must have arrived.", _seconds(0.05, 3600), plain=False
     )

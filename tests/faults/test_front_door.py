@@ -30,7 +30,7 @@ pytestmark = pytest.mark.e2e
 
 CHAT = "/v1/chat/completions"
 BODY_SECONDS = 2.0
-HEAD_SECONDS = 10.0
+HEAD_SECONDS = 2.0
 CLIENT_KEY = "client-key-of-the-class"
 
 
@@ -42,6 +42,7 @@ def gateway() -> Iterator[GatewayProcess]:
         "LOG_FORMAT": "json",
         "REQUIRE_CLIENT_AUTH": "true",
         "CLIENT_API_KEYS": CLIENT_KEY,
+        "MULTIVERSE_CLIENT_HEAD_TIMEOUT_SECONDS": f"{HEAD_SECONDS:g}",
         "MULTIVERSE_CLIENT_BODY_TIMEOUT_SECONDS": f"{BODY_SECONDS:g}",
     }
     with GatewayProcess(settings) as process:
@@ -182,8 +183,21 @@ def seconds_until_closed(connection: socket.socket, since: float) -> float:
     return time.monotonic() - since
 
 
+def slowness(gateway: GatewayProcess) -> float:
+    """Return how long a bystander waits for an answer at worst, of five."""
+    return max(seconds_of(gateway) for _ in range(5))
+
+
+def seconds_of(gateway: GatewayProcess) -> float:
+    """Return how long a bystander waits for an answer."""
+    began = time.monotonic()
+    assert gateway.call("GET", "/livez").status_code == 200
+    return time.monotonic() - began
+
+
 def test_who_does_not_finish_a_head_is_cut_off(gateway: GatewayProcess, backend: Backend) -> None:
-    """L03: silent, half-headed, dribbling, and silent on HTTP/2: closed after ten seconds; others are served meanwhile."""
+    """L03: silent, half-headed, dribbling, and silent on HTTP/2: closed when the time is up; others are served meanwhile."""
+    usual = slowness(gateway)
     since = time.monotonic()
     half = HEAD.encode()
     connections = [
@@ -196,13 +210,11 @@ def test_who_does_not_finish_a_head_is_cut_off(gateway: GatewayProcess, backend:
         kept.request("POST", CHAT, body=body(), headers=[("x-api-key", CLIENT_KEY), ("content-type", "application/json")])
         assert kept.read_response().status == 200
         slowest = 0.0
-        while time.monotonic() - since < HEAD_SECONDS - 1:
-            began = time.monotonic()
-            assert gateway.call("GET", "/livez").status_code == 200
-            slowest = max(slowest, time.monotonic() - began)
+        while time.monotonic() - since < HEAD_SECONDS - 0.5:
+            slowest = max(slowest, seconds_of(gateway))
             dribbling.sendall(b"x")
-            time.sleep(0.5)
-        assert slowest < 0.5
+            time.sleep(0.2)
+        assert slowest < 0.5 + 10 * usual
         assert all(seconds_until_closed(connection, since) < HEAD_SECONDS + 1 for connection in [*connections, dribbling])
         kept.request("GET", "/livez")
         assert kept.read_response().status == 200, "a kept connection may rest between two requests"
@@ -309,7 +321,7 @@ class H2Client:
 
 def test_resets_without_end_are_cut_off(gateway: GatewayProcess) -> None:
     """L12: 20 connections with 999 resets each: others are served meanwhile, the attackers are sent away, memory stays."""
-    gateway.call("GET", "/livez")
+    usual = slowness(gateway)
     before = gateway.memory_bytes()
     ends: list[h2.events.Event | None] = []
 
@@ -332,10 +344,8 @@ def test_resets_without_end_are_cut_off(gateway: GatewayProcess) -> None:
         thread.start()
     slowest = 0.0
     while any(thread.is_alive() for thread in threads):
-        began = time.monotonic()
-        assert gateway.call("GET", "/livez").status_code == 200
-        slowest = max(slowest, time.monotonic() - began)
-    assert slowest < 1
+        slowest = max(slowest, seconds_of(gateway))
+    assert slowest < 1 + 10 * usual
     assert len(ends) == 20
     told = [end for end in ends if isinstance(end, h2.events.ConnectionTerminated)]
     assert all(end.error_code == h2.errors.ErrorCodes.ENHANCE_YOUR_CALM for end in told)
@@ -361,6 +371,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 @pytest.mark.parametrize("flood", ["continuation", "ping", "settings", "empty data", "window"])
 def test_a_flood_of_frames(gateway: GatewayProcess, flood: str) -> None:
     """L12: the flood is cut off or waits for itself; others are served, memory stays."""
+    usual = slowness(gateway)
     before = gateway.memory_bytes()
     client = H2Client(gateway.port)
     client.socket.settimeout(1)
@@ -373,14 +384,10 @@ def test_a_flood_of_frames(gateway: GatewayProcess, flood: str) -> None:
     }[flood]
     sender = threading.Thread(target=lambda: suppress_all(lambda: client.socket.sendall(frames)))
     sender.start()
-    slowest = 0.0
-    for _ in range(20):
-        began = time.monotonic()
-        assert gateway.call("GET", "/livez").status_code == 200
-        slowest = max(slowest, time.monotonic() - began)
+    slowest = max(seconds_of(gateway) for _ in range(20))
     sender.join(10)
     client.socket.close()
-    assert slowest < 1
+    assert slowest < 1 + 10 * usual
     assert gateway.memory_bytes() - before < 50 << 20
 
 

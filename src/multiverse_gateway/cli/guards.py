@@ -1,6 +1,6 @@
 """What hypercorn 0.18 leaves open at the front door, closed.
 
-1. A head has to be complete `HEAD_SECONDS` after the connection was made, or after its first byte on a kept one.
+1. A head has to be complete in the time of `GuardedConfig` after the connection was made, or after its first byte on a kept one.
 2. Nothing is upgraded to h2c: the request goes on as HTTP/1.1, to be refused (RFC 9113 dropped the upgrade). No header is folded.
 3. A client that resets HTTP/2 streams without end is cut off (CVE-2023-44487); a request that is reset in the same breath never
    begins. What a client still sends on a stream that was answered is dropped, where hypercorn would drop the connection.
@@ -20,11 +20,11 @@ import h2.events
 import h11
 import hypercorn.protocol
 from hypercorn.asyncio.tcp_server import TCPServer
+from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H2ProtocolAssumedError, H11Protocol
 
-HEAD_SECONDS = 10.0
 MAX_RESETS = 200
 """Resets of one connection in `RESET_SECONDS`: more than a person can cause, whose client has at most 100 streams."""
 RESET_SECONDS = 10.0
@@ -33,6 +33,13 @@ CLOSING_SECONDS = 2.0
 
 _HEAD_END = re.compile(rb"\n\r?\n")
 _FOLD = re.compile(rb"\n[ \t]")
+
+
+class GuardedConfig(Config):
+    """Hypercorn's configuration, and ours of the guards."""
+
+    head_timeout = 10.0
+    """Seconds in which the head of a request must have come."""
 
 
 def guard_hypercorn() -> None:
@@ -89,7 +96,7 @@ class _Timer:
 
     def begin(self) -> None:
         if self._handle is None:
-            self._handle = asyncio.get_running_loop().call_later(HEAD_SECONDS, self._expire)
+            self._handle = asyncio.get_running_loop().call_later(self._protocol.config.head_timeout, self._expire)
 
     def end(self) -> None:
         if self._handle is not None:
@@ -103,6 +110,8 @@ class _Timer:
 
 class GuardedH11(H11Protocol):
     """HTTP/1.1 with the first two rules."""
+
+    config: GuardedConfig
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -147,6 +156,8 @@ class GuardedH11(H11Protocol):
 
 class GuardedH2(H2Protocol):
     """HTTP/2 with the first and the third rule."""
+
+    config: GuardedConfig
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

@@ -24,7 +24,7 @@ from hypercorn.utils import LifespanFailureError, LifespanTimeoutError
 from multiverse_gateway._version import __version__
 from multiverse_gateway.app import create_app
 from multiverse_gateway.cli.common import host_for_url
-from multiverse_gateway.cli.guards import HEAD_SECONDS, guard_hypercorn
+from multiverse_gateway.cli.guards import GuardedConfig, guard_hypercorn
 from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.observability.logging import configure
 from multiverse_gateway.settings import Settings, SettingsError
@@ -104,11 +104,11 @@ async def _serve(serving: Serving) -> int:
 
 def server_config(serving: Serving) -> Config:
     """Return hypercorn's configuration: its defaults suit neither streams nor browsers."""
-    config = Config()
+    config = GuardedConfig()
     config.bind = [f"fd://{serving.sock.detach()}"]
     if serving.tls is not None:
         config.certfile, config.keyfile = (str(path) for path in serving.tls)
-    config.ssl_handshake_timeout = HEAD_SECONDS
+    config.head_timeout = config.ssl_handshake_timeout = serving.settings.client_head_timeout_seconds
     config.backlog = 2048
     config.keep_alive_timeout = 75
     config.keep_alive_max_requests = 1_000_000
