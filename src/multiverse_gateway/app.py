@@ -54,7 +54,7 @@ def create_app(
         resolve=resolve,
         **clock,
     )
-    sessions = Sessions(gateway.now)
+    sessions = Sessions(gateway)
     entrance = Entrance.of(settings, sessions.stands_for_key)
     digests: set[bytes] = set()
     pages = Pages(gateway, sessions=sessions, entrance=entrance, admin_digests=lambda: digests) if settings.ui else None

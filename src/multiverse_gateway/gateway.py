@@ -92,6 +92,8 @@ class Gateway:
         self.retry_policy: RetryPolicy = retry_policy(settings)
         self.address_policy: AddressPolicy = address_policy(settings)
         self.limits = _limits(settings)
+        self.registry = Registry(version=0, servers=(), health={})
+        """What was read of the store last."""
         self.table: RoutingTable = build_table(0, (), {})
         self.loaded = False
         self.shutting_down = False
@@ -212,6 +214,7 @@ class Gateway:
             self.load.forget(server_id)
             self._unsaved.discard(server_id)
         self._requests.clear()
+        self.registry = registry
         self.table = build_table(registry.version, registry.servers, health)
         self.loaded = True
         for model in list(self.table.models):
@@ -272,7 +275,7 @@ class Gateway:
         left = [route for route in self.table.routes.values() if route.server.id != server_id]
         if removed and len(left) < len(self.table.routes):
             servers = tuple(route.server for route in left)
-            self.follow(Registry(version=self.table.version, servers=servers, health={}))
+            self.follow(attrs.evolve(self.registry, servers=servers, health={}))
         return removed
 
     def report(self, server_id: ServerId, event: HealthEvent) -> None:

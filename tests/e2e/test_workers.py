@@ -39,3 +39,22 @@ def test_what_one_worker_learns_all_know() -> None:
         hits = backend.hits
         assert statuses(gateway) == {404}
         assert backend.hits == hits
+
+
+def pages(gateway: GatewayProcess, cookie: str) -> set[int]:
+    """Ask for a page on new connections until every worker has most likely answered."""
+    return {httpx2.get(f"{gateway.url}/settings", headers={"cookie": cookie}).status_code for _ in range(20)}
+
+
+def test_who_signs_in_at_one_worker_is_signed_in_at_all() -> None:
+    """At once; and out of all within a second of leaving."""
+    with GatewayProcess({}, args=("--workers", "3")) as gateway, httpx2.Client(base_url=gateway.url) as browser:
+        form = browser.get("/login").text
+        token = form.split('name="form_token" value="')[1].split('"')[0]
+        answer = browser.post("/login", data={"form_token": token, "key": gateway.admin_key}, headers={"origin": gateway.url})
+        assert answer.status_code == 303, answer.text
+        cookie = f"mvg_session={browser.cookies['mvg_session']}"
+        assert pages(gateway, cookie) == {200}
+        csrf = browser.get("/session").json()["token"]
+        assert browser.post("/logout", data={"csrf": csrf}, headers={"origin": gateway.url}).status_code == 303
+        wait_until(lambda: pages(gateway, cookie) == {401}, within=5)

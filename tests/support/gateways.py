@@ -126,7 +126,7 @@ async def stage(*, store: Store | None = None, extra: list[BaseRoute] | None = N
     given = Settings(**{"admin_api_key": ADMIN_KEY, "rate_limit_per_minute": 0, **settings})
     gateway = Gateway(
         given,
-        store=store or MemoryStore(),
+        store=store or MemoryStore(wall=lambda: clock.wall),
         balancer=round_robin(given),
         probe=probe,
         now=lambda: clock.monotonic,

@@ -175,7 +175,7 @@ async def test_signing_in_needs_our_own_form() -> None:
 async def test_the_link_of_the_first_start_signs_in_once() -> None:
     """And leaves no trace of itself in the address."""
     async with browsing() as browser:
-        token = browser.app.state.sessions.create_link()
+        token = await browser.app.state.sessions.create_link()
         prefetched = await browser.open(f"/login?token={token}", sec_purpose="prefetch")
         assert "mvg_session" not in prefetched.headers.get("set-cookie", "").replace("mvg_form", "")
         answer = await browser.open(f"/login?token={token}")

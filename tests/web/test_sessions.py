@@ -2,22 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from http.cookies import SimpleCookie
+
 import pytest
 
-from multiverse_gateway.web.sessions import LINK_SECONDS, MAX_SESSIONS, SESSION_SECONDS, Session, Sessions, cookies, is_own_origin
-from support.gateways import Clock
+from multiverse_gateway.core.errors import StorageUnavailable
+from multiverse_gateway.stores.memory import MemoryStore
+from multiverse_gateway.web.sessions import (
+    LINK_SECONDS,
+    SESSION_SECONDS,
+    Session,
+    Sessions,
+    cookies,
+    end_note,
+    form_token,
+    is_own_form,
+    is_own_origin,
+)
+from support.gateways import Stage, stage
 
 Headers = list[tuple[bytes, bytes]]
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+class BreakableStore(MemoryStore):
+    """A store that can be out of reach."""
+
+    is_broken = False
+
+    async def version(self) -> int:
+        if self.is_broken:
+            raise StorageUnavailable("away")
+        return await super().version()
+
+    async def open_session(self, digest: str, until: float) -> None:
+        if self.is_broken:
+            raise StorageUnavailable("away")
+        await super().open_session(digest, until)
+
+    async def close_session(self, digest: str) -> bool:
+        if self.is_broken:
+            raise StorageUnavailable("away")
+        return await super().close_session(digest)
+
+
+@asynccontextmanager
+async def processes(store: MemoryStore, count: int = 1) -> AsyncIterator[list[tuple[Stage, Sessions]]]:
+    """Run several gateways on one store."""
+    async with AsyncExitStack() as stack:
+        stages = [await stack.enter_async_context(stage(store=store)) for _ in range(count)]
+        yield [(staged, Sessions(staged.gateway)) for staged in stages]
 
 
 @pytest.fixture
-def sessions(clock: Clock) -> Sessions:
-    return Sessions(lambda: clock.monotonic)
+async def staged() -> AsyncIterator[Stage]:
+    async with stage() as running:
+        yield running
+
+
+@pytest.fixture
+def sessions(staged: Stage) -> Sessions:
+    return Sessions(staged.gateway)
 
 
 def with_cookie(token: str, name: str = "mvg_session") -> Headers:
@@ -30,60 +76,102 @@ def from_us(*more: tuple[bytes, bytes]) -> Headers:
     return [(b"host", b"gateway"), (b"origin", b"http://gateway"), *more]
 
 
-def test_a_session_is_found_by_its_cookie_and_ends(sessions: Sessions, clock: Clock) -> None:
+def found(sessions: Sessions, token: str, name: str = "mvg_session") -> Session:
+    """Return the session of a token that has one."""
+    session = sessions.find(with_cookie(token, name))
+    assert session is not None
+    return session
+
+
+async def test_a_session_is_found_by_its_cookie_and_ends(staged: Stage, sessions: Sessions) -> None:
     """After twelve hours, or when it is closed."""
-    token, session = sessions.open()
-    assert sessions.find(with_cookie(token)) is session
+    token = await sessions.open()
+    session = found(sessions, token)
+    staged.clock.advance(SESSION_SECONDS - 1)
     assert sessions.lasts(session)
-    clock.advance(SESSION_SECONDS - 1)
-    assert sessions.find(with_cookie(token)) is session
-    clock.advance(2)
+    staged.clock.advance(2)
     assert sessions.find(with_cookie(token)) is None
     assert not sessions.lasts(session)
-    token, session = sessions.open()
-    assert len(sessions) == 1, "the ended one is forgotten"
-    sessions.close(with_cookie(token))
+    token = await sessions.open()
+    assert len(staged.gateway.registry.sessions) == 1, "the ended one is forgotten"
+    await sessions.close(session := found(sessions, token))
     assert sessions.find(with_cookie(token)) is None
     assert not sessions.lasts(session)
+    await sessions.close(session)
 
 
-def test_a_token_that_a_browser_brings_is_not_adopted(sessions: Sessions) -> None:
+async def test_a_token_that_a_browser_brings_is_not_adopted(sessions: Sessions) -> None:
     """Fixation: what we did not make means nothing."""
-    assert sessions.find(with_cookie("chosen-by-an-attacker")) is None
-    assert sessions.find([(b"cookie", b"\xff\xfe=;;; ="), (b"cookie", b"mvg_session")]) is None
-    token, _ = sessions.open()
-    assert token != "chosen-by-an-attacker"
+    assert await sessions.seek(with_cookie("chosen-by-an-attacker")) is None
+    assert await sessions.seek([(b"cookie", b"\xff\xfe=;;; ="), (b"cookie", b"mvg_session")]) is None
+    assert await sessions.open() != "chosen-by-an-attacker"
 
 
-def test_a_session_over_tls_needs_the_cookie_that_only_tls_can_set(sessions: Sessions) -> None:
+async def test_what_the_store_keeps_opens_nothing(staged: Stage, sessions: Sessions) -> None:
+    """Who reads the database, or a backup of it, is not signed in by that."""
+    token = await sessions.open()
+    (digest,) = staged.gateway.registry.sessions
+    assert token not in digest
+    assert sessions.find(with_cookie(digest)) is None
+
+
+async def test_a_session_over_tls_needs_the_cookie_that_only_tls_can_set(sessions: Sessions) -> None:
     """And the other way round."""
-    token, session = sessions.open(secure=True)
-    assert sessions.find(with_cookie(token, "__Host-mvg_session")) is session
+    token = await sessions.open(secure=True)
+    assert found(sessions, token, "__Host-mvg_session").digest
     assert sessions.find(with_cookie(token)) is None
-    plain, _ = sessions.open()
+    plain = await sessions.open()
     assert sessions.find(with_cookie(plain, "__Host-mvg_session")) is None
 
 
-def test_sessions_are_bounded(sessions: Sessions) -> None:
-    """The oldest goes."""
-    first, _ = sessions.open()
-    for _ in range(MAX_SESSIONS):
-        sessions.open()
-    assert len(sessions) == MAX_SESSIONS
-    assert sessions.find(with_cookie(first)) is None
+async def test_every_process_knows_a_session() -> None:
+    """At once where somebody asks; and its end after the next look at the store."""
+    async with processes(MemoryStore(wall=lambda: 0.0), 2) as [(_, here), (other, there)]:
+        token = await here.open()
+        cookie = with_cookie(token)
+        assert there.find(cookie) is None
+        session = await there.seek(cookie)
+        assert session == here.find(cookie)
+        assert session is not None
+        await here.close(session)
+        await other.gateway.refresh()
+        assert not there.lasts(session)
+        assert await there.seek(cookie) is None
 
 
-def test_the_cookie_is_out_of_reach_for_scripts_and_other_sites(sessions: Sessions) -> None:
+async def test_one_can_sign_in_and_out_while_the_store_is_away(caplog: pytest.LogCaptureFixture) -> None:
+    """Here only; what the store knows comes back with it, except what was ended here."""
+    store = BreakableStore(wall=lambda: 0.0)
+    async with processes(store) as [(staged, sessions)]:
+        before = await sessions.open()
+        store.is_broken = True
+        during = await sessions.open()
+        assert await sessions.seek(with_cookie(during))
+        assert await sessions.seek(with_cookie("unknown")) is None
+        await sessions.close(found(sessions, before))
+        assert sessions.find(with_cookie(before)) is None
+        store.is_broken = False
+        await staged.gateway.refresh()
+        assert sessions.find(with_cookie(before)) is None, "it was ended"
+        await sessions.open()
+        assert sessions.find(with_cookie(before)) is None
+        await sessions.close(found(sessions, during))
+        assert sessions.find(with_cookie(during)) is None
+        assert sum("in this process only" in record.message for record in caplog.records) == 2
+
+
+async def test_the_cookie_is_out_of_reach_for_scripts_and_other_sites(sessions: Sessions) -> None:
     """Attributes that browsers act on."""
     assert sessions.cookie("t", secure=False) == "mvg_session=t; HttpOnly; Max-Age=43200; Path=/; SameSite=Lax"
     assert sessions.cookie("t", secure=True) == "__Host-mvg_session=t; HttpOnly; Max-Age=43200; Path=/; SameSite=Lax; Secure"
     assert "Max-Age=0" in sessions.end_cookie(secure=False)
 
 
-def test_secrets_do_not_show(sessions: Sessions) -> None:
+async def test_secrets_do_not_show(sessions: Sessions) -> None:
     """Not in repr, which logs may write."""
-    token, session = sessions.open()
-    assert token not in repr(sessions)
+    token = await sessions.open()
+    session = found(sessions, token)
+    assert token not in repr(sessions) + repr(session)
     assert session.token not in repr(session)
 
 
@@ -106,10 +194,10 @@ def test_only_our_own_pages_may_change_something(headers: Headers, own: bool) ->
     assert is_own_origin(headers) is own
 
 
-def test_a_session_stands_for_a_key_only_with_its_token(sessions: Sessions) -> None:
+async def test_a_session_stands_for_a_key_only_with_its_token(sessions: Sessions) -> None:
     """Reading needs the cookie; changing needs origin and token as well."""
-    token, session = sessions.open()
-    cookie = with_cookie(token)
+    token = await sessions.open()
+    cookie, session = with_cookie(token), found(sessions, token)
     assert sessions.stands_for_key("GET", cookie)
     assert not sessions.stands_for_key("GET", [])
     assert not sessions.stands_for_key("POST", cookie)
@@ -118,38 +206,57 @@ def test_a_session_stands_for_a_key_only_with_its_token(sessions: Sessions) -> N
     assert sessions.stands_for_key("POST", [*from_us(proof), *cookie])
     assert not sessions.stands_for_key("POST", [proof, *cookie])
     assert not sessions.stands_for_key("POST", [*from_us((b"x-csrf-token", b"wrong")), *cookie])
-    _, other = sessions.open()
+    other = found(sessions, await sessions.open())
     assert not sessions.stands_for_key("POST", [*from_us((b"x-csrf-token", other.token.encode())), *cookie])
 
 
-def test_the_form_to_sign_in_is_bound_to_its_browser(sessions: Sessions) -> None:
+def test_the_form_to_sign_in_is_bound_to_its_browser() -> None:
     """Nobody can sign somebody else in with an account of their own."""
-    nonce, token = sessions.form_token([])
+    nonce, token = form_token([])
     cookie = with_cookie(nonce, "mvg_form")
-    assert sessions.form_token(cookie) == (nonce, token)
-    assert sessions.is_own_form([*from_us(), *cookie], token)
-    assert not sessions.is_own_form(from_us(), token)
-    assert not sessions.is_own_form(cookie, token)
-    assert not sessions.is_own_form([*from_us(), *cookie], sessions.form_token([])[1])
+    assert form_token(cookie) == (nonce, token)
+    assert is_own_form([*from_us(), *cookie], token)
+    assert not is_own_form(from_us(), token)
+    assert not is_own_form(cookie, token)
+    assert not is_own_form([*from_us(), *cookie], form_token([])[1])
 
 
-def test_the_link_works_once_and_for_a_quarter_of_an_hour(sessions: Sessions, clock: Clock) -> None:
-    """Then never again."""
-    link = sessions.create_link()
-    assert not sessions.use_link("guessed")
-    assert sessions.use_link(link)
-    assert not sessions.use_link(link)
-    late = sessions.create_link()
-    clock.advance(LINK_SECONDS + 1)
-    assert not sessions.use_link(late)
+async def test_the_link_works_once_and_for_a_quarter_of_an_hour(staged: Stage, sessions: Sessions) -> None:
+    """Then never again; and it is no session."""
+    link = await sessions.create_link()
+    assert sessions.find(with_cookie(link)) is None
+    assert not await sessions.use_link("guessed")
+    assert await sessions.use_link(link)
+    assert not await sessions.use_link(link)
+    late = await sessions.create_link()
+    staged.clock.advance(LINK_SECONDS + 1)
+    assert not await sessions.use_link(late)
 
 
-def test_notes_are_told_once() -> None:
-    """By the next page."""
-    session = Session("token", 0.0)
-    session.note("success", "done")
-    assert session.take_notes() == [("success", "done")]
-    assert session.take_notes() == []
+async def test_the_link_works_once_whatever_the_store_does() -> None:
+    """Also while it is away."""
+    store = BreakableStore(wall=lambda: 0.0)
+    async with processes(store, 2) as [(_, here), (other, there)]:
+        link = await here.create_link()
+        await other.gateway.refresh()
+        assert await there.use_link(link)
+        assert not await here.use_link(link)
+        store.is_broken = True
+        link = await here.create_link()
+        assert await here.use_link(link)
+        assert not await here.use_link(link)
+
+
+def test_the_next_page_says_what_was_done() -> None:
+    """Of the same session, and of no other."""
+    session, other = Session("digest", "token"), Session("other", "another token")
+    jar = SimpleCookie(session.note("success", '"it\'s; done" 完了'))
+    cookie = with_cookie(jar["mvg_note"].value, "mvg_note")
+    assert session.noted(cookie) == ("success", '"it\'s; done" 完了')
+    assert other.noted(cookie) is None
+    assert session.noted(with_cookie("forged.note", "mvg_note")) is None
+    assert session.noted([]) is None
+    assert "Max-Age=0" in end_note()
 
 
 def test_cookies_are_read_leniently() -> None:

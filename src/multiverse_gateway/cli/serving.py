@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ async def _serve(serving: Serving) -> int:
     _log.info("settings", extra={"fields": settings.masked()})
     if serving.ready_fd is not None:
         _tell_when_listening(serving.sock.dup(), serving.ready_fd)
-    announced = Announced(app, lambda: None if serving.worker and not _created_key(app) else _announce(serving, app))
+    announced = Announced(app, lambda: _announce(serving, app))
     await hypercorn.asyncio.serve(announced, server_config(serving), shutdown_trigger=ending.begun.wait)
     ending.cancel()
     _log.info("stopped")
@@ -126,7 +126,7 @@ def server_config(serving: Serving) -> Config:
 class Announced:
     """Run the application, and a function once it has started."""
 
-    def __init__(self, app: Any, announce: Callable[[], None]) -> None:
+    def __init__(self, app: Any, announce: Callable[[], Awaitable[None]]) -> None:
         self._app = app
         self._announce = announce
 
@@ -139,7 +139,7 @@ class Announced:
         async def watching(message: Any) -> None:
             await send(message)
             if message["type"] == "lifespan.startup.complete":
-                self._announce()
+                await self._announce()
 
         await self._app(scope, receive, watching)
 
@@ -232,8 +232,10 @@ def _created_key(app: Any) -> str | None:
     return getattr(getattr(getattr(app.state, "gateway", None), "admin_key", None), "created", None)
 
 
-def _announce(serving: Serving, app: Any) -> None:
+async def _announce(serving: Serving, app: Any) -> None:
     created = _created_key(app)
+    if serving.worker and created is None:
+        return
     lines = [f"Multiverse Gateway {__version__} serves on {serving.url}"]
     if serving.settings.ui:
         lines.append(f"  in a browser     {serving.url}/")
@@ -244,10 +246,8 @@ def _announce(serving: Serving, app: Any) -> None:
             "This is the first start, so an admin key was made. It is shown only now; keep it well:",
             f"  admin key        {created}",
         ]
-        if serving.settings.ui and serving.worker:
-            lines.append(f"  sign in with it  {serving.url}/login")
-        elif serving.settings.ui:
-            token = app.state.sessions.create_link()
+        if serving.settings.ui:
+            token = await app.state.sessions.create_link()
             lines.append(f"  sign in, once    {serving.url}/login?token={token}  (within 15 minutes)")
         lines.append("")
     click.echo("\n".join(lines))

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import anyio
 import attrs
@@ -19,7 +19,8 @@ from multiverse_gateway.stores.rows import BATCH_SECONDS, HISTORY, REMOVED, show
 class MemoryStore:
     """Keep everything in dictionaries; the model that the other stores are held against."""
 
-    def __init__(self) -> None:
+    def __init__(self, wall: Callable[[], float] = time.time) -> None:
+        self._wall = wall
         self._version = 0
         self._servers: dict[ServerId, Server] = {}
         self._removed: deque[Server] = deque(maxlen=REMOVED)
@@ -106,7 +107,7 @@ class MemoryStore:
 
     async def open_session(self, digest: str, until: float) -> None:
         """Let a session count; those that are over are forgotten."""
-        now = time.time()
+        now = self._wall()
         self._sessions = {name: end for name, end in self._sessions.items() if end > now} | {digest: until}
         self._version += 1
 

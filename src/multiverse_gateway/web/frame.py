@@ -24,7 +24,7 @@ from multiverse_gateway.web.assets import load_assets
 from multiverse_gateway.web.errors import REQUEST_ID, response_of
 from multiverse_gateway.web.live import Streams
 from multiverse_gateway.web.security import Entrance, is_below, is_secure, path_of
-from multiverse_gateway.web.sessions import Session, Sessions
+from multiverse_gateway.web.sessions import Session, Sessions, end_note
 from multiverse_gateway.web.wizard import FIELDS, Form, message_of
 
 THEMES = ("light", "dark")
@@ -94,7 +94,7 @@ class Frame:
             return self.toast(Response(status_code=status), "error", f"{title}. {words}")
         return self.page(visit, "error.html", status=status, title=title, code=status, words=words)
 
-    def not_found(self, request: Request, error: Exception) -> Response:
+    async def not_found(self, request: Request, error: Exception) -> Response:
         """Answer what no route matches: with a page where a browser asks for one."""
         assert isinstance(error, HTTPException)
         path = path_of(request.scope)
@@ -102,7 +102,7 @@ class Frame:
         if error.status_code != 404 or not wants_page or is_below(path, "/v1") or is_below(path, "/admin"):
             return response_of(error, request.scope)
         headers = request.scope["headers"]
-        session = self.sessions.find(headers)
+        session = await self.sessions.seek(headers)
         visit = Visit(request, session, is_operator=session is not None)
         return self.problem(visit, 404, "There is no such page", "The address may be misspelt, or what it showed was removed.")
 
@@ -152,16 +152,20 @@ class Frame:
         if not visit.is_operator and not self.gateway.settings.public_dashboard:
             shown = []
         values.setdefault("active", "")
+        note = visit.session.noted(request.scope["headers"]) if visit.session else None
         html = self.render(
             visit,
             template,
             navigation=shown,
-            notes=visit.session.take_notes() if visit.session else [],
+            notes=[note] if note else [],
             request_id=request.scope.get(REQUEST_ID, ""),
             reveals=visit.is_operator or self.gateway.settings.public_dashboard,
             **values,
         )
-        return HTMLResponse(html, status, {"cache-control": "no-store", "vary": "HX-Request, Cookie"})
+        response = HTMLResponse(html, status, {"cache-control": "no-store", "vary": "HX-Request, Cookie"})
+        if note:
+            response.headers.append("set-cookie", end_note())
+        return response
 
     def fragment(
         self, visit: Visit, template: str, *, status: int = 200, headers: Mapping[str, str] | None = None, **values: Any
@@ -178,13 +182,12 @@ class Frame:
 
     def done(self, visit: Visit, kind: str, words: str, name: str, **parameters: Any) -> Response:
         """Go to another page, which says what was done."""
-        if visit.session is not None:
-            visit.session.note(kind, words)
+        response = self.redirect(visit.request, name, **parameters)
         if visit.is_fragment:
-            return Response(
-                status_code=204, headers={"hx-redirect": self.url(visit.request, name, **parameters), "cache-control": "no-store"}
-            )
-        return self.redirect(visit.request, name, **parameters)
+            response = Response(status_code=204, headers={"hx-redirect": response.headers["location"], "cache-control": "no-store"})
+        if visit.session is not None:
+            response.headers.append("set-cookie", visit.session.note(kind, words))
+        return response
 
     def lasts(self, visit: Visit) -> Callable[[], bool]:
         """Return a function that tells whether a live page may still be fed."""

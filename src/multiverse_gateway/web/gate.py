@@ -14,7 +14,7 @@ from multiverse_gateway.core.errors import BadRequest, GatewayError
 from multiverse_gateway.web.errors import REQUEST_ID
 from multiverse_gateway.web.frame import Frame, Handler, Visit
 from multiverse_gateway.web.security import ADDRESS, ClientGone, LocalWindow, digest, is_secure, path_of, read_body, verified
-from multiverse_gateway.web.sessions import SAFE_METHODS
+from multiverse_gateway.web.sessions import SAFE_METHODS, form_cookie, form_token, is_own_form
 from multiverse_gateway.web.wizard import Form, message_of
 
 MAX_SIGN_INS = 10
@@ -52,7 +52,7 @@ class Gate:
     def _gate(self, handler: Handler, *, visitors: bool) -> Callable[[Request], Awaitable[Response]]:
         async def serve(request: Request) -> Response:
             headers = request.scope["headers"]
-            session = self._sessions.find(headers)
+            session = await self._sessions.seek(headers)
             has_key = session is None and verified(headers, self._admin_digests()) is not None
             visit = Visit(request, session, is_operator=session is not None or has_key)
             if not visit.is_operator and not visitors:
@@ -100,14 +100,14 @@ class Gate:
 
     async def _login(self, request: Request) -> Response:
         headers = request.scope["headers"]
-        visit = Visit(request, self._sessions.find(headers))
+        visit = Visit(request, await self._sessions.seek(headers))
         visit.is_operator = visit.session is not None
         if request.method == "POST":
             return await self._sign_in(visit)
         token = request.query_params.get("token")
         if token is not None and request.method == "GET" and "prefetch" not in request.headers.get("sec-purpose", ""):
-            if self._sessions.use_link(token):
-                return self._signed_in(visit, "")
+            if await self._sessions.use_link(token):
+                return await self._signed_in(visit, "")
             return self._login_page(visit, 403, "This sign-in link was used already, or is too old. Sign in with the admin key.")
         if visit.session is not None:
             return self._frame.redirect(request, "dashboard")
@@ -120,7 +120,7 @@ class Gate:
         except GatewayError as error:
             return self._login_page(visit, error.status, message_of(error))
         visit.form = form
-        if not self._sessions.is_own_form(request.scope["headers"], form.get("form_token", "")):
+        if not is_own_form(request.scope["headers"], form.get("form_token", "")):
             return self._login_page(visit, 403, f"{_TOO_OLD}. Send the key again.")
         quota = self._sign_ins.hit(request.scope.get(ADDRESS, "unknown"), self._frame.gateway.now())
         if not quota.allowed:
@@ -132,11 +132,11 @@ class Gate:
         if not any([hmac.compare_digest(presented, known) for known in self._admin_digests()]):  # noqa: C419  all are compared
             _log.warning("sign-in refused", extra={"fields": {"address": request.scope.get(ADDRESS)}})
             return self._login_page(visit, 403, "That is not the admin key. It was shown when the gateway started first.")
-        return self._signed_in(visit, form.get("next", ""))
+        return await self._signed_in(visit, form.get("next", ""))
 
     def _login_page(self, visit: Visit, status: int = 200, problem: str = "", *, wait: int = 0) -> Response:
         request = visit.request
-        nonce, token = self._sessions.form_token(request.scope["headers"])
+        nonce, token = form_token(request.scope["headers"])
         wanted = visit.form.get("next") or request.query_params.get("next", "")
         response = self._frame.page(
             attrs.evolve(visit, is_operator=False, session=None),
@@ -148,14 +148,15 @@ class Gate:
             wait=wait,
         )
         secure = is_secure(request.scope, self._frame.entrance.trusted)
-        response.headers.append("set-cookie", self._sessions.form_cookie(nonce, secure=secure))
+        response.headers.append("set-cookie", form_cookie(nonce, secure=secure))
         return response
 
-    def _signed_in(self, visit: Visit, wanted: str) -> Response:
+    async def _signed_in(self, visit: Visit, wanted: str) -> Response:
         request = visit.request
         secure = is_secure(request.scope, self._frame.entrance.trusted)
-        self._sessions.close(request.scope["headers"])
-        token, _ = self._sessions.open(secure=secure)
+        if visit.session is not None:
+            await self._sessions.close(visit.session)
+        token = await self._sessions.open(secure=secure)
         _log.info("signed in", extra={"fields": {"address": request.scope.get(ADDRESS)}})
         path = _own_path(wanted)
         url = str(request.scope.get("root_path", "")).rstrip("/") + path if path else self._frame.url(request, "dashboard")
@@ -165,7 +166,8 @@ class Gate:
 
     async def _logout(self, visit: Visit) -> Response:
         request = visit.request
-        self._sessions.close(request.scope["headers"])
+        if visit.session is not None:
+            await self._sessions.close(visit.session)
         response = self._frame.redirect(request, "login")
         response.headers.append("set-cookie", self._sessions.end_cookie(secure=is_secure(request.scope, self._frame.entrance.trusted)))
         response.headers["clear-site-data"] = '"cache"'

@@ -61,7 +61,7 @@ class Pages:
 
     async def not_found(self, request: Request, error: Exception) -> Response:
         """Answer what no route matches: with a page where a browser asks for one."""
-        return self._frame.not_found(request, error)
+        return await self._frame.not_found(request, error)
 
     async def _root(self, request: Request) -> Response:
         return self._frame.redirect(request, "dashboard")
@@ -149,7 +149,6 @@ class Pages:
             started_at=iso(self._gateway.started_at),
             uptime=self._gateway.wall() - self._gateway.started_at,
             totals=self._gateway.statistics(),
-            sessions=len(self._frame.sessions),
         )
 
 

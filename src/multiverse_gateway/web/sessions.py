@@ -1,51 +1,66 @@
 """Who is signed in to the pages: sessions, the forms that change something, and the sign-in link of the first start.
 
-1. A session lives in memory; the browser holds only its token, and of the token only the hash is kept.
+1. A session stands in the store, so that every process knows it; the browser holds only its token, and of the token only the hash is kept.
 2. A token from a browser is never adopted: signing in always makes a new one.
 3. Whatever changes something needs both an origin of our own and a token that no other site can read.
+4. While the store cannot be written, who signs in is known to this process only, and who signs out is out here at once.
 """
 
 import hashlib
 import hmac
+import logging
 import secrets
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 import attrs
+from itsdangerous import BadData, URLSafeSerializer
 
+from multiverse_gateway.core.errors import StorageUnavailable
+from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.web.security import Headers
 
 SESSION_SECONDS = 12 * 3600.0
 LINK_SECONDS = 15 * 60.0
-MAX_SESSIONS = 1000
-MAX_NOTES = 5
+NOTE_SECONDS = 60
 TOKEN_HEADER = b"x-csrf-token"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
-_PLAIN = "mvg_session"
+_SESSION = "mvg_session"
 _FORM = "mvg_form"
+_NOTE = "mvg_note"
+_LINK = "link"
+_log = logging.getLogger("multiverse_gateway.ui")
 
 
-@attrs.define(eq=False)
+@attrs.frozen
 class Session:
-    """One browser that signed in. `token` goes into forms and scripts of our pages; `ends_at` is monotonic; `secure`: over TLS."""
+    """One browser that signed in. `token` goes into forms and scripts of our pages; `digest` is what the store knows of it."""
 
+    digest: str
     token: str = attrs.field(repr=False)
-    ends_at: float
-    secure: bool = False
-    notes: list[tuple[str, str]] = attrs.field(factory=list)
-    """What the next page tells: kind (success, error, warning, info) and words."""
 
-    def note(self, kind: str, words: str) -> None:
-        """Let the next page say something."""
-        self.notes = [*self.notes, (kind, words)][-MAX_NOTES:]
+    def note(self, kind: str, words: str) -> str:
+        """Return the header that lets the next page say something: kind (success, error, warning, info) and words."""
+        return set_cookie(_NOTE, self._notes.dumps([kind, words]), secure=False, max_age=NOTE_SECONDS)
 
-    def take_notes(self) -> list[tuple[str, str]]:
-        """Return what the page has to say, once."""
-        notes, self.notes = self.notes, []
-        return notes
+    def noted(self, headers: Headers) -> tuple[str, str] | None:
+        """Return what the page has to say, if a page of this session noted anything; `end_note` takes it away."""
+        with suppress(BadData):
+            kind, words = self._notes.loads(cookies(headers).get(_NOTE, ""))
+            return kind, words
+        return None
+
+    @property
+    def _notes(self) -> URLSafeSerializer:
+        return URLSafeSerializer(self.token, salt=_NOTE, signer_kwargs={"digest_method": hashlib.sha256})
+
+
+def end_note() -> str:
+    """Return the header that takes away what was noted for a page."""
+    return set_cookie(_NOTE, "", secure=False, max_age=0)
 
 
 def cookie_name(name: str, *, secure: bool) -> str:
@@ -84,70 +99,85 @@ def is_own_origin(headers: Headers) -> bool:
     return bool(host) and urlsplit(origin.decode("latin-1")).netloc.lower() == host.decode("latin-1").lower()
 
 
-def _hash(token: str) -> bytes:
-    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+def _hash(purpose: str, token: str) -> str:
+    return hashlib.sha256(f"{purpose}\0{token}".encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @attrs.define(eq=False)
 class Sessions:
-    """All sessions of this process, at most `MAX_SESSIONS`: the one that was opened first goes first."""
+    """The sessions of a gateway."""
 
-    now: Callable[[], float]
-    _sessions: OrderedDict[bytes, Session] = attrs.field(factory=OrderedDict, init=False)
-    _links: dict[bytes, float] = attrs.field(factory=dict, init=False)
-    _secret: bytes = attrs.field(factory=lambda: secrets.token_bytes(32), init=False, repr=False)
-
-    def __len__(self) -> int:
-        return len(self._sessions)
+    gateway: Gateway = attrs.field(repr=False)
+    _here: dict[str, float] = attrs.field(factory=dict, init=False)
+    """What the store could not be told: sessions, and until when they last; 0 for those that were closed."""
 
     # Sessions
 
-    def open(self, *, secure: bool = False) -> tuple[str, Session]:
+    async def open(self, *, secure: bool = False) -> str:
         """Begin a session and return the token for its cookie."""
-        self._forget_ended()
         token = secrets.token_urlsafe(32)
-        session = Session(secrets.token_urlsafe(32), self.now() + SESSION_SECONDS, secure)
-        self._sessions[_hash(token)] = session
-        while len(self._sessions) > MAX_SESSIONS:
-            self._sessions.popitem(last=False)
-        return token, session
+        await self._keep(_hash(cookie_name(_SESSION, secure=secure), token), SESSION_SECONDS)
+        return token
+
+    async def _keep(self, digest: str, seconds: float) -> None:
+        now = self.gateway.wall()
+        self._here = {name: until for name, until in self._here.items() if until > now or name in self.gateway.registry.sessions}
+        try:
+            await self.gateway.store.open_session(digest, now + seconds)
+            await self.gateway.refresh()
+        except StorageUnavailable:
+            self._here[digest] = now + seconds
+            _log.warning("a session could not be saved; it counts in this process only")
 
     def find(self, headers: Headers) -> Session | None:
         """Return the session that a request belongs to, if it still lasts."""
-        for token, secure in self._tokens(headers):
-            session = self._sessions.get(_hash(token))
-            if session is not None and session.secure is secure and session.ends_at > self.now():
+        for name, token in _tokens(headers):
+            session = Session(_hash(name, token), _hash("csrf", token))
+            if self.lasts(session):
                 return session
         return None
 
-    def close(self, headers: Headers) -> None:
-        """End the session that a request belongs to."""
-        for token, _ in self._tokens(headers):
-            self._sessions.pop(_hash(token), None)
+    async def seek(self, headers: Headers) -> Session | None:
+        """Do the same; another process may have opened it a moment ago."""
+        session = self.find(headers)
+        if session is None and any(_tokens(headers)):
+            with suppress(StorageUnavailable):
+                await self.gateway.refresh()
+            session = self.find(headers)
+        return session
 
     def lasts(self, session: Session) -> bool:
         """Tell whether a session is neither ended nor over."""
-        return session.ends_at > self.now() and any(other is session for other in self._sessions.values())
+        return self._until(session.digest) > self.gateway.wall()
 
-    def _tokens(self, headers: Headers) -> Iterator[tuple[str, bool]]:
-        """Find what could be a session's token, and whether its cookie could only be set over TLS."""
-        found = cookies(headers)
-        for secure in (True, False):
-            name = cookie_name(_PLAIN, secure=secure)
-            if name in found:
-                yield found[name], secure
+    def _until(self, digest: str) -> float:
+        here = self._here.get(digest)
+        return self.gateway.registry.sessions.get(digest, 0.0) if here is None else here
 
-    def _forget_ended(self) -> None:
-        for digest in [digest for digest, session in self._sessions.items() if session.ends_at <= self.now()]:
-            del self._sessions[digest]
+    async def close(self, session: Session) -> None:
+        """End a session, in every process."""
+        await self._end(session.digest)
+
+    async def _end(self, digest: str) -> bool:
+        """Return whether this call was what ended it."""
+        if self._until(digest) <= self.gateway.wall():
+            return False
+        try:
+            was_kept = await self.gateway.store.close_session(digest)
+            await self.gateway.refresh()
+        except StorageUnavailable:
+            self._here[digest] = 0.0
+            _log.warning("the end of a session could not be saved; it is ended in this process only")
+            return True
+        return self._here.pop(digest, 0.0) > 0 or was_kept
 
     def cookie(self, token: str, *, secure: bool) -> str:
         """Return the header that hands a session to its browser."""
-        return set_cookie(_PLAIN, token, secure=secure, max_age=int(SESSION_SECONDS))
+        return set_cookie(_SESSION, token, secure=secure, max_age=int(SESSION_SECONDS))
 
     def end_cookie(self, *, secure: bool) -> str:
         """Return the header that takes it away."""
-        return set_cookie(_PLAIN, "", secure=secure, max_age=0)
+        return set_cookie(_SESSION, "", secure=secure, max_age=0)
 
     # Changing something
 
@@ -163,35 +193,45 @@ class Sessions:
         """Tell whether an unsafe request is one of our own pages'."""
         return is_own_origin(headers) and hmac.compare_digest(session.token.encode(), token.encode())
 
-    # The form to sign in with, which nobody has a session for yet
-
-    def form_token(self, headers: Headers) -> tuple[str, str]:
-        """Return a secret for a cookie, the one that is there if any, and the token that belongs to it in the form."""
-        found = cookies(headers)
-        nonce = found.get(cookie_name(_FORM, secure=True)) or found.get(_FORM) or secrets.token_urlsafe(24)
-        return nonce, self._sign(nonce)
-
-    def form_cookie(self, nonce: str, *, secure: bool) -> str:
-        """Return the header that sets the form's secret."""
-        return set_cookie(_FORM, nonce, secure=secure, max_age=int(SESSION_SECONDS))
-
-    def is_own_form(self, headers: Headers, token: str) -> bool:
-        """Tell whether the sign-in form came from our own page in the same browser."""
-        found = cookies(headers)
-        nonces = [found[name] for name in (cookie_name(_FORM, secure=True), _FORM) if name in found]
-        return is_own_origin(headers) and any(hmac.compare_digest(self._sign(nonce).encode(), token.encode()) for nonce in nonces)
-
-    def _sign(self, nonce: str) -> str:
-        return hmac.new(self._secret, nonce.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
-
     # The link of the first start
 
-    def create_link(self) -> str:
+    async def create_link(self) -> str:
         """Return a token that signs in once, within a quarter of an hour."""
         token = secrets.token_urlsafe(32)
-        self._links[_hash(token)] = self.now() + LINK_SECONDS
+        await self._keep(_hash(_LINK, token), LINK_SECONDS)
         return token
 
-    def use_link(self, token: str) -> bool:
+    async def use_link(self, token: str) -> bool:
         """Take a link's token; true the first time only."""
-        return self._links.pop(_hash(token), 0.0) > self.now()
+        return await self._end(_hash(_LINK, token))
+
+
+def _tokens(headers: Headers) -> Iterator[tuple[str, str]]:
+    """Find what could be a session's token, and the name of its cookie: only over TLS the one with the prefix can be set."""
+    found = cookies(headers)
+    for secure in (True, False):
+        name = cookie_name(_SESSION, secure=secure)
+        if name in found:
+            yield name, found[name]
+
+
+# The form to sign in with, which nobody has a session for yet
+
+
+def form_token(headers: Headers) -> tuple[str, str]:
+    """Return a secret for a cookie, the one that is there if any, and the token that belongs to it in the form."""
+    found = cookies(headers)
+    nonce = found.get(cookie_name(_FORM, secure=True)) or found.get(_FORM) or secrets.token_urlsafe(24)
+    return nonce, _hash(_FORM, nonce)
+
+
+def form_cookie(nonce: str, *, secure: bool) -> str:
+    """Return the header that sets the form's secret."""
+    return set_cookie(_FORM, nonce, secure=secure, max_age=int(SESSION_SECONDS))
+
+
+def is_own_form(headers: Headers, token: str) -> bool:
+    """Tell whether the sign-in form came from our own page in the same browser."""
+    found = cookies(headers)
+    nonces = [found[name] for name in (cookie_name(_FORM, secure=True), _FORM) if name in found]
+    return is_own_origin(headers) and any(hmac.compare_digest(_hash(_FORM, nonce).encode(), token.encode()) for nonce in nonces)
