@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
 
 from support.require import STRICT
+from support.services import PostgresServer
 
 hypothesis.settings.register_profile("standard", deadline=None)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=3000, print_blob=True)
@@ -46,3 +48,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line(f"{count} x {reason}")
     if deselected:
         terminalreporter.line(f"{deselected} x not selected by the command line")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """Return a PostgreSQL server that no test may hurt; each asks it for a schema of its own."""
+    with PostgresServer() as server:
+        yield server

@@ -98,6 +98,10 @@ class Store(Protocol):
         """Return a number that grows when servers, client keys, sessions or a health *state* changed, by anyone."""
         ...
 
+    async def changed(self, within: float) -> None:
+        """Return when somebody may have changed the registry, after `within` seconds at the latest; raises nothing."""
+        ...
+
     async def load(self) -> Registry:
         """Return version, active servers, their health, client keys and sessions from one consistent read."""
         ...

@@ -40,6 +40,10 @@ class MemoryStore:
         """Return the number of changes so far."""
         return self._version
 
+    async def changed(self, within: float) -> None:
+        """Return after so many seconds: nobody else changes it."""
+        await anyio.sleep(within)
+
     async def load(self) -> Registry:
         """Return everything."""
         return Registry(

@@ -311,6 +311,10 @@ class SqliteStore:
         """Return the number of changes so far, by anyone."""
         return await self._read(_version)
 
+    async def changed(self, within: float) -> None:
+        """Return after so many seconds: the file tells nobody."""
+        await anyio.sleep(within)
+
     async def load(self) -> Registry:
         """Return everything that routing needs, from one read transaction."""
         return await self._read(self._load)

@@ -108,6 +108,12 @@ class StoreContract:
             await store.save_server(make_server(generation=2))
         assert ((await store.load()).servers, await store.version()) == ((), before)
 
+    async def test_waiting_for_a_change_ends(self, store: Store) -> None:
+        """Somebody may have changed something or not: whoever waits asks for the version in any case."""
+        with anyio.fail_after(5):
+            for _ in range(3):
+                await store.changed(0.01)
+
     async def test_a_new_generation_shows(self, store: Store) -> None:
         """The same state of another generation is news to other processes."""
         await store.save_server(make_server())
