@@ -69,10 +69,11 @@ def soak(session: nox.Session) -> None:
 @nox.session
 def fuzz(session: nox.Session) -> None:
     """Feed the parsers what a coverage-guided fuzzer thinks up (atheris); `-- sse -max_total_time=600` for one of them, longer."""
-    install(session)
+    install(session, "test")
     session.install("atheris")
-    targets = [argument for argument in session.posargs if not argument.startswith("-")] or ["sse", "envelope", "url", "head"]
-    options = [argument for argument in session.posargs if argument.startswith("-")] or ["-max_total_time=30"]
+    targets = [argument for argument in session.posargs if not argument.startswith("-")]
+    options = [argument for argument in session.posargs if argument.startswith("-")] or ["-max_total_time=60"]
+    targets = targets or ["sse", "envelope", "url", "head", "answer", "wire"]
     for target in targets:
         session.run("python", "tests/faults/fuzz.py", target, *options)
 
