@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import anyio
@@ -23,7 +24,8 @@ from multiverse_gateway.monitor import (
     _steadily,
     due,
     is_correlated,
-    unsettled,
+    seat_of,
+    seats,
     watch,
 )
 from multiverse_gateway.protocols import Client
@@ -125,15 +127,26 @@ def test_two_servers_prove_each_other() -> None:
     assert evidence.is_proven(ServerId("s0"), routes(2))
 
 
-def test_what_others_found_ill_is_unsettled() -> None:
-    before = build_table(1, [make_server("a"), make_server("b"), make_server("c")], {ServerId("a"): Health(state=HealthState.HEALTHY)})
-    ill = Health(state=HealthState.UNHEALTHY)
-    after = build_table(
-        2,
-        [*(entry.server for entry in before.routes.values()), make_server("new")],
-        {ServerId("a"): ill, ServerId("b"): Health(state=HealthState.HEALTHY), ServerId("new"): ill},
-    )
-    assert unsettled(before, after) == {"a"}
+# Seats
+
+
+@given(servers=st.integers(0, 60), taken=st.sets(st.integers(0, 15), min_size=1))
+def test_each_server_has_one_seat(servers: int, taken: set[int]) -> None:
+    """And when somebody leaves, only the servers of that seat move."""
+    names = [ServerId(f"s{number}") for number in range(servers)]
+    before = {name: seat_of(name, taken) for name in names}
+    assert set(before.values()) <= taken
+    left = taken - {min(taken)}
+    if left:
+        after = {name: seat_of(name, left) for name in names}
+        assert {name for name in names if after[name] != before[name]} == {name for name in names if before[name] == min(taken)}
+
+
+def test_seats_have_similar_shares() -> None:
+    """A thousand servers on three seats: none has more than twice its part."""
+    counts = Counter(seat_of(ServerId(f"s{number}"), {0, 1, 2}) for number in range(1000))
+    assert max(counts.values()) < 2 * 1000 / 3 < sum(counts.values())
+    assert len(counts) == 3
 
 
 # Probing
@@ -323,7 +336,7 @@ async def test_one_process_probes() -> None:
         one, other = await leader(first), await leader(second)
         assert (one.leads, other.leads) == (True, False)
         await first.register()
-        await other.follow()
+        await second.gateway.refresh()
         second.clock.advance(1000)
         await one_round(other)
         assert second.probe.checked == []
@@ -346,9 +359,74 @@ async def test_what_another_process_found_ill_is_probed_at_once() -> None:
             ProbeResult(server_id=server_id, generation=1, passed=False, checked_at=1.0, duration=0.1, reason="no answer")
         )
         await second.gateway.flush()
-        await monitor.follow()
+        await first.gateway.refresh()
         await one_round(monitor)
         assert [server.id for server in first.probe.checked] == [server_id]
+
+
+async def with_many(store: MemoryStore, count: int) -> None:
+    """Save so many healthy servers."""
+    for number in range(count):
+        server = make_server(f"s{number}")
+        await store.save_server(server)
+        await store.save_health({server.id: Health(state=HealthState.HEALTHY, last_checked_at=1.0)}, [])
+
+
+def shares(*monitors: Monitor) -> list[set[ServerId]]:
+    """Return the servers that each would probe now, were there no limit."""
+    return [set(monitor._share()) if monitor.leads else set() for monitor in monitors]
+
+
+async def test_many_servers_are_divided_among_those_who_sit() -> None:
+    """Each is probed by one process; when one is gone the others take its servers over, and a newcomer gets a part."""
+    store = MemoryStore()
+    await with_many(store, 250)
+    assert seats(250) == 3
+    async with stage(store=store) as first, stage(store=store) as second, stage(store=store) as third, stage(store=store) as fourth:
+        monitors = [Monitor(scene.gateway) for scene in (first, second, third, fourth)]
+        everybody = set(first.gateway.table.routes)
+
+        async def settle() -> list[set[ServerId]]:
+            for _ in range(2):
+                for monitor in monitors:
+                    await monitor.lead()
+            return shares(*monitors)
+
+        *parts, idle = await settle()
+        assert (set.union(*parts), sum(map(len, parts)), idle) == (everybody, 250, set())
+        assert min(map(len, parts)) > 50
+        await monitors[1].resign()
+        monitors.pop(1)
+        parts = await settle()
+        assert (set.union(*parts), sum(map(len, parts))) == (everybody, 250)
+        await monitors.pop(0).resign()
+        assert all(await settle())
+        for server in list(everybody)[:200]:
+            await store.remove_server(server)
+        for scene in (third, fourth):
+            await scene.gateway.refresh()
+        assert sorted(map(len, await settle())) == [0, 50]
+
+
+async def test_who_takes_over_goes_on_where_the_other_was() -> None:
+    """What was just probed is not probed again at once."""
+    store = MemoryStore()
+    async with stage(store=store) as first, stage(store=store) as second:
+        one, other = await leader(first, servers=3), await leader(second)
+        await second.gateway.refresh()
+        for _ in range(3):
+            for scene in (first, second):
+                scene.clock.advance(50)
+            await one_round(one)
+        await first.gateway.flush()
+        assert len(first.probe.checked) == 9
+        await one.resign()
+        await other.lead()
+        await one_round(other)
+        assert (other.leads, second.probe.checked) == (True, [])
+        second.clock.advance(50)
+        await one_round(other)
+        assert len(second.probe.checked) == 3
 
 
 class Unreachable(MemoryStore):

@@ -27,6 +27,7 @@ from multiverse_gateway.core.health import (
     ProbeFailed,
     ProbePassed,
     advance,
+    followed,
     fresh,
     resume,
     share,
@@ -217,6 +218,8 @@ class Gateway:
         self.registry = registry
         self.table = build_table(registry.version, registry.servers, health)
         self.loaded = True
+        self._slow |= {server_id for server_id, known in health.items() if known.slow_since is not None}
+        self._raise_shares(now)
         for model in list(self.table.models):
             self.slot_freed(model)
 
@@ -229,24 +232,13 @@ class Gateway:
             return resume(stored, self.health_policy, now=now, wall=wall)
         if stored is None or server.id in self._unsaved or stored.generation != server.generation:
             return current
-        if (stored.last_checked_at or 0.0) <= (current.last_checked_at or 0.0) and stored.state is current.state:
+        if stored.last_checked_at == current.last_checked_at and stored.state is current.state:
             return current
-        local = attrs.evolve(
-            stored,
-            probe_at=current.probe_at,
-            probe_step=current.probe_step,
-            resting_until=current.resting_until,
-            resting_as=current.resting_as,
-            slow_since=current.slow_since,
-            strikes=current.strikes,
-            struck_at=current.struck_at,
-            unsupported=current.unsupported,
-        )
-        return local
+        return followed(current, stored, self.health_policy, now=now, wall=wall)
 
-    async def refresh(self) -> None:
-        """Read the registry again if anybody changed it."""
-        if await self.store.version() != self.table.version:
+    async def refresh(self, *, anyway: bool = False) -> None:
+        """Read the registry again if anybody changed it; `anyway` also what does not count as a change, as when a check was passed."""
+        if anyway or await self.store.version() != self.table.version:
             self.follow(await self.store.load())
 
     async def adopt(self, server: Server, result: ProbeResult | None = None) -> None:
@@ -323,16 +315,16 @@ class Gateway:
         """
         if not self._unsaved and not self._results:
             return
-        unsaved, self._unsaved = self._unsaved, set()
         results, self._results = self._results, []
         routes = self.table.routes
-        changes = {server_id: routes[server_id].health for server_id in unsaved if server_id in routes}
+        changes = {server_id: routes[server_id].health for server_id in self._unsaved if server_id in routes}
         try:
             await self.store.save_health(changes, results)
         except BaseException:
-            self._unsaved |= unsaved
             self._results = [*results, *self._results][-2000:]
             raise
+        routes = self.table.routes  # what changed meanwhile is not saved yet
+        self._unsaved = {key for key in self._unsaved if key in routes and routes[key].health is not changes.get(key)}
 
     async def check(self, server: Server) -> ProbeResult:
         """Probe a server under the timeout; whatever goes wrong is a failed result. Nothing is noted."""

@@ -1,6 +1,7 @@
 """What runs beside the requests: follow what others change in the store, save what was found, probe what is due.
 
-1. One process probes: the one that holds the lease. Without a store every process does: rather twice than not at all.
+1. One process probes: the one that has the seat. Many servers are worth several seats, and those who sit divide the servers among
+   them. A seat is a lease; without a store every process probes: rather twice than not at all.
 2. A probe never waits for another one, as long as fewer than `MAX_PARALLEL` run.
 3. No server is taken off before it is certain that not nearly all others fail as well: then our own network is to blame.
 4. Nothing here ends because the store or a probe fails; it is told once and tried again.
@@ -8,7 +9,8 @@
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from hashlib import blake2b
 from typing import Protocol
 
 import anyio
@@ -26,6 +28,9 @@ FOLLOW_SECONDS = 0.5
 TICK_SECONDS = 0.25
 LEASE_SECONDS = 5.0
 LEASE_ROLE = "probe"
+SERVERS_PER_SEAT = 100
+"""So many servers can hang at once, and one process still judges each of them once in a minute."""
+MOST_SEATS = 16
 MAX_PARALLEL = 20
 LEAST_CORRELATED = 3
 CORRELATED_SHARE = 0.8
@@ -65,8 +70,8 @@ class Watched(Protocol):
         """Save what was noted since the last call, in one batch."""
         ...
 
-    async def refresh(self) -> None:
-        """Read the registry again if anybody changed it."""
+    async def refresh(self, *, anyway: bool = False) -> None:
+        """Read the registry again if anybody changed it, or `anyway`."""
         ...
 
     async def check(self, server: Server) -> ProbeResult:
@@ -157,16 +162,27 @@ def _active(routes: Mapping[ServerId, Route]) -> set[ServerId]:
     return {server_id for server_id, route in routes.items() if route.health.is_active}
 
 
-def unsettled(before: RoutingTable, after: RoutingTable) -> set[ServerId]:
-    """Return the servers that another process found ill, or not quite well, between these tables: they want a probe at once."""
-    old = before.routes
-    return {
-        server_id
-        for server_id, route in after.routes.items()
-        if server_id in old
-        and old[server_id].health.state is not route.health.state
-        and route.health.state in (HealthState.UNHEALTHY, HealthState.HALF_OPEN)
-    }
+def seats(servers: int) -> int:
+    """Return how many processes may share the probing of so many servers.
+
+    >>> seats(0), seats(100), seats(101), seats(1_000_000)
+    (1, 1, 2, 16)
+    """
+    return min(MOST_SEATS, max(1, -(-servers // SERVERS_PER_SEAT)))
+
+
+def seat_of(server_id: ServerId, taken: Collection[int]) -> int:
+    """Return the seat from which a server is probed: when one is taken or left, only the servers that it gets or had move."""
+    return max(taken, key=lambda seat: blake2b(f"{seat} {server_id}".encode(), digest_size=8).digest())
+
+
+def role_of(seat: int) -> str:
+    """Return the name of a seat's lease.
+
+    >>> role_of(0), role_of(1)
+    ('probe', 'probe-1')
+    """
+    return LEASE_ROLE if seat == 0 else f"{LEASE_ROLE}-{seat}"
 
 
 # Loops
@@ -178,7 +194,8 @@ async def watch(gateway: Watched) -> None:
     try:
         async with anyio.create_task_group() as group:
             group.start_soon(_steadily, gateway.flush, FOLLOW_SECONDS, "results of probes cannot be saved; they are kept")
-            group.start_soon(_steadily, monitor.follow, FOLLOW_SECONDS, "the registry cannot be read; routing goes on with what is known")
+            trouble = "the registry cannot be read; routing goes on with what is known"
+            group.start_soon(_steadily, gateway.refresh, FOLLOW_SECONDS, trouble, gateway.store.changed)
             group.start_soon(_steadily, monitor.lead, LEASE_SECONDS / 3, "the store cannot say who probes; this process does")
             if gateway.settings.auto_deregister == AutoDeregister.DELETE:
                 group.start_soon(_steadily, monitor.clear, FOLLOW_SECONDS, "servers that failed too often cannot be removed")
@@ -188,8 +205,10 @@ async def watch(gateway: Watched) -> None:
             await monitor.resign()
 
 
-async def _steadily(step: Callable[[], Awaitable[None]], seconds: float, trouble: str) -> None:
-    """Repeat a step; tell once that the store fails, and once that it works again."""
+async def _steadily(
+    step: Callable[[], Awaitable[None]], seconds: float, trouble: str, pause: Callable[[float], Awaitable[None]] = anyio.sleep
+) -> None:
+    """Repeat a step, `seconds` after it at the latest; tell once that the store fails, and once that it works again."""
     works = True
     while True:
         try:
@@ -205,7 +224,7 @@ async def _steadily(step: Callable[[], Awaitable[None]], seconds: float, trouble
             if works:
                 _log.exception(trouble)
             works = False
-        await anyio.sleep(seconds)
+        await pause(seconds)
 
 
 class Monitor:
@@ -215,6 +234,9 @@ class Monitor:
         self.leads = False
         self._gateway = gateway
         self._holder = secrets.token_hex(8)
+        self._seat: int | None = None
+        self._taken: frozenset[int] = frozenset()
+        self._seats: dict[ServerId, int] = {}
         self._evidence = Evidence()
         self._running: set[ServerId] = set()
         self._early: set[ServerId] = set()
@@ -222,36 +244,66 @@ class Monitor:
         self._is_widespread = False
 
     async def lead(self) -> None:
-        """Take or renew the lease.
+        """Take or keep a seat, and find out who else has one; whoever gets other servers to probe learns when that was done last.
 
         Raises:
-            StorageUnavailable: Nobody knows who has it; this process probes.
+            StorageUnavailable: Nobody knows who has one; this process probes all.
         """
+        before = self._taken
         try:
-            self.leads = await self._gateway.store.claim(LEASE_ROLE, self._holder, LEASE_SECONDS)
+            count = seats(len(self._gateway.table.routes))
+            self._seat = await self._sit(count)
+            taken = frozenset() if self._seat is None else frozenset([self._seat, *await self._others(count, self._seat)])
+            self._divide(taken)
+            if taken and taken != before:
+                await self._gateway.refresh(anyway=True)
         except BaseException:
+            self._divide(frozenset())
             self.leads = True
             raise
+        self.leads = self._seat is not None
+
+    async def _sit(self, count: int) -> int | None:
+        """Return the seat that this process has: its old one if it may keep it, or else the first that is free."""
+        if self._seat is not None and self._seat >= count:
+            await self._claim(self._seat, 0.0)
+        order = sorted(range(count), key=lambda seat: seat != self._seat)
+        for seat in order:
+            if await self._claim(seat, LEASE_SECONDS):
+                return seat
+        return None
+
+    async def _others(self, count: int, own: int) -> list[int]:
+        """Return the seats that others have: a claim that would end at once says so and takes nothing."""
+        return [seat for seat in range(count) if seat != own and not await self._claim(seat, 0.0)]
+
+    async def _claim(self, seat: int, ttl: float) -> bool:
+        return await self._gateway.store.claim(role_of(seat), self._holder, ttl)
+
+    def _divide(self, taken: frozenset[int]) -> None:
+        if taken != self._taken:
+            self._taken = taken
+            self._seats.clear()
+
+    def _share(self) -> Mapping[ServerId, Route]:
+        """Return the servers that this process probes."""
+        routes = self._gateway.table.routes
+        if len(self._taken) < 2:
+            return routes
+        known = self._seats
+        for server_id in routes.keys() - known.keys():
+            known[server_id] = seat_of(server_id, self._taken)
+        return {server_id: route for server_id, route in routes.items() if known[server_id] == self._seat}
 
     async def resign(self) -> None:
-        """Give the lease back if this process has it."""
-        leads, self.leads = self.leads, False
-        if leads:
+        """Give the seat back if this process has one."""
+        self.leads = False
+        seat, self._seat = self._seat, None
+        if seat is not None:
             try:
-                await self._gateway.store.claim(LEASE_ROLE, self._holder, 0.0)
+                await self._claim(seat, 0.0)
             except StorageUnavailable:
                 _log.debug("the lease could not be given back; it expires by itself")
-
-    async def follow(self) -> None:
-        """Adopt what others changed; what they found ill is probed soon, if this process leads.
-
-        Raises:
-            StorageUnavailable: The registry cannot be read.
-        """
-        before = self._gateway.table
-        await self._gateway.refresh()
-        if self._gateway.table is not before:
-            self._early |= unsettled(before, self._gateway.table)
 
     async def clear(self) -> None:
         """Remove the servers that were taken off: AUTO_DEREGISTER=delete.
@@ -288,7 +340,7 @@ class Monitor:
 
     def next(self) -> list[Server]:
         """Return the servers to probe now."""
-        routes = self._gateway.table.routes
+        routes = self._share()
         self._early &= routes.keys()
         servers = due(routes.values(), self._gateway.now())
         planned = {server.id for server in servers}
@@ -310,7 +362,7 @@ class Monitor:
 
     def note(self, result: ProbeResult, began: float) -> None:
         """Judge and hand on the result of a probe that began at this monotonic instant."""
-        routes = self._gateway.table.routes
+        routes = self._share()
         route = routes.get(result.server_id)
         if route is None or route.server.generation != result.generation:
             return
@@ -322,7 +374,7 @@ class Monitor:
 
     def _is_doubtful(self, route: Route) -> bool:
         """Tell whether a failure may be our own network's; ask the others in time for an answer before a server is taken off."""
-        routes, server_id = self._gateway.table.routes, route.server.id
+        routes, server_id = self._share(), route.server.id
         if self._is_widespread:
             return True
         left = self._gateway.settings.max_consecutive_failures - route.health.consecutive_failures

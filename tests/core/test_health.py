@@ -24,6 +24,7 @@ from multiverse_gateway.core.health import (
     ProbeFailed,
     ProbePassed,
     advance,
+    followed,
     fresh,
     is_usable,
     resume,
@@ -824,3 +825,38 @@ class Servers(RuleBasedStateMachine):
 
 
 TestServers = Servers.TestCase
+
+
+# What another process found
+
+
+@pytest.mark.parametrize(
+    ("state", "found", "age", "in_seconds"),
+    [
+        (HealthState.HEALTHY, HealthState.HEALTHY, 0.0, 50.0),
+        (HealthState.HEALTHY, HealthState.HEALTHY, 30.0, 20.0),
+        (HealthState.HEALTHY, HealthState.HEALTHY, 4000.0, 0.0),
+        (HealthState.HEALTHY, HealthState.HEALTHY, -4000.0, 50.0),
+        (HealthState.HEALTHY, HealthState.MISCONFIGURED, 30.0, 20.0),
+        (HealthState.HEALTHY, HealthState.UNHEALTHY, 0.0, 0.0),
+        (HealthState.UNHEALTHY, HealthState.UNHEALTHY, 0.0, 7.0),
+        (HealthState.UNHEALTHY, HealthState.HALF_OPEN, 0.0, 0.0),
+        (HealthState.UNHEALTHY, HealthState.DEACTIVATED, 45.0, 15.0),
+        (HealthState.DEACTIVATED, HealthState.ARCHIVED, 0.0, inf),
+    ],
+)
+def test_the_verdict_of_another_process_is_as_good_as_ones_own(
+    state: HealthState, found: HealthState, age: float, in_seconds: float
+) -> None:
+    """Its next probe is planned from when it was found, whatever the clocks; what is ill wants one at once; local knowledge stays."""
+    current = Health(state=state, probe_at=107.0, resting_until=120.0, strikes=("a",), models=("old",))
+    stored = Health(state=found, last_checked_at=1000.0 - age, reason="words", models=("new",))
+    known = followed(current, stored, HealthPolicy(interval=60, timeout=10), now=100.0, wall=1000.0)
+    assert (known.state, known.reason, known.models, known.last_checked_at) == (found, "words", ("new",), 1000.0 - age)
+    assert (known.probe_at, known.resting_until, known.strikes) == (100.0 + in_seconds, 120.0, ("a",))
+
+
+@pytest.mark.parametrize(("state", "is_slow"), [(HealthState.UNHEALTHY, True), (HealthState.PROBING, False), (HealthState.HEALTHY, False)])
+def test_a_server_that_came_back_elsewhere_starts_slowly_here(state: HealthState, is_slow: bool) -> None:
+    known = followed(Health(state=state), Health(state=HealthState.HEALTHY), HealthPolicy(), now=5.0, wall=1000.0)
+    assert (known.slow_since == 5.0) is is_slow

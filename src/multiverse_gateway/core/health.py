@@ -130,6 +130,21 @@ class Health:
         return self.state is not _DEACTIVATED and self.state is not _ARCHIVED
 
 
+SHARED = (
+    "generation",
+    "consecutive_failures",
+    "consecutive_successes",
+    "by_traffic",
+    "reason",
+    "warning",
+    "last_checked_at",
+    "last_passed_at",
+    "last_transition_at",
+    "models",
+)
+"""The fields of `Health` that all processes share, besides its state."""
+
+
 @frozen
 class ProbePassed:
     """A probe found the server well. `forced`: somebody asked for it."""
@@ -208,6 +223,38 @@ def resume(stored: Health, policy: HealthPolicy, *, now: float, wall: float) -> 
         struck_at=-inf,
         unsupported=(),
     )
+
+
+def followed(current: Health, stored: Health, policy: HealthPolicy, *, now: float, wall: float) -> Health:
+    """Return what is known of a server once another process judged it: the stored verdict, with what only this process knows.
+
+    What it found ill, or not quite well, wants a probe at once, should this process be the one that probes. Any other verdict is good
+    for as long as ever, counted from when it was found: whoever takes the probing over goes on where the other one was. A server that
+    came back starts slowly here, too.
+
+    >>> policy = HealthPolicy(interval=60, timeout=10)
+    >>> followed(fresh(1, now=0, wall=1000), fresh(1, now=0, wall=1030), policy, now=40, wall=1040).probe_at
+    80.0
+    """
+    health = evolve(current, state=stored.state, **{name: getattr(stored, name) for name in SHARED})
+    is_other = stored.state is not current.state
+    if is_other and stored.state is _HEALTHY and current.state is not HealthState.PROBING:
+        health = evolve(health, slow_since=now)
+    return evolve(health, probe_at=_planned(health, policy, now, wall, is_other=is_other))
+
+
+def _planned(health: Health, policy: HealthPolicy, now: float, wall: float, *, is_other: bool) -> float:
+    """Return when a server is probed next that another process probed last; clocks may differ by any amount."""
+    if health.state is _ARCHIVED:
+        return inf
+    if health.state is _HEALTHY or health.state is HealthState.MISCONFIGURED:
+        period = _regular(policy, 0.0)
+    elif health.state is _DEACTIVATED:
+        period = _DEACTIVATED_UNIT
+    else:
+        return now if is_other else health.probe_at
+    age = wall - (health.last_checked_at or 0.0)
+    return now + min(period, max(0.0, period - age))
 
 
 def is_usable(health: Health, path: str, now: float) -> bool:

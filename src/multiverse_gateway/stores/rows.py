@@ -8,7 +8,7 @@ import attrs
 import cattrs
 import msgspec
 
-from multiverse_gateway.core.health import Health, HealthState
+from multiverse_gateway.core.health import SHARED, Health, HealthState
 from multiverse_gateway.core.servers import Capabilities, ClientKey, Metadata, Server, ServerId
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey
 from multiverse_gateway.protocols import ProbeResult
@@ -22,20 +22,6 @@ LONGEST_LEASE = 3600.0
 """A lease that ends later was taken before a clock was set back."""
 BATCH_SECONDS = 86_400.0
 """How long a batch of counts is known again."""
-
-SHARED = (
-    "generation",
-    "consecutive_failures",
-    "consecutive_successes",
-    "by_traffic",
-    "reason",
-    "warning",
-    "last_checked_at",
-    "last_passed_at",
-    "last_transition_at",
-    "models",
-)
-"""The fields of `Health` that are kept, besides its state; the others are a process's own."""
 
 RESULT_COLUMNS = ("server_id", "generation", "passed", "checked_at", "duration", "reason", "warning", "unauthorized")
 USAGE_KEY = tuple(field.name for field in attrs.fields(UsageKey))
