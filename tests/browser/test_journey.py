@@ -56,10 +56,8 @@ def list_of(name: str) -> behaviours.Behaviour:
 def register(page: Any, watched: Watched, backend: Backend) -> None:
     """Register by the form, with its help."""
     watched.open("/register")
-    page.get_by_label("Address of the server").fill(backend.url.removeprefix("http://"))
-    page.get_by_role("button", name=f"Use {backend.url}").click()
-    page.get_by_label("Address of the server").fill(f"{backend.url}/v1/chat/completions")
-    page.get_by_text("This is the gateway's own machine").wait_for()
+    page.get_by_label("Address of the server").fill(f"{backend.url.removeprefix('http://')}/v1/chat/completions")
+    page.get_by_text(f"This is the gateway's own machine. It is read as {backend.url}.").wait_for()
     page.get_by_label("Model name").fill("not a name")
     page.get_by_label("Owner").focus()
     page.get_by_text("Model name must be 1 to 128").wait_for()
@@ -119,7 +117,7 @@ def change_and_remove(page: Any, watched: Watched) -> None:
     page.get_by_label("Owner").fill(XSS)
     assert page.locator(".changed:visible").count() == 1
     page.get_by_role("button", name="Save changes").click()
-    page.get_by_role("dialog").get_by_text("Owner: ").wait_for()
+    page.get_by_role("dialog").get_by_text("Owner: erin → ").wait_for()
     page.get_by_role("dialog").get_by_role("button", name="Save").click()
     page.get_by_text("Saved: Owner.").wait_for()
     assert page.get_by_text(XSS).count() == 1

@@ -355,7 +355,7 @@ async def test_a_server_is_changed_by_what_differs_only() -> None:
         assert record["has_api_key"]
         await browser.send(path, {**same, "remove_key": "on"})
         assert not (await browser.client.get(f"/admin/servers/{server_id}")).json()["has_api_key"]
-        bad = await browser.send(path, {**same, "endpoint_url": "nonsense"})
+        bad = await browser.send(path, {**same, "endpoint_url": "no such thing"})
         assert bad.status_code == 400
         browser.probe.failing["http://new.example"] = "connection refused: is it running?"
         refused = await browser.send(path, {**same, "endpoint_url": "http://new.example"}, hx_request="true")
@@ -405,28 +405,34 @@ async def test_tests_are_limited_with_a_word_when_to_go_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "words", "offer"),
+    ("typed", "words", "read_as"),
     [
-        ("192.168.1.20:11434", "needs http://", "http://192.168.1.20:11434"),
-        ("abc.ngrok-free.app", "needs http://", "https://abc.ngrok-free.app"),
-        ("https://abc.ngrok-free.app/v1/", "ngrok tunnel", "https://abc.ngrok-free.app"),
+        ("93.184.215.14:11434", "public address", "http://93.184.215.14:11434"),
+        ("gpu-box", "the host gpu-box", "http://gpu-box"),
+        ("abc.ngrok-free.app", "ngrok tunnel", "https://abc.ngrok-free.app"),
+        ("<https://abc.ngrok-free.app/v1/>", "ngrok tunnel", "https://abc.ngrok-free.app"),
+        ("https://abc.ngrok-free.app/v1", "ngrok tunnel", "https://abc.ngrok-free.app"),
         ("https://abc.trycloudflare.com", "Cloudflare", None),
-        ("http://gpu.example:8000/v1/chat/completions", "left out", "http://gpu.example:8000"),
-        ("http://gpu.example/prefix", "the host gpu.example", None),
+        ("http://gpu.example:8000/v1/chat/completions", "the host gpu.example", "http://gpu.example:8000"),
+        ("http://gpu.example/prefix/", "the host gpu.example", None),
         ("http://8.8.8.8", "public address", None),
         ("http://10.1.2.3:8000", "does not dial", None),
         ("http://user:pw@gpu.example", "", None),
         ("", "", None),
     ],
 )
-async def test_an_address_is_recognised(typed: str, words: str, offer: str | None) -> None:
-    """Whatever was pasted."""
+async def test_an_address_is_recognised(typed: str, words: str, read_as: str | None) -> None:
+    """Whatever was pasted; and what is registered is what it was read as."""
     async with browsing() as browser:
         await browser.sign_in()
         note = await browser.send("/register/address", {"endpoint_url": typed}, hx_request="true")
         assert note.status_code == 200
         assert words in note.text
-        assert (f'data-value="{offer}"' in note.text) if offer else ("data-value" not in note.text)
+        assert (f"It is read as {read_as}." in note.text) if read_as else ("read as" not in note.text)
+        if read_as:
+            await browser.send("/register", {"endpoint_url": typed, "model_name": "tiny"})
+            (server,) = (await browser.client.get("/admin/servers")).json()
+            assert server["endpoint_url"] == read_as
 
 
 async def test_an_owner_checks_and_removes_a_server() -> None:
@@ -699,5 +705,20 @@ async def test_a_history_is_told_in_words() -> None:
                 )
             )
         page = await browser.open(f"/server/{server_id}")
-        assert "It answers again after 6 min." in page.text
+        assert "It answers again after 6 min; 2 checks had failed." in page.text
+        assert page.text.count("Marked down") == 1
         assert "Connection refused: is it running?" in page.text
+
+
+async def test_an_outage_that_lasts_says_when_the_next_check_comes() -> None:
+    """And each new reason is told."""
+    async with browsing() as browser:
+        server_id = await browser.register()
+        await browser.sign_in()
+        for reason in ("connection refused: is it running?", "no answer within 10 seconds", "no answer within 10 seconds"):
+            browser.probe.failing["http://gpu.example:8000"] = reason
+            browser.clock.advance(30)
+            await browser.send(f"/server/{server_id}/check", hx_request="true")
+        page = (await browser.open(f"/server/{server_id}")).text
+        assert page.index("Still down") < page.index("Marked down")
+        assert re.search(r"No answer within 10 seconds. 3 checks failed so far; the next one comes in about \d+ (s|min)", page)

@@ -12,7 +12,7 @@ from multiverse_gateway.web import views
 from multiverse_gateway.web.frame import Frame, Visit
 from multiverse_gateway.web.gate import Gate
 from multiverse_gateway.web.histories import Histories
-from multiverse_gateway.web.live import Parts, follow
+from multiverse_gateway.web.live import Parts, follow, out_of_band
 
 
 class Boards:
@@ -40,11 +40,13 @@ class Boards:
         values: dict[str, Any] = {
             "query": query,
             "parts": parts,
+            "aside": "",
             "live": f"{self._frame.url(visit.request, 'dashboard_live')}?{urlencode({**query.pairs(), 'seen': parts.digest})}",
             "here": self._frame.here(visit, "dashboard", query.pairs()),
             "sorts": {sort: self._sort_link(visit, query, sort) for sort in views.SORTS},
         }
         if visit.is_fragment and visit.request.headers.get("hx-target") == "live":
+            values["aside"] = "".join(out_of_band(name, parts.fragments[name]) for name in ("counts", "headline", "cards"))
             return self._frame.fragment(visit, "_board.html", headers={"hx-replace-url": values["here"]}, **values)
         return self._frame.page(
             visit,
@@ -91,7 +93,8 @@ class Boards:
             shown = {"row-none": self._frame.render(visit, "_row_none.html")}
         fragments = {
             "counts": self._frame.render(visit, "_counts.html"),
-            "summary": self._frame.render(visit, "_summary.html"),
+            "headline": self._frame.render(visit, "_headline.html"),
+            "cards": self._frame.render(visit, "_cards.html"),
             "shown": self._frame.render(visit, "_shown.html", shown=len(rows), total=len(everything)),
         }
         return Parts(shape="servers" if everything else "empty", fragments=fragments, container="rows", rows=shown)

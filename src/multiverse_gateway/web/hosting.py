@@ -17,6 +17,7 @@ from multiverse_gateway.web.live import Parts, follow
 from multiverse_gateway.web.security import ADDRESS, MAX_TESTS, LocalWindow
 from multiverse_gateway.web.wizard import (
     FIELDS,
+    UNTRIED,
     change_body,
     changed_fields,
     check_field,
@@ -56,7 +57,7 @@ class Hosting:
     async def _register(self, visit: Visit) -> Response:
         if visit.request.method == "GET":
             given = {name: visit.query.get(name, "") for name in FIELDS if name != "api_key"} | {"streaming": "on"}
-            return self._frame.page(visit, "register.html", active="register", values=given, problems={}, problem="")
+            return self._frame.page(visit, "register.html", active="register", values=given, problems={}, problem="", test=UNTRIED)
         try:
             self._limit_tests(visit)
             server, is_new = await register(self._gateway, registration_of(visit.form))
@@ -80,8 +81,8 @@ class Hosting:
             response = self._frame.fragment(visit, "_problem.html", status=422, field=field, problem=words)
         else:
             shown = {name: visit.form.get(name, "") for name in FIELDS if name != "api_key"}
-            values.setdefault("active", "register")
-            response = self._frame.page(visit, template, status=error.status, values=shown, problems=problems, problem=words, **values)
+            values = {"active": "register", "values": shown, "problems": problems, "problem": words, "test": UNTRIED, **values}
+            response = self._frame.page(visit, template, status=error.status, **values)
         response.raw_headers.extend(error.headers())
         return response
 
@@ -104,7 +105,7 @@ class Hosting:
             found = await try_steps(self._gateway, form)
         except GatewayError as error:
             return self._form_problem(visit, "register.html", error)
-        return self._frame.fragment(visit, "_steps.html", test=found, named=visit.form.get("model_name", "").strip())
+        return self._frame.fragment(visit, "_tested.html", test=found, named=visit.form.get("model_name", "").strip())
 
     def _limit_tests(self, visit: Visit) -> None:
         quota = self._tests.hit(visit.request.scope.get(ADDRESS, "unknown"), self._gateway.now())
@@ -148,7 +149,7 @@ class Hosting:
             "row": row,
             "found": found,
             "chart": views.chart_of(checks),
-            "events": views.events_of(route, checks),
+            "events": views.events_of(route, checks, now=self._gateway.now()),
             "registered_at": iso(route.server.registered_at),
             "updated_at": iso(route.server.updated_at),
             "transition_at": iso(route.health.last_transition_at),
@@ -184,7 +185,7 @@ class Hosting:
         server = self._route_of(visit.request.path_params["server_id"]).server
         more: dict[str, Any] = {"server": server, "active": "dashboard", "before": values_of(server)}
         if visit.request.method == "GET":
-            return self._frame.page(visit, "edit.html", values=values_of(server), problems={}, problem="", **more)
+            return self._frame.page(visit, "edit.html", values=values_of(server), problems={}, problem="", test=UNTRIED, **more)
         names = changed_fields(visit.form, server)
         if not names:
             return self._frame.done(visit, "info", "Nothing was changed.", "server", server_id=server.id)

@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.registration import iso, refreshed
+from multiverse_gateway.web import views
 from multiverse_gateway.web.admin import LEVELS, recent_logs
 from multiverse_gateway.web.assets import serve_asset
 from multiverse_gateway.web.boards import Boards
@@ -82,6 +83,7 @@ class Pages:
             wanted=wanted if wanted in names else "",
             base_url=f"{self._frame.base_url(visit.request)}/v1",
             needs_key=self._gateway.settings.require_client_auth,
+            hosts={server_id: views.bare_url(route.server.endpoint_url) for server_id, route in self._gateway.table.routes.items()},
         )
 
     def _log_lines(self, visit: Visit, *, limit: int = LOG_LINES) -> list[Mapping[str, Any]]:
@@ -115,8 +117,8 @@ class Pages:
 
     def _log_html(self, visit: Visit, line: Mapping[str, Any]) -> str:
         known = ("number", "time", "timestamp", "level", "component", "message", "traceback", "request_id")
-        more = {name: value for name, value in line.items() if name not in known and value is not None}
-        return self._frame.render(visit, "_log.html", line=line, more=more)
+        more = {name: _written(value) for name, value in line.items() if name not in known and value not in (None, "", [])}
+        return self._frame.render(visit, "_log.html", line=line, more=more, servers=self._gateway.table.routes)
 
     async def _logs_live(self, visit: Visit) -> Response:
         after = visit.query.get("after", "")
@@ -136,7 +138,7 @@ class Pages:
                 "name": f"MULTIVERSE_{name.upper()}",
                 "value": _written(value),
                 "description": fields[name].metadata["description"],
-                "is_secret": fields[name].metadata["secret"],
+                "is_set": getattr(settings, name) != fields[name].default,
             }
             for name, value in settings.masked().items()
         ]

@@ -6,7 +6,7 @@
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -136,7 +136,7 @@ class Row:
     status: str
     why: str | None
     url: str
-    short_url: str
+    bare_url: str
     owner: str | None
     description: str | None
     checked_at: str | None
@@ -169,7 +169,7 @@ def row_of(gateway: Gateway, route: Route, checks: Sequence[ProbeResult], *, pub
         status=health.status,
         why=None if public else reason_of(health, gateway.now()),
         url="" if public else server.endpoint_url,
-        short_url="" if public else short_url(server.endpoint_url),
+        bare_url="" if public else bare_url(server.endpoint_url),
         owner=None if public else server.metadata.student_id,
         description=None if public else server.metadata.description,
         checked_at=iso(health.last_checked_at),
@@ -198,9 +198,9 @@ def reason_of(health: Health, now: float) -> str | None:
 def next_check_words(health: Health, now: float) -> str:
     """Say when a server is checked next, roughly."""
     if health.probe_at == float("inf"):
-        return "only when somebody asks for it"
+        return "comes only when somebody asks for it"
     wait = health.probe_at - now
-    return "now" if wait <= 1 else f"in about {span(wait)}"
+    return "is due now" if wait <= 1 else f"comes in about {span(wait)}"
 
 
 @attrs.frozen(kw_only=True)
@@ -289,10 +289,7 @@ def overview(gateway: Gateway) -> Overview:
     routes = list(gateway.table.routes.values())
     statuses = [route.health.status for route in routes]
     healthy, down = statuses.count("healthy"), statuses.count("unhealthy")
-    unserved = sorted(
-        name for name, model in gateway.table.models.items() if not any(route.health.status == "healthy" for route in model.routes)
-    )
-    tone, headline = _headline(len(routes), down, unserved)
+    tone, headline = _headline(len(routes), down, _unserved(gateway))
     return Overview(
         servers=len(routes),
         healthy=healthy,
@@ -306,21 +303,28 @@ def overview(gateway: Gateway) -> Overview:
     )
 
 
+def _unserved(gateway: Gateway) -> list[str]:
+    """Return the models that nobody serves; what was given up long ago, or waits for its first check, is not missed."""
+    missed = []
+    for name, model in gateway.table.models.items():
+        states = {route.health.status for route in model.routes if route.health.state is not HealthState.ARCHIVED}
+        if states == {"unhealthy"}:
+            missed.append(name)
+    return sorted(missed)
+
+
 def _headline(servers: int, down: int, unserved: Sequence[str]) -> tuple[Tone, str]:
     if not servers:
         return Tone.IDLE, "No server is registered yet."
     if down == 0:
-        first = "The server is up" if servers == 1 else f"All {servers} servers are up"
-    elif down == servers:
+        return Tone.GOOD, "The server is up." if servers == 1 else f"All {servers} servers are up; every model is served."
+    if down == servers:
         first = "The only server is down" if servers == 1 else f"All {servers} servers are down"
     else:
         first = f"{down} of {servers} servers {'is' if down == 1 else 'are'} down"
     if not unserved:
-        return (Tone.WARN if down else Tone.GOOD), f"{first}; every model is served."
-    names = ", ".join(unserved[:3]) + (f" and {len(unserved) - 3} more" if len(unserved) > 3 else "")
-    if down == 0:
-        return Tone.IDLE, f"Waiting for the first check of {names}."
-    return Tone.BAD, f"{first}; nobody serves {names}."
+        return Tone.WARN, f"{first}; every model is served."
+    return Tone.BAD, f"{first}; nobody serves {listed(unserved)}."
 
 
 # One server
@@ -341,7 +345,7 @@ class Mark:
 
 @attrs.frozen(kw_only=True)
 class Chart:
-    """Response times of the last checks, oldest first; `ticks` are heights with their labels."""
+    """Response times of the last checks, oldest first; `ticks` are heights with their labels, from the top down."""
 
     marks: tuple[Mark, ...]
     ticks: tuple[tuple[int, str], ...]
@@ -376,7 +380,7 @@ def chart_of(checks: Sequence[ProbeResult]) -> Chart:
     failed = sum(not check.passed for check in shown)
     return Chart(
         marks=tuple(marks),
-        ticks=tuple((round(height * (1 - part)), _milliseconds(top * part)) for part in (0.0, 0.5, 1.0)),
+        ticks=tuple((round(height * (1 - part)), _milliseconds(top * part)) for part in (1.0, 0.5, 0.0)),
         begins=iso(shown[0].checked_at) if shown else None,
         ends=iso(shown[-1].checked_at) if shown else None,
         summary=f"Response times of the last {count(len(shown), 'check')}, {failed} of them failed.",
@@ -405,30 +409,69 @@ class Event:
     words: str
 
 
-def events_of(route: Route, checks: Sequence[ProbeResult], limit: int = 20) -> list[Event]:
-    """Say what the checks tell, newest first: when it went down and why, when it came back and after how long."""
-    server = route.server
-    events = [Event(at=iso(server.registered_at) or "", tone=Tone.IDLE, title="Registered", words=f"as {server.model_name}")]
-    before: ProbeResult | None = None
-    since = None
-    for check in reversed(checks):
-        if before is not None and check.passed and not before.passed:
-            lasted = f" after {span(check.checked_at - since)}" if since is not None else ""
-            events.append(Event(at=iso(check.checked_at) or "", tone=Tone.GOOD, title="Came back", words=f"It answers again{lasted}."))
-        elif not check.passed and (before is None or before.passed):
-            since = check.checked_at
-            events.append(Event(at=iso(check.checked_at) or "", tone=Tone.BAD, title="Check failed", words=words_of(check)))
-        elif not check.passed and before is not None and check.reason != before.reason:
-            events.append(Event(at=iso(check.checked_at) or "", tone=Tone.BAD, title="Still failing", words=words_of(check)))
-        before = check
-    newest = before.checked_at if before is not None else 0.0
-    moved = route.health.last_transition_at
+def events_of(route: Route, checks: Sequence[ProbeResult], *, now: float = 0.0, limit: int = 20) -> list[Event]:
+    """Say what the checks tell, newest first: when it went down and why, when it came back and after how long.
+
+    `checks` stand newest first; `now` is the monotonic clock that the next check is due by.
+    """
+    server, health = route.server, route.health
+    events = [_event(server.registered_at, Tone.IDLE, "Registered", f"As {server.model_name}.")]
+    for outage in _outages(checks[::-1]):
+        events += _story(outage, route, now)
+    moved, newest = health.last_transition_at, checks[0].checked_at if checks else 0.0
     if moved is not None and moved > newest + 0.5:
-        state = STATES[route.health.state]
-        events.append(
-            Event(at=iso(moved) or "", tone=state.tone, title=f"Marked {state.word.lower()}", words=sentence(route.health.reason or "well"))
-        )
+        state = STATES[health.state]
+        events.append(_event(moved, state.tone, f"Marked {state.word.lower()}", sentence(health.reason or state.meaning)))
     return sorted(events, key=lambda event: event.at, reverse=True)[:limit]
+
+
+@attrs.frozen
+class _Outage:
+    """Failed checks in a row, oldest first, and the one that ended them, if any did."""
+
+    failed: tuple[ProbeResult, ...]
+    end: ProbeResult | None
+
+
+def _outages(checks: Sequence[ProbeResult]) -> Iterator[_Outage]:
+    """Yield the outages in checks that stand oldest first."""
+    failed: list[ProbeResult] = []
+    for check in checks:
+        if not check.passed:
+            failed.append(check)
+        elif failed:
+            yield _Outage(tuple(failed), check)
+            failed = []
+    if failed:
+        yield _Outage(tuple(failed), None)
+
+
+def _story(outage: _Outage, route: Route, now: float) -> Iterator[Event]:
+    """Tell of one outage: its beginning, each new reason, its end."""
+    first, reason = outage.failed[0], None
+    for check in outage.failed:
+        if check.reason != reason:
+            words = words_of(check)
+            if outage.end is None and check is _last_new(outage.failed):
+                words += f" {count(len(outage.failed), 'check')} failed so far; the next one {next_check_words(route.health, now)}."
+            yield _event(check.checked_at, Tone.BAD, "Marked down" if check is first else "Still down", words)
+        reason = check.reason
+    if outage.end is not None:
+        lasted = span(outage.end.checked_at - first.checked_at)
+        words = f"It answers again after {lasted}; {count(len(outage.failed), 'check')} had failed."
+        yield _event(outage.end.checked_at, Tone.GOOD, "Came back", words)
+
+
+def _last_new(failed: Sequence[ProbeResult]) -> ProbeResult:
+    """Return the check that brought the reason that still holds."""
+    place = len(failed) - 1
+    while place and failed[place - 1].reason == failed[place].reason:
+        place -= 1
+    return failed[place]
+
+
+def _event(at: float, tone: Tone, title: str, words: str) -> Event:
+    return Event(at=iso(at) or "", tone=tone, title=title, words=words)
 
 
 # Models
@@ -533,6 +576,18 @@ def span(seconds: float) -> str:
     return f"{whole // 86_400} days"
 
 
+def listed(names: Sequence[str], most: int = 2) -> str:
+    """Write names as a sentence has them.
+
+    >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c", "d"])
+    ('a', 'a and b', 'a, b and 2 more')
+    """
+    shown = list(names[:most])
+    if len(names) > most:
+        return f"{', '.join(shown)} and {len(names) - most} more"
+    return " and ".join(shown)
+
+
 def size(number: int) -> str:
     """Write a number of bytes for people.
 
@@ -554,11 +609,10 @@ def sentence(words: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
-def short_url(url: str) -> str:
-    """Shorten a URL for a table.
+def bare_url(url: str) -> str:
+    """Leave the scheme out, which tables have no room for.
 
-    >>> short_url("https://a-very-long-tunnel-name-of-somebody.trycloudflare.com")
-    'a-very-long-tunnel-name-of…'
+    >>> bare_url("https://amber-otter.ngrok-free.app")
+    'amber-otter.ngrok-free.app'
     """
-    bare = re.sub(r"^https?://", "", url)
-    return bare if len(bare) <= 28 else f"{bare[:26]}…"
+    return re.sub(r"^https?://", "", url)

@@ -53,6 +53,8 @@ def _value(form: Form, name: str) -> Any:
     text = form.get(name, "").strip()
     if not text:
         return None
+    if name == "endpoint_url":
+        return pasted(text)
     if name in NUMBERS:
         digits = text.replace(",", "").replace("_", "")
         return int(digits) if re.fullmatch(r"[0-9]{1,12}", digits) else text
@@ -88,7 +90,7 @@ def field_of(error: GatewayError) -> str | None:
 
 def message_of(error: GatewayError) -> str:
     """Say what is wrong, in the form's words instead of the API's."""
-    message = error.message
+    message = error.message.replace("endpoint_url names an address", "This is an address")
     for name, words in FIELDS.items():
         place = _PLACES.get(name)
         message = message.replace(f"{place}.{name}", words) if place else message
@@ -136,12 +138,11 @@ def change_body(form: Form, names: Sequence[str]) -> dict[str, Any]:
 
 @attrs.frozen(kw_only=True)
 class Note:
-    """What stands below a field; `offer` is a better value that one click takes."""
+    """What stands below a field; `state` is good, bad, or empty for nothing to say."""
 
     field: str
     state: str = ""
     words: str = ""
-    offer: str | None = None
 
 
 def check_field(form: Form, name: str) -> Note:
@@ -161,7 +162,7 @@ def check_field(form: Form, name: str) -> Note:
     return Note(field=name, state="good", words="")
 
 
-_PATHS = re.compile(r"/(?:v1/)?(?:chat/completions|completions|models|embeddings|chat)/?$|/v1/(?:[a-z/]+)?$")
+_PATHS = re.compile(r"/(?:v1/)?(?:chat/completions|completions|models|embeddings|chat)/?$|/v1(?:/[a-z/]*)?$")
 _KINDS = (
     (
         r"\.ngrok(-free)?\.(app|dev|io)$",
@@ -172,28 +173,37 @@ _KINDS = (
 )
 
 
+def pasted(text: str) -> str:
+    """Make an address of what was pasted: a scheme in front, and without what programs add to an address by themselves.
+
+    >>> pasted("192.168.1.20:11434/v1/chat/completions"), pasted("<https://otter.ngrok-free.app/v1>")
+    ('http://192.168.1.20:11434', 'https://otter.ngrok-free.app')
+    """
+    text = text.strip().strip("<>\"'`")
+    if text and "://" not in text:
+        text = f"{_scheme(text)}://{text}"
+    return _PATHS.sub("", text)
+
+
 def recognise(gateway: Gateway, text: str) -> Note:
     """Say what was pasted as the address of a server."""
-    name = "endpoint_url"
-    text = text.strip().strip("<>\"'")
-    if not text:
+    name, address = "endpoint_url", pasted(text)
+    if not address:
         return Note(field=name)
-    if "://" not in text:
-        return Note(field=name, state="bad", words="The address needs http:// or https:// in front.", offer=f"{_scheme(text)}://{text}")
-    shorter = _PATHS.sub("", text)
     try:
-        endpoint = parse_endpoint(shorter)
+        endpoint = parse_endpoint(address)
         refuse_address(gateway, endpoint.url)
     except (EndpointError, BadRequest) as error:
         words = error.message if isinstance(error, BadRequest) else str(error)
         return Note(field=name, state="bad", words=message_of(BadRequest(words)))
-    dropped = " The part after the host that programs add by themselves is left out." if shorter.rstrip("/") != text.rstrip("/") else ""
-    return Note(field=name, state="good", words=f"This is {_kind(endpoint.host)}.{dropped}", offer=endpoint.url if dropped else None)
+    read_as = "" if endpoint.url == text.strip().rstrip("/") else f" It is read as {endpoint.url}."
+    return Note(field=name, state="good", words=f"This is {_kind(endpoint.host)}.{read_as}")
 
 
 def _scheme(text: str) -> str:
-    host = text.split("/")[0].split(":")[0]
-    return "http" if host == "localhost" or re.fullmatch(r"[0-9.]+", host) or ":" in text.split("/")[0] else "https"
+    """Guess: names of the internet are reached by TLS, machines nearby and ports without."""
+    host, colon, _ = text.split("/")[0].partition(":")
+    return "http" if colon or "." not in host or re.fullmatch(r"[0-9.]+", host) else "https"
 
 
 def _kind(host: str) -> str:
@@ -233,6 +243,10 @@ class Test:
 _TITLES = ("Address allowed", "Name found", "Connected", "Let in", "Models listed", "One-token chat")
 
 
+UNTRIED = Test(steps=tuple(Step(title=title, state="idle") for title in _TITLES))
+"""What the page shows before the first test."""
+
+
 def _fails_at(reason: str, *, unauthorized: bool) -> int:
     """Tell from the category that a probe names at which step it ended."""
     if unauthorized:
@@ -252,7 +266,7 @@ async def try_steps(gateway: Gateway, form: Form) -> Test:
     Raises:
         BadRequest: A field cannot be used.
     """
-    registration = parse_test({**body_of_form(form), "endpoint_url": form.get("endpoint_url", "").strip() or None})
+    registration = parse_test({**body_of_form(form), "endpoint_url": _value(form, "endpoint_url")})
     try:
         refuse_address(gateway, registration.endpoint_url)
     except BadRequest as error:

@@ -11,11 +11,15 @@ export function fill(button) {
   field.dispatchEvent(new Event("input", { bubbles: true }));
   field.dispatchEvent(new Event("change", { bubbles: true }));
   for (const other of button.parentElement.querySelectorAll("[data-fill]")) other.classList.toggle("chosen", other === button);
-  if (!button.closest(".choices")) field.focus();
 }
 
 const differs = (field) => (field.type === "checkbox" ? field.checked !== field.defaultChecked : field.value.trim() !== field.defaultValue.trim());
-const shown = (field) => (field.type === "checkbox" ? (field.checked ? "yes" : "no") : field.type === "password" ? "a new one" : field.value.trim() || "nothing");
+const said = (field, value) => (field.type === "checkbox" ? (value ? "yes" : "no") : value.trim() || "nothing");
+const change = (field) => {
+  if (field.type === "password") return "a new one";
+  const [before, after] = field.type === "checkbox" ? [field.defaultChecked, field.checked] : [field.defaultValue, field.value];
+  return `${said(field, before)} → ${said(field, after)}`;
+};
 
 export function changed(form) {
   return [...form.querySelectorAll(".field input")].filter(differs);
@@ -23,6 +27,9 @@ export function changed(form) {
 export function markChanges(form) {
   if (!form?.dataset.edit) return;
   const names = new Set(changed(form).map((field) => field.closest(".field").dataset.field));
+  const words = names.size === 0 ? "Nothing is changed yet." : names.size === 1 ? "1 field is changed." : `${names.size} fields are changed.`;
+  const count = form.querySelector("[data-count]");
+  if (count.textContent !== words) count.textContent = words;
   for (const field of form.querySelectorAll(".field")) {
     const mark = field.querySelector(".changed");
     if (mark) mark.hidden = !names.has(field.dataset.field);
@@ -39,7 +46,7 @@ export function askBeforeSaving(event) {
     const item = document.createElement("li");
     const label = field.labels[0].cloneNode(true);
     for (const extra of label.querySelectorAll(".muted, .changed")) extra.remove();
-    item.textContent = field.name === "remove_key" ? "The stored key is forgotten" : `${label.textContent.trim()}: ${shown(field)}`;
+    item.textContent = field.name === "remove_key" ? "The stored key is forgotten" : `${label.textContent.trim()}: ${change(field)}`;
     return item;
   }));
   if (!fields.length) { htmx.trigger(form, "confirmed"); return; }

@@ -21,6 +21,7 @@ document.addEventListener("click", (event) => {
   else if ((found = on(".toast [data-close]"))) closeToast(found.closest(".toast"));
   else if ((found = on("dialog [data-close]"))) found.closest("dialog").close();
   else if ((found = on("[data-theme-switch]"))) switchTheme();
+  else if ((found = on("[data-menu], [data-whole]"))) unfold(found);
   else if ((found = on("[data-retry]"))) poll();
   else if ((found = on("[data-signed-in]"))) signedIn();
   if (on("rect[data-at]")) showTip(on("rect[data-at]"));
@@ -36,6 +37,9 @@ document.addEventListener("keydown", (event) => {
   if (event.target.matches("[role=tab]")) tabKeys(event);
 });
 
+function unfold(button) {
+  button.setAttribute("aria-expanded", String(button.getAttribute("aria-expanded") !== "true"));
+}
 function switchTheme() {
   const dark = getComputedStyle(document.documentElement).colorScheme;
   const isDark = dark === "dark" || (dark !== "light" && matchMedia("(prefers-color-scheme: dark)").matches);
@@ -94,12 +98,21 @@ setInterval(() => {
 window.addEventListener("offline", offline);
 window.addEventListener("online", poll);
 
-// Whatever HTMX put in
+// Whatever HTMX puts in: what was unfolded stays so, what is offered alone is taken
+
+document.addEventListener("htmx:oobBeforeSwap", (event) => {
+  const { target, fragment } = event.detail;
+  for (const old of target.querySelectorAll("[id][aria-expanded=true]")) {
+    fragment.querySelector(`#${CSS.escape(old.id)}`)?.setAttribute("aria-expanded", "true");
+  }
+});
 
 document.addEventListener("htmx:load", (event) => {
   tick(event.target);
   for (const note of event.target.querySelectorAll?.(".note[data-field]") ?? []) markNote(note);
   if (event.target.matches?.(".note[data-field]")) markNote(event.target);
+  const alone = event.target.querySelector?.("[data-at-once]");
+  if (alone) fill(alone);
 });
 document.addEventListener("htmx:afterSwap", (event) => {
   if (event.detail.target?.id === "wizard" || event.target.id === "registered") document.getElementById("registered")?.focus();

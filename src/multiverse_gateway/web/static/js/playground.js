@@ -7,6 +7,7 @@ const talk = document.getElementById("talk");
 const send = document.getElementById("send");
 const stop = document.getElementById("stop-now");
 const spoken = document.getElementById("announce");
+const hint = document.getElementById("hint");
 const field = (name) => form.elements[name];
 let messages = [];
 let running = null;
@@ -50,7 +51,7 @@ function asCode() {
 // Messages on the page
 
 function box(role, who) {
-  document.getElementById("hint")?.remove();
+  hint.remove();
   const outer = document.createElement("div");
   outer.className = `message-box ${role}`;
   const name = document.createElement("p");
@@ -78,14 +79,16 @@ function measure(place, { response, began, first, ended, pieces, usage, stopped 
   const tokens = usage?.completion_tokens ?? pieces;
   if (first && ended - first > 20 && tokens > 1) items.push(`${((tokens - 1) / ((ended - first) / 1000)).toFixed(1)} tokens/s`);
   if (usage) items.push(`${usage.prompt_tokens ?? "?"} in, ${usage.completion_tokens ?? "?"} out`);
-  const attempts = Number(response?.headers.get("x-multiverse-attempts") ?? 1);
-  if (attempts > 1) items.push(`${attempts} attempts`);
+  const attempts = Number(response?.headers.get("x-multiverse-attempts") ?? 0);
+  if (attempts) items.push(attempts === 1 ? "1 attempt" : `${attempts} attempts`);
   if (stopped) items.push("stopped");
   place.replaceChildren(...items.map((words) => Object.assign(document.createElement("span"), { textContent: words })));
   if (server) {
     const link = document.createElement("a");
     link.href = form.dataset.server.replace("SERVER", encodeURIComponent(server));
-    link.textContent = `server ${server.slice(0, 8)}`;
+    const host = [...document.getElementById("hosts").options].find((option) => option.value === server);
+    link.textContent = `server ${host?.label ?? server.slice(0, 8)}`;
+    link.title = server;
     place.append(link);
   }
 }
@@ -169,7 +172,14 @@ async function ask() {
   run.ended = performance.now();
   answer.text.classList.remove("writing");
   measure(answer.measures, run);
-  if (written) messages.push({ role: "assistant", content: written });
+  if (written) {
+    messages.push({ role: "assistant", content: written });
+    answer.text.id = `answer-${talk.childElementCount}`;
+    const copy = Object.assign(document.createElement("button"), { type: "button", className: "plain", textContent: "Copy" });
+    copy.dataset.copy = answer.text.id;
+    copy.setAttribute("aria-label", "Copy the answer");
+    answer.measures.append(copy);
+  }
   if (problem) {
     const failed = written ? box("failed", "Problem") : answer;
     failed.outer.classList.add("failed");
@@ -204,7 +214,7 @@ stop.addEventListener("click", () => { running?.abort(); field("prompt").focus()
 document.getElementById("clear").addEventListener("click", () => {
   running?.abort();
   messages = [];
-  talk.replaceChildren();
+  talk.replaceChildren(hint);
   field("prompt").focus();
   asCode();
 });
