@@ -18,13 +18,13 @@ from multiverse_gateway.protocols import Balancer, HealthProbe, Store
 from multiverse_gateway.relay.wire import Resolver
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.web.admin import admin_routes
-from multiverse_gateway.web.errors import EXCEPTION_HANDLERS, Errors, Scope
+from multiverse_gateway.web.errors import EXCEPTION_HANDLERS, Errors
 from multiverse_gateway.web.front import Front
 from multiverse_gateway.web.inference import Inference
 from multiverse_gateway.web.models import model_routes
 from multiverse_gateway.web.operations import operations_routes
 from multiverse_gateway.web.pages import Pages
-from multiverse_gateway.web.security import Cors, Entrance, Security, is_below, path_of
+from multiverse_gateway.web.security import Cors, Entrance, Security
 from multiverse_gateway.web.sessions import Sessions
 
 
@@ -73,6 +73,7 @@ def create_app(
             logs.close()
 
     front = Front(gateway, entrance)
+    inference = Inference(front)
     middleware = [
         Middleware(Errors),
         *([Middleware(Cors, origins=settings.cors_origins)] if settings.enable_cors else []),
@@ -80,14 +81,14 @@ def create_app(
             Security,
             entrance=entrance,
             admin_digests=lambda: digests,
-            is_inference=_is_inference,
+            inference=inference,
             signed_in=lambda scope: sessions.stands_for_key(scope["method"], scope["headers"]),
         ),
     ]
     app = Starlette(
         routes=[
             *model_routes(gateway),
-            Route("/v1/{path:path}", endpoint=Inference(front)),
+            Route("/v1/{path:path}", endpoint=inference),
             *admin_routes(gateway),
             *operations_routes(gateway),
             *(pages.routes() if pages else []),
@@ -106,8 +107,3 @@ def create_app(
 def lifespan(app: Starlette) -> AbstractAsyncContextManager[object]:
     """Return the running gateway of an application that is mounted in another one: enter it in the parent's lifespan."""
     return app.router.lifespan_context(app)
-
-
-def _is_inference(scope: Scope) -> bool:
-    path = path_of(scope)
-    return scope["method"] == "POST" and is_below(path, "/v1") and not is_below(path, "/v1/models")

@@ -111,7 +111,6 @@ def application(gateway: Gateway, *, extra: list[BaseRoute] | None = None) -> St
             Security,
             entrance=Entrance.of(gateway.settings),
             admin_digests=lambda: digests([gateway.settings.admin_api_key or ""]),
-            is_inference=lambda scope: False,
         ),
     ]
     routes = [*(extra or []), *model_routes(gateway), *admin_routes(gateway), *operations_routes(gateway)]

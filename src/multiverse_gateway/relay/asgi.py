@@ -23,7 +23,9 @@ class AsgiClient:
         self._size = 0
         self._ended = False
         self._whole = False
+        self._gone = False
         self._wake = asyncio.Event()
+        self._deadline: asyncio.Timeout | None = None
         self.exchange: Exchange | None = None
 
     def head(self, status: int, headers: Headers) -> None:
@@ -49,8 +51,15 @@ class AsgiClient:
         self._ended = True
         self._wake.set()
 
+    def leave(self) -> None:
+        """Send nothing more: the client is gone."""
+        self._gone = True
+        self._wake.set()
+        if self._deadline is not None and not self._deadline.expired():
+            self._deadline.reschedule(0.0)  # what is being sent is sent to nobody
+
     async def send_all(self, send: Send, *, write_timeout: float, can_cut: bool) -> None:
-        """Send until the end; `can_cut` tells whether leaving the body unfinished reaches the client as a broken body.
+        """Send until the end, or until `leave`; `can_cut`: leaving the body unfinished reaches the client as a broken body.
 
         Raises:
             TimeoutError: the client took nothing for `write_timeout` seconds.
@@ -58,34 +67,42 @@ class AsgiClient:
         """
         exchange = self.exchange
         assert exchange is not None
+        now = asyncio.get_running_loop().time
 
-        async def put(message: Message) -> None:
-            async with asyncio.timeout(write_timeout):
-                await send(message)
+        async with asyncio.timeout(None) as deadline:
 
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            if self._head is not None:
-                (status, headers), self._head = self._head, None
-                if self._ended and self._whole:
-                    headers = [*headers, (b"content-length", b"%d" % self._size)]
-                await put({"type": "http.response.start", "status": status, "headers": headers})
-            pieces, self._pieces = self._pieces, []
-            ended = self._ended
-            if pieces or ended:
-                data: bytes | memoryview = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-                more = not (ended and (self._whole or not can_cut))
-                while len(data) > HIGH_WATER:  # a slow client is not a stalled one: each slice has its own time
-                    await put({"type": "http.response.body", "body": bytes(data[:HIGH_WATER]), "more_body": True})
-                    data = memoryview(data)[HIGH_WATER:]
-                if data or not more:
-                    await put({"type": "http.response.body", "body": bytes(data), "more_body": more})
-                self._size = sum(map(len, self._pieces))
-                if not self._size:
-                    exchange.client_drained()
-            if ended:
-                return
+            async def put(message: Message) -> None:
+                self._deadline = deadline
+                deadline.reschedule(now() + write_timeout)
+                try:
+                    await send(message)
+                finally:
+                    self._deadline = None
+                deadline.reschedule(None)
+
+            while not self._gone:
+                await self._wake.wait()
+                self._wake.clear()
+                if self._head is not None:
+                    (status, headers), self._head = self._head, None
+                    if self._ended and self._whole:
+                        headers = [*headers, (b"content-length", b"%d" % self._size)]
+                    await put({"type": "http.response.start", "status": status, "headers": headers})
+                pieces, self._pieces = self._pieces, []
+                ended = self._ended
+                if pieces or ended:
+                    data: bytes | memoryview = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                    more = not (ended and (self._whole or not can_cut))
+                    while len(data) > HIGH_WATER:  # a slow client is not a stalled one: each slice has its own time
+                        await put({"type": "http.response.body", "body": bytes(data[:HIGH_WATER]), "more_body": True})
+                        data = memoryview(data)[HIGH_WATER:]
+                    if data or not more:
+                        await put({"type": "http.response.body", "body": bytes(data), "more_body": more})
+                    self._size = sum(map(len, self._pieces))
+                    if not self._size:
+                        exchange.client_drained()
+                if ended:
+                    return
 
 
 async def answer(client: AsgiClient, exchange: Exchange, scope: Scope, receive: Receive, send: Send, *, write_timeout: float) -> None:
@@ -94,26 +111,24 @@ async def answer(client: AsgiClient, exchange: Exchange, scope: Scope, receive: 
     Called with the request's body received in full. Cancelling it counts as the client leaving, and so does an `OSError` of `send`.
     """
     client.exchange = exchange
-    watcher = asyncio.ensure_future(_watch(exchange, receive))
-    sender = asyncio.ensure_future(
-        client.send_all(send, write_timeout=write_timeout, can_cut=str(scope.get("http_version", "1.1")).startswith("1"))
-    )
+    watcher = asyncio.ensure_future(_watch(client, exchange, receive))
     try:
         exchange.start()
-        await asyncio.wait((watcher, sender), return_when=asyncio.FIRST_COMPLETED)
-        failure = sender.exception() if sender.done() else None
-        if isinstance(failure, TimeoutError):
-            exchange.client_stalled()
-        elif failure is not None and not isinstance(failure, OSError):
-            raise failure
+        await client.send_all(send, write_timeout=write_timeout, can_cut=str(scope.get("http_version", "1.1")).startswith("1"))
+    except TimeoutError:
+        exchange.client_stalled()  # without effect on one that is over, as when the client left
+    except OSError:
+        pass
     finally:
         exchange.client_gone()
-        for task in (watcher, sender):
-            task.cancel()
-        await asyncio.gather(watcher, sender, return_exceptions=True)
+        watcher.cancel()
+        await asyncio.gather(watcher, return_exceptions=True)
 
 
-async def _watch(exchange: Exchange, receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    exchange.client_gone()
+async def _watch(client: AsgiClient, exchange: Exchange, receive: Receive) -> None:
+    try:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+    finally:
+        exchange.client_gone()
+        client.leave()

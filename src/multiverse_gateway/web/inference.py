@@ -3,6 +3,7 @@
 from functools import partial
 
 from multiverse_gateway.relay.asgi import AsgiClient, answer
+from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.web.errors import REQUEST_ID, Message, Receive, Scope, Send, response_of
 from multiverse_gateway.web.front import Front, Visit
 from multiverse_gateway.web.security import ClientGone, path_of, read_body, run_draining
@@ -21,33 +22,39 @@ class Inference:
         visit = self._front.visit(scope["method"], path_of(scope), query, scope["headers"], peer[0] if peer else None)
         scope[REQUEST_ID] = visit.request_id
         settings = self._front.gateway.settings
+        whole = False
+
+        async def reading() -> Message:
+            nonlocal whole
+            message = await receive()
+            whole = message["type"] == "http.disconnect" or not message.get("more_body", False)
+            return message
 
         async def completing(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message["headers"], *visit.headers]}
             await send(message)
 
-        async def inside(scope: Scope, receive: Receive, send: Send) -> None:
-            try:
-                await self._answer(visit, scope, receive, send)
-            except ClientGone:
-                pass
-            finally:
-                self._front.leave(visit)
-
-        await run_draining(inside, scope, receive, completing, patience=settings.client_body_timeout_seconds)
-
-    async def _answer(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> None:
-        front, settings = self._front, self._front.gateway.settings
         client = AsgiClient()
         try:
-            await front.admit(visit)
-            hold = partial(front.hold, visit)
-            body = await read_body(receive, settings.max_body_bytes, settings.client_body_timeout_seconds, hold=hold)
-            exchange = front.begin(visit, body, client)
+            exchange = await self._begin(visit, reading, client)
+            await answer(client, exchange, scope, receive, completing, write_timeout=settings.client_write_timeout_seconds)
         except ClientGone:
-            raise
-        except Exception as error:  # noqa: BLE001  every error has its answer
-            await response_of(error, scope)(scope, receive, send)
-            return
-        await answer(client, exchange, scope, receive, send, write_timeout=settings.client_write_timeout_seconds)
+            pass
+        except Exception as error:
+            if client.exchange is not None:
+                raise  # the answer has begun
+            response = response_of(error, scope)
+            if whole:
+                await response(scope, receive, completing)
+            else:
+                await run_draining(response, scope, receive, completing, patience=settings.client_body_timeout_seconds)
+        finally:
+            self._front.leave(visit)
+
+    async def _begin(self, visit: Visit, receive: Receive, client: AsgiClient) -> Exchange:
+        front, settings = self._front, self._front.gateway.settings
+        await front.admit(visit)
+        hold = partial(front.hold, visit)
+        body = await read_body(receive, settings.max_body_bytes, settings.client_body_timeout_seconds, hold=hold)
+        return front.begin(visit, body, client)

@@ -462,22 +462,22 @@ async def read_body(
     begun = anyio.current_time()
     pieces: list[bytes] = []
     size = 0
-    while True:
-        with anyio.move_on_after(begun + body_deadline(size, timeout) - anyio.current_time()) as scope:
+    with anyio.CancelScope() as scope:
+        while True:
+            scope.deadline = begun + body_deadline(size, timeout)
             message = await receive()
-        if scope.cancelled_caught:
-            raise too_slow()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        piece = message.get("body", b"")
-        size += len(piece)
-        if size > limit:
-            raise too_large(limit)
-        if piece:
-            hold(len(piece))
-            pieces.append(piece)
-        if not message.get("more_body", False):
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            piece = message.get("body", b"")
+            size += len(piece)
+            if size > limit:
+                raise too_large(limit)
+            if piece:
+                hold(len(piece))
+                pieces.append(piece)
+            if not message.get("more_body", False):
+                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    raise too_slow()
 
 
 def read_object(body: bytes) -> dict[str, Any]:
@@ -585,6 +585,12 @@ def is_below(path: str, prefix: str) -> bool:
     return path == prefix or path.startswith(f"{prefix}/")
 
 
+def is_inference(scope: Scope) -> bool:
+    """Tell whether a request carries a model."""
+    path = path_of(scope)
+    return scope["method"] == "POST" and is_below(path, "/v1") and not is_below(path, "/v1/models")
+
+
 def _not_signed_in(scope: Scope) -> bool:
     return False
 
@@ -592,8 +598,8 @@ def _not_signed_in(scope: Scope) -> bool:
 class Security:
     """The middleware of everything but inference: identity, key, quota, draining, headers, one record. Plain ASGI.
 
-    `admin_digests` is asked at each request, since a key may be made after the application was; `is_inference` tells which requests
-    have a door of their own and only pass through here; `signed_in` lets the pages' own session stand for the keys.
+    `admin_digests` is asked at each request, since a key may be made after the application was; `inference` takes the requests that
+    carry a model, and has rules of its own: they go past all routing; `signed_in` lets the pages' own session stand for the keys.
     """
 
     def __init__(
@@ -602,22 +608,25 @@ class Security:
         *,
         entrance: Entrance,
         admin_digests: Callable[[], Collection[bytes]],
-        is_inference: Callable[[Scope], bool],
+        inference: App | None = None,
         signed_in: Callable[[Scope], bool] = _not_signed_in,
         drain_timeout: float = 30.0,
     ) -> None:
         self._app = app
         self._entrance = entrance
         self._admin_digests = admin_digests
-        self._is_inference = is_inference
+        self._inference = inference
         self._signed_in = signed_in
         self._drain_timeout = drain_timeout
         self._failures = LocalWindow(MAX_ADMIN_FAILURES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application for a request that may come in, or answer it here."""
-        if scope["type"] != "http" or self._is_inference(scope):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if self._inference is not None and is_inference(scope):
+            await self._inference(scope, receive, send)
             return
         headers: Headers = scope["headers"]
         identity = scope[REQUEST_ID] = request_id(headers)
