@@ -20,6 +20,7 @@ PACKAGES = {
     "htmx.org@2.0.11": {"dist/htmx.min.js": "htmx.min.js"},
     "htmx-ext-sse@2.2.4": {"dist/sse.min.js": "sse.min.js"},
     "@picocss/pico@2.1.1": {"css/pico.min.css": "pico.min.css"},
+    "swagger-ui-dist@5.35.0": {"swagger-ui-bundle.js": "swagger-ui-bundle.js", "swagger-ui.css": "swagger-ui.css"},
 }
 LICENCE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 

@@ -10,23 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multiverse_gateway.bodies import parse_change, parse_import, parse_registration, parse_test
 from multiverse_gateway.core.errors import BadRequest, ProbeRefused, ServerNotFound
 from multiverse_gateway.core.health import HealthState, ProbeFailed
 from multiverse_gateway.core.servers import Capabilities, Server, ServerId
-from multiverse_gateway.registration import (
-    export_registry,
-    import_registry,
-    iso,
-    parse_change,
-    parse_import,
-    parse_registration,
-    parse_test,
-    register,
-    remove,
-    server_id_of,
-    try_connection,
-    update,
-)
+from multiverse_gateway.records import ImportCounts, iso
+from multiverse_gateway.registration import export_registry, import_registry, register, remove, server_id_of, try_connection, update
 from multiverse_gateway.stores.sqlite import SqliteStore
 from support.gateways import BODY, Stage, stage
 
@@ -339,16 +328,16 @@ async def test_removal_stops_routing_and_is_final() -> None:
 
 async def test_a_test_says_step_by_step_what_works() -> None:
     async with stage() as at:
-        good = await try_connection(at.gateway, parse_test({"endpoint_url": "http://a.example"}))
+        good = attrs.asdict(await try_connection(at.gateway, parse_test({"endpoint_url": "http://a.example"})))
         assert (good["ok"], [(step["step"], step["ok"]) for step in good["steps"]]) == (
             True,
             [("address", True), ("answer", True), ("key", True), ("model", True)],
         )
         at.probe.failing["http://b.example"] = "no answer"
-        bad = await try_connection(at.gateway, parse_test({"endpoint_url": "http://b.example"}))
+        bad = attrs.asdict(await try_connection(at.gateway, parse_test({"endpoint_url": "http://b.example"})))
         assert (bad["ok"], bad["reason"], bad["steps"][-1]) == (False, "no answer", {"step": "answer", "ok": False, "message": "no answer"})
         at.probe.unauthorized.add("http://c.example")
-        denied = await try_connection(at.gateway, parse_test({"endpoint_url": "http://c.example"}))
+        denied = attrs.asdict(await try_connection(at.gateway, parse_test({"endpoint_url": "http://c.example"})))
         assert [(step["step"], step["ok"]) for step in denied["steps"]] == [("address", True), ("answer", True), ("key", False)]
         assert (await at.gateway.store.load()).servers == ()
 
@@ -358,23 +347,21 @@ async def test_a_registry_survives_its_way_through_a_file() -> None:
     async with stage() as one, stage() as other:
         for body in (FULL, {**BODY, "endpoint_url": "http://second.example"}):
             await register(one.gateway, parse_registration(body))
-        exported = await export_registry(one.gateway, include_keys=True)
-        assert await import_registry(other.gateway, parse_import(exported)) == {
-            "imported": 2, "created": 2, "updated": 0, "unchanged": 0,
-        }  # fmt: skip
-        assert (await export_registry(other.gateway, include_keys=True))["servers"] == exported["servers"]
+        exported = attrs.asdict(await export_registry(one.gateway, include_keys=True))
+        assert await import_registry(other.gateway, parse_import(exported)) == ImportCounts(imported=2, created=2)
+        assert attrs.asdict(await export_registry(other.gateway, include_keys=True))["servers"] == exported["servers"]
         assert set(states(other).values()) == {HealthState.PROBING}
         assert all(route.health.probe_at <= other.clock.monotonic for route in other.gateway.table.routes.values())
-        assert (await import_registry(other.gateway, parse_import(exported)))["unchanged"] == 2
+        assert (await import_registry(other.gateway, parse_import(exported))).unchanged == 2
 
 
 async def test_an_export_has_no_keys_and_an_import_without_keeps_them() -> None:
     async with stage() as at:
         server, _ = await register(at.gateway, parse_registration(FULL))
-        exported = await export_registry(at.gateway)
+        exported = attrs.asdict(await export_registry(at.gateway))
         assert "sk-backend" not in str(exported)
         exported["servers"][0]["weight"] = 9
-        assert (await import_registry(at.gateway, parse_import(exported)))["updated"] == 1
+        assert (await import_registry(at.gateway, parse_import(exported))).updated == 1
         assert at.gateway.table.routes[server.id].server.api_key == "sk-backend"
         assert at.gateway.table.routes[server.id].server.weight == 9
         assert states(at) == {server.id: HealthState.HEALTHY}
@@ -383,9 +370,9 @@ async def test_an_export_has_no_keys_and_an_import_without_keeps_them() -> None:
 async def test_an_import_gives_a_removed_servers_id_to_nobody() -> None:
     async with stage() as at:
         server, _ = await register(at.gateway, parse_registration(FULL))
-        exported = await export_registry(at.gateway)
+        exported = attrs.asdict(await export_registry(at.gateway))
         await remove(at.gateway, server.id)
-        assert (await import_registry(at.gateway, parse_import(exported)))["created"] == 1
+        assert (await import_registry(at.gateway, parse_import(exported))).created == 1
         assert list(states(at)) != [server.id]
 
 

@@ -22,6 +22,7 @@ from multiverse_gateway.web.errors import EXCEPTION_HANDLERS, Errors
 from multiverse_gateway.web.front import Front
 from multiverse_gateway.web.inference import Inference
 from multiverse_gateway.web.models import model_routes
+from multiverse_gateway.web.openapi import openapi_routes
 from multiverse_gateway.web.operations import operations_routes
 from multiverse_gateway.web.pages import Pages
 from multiverse_gateway.web.security import Cors, Entrance, Security
@@ -91,6 +92,7 @@ def create_app(
             Route("/v1/{path:path}", endpoint=inference),
             *admin_routes(gateway),
             *operations_routes(gateway),
+            *openapi_routes(),
             *(pages.routes() if pages else []),
         ],
         middleware=middleware,

@@ -1,314 +1,31 @@
 """What hosts and operators do to the registry: register, change, remove, check, export, import.
 
-1. A body is read strictly: unknown fields are errors, types are not converted, each error names its field.
-2. A server is probed before it is accepted; nothing changes when the probe fails.
-3. Whoever writes refreshes the gateway's table before it answers: this process routes by what it has just said.
-4. Writes of one process are serialised, so two registrations of one pair at once give one id. Probes run outside the lock.
+1. A server is probed before it is accepted; nothing changes when the probe fails.
+2. Whoever writes refreshes the gateway's table before it answers: this process routes by what it has just said.
+3. Writes of one process are serialised, so two registrations of one pair at once give one id. Probes run outside the lock.
 """
 
 import logging
-import re
-import unicodedata
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
-from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any
 
 import attrs
 
-from multiverse_gateway.core.addresses import EndpointError, parse_endpoint, refusal
+from multiverse_gateway.bodies import EXPORT_FORMAT, Change, Imported, Registration
+from multiverse_gateway.core.addresses import parse_endpoint, refusal
 from multiverse_gateway.core.errors import AlreadyRegistered, BadRequest, ProbeRefused, ServerNotFound, StorageUnavailable
-from multiverse_gateway.core.servers import MAX_CONCURRENCY, MAX_WEIGHT, MODEL_NAME, Capabilities, Metadata, Server, ServerId
+from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.protocols import ProbeResult, Registry
-
-MAX_KEY_LENGTH = 512
-MAX_STUDENT_ID = 128
-MAX_DESCRIPTION = 1000
-MAX_TOKENS = 1_000_000_000
-MAX_IMPORT = 10_000
-EXPORT_FORMAT = 1
-
-_KEY = re.compile(rf"[!-~]{{1,{MAX_KEY_LENGTH}}}")
-_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-Body = Mapping[str, Any]
+from multiverse_gateway.records import Export, ExportedWithKey, ImportCounts, ServerFacts, Step, TestResult, facts_of, iso_of
 
 _log = logging.getLogger("multiverse_gateway.registry")
 
 
-# Reading bodies
-
-
-@attrs.frozen(kw_only=True)
-class Registration:
-    """A server as its host describes it; `endpoint_url` is canonical."""
-
-    model_name: str
-    endpoint_url: str
-    api_key: str | None = attrs.field(default=None, repr=False)
-    capabilities: Capabilities = attrs.field(factory=Capabilities)
-    metadata: Metadata = attrs.field(factory=Metadata)
-    max_concurrency: int | None = None
-    weight: int = 1
-
-
-@attrs.frozen(kw_only=True)
-class Change:
-    """What a partial body names, by attribute of `Server`, `Capabilities` and `Metadata`; the rest stays."""
-
-    fields: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
-    capabilities: Mapping[str, Any] = attrs.field(factory=dict)
-    metadata: Mapping[str, Any] = attrs.field(factory=dict)
-
-    def apply(self, server: Server) -> Server:
-        """Return the server as it will be, its generation and times untouched."""
-        return attrs.evolve(
-            server,
-            **self.fields,
-            capabilities=attrs.evolve(server.capabilities, **self.capabilities),
-            metadata=attrs.evolve(server.metadata, **self.metadata),
-        )
-
-
-@attrs.frozen(kw_only=True)
-class Imported:
-    """One server of an export; `id` and `registered_at` as far as they were given, `has_key` tells whether it names a key at all."""
-
-    registration: Registration
-    id: ServerId | None = None
-    registered_at: float | None = None
-    has_key: bool = False
-
-
-Reader = Callable[[Any, str], Any]
-"""Make a value of what stands in a body; the text is the field's name for errors."""
-
-
-def _model_name(value: Any, param: str) -> str:
-    if not isinstance(value, str) or not MODEL_NAME.fullmatch(value):
-        raise BadRequest(f"{param} must be 1 to 128 letters, digits or any of . _ - : / @ +, such as llama-3.2:3b", param=param)
-    return value
-
-
-def _endpoint_url(value: Any, param: str) -> str:
-    if not isinstance(value, str):
-        raise BadRequest(f"{param} must be a string, such as http://host:8000", param=param)
-    try:
-        return parse_endpoint(value).url
-    except EndpointError as error:
-        raise BadRequest(f"{param}: {error}", param=param) from None
-
-
-def _api_key(value: Any, param: str) -> str:
-    if not isinstance(value, str) or not _KEY.fullmatch(value):
-        raise BadRequest(
-            f"{param} must be 1 to {MAX_KEY_LENGTH} visible ASCII characters without spaces; leave it out if the server asks for no key",
-            param=param,
-        )
-    return value
-
-
-def _words(longest: int) -> Reader:
-    def read(value: Any, param: str) -> str | None:
-        if not isinstance(value, str):
-            raise BadRequest(f"{param} must be a string of at most {longest} characters, or null", param=param)
-        text = value.strip()
-        if len(text) > longest:
-            raise BadRequest(f"{param} is too long; write at most {longest} characters", param=param)
-        if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _BIDI for character in text):
-            raise BadRequest(f"{param} contains a line break or an invisible control character; write it on one line without", param=param)
-        return text or None
-
-    return read
-
-
-def _whole(least: int, most: int) -> Reader:
-    def read(value: Any, param: str) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise BadRequest(f"{param} must be a whole number from {least:,} to {most:,}", param=param)
-        return value
-
-    return read
-
-
-def _truth(value: Any, param: str) -> bool:
-    if not isinstance(value, bool):
-        raise BadRequest(f"{param} must be true or false", param=param)
-    return value
-
-
-def _text_id(value: Any, param: str) -> ServerId:
-    try:
-        return ServerId(str(uuid.UUID(value)))
-    except (ValueError, AttributeError, TypeError):
-        raise BadRequest(f"{param} must be a UUID, such as the one that registering answers with", param=param) from None
-
-
-def _instant(value: Any, param: str) -> float:
-    try:
-        instant = datetime.fromisoformat(value)
-        if instant.tzinfo is None:
-            raise ValueError
-        return instant.timestamp()
-    except (ValueError, TypeError, OverflowError):
-        raise BadRequest(f"{param} must be a time in ISO 8601 with zone, such as 2026-05-01T12:00:00+00:00", param=param) from None
-
-
-def _ignored(value: Any, param: str) -> None:
-    """Take a field that an export shows for people only."""
-
-
-_REQUIRED: Mapping[str, Reader] = {"model_name": _model_name, "endpoint_url": _endpoint_url}
-_OPTIONAL: Mapping[str, Reader] = {
-    "api_key": _api_key,
-    "max_concurrency": _whole(1, MAX_CONCURRENCY),
-    "weight": _whole(1, MAX_WEIGHT),
-}
-_CAPABILITIES: Mapping[str, Reader] = {"max_tokens": _whole(1, MAX_TOKENS), "context_length": _whole(1, MAX_TOKENS), "streaming": _truth}
-_METADATA: Mapping[str, Reader] = {"student_id": _words(MAX_STUDENT_ID), "description": _words(MAX_DESCRIPTION)}
-_CLEARED: Mapping[str, Any] = {"weight": 1, "streaming": True}
-"""What null means where it is not `None`."""
-_GROUPS: Mapping[str, Mapping[str, Reader]] = {"capabilities": _CAPABILITIES, "metadata": _METADATA}
-_FIELDS = (*_REQUIRED, *_OPTIONAL, *_GROUPS)
-
-
-def _object(value: Any, param: str | None) -> Body:
-    if not isinstance(value, dict):
-        raise BadRequest(f"{param or 'The body'} must be a JSON object", param=param)
-    return value
-
-
-def _only(body: Body, known: Iterable[str], prefix: str) -> None:
-    names = tuple(known)
-    for name in body:
-        if name not in names:
-            shown = f"{prefix}{name}"[:128].encode(errors="replace").decode()
-            raise BadRequest(f"There is no field {shown}; the fields are {', '.join(prefix + known for known in names)}", param=shown)
-
-
-def _read(body: Body, readers: Mapping[str, Reader], prefix: str) -> dict[str, Any]:
-    """Read the fields that the body names; null stands for the default."""
-    return {
-        name: _CLEARED.get(name) if body[name] is None else read(body[name], prefix + name)
-        for name, read in readers.items()
-        if name in body
-    }
-
-
-def _read_group(body: Body, group: str, prefix: str) -> dict[str, Any]:
-    readers = _GROUPS[group]
-    if group not in body:
-        return {}
-    if body[group] is None:
-        return {name: _CLEARED.get(name) for name in readers}
-    inner = _object(body[group], prefix + group)
-    _only(inner, readers, f"{prefix}{group}.")
-    return _read(inner, readers, f"{prefix}{group}.")
-
-
-def _read_registration(body: Body, prefix: str) -> Registration:
-    for name in _REQUIRED:
-        if body.get(name) is None:
-            raise BadRequest(f"{prefix}{name} is missing; add it", param=prefix + name)
-    return Registration(
-        **_read(body, _REQUIRED, prefix),
-        **_read(body, _OPTIONAL, prefix),
-        capabilities=Capabilities(**_read_group(body, "capabilities", prefix)),
-        metadata=Metadata(**_read_group(body, "metadata", prefix)),
-    )
-
-
-def parse_registration(body: Any) -> Registration:
-    """Read the body of a registration.
-
-    >>> parse_registration({"model_name": "tiny", "endpoint_url": "http://gpu.example:8000/v1/"}).endpoint_url
-    'http://gpu.example:8000'
-
-    Raises:
-        BadRequest: A field is missing, unknown or cannot be used; `param` names it.
-    """
-    body = _object(body, None)
-    _only(body, _FIELDS, "")
-    return _read_registration(body, "")
-
-
-def parse_test(body: Any) -> Registration:
-    """Read the body of a connection test: a registration, of which only `endpoint_url` must be there.
-
-    Raises:
-        BadRequest: As for a registration.
-    """
-    body = _object(body, None)
-    named = body if body.get("model_name") not in (None, "") else {**body, "model_name": "unnamed"}
-    return parse_registration(named)
-
-
-def parse_change(body: Any) -> Change:
-    """Read the partial body of an update; null clears what is optional.
-
-    >>> parse_change({"capabilities": {"max_tokens": None}}).capabilities
-    {'max_tokens': None}
-
-    Raises:
-        BadRequest: A field is unknown or cannot be used; `param` names it.
-    """
-    body = _object(body, None)
-    _only(body, _FIELDS, "")
-    for name in _REQUIRED:
-        if name in body and body[name] is None:
-            raise BadRequest(f"{name} cannot be cleared; write a value or leave it out", param=name)
-    return Change(
-        fields=_read(body, {**_REQUIRED, **_OPTIONAL}, ""),
-        capabilities=_read_group(body, "capabilities", ""),
-        metadata=_read_group(body, "metadata", ""),
-    )
-
-
-_EXTRA: Mapping[str, Reader] = {"registration_id": _text_id, "registered_at": _instant, "has_api_key": _ignored}
-
-
-def parse_import(body: Any) -> tuple[Imported, ...]:
-    """Read what `export_registry` wrote, or a hand-written `{"servers": [registration, …]}`.
-
-    Raises:
-        BadRequest: Something cannot be used; `param` names it, such as `servers[3].model_name`. Nothing was imported then.
-    """
-    body = _object(body, None)
-    _only(body, ("format", "exported_at", "servers"), "")
-    if body.get("format", EXPORT_FORMAT) != EXPORT_FORMAT or isinstance(body.get("format"), bool):
-        raise BadRequest(f"format must be {EXPORT_FORMAT}; export the registry again with this version of the gateway", param="format")
-    servers = body.get("servers")
-    if not isinstance(servers, list) or len(servers) > MAX_IMPORT:
-        raise BadRequest(f"servers must be a list of at most {MAX_IMPORT:,} registrations", param="servers")
-    return tuple(_read_imported(item, f"servers[{number}]") for number, item in enumerate(servers))
-
-
-def _read_imported(item: Any, name: str) -> Imported:
-    body = _object(item, name)
-    prefix = f"{name}."
-    _only(body, (*_FIELDS, *_EXTRA), prefix)
-    extra = _read(body, _EXTRA, prefix)
-    return Imported(
-        registration=_read_registration(body, prefix),
-        id=extra.get("registration_id"),
-        registered_at=extra.get("registered_at"),
-        has_key="api_key" in body,
-    )
-
-
 # Judging
-
-
-def iso(instant: float | None) -> str | None:
-    """Write an instant in ISO 8601 with zone.
-
-    >>> iso(0.0)
-    '1970-01-01T00:00:00.000+00:00'
-    """
-    return None if instant is None else datetime.fromtimestamp(instant, UTC).isoformat(timespec="milliseconds")
 
 
 def refuse_address(gateway: Gateway, endpoint_url: str) -> None:
@@ -492,7 +209,7 @@ async def saved(gateway: Gateway) -> None:
         await gateway.flush()
 
 
-async def try_connection(gateway: Gateway, registration: Registration) -> dict[str, Any]:
+async def try_connection(gateway: Gateway, registration: Registration) -> TestResult:
     """Probe a server without registering it and say step by step what works, in categories only.
 
     Raises:
@@ -503,18 +220,16 @@ async def try_connection(gateway: Gateway, registration: Registration) -> dict[s
     reason = result.reason or "The server did not answer as expected"
     reached = result.passed or result.unauthorized
     steps = [
-        _step("address", True, "The URL can be used"),
-        _step("answer", reached, "The server answers" if reached else reason),
+        Step(step="address", ok=True, message="The URL can be used"),
+        Step(step="answer", ok=reached, message="The server answers" if reached else reason),
     ]
     if reached:
-        steps.append(_step("key", not result.unauthorized, reason if result.unauthorized else "The server lets the gateway in"))
+        steps.append(
+            Step(step="key", ok=not result.unauthorized, message=reason if result.unauthorized else "The server lets the gateway in")
+        )
     if result.passed:
-        steps.append(_step("model", result.warning is None, result.warning or "The server offers models"))
-    return {"ok": result.passed, "reason": result.reason, "warning": result.warning, "steps": steps}
-
-
-def _step(step: str, ok: bool, message: str) -> dict[str, Any]:
-    return {"step": step, "ok": ok, "message": message}
+        steps.append(Step(step="model", ok=result.warning is None, message=result.warning or "The server offers models"))
+    return TestResult(ok=result.passed, reason=result.reason, warning=result.warning, steps=steps)
 
 
 def _note(event: str, server: Server) -> None:
@@ -525,34 +240,19 @@ def _note(event: str, server: Server) -> None:
 # The registry as a file
 
 
-def describe(server: Server) -> dict[str, Any]:
-    """Return what a record says about the server itself, the key left out."""
-    return {
-        "registration_id": server.id,
-        "model_name": server.model_name,
-        "endpoint_url": server.endpoint_url,
-        "has_api_key": server.api_key is not None,
-        "capabilities": attrs.asdict(server.capabilities),
-        "metadata": attrs.asdict(server.metadata),
-        "max_concurrency": server.max_concurrency,
-        "weight": server.weight,
-        "registered_at": iso(server.registered_at),
-    }
-
-
-async def export_registry(gateway: Gateway, *, include_keys: bool = False) -> dict[str, Any]:
+async def export_registry(gateway: Gateway, *, include_keys: bool = False) -> Export:
     """Return all registered servers as `import_registry` takes them; the servers' keys only where they are asked for."""
     registry = await gateway.store.load()
-    servers = []
+    servers: list[ServerFacts] = []
     for server in sorted(registry.servers, key=lambda server: (server.registered_at, server.id)):
-        key = {"api_key": server.api_key} if include_keys else {}
-        servers.append(describe(server) | key)
+        facts = facts_of(server)
+        servers.append(ExportedWithKey(**attrs.asdict(facts, recurse=False), api_key=server.api_key) if include_keys else facts)
     if include_keys:
         _log.warning("registry exported with the servers' keys", extra={"fields": {"servers": len(servers)}})
-    return {"format": EXPORT_FORMAT, "exported_at": iso(gateway.wall()), "servers": servers}
+    return Export(format=EXPORT_FORMAT, exported_at=iso_of(gateway.wall()), servers=servers)
 
 
-async def import_registry(gateway: Gateway, servers: Iterable[Imported]) -> dict[str, int]:
+async def import_registry(gateway: Gateway, servers: Iterable[Imported]) -> ImportCounts:
     """Save servers without probing them; those that are new or other than before are probed soon, and not routed to until then.
 
     Idempotent: a server is known again by its model and URL, or by its id. A key that is not named stays.
@@ -592,7 +292,7 @@ async def import_registry(gateway: Gateway, servers: Iterable[Imported]) -> dict
             pairs[_pair(server)] = server.id
             await gateway.adopt(server)
     _log.info("registry imported", extra={"fields": counts})
-    return {"imported": len(wanted), **counts}
+    return ImportCounts(imported=len(wanted), **counts)
 
 
 def _merged(current: Server, item: Imported) -> Server:

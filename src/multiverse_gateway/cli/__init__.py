@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "restore": ("backup", "Bring back a copy that `backup` made; the gateway must not be running."),
     "rotate-key": ("backup", "Renew the secret that encrypts the servers' keys; the gateway must not be running."),
     "settings": ("show", "Show the settings in effect, secrets masked."),
+    "openapi": ("show", "Print the description of the HTTP API (OpenAPI 3.1, JSON)."),
     "plugins": ("show", "List the balancers, probes and stores that are installed."),
 }
 """Module and help of each command, in the order of the help page."""

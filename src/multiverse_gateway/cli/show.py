@@ -62,3 +62,12 @@ def _described(kind: str, entry: EntryPoint) -> dict[str, str]:
         "version": package.version if package else "",
         "factory": entry.value,
     }
+
+
+@click.command("openapi")
+def openapi_command() -> None:
+    """Print the description of the HTTP API (OpenAPI 3.1, JSON)."""
+    from multiverse_gateway.app import create_app
+    from multiverse_gateway.web.openapi import document
+
+    print_json(document(create_app(Settings(database_url="memory://")).routes))

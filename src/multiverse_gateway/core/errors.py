@@ -7,6 +7,7 @@
     │   └── AlreadyRegistered
     ├── InvalidClientKey          401  invalid_api_key
     ├── AdminKeyRequired          403  permission_error
+    ├── ModelForbidden            403  model_not_allowed
     ├── NotFound                  404  invalid_request_error
     │   ├── ModelNotFound              model_not_found
     │   ├── ServerNotFound             server_not_found
@@ -121,6 +122,14 @@ class AdminKeyRequired(GatewayError):
     status = 403
     type = "permission_error"
     code = "insufficient_permissions"
+
+
+class ModelForbidden(GatewayError):
+    """The client's key is for other models."""
+
+    status = 403
+    type = "permission_error"
+    code = "model_not_allowed"
 
 
 class NotFound(GatewayError):

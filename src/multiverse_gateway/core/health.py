@@ -17,9 +17,10 @@ Rules that hold whatever happens:
 5. A good probe does not wipe off strikes of the last 30 s: a server may list its models and still fail to answer.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 from math import inf
-from typing import Any
+from typing import Any, Literal
 
 from attrs import evolve, frozen
 
@@ -85,7 +86,11 @@ _HALF_OPEN = HealthState.HALF_OPEN
 _UNHEALTHY = HealthState.UNHEALTHY
 _DEACTIVATED = HealthState.DEACTIVATED
 _ARCHIVED = HealthState.ARCHIVED
-_STATUSES = {_HEALTHY: "healthy", _HALF_OPEN: "healthy", HealthState.PROBING: "unknown"}
+_STATUSES: Mapping[HealthState, Literal["healthy", "unknown"]] = {
+    _HEALTHY: "healthy",
+    _HALF_OPEN: "healthy",
+    HealthState.PROBING: "unknown",
+}
 
 
 @frozen(kw_only=True)
@@ -120,7 +125,7 @@ class Health:
     unsupported: tuple[tuple[str, float], ...] = ()
 
     @property
-    def status(self) -> str:
+    def status(self) -> Literal["healthy", "unhealthy", "unknown"]:
         """Return the state in the words of the API: healthy, unhealthy or unknown."""
         return _STATUSES.get(self.state, "unhealthy")
 

@@ -1,7 +1,7 @@
 """What the last probes of a server say about it, as figures and in words for people."""
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import attrs
 
@@ -66,7 +66,7 @@ def _uptime(checks: Sequence[Check], wall: float) -> float:
     return sum(span for passed, span in spans if passed) / total
 
 
-def overall(statuses: Iterable[str]) -> str:
+def overall(statuses: Iterable[str]) -> Literal["healthy", "degraded", "unhealthy", "empty"]:
     """Say in one word how the whole registry is doing, from each active server's health status.
 
     >>> overall(["healthy", "unhealthy"])

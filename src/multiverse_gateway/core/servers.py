@@ -1,23 +1,40 @@
 """What is known about a registered server: facts only, changed by `attrs.evolve` and one assignment."""
 
 import re
-from typing import NewType
+from typing import Annotated, NewType
 
 import attrs
+from msgspec import Meta
 
 ServerId = NewType("ServerId", str)
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9._:/@+-]{1,128}")
 MAX_CONCURRENCY = 4096
 MAX_WEIGHT = 100
+MAX_TOKENS = 1_000_000_000
+MAX_STUDENT_ID = 128
+MAX_DESCRIPTION = 1000
+ONE_LINE = "^[^\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]*$"
+"""What texts on one line match: no line breaks, no control characters, visible or not."""
+
+
+def _trimmed(text: str) -> str | None:
+    """Drop white space around a text; nothing left means none."""
+    return text.strip() or None
+
+
+_LINE = "one line of at most {:,} characters, without line breaks and invisible control characters"
+_Tokens = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
+_StudentId = Annotated[str, Meta(max_length=MAX_STUDENT_ID, pattern=ONE_LINE, description=_LINE.format(MAX_STUDENT_ID)), _trimmed]
+_Description = Annotated[str, Meta(max_length=MAX_DESCRIPTION, pattern=ONE_LINE, description=_LINE.format(MAX_DESCRIPTION)), _trimmed]
 
 
 @attrs.frozen(kw_only=True)
 class Capabilities:
     """What the host says that the server can do; `None` means not told."""
 
-    max_tokens: int | None = None
-    context_length: int | None = None
+    max_tokens: _Tokens | None = None
+    context_length: _Tokens | None = None
     streaming: bool = True
 
 
@@ -25,8 +42,8 @@ class Capabilities:
 class Metadata:
     """Words about the host; shown to people, never interpreted."""
 
-    student_id: str | None = None
-    description: str | None = None
+    student_id: _StudentId | None = None
+    description: _Description | None = None
 
 
 @attrs.frozen(kw_only=True)

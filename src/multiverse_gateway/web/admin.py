@@ -1,30 +1,55 @@
 """The admin API: JSON for hosts, operators and their scripts. The key was checked before anything here runs (`security`)."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
+import attrs
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from multiverse_gateway._version import __version__
-from multiverse_gateway.core.errors import BadRequest
+from multiverse_gateway.bodies import (
+    HISTORY,
+    Change,
+    ConnectionTest,
+    ExportQuery,
+    HistoryQuery,
+    Import,
+    LogsQuery,
+    Registration,
+    ServersQuery,
+    parse_change,
+    parse_import,
+    parse_registration,
+    parse_test,
+    read_query,
+)
+from multiverse_gateway.core.errors import ProbeRefused, ServerNotFound, StorageUnavailable
 from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.history import statistics
 from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.protocols import ProbeResult
+from multiverse_gateway.records import (
+    Check,
+    CheckNow,
+    Export,
+    Figures,
+    ImportCounts,
+    Removed,
+    ServerDetail,
+    ServerRecord,
+    Stats,
+    TestResult,
+    facts_of,
+    iso,
+    iso_of,
+)
 from multiverse_gateway.registration import (
     check,
-    describe,
     export_registry,
     import_registry,
-    iso,
-    parse_change,
-    parse_import,
-    parse_registration,
-    parse_test,
     refreshed,
     register,
     remove,
@@ -34,50 +59,44 @@ from multiverse_gateway.registration import (
     unknown_server,
     update,
 )
-from multiverse_gateway.web.answers import body_of, by_method, json_response, query_flag, query_number, query_word
+from multiverse_gateway.web.answers import ApiRoute, Call, body_of, json_response
 from multiverse_gateway.web.operations import counts, state_of
 from multiverse_gateway.web.security import ADDRESS, MAX_TESTS, LocalWindow
 
-HISTORY = 100
-PAGE = 1000
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-STATUSES = ("healthy", "unhealthy", "unknown")
-SORTS = ("registered_at", "updated_at", "last_checked_at", "model_name", "health_status", "student_id")
-
-Record = dict[str, Any]
 
 
 # Records
 
 
-def record_of(gateway: Gateway, server: Server, health: Health) -> Record:
+def record_of(gateway: Gateway, server: Server, health: Health) -> ServerRecord:
     """Return a server's record as the API shows it."""
-    return {
-        "id": server.id,
-        **describe(server),
-        "status": "registered",
-        "health_status": health.status,
-        "state": health.state.value,
-        "resting": health.resting_until > gateway.now(),
-        "reason": health.reason,
-        "warning": health.warning,
-        "consecutive_failures": health.consecutive_failures,
-        "active": health.is_active,
-        "in_flight": gateway.load.in_flight(server.id),
-        "created_at": iso(server.created_at),
-        "updated_at": iso(server.updated_at),
-        "last_checked_at": iso(health.last_checked_at),
-        "last_transition_at": iso(health.last_transition_at),
-    }
+    return ServerRecord(
+        **attrs.asdict(facts_of(server), recurse=False),
+        id=server.id,
+        status="registered",
+        health_status=health.status,
+        state=health.state.value,
+        resting=health.resting_until > gateway.now(),
+        reason=health.reason,
+        warning=health.warning,
+        consecutive_failures=health.consecutive_failures,
+        active=health.is_active,
+        in_flight=gateway.load.in_flight(server.id),
+        created_at=iso_of(server.created_at),
+        updated_at=iso_of(server.updated_at),
+        last_checked_at=iso(health.last_checked_at),
+        last_transition_at=iso(health.last_transition_at),
+    )
 
 
-def removed_record(gateway: Gateway, server: Server) -> Record:
+def removed_record(gateway: Gateway, server: Server) -> ServerRecord:
     """Return the record of a server that was removed."""
     record = record_of(gateway, server, Health(generation=server.generation))
-    return record | {"status": "deregistered", "health_status": "unknown", "state": "removed", "active": False}
+    return attrs.evolve(record, status="deregistered", health_status="unknown", state="removed", active=False)
 
 
-def record_with(gateway: Gateway, server_id: ServerId) -> Record:
+def record_with(gateway: Gateway, server_id: ServerId) -> ServerRecord:
     """Return the record of a registered server.
 
     Raises:
@@ -94,72 +113,63 @@ def _route(gateway: Gateway, server_id: ServerId) -> tuple[Server, Health]:
     return route.server, route.health
 
 
-def figures_of(gateway: Gateway, checks: Sequence[ProbeResult]) -> Record:
+def figures_of(gateway: Gateway, checks: Sequence[ProbeResult]) -> Figures:
     """Return what the last checks say, as a detail record shows it."""
     found = statistics(checks, wall=gateway.wall())
     mean = found.mean_response_time
-    return {
-        "checks": found.checks,
-        "success_rate": found.success_rate,
-        "mean_response_time_ms": None if mean is None else round(1000 * mean, 1),
-        "uptime_percentage": found.uptime_percentage,
-    }
+    return Figures(
+        checks=found.checks,
+        success_rate=found.success_rate,
+        mean_response_time_ms=None if mean is None else round(1000 * mean, 1),
+        uptime_percentage=found.uptime_percentage,
+    )
 
 
-def check_of(result: ProbeResult) -> Record:
+def check_of(result: ProbeResult) -> Check:
     """Return one check as the API shows it."""
-    return {
-        "checked_at": iso(result.checked_at),
-        "passed": result.passed,
-        "duration_ms": round(1000 * result.duration, 1),
-        "reason": result.reason,
-        "warning": result.warning,
-    }
+    return Check(
+        checked_at=iso_of(result.checked_at),
+        passed=result.passed,
+        duration_ms=round(1000 * result.duration, 1),
+        reason=result.reason,
+        warning=result.warning,
+    )
 
 
-async def list_records(
-    gateway: Gateway,
-    *,
-    model_name: str | None = None,
-    health_status: str | None = None,
-    student_id: str | None = None,
-    include_inactive: bool = False,
-    sort: str = "registered_at",
-    descending: bool = False,
-) -> list[Record]:
+async def list_records(gateway: Gateway, query: ServersQuery) -> list[ServerRecord]:
     """Return the records that match, sorted; those taken out and those removed only with `include_inactive`."""
     await refreshed(gateway)
     records = [record_of(gateway, route.server, route.health) for route in gateway.table.routes.values()]
-    if include_inactive:
+    if query.include_inactive:
         records += [removed_record(gateway, server) for server in await gateway.store.removed()]
     kept = [
         record
         for record in records
-        if (include_inactive or record["active"])
-        and model_name in (None, record["model_name"])
-        and health_status in (None, record["health_status"])
-        and student_id in (None, record["metadata"]["student_id"])
+        if (query.include_inactive or record.active)
+        and query.model_name in (None, record.model_name)
+        and query.health_status in (None, record.health_status)
+        and query.student_id in (None, record.metadata.student_id)
     ]
 
-    def rank(record: Record) -> tuple[bool, str, str, str]:
-        value = record["metadata"]["student_id"] if sort == "student_id" else record[sort]
-        return value is not None, value or "", record["registered_at"], record["id"]
+    def rank(record: ServerRecord) -> tuple[bool, str, str, str]:
+        value = record.metadata.student_id if query.sort == "student_id" else getattr(record, query.sort)
+        return value is not None, value or "", record.registered_at, record.id
 
-    return sorted(kept, key=rank, reverse=descending)
+    return sorted(kept, key=rank, reverse=query.order == "desc")
 
 
-def totals(gateway: Gateway) -> Record:
+def totals(gateway: Gateway) -> Stats:
     """Return the totals that the dashboard shows."""
     requests = gateway.statistics()
-    return {
-        **counts(gateway),
-        "state": state_of(gateway),
-        "requests_handled": requests["requests"],
-        "requests": dict(requests),
-        "in_flight": gateway.load.total,
-        "uptime_seconds": round(max(0.0, gateway.wall() - gateway.started_at), 1),
-        "version": __version__,
-    }
+    return Stats(
+        **attrs.asdict(counts(gateway)),
+        state=state_of(gateway),
+        requests_handled=requests["requests"],
+        requests=dict(requests),
+        in_flight=gateway.load.total,
+        uptime_seconds=round(max(0.0, gateway.wall() - gateway.started_at), 1),
+        version=__version__,
+    )
 
 
 # Routes
@@ -170,45 +180,43 @@ def admin_routes(gateway: Gateway) -> list[Route]:
     tests = LocalWindow(MAX_TESTS)
 
     async def post_register(request: Request) -> Response:
+        """Register a server: it is probed first, and the same model and URL again update the record that is there."""
         server, created = await register(gateway, parse_registration(await body_of(request, gateway)))
         return json_response(record_with(gateway, server.id), 201 if created else 200)
 
     async def put_server(request: Request) -> Response:
+        """Change the fields that the body names; a new URL, key or model is probed first, and nothing changes if that fails."""
         server_id = _id(request)
         _known(gateway, server_id)
         server = await update(gateway, server_id, parse_change(await body_of(request, gateway)))
         return json_response(record_with(gateway, server.id))
 
     async def delete_server(request: Request) -> Response:
+        """Remove a server: once this is answered, no new request goes to it."""
         server_id = _id(request)
         await remove(gateway, server_id)
-        return json_response({"registration_id": server_id, "status": "deregistered"})
+        return json_response(Removed(registration_id=server_id))
 
     async def list_servers(request: Request) -> Response:
-        query = request.query_params
-        limit = query_number(request, "limit", PAGE, 1, PAGE)
-        offset = query_number(request, "offset", 0, 0, 1_000_000)
-        records = await list_records(
-            gateway,
-            model_name=query.get("model_name"),
-            health_status=query_word(request, "health_status", STATUSES, STATUSES[0]) if "health_status" in query else None,
-            student_id=query.get("student_id"),
-            include_inactive=query_flag(request, "include_inactive"),
-            sort=query_word(request, "sort", SORTS, SORTS[0]),
-            descending=query_word(request, "order", ("asc", "desc"), "asc") == "desc",
-        )
-        return json_response(records[offset : offset + limit], headers={"x-total-count": str(len(records))})
+        """List the records of the servers; the header `x-total-count` tells how many there are on all pages."""
+        query = read_query(request.query_params, ServersQuery)
+        records = await list_records(gateway, query)
+        page = records[query.offset : query.offset + query.limit]
+        return json_response(page, headers={"x-total-count": str(len(records))})
 
     async def one_server(request: Request) -> Response:
+        """Show one server, how it is, and what its last checks say."""
         await refreshed(gateway)
         server_id = _id(request)
         server, health = _route(gateway, server_id)
         await saved(gateway)
-        checks = await gateway.store.history(server_id, HISTORY)
-        return json_response(record_of(gateway, server, health) | figures_of(gateway, checks) | {"models": list(health.models)})
+        figures = figures_of(gateway, await gateway.store.history(server_id, HISTORY))
+        record = record_of(gateway, server, health)
+        return json_response(ServerDetail(**attrs.asdict(record, recurse=False), **attrs.asdict(figures), models=list(health.models)))
 
     async def history(request: Request) -> Response:
-        limit = query_number(request, "limit", HISTORY, 1, HISTORY)
+        """List the last checks of a server, newest first."""
+        limit = read_query(request.query_params, HistoryQuery).limit
         await refreshed(gateway)
         server_id = _id(request)
         _known(gateway, server_id)
@@ -216,13 +224,18 @@ def admin_routes(gateway: Gateway) -> list[Route]:
         return json_response([check_of(result) for result in await gateway.store.history(server_id, limit)])
 
     async def check_now(request: Request) -> Response:
+        """Probe a server now; a check that passes lifts "unhealthy"."""
         server_id = _id(request)
         result = await check(gateway, server_id)
         route = gateway.table.routes.get(server_id)
-        now = {} if route is None else {"health_status": route.health.status, "state": route.health.state.value}
-        return json_response({"registration_id": server_id, **check_of(result), **now})
+        found = attrs.asdict(check_of(result))
+        if route is None:
+            return json_response(CheckNow(**found, registration_id=server_id))
+        health = route.health
+        return json_response(CheckNow(**found, registration_id=server_id, health_status=health.status, state=health.state.value))
 
     async def test(request: Request) -> Response:
+        """Probe a server without registering it; at most 10 times per minute."""
         registration = parse_test(await body_of(request, gateway))
         quota = tests.hit(request.scope.get(ADDRESS, "unknown"), gateway.now())
         if not quota.allowed:
@@ -230,40 +243,66 @@ def admin_routes(gateway: Gateway) -> list[Route]:
         return json_response(await try_connection(gateway, registration))
 
     async def stats(request: Request) -> Response:
+        """Show the totals of the dashboard."""
         await refreshed(gateway)
         return json_response(totals(gateway))
 
     async def logs(request: Request) -> Response:
-        query = request.query_params
+        """List the newest log records of this process."""
+        query = read_query(request.query_params, LogsQuery)
         return json_response(
             recent_logs(
                 gateway,
-                level=query_word(request, "level", LEVELS, LEVELS[0]),
-                component=query.get("component") or None,
-                text=query.get("text") or None,
-                since=_since(query),
-                limit=query_number(request, "limit", 200, 1, 2000),
+                level=query.level,
+                component=query.component or None,
+                text=query.text or None,
+                since=query.since,  # type: ignore[arg-type]  # its reader made it an instant
+                limit=query.limit,
             )
         )
 
     async def export(request: Request) -> Response:
-        return json_response(await export_registry(gateway, include_keys=query_flag(request, "include_keys")))
+        """Show the registry as importing takes it."""
+        return json_response(await export_registry(gateway, include_keys=read_query(request.query_params, ExportQuery).include_keys))
 
     async def post_import(request: Request) -> Response:
+        """Register what an export holds, without probing it first; importing twice changes nothing more."""
         return json_response(await import_registry(gateway, parse_import(await body_of(request, gateway))))
 
+    changing = (ServerNotFound, ProbeRefused, StorageUnavailable)
     return [
-        Route("/admin/register", post_register, methods=["POST"]),
-        Route("/admin/register/{server_id}", by_method(PUT=put_server, DELETE=delete_server), methods=["PUT", "DELETE"]),
-        Route("/admin/servers", list_servers),
-        Route("/admin/servers/{server_id}", one_server),
-        Route("/admin/servers/{server_id}/history", history),
-        Route("/admin/servers/{server_id}/health-check", check_now, methods=["POST"]),
-        Route("/admin/test-connection", test, methods=["POST"]),
-        Route("/admin/stats", stats),
-        Route("/admin/logs", logs),
-        Route("/admin/export", export),
-        Route("/admin/import", post_import, methods=["POST"]),
+        ApiRoute(
+            "/admin/register",
+            POST=Call(
+                endpoint=post_register,
+                body=Registration,
+                answers={201: ServerRecord, 200: ServerRecord},
+                errors=(ProbeRefused, StorageUnavailable),
+            ),
+        ),
+        ApiRoute(
+            "/admin/register/{server_id}",
+            PUT=Call(endpoint=put_server, body=Change, answers={200: ServerRecord}, errors=changing),
+            DELETE=Call(endpoint=delete_server, answers={200: Removed}, errors=(ServerNotFound, StorageUnavailable)),
+        ),
+        ApiRoute("/admin/servers", GET=Call(endpoint=list_servers, query=ServersQuery, answers={200: list[ServerRecord]})),
+        ApiRoute(
+            "/admin/servers/{server_id}",
+            GET=Call(endpoint=one_server, answers={200: ServerDetail}, errors=(ServerNotFound, StorageUnavailable)),
+        ),
+        ApiRoute(
+            "/admin/servers/{server_id}/history",
+            GET=Call(endpoint=history, query=HistoryQuery, answers={200: list[Check]}, errors=(ServerNotFound, StorageUnavailable)),
+        ),
+        ApiRoute(
+            "/admin/servers/{server_id}/health-check",
+            POST=Call(endpoint=check_now, answers={200: CheckNow}, errors=(ServerNotFound,)),
+        ),
+        ApiRoute("/admin/test-connection", POST=Call(endpoint=test, body=ConnectionTest, answers={200: TestResult})),
+        ApiRoute("/admin/stats", GET=Call(endpoint=stats, answers={200: Stats})),
+        ApiRoute("/admin/logs", GET=Call(endpoint=logs, query=LogsQuery, answers={200: list[dict[str, Any]]})),
+        ApiRoute("/admin/export", GET=Call(endpoint=export, query=ExportQuery, answers={200: Export}, errors=(StorageUnavailable,))),
+        ApiRoute("/admin/import", POST=Call(endpoint=post_import, body=Import, answers={200: ImportCounts}, errors=(StorageUnavailable,))),
     ]
 
 
@@ -273,19 +312,6 @@ def _id(request: Request) -> ServerId:
 
 def _known(gateway: Gateway, server_id: ServerId) -> None:
     _route(gateway, server_id)
-
-
-def _since(query: Mapping[str, str]) -> float | None:
-    text = query.get("since")
-    if not text:
-        return None
-    try:
-        instant = datetime.fromisoformat(text.replace(" ", "+"))
-        if instant.tzinfo is None:
-            raise ValueError
-        return instant.timestamp()
-    except (ValueError, OverflowError):
-        raise BadRequest("since must be a time in ISO 8601 with zone, such as 2026-05-01T12:00:00Z", param="since") from None
 
 
 def recent_logs(

@@ -1,13 +1,15 @@
-"""What the JSON endpoints have in common: how they read bodies and queries, and how they write."""
+"""What the JSON endpoints have in common: how they are described, read bodies and write."""
 
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+import attrs
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
-from multiverse_gateway.core.errors import BadRequest
+from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.web.security import read_body, read_object
 
@@ -15,8 +17,8 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Write JSON in ASCII, which also takes what is no valid Unicode."""
-    body = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    """Write JSON in ASCII, which also takes what is no valid Unicode; `content` may hold records."""
+    body = json.dumps(content, allow_nan=False, separators=(",", ":"), default=attrs.asdict)
     return Response(body, status, headers, media_type="application/json")
 
 
@@ -33,49 +35,30 @@ async def body_of(request: Request, gateway: Gateway) -> dict[str, Any]:
     return read_object(body)
 
 
-def by_method(**endpoints: Endpoint) -> Endpoint:
-    """Make one endpoint of several, so that a 405 lists all methods of the path; the route names the same methods."""
+@attrs.frozen(kw_only=True)
+class Call:
+    """One method of a path, and what the API's description says of it besides the docstring of its endpoint.
 
-    async def serve(request: Request) -> Response:
-        return await endpoints[request.method](request)
-
-    return serve
-
-
-# Queries
-
-
-def query_word(request: Request, name: str, words: Iterable[str], default: str) -> str:
-    """Return one of some words.
-
-    Raises:
-        BadRequest: It is none of them.
+    `answers` are the types of what it answers with, by status; `query` and `body` those of what it takes; `errors` the refusals that
+    are its own: what any call of its kind is refused with is known. `for_owners`: the token of the server's
+    owner will do.
     """
-    value = request.query_params.get(name, default)
-    known = tuple(words)
-    if value not in known:
-        raise BadRequest(f"{name} must be one of {', '.join(known)}", param=name)
-    return value
+
+    endpoint: Endpoint
+    answers: Mapping[int, Any]
+    query: type | None = None
+    body: type | None = None
+    errors: tuple[type[GatewayError], ...] = ()
+    for_owners: bool = False
 
 
-def query_flag(request: Request, name: str) -> bool:
-    """Return a truth, false when it is not given.
+class ApiRoute(Route):
+    """A path and its calls, which describe themselves; a 405 lists all methods of the path."""
 
-    Raises:
-        BadRequest: It is neither true nor false.
-    """
-    return query_word(request, name, ("true", "false", "1", "0"), "false") in ("true", "1")
+    def __init__(self, path: str, *, name: str | None = None, **calls: Call) -> None:
+        self.calls = calls
 
+        async def serve(request: Request) -> Response:
+            return await calls["GET" if request.method == "HEAD" else request.method].endpoint(request)
 
-def query_number(request: Request, name: str, default: int, least: int, most: int) -> int:
-    """Return a whole number in a range.
-
-    Raises:
-        BadRequest: It is none, or out of the range.
-    """
-    text = request.query_params.get(name)
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) <= 12 and least <= int(text) <= most):
-        raise BadRequest(f"{name} must be a whole number from {least:,} to {most:,}", param=name)
-    return int(text)
+        super().__init__(path, serve, methods=list(calls), name=name or path)

@@ -5,10 +5,12 @@ from typing import Any
 from starlette.responses import Response
 from starlette.routing import Route
 
+from multiverse_gateway.bodies import parse_change
 from multiverse_gateway.core.errors import GatewayError, NotFound
 from multiverse_gateway.core.history import statistics
 from multiverse_gateway.core.routing import Route as ServerRoute
-from multiverse_gateway.registration import check, iso, parse_change, refreshed, register, remove, server_id_of, update
+from multiverse_gateway.records import iso
+from multiverse_gateway.registration import check, refreshed, register, remove, server_id_of, update
 from multiverse_gateway.web import views
 from multiverse_gateway.web.frame import Frame, Visit
 from multiverse_gateway.web.gate import Gate

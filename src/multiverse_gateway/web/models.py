@@ -1,7 +1,6 @@
 """The OpenAI list of models, made from the routing table."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -10,29 +9,29 @@ from starlette.routing import Route
 from multiverse_gateway.core.errors import ModelNotFound
 from multiverse_gateway.core.routing import Model, close_names
 from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.web.answers import json_response
+from multiverse_gateway.records import ModelItem, ModelList, ModelServers
+from multiverse_gateway.web.answers import ApiRoute, Call, json_response
 
 OWNER = "multiverse-gateway"
 
 
-def model_item(model: Model) -> dict[str, Any] | None:
+def model_item(model: Model) -> ModelItem | None:
     """Return a model as OpenAI's list shows it, and how many servers it has; `None` when none of them is active."""
     active = [route for route in model.routes if route.health.is_active]
     if not active:
         return None
     healthy = sum(route.health.status == "healthy" for route in active)
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": int(min(route.server.created_at for route in active)),
-        "owned_by": OWNER,
-        "available_servers": healthy,
-        "total_servers": len(active),
-        "multiverse": {"servers_healthy": healthy, "servers_total": len(active)},
-    }
+    return ModelItem(
+        id=model.name,
+        created=int(min(route.server.created_at for route in active)),
+        owned_by=OWNER,
+        available_servers=healthy,
+        total_servers=len(active),
+        multiverse=ModelServers(servers_healthy=healthy, servers_total=len(active)),
+    )
 
 
-def model_items(gateway: Gateway) -> list[dict[str, Any]]:
+def model_items(gateway: Gateway) -> list[ModelItem]:
     """Return all models that have an active server, by name."""
     models = gateway.table.models
     return [item for name in sorted(models) if (item := model_item(models[name])) is not None]
@@ -51,9 +50,11 @@ def model_routes(gateway: Gateway) -> list[Route]:
     """Make the routes of `/v1/models`; ids may contain "/"."""
 
     async def list_models(request: Request) -> Response:
-        return json_response({"object": "list", "data": model_items(gateway)})
+        """List the models that have a server."""
+        return json_response(ModelList(data=model_items(gateway)))
 
     async def one_model(request: Request) -> Response:
+        """Show one model; its id may contain "/"."""
         name = request.path_params["model"]
         model = gateway.table.models.get(name)
         item = None if model is None else model_item(model)
@@ -61,4 +62,9 @@ def model_routes(gateway: Gateway) -> list[Route]:
             raise unknown_model(name, gateway.model_names())
         return json_response(item)
 
-    return [Route("/v1/models", list_models, name="models_api"), Route("/v1/models/{model:path}", one_model, name="model_api")]
+    return [
+        ApiRoute("/v1/models", name="models_api", GET=Call(endpoint=list_models, answers={200: ModelList})),
+        ApiRoute(
+            "/v1/models/{model:path}", name="model_api", GET=Call(endpoint=one_model, answers={200: ModelItem}, errors=(ModelNotFound,))
+        ),
+    ]

@@ -1,6 +1,6 @@
 """How the gateway itself is doing: for load balancers, supervisors and people."""
 
-from typing import Any
+from typing import Literal
 
 import anyio
 from starlette.requests import Request
@@ -11,27 +11,29 @@ from multiverse_gateway._version import __version__
 from multiverse_gateway.core.errors import ShuttingDown, StorageUnavailable, Unavailable
 from multiverse_gateway.core.history import overall
 from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.web.answers import json_response
+from multiverse_gateway.records import Health, ServerCounts, Word
+from multiverse_gateway.web.answers import ApiRoute, Call, json_response
 
 STORE_PATIENCE = 2.0
+_FRESH = {"cache-control": "no-store"}
 
 
-def counts(gateway: Gateway) -> dict[str, int]:
+def counts(gateway: Gateway) -> ServerCounts:
     """Return the numbers of servers by what they are, and of models."""
     healths = [route.health for route in gateway.table.routes.values()]
     active = [health.status for health in healths if health.is_active]
-    return {
-        "total_servers": len(healths),
-        "active_servers": len(active),
-        "healthy_servers": active.count("healthy"),
-        "unhealthy_servers": active.count("unhealthy"),
-        "unknown_servers": active.count("unknown"),
-        "inactive_servers": len(healths) - len(active),
-        "models": len(gateway.model_names()),
-    }
+    return ServerCounts(
+        total_servers=len(healths),
+        active_servers=len(active),
+        healthy_servers=active.count("healthy"),
+        unhealthy_servers=active.count("unhealthy"),
+        unknown_servers=active.count("unknown"),
+        inactive_servers=len(healths) - len(active),
+        models=len(gateway.model_names()),
+    )
 
 
-def state_of(gateway: Gateway) -> str:
+def state_of(gateway: Gateway) -> Literal["healthy", "degraded", "unhealthy", "empty"]:
     """Return in one word how the registry is doing: healthy, degraded, unhealthy or empty."""
     return overall(route.health.status for route in gateway.table.routes.values() if route.health.is_active)
 
@@ -46,34 +48,41 @@ async def database_works(gateway: Gateway) -> bool:
     return True
 
 
-async def health(gateway: Gateway) -> dict[str, Any]:
+async def health(gateway: Gateway) -> Health:
     """Return the body of `/health`."""
     works = await database_works(gateway)
     stopping = gateway.shutting_down
-    return {
-        "status": "stopping" if stopping else "ok" if works else "degraded",
-        "version": __version__,
-        "database": "ok" if works else "unavailable",
-        "servers": state_of(gateway),
-        "counts": counts(gateway),
-        "uptime_seconds": round(max(0.0, gateway.wall() - gateway.started_at), 1),
-    }
+    return Health(
+        status="stopping" if stopping else "ok" if works else "degraded",
+        version=__version__,
+        database="ok" if works else "unavailable",
+        servers=state_of(gateway),
+        counts=counts(gateway),
+        uptime_seconds=round(max(0.0, gateway.wall() - gateway.started_at), 1),
+    )
 
 
 def operations_routes(gateway: Gateway) -> list[Route]:
     """Make the routes that tell whether the gateway lives, is ready, and how it is doing; none needs a key."""
 
     async def show_health(request: Request) -> Response:
-        return json_response(await health(gateway), headers={"cache-control": "no-store"})
+        """Tell how the gateway is: always 200 while it lives, whatever its servers do."""
+        return json_response(await health(gateway), headers=_FRESH)
 
     async def live(request: Request) -> Response:
-        return json_response({"status": "ok"}, headers={"cache-control": "no-store"})
+        """Tell that the process lives."""
+        return json_response(Word(status="ok"), headers=_FRESH)
 
     async def ready(request: Request) -> Response:
+        """Tell whether the gateway takes requests: not before it knows its servers, and not once it is being stopped."""
         if gateway.shutting_down:
             raise ShuttingDown("The gateway is being stopped; send requests to another one", retry_after=5.0)
         if not gateway.loaded:
             raise Unavailable("The gateway has not read its registry yet; ask again in a moment", code="not_ready", retry_after=1.0)
-        return json_response({"status": "ready"}, headers={"cache-control": "no-store"})
+        return json_response(Word(status="ready"), headers=_FRESH)
 
-    return [Route("/health", show_health), Route("/livez", live), Route("/readyz", ready)]
+    return [
+        ApiRoute("/health", GET=Call(endpoint=show_health, answers={200: Health})),
+        ApiRoute("/livez", GET=Call(endpoint=live, answers={200: Word})),
+        ApiRoute("/readyz", GET=Call(endpoint=ready, answers={200: Word}, errors=(ShuttingDown, Unavailable))),
+    ]

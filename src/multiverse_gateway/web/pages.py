@@ -17,7 +17,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.registration import iso, refreshed
+from multiverse_gateway.records import iso
+from multiverse_gateway.registration import refreshed
 from multiverse_gateway.web import views
 from multiverse_gateway.web.admin import LEVELS, recent_logs
 from multiverse_gateway.web.assets import serve_asset

@@ -17,7 +17,7 @@ from multiverse_gateway.core.history import statistics
 from multiverse_gateway.core.routing import Model, Route
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.protocols import ProbeResult
-from multiverse_gateway.registration import iso
+from multiverse_gateway.records import iso
 
 BEATS = 30
 HISTORY = 100

@@ -8,12 +8,13 @@ import anyio
 import attrs
 from starlette.datastructures import URL
 
+from multiverse_gateway.bodies import Registration, parse_change, parse_registration, parse_test
 from multiverse_gateway.core.addresses import EndpointError, parse_endpoint
 from multiverse_gateway.core.errors import BadRequest, GatewayError
 from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.protocols import ProbeResult
-from multiverse_gateway.registration import Registration, parse_change, parse_registration, parse_test, refuse_address
+from multiverse_gateway.registration import refuse_address
 from multiverse_gateway.web.views import sentence
 
 CHAT_SECONDS = 30.0

@@ -1,0 +1,337 @@
+"""What the admin API and the operators' calls answer with, as types: the answers and their JSON Schema are made from them.
+
+Instants are ISO 8601 with zone.
+"""
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+import attrs
+from msgspec import Meta
+
+from multiverse_gateway.core.servers import Capabilities, ClientKey, Metadata, Server
+from multiverse_gateway.core.usage import Counts
+
+Time = Annotated[str, Meta(description="a time in ISO 8601 with zone", extra_json_schema={"format": "date-time"})]
+Uuid = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
+Status = Literal["healthy", "unhealthy", "unknown"]
+
+
+def iso(instant: float | None) -> str | None:
+    """Write an instant in ISO 8601 with zone.
+
+    >>> iso(0.0)
+    '1970-01-01T00:00:00.000+00:00'
+    """
+    return None if instant is None else datetime.fromtimestamp(instant, UTC).isoformat(timespec="milliseconds")
+
+
+def iso_of(instant: float) -> str:
+    """Write an instant that is known."""
+    return datetime.fromtimestamp(instant, UTC).isoformat(timespec="milliseconds")
+
+
+@attrs.frozen(kw_only=True)
+class ServerFacts:
+    """What a record says about the server itself; of its key only whether there is one."""
+
+    registration_id: Uuid
+    model_name: str
+    endpoint_url: str
+    has_api_key: bool
+    capabilities: Capabilities
+    metadata: Metadata
+    max_concurrency: int | None
+    weight: int
+    registered_at: Time
+
+
+def facts_of(server: Server) -> ServerFacts:
+    """Describe a server."""
+    return ServerFacts(
+        registration_id=server.id,
+        model_name=server.model_name,
+        endpoint_url=server.endpoint_url,
+        has_api_key=server.api_key is not None,
+        capabilities=server.capabilities,
+        metadata=server.metadata,
+        max_concurrency=server.max_concurrency,
+        weight=server.weight,
+        registered_at=iso_of(server.registered_at),
+    )
+
+
+@attrs.frozen(kw_only=True)
+class ServerRecord(ServerFacts):
+    """A server and how it is. `state` is what the gateway knows in detail, `health_status` what it comes to."""
+
+    id: Uuid
+    status: Literal["registered", "deregistered"]
+    health_status: Status
+    state: str
+    resting: Annotated[bool, Meta(description="it asked for a pause, which lasts")]
+    reason: str | None
+    warning: str | None
+    consecutive_failures: int
+    active: bool
+    in_flight: int
+    created_at: Time
+    updated_at: Time
+    last_checked_at: Time | None
+    last_transition_at: Time | None
+
+
+@attrs.frozen(kw_only=True)
+class Registered(ServerRecord):
+    """A server that was registered; the owner's token is shown this once, and only for a new one."""
+
+    owner_token: Annotated[
+        str | None, Meta(description="lets its holder change, check and remove this server and no other, in place of the admin key")
+    ]
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class Figures:
+    """What the last checks of a server say."""
+
+    checks: int
+    success_rate: Annotated[float | None, Meta(description="from 0 to 1")]
+    mean_response_time_ms: float | None
+    uptime_percentage: float | None
+
+
+@attrs.frozen(kw_only=True)
+class ServerDetail(ServerRecord, Figures):
+    """A server, how it is, and what its last checks say."""
+
+    models: Annotated[list[str], Meta(description="the names that the server itself lists")]
+
+
+@attrs.frozen(kw_only=True)
+class Check:
+    """One check of a server."""
+
+    checked_at: Time
+    passed: bool
+    duration_ms: float
+    reason: str | None
+    warning: str | None
+
+
+@attrs.frozen(kw_only=True)
+class CheckNow(Check):
+    """A check that was asked for, and how the server is now."""
+
+    registration_id: Uuid
+    health_status: Status | None = None
+    state: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Removed:
+    """A server that was removed."""
+
+    registration_id: Uuid
+    status: Literal["deregistered"] = "deregistered"
+
+
+@attrs.frozen(kw_only=True)
+class OwnerToken:
+    """An owner's token, shown this once; the one before it is void."""
+
+    registration_id: Uuid
+    owner_token: str
+
+
+@attrs.frozen(kw_only=True)
+class Step:
+    """One step of a connection test."""
+
+    step: str
+    ok: bool
+    message: str
+
+
+@attrs.frozen(kw_only=True)
+class TestResult:
+    """What a connection test found."""
+
+    __test__ = False  # for pytest
+
+    ok: bool
+    reason: str | None
+    warning: str | None
+    steps: list[Step]
+
+
+@attrs.frozen(kw_only=True)
+class ServerCounts:
+    """How many servers and models there are."""
+
+    total_servers: int
+    active_servers: int
+    healthy_servers: int
+    unhealthy_servers: int
+    unknown_servers: int
+    inactive_servers: int
+    models: int
+
+
+@attrs.frozen(kw_only=True)
+class Stats(ServerCounts):
+    """The totals of the dashboard; requests are those that this process has handled."""
+
+    state: Literal["healthy", "degraded", "unhealthy", "empty"]
+    requests_handled: int
+    requests: dict[str, int]
+    in_flight: int
+    uptime_seconds: float
+    version: str
+
+
+@attrs.frozen(kw_only=True)
+class Health:
+    """How the gateway is."""
+
+    status: Literal["ok", "degraded", "stopping"]
+    version: str
+    database: Literal["ok", "unavailable"]
+    servers: Literal["healthy", "degraded", "unhealthy", "empty"]
+    counts: ServerCounts
+    uptime_seconds: float
+
+
+@attrs.frozen(kw_only=True)
+class Word:
+    """One word on how the gateway is."""
+
+    status: str
+
+
+@attrs.frozen(kw_only=True)
+class ExportedWithKey(ServerFacts):
+    """A server in an export that was asked to hold the keys."""
+
+    api_key: str | None = attrs.field(repr=False)
+
+
+@attrs.frozen(kw_only=True)
+class Export:
+    """The registry, as importing takes it."""
+
+    format: int
+    exported_at: Time
+    servers: Annotated[list[ServerFacts], Meta(description="with `include_keys` each has `api_key`, too")]
+
+
+@attrs.frozen(kw_only=True)
+class ImportCounts:
+    """What an import did."""
+
+    imported: int
+    created: int = 0
+    updated: int = 0
+    unchanged: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class ModelServers:
+    """How many servers a model has."""
+
+    servers_healthy: int
+    servers_total: int
+
+
+@attrs.frozen(kw_only=True)
+class ModelItem:
+    """A model, as OpenAI's list shows it, and how many servers it has."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: Annotated[int, Meta(description="epoch seconds")]
+    owned_by: str
+    available_servers: int
+    total_servers: int
+    multiverse: ModelServers
+
+
+@attrs.frozen(kw_only=True)
+class ModelList:
+    """OpenAI's list of models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelItem]
+
+
+@attrs.frozen(kw_only=True)
+class KeyRecord:
+    """A client key, without the key itself. `rate_limit` is per minute; null is what holds for everybody."""
+
+    id: Uuid
+    name: str
+    created_at: Time
+    expires_at: Time | None
+    revoked_at: Time | None
+    rate_limit: int | None
+    models: Annotated[list[str], Meta(description="those that it may use; none named means all")]
+    works: Annotated[bool, Meta(description="whether it lets anybody in now")]
+
+
+def key_record(key: ClientKey, wall: float) -> KeyRecord:
+    """Describe a client key."""
+    return KeyRecord(
+        id=key.id,
+        name=key.name,
+        created_at=iso_of(key.created_at),
+        expires_at=iso(key.expires_at),
+        revoked_at=iso(key.revoked_at),
+        rate_limit=key.rate_limit,
+        models=list(key.models),
+        works=key.works(wall),
+    )
+
+
+@attrs.frozen(kw_only=True)
+class MadeKey(KeyRecord):
+    """A client key that was made; `key` is shown this once."""
+
+    key: str = attrs.field(repr=False)
+
+
+@attrs.frozen(kw_only=True)
+class UsageRecord(Counts):
+    """Requests and tokens of what was asked to be counted apart; the rest of the names are null."""
+
+    day: str | None
+    model: str | None
+    server: Annotated[str | None, Meta(description="the id of the server; empty where none answered")]
+    owner: Annotated[str | None, Meta(description="the server's student_id; empty where it has none")]
+    client: Annotated[str | None, Meta(description="the name of the client key; empty for clients without one")]
+    client_id: Annotated[str | None, Meta(description="the id of the client key")]
+
+
+@attrs.frozen(kw_only=True)
+class UsageReport:
+    """What was used in a span of days, both included."""
+
+    since: str
+    until: str
+    total: Counts
+    rows: list[UsageRecord]
+
+
+@attrs.frozen(kw_only=True)
+class ErrorFacts:
+    """What went wrong, for people (`message`) and programs (`type`, `code`)."""
+
+    message: Annotated[str, Meta(description="what is wrong and what to do next")]
+    type: str
+    param: Annotated[str | None, Meta(description="the field that it is about")]
+    code: str | None
+
+
+@attrs.frozen(kw_only=True)
+class ErrorAnswer:
+    """Every error has this form."""
+
+    error: ErrorFacts

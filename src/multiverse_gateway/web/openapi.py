@@ -1,0 +1,322 @@
+"""The API's description (OpenAPI 3.1), made from the routes, the docstrings of their endpoints and the types of what they take.
+
+Nothing is said here a second time: what is missing in the description is missing in the code.
+"""
+
+import inspect
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from multiverse_gateway._version import __version__
+from multiverse_gateway.bodies import Change, ConnectionTest, Registration
+from multiverse_gateway.core import errors
+from multiverse_gateway.core.errors import GatewayError
+from multiverse_gateway.records import ErrorAnswer
+from multiverse_gateway.web.answers import ApiRoute, Call, json_response
+
+Json = dict[str, Any]
+
+REF = "#/components/schemas/{name}"
+MODEL = "llama-3.2:3b"
+SERVER_ID = "0b9c2f6e-4a55-4c1c-9a53-0d1f7a0f7b11"
+_CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hello!"}]}
+INFERENCE: Mapping[str, tuple[str, Json]] = {
+    "/v1/chat/completions": ("Answer a conversation", _CHAT),
+    "/v1/completions": ("Continue a text", {"model": MODEL, "prompt": "Once upon a time"}),
+    "/v1/embeddings": ("Turn texts into vectors", {"model": "bge-m3", "input": "a text"}),
+    "/v1/responses": ("Answer in the form of OpenAI's Responses", {"model": MODEL, "input": "Hello!"}),
+    "/v1/messages": ("Answer in the form of Anthropic's Messages", {**_CHAT, "max_tokens": 100}),
+    "/v1/rerank": ("Sort texts by how well they fit", {"model": "bge-reranker", "query": "a question", "documents": ["a text"]}),
+}
+"""The best known calls that are relayed, and what is sent to them; every other path below `/v1` is relayed, too."""
+_RELAYED = (
+    "{}. The body's bytes reach a server of the model unchanged and its answer comes back unchanged, streamed where `stream` is true; "
+    "of the body the gateway reads `model` and `stream` only. A server that fails before the answer begins is replaced by another one."
+)
+
+_ANY: tuple[type[GatewayError], ...] = (errors.BadRequest, errors.LoopDetected, errors.InternalError)
+_BODIED = (errors.InvalidJSON, errors.RequestTimeout, errors.RequestTooLarge)
+_ADMIN = (errors.AdminKeyRequired, errors.RateLimited)
+_USER = (errors.InvalidClientKey, errors.RateLimited)
+_INFERENCE = (
+    *_USER,
+    *_BODIED,
+    errors.ModelForbidden,
+    errors.StreamingUnsupported,
+    errors.ModelNotFound,
+    errors.UnknownURL,
+    errors.BackendBusy,
+    errors.UpstreamFailed,
+    errors.UpstreamAuthFailed,
+    errors.UpstreamBadResponse,
+    errors.NoHealthyServer,
+    errors.Overloaded,
+    errors.ShuttingDown,
+    errors.UpstreamTimeout,
+)
+
+_SECURITY = {
+    "adminKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The operators' key."},
+    "bearerAdminKey": {"type": "http", "scheme": "bearer", "description": "The operators' key."},
+    "ownerToken": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "The token that registering a server answers with; for the calls about that server.",
+    },
+    "clientKey": {"type": "http", "scheme": "bearer", "description": "A user's key, where the gateway asks for one."},
+    "clientKeyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same, as Anthropic's clients send it."},
+}
+_TAGS = {
+    "inference": "For users: OpenAI's API, and whatever else the servers speak.",
+    "admin": "For hosts and operators.",
+    "operations": "For machines that watch the gateway.",
+}
+_OPERATION_ID = re.compile(r"[^a-z0-9]+")
+
+
+def document(routes: Iterable[BaseRoute]) -> Json:
+    """Return the description of the API that these routes make."""
+    described = [route for route in routes if isinstance(route, ApiRoute)]
+    calls = [(route.path, method, call) for route in described for method, call in route.calls.items()]
+    schemas = _Schemas()
+    paths: Json = {}
+    for path, method, call in calls:
+        operation = _operation(path, method, call, schemas)
+        paths.setdefault(path.replace(":path", ""), {})[method.lower()] = operation
+    for path, (summary, example) in INFERENCE.items():
+        paths[path] = {"post": _inference(path, summary, example, schemas)}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Multiverse Gateway",
+            "version": __version__,
+            "summary": "One dependable, OpenAI-compatible service out of many undependable model servers.",
+            "description": "Errors have one form everywhere; their `message` says what to do next. "
+            "`x-request-id` names a request in the gateway's log; send your own, or take the one of the answer.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "tags": [{"name": name, "description": words} for name, words in _TAGS.items()],
+        "paths": paths,
+        "components": {"schemas": dict(sorted(schemas.components.items())), "securitySchemes": _SECURITY},
+    }
+
+
+class _Schemas:
+    """JSON Schemas of types; those with a name are collected. What is read is strict, and null there stands for a default."""
+
+    def __init__(self) -> None:
+        self.components: Json = {}
+
+    def answer(self, kind: Any) -> Json:
+        (schema,), components = msgspec.json.schema_components([kind], ref_template=REF)
+        self.components |= {name: _without_titles(component) for name, component in components.items()}
+        return dict(_without_titles(schema))
+
+    def body(self, kind: type) -> Json:
+        schemas, root = body_schemas(kind)
+        self.components |= schemas
+        return {"$ref": REF.format(name=root)}
+
+
+def body_schemas(kind: type, ref_template: str = REF) -> tuple[Json, str]:
+    """Return the schemas of a body and of all that it consists of, by name, and its own name: what is accepted, no more, no less."""
+    is_change = kind is Change
+    _, components = msgspec.json.schema_components(
+        [Registration if is_change else kind], ref_template=ref_template.replace("{name}", "{name}Body")
+    )
+    schemas = {f"{name}Body": _strict(_without_titles(component)) for name, component in components.items()}
+    if is_change:
+        whole = schemas.pop("RegistrationBody")
+        words = "The fields to change; null takes back what is optional."
+        schemas["ChangeBody"] = {name: value for name, value in whole.items() if name != "required"} | {"description": words}
+    if kind is ConnectionTest:
+        schemas["ConnectionTestBody"]["required"] = ["endpoint_url"]
+    return schemas, f"{kind.__name__}Body"
+
+
+def _strict(schema: Json) -> Json:
+    """Let null stand for a default, and nothing in that has no name."""
+    properties = {
+        name: _or_null(part) if "default" in part or name not in schema["required"] else part for name, part in schema["properties"].items()
+    }
+    return schema | {"properties": properties, "additionalProperties": False}
+
+
+def _or_null(part: Json) -> Json:
+    if not part or {"type": "null"} in part.get("anyOf", ()):
+        return part
+    notes: Json = {name: part[name] for name in ("default", "description", "examples") if name in part}
+    return {"anyOf": [{name: value for name, value in part.items() if name not in notes}, {"type": "null"}], **notes}
+
+
+def _without_titles(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        return {name: _without_titles(part) for name, part in schema.items() if not (name == "title" and isinstance(part, str))}
+    return [_without_titles(part) for part in schema] if isinstance(schema, list) else schema
+
+
+# Operations
+
+
+def _operation(path: str, method: str, call: Call, schemas: _Schemas) -> Json:
+    words = inspect.cleandoc(call.endpoint.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+    tag = "admin" if path.startswith("/admin") else "inference" if path.startswith("/v1") else "operations"
+    refused = [*_ANY, *call.errors]
+    operation: Json = {
+        "operationId": _identity(method, path),
+        "tags": [tag],
+        "summary": re.split(r"[:;.]", words)[0],
+        "description": words,
+        "parameters": [*_path_parameters(path), *(_query_parameters(call.query, schemas) if call.query else ())],
+        "responses": {str(status): _answer(kind, schemas) for status, kind in call.answers.items()},
+    }
+    if call.body is not None:
+        refused += _BODIED
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": schemas.body(call.body), "example": example_of(call.body)}},
+        }
+    if tag == "admin":
+        refused += _ADMIN
+        operation["security"] = [{"adminKey": []}, {"bearerAdminKey": []}, *([{"ownerToken": []}] if call.for_owners else [])]
+    elif tag == "inference":
+        refused += _USER
+        operation["security"] = [{"clientKey": []}, {"clientKeyHeader": []}, {}]
+    operation["responses"] |= _refusals(refused, schemas)
+    return operation
+
+
+def _inference(path: str, summary: str, example: Json, schemas: _Schemas) -> Json:
+    body = {
+        "type": "object",
+        "required": ["model"],
+        "properties": {
+            "model": {"type": "string", "minLength": 1, "maxLength": 256, "description": "one of GET /v1/models"},
+            "stream": {"anyOf": [{"type": "boolean"}, {"type": "null"}], "description": "answer with server-sent events", "default": False},
+        },
+        "additionalProperties": True,
+        "description": "Everything else belongs to the server, which documents it.",
+    }
+    headers = {
+        "x-request-id": {"description": "The request's name in the gateway's log.", "schema": {"type": "string"}},
+        "x-gateway-server-id": {"description": "The server that answered.", "schema": {"type": "string"}},
+        "x-multiverse-attempts": {"description": "How many attempts it took.", "schema": {"type": "integer"}},
+    }
+    good = {
+        "description": "The server's own answer, of any status below 300.",
+        "headers": headers,
+        "content": {"application/json": {"schema": {}}, "text/event-stream": {"schema": {"type": "string"}}},
+    }
+    return {
+        "operationId": _identity("POST", path),
+        "tags": ["inference"],
+        "summary": summary,
+        "description": _RELAYED.format(summary),
+        "security": [{"clientKey": []}, {"clientKeyHeader": []}, {}],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": body, "example": example}}},
+        "responses": {"200": good}
+        | _refusals([*_ANY, *_INFERENCE], schemas)
+        | {"4XX": {"description": "A client's mistake, as the server itself answers it.", "content": {"*/*": {"schema": {}}}}},
+    }
+
+
+def _identity(method: str, path: str) -> str:
+    return _OPERATION_ID.sub("_", f"{method} {path}".lower()).strip("_")
+
+
+def _path_parameters(path: str) -> Sequence[Json]:
+    return [
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "description": "The model's name." if name == "model" else "The id that making it answered with.",
+            "schema": {"type": "string"} if name == "model" else {"type": "string", "format": "uuid"},
+            "example": MODEL if name == "model" else SERVER_ID,
+        }
+        for name in re.findall(r"{(\w+)", path)
+    ]
+
+
+def _query_parameters(kind: type, schemas: _Schemas) -> Sequence[Json]:
+    parts, name = body_schemas(kind)
+    return [
+        {"name": field, "in": "query", "description": schema.get("description", ""), "schema": _sent(schema)}
+        for field, schema in parts[name]["properties"].items()
+    ]
+
+
+def _sent(schema: Json) -> Json:
+    """Return the schema of a query's value: it can be left out, but not be null."""
+    kinds = [part for part in schema.get("anyOf", ()) if part != {"type": "null"}]
+    default = {} if schema.get("default") is None else {"default": schema["default"]}
+    return (kinds[0] if len(kinds) == 1 else schema) | default
+
+
+def _answer(kind: Any, schemas: _Schemas) -> Json:
+    if isinstance(kind, str):
+        return {"description": "Text.", "content": {kind: {"schema": {"type": "string"}}}}
+    words = "A list." if getattr(kind, "__origin__", None) is list else inspect.cleandoc(kind.__doc__ or "").split("\n")[0]
+    return {"description": words, "content": {"application/json": {"schema": schemas.answer(kind)}}}
+
+
+def _refusals(kinds: Iterable[type[GatewayError]], schemas: _Schemas) -> Json:
+    by_status: dict[int, list[type[GatewayError]]] = {}
+    for kind in dict.fromkeys(kinds):
+        by_status.setdefault(kind.status, []).append(kind)
+    schema = schemas.answer(ErrorAnswer)
+    return {
+        str(status): {
+            "description": " ".join(inspect.cleandoc(kind.__doc__ or "").split("\n")[0] for kind in found),
+            "content": {
+                "application/json": {
+                    "schema": schema,
+                    "examples": {kind.code or "invalid": {"value": _refusal(kind)} for kind in found},
+                }
+            },
+        }
+        for status, found in sorted(by_status.items())
+    }
+
+
+def _refusal(kind: type[GatewayError]) -> Json:
+    words = inspect.cleandoc(kind.__doc__ or "").split("\n")[0]
+    found: Json = msgspec.json.decode(GatewayError.body(kind(words)))
+    return found
+
+
+def example_of(kind: type) -> Json:
+    """Return a body that could be sent, made of the examples of its fields."""
+    needed = Registration if kind is Change else kind
+    schemas, name = body_schemas(needed)
+    whole = schemas[name]
+    names = ["endpoint_url"] if kind in (Change, ConnectionTest) else whole["required"]
+    return {field: _example(whole["properties"][field], schemas) for field in names}
+
+
+def _example(schema: Json, schemas: Json) -> Any:
+    if "items" in schema:
+        return [_example(schema["items"], schemas)]
+    if "$ref" in schema:
+        inner = schemas[schema["$ref"].rpartition("/")[2]]
+        return {field: _example(inner["properties"][field], schemas) for field in inner["required"]}
+    return schema["examples"][0]
+
+
+async def openapi(request: Request) -> Response:
+    """Describe this API (OpenAPI 3.1)."""
+    root = str(request.scope.get("root_path", "")).rstrip("/")
+    whole = document(request.app.routes) | {"servers": [{"url": root or "/"}]}
+    return json_response(whole, headers={"cache-control": "no-cache"})
+
+
+def openapi_routes() -> list[Route]:
+    """Make the route that shows the description of its application."""
+    return [ApiRoute("/openapi.json", name="openapi", GET=Call(endpoint=openapi, answers={200: dict[str, Any]}))]
