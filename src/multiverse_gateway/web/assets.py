@@ -3,7 +3,7 @@
 import gzip
 import hashlib
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import attrs
@@ -15,13 +15,17 @@ STATIC = Path(__file__).parent / "static"
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".json": "application/json", ".LICENSE": "text/plain"}
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Asset:
     """A file as it is sent."""
 
     content: bytes
-    packed: bytes
     media_type: str
+
+    @cached_property
+    def packed(self) -> bytes:
+        """The content as gzip; packed when it is asked for first."""
+        return gzip.compress(self.content, 9, mtime=0)
 
 
 @attrs.frozen
@@ -42,7 +46,7 @@ def load_assets(directory: Path = STATIC) -> Assets:
             continue
         name, content = path.relative_to(directory).as_posix(), path.read_bytes()
         whole.update(name.encode() + b"\0" + content)
-        files[name] = Asset(content, gzip.compress(content, 9, mtime=0), _TYPES[path.suffix])
+        files[name] = Asset(content, _TYPES[path.suffix])
     return Assets(files, whole.hexdigest()[:16])
 
 

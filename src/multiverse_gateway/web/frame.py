@@ -209,4 +209,4 @@ class Frame:
 
 def _route_name(name: str) -> str:
     """Return a page's name among the routes: the admin API has functions of the same names."""
-    return name if name == "docs" else f"ui:{name}"
+    return f"ui:{name}"

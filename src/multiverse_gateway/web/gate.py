@@ -49,6 +49,10 @@ class Gate:
         """Let visitors in too, where the dashboard is public."""
         return self._gate(handler, visitors=self._frame.gateway.settings.public_dashboard)
 
+    def anybody(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+        """Let everybody in, always."""
+        return self._gate(handler, visitors=True)
+
     def _gate(self, handler: Handler, *, visitors: bool) -> Callable[[Request], Awaitable[Response]]:
         async def serve(request: Request) -> Response:
             headers = request.scope["headers"]

@@ -59,6 +59,7 @@ class Pages:
             Route("/logs", page(self._logs), name="ui:logs"),
             Route("/logs/live", page(self._logs_live), name="ui:logs_live"),
             Route("/settings", page(self._settings), name="ui:settings"),
+            Route("/docs", self._gate.anybody(self._docs), name="ui:docs"),
         ]
 
     async def not_found(self, request: Request, error: Exception) -> Response:
@@ -130,6 +131,11 @@ class Pages:
 
         first = int(after) if after.isascii() and after.isdigit() and len(after) < 15 else 0
         return self._frame.stream(follow_lines(read, self._frame.lasts(visit), first, "log-rows"))
+
+    async def _docs(self, visit: Visit) -> Response:
+        root = str(visit.request.scope.get("root_path", "")).rstrip("/")
+        base_url = f"{self._frame.base_url(visit.request)}/v1"
+        return self._frame.page(visit, "docs.html", active="docs", base_url=base_url, description=f"{root}/openapi.json")
 
     async def _settings(self, visit: Visit) -> Response:
         settings = self._gateway.settings
