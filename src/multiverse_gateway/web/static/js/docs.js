@@ -11,6 +11,7 @@ window.SwaggerUIBundle({
   validatorUrl: null,
   // Our own page says what these would say.
   plugins: [() => ({ components: { info: nothing, ServersContainer: nothing, CopyToClipboardBtn: nothing } })],
+  onComplete: () => place.querySelector("main").setAttribute("role", "group"), // the page has a main part already
   requestInterceptor: (request) => {
     if (token) request.headers["x-csrf-token"] = token;
     return request;
