@@ -71,6 +71,7 @@ def create_app(
                 gateway.admin_key = key
                 yield
         finally:
+            await entrance.limiter.aclose()
             logs.close()
 
     front = Front(gateway, entrance)

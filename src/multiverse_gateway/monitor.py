@@ -261,7 +261,9 @@ class Monitor:
             self._divide(frozenset())
             self.leads = True
             raise
-        self.leads = self._seat is not None
+        leads, self.leads = self.leads, self._seat is not None
+        if leads is not self.leads:
+            _log.info("this process probes" if self.leads else "another process probes", extra={"fields": {"seat": self._seat}})
 
     async def _sit(self, count: int) -> int | None:
         """Return the seat that this process has: its old one if it may keep it, or else the first that is free."""

@@ -213,15 +213,20 @@ async def test_a_shared_storage_counts_for_all() -> None:
 class Broken(MemoryStorage):
     calls = 0
 
-    async def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
+    async def acquire_sliding_window_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
         self.calls += 1
         raise ConnectionError("redis is gone")
 
 
 class Hanging(MemoryStorage):
-    async def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
-        await anyio.sleep_forever()
-        return True
+    hangs = True
+    waiting = 0
+
+    async def acquire_sliding_window_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
+        if self.hangs:
+            self.waiting += 1
+            await anyio.sleep_forever()
+        return await super().acquire_sliding_window_entry(key, limit, expiry, amount)
 
 
 async def test_a_broken_storage_is_replaced_by_local_counts_and_tried_again_later() -> None:
@@ -241,6 +246,26 @@ async def test_a_hanging_storage_costs_one_call_its_patience() -> None:
     assert quota is not None
     assert quota.allowed
     assert not limiter.is_shared
+
+
+async def test_one_call_tries_a_broken_storage_again_and_the_others_do_not_wait_for_it(caplog: pytest.LogCaptureFixture) -> None:
+    """Its failing is told once, and its return."""
+    now = 0.0
+    storage = Hanging()
+    limiter = RateLimiter(9, storage, now=lambda: now, patience=0.01)
+    await limiter.hit("a")
+    now = 6.0
+    async with anyio.create_task_group() as group:
+        for _ in range(5):
+            group.start_soon(limiter.hit, "a")
+    assert storage.waiting == 2
+    now, storage.hangs = 12.0, False
+    await limiter.hit("a")
+    assert limiter.is_shared
+    assert [record.message for record in caplog.records] == [
+        "rate limit storage fails, counting in this process",
+        "rate limit storage works again",
+    ]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (0.2, "1s"), (59.5, "1m0s"), (61, "1m1s")])

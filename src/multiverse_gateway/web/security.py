@@ -23,7 +23,8 @@ import attrs
 import msgspec
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import Storage
-from limits.aio.strategies import MovingWindowRateLimiter
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from limits.errors import ConfigurationError
 from limits.storage import storage_from_string
 from starlette.middleware.cors import CORSMiddleware
 
@@ -37,7 +38,7 @@ from multiverse_gateway.core.errors import (
     RequestTimeout,
     RequestTooLarge,
 )
-from multiverse_gateway.settings import Settings
+from multiverse_gateway.settings import Settings, SettingsError
 from multiverse_gateway.web.errors import REQUEST_ID, App, BadFraming, Message, Receive, Scope, Send, response_of
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -293,13 +294,15 @@ class LocalWindow:
 class RateLimiter:
     """Count calls per caller and minute: here, or in a storage that several gateways share.
 
-    A storage that fails or takes longer than `patience` is left alone for `recovery` seconds, in which this process counts by itself.
+    A storage that fails or takes longer than `patience` is left alone for `recovery` seconds, in which this process counts by itself;
+    then one call tries it again. It counts by its own clock, whatever those of the gateways say, and a little coarser than we do: what
+    is left of the minute before counts by its share.
     """
 
     limit: int
     storage: Storage | None = None
     now: Callable[[], float] = time.monotonic
-    patience: float = 0.25
+    patience: float = 0.1
     recovery: float = 5.0
     _local: LocalWindow = attrs.field(init=False)
     _broken_until: float = attrs.field(default=-math.inf, init=False)
@@ -321,15 +324,30 @@ class RateLimiter:
         """Count a call; `None` when there is no limit."""
         if not self.is_shared or self.storage is None:
             return self.hit_local(key)
+        was_broken = self._broken_until > -math.inf
+        if was_broken:
+            self._broken_until = self.now() + self.recovery  # others count here while this call tries
         try:
             with anyio.fail_after(self.patience):
-                return await self._hit_shared(MovingWindowRateLimiter(self.storage), key)
+                quota = await self._hit_shared(SlidingWindowCounterRateLimiter(self.storage), key)
         except Exception as error:  # noqa: BLE001  each storage fails in its own way, and none may stop the gateway
+            if self._broken_until == -math.inf:
+                _log.warning("rate limit storage fails, counting in this process", extra={"fields": {"error": type(error).__name__}})
             self._broken_until = self.now() + self.recovery
-            _log.warning("rate limit storage fails, counting in this process", extra={"fields": {"error": type(error).__name__}})
             return self.hit_local(key)
+        if was_broken:
+            self._broken_until = -math.inf
+            _log.warning("rate limit storage works again")
+        return quota
 
-    async def _hit_shared(self, limiter: MovingWindowRateLimiter, key: str) -> Quota:
+    async def aclose(self) -> None:
+        """Close the connections to the storage, if it has any."""
+        bridge = getattr(self.storage, "bridge", None)
+        if bridge is not None:
+            with anyio.move_on_after(1, shield=True):
+                await bridge.get_connection().aclose()
+
+    async def _hit_shared(self, limiter: SlidingWindowCounterRateLimiter, key: str) -> Quota:
         item = RateLimitItemPerMinute(self.limit)
         allowed = await limiter.hit(item, key)
         stats = await limiter.get_window_stats(item, key)
@@ -340,12 +358,22 @@ class RateLimiter:
 
 
 def rate_limiter(settings: Settings) -> RateLimiter:
-    """Make the limiter that the settings ask for."""
+    """Make the limiter that the settings ask for.
+
+    Raises:
+        SettingsError: The storage needs a package that is not installed.
+    """
     url = settings.rate_limit_storage
     if url.startswith("memory:"):
         return RateLimiter(settings.rate_limit_per_minute)
-    options = {} if url.startswith("valkey") else {"implementation": "redispy"}
-    storage = storage_from_string(f"async+{url}", **options)
+    options: dict[str, Any] = {"max_connections": 4096}  # a call each has one, and more calls than the usual 100 may be made at once
+    if not url.startswith("valkey"):
+        options["implementation"] = "redispy"
+    try:
+        storage = storage_from_string(f"async+{url}", **options)
+    except ConfigurationError:
+        package = "valkey" if url.startswith("valkey") else "multiverse-gateway[redis]"
+        raise SettingsError(f"MULTIVERSE_RATE_LIMIT_STORAGE needs a package: pip install '{package}'") from None
     assert isinstance(storage, Storage)
     return RateLimiter(settings.rate_limit_per_minute, storage)
 
