@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it: `environment DIRECTORY WHAT...` makes a virtual environment that holds what pip is told
 # to install, and makes it again when pyproject.toml changes.
 

@@ -31,6 +31,8 @@ from multiverse_gateway.settings import Settings, SettingsError
 
 LAST_SECONDS = 5.0
 HURRIED_SECONDS = 2.0
+HANDOVER_SECONDS = 2.0
+"""How long a process that was relieved still takes requests: those that are on their way on connections it has accepted."""
 LISTENING_SECONDS = 0.005
 """How often a process looks whether it listens already, until it does."""
 HEAD_BYTES = 17 * 1024
@@ -154,12 +156,15 @@ class Ending:
         self._timers: list[asyncio.TimerHandle] = []
         self.begun = asyncio.Event()
 
-    def first(self) -> None:
-        """Let running requests finish; asked again it changes nothing."""
+    def first(self, *, refuse_after: float = 0.0) -> None:
+        """Let running requests finish, and refuse new ones, at once or after some seconds; asked again it changes nothing."""
         if self.begun.is_set():
             return
         _log.info("stopping", extra={"fields": {"grace_seconds": self._grace}})
-        self._ask("begin_shutdown")
+        if refuse_after:
+            self._timers.append(self._loop.call_later(refuse_after, self._ask, "begin_shutdown"))
+        else:
+            self._ask("begin_shutdown")
         self.begun.set()
         self._timers.append(self._loop.call_later(self._grace, self._ask, "interrupt"))
         self._timers.append(self._loop.call_later(self._grace + LAST_SECONDS, os._exit, 1))
@@ -215,7 +220,7 @@ def _read_parent(ending: Ending, loop: asyncio.AbstractEventLoop, descriptor: in
     if b"!" in said:
         ending.now()
     else:
-        ending.first()
+        ending.first(refuse_after=HANDOVER_SECONDS if b"r" in said else 0.0)
 
 
 def _tell_when_listening(sock: socket.socket, ready_fd: int) -> None:

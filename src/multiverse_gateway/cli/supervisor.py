@@ -2,7 +2,8 @@
 
 1. A worker that ended is started again, later each time it ends early.
 2. Workers that keep ending at once are a fault that restarts do not mend: all stop, and the exit code says so.
-3. The parent stops a worker through its standard input: its end means "finish", a byte means "now". So it does if it dies itself.
+3. The parent stops a worker through its standard input: "." or its end means "finish", "!" means "now", and "r" that others serve
+   already. It ends with the parent, too.
 4. SIGUSR2 replaces all workers: new ones start from whatever is installed by then, and the old ones finish when all new ones serve.
    When one of the new ones does not come to serve, they are ended, and the old ones go on.
 """
@@ -130,7 +131,7 @@ class _Pool:
         crew.running.add(process)
         self.tasks.start_soon(self._forget, process, crew)
         if self._is_over(crew):
-            await self._finish(process)
+            await self._tell(process, b".")
         return _Worker(process, os.fdopen(ready, "rb", buffering=0))
 
     async def _forget(self, process: anyio.abc.Process, crew: _Crew) -> None:
@@ -163,7 +164,7 @@ class _Pool:
     async def _relieve(self, crew: _Crew) -> None:
         crew.relieved = True
         for process in list(crew.running):
-            await self._finish(process)
+            await self._tell(process, b"r")
 
     async def stop(self) -> None:
         """Let all workers finish; when they are finishing, end them now."""
@@ -175,12 +176,12 @@ class _Pool:
                 except (anyio.BrokenResourceError, anyio.ClosedResourceError):
                     process.kill()
             elif not at_once:
-                await self._finish(process)
+                await self._tell(process, b".")
 
-    async def _finish(self, process: anyio.abc.Process) -> None:
+    async def _tell(self, process: anyio.abc.Process, what: bytes) -> None:
         if process.stdin is not None:
             try:
-                await process.stdin.send(b".")
+                await process.stdin.send(what)
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):
                 return
 
