@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 
+import anyio
 import pytest
 
-from multiverse_gateway import Store
-from multiverse_gateway.testing.store import StoreContract
+from multiverse_gateway import Server, Settings, SettingsError, Store
+from multiverse_gateway.core.errors import StorageUnavailable
+from multiverse_gateway.testing.store import StoreContract, make_server
+from support.fault_proxy import FaultProxy
 from support.require import require
 from support.services import SECRET, PostgresServer
 
-require("psycopg", "the store for PostgreSQL")
+psycopg = require("psycopg", "the store for PostgreSQL")
 
-from multiverse_gateway.stores.postgres import PostgresStore  # noqa: E402  needs the extra
+import multiverse_gateway.stores.postgres as postgres_module  # noqa: E402  needs the extra
+from multiverse_gateway.stores.postgres import PostgresStore, create  # noqa: E402
 
 pytestmark = pytest.mark.e2e
 
@@ -28,3 +33,180 @@ class TestPostgresStore(StoreContract):
         await store.open()
         yield store
         await store.aclose()
+
+
+@contextlib.asynccontextmanager
+async def opened(url: str, secret: str = SECRET) -> AsyncIterator[PostgresStore]:
+    """Lend an open store."""
+    store = PostgresStore(url, secret=secret)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+async def test_gateways_that_start_at_once_make_one_set_of_tables(postgres: PostgresServer) -> None:
+    """On an empty database, six of them: each can write, and all read the same."""
+    url = postgres.database()
+    async with contextlib.AsyncExitStack() as stack:
+        stores = [PostgresStore(url, secret=SECRET) for _ in range(6)]
+        async with anyio.create_task_group() as group:
+            for store in stores:
+                group.start_soon(store.open)
+        for number, store in enumerate(stores):
+            stack.push_async_callback(store.aclose)
+            await store.save_server(make_server(f"s{number}"))
+        assert {len((await store.load()).servers) for store in stores} == {6}
+
+
+async def test_a_change_is_told_at_once(postgres: PostgresServer) -> None:
+    """Who waits for one wakes up when it is committed, and what happens between two waits is not missed."""
+    url = postgres.database()
+    async with opened(url) as one, opened(url) as other:
+        await other.changed(1)
+        async with anyio.create_task_group() as group:
+            with anyio.fail_after(5):
+                group.start_soon(one.save_server, make_server())
+                await other.changed(60)
+        await one.remove_server(make_server().id)
+        with anyio.fail_after(5):
+            await other.changed(60)
+
+
+async def test_a_wrong_secret_is_refused_and_rotation_keeps_keys_readable(postgres: PostgresServer) -> None:
+    """Even before there is a key to read; the newest secret seals, and the old one may go after one start."""
+    url, new = postgres.database(), "another secret of all gateways and for tests only"
+    async with opened(url):
+        pass
+    with pytest.raises(StorageUnavailable, match="BACKEND_KEY_SECRET"):
+        await PostgresStore(url, secret=new).open()
+    async with opened(url) as store:
+        await store.save_server(make_server(api_key="a-marker-key"))
+    schema = url.rpartition("%3D")[2]
+    assert not [row for row in postgres.execute(f"select api_key from {schema}.servers") if "marker" in row[0]]
+    async with opened(url, f"{new},{SECRET}"):
+        pass
+    async with opened(url, new) as store:
+        assert [server.api_key for server in (await store.load()).servers] == ["a-marker-key"]
+
+
+async def test_a_newer_database_is_refused(postgres: PostgresServer) -> None:
+    url = postgres.database()
+    async with opened(url):
+        pass
+    postgres.execute(f"insert into {url.rpartition('%3D')[2]}.migrations (name) values ('later')")
+    with pytest.raises(StorageUnavailable, match="newer version"):
+        await PostgresStore(url, secret=SECRET).open()
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("postgresql://postgres@127.0.0.1:1/postgres", "does not answer"),
+        ("postgresql://postgres@127.0.0.1:{port}/nothing", "no such database"),
+        ("postgresql://nobody-here@127.0.0.1:{port}/postgres", "no such database or user"),
+    ],
+)
+async def test_why_it_cannot_be_opened_is_said(postgres: PostgresServer, url: str, words: str) -> None:
+    with pytest.raises(StorageUnavailable, match=words):
+        await PostgresStore(url.format(port=postgres.port), secret=SECRET).open()
+
+
+async def test_an_encoding_without_every_letter_is_refused(postgres: PostgresServer) -> None:
+    postgres.execute("create database latin encoding latin1 template template0")
+    with pytest.raises(StorageUnavailable, match="UTF8"):
+        await PostgresStore(postgres.url("latin"), secret=SECRET).open()
+
+
+def test_without_a_secret_nothing_starts() -> None:
+    """There is no file that could hold one."""
+    with pytest.raises(SettingsError, match="BACKEND_KEY_SECRET is missing"):
+        create(Settings(database_url="postgresql://db.example/multiverse"))
+    with pytest.raises(SettingsError, match="DATABASE_URL"):
+        create(Settings(database_url="postgresql://db.example/multiverse?nonsense=1", backend_key_secret=SECRET))
+
+
+async def test_nothing_works_before_it_is_opened() -> None:
+    with pytest.raises(StorageUnavailable, match="lifespan"):
+        await PostgresStore("postgresql://db.example/multiverse", secret=SECRET).load()
+
+
+# Bad connections
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let stores give up soon."""
+    monkeypatch.setattr(postgres_module, "PATIENCE", 2.0)
+    monkeypatch.setattr(postgres_module, "PAUSE", 0.2)
+
+
+async def test_a_write_cut_off_anywhere_can_be_repeated(postgres: PostgresServer, impatient: None) -> None:
+    """Whatever the moment, the second try succeeds and there is one record; some of the first ones were done without anybody knowing."""
+    schema = postgres.schema()
+    unknown = 0
+    with FaultProxy(postgres.port) as proxy:
+        async with opened(postgres.url(schema=schema, port=proxy.port)) as store:
+            await store.save_server(make_server("first"))
+            begun = proxy.to_client.passed
+            await store.save_server(make_server("second"))
+            answered = proxy.to_client.passed - begun
+            for number, bytes_left in enumerate(range(1, answered + 1, max(1, answered // 40))):
+                name = f"s{number}"
+                proxy.to_client.cut_in = bytes_left
+                try:
+                    await store.save_server(make_server(name))
+                except StorageUnavailable:
+                    unknown += len(postgres.execute(f"select 1 from {schema}.servers where id = '{name}'"))
+                proxy.heal()
+                await saved(store, make_server(name))
+                servers = [str(server.id) for server in (await store.load()).servers]
+                assert servers.count(name) == 1
+    assert unknown
+
+
+async def saved(store: Store, server: Server) -> None:
+    """Save a server, as soon as the store can."""
+    with anyio.fail_after(20):
+        while True:
+            try:
+                return await store.save_server(server)
+            except StorageUnavailable:
+                await anyio.sleep(0.05)
+
+
+async def test_a_silent_database_is_waited_for_once(postgres: PostgresServer, impatient: None) -> None:
+    """Whoever waits gets an answer within the bound, those behind it at once; when it speaks again all works, unopened."""
+    with FaultProxy(postgres.port) as proxy:
+        async with opened(postgres.database(port=proxy.port)) as store:
+            await store.save_server(make_server())
+            proxy.blackhole()
+            began = anyio.current_time()
+            with pytest.raises(StorageUnavailable):
+                await store.save_server(make_server("two"))
+            assert 1 < anyio.current_time() - began < 4
+            began = anyio.current_time()
+            for _ in range(50):
+                with contextlib.suppress(StorageUnavailable):
+                    await store.version()
+            await store.changed(0.1)
+            assert anyio.current_time() - began < 8
+            proxy.heal()
+            await saved(store, make_server("three"))
+            assert {"one", "three"} <= {str(server.id) for server in (await store.load()).servers}
+
+
+async def test_a_frozen_gateway_holds_up_no_other(postgres: PostgresServer, impatient: None) -> None:
+    """It stopped in the middle of a write: the database ends that."""
+    url = postgres.database()
+    async with opened(url) as store:
+        frozen = await store._connect()
+        await frozen.execute("begin")
+        await frozen.execute("select value from counters where name = 'version' for update")
+        began = anyio.current_time()
+        await saved(store, make_server())
+        assert anyio.current_time() - began < 10
+        with pytest.raises(psycopg.Error):
+            await frozen.execute("commit")
+        await frozen.close()

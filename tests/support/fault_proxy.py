@@ -38,6 +38,8 @@ class Way:
     """Throw everything away."""
     cut_after: int | None = None
     """Reset a connection, both ways, once so many of its bytes have passed this way."""
+    cut_in: int | None = None
+    """Reset the connection on which so many more bytes have passed this way, of all connections together; this happens once."""
     passed: int = 0
     """Bytes passed on so far."""
 
@@ -95,7 +97,7 @@ class FaultProxy(LoopServer):
     def heal(self) -> None:
         """Switch all faults off, and listen again."""
         for way in (self.to_server, self.to_client):
-            way.delay, way.rate, way.held, way.lost, way.cut_after = 0.0, None, False, False, None
+            way.delay, way.rate, way.held, way.lost, way.cut_after, way.cut_in = 0.0, None, False, False, None, None
         self.accept()
 
     def reset(self) -> None:
@@ -181,11 +183,15 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: 
             await while_held(way)
             if way.lost:
                 continue
-            if way.cut_after is not None and passed + len(data) >= way.cut_after:
-                writer.write(data[: max(0, way.cut_after - passed)])
+            left = way.cut_in if way.cut_after is None else way.cut_after - passed
+            if left is not None and len(data) >= left:
+                way.cut_in = None
+                writer.write(data[: max(0, left)])
                 await writer.drain()
                 await asyncio.sleep(0.02)  # the reset must not overtake the last bytes
                 return "reset"
+            if way.cut_in is not None:
+                way.cut_in -= len(data)
             writer.write(data)
             await writer.drain()
             passed += len(data)

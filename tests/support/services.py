@@ -24,7 +24,7 @@ from support.processes import Child, NotStartedError
 from support.require import require, require_program
 from support.sockets import free_port
 
-SECRET = "a secret of all gateways, for tests only"
+SECRET = "a secret of all gateways and for tests only"
 """What seals the servers' keys in tests."""
 READY_SECONDS = 60.0
 
