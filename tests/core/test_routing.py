@@ -244,6 +244,8 @@ def test_the_least_recently_failed_is_the_last_resort() -> None:
     assert resort(*three) == "b"
     assert resort(*three, load=loaded(b=1)) is None
     assert resort(*three, load=loaded(a=1)) is None
+    assert find(*three, load=loaded(a=1)).last_resort_taken
+    assert not find(*three).last_resort_taken
     assert resort(*three, excluded="b") == "c"
     assert resort(*three, excluded="b", load=loaded(b=1)) is None
     assert resort(*three, suspect("d", by_traffic=False), load=loaded(d=1)) is None
@@ -328,6 +330,12 @@ def test_candidates_keep_their_promises(
     assert found.full == any(not has_slot(each, known) for each, known in usable)
     assert not (found.busy and (found.ready or found.full))
     assert found.returns_in is None or 0.0 <= found.returns_in <= 100.0
+    suspected = [each for each, known in pairs if fits(each) and known.state is HealthState.UNHEALTHY and known.by_traffic]
+    if found.last_resort_taken:
+        assert suspected
+        assert not found.ready
+        assert not found.full
+        assert found.last_resort is None
     if found.last_resort is not None:
         assert not found.ready
         assert not found.full

@@ -735,14 +735,63 @@ def test_no_usable_server_is_told_with_the_time_of_the_next_probe() -> None:
     stage.check()
 
 
+def suspects(*names: str) -> RecordingEngine:
+    stage = engine(*names)
+    for name in names:
+        stage.set_health(name, state=HealthState.UNHEALTHY, by_traffic=True, probe_at=stage.clock + 5)
+    return stage
+
+
 def test_the_last_resort_takes_one_request_at_a_time() -> None:
-    stage = engine("a")
-    stage.set_health("a", state=HealthState.UNHEALTHY, by_traffic=True, probe_at=stage.clock + 5)
+    """H11: the next waits a moment for what becomes of it, and is refused before 100 ms are over."""
+    stage = suspects("a")
     _, first = stage.start()
     _, second = stage.start()
-    assert (first.status, second.status, stage.tried()) == (None, 503, ["a"])
+    assert (first.status, second.status, stage.tried()) == (None, None, ["a"])
+    stage.wait(0.05)
+    assert (second.status, code(second), second.headers[b"retry-after"]) == (503, "no_healthy_server", b"5")
     stage.last.answer()
     assert first.status == 200
+    stage.check()
+
+
+def test_who_waits_for_the_last_resort_is_next() -> None:
+    """H11: one after the other, as long as it works."""
+    stage = suspects("a")
+    clients = [stage.start()[1] for _ in range(3)]
+    for _ in range(3):
+        stage.check()
+        stage.last.answer()
+    assert [client.status for client in clients] == [200] * 3
+    assert stage.tried() == ["a"] * 3
+
+
+def test_the_last_resort_is_tried_again_elsewhere() -> None:
+    """H11, class B: a failure there is retried on the next of those that only requests found ill, not on one whose probe failed."""
+    stage = suspects("a", "b", "c")
+    stage.set_health("c", by_traffic=False)
+    _, client = stage.start()
+    stage.last.fail(B)
+    stage.wait(0.1)
+    assert stage.tried() == ["a", "b"]
+    stage.last.fail(B)
+    stage.wait(0.1)
+    assert (client.status, stage.tried()) == (504, ["a", "b"])
+    stage.check()
+
+
+def test_waiting_for_a_slot_is_not_cut_short_by_a_wait_for_the_last_resort() -> None:
+    """Section 7: whose server turns out to work, and to be full, has ten seconds since it joined the queue."""
+    stage = suspects("a")
+    stage.start()
+    _, second = stage.start()
+    stage.set_health("a", state=HealthState.HALF_OPEN)
+    stage.wait(0.05)
+    assert second.is_silent
+    stage.wait(9.9)
+    assert second.is_silent
+    stage.wait(0.25)
+    assert (second.status, code(second)) == (503, "overloaded")
     stage.check()
 
 

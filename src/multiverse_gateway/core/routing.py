@@ -32,7 +32,8 @@ class Candidates:
     `ready` keeps the order of registration. `full`: a usable server has as many requests as it may have, so waiting helps.
     `streaming_unsupported`: a stream is asked for, and no server of the model streams. `returns_in` is in seconds: the earliest end of
     a pause, or the earliest probe. `last_resort` is a server that only requests found ill, offered to one request at a time when there
-    is nobody else. `busy`: the servers that work asked for a pause; the status (429, 503) of the one that returns first.
+    is nobody else; `last_resort_taken`: that one request runs, so waiting a moment helps. `busy`: the servers that work asked for a
+    pause; the status (429, 503) of the one that returns first.
     """
 
     ready: Sequence[Server] = ()
@@ -40,6 +41,7 @@ class Candidates:
     streaming_unsupported: bool = False
     returns_in: float | None = None
     last_resort: Server | None = None
+    last_resort_taken: bool = False
     busy: int | None = None
 
 
@@ -162,12 +164,14 @@ def _sort_out(model: Model, load: Slots, stream: bool, path: str, excluded: Coll
         ready = reluctant
     if ready:
         return Candidates(ready=tuple(ready), full=full)
+    last_resort = None if full else _last_resort(model, suspects, load)
     return Candidates(
         full=full,
         busy=None if full else _asked_by(resting),
         streaming_unsupported=stream and _streams_nowhere(model),
         returns_in=None if returns_at == inf else max(0.0, returns_at - now),
-        last_resort=None if full else _last_resort(model, suspects, load),
+        last_resort=last_resort,
+        last_resort_taken=bool(suspects) and last_resort is None and not full,
     )
 
 

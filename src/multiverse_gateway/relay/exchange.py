@@ -56,6 +56,9 @@ DRAINING_SECONDS = 1.0
 QUEUE_LOOK_SECONDS = 0.25
 """How often who waits looks for itself: a slot may come without an attempt's end, as when a server's pause is over."""
 
+LAST_RESORT_SECONDS = 0.05
+"""How long to wait for the request that tries the last resort: who is refused in the end shall hear it within 100 ms."""
+
 _BLAMELESS = frozenset({FailureClass.CLIENT_ERROR, FailureClass.TRANSIENT, FailureClass.LOCAL})
 _TOO_LARGE = Failure(FailureClass.NONSENSE, "an answer larger than the limit")
 _TOLD_ERROR = Failure(FailureClass.SERVER_ERROR, "the stream ended with an error")
@@ -184,12 +187,12 @@ class Exchange:
         "_excluded",
         "_head_status",
         "_headers",
+        "_queued_at",
         "_received",
         "_retrying",
         "_sending",
         "_slot",
         "_try_began",
-        "_waits_until",
         "arrived",
         "attempts",
         "body_bytes",
@@ -252,7 +255,7 @@ class Exchange:
         self._head_status = 0
         self._headers: Mapping[bytes, bytes] = {}
         self._content_type = b""
-        self._try_began = self._waits_until = arrived
+        self._try_began = self._queued_at = arrived
 
     @property
     def events(self) -> int:
@@ -419,9 +422,11 @@ class Exchange:
         elif found.ready:
             self._try(engine.pick(found.ready, self.envelope), now)
         elif found.full:
-            self._wait_for_slot(now)
+            self._wait_for_slot(now, self._engine.limits.queue_timeout, self._all_full())
         elif found.last_resort is not None:
             self._try(found.last_resort, now)
+        elif found.last_resort_taken:
+            self._wait_for_slot(now, LAST_RESORT_SECONDS, self._nobody_usable(found))
         elif found.streaming_unsupported:
             self._give_up_without_server(
                 StreamingUnsupported(
@@ -455,20 +460,20 @@ class Exchange:
         else:
             self._refuse(error)
 
-    def _wait_for_slot(self, now: float) -> None:
+    def _wait_for_slot(self, now: float, seconds: float, refusal: GatewayError) -> None:
+        """Wait in the queue, for so many seconds since it was joined; give up when they are over, or when it is full."""
         if self.phase is not Phase.QUEUED:
             self.phase = Phase.QUEUED
-            self._waits_until = min(self.deadline, now + self._engine.limits.queue_timeout)
-        self.due = min(self._waits_until, now + QUEUE_LOOK_SECONDS)
-        if now >= self._waits_until or not self._engine.join_queue(self):
-            self._refuse_as_full()
+            self._queued_at = now
+        until = min(self.deadline, self._queued_at + seconds)
+        self.due = min(until, now + QUEUE_LOOK_SECONDS)
+        if now >= until or not self._engine.join_queue(self):
+            self._give_up_without_server(refusal)
 
-    def _refuse_as_full(self) -> None:
-        self._give_up_without_server(
-            Overloaded(
-                f"Every server of the model {self.envelope.model!r} is busy. Try again in a few seconds.",
-                retry_after=1 + 4 * self._engine.chance(),
-            )
+    def _all_full(self) -> GatewayError:
+        return Overloaded(
+            f"Every server of the model {self.envelope.model!r} is busy. Try again in a few seconds.",
+            retry_after=1 + 4 * self._engine.chance(),
         )
 
     def _try(self, server: Server, now: float) -> None:
@@ -524,7 +529,7 @@ class Exchange:
         found = engine.candidates(self.envelope, self._excluded, now)
         verdict = after_failure(
             self.attempts,
-            others=0 if found is None else len(found.ready) + found.full,
+            others=0 if found is None else len(found.ready) + found.full + (found.last_resort is not None or found.last_resort_taken),
             policy=engine.retry_policy,
             remaining=self.deadline - now,
             stateful=self.envelope.stateful,
