@@ -230,7 +230,7 @@ http {{
       proxy_http_version 1.1;
       proxy_set_header Connection "";
       proxy_set_header Host $host;
-      proxy_set_header X-Forwarded-For $remote_addr;
+      proxy_set_header X-Forwarded-For $http_x_forwarded_for;
       proxy_buffering off;
       proxy_read_timeout 3600s;
       proxy_next_upstream error timeout non_idempotent;
