@@ -4,7 +4,7 @@ A new page is a route, an entry in `NAVIGATION` and a template that extends `bas
 """
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -83,6 +83,8 @@ class Frame:
 
     def refuse(self, visit: Visit, error: GatewayError) -> Response:
         """Answer a request that a rule forbids."""
+        if error.status == 429 and visit.is_fragment:
+            return Response(message_of(error), 429, dict(_text(error.headers())), media_type="text/plain")
         titles = {404: "There is no such page", 429: "Too many at once", 503: "Not possible now", 400: "That cannot be used"}
         response = self.problem(visit, error.status, titles.get(error.status, "That did not work"), message_of(error))
         response.raw_headers.extend(error.headers())
@@ -205,6 +207,11 @@ class Frame:
         scheme = "https" if is_secure(request.scope, self.entrance.trusted) else "http"
         host = request.headers.get("host", "localhost")
         return f"{scheme}://{host}{str(request.scope.get('root_path', '')).rstrip('/')}"
+
+
+def _text(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[str, str]]:
+    for name, value in headers:
+        yield name.decode("latin-1"), value.decode("latin-1")
 
 
 def _route_name(name: str) -> str:

@@ -76,7 +76,9 @@ class Hosting:
         return self._frame.page(visit, "registered.html", active="register", **values)
 
     def _form_problem(self, visit: Visit, template: str, error: GatewayError, **values: Any) -> Response:
-        """Show what is wrong beside the field; what was typed stays."""
+        """Show what is wrong beside the field; what was typed stays. Our own scripts count down until a limit is over."""
+        if error.status == 429 and visit.is_fragment:
+            raise error
         field, words = field_of(error), message_of(error)
         problems = {field: words} if field else {}
         if visit.is_fragment:
@@ -112,7 +114,8 @@ class Hosting:
     def _limit_tests(self, visit: Visit) -> None:
         quota = self._tests.hit(visit.request.scope.get(ADDRESS, "unknown"), self._gateway.now())
         if not quota.allowed:
-            raise quota.error(f"At most {MAX_TESTS} tries per minute are possible; wait {round(quota.wait or 0)} seconds, then try again")
+            wait = "" if visit.is_fragment else f"; wait {round(quota.wait or 0)} seconds, then try again"
+            raise quota.error(f"At most {MAX_TESTS} tries per minute are possible{wait}")
 
     async def _server(self, visit: Visit) -> Response:
         values = await self._server_values(visit)

@@ -22,7 +22,7 @@ document.addEventListener("click", (event) => {
   else if ((found = on("dialog [data-close]"))) found.closest("dialog").close();
   else if ((found = on("[data-theme-switch]"))) switchTheme();
   else if ((found = on("[data-menu], [data-whole]"))) unfold(found);
-  else if ((found = on("[data-retry]"))) poll();
+  else if ((found = on("[data-retry]"))) retry();
   else if ((found = on("[data-signed-in]"))) signedIn();
   if (on("rect[data-at]")) showTip(on("rect[data-at]"));
   else hideTip();
@@ -72,31 +72,44 @@ document.addEventListener("htmx:afterRequest", (event) => {
 document.addEventListener("htmx:responseError", (event) => {
   const { xhr, elt } = event.detail;
   if (xhr.status === 401) signedOut();
-  else if (xhr.status === 429) toast("warning", xhr.getResponseHeader("HX-Trigger") ? "" : "Too many requests.", { wait: Number(xhr.getResponseHeader("Retry-After")) || 10, again: () => htmx.trigger(elt, elt.matches("form") ? "submit" : "click") });
+  else if (xhr.status === 429) tooMany(xhr, elt);
   else if (!xhr.getResponseHeader("HX-Trigger")) toast("error", "That did not work. Try again in a moment.");
 });
+function tooMany(xhr, elt) {
+  const words = xhr.getResponseHeader("Content-Type")?.startsWith("text/plain") ? xhr.responseText : "Too many requests.";
+  const again = () => htmx.trigger(elt, elt.matches("form") ? "submit" : "click");
+  toast("warning", words, { wait: Number(xhr.getResponseHeader("Retry-After")) || 10, again });
+}
 document.addEventListener("htmx:sendError", offline);
 document.addEventListener("htmx:timeout", offline);
 document.addEventListener("htmx:afterOnLoad", online);
 document.addEventListener("toast", (event) => toast(event.detail.kind, event.detail.text));
 
-// Live pages: events, and asking every 15 s while there are none
+// Live pages: events, and asking every 15 s while there are none; while nothing answers, every 5 s
 
 let streaming = false;
 document.addEventListener("htmx:sseOpen", () => { streaming = true; online(); });
-document.addEventListener("htmx:sseError", () => { streaming = false; });
+document.addEventListener("htmx:sseError", () => {
+  streaming = false;
+  setTimeout(() => { if (!streaming) poll(); }, 1000);
+});
 function poll() {
   const live = document.querySelector("#live[data-poll]");
-  if (!live) { location.reload(); return; }
-  htmx.ajax("GET", live.dataset.poll, { target: "#live", swap: "outerHTML", select: "#live" });
+  if (live && !document.hidden) htmx.ajax("GET", live.dataset.poll, { target: "#live", swap: "outerHTML", select: "#live" });
 }
-setInterval(() => {
-  const live = document.querySelector("#live[data-poll]");
-  if (!live || streaming || document.hidden) return;
-  poll();
-}, 15000);
+async function retry() {
+  if (document.querySelector("#live[data-poll]")) { poll(); return; }
+  try {
+    await fetch(document.querySelector("meta[name=session-url]").content, { headers: { "HX-Request": "true" } });
+    online();
+  } catch {
+    offline();
+  }
+}
+setInterval(() => { if (!streaming) poll(); }, 15000);
+setInterval(() => { if (!document.getElementById("offline").hidden) retry(); }, 5000);
 window.addEventListener("offline", offline);
-window.addEventListener("online", poll);
+window.addEventListener("online", retry);
 
 // Whatever HTMX puts in: what was unfolded stays so, what is offered alone is taken
 
@@ -106,14 +119,29 @@ document.addEventListener("htmx:oobBeforeSwap", (event) => {
     fragment.querySelector(`#${CSS.escape(old.id)}`)?.setAttribute("aria-expanded", "true");
   }
 });
+const kept = new Set();
+document.addEventListener("toggle", (event) => {
+  const name = event.target.dataset?.keep;
+  if (name && event.target.isConnected) kept[event.target.open ? "add" : "delete"](name);
+}, true);
+function open(root) {
+  for (const fold of root.querySelectorAll?.("details[data-keep]") ?? []) fold.open ||= kept.has(fold.dataset.keep);
+}
 
 document.addEventListener("htmx:load", (event) => {
   tick(event.target);
+  open(event.target);
+  if (event.target.matches?.("#live[data-sort]")) showOrder(event.target);
   for (const note of event.target.querySelectorAll?.(".note[data-field]") ?? []) markNote(note);
   if (event.target.matches?.(".note[data-field]")) markNote(event.target);
   const alone = event.target.querySelector?.("[data-at-once]");
   if (alone) fill(alone);
 });
+function showOrder(board) {
+  const { sort, order } = document.getElementById("filter").elements;
+  sort.value = board.dataset.sort;
+  order.value = board.dataset.order;
+}
 document.addEventListener("htmx:afterSwap", (event) => {
   if (event.detail.target?.id === "wizard" || event.target.id === "registered") document.getElementById("registered")?.focus();
 });
@@ -136,6 +164,7 @@ document.getElementById("pause")?.addEventListener("click", (event) => {
 
 // At first
 
+document.addEventListener("change", (event) => { if (event.target.name === "sort") event.target.form.elements.order.value = ""; }, true);
 document.addEventListener("input", (event) => markChanges(event.target.form));
 document.addEventListener("submit", askBeforeSaving, true);
 tick(document);
