@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import anyio
+import click.testing
 import pytest
 
-from multiverse_gateway import Server, Settings, SettingsError, Store
+from multiverse_gateway import Health, HealthState, Server, Settings, SettingsError, Store
+from multiverse_gateway.cli import main
 from multiverse_gateway.core.errors import StorageUnavailable
-from multiverse_gateway.testing.store import StoreContract, make_server
+from multiverse_gateway.stores.sqlite import SqliteStore
+from multiverse_gateway.testing.store import StoreContract, make_key, make_result, make_server, make_usage
 from support.fault_proxy import FaultProxy
 from support.require import require
 from support.services import SECRET, PostgresServer
@@ -210,3 +214,80 @@ async def test_a_frozen_gateway_holds_up_no_other(postgres: PostgresServer, impa
         with pytest.raises(psycopg.Error):
             await frozen.execute("commit")
         await frozen.close()
+
+
+# From SQLite
+
+
+async def filled(path: Path) -> SqliteStore:
+    """Return an open store in a file, with something of everything."""
+    store = SqliteStore(path)
+    await store.open()
+    await store.save_server(make_server(api_key="a-marker-key"))
+    await store.save_server(make_server("two", generation=3))
+    await store.save_server(make_server("gone"))
+    await store.save_health(
+        {make_server().id: Health(state=HealthState.HEALTHY, last_checked_at=5.0, models=("tiny",))},
+        [make_result("one", number, passed=number % 2 == 0) for number in range(130)],
+    )
+    await store.remove_server(make_server("gone").id)
+    await store.save_key(make_key())
+    await store.add_usage("first", [make_usage("2026-05-01"), make_usage("2026-05-02", client="")])
+    await store.secret("admin_key_sha256", "ab" * 32)
+    return store
+
+
+async def contents(store: Store) -> list[object]:
+    """Return what a store holds."""
+    registry = await store.load()
+    return [
+        registry.servers,
+        registry.health,
+        registry.keys,
+        await store.removed(),
+        [await store.history(server.id, 200) for server in registry.servers],
+        await store.usage("2026-01-01", "2026-12-31"),
+        await store.secret("admin_key_sha256", "another"),
+    ]
+
+
+def migrate(source: Path, target: str) -> click.testing.Result:
+    """Run the command."""
+    environment = {"MULTIVERSE_BACKEND_KEY_SECRET": SECRET, "MULTIVERSE_DATABASE_URL": target}
+    return click.testing.CliRunner().invoke(main, ["migrate-store", f"sqlite:///{source.as_posix()}", target], env=environment)
+
+
+async def test_a_registry_moves_from_sqlite(postgres: PostgresServer, tmp_path: Path) -> None:
+    """All of it, the keys under the new secret; not while a gateway runs, and not over another registry."""
+    path, url = tmp_path / "registry.db", postgres.database()
+    store = await filled(path)
+    before = await contents(store)
+    refused = await anyio.to_thread.run_sync(migrate, path, url)
+    assert (refused.exit_code, "stop it first" in refused.output) == (1, True), refused.output
+    await store.aclose()
+    done = await anyio.to_thread.run_sync(migrate, path, url)
+    assert done.exit_code == 0, done.output
+    assert "3 servers" in done.output
+    async with opened(url) as moved:
+        assert await contents(moved) == before
+        await moved.save_health({}, [make_result("one", 500)])
+        assert [result.checked_at for result in await moved.history(make_server().id, 2)] == [500.0, 129.0]
+    again = await anyio.to_thread.run_sync(migrate, path, url)
+    assert (again.exit_code, "already" in again.output) == (1, True), again.output
+    store = SqliteStore(path)
+    await store.open()
+    assert await contents(store) == before
+    await store.aclose()
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "words"),
+    [
+        ("postgresql://a/b", "sqlite:///x.db", "in this order"),
+        ("sqlite:///nothing-here.db", "postgresql://a/b", "no database"),
+    ],
+)
+def test_what_cannot_be_moved_is_said(source: str, target: str, words: str) -> None:
+    result = click.testing.CliRunner().invoke(main, ["migrate-store", source, target], env={"MULTIVERSE_BACKEND_KEY_SECRET": SECRET})
+    assert result.exit_code in (1, 2)
+    assert words in result.output

@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "import": ("registry", "Read an exported registry into a running gateway."),
     "backup": ("backup", "Copy the registry's database into a file, also while the gateway runs."),
     "restore": ("backup", "Bring back a copy that `backup` made; the gateway must not be running."),
+    "migrate-store": ("backup", "Copy a registry from SQLite to PostgreSQL; the gateway must not be running."),
     "rotate-key": ("backup", "Renew the secret that encrypts the servers' keys; the gateway must not be running."),
     "settings": ("show", "Show the settings in effect, secrets masked."),
     "openapi": ("show", "Print the description of the HTTP API (OpenAPI 3.1, JSON)."),

@@ -1,17 +1,19 @@
-"""Commands that copy the registry's file, bring a copy back, and renew the secret of the servers' keys."""
+"""Commands that copy the registry, bring a copy back, move it to PostgreSQL, and renew the secret of the servers' keys."""
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import anyio
 import attrs
 import click
 
+from multiverse_gateway import plugins
 from multiverse_gateway.cli.common import config_option, json_option, print_json, refuse, settings_here
 from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.settings import Settings, SettingsError
 from multiverse_gateway.stores.copies import InUseError, alone_with
-from multiverse_gateway.stores.sqlite import SqliteStore, back_up, bring_back, database_path
+from multiverse_gateway.stores.sqlite import SqliteStore, back_up, bring_back, database_path, everything
 from multiverse_gateway.stores.vault import key_file, rotated
 
 
@@ -75,6 +77,50 @@ def restore_command(file: Path, force: bool, config: Path | None, as_json: bool)
         print_json({"file": str(path), "kept": kept, **attrs.asdict(held)})
         return
     click.echo(f"{path} holds {held.servers} servers again." + (f" What was there is {kept}." if kept else ""))
+
+
+@click.command("migrate-store")
+@click.argument("source")
+@click.argument("target")
+@config_option
+@json_option
+def migrate_store_command(source: str, target: str, config: Path | None, as_json: bool) -> None:
+    """Copy a registry from SQLite to PostgreSQL; the gateway must not be running.
+
+    SOURCE is the URL of the file, such as sqlite:///./multiverse.db, TARGET that of an empty database, such as
+    postgresql://user@host/database (PGPASSWORD or ~/.pgpass keep the password off the command line). Servers, health, history, client
+    keys, counts and the admin key are copied and compared, all or nothing; SOURCE stays as it is. MULTIVERSE_BACKEND_KEY_SECRET
+    encrypts the servers' keys in TARGET.
+    """
+    settings = settings_here(config)
+    if not source.startswith("sqlite:") or not target.startswith(("postgres:", "postgresql:")):
+        refuse("A registry is copied from sqlite:///FILE to postgresql://…: write the two URLs in this order")
+    path = _database(attrs.evolve(settings, database_url=source))
+    if not path.exists():
+        raise click.ClickException(f"There is no database {path}")
+    try:
+        store = plugins.store(attrs.evolve(settings, database_url=target))
+        counts = anyio.run(_copy, path, settings.backend_key_secret, store)
+    except SettingsError as error:
+        refuse(str(error))
+    except StorageUnavailable as error:
+        raise click.ClickException(error.message) from None
+    if as_json:
+        print_json(counts)
+        return
+    click.echo("Copied: " + ", ".join(f"{count:,} {table.replace('_', ' ')}" for table, count in counts.items()) + ".")
+    click.echo("Start the gateways with MULTIVERSE_DATABASE_URL and MULTIVERSE_BACKEND_KEY_SECRET of the new database.")
+
+
+async def _copy(path: Path, secret: str | None, target: Any) -> dict[str, int]:
+    from multiverse_gateway.stores.postgres import TABLES  # an extra
+
+    await target.open()
+    try:
+        counts: dict[str, int] = await target.fill(everything(path, secret, TABLES))
+    finally:
+        await target.aclose()
+    return counts
 
 
 @click.command("rotate-key")

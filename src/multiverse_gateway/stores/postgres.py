@@ -11,6 +11,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, LiteralString
@@ -186,6 +187,50 @@ class PostgresStore:
             await listener.close()
         if pool is not None:
             await pool.close(timeout=1.0)
+
+    async def fill(self, tables: Mapping[str, Sequence[Row]]) -> dict[str, int]:
+        """Fill an empty registry with all rows of another one, the servers' keys in clear text, and return how many there are of each.
+
+        All or nothing: what was written is read again and compared before it is committed.
+
+        Raises:
+            StorageUnavailable: The database cannot be written, holds a registry already, or gave back something else than it was given.
+        """
+        try:
+            async with await self._connect() as connection, connection.transaction():
+                cursor = connection.cursor()
+                await cursor.execute("select pg_advisory_xact_lock(%s)", [LOCK])
+                for table in ("servers", "client_keys", "usage"):
+                    if await _all(cursor, psycopg.sql.SQL("select 1 from {} limit 1").format(psycopg.sql.Identifier(table))):
+                        raise StorageUnavailable("There is a registry in this database already: copy into an empty one")
+                for table, rows in tables.items():
+                    await self._fill(cursor, table, rows)
+                await _grow(cursor)
+        except (psycopg.Error, OSError) as error:
+            raise StorageUnavailable("The registry could not be copied; nothing was") from error
+        return {table: len(rows) for table, rows in tables.items()}
+
+    async def _fill(self, cursor: Cursor, table: str, rows: Sequence[Row]) -> None:
+        """Write rows in their order, those of the engine's own making replaced, and hold what is there against them."""
+        name = psycopg.sql.Identifier(table)
+        if table in ("counters", "secrets"):
+            await cursor.execute(psycopg.sql.SQL("delete from {} where name = any(%s)").format(name), [[row["name"] for row in rows]])
+        if not rows:
+            return
+        columns = [column for column in rows[0] if (table, column) != ("results", "id")]
+        insert = psycopg.sql.SQL("insert into {} ({}) values ({})").format(name, _names(columns), _places(columns))
+        await cursor.executemany(insert, [self._sealed(row) for row in rows])
+        found = await _all(cursor, psycopg.sql.SQL("select {} from {}").format(_names(columns), name))
+        wanted = Counter(repr([row[column] for column in columns]) for row in rows)
+        is_same = wanted == Counter(repr([self._opened(row)[column] for column in columns]) for row in found if _is_copied(table, row))
+        if not is_same:
+            raise StorageUnavailable(f"The database gave back other {table} than it was given; nothing was copied")
+
+    def _sealed(self, row: Row) -> Row:
+        return {**row, "api_key": self._vault.seal(row["api_key"])} if "api_key" in row else row
+
+    def _opened(self, row: Row) -> Row:
+        return {**row, "api_key": self._vault.unseal(row["api_key"])} if "api_key" in row else row
 
     # Asking
 
@@ -409,9 +454,14 @@ class PostgresStore:
 # Statements
 
 
-async def _all(cursor: Cursor, query: LiteralString, values: Sequence[object] = ()) -> list[Row]:
+async def _all(cursor: Cursor, query: LiteralString | psycopg.sql.Composed, values: Sequence[object] = ()) -> list[Row]:
     await cursor.execute(query, values)
     return await cursor.fetchall()
+
+
+def _is_copied(table: str, row: Row) -> bool:
+    """Tell whether a row of a registry that was filled came from the other one."""
+    return table != "secrets" or row["name"] != KEY_CHECK
 
 
 async def _version(cursor: Cursor) -> int:

@@ -575,6 +575,28 @@ def _refuse_newer(path: Path, copy: Contents) -> None:
             )
 
 
+def everything(path: Path, secret: str | None, tables: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """Return all rows of these tables of a database that no gateway uses, the servers' keys in clear text.
+
+    Raises:
+        StorageUnavailable: A gateway is running on it, or it cannot be read; the message says which.
+    """
+    try:
+        with alone_with(path) as connection:
+            db = Database(connection, execute_plugins=False)
+            if {migration.name for migration in migrations.applied(db)} != KNOWN:
+                raise StorageUnavailable(f"The database {path} is of another version: start this version of the gateway on it once")
+            rows = {table: list(db.query(f"select * from {table} order by rowid")) for table in tables}  # noqa: S608  our own names
+    except InUseError:
+        raise StorageUnavailable(f"A gateway is running on {path}: stop it first") from None
+    except sqlite3.Error as error:
+        raise StorageUnavailable(f"The database {path} cannot be read") from error
+    vault = open_vault(path, secret, may_create=False)
+    for row in rows["servers"]:
+        row["api_key"] = vault.unseal(row["api_key"])
+    return rows
+
+
 def _version(db: Database) -> int:
     return int(db.execute("select value from counters where name = 'version'").fetchone()[0])
 
