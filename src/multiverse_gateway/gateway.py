@@ -37,7 +37,7 @@ from multiverse_gateway.core.routing import Candidates, RoutingTable, build_tabl
 from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.observability.logging import redact
 from multiverse_gateway.protocols import Balancer, HealthProbe, ProbeResult, Registry, Store
-from multiverse_gateway.relay.exchange import Exchange, Limits, Phase, Sending
+from multiverse_gateway.relay.exchange import Exchange, Limits, Phase, Sending, give_turns
 from multiverse_gateway.relay.transport import WireTransport
 from multiverse_gateway.relay.wire import Resolver, Wire
 from multiverse_gateway.settings import Settings, address_policy, health_policy, retry_policy
@@ -453,11 +453,7 @@ class Gateway:
 
     def slot_freed(self, model: str) -> None:
         """Give their turn to the exchanges that wait for the model, who came first at the front; who cannot use it keeps its place."""
-        for waiter in self.admission.waiters(model):
-            if isinstance(waiter, Exchange):
-                waiter.turn()
-                if waiter.phase is Phase.QUEUED and not waiter.attempts and not waiter.envelope.stream:
-                    return  # every server will do for it, and none is free
+        give_turns(self.admission.waiters(model))
 
     # Bodies and exchanges
 

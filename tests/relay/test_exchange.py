@@ -766,6 +766,20 @@ def test_who_waits_for_the_last_resort_is_next() -> None:
     assert stage.tried() == ["a"] * 3
 
 
+def test_who_waits_for_the_last_resort_stays_while_the_queue_moves() -> None:
+    """H11: requests that fail or pass there one after the other keep those behind them waiting, ten seconds at most."""
+    stage = suspects("a")
+    clients = [stage.start()[1] for _ in range(30)]
+    for _ in range(20):
+        stage.wait(0.04)
+        stage.last.fail(B)
+    assert [client.status for client in clients[:20]] == [504] * 20
+    assert all(client.is_silent for client in clients[20:])
+    stage.wait(0.05)
+    assert [client.status for client in clients[21:]] == [503] * 9
+    stage.check()
+
+
 def test_the_last_resort_is_tried_again_elsewhere() -> None:
     """H11, class B: a failure there is retried on the next of those that only requests found ill, not on one whose probe failed."""
     stage = suspects("a", "b", "c")

@@ -13,7 +13,7 @@ from multiverse_gateway.core.load import Admission, Load
 from multiverse_gateway.core.routing import Candidates, RoutingTable, build_table, candidates, with_health
 from multiverse_gateway.core.servers import Capabilities, Server, ServerId
 from multiverse_gateway.core.sse import dialect_of
-from multiverse_gateway.relay.exchange import Client, Exchange, Headers, Limits, Phase
+from multiverse_gateway.relay.exchange import Client, Exchange, Headers, Limits, Phase, give_turns
 
 MODEL = "tiny"
 CHAT = "/v1/chat/completions"
@@ -265,9 +265,7 @@ class RecordingEngine:
 
     def slot_freed(self, model: str) -> None:
         """Give a turn to who has waited longest, as the gateway does."""
-        waiter = self.admission.next(model)
-        if isinstance(waiter, Exchange):
-            waiter.turn()
+        give_turns(self.admission.waiters(model))
 
     def finished(self, exchange: Exchange) -> None:
         """Note the end, which comes once."""

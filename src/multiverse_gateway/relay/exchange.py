@@ -12,8 +12,9 @@ Inputs are method calls: from the wire (`head`, `body`, `end`, `failed`), the do
 Outputs are calls to the three ports below. Everything runs on one event loop.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
+from math import inf
 from typing import Protocol
 
 import attrs
@@ -57,7 +58,7 @@ QUEUE_LOOK_SECONDS = 0.25
 """How often who waits looks for itself: a slot may come without an attempt's end, as when a server's pause is over."""
 
 LAST_RESORT_SECONDS = 0.05
-"""How long to wait for the request that tries the last resort: who is refused in the end shall hear it within 100 ms."""
+"""How long to wait while nothing is heard of the request that tries the last resort: who is refused shall hear it within 100 ms."""
 
 _BLAMELESS = frozenset({FailureClass.CLIENT_ERROR, FailureClass.TRANSIENT, FailureClass.LOCAL})
 _TOO_LARGE = Failure(FailureClass.NONSENSE, "an answer larger than the limit")
@@ -187,6 +188,7 @@ class Exchange:
         "_excluded",
         "_head_status",
         "_headers",
+        "_moved_at",
         "_queued_at",
         "_received",
         "_retrying",
@@ -255,7 +257,7 @@ class Exchange:
         self._head_status = 0
         self._headers: Mapping[bytes, bytes] = {}
         self._content_type = b""
-        self._try_began = self._queued_at = arrived
+        self._try_began = self._queued_at = self._moved_at = arrived
 
     @property
     def events(self) -> int:
@@ -308,9 +310,14 @@ class Exchange:
     # From the gateway
 
     def turn(self) -> None:
-        """Try again: a slot of the model may be free. Joins the queue again if there is none."""
+        """Try again: a slot of the model may be free. Stays in the queue if there is none."""
         if self.phase is Phase.QUEUED:
+            self.stay()
             self._choose()
+
+    def stay(self) -> None:
+        """Take note that the queue moves, though it is another one's turn."""
+        self._moved_at = self._engine.now()
 
     def tick(self) -> None:
         """Do what was to be done at `due`, if that has come: another exchange's tick may just have moved it."""
@@ -332,7 +339,7 @@ class Exchange:
                 )
             )
         elif phase is Phase.QUEUED:
-            self.turn()
+            self._choose()
         elif phase is Phase.BACKOFF:
             self._after_backoff()
         elif phase is Phase.TRYING:
@@ -422,7 +429,7 @@ class Exchange:
         elif found.ready:
             self._try(engine.pick(found.ready, self.envelope), now)
         elif found.full:
-            self._wait_for_slot(now, self._engine.limits.queue_timeout, self._all_full())
+            self._wait_for_slot(now, inf, self._all_full())
         elif found.last_resort is not None:
             self._try(found.last_resort, now)
         elif found.last_resort_taken:
@@ -460,12 +467,12 @@ class Exchange:
         else:
             self._refuse(error)
 
-    def _wait_for_slot(self, now: float, seconds: float, refusal: GatewayError) -> None:
-        """Wait in the queue, for so many seconds since it was joined; give up when they are over, or when it is full."""
+    def _wait_for_slot(self, now: float, patience: float, refusal: GatewayError) -> None:
+        """Wait in the queue until that takes too long, or the queue does not move for the seconds of `patience`, or it is full."""
         if self.phase is not Phase.QUEUED:
             self.phase = Phase.QUEUED
-            self._queued_at = now
-        until = min(self.deadline, self._queued_at + seconds)
+            self._queued_at = self._moved_at = now
+        until = min(self.deadline, self._queued_at + self._engine.limits.queue_timeout, self._moved_at + patience)
         self.due = min(until, now + QUEUE_LOOK_SECONDS)
         if now >= until or not self._engine.join_queue(self):
             self._give_up_without_server(refusal)
@@ -792,3 +799,16 @@ class Exchange:
         self.phase = Phase.OVER
         self._release_retry()
         self._engine.finished(self)
+
+
+def give_turns(waiters: Iterable[object]) -> None:
+    """Let those who wait for a model try again, who came first at the front; who cannot use what is free keeps its place."""
+    free = True
+    for waiter in waiters:
+        assert isinstance(waiter, Exchange)
+        if not free:
+            waiter.stay()
+            continue
+        waiter.turn()
+        every_server_will_do = not waiter.attempts and not waiter.envelope.stream
+        free = not (waiter.phase is Phase.QUEUED and every_server_will_do)
