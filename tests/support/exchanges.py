@@ -52,6 +52,7 @@ class RecordingClient:
 
     headers: dict[bytes, bytes] = attrs.field(factory=dict)
     status: int | None = None
+    length: int | None = None
     pieces: list[bytes] = attrs.field(factory=list)
     ended: bool = False
     was_cut: bool = False
@@ -74,11 +75,12 @@ class RecordingClient:
         """Tell whether the response is over, whole or cut."""
         return self.ended or self.was_cut
 
-    def head(self, status: int, headers: Headers) -> None:
+    def head(self, status: int, headers: Headers, length: int | None = None) -> None:
         """Take the only head."""
         assert not self.gone
         assert self.status is None
         self.status = status
+        self.length = length
         self.headers = dict(headers)
         assert len(self.headers) == len(headers), "a header stands twice"
 
@@ -95,6 +97,7 @@ class RecordingClient:
     def end(self) -> None:
         """Take the end of a whole response."""
         self._finish()
+        assert self.length in (None, len(self.data)), "another length was told"
         self.ended = True
 
     def cut(self) -> None:

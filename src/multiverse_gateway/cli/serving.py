@@ -12,21 +12,23 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import attrs
 import click
 import hypercorn.asyncio
-from hypercorn.config import Config
 from hypercorn.utils import LifespanFailureError, LifespanTimeoutError
 
 from multiverse_gateway._version import __version__
 from multiverse_gateway.app import create_app
 from multiverse_gateway.cli.common import host_for_url
 from multiverse_gateway.cli.guards import GuardedConfig, guard_hypercorn
+from multiverse_gateway.cli.handover import Hypercorn, misfit
 from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.observability.logging import configure
+from multiverse_gateway.relay.listener import Listener, Patience
 from multiverse_gateway.settings import Settings, SettingsError
 
 LAST_SECONDS = 5.0
@@ -98,23 +100,65 @@ async def _serve(serving: Serving) -> int:
     if serving.ready_fd is not None:
         _tell_when_listening(serving.sock.dup(), serving.ready_fd)
     announced = Announced(app, lambda: _announce(serving, app))
-    await hypercorn.asyncio.serve(announced, server_config(serving), shutdown_trigger=ending.begun.wait)
+    config = server_config(settings, serving.tls)
+    if _has_direct_door(settings):
+        # hypercorn runs the application's lifespan; what it takes for the wait for the end is our serving
+        await hypercorn.asyncio.serve(announced, config, shutdown_trigger=partial(_serve_directly, serving, app, config, ending))
+    else:
+        config.bind = [f"fd://{serving.sock.detach()}"]
+        await hypercorn.asyncio.serve(announced, config, shutdown_trigger=ending.begun.wait)
     ending.cancel()
     _log.info("stopped")
     return 0
 
 
-def server_config(serving: Serving) -> Config:
-    """Return hypercorn's configuration: its defaults suit neither streams nor browsers."""
+def _has_direct_door(settings: Settings) -> bool:
+    if not settings.direct_door:
+        _log.info("the direct door is switched off: hypercorn serves all requests")
+        return False
+    problem = misfit()
+    if problem is not None:
+        _log.warning("the direct door does not fit this hypercorn, which serves all requests instead", extra={"fields": {"why": problem}})
+    return problem is None
+
+
+async def _serve_directly(serving: Serving, app: Any, config: GuardedConfig, ending: "Ending") -> None:
+    """Listen until the end begins, and return when all that was being answered then has come to its end."""
+    settings = serving.settings
+    others = Hypercorn(app, config)
+    patience = Patience(
+        head=config.head_timeout,
+        keep_alive=config.keep_alive_timeout,
+        write=settings.client_write_timeout_seconds,
+        dropping=settings.client_body_timeout_seconds,
+    )
+    listener = Listener(app.state.front, others.take, patience=patience, head_bytes=HEAD_BYTES)
+    tls = config.create_ssl_context()
+    server = await asyncio.get_running_loop().create_server(
+        listener.protocol,
+        sock=serving.sock,
+        backlog=config.backlog,
+        ssl=tls,
+        ssl_handshake_timeout=None if tls is None else config.ssl_handshake_timeout,
+    )
+    await ending.begun.wait()
+    server.close()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(config.graceful_timeout):
+            await asyncio.gather(listener.finish(), others.finish())
+
+
+def server_config(settings: Settings, tls: tuple[Path, Path] | None) -> GuardedConfig:
+    """Return hypercorn's configuration, without a socket: its defaults suit neither streams nor browsers."""
     config = GuardedConfig()
-    config.bind = [f"fd://{serving.sock.detach()}"]
-    if serving.tls is not None:
-        config.certfile, config.keyfile = (str(path) for path in serving.tls)
-    config.head_timeout = config.ssl_handshake_timeout = serving.settings.client_head_timeout_seconds
+    config.bind = []
+    if tls is not None:
+        config.certfile, config.keyfile = (str(path) for path in tls)
+    config.head_timeout = config.ssl_handshake_timeout = settings.client_head_timeout_seconds
     config.backlog = 2048
     config.keep_alive_timeout = 75
     config.keep_alive_max_requests = 1_000_000
-    config.graceful_timeout = serving.settings.shutdown_grace_seconds + LAST_SECONDS / 2
+    config.graceful_timeout = settings.shutdown_grace_seconds + LAST_SECONDS / 2
     config.h11_max_incomplete_size = HEAD_BYTES
     config.h2_max_header_list_size = HEAD_BYTES
     config.max_app_queue_size = 64  # fewer stall other streams of an HTTP/2 connection

@@ -28,9 +28,9 @@ class AsgiClient:
         self._deadline: asyncio.Timeout | None = None
         self.exchange: Exchange | None = None
 
-    def head(self, status: int, headers: Headers) -> None:
+    def head(self, status: int, headers: Headers, length: int | None = None) -> None:
         """Keep the head; it goes out with the first of what follows."""
-        self._head = (status, headers)
+        self._head = (status, headers if length is None else [*headers, (b"content-length", b"%d" % length)])
         self._wake.set()
 
     def body(self, data: bytes) -> None:
@@ -85,8 +85,6 @@ class AsgiClient:
                 self._wake.clear()
                 if self._head is not None:
                     (status, headers), self._head = self._head, None
-                    if self._ended and self._whole:
-                        headers = [*headers, (b"content-length", b"%d" % self._size)]
                     await put({"type": "http.response.start", "status": status, "headers": headers})
                 pieces, self._pieces = self._pieces, []
                 ended = self._ended

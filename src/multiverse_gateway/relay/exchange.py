@@ -70,8 +70,8 @@ Headers = list[tuple[bytes, bytes]]
 class Client(Protocol):
     """The door's side: one response. During these calls the exchange may be told `client_clogged`, nothing else."""
 
-    def head(self, status: int, headers: Headers) -> None:
-        """Send the response head; called once."""
+    def head(self, status: int, headers: Headers, length: int | None = None) -> None:
+        """Send the response head; called once. `length` is that of the whole body, where it is known."""
 
     def body(self, data: bytes) -> None:
         """Send a piece of the body."""
@@ -400,12 +400,12 @@ class Exchange:
             if not check_json(body):
                 self._fail_attempt(Failure(kind=FailureClass.NONSENSE, reason="an answer that is not JSON", status=self._head_status))
                 return
-            self._commit()
+            self._commit(len(body))
             self._send(body)
             self._complete()
         else:
             if not self._committed:
-                self._commit()
+                self._commit(0)
             self._complete()
 
     def failed(self, failure: Failure) -> None:
@@ -599,9 +599,11 @@ class Exchange:
             return
         self.error_code = "relayed"
         self.status = failure.status or 502
-        self.client.head(self.status, [(b"content-type", failure.content_type), *self._own_headers(), *self._retry_after(failure)])
-        if failure.body:
-            self._send(failure.body)
+        body = failure.body or b""
+        headers = [(b"content-type", failure.content_type), *self._own_headers(), *self._retry_after(failure)]
+        self.client.head(self.status, headers, len(body))
+        if body:
+            self._send(body)
         self.client.end()
         self._over()
 
@@ -613,14 +615,14 @@ class Exchange:
         self.status = error.status
         self.error_code = error.code
         body = error.body()
-        self.client.head(error.status, [(b"content-type", b"application/json"), *error.headers(), *self._own_headers()])
+        self.client.head(error.status, [(b"content-type", b"application/json"), *error.headers(), *self._own_headers()], len(body))
         self._send(body)
         self.client.end()
         self._over()
 
     # The commit point and after
 
-    def _commit(self) -> None:
+    def _commit(self, length: int | None = None) -> None:
         self._committed = True
         self.phase = Phase.RELAYING
         self.status = self._head_status
@@ -631,7 +633,7 @@ class Exchange:
         headers = [(b"content-type", self._content_type), *self._own_headers()]
         if self._events is not None:
             headers += [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
-        self.client.head(self.status, headers)
+        self.client.head(self.status, headers, length)
 
     def _expect_more(self) -> None:
         if not self._clogged:

@@ -1,0 +1,34 @@
+"""The parts of hypercorn that connections are handed over to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from multiverse_gateway.cli.handover import PARTS, misfit
+from support.processes import GatewayProcess
+
+
+def test_this_hypercorn_fits() -> None:
+    """When this fails after an upgrade, it says what changed: mend `cli.handover`, and compare `cli.guards` too."""
+    assert misfit() is None
+
+
+def test_another_hypercorn_does_not() -> None:
+    """What changed is named, so that the log tells it."""
+
+    def part(app: Any, loop: Any) -> None: ...
+
+    changed: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {"hypercorn.Part": (part, ("app", "config"))}
+    assert misfit(changed) == "hypercorn.Part takes (app, loop), not (app, config)"
+    assert set(PARTS) >= {"hypercorn.asyncio.tcp_server.TCPServer"}
+
+
+@pytest.mark.e2e
+def test_the_direct_door_can_be_switched_off() -> None:
+    """Everything is served nonetheless, and the log says by whom."""
+    with GatewayProcess({"MULTIVERSE_DIRECT_DOOR": "false"}) as gateway:
+        assert gateway.call("POST", "/v1/chat/completions", {"model": "none"}).status_code == 404
+        assert "hypercorn serves all requests" in gateway.log_text()
