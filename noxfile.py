@@ -81,6 +81,13 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def screenshots(session: nox.Session) -> None:
+    """Take the pictures of README and documentation anew (needs chromium); `-- dashboard` for some of them."""
+    install(session, "test")
+    session.run("python", "tests/browser/pictures.py", *session.posargs, env={"PYTHONPATH": "tests"})
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting."""
     session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
