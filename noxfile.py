@@ -62,6 +62,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def balancing(session: nox.Session) -> None:
+    """Compare the balancers on simulated hosts; `-- --help` tells the options."""
+    install(session)
+    session.run("python", "-m", "benchmarks.balancing", *session.posargs)
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Let random faults rain for minutes, and fail on whatever leaks; `-- --minutes 30 --seed 1`."""
     install(session, "test")

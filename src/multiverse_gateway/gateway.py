@@ -32,7 +32,7 @@ from multiverse_gateway.core.health import (
     resume,
     share,
 )
-from multiverse_gateway.core.load import Admission, Load, Strain
+from multiverse_gateway.core.load import FADE_SECONDS, Admission, Load, Strain
 from multiverse_gateway.core.routing import Candidates, RoutingTable, build_table, candidates, with_health
 from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.observability.logging import redact
@@ -108,6 +108,7 @@ class Gateway:
         self._requests: dict[tuple[ServerId, int], tuple[Endpoint, bytes]] = {}
         self.registry_lock = anyio.Lock()
         self._slow: set[ServerId] = set()
+        self._fades_at = now() + FADE_SECONDS
         self._unsaved: set[ServerId] = set()
         self._results: list[ProbeResult] = []
         self._wire = Wire(
@@ -183,9 +184,16 @@ class Gateway:
             await anyio.sleep(SWEEP_SECONDS)
             now = self.now()
             self._shed(strain.note(now - planned, now))
-            self._raise_shares(now)
-            for exchange in [exchange for exchange in self.exchanges if exchange.due <= now]:
-                exchange.tick()
+            self.sweep(now)
+
+    def sweep(self, now: float) -> None:
+        """Do what is due at this monotonic instant; called every `SWEEP_SECONDS`."""
+        self._raise_shares(now)
+        if now >= self._fades_at:
+            self._fades_at = now + FADE_SECONDS
+            self.load.fade()
+        for exchange in [exchange for exchange in self.exchanges if exchange.due <= now]:
+            exchange.tick()
 
     def _shed(self, shedding: bool) -> None:
         if shedding is not self.admission.shedding:

@@ -25,7 +25,10 @@ class LoadView(Protocol):
         ...
 
     def latency(self, server_id: ServerId) -> float | None:
-        """Return the moving average of seconds to the first byte, failures counted as slow; `None` before the first attempt."""
+        """Return the moving average of seconds to the first byte, failures counted as slow; `None` before the first attempt.
+
+        It fades while nobody measures it.
+        """
         ...
 
     def share(self, server_id: ServerId) -> float:

@@ -239,7 +239,9 @@ class Settings:
     probe: str = _setting("models", "How servers are probed: models (reads their list), chat (one token), or a plug-in.", _check_word)
 
     balancer: str = _setting(
-        "round_robin", "How one of several servers is chosen: round_robin, weighted, least_busy, two_choices, or a plug-in.", _check_word
+        "round_robin",
+        "How one of several servers is chosen: round_robin, weighted, least_busy (best where hosts differ), two_choices, or a plug-in.",
+        _check_word,
     )
     max_retry_attempts: int = _setting(2, "Further servers that are tried after a failed attempt.", _between(0, 10))
     max_in_flight: int = _setting(1024, "Inference requests that may run at once.", _between(1, 100_000), plain=False)

@@ -59,6 +59,22 @@ def test_failing_fast_is_slow() -> None:
     assert load.latency(A) == 120.0 * FAILURE_FACTOR == 30.0
 
 
+def test_a_latency_that_nobody_measures_fades() -> None:
+    """By half at each turn without a measurement, so that a server that was slow once is tried again."""
+    load = Load()
+    load.started(A, "llama")
+    finish(load, seconds=8.0)
+    seen = []
+    for _ in range(4):
+        load.fade()
+        seen.append(load.latency(A))
+    assert seen == [8.0, 4.0, 2.0, 1.0]
+    load.started(A, "llama")
+    finish(load, seconds=1.0)
+    load.fade()
+    assert load.latency(A) == 1.0
+
+
 @given(st.lists(st.tuples(st.floats(0, 1000), st.booleans()), min_size=1))
 def test_the_average_lies_between_what_was_measured(outcomes: list[tuple[float, bool]]) -> None:
     """A moving average never leaves the range of its samples."""

@@ -1,7 +1,8 @@
-"""Least busy: the server with the fewest running requests for its weight."""
+"""Least busy: the server where a request would wait the least, by its running requests and its latency."""
 
 from collections.abc import Sequence
 
+from multiverse_gateway.balancers.cost import costs
 from multiverse_gateway.balancers.round_robin import RoundRobin
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.servers import Server
@@ -10,25 +11,17 @@ from multiverse_gateway.settings import Settings
 
 
 class LeastBusy:
-    """Compare running requests / (weight * share); those that are equally busy take turns.
-
-    Failing fast looks like being idle; a server that does it is soon taken out by its strikes. Use `two_choices` where that is too late.
-    """
+    """Look at all servers and take the cheapest (`cost.costs`); those that are equally cheap take turns."""
 
     def __init__(self) -> None:
         self._turns = RoundRobin()
 
     def pick(self, servers: Sequence[Server], load: LoadView, request: Envelope) -> Server:
-        """Return one of the least busy servers."""
-        least = float("inf")
-        equal: list[Server] = []
-        for server in servers:
-            busy = load.in_flight(server.id) / (server.weight * load.share(server.id))
-            if busy < least:
-                least, equal = busy, [server]
-            elif busy == least:
-                equal.append(server)
-        return self._turns.pick(equal, load, request)
+        """Return one of the cheapest servers."""
+        found = costs(servers, load)
+        least = min(found)
+        equal = [server for server, cost in zip(servers, found, strict=True) if cost == least]
+        return equal[0] if len(equal) == 1 else self._turns.pick(equal, load, request)
 
 
 def create(settings: Settings) -> LeastBusy:

@@ -13,6 +13,10 @@ SMOOTHING = 0.25
 """Weight of the newest latency in the moving average."""
 FAILURE_FACTOR = 0.25
 """Part of the first-byte timeout that a failure counts as: failing fast must not look fast."""
+FADE_SECONDS = 10.0
+"""How often a latency that nobody measured since fades."""
+FADE_FACTOR = 0.5
+"""What is left of it then."""
 MIN_RETRIES = 3
 """Concurrent retries that a model may always have."""
 RETRY_FRACTION = 0.2
@@ -44,6 +48,7 @@ class Load:
     _models: dict[str, int] = field(factory=dict, init=False)
     _retries: dict[str, int] = field(factory=dict, init=False)
     _latencies: dict[ServerId, float] = field(factory=dict, init=False)
+    _measured: set[ServerId] = field(factory=set, init=False)
     _shares: dict[ServerId, float] = field(factory=dict, init=False)
     _forgotten: set[ServerId] = field(factory=set, init=False)
 
@@ -68,6 +73,7 @@ class Load:
         if seconds is not None:
             latency = self._latencies.get(server_id)
             self._latencies[server_id] = seconds if latency is None else latency + SMOOTHING * (seconds - latency)
+            self._measured.add(server_id)
         if self._forgotten:
             self._forget_finished(server_id)
 
@@ -80,8 +86,20 @@ class Load:
         return self._models.get(model, 0)
 
     def latency(self, server_id: ServerId) -> float | None:
-        """Return the moving average of seconds to the first byte, failures counted as slow; `None` before the first attempt."""
+        """Return the moving average of seconds to the first byte, failures counted as slow; `None` before the first attempt.
+
+        It fades while nobody measures it.
+        """
         return self._latencies.get(server_id)
+
+    def fade(self) -> None:
+        """Make the latencies smaller that were not measured since the last call: who was slow once is tried again some day.
+
+        Called every `FADE_SECONDS`.
+        """
+        for server_id in self._latencies.keys() - self._measured:
+            self._latencies[server_id] *= FADE_FACTOR
+        self._measured.clear()
 
     def share(self, server_id: ServerId) -> float:
         """Return the part of its usual traffic that the server should get; 1 unless something else was set."""
