@@ -138,3 +138,11 @@ def build(session: nox.Session) -> None:
         command = str(scripts / "multiverse-gateway")
         session.run(command, "--help", external=True)
         session.run(command, "demo", "--once", external=True)
+
+
+@nox.session
+def clients(session: nox.Session) -> None:
+    """Use the gateway with other people's libraries, each in its own environment; `-- --write` notes the result in the documentation."""
+    install(session, "test")
+    session.install("uv")
+    session.run("python", "tests/docs/clients.py", *session.posargs)

@@ -1,6 +1,8 @@
 """What exists is documented."""
 
 import importlib
+import re
+import runpy
 import tomllib
 from pathlib import Path
 
@@ -59,3 +61,23 @@ def test_every_dependency_is_justified() -> None:
     page = (ROOT / "docs" / "explanation" / "dependencies.md").read_text()
     wanted = [requirement.split(";")[0].split(">")[0].split("~")[0].split("[")[0].strip() for requirement in project["dependencies"]]
     assert not [name for name in wanted if f"| {name} |" not in page]
+
+
+def test_every_page_is_in_the_list_for_language_models() -> None:
+    """`llms.txt` names the pages of the navigation, and no others."""
+    navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    pages = {page.removesuffix(".md") for page in re.findall(r": ([a-z/-]+\.md)$", navigation, re.MULTILINE)}
+    site = re.search(r"^site_url: (.*)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert site is not None
+    listed = {found.strip("/") for found in re.findall(rf"\({re.escape(site[1])}([a-z/-]+)\)", (ROOT / "docs" / "llms.txt").read_text())}
+    assert listed == pages - {"index"}
+
+
+def test_the_changelog_can_be_cut_into_releases() -> None:
+    """The notes of a release are its section, without its heading and without its neighbours."""
+    notes = runpy.run_path(str(ROOT / "scripts" / "release_notes.py"))["notes"]
+    text = "# Changelog\n\n## [Unreleased]\n\n- next\n\n## [1.1.0] - 2026-01-02\n\n### Added\n\n- one\n\n## [1.0.0]\n\n[1.0.0]: https://x\n"
+    assert notes(text, "1.1.0") == "### Added\n\n- one"
+    assert notes(text, "1.0.0") is None
+    assert notes(text, "2.0.0") is None
+    assert notes((ROOT / "CHANGELOG.md").read_text(), "Unreleased")
