@@ -68,6 +68,12 @@ def balancing(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.balancing", *session.posargs)
 
 
+def scaling(session: nox.Session) -> None:
+    """Measure what grows with servers and gateways; `-- --servers 1000 --gateways 3` for one case."""
+    install(session, "test")
+    session.run("python", "benchmarks/scaling.py", *session.posargs)
+
+
 @nox.session
 def soak(session: nox.Session) -> None:
     """Let random faults rain for minutes, and fail on whatever leaks; `-- --minutes 30 --seed 1`."""

@@ -290,7 +290,8 @@ async def import_registry(gateway: Gateway, servers: Iterable[Imported]) -> Impo
                 counts["updated"] += 1
             known[server.id] = server
             pairs[_pair(server)] = server.id
-            await gateway.adopt(server)
+            await gateway.store.save_server(server)
+        await gateway.refresh()
     _log.info("registry imported", extra={"fields": counts})
     return ImportCounts(imported=len(wanted), **counts)
 

@@ -32,6 +32,7 @@ from multiverse_gateway.stores.rows import (
     REMOVED,
     RESULT_COLUMNS,
     USAGE_KEY,
+    Servers,
     adding_usage,
     health_row,
     healths_of,
@@ -123,6 +124,7 @@ class PostgresStore:
         self._url = url
         self._now = now
         self._vault = Vault(secret.split(","))
+        self._servers = Servers(self._vault)
         self._pool: psycopg_pool.AsyncConnectionPool[Connection] | None = None
         self._listener: Connection | None = None
         self._silent_until = 0.0
@@ -312,7 +314,7 @@ class PostgresStore:
         active = {row["id"] for row in servers}
         return Registry(
             version=version,
-            servers=tuple(server_of(row, self._vault) for row in servers),
+            servers=self._servers.of(servers),
             health={server_id: known for server_id, known in healths_of(health) if server_id in active},
             keys=tuple(map(key_of, keys)),
             sessions={row["digest"]: row["until"] for row in sessions},

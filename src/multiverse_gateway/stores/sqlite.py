@@ -35,6 +35,7 @@ from multiverse_gateway.stores.rows import (
     REMOVED,
     USAGE_COUNTS,
     USAGE_KEY,
+    Servers,
     adding_usage,
     health_row,
     healths_of,
@@ -59,6 +60,7 @@ CHECKPOINT_SECONDS = 60.0
 BACKUPS_LOOKED_AT = 20
 
 _Result = TypeVar("_Result")
+_Part = TypeVar("_Part")
 
 SET = "multiverse_gateway"
 KNOWN = frozenset({"registry", "usage_and_keys", "browser_sessions"})
@@ -156,6 +158,7 @@ class SqliteStore:
         self._writer: Database | None = None
         self._reader: Database | None = None
         self._vault: Vault | None = None
+        self._servers: Servers | None = None
         self._commits = 0
         self._writing = anyio.CapacityLimiter(1)
         self._reading = anyio.CapacityLimiter(1)
@@ -220,6 +223,7 @@ class SqliteStore:
             self._create()
             self._writer = self._connected()
             self._vault = self._vault_for(self._writer)
+            self._servers = Servers(self._vault)
             self._reader = _connect(self.path)
             self._reader.execute("pragma query_only=on")
         except BaseException as error:
@@ -321,7 +325,7 @@ class SqliteStore:
 
     def _load(self, db: Database) -> Registry:
         query = "select * from servers where removed_at is null order by registered_at, id"
-        servers = tuple(server_of(row, _known(self._vault)) for row in db.query(query))
+        servers = _known(self._servers).of(db.query(query))
         active = {server.id for server in servers}
         health = {server_id: known for server_id, known in healths_of(db.query("select * from health")) if server_id in active}
         keys = tuple(key_of(row) for row in db.query("select * from client_keys order by created_at, id"))
@@ -403,9 +407,9 @@ def _journal(path: Path) -> Path:
     return path.with_name(f"{path.name}-wal")
 
 
-def _known(vault: Vault | None) -> Vault:
-    assert vault is not None
-    return vault
+def _known(part: _Part | None) -> _Part:
+    assert part is not None
+    return part
 
 
 def _opened(db: Database | None) -> Database:
