@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import socket
+import time
+import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+import anyio
 import attrs
 import httpx2
 import pytest
@@ -161,6 +165,18 @@ class Doors:
     app: Starlette
     client: httpx2.AsyncClient
     resolver: Resolver
+    minutes: int = 0
+    """How many minutes more have passed than really did: limits per minute are over by then."""
+
+    async def sign_in(self) -> dict[str, str]:
+        """Sign in as a browser does, and return what its forms hold besides their fields."""
+        page = await self.client.get("/login")
+        token = re.search(r'name="form_token" value="([^"]+)"', page.text)
+        assert token is not None
+        form = {"form_token": token[1], "key": ADMIN_KEY}
+        answer = await self.client.post("/login", data=form, headers={"origin": "http://gateway"})
+        assert answer.status_code == 303, answer.text
+        return {"csrf": (await self.client.get("/session")).json()["token"]}
 
     @property
     def gateway(self) -> Gateway:
@@ -175,7 +191,7 @@ class Doors:
     async def plant(self, url: str, model: str = "tiny") -> Server:
         """Put a server into the registry past all checks, and as healthy: as an older version or a changed policy may have left it."""
         server = Server(
-            id=ServerId("00000000-0000-4000-8000-000000000001"),
+            id=ServerId(str(uuid.uuid5(uuid.NAMESPACE_URL, model))),
             model_name=model,
             endpoint_url=url,
             registered_at=0.0,
@@ -192,9 +208,12 @@ async def doors(**settings: Any) -> AsyncIterator[Doors]:
     """Run the whole application in this process, without its own listener; its resolver is ours, and its probes only ours."""
     resolver = Resolver()
     given = {"admin_api_key": ADMIN_KEY, "rate_limit_per_minute": 0, "connect_timeout_seconds": 1, "health_check_interval_seconds": 300}
-    app = create_app(Settings(**{**given, **settings}), store=MemoryStore(), resolve=resolver)
+    there: list[Doors] = []
+    now = lambda: time.monotonic() + 60 * (there[0].minutes if there else 0)  # noqa: E731
+    app = create_app(Settings(**{**given, **settings}), store=MemoryStore(), resolve=resolver, now=now)
     async with lifespan(app), httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://gateway") as client:
-        yield Doors(app, client, resolver)
+        there.append(Doors(app, client, resolver))
+        yield there[0]
 
 
 async def test_no_payload_gets_through_any_door() -> None:
@@ -255,15 +274,38 @@ async def test_no_payload_gets_through_import_or_its_later_probe() -> None:
 async def test_no_payload_gets_through_the_relay() -> None:
     """X01: even one that stands in the registry as healthy is not dialled, neither for a request nor by a probe."""
     async with doors() as there:
-        there.gateway.retry_policy = attrs.evolve(there.gateway.retry_policy, same_server_delay=0.001)
         with counters() as listeners:
-            for url in payloads(listeners.port)[: 2 * len(CLOSED)]:
-                server = await there.plant(url)
-                answer = await there.client.post("/v1/chat/completions", json={"model": "tiny", "messages": []})
+            urls = payloads(listeners.port)[: 2 * len(CLOSED)]
+
+            async def ask(number: int, url: str) -> None:
+                model = f"model-{number}"
+                server = await there.plant(url, model)
+                answer = await there.client.post("/v1/chat/completions", json={"model": model, "messages": []})
                 assert answer.status_code == 504, (url, answer.text)
                 assert answer.headers["x-multiverse-attempts"] >= "1"
                 assert not (await there.gateway.check(server)).passed
+
+            async with anyio.create_task_group() as group:
+                for number, url in enumerate(urls):
+                    group.start_soon(ask, number, url)
             assert listeners.connections() == 0
+
+
+async def test_no_payload_gets_through_the_pages() -> None:
+    """X01: the forms that register, test, recognise and change a server take no other way; nothing is saved or connected to."""
+    async with doors() as there:
+        there.resolver.answers["public.example"] = [[]]
+        kept = await there.plant("http://public.example:8000", "kept")
+        proof = await there.sign_in()
+        with counters() as listeners:
+            for url in payloads(listeners.port):
+                form = {"model_name": "tiny", "endpoint_url": url, "streaming": "on", **proof}
+                there.minutes += 1
+                for path in ("/register", "/register/test", "/register/address", f"/server/{kept.id}/edit"):
+                    answer = await there.client.post(path, data=form, headers={"origin": "http://gateway"})
+                    assert answer.status_code in (200, 400, 422, 503), (path, url, answer.status_code)
+            assert listeners.connections() == 0
+        assert [server.endpoint_url for server in (await there.gateway.store.load()).servers] == ["http://public.example:8000"]
 
 
 async def test_one_bad_answer_condemns_a_name() -> None:
