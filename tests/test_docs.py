@@ -13,6 +13,7 @@ import pytest
 import multiverse_gateway
 from multiverse_gateway import GatewayError, Settings
 from multiverse_gateway.cli import main
+from multiverse_gateway.observability.metrics import Meter, Moment, families
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -81,3 +82,12 @@ def test_the_changelog_can_be_cut_into_releases() -> None:
     assert notes(text, "1.0.0") is None
     assert notes(text, "2.0.0") is None
     assert notes((ROOT / "CHANGELOG.md").read_text(), "Unreleased")
+
+
+def test_every_metric_is_in_the_reference() -> None:
+    """And the reference names no other."""
+    moment = Moment(requests=0, waiting={}, servers=[], body_bytes=0, is_shedding=False)
+    kinds = {"counter": "_total", "info": "_info"}
+    found = {family.name + kinds.get(family.type, "") for family in families(Meter(), moment)}
+    page = (REFERENCE / "metrics.md").read_text()
+    assert set(re.findall(r"^\| `(multiverse_\w+)`", page, re.MULTILINE)) == found

@@ -10,6 +10,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from multiverse_gateway import plugins
+from multiverse_gateway.accounts import owner_digest
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.keys import admin_key
 from multiverse_gateway.monitor import watch
@@ -17,7 +18,9 @@ from multiverse_gateway.observability.logging import configure
 from multiverse_gateway.protocols import Balancer, HealthProbe, Store
 from multiverse_gateway.relay.wire import Resolver
 from multiverse_gateway.settings import Settings
+from multiverse_gateway.web.accounts import account_routes
 from multiverse_gateway.web.admin import admin_routes
+from multiverse_gateway.web.answers import owned
 from multiverse_gateway.web.errors import EXCEPTION_HANDLERS, Errors
 from multiverse_gateway.web.front import Front
 from multiverse_gateway.web.inference import Inference
@@ -56,7 +59,7 @@ def create_app(
         **clock,
     )
     sessions = Sessions(gateway)
-    entrance = Entrance.of(settings, sessions.stands_for_key)
+    entrance = Entrance.of(settings, sessions.stands_for_key, lambda: gateway.keys, gateway.wall)
     digests: set[bytes] = set()
     pages = Pages(gateway, sessions=sessions, entrance=entrance, admin_digests=lambda: digests) if settings.ui else None
 
@@ -76,6 +79,7 @@ def create_app(
 
     front = Front(gateway, entrance)
     inference = Inference(front)
+    admin = [*admin_routes(gateway), *account_routes(gateway)]
     middleware = [
         Middleware(Errors),
         *([Middleware(Cors, origins=settings.cors_origins)] if settings.enable_cors else []),
@@ -85,13 +89,14 @@ def create_app(
             admin_digests=lambda: digests,
             inference=inference,
             signed_in=lambda scope: sessions.stands_for_key(scope["method"], scope["headers"]),
+            owner_digest=lambda scope: owner_digest(gateway, owned(admin, scope)),
         ),
     ]
     app = Starlette(
         routes=[
             *model_routes(gateway),
             Route("/v1/{path:path}", endpoint=inference),
-            *admin_routes(gateway),
+            *admin,
             *operations_routes(gateway),
             *openapi_routes(),
             *(pages.routes() if pages else []),

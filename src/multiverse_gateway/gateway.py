@@ -6,6 +6,7 @@ path of a request: health changes are remembered and saved by `flush`, which the
 
 import logging
 import random
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ import httpx2
 
 from multiverse_gateway._version import __version__
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_endpoint
-from multiverse_gateway.core.envelope import Envelope
+from multiverse_gateway.core.envelope import Envelope, asking_for_usage
 from multiverse_gateway.core.errors import Overloaded, StorageUnavailable
 from multiverse_gateway.core.failover import RetryPolicy
 from multiverse_gateway.core.health import (
@@ -33,16 +34,20 @@ from multiverse_gateway.core.health import (
     share,
 )
 from multiverse_gateway.core.load import FADE_SECONDS, Admission, Load, Strain
-from multiverse_gateway.core.routing import Candidates, RoutingTable, build_table, candidates, with_health
-from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.core.routing import Candidates, RoutingTable, Verdict, build_table, candidates, verdict, with_health
+from multiverse_gateway.core.servers import ClientKey, Server, ServerId
+from multiverse_gateway.core.usage import NO_OWNER, NO_SERVER, Ledger, Usage
 from multiverse_gateway.observability.logging import redact
-from multiverse_gateway.protocols import Balancer, HealthProbe, ProbeResult, Registry, Store
+from multiverse_gateway.observability.metrics import OTHER, Meter, Moment, exposition
+from multiverse_gateway.protocols import Balancer, HealthProbe, ProbeResult, Registry, Scoring, Store
 from multiverse_gateway.relay.exchange import Exchange, Limits, Phase, Sending, give_turns
 from multiverse_gateway.relay.transport import WireTransport
 from multiverse_gateway.relay.wire import Resolver, Wire
 from multiverse_gateway.settings import Settings, address_policy, health_policy, retry_policy
 
 SWEEP_SECONDS = 0.05
+MAX_EXPLAINED = 20
+"""Servers that the reason of a choice tells of; it has to fit into a header."""
 USER_AGENT = f"multiverse-gateway/{__version__}"
 
 _routing_log = logging.getLogger("multiverse_gateway.routing")
@@ -102,6 +107,12 @@ class Gateway:
         self.admission = Admission(max_queue=settings.max_queue, max_in_flight=settings.max_in_flight)
         self.totals = Totals()
         self.exchanges: set[Exchange] = set()
+        self.meter = Meter()
+        self.keys: Mapping[bytes, ClientKey] = {}
+        self._ledger = Ledger()
+        self._unsaved_usage: tuple[str, Sequence[Usage]] | None = None
+        self._saving_usage = anyio.Lock()
+        self._without_usage: set[tuple[ServerId, int]] = set()
         self.body_bytes = 0
         self.tail: Any = None
         self.admin_key: Any = None
@@ -158,8 +169,9 @@ class Gateway:
         await self._wire.aclose()
         try:
             await self.flush()
+            await self.flush_usage()
         except StorageUnavailable:
-            _registry_log.warning("the last health checks could not be saved")
+            _registry_log.warning("the last health checks and counts of use could not be saved")
         finally:
             await self.store.aclose()
 
@@ -223,6 +235,8 @@ class Gateway:
             self.load.forget(server_id)
             self._unsaved.discard(server_id)
         self._requests.clear()
+        self._without_usage &= {(server.id, server.generation) for server in registry.servers}
+        self.keys = {bytes.fromhex(key.digest): key for key in registry.keys}
         self.registry = registry
         self.table = build_table(registry.version, registry.servers, health)
         self.loaded = True
@@ -368,6 +382,7 @@ class Gateway:
         if result.server_id not in self.table.routes:
             return
         self._results.append(result)
+        self.meter.probe(result.passed, result.duration)
         if result.passed:
             self.report(
                 result.server_id,
@@ -416,6 +431,14 @@ class Gateway:
     def send(self, server: Server, exchange: Exchange) -> Sending:
         """Open an attempt."""
         endpoint, fixed = self._request_block(server)
+        body = exchange.body_bytes
+        exchange.asks_usage = (
+            exchange.envelope.leaves_usage
+            and self.settings.count_stream_tokens
+            and (server.id, server.generation) not in self._without_usage
+        )
+        if exchange.asks_usage:
+            body = asking_for_usage(body)
         head = b"".join(
             (
                 b"POST ",
@@ -427,10 +450,10 @@ class Gateway:
                 b"\r\naccept: text/event-stream" if exchange.envelope.stream else b"\r\naccept: */*",
                 b"\r\nx-request-id: ",
                 exchange.request_id.encode(),
-                b"\r\ncontent-length: %d\r\n\r\n" % len(exchange.body_bytes),
+                b"\r\ncontent-length: %d\r\n\r\n" % len(body),
             )
         )
-        return self._wire.send(server.id, endpoint, (head, exchange.body_bytes), exchange)
+        return self._wire.send(server.id, endpoint, (head, body), exchange)
 
     def _request_block(self, server: Server) -> tuple[Endpoint, bytes]:
         key = (server.id, server.generation)
@@ -450,6 +473,40 @@ class Gateway:
             block = (endpoint, ("\r\n".join([*lines, "content-type: "])).encode())
             self._requests[key] = block
         return block
+
+    def refuses_usage(self, server: Server) -> None:
+        """Ask this generation of a server for the tokens of a stream no more."""
+        self._without_usage.add((server.id, server.generation))
+
+    def explain(self, exchange: Exchange, server: Server, now: float) -> Mapping[str, object]:
+        """Say why a server was chosen: what each of the model's servers was judged as, and what the balancer compared."""
+        envelope, excluded = exchange.envelope, exchange.excluded
+        model = self.table.models.get(envelope.model)
+        routes = () if model is None else model.routes
+        found = [
+            (route, verdict(route, self.load, stream=envelope.stream, path=envelope.path, excluded=excluded, now=now)) for route in routes
+        ]
+        ready = [route.server for route, judged in found if judged is Verdict.READY]
+        scores = self.balancer.scores(ready, self.load) if isinstance(self.balancer, Scoring) else {}
+        return {
+            "attempt": exchange.tried,
+            "server": server.id,
+            "balancer": self.settings.balancer,
+            "failed": [[attempt.server_id, attempt.failure.kind.name.lower(), attempt.failure.reason] for attempt in exchange.attempts],
+            "candidates": [
+                {
+                    "server": route.server.id,
+                    "verdict": str(judged),
+                    "state": route.health.state.value,
+                    "in_flight": self.load.in_flight(route.server.id),
+                    "latency": _rounded(self.load.latency(route.server.id)),
+                    "share": self.load.share(route.server.id),
+                    "weight": route.server.weight,
+                    "score": _rounded(scores.get(route.server.id)),
+                }
+                for route, judged in found[:MAX_EXPLAINED]
+            ],
+        }
 
     def join_queue(self, exchange: Exchange) -> bool:
         """Let the exchange wait for a slot of its model."""
@@ -486,6 +543,8 @@ class Gateway:
     def begin(self, exchange: Exchange) -> None:
         """Take an exchange in; the door starts it."""
         self.exchanges.add(exchange)
+        if exchange.why is None and _routing_log.isEnabledFor(logging.DEBUG):
+            exchange.why = []
 
     def finished(self, exchange: Exchange) -> None:
         """Count, log and forget an exchange that is over."""
@@ -499,8 +558,62 @@ class Gateway:
             totals.succeeded += 1
         else:
             totals.failed += 1
+        self._count(exchange)
+        if exchange.why:
+            _routing_log.debug("why this server", extra={"fields": {"request_id": exchange.request_id, "why": _in_words(exchange.why)}})
         if _routing_log.isEnabledFor(logging.INFO):
             _routing_log.info("request finished", extra={"fields": _record(exchange, self.now())})
+
+    def _count(self, exchange: Exchange) -> None:
+        """Count an exchange in the metrics and in the use of its model, server and client."""
+        model, server, tokens = exchange.envelope.model, exchange.server, exchange.usage
+        is_known = model in self.table.models
+        status, failed = exchange.status, exchange.error_code is not None
+        meter = self.meter.request(model if is_known else OTHER, status, self.now() - exchange.arrived)
+        if exchange.first_byte_seconds is not None:
+            meter.first_byte.note(exchange.first_byte_seconds)
+        meter.prompt_tokens += tokens[0]
+        meter.completion_tokens += tokens[1]
+        meter.events += exchange.events
+        meter.sent_bytes += exchange.sent_bytes
+        if exchange.attempts:
+            self.meter.failures(exchange.attempts)
+        if server is not None and exchange.tried > len(exchange.attempts):
+            self.meter.attempt(server.id, "left" if failed else "ok")
+        if not is_known and server is None:
+            return
+        owner = NO_OWNER if server is None else server.metadata.student_id or NO_OWNER
+        server_id = NO_SERVER if server is None else server.id
+        self._ledger.count(model, server_id, owner, exchange.caller, wall=self.wall(), failed=failed, tokens=tokens)
+
+    async def flush_usage(self) -> None:
+        """Save what was used since the last call.
+
+        Raises:
+            StorageUnavailable: It cannot be saved; it is kept for the next call, which saves nothing twice.
+        """
+        async with self._saving_usage:
+            while self._unsaved_usage is not None or len(self._ledger):
+                if self._unsaved_usage is None:
+                    self._unsaved_usage = (secrets.token_hex(16), self._ledger.take())
+                await self.store.add_usage(*self._unsaved_usage)
+                self._unsaved_usage = None
+
+    def metrics(self) -> bytes:
+        """Return the figures of this process as Prometheus reads them."""
+        self.meter.forget(self.table.models, self.table.routes)
+        routes = self.table.routes.values()
+        moment = Moment(
+            requests=len(self.exchanges),
+            waiting=self.admission.lengths(),
+            servers=[
+                (route.server.id, route.server.model_name, route.health.state.value, self.load.in_flight(route.server.id))
+                for route in routes
+            ],
+            body_bytes=self.body_bytes,
+            is_shedding=self.admission.shedding,
+        )
+        return exposition(self.meter, moment)
 
     def statistics(self) -> Mapping[str, int]:
         """Return the counts of this process since its start."""
@@ -513,6 +626,22 @@ def _endpoint(url: str) -> Endpoint:
         return parse_endpoint(url)
     except EndpointError:
         return Endpoint("http", "0.0.0.0", 80)  # noqa: S104  to be refused, not bound
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _in_words(why: Sequence[Mapping[str, Any]]) -> str:
+    """Write down why servers were chosen, short enough for a line of the log."""
+    lines = []
+    for choice in why:
+        others = ", ".join(
+            f"{candidate['server'][:8]} {candidate['verdict']}" + ("" if candidate["score"] is None else f" ({candidate['score']:g})")
+            for candidate in choice["candidates"][:8]
+        )
+        lines.append(f"{choice['server'][:8]} by {choice['balancer']} of: {others}")
+    return "; ".join(lines)
 
 
 def _record(exchange: Exchange, now: float) -> dict[str, object]:

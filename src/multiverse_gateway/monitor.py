@@ -25,6 +25,7 @@ from multiverse_gateway.protocols import ProbeResult, Store
 from multiverse_gateway.settings import Settings
 
 FOLLOW_SECONDS = 0.5
+USAGE_SECONDS = 5.0
 TICK_SECONDS = 0.25
 LEASE_SECONDS = 5.0
 LEASE_ROLE = "probe"
@@ -68,6 +69,10 @@ class Watched(Protocol):
 
     async def flush(self) -> None:
         """Save what was noted since the last call, in one batch."""
+        ...
+
+    async def flush_usage(self) -> None:
+        """Save what was used since the last call, in one batch."""
         ...
 
     async def refresh(self, *, anyway: bool = False) -> None:
@@ -194,6 +199,7 @@ async def watch(gateway: Watched) -> None:
     try:
         async with anyio.create_task_group() as group:
             group.start_soon(_steadily, gateway.flush, FOLLOW_SECONDS, "results of probes cannot be saved; they are kept")
+            group.start_soon(_steadily, gateway.flush_usage, USAGE_SECONDS, "counts of use cannot be saved; they are kept")
             trouble = "the registry cannot be read; routing goes on with what is known"
             group.start_soon(_steadily, gateway.refresh, FOLLOW_SECONDS, trouble, gateway.store.changed)
             group.start_soon(_steadily, monitor.lead, LEASE_SECONDS / 3, "the store cannot say who probes; this process does")

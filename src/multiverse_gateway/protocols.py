@@ -4,7 +4,7 @@ Each is named in the settings by its entry point, or passed to `create_app` as a
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import attrs
 import httpx2
@@ -41,6 +41,15 @@ class Balancer(Protocol):
 
     def pick(self, servers: Sequence[Server], load: LoadView, request: Envelope) -> Server:
         """Return one of `servers`, which is never empty; its order is stable between calls with the same servers."""
+        ...
+
+
+@runtime_checkable
+class Scoring(Protocol):
+    """What a balancer may do besides: tell the figures that it compares, so that people see why a server was chosen."""
+
+    def scores(self, servers: Sequence[Server], load: LoadView) -> Mapping[ServerId, float]:
+        """Return the figure of each server; the least is the best."""
         ...
 
 

@@ -298,6 +298,11 @@ class MadeKey(KeyRecord):
     key: str = attrs.field(repr=False)
 
 
+def made_key(key: ClientKey, wall: float, secret: str) -> MadeKey:
+    """Describe a client key that was made, and show it."""
+    return MadeKey(**attrs.asdict(key_record(key, wall)), key=secret)
+
+
 @attrs.frozen(kw_only=True)
 class UsageRecord(Counts):
     """Requests and tokens of what was asked to be counted apart; the rest of the names are null."""

@@ -108,10 +108,11 @@ async def _probed(gateway: Gateway, server: Server) -> ProbeResult:
     return result
 
 
-async def register(gateway: Gateway, registration: Registration) -> tuple[Server, bool]:
+async def register(gateway: Gateway, registration: Registration, *, owner_digest: str | None = None) -> tuple[Server, bool]:
     """Probe a server and accept it; return its record and whether it is a new one.
 
-    The same model and URL again updates the record that is there, all of it, and lifts whatever it was taken out for.
+    The same model and URL again updates the record that is there, all of it, and lifts whatever it was taken out for. `owner_digest`
+    is that of a token made for its owner; a server whose owner has one keeps that.
 
     Raises:
         BadRequest: The address is closed.
@@ -119,7 +120,7 @@ async def register(gateway: Gateway, registration: Registration) -> tuple[Server
         StorageUnavailable: It could not be saved.
     """
     wall = gateway.wall()
-    candidate = _server(registration, server_id=ServerId(str(uuid.uuid4())), wall=wall)
+    candidate = attrs.evolve(_server(registration, server_id=ServerId(str(uuid.uuid4())), wall=wall), owner_digest=owner_digest)
     result = await _probed(gateway, candidate)
     while True:
         async with gateway.registry_lock:
@@ -127,7 +128,8 @@ async def register(gateway: Gateway, registration: Registration) -> tuple[Server
             server = candidate
             if existing is not None:
                 generation = existing.generation + (existing.api_key != registration.api_key)
-                server = attrs.evolve(existing, **_facts(registration), generation=generation, updated_at=wall)
+                owner = existing.owner_digest or owner_digest
+                server = attrs.evolve(existing, **_facts(registration), generation=generation, updated_at=wall, owner_digest=owner)
             try:
                 await gateway.adopt(server, attrs.evolve(result, server_id=server.id, generation=server.generation))
             except (AlreadyRegistered, ServerNotFound):

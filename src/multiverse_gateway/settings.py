@@ -102,18 +102,13 @@ def _check_admin_key(_: object, field: "attrs.Attribute[Any]", value: str | None
             field,
             value,
             f"it is too easy to guess or cannot be sent in a header; write at least {MIN_ADMIN_KEY_LENGTH} random ASCII characters "
-            "without spaces, or leave it out and one is made at the first start",
+            "without spaces, or leave it out",
         )
 
 
-def _check_client_keys(settings: "Settings", field: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:
+def _check_client_keys(_: object, field: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:
     if any(not key.isascii() or not key.isprintable() or " " in key or len(key) < 8 for key in value):
         raise _fail(field, value, "a key is shorter than 8 characters, or holds spaces or characters beyond ASCII; write long random keys")
-    if settings.require_client_auth and not value:
-        raise SettingsError(
-            f"{PREFIX}REQUIRE_CLIENT_AUTH=true cannot be used: there is no client key, so nobody could get in; "
-            f"write keys with commas between them into {PREFIX}CLIENT_API_KEYS"
-        )
 
 
 def _check_origins(_: object, field: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:
@@ -209,7 +204,9 @@ class Settings:
         secret=True,
         example="write-at-least-16-random-characters",
     )
-    require_client_auth: bool = _setting(False, "Ask users for a client key.")
+    require_client_auth: bool = _setting(
+        False, "Ask users for a client key: one made with `multiverse-gateway keys create`, or of the list below."
+    )
     client_api_keys: tuple[str, ...] = _setting(
         (), "Keys of the users, with commas between them.", _check_client_keys, secret=True, example="key-of-the-class,key-of-the-lab"
     )
@@ -291,6 +288,11 @@ class Settings:
     max_event_bytes: int = _setting(_MIB, "Largest event of a stream.", _bytes(1024, 1 << 30), plain=False)
     max_stream_bytes: int = _setting(64 * _MIB, "Largest stream.", _bytes(1024, 1 << 40), plain=False)
 
+    count_stream_tokens: bool = _setting(
+        True,
+        "Ask servers for the token counts of those streams whose clients do not say whether they want them; clients do not see them.",
+        plain=False,
+    )
     rate_limit_per_minute: int = _setting(60, "Inference requests per client and minute; 0 for no limit.", _between(0, 1_000_000))
     rate_limit_storage: str = _setting(
         "memory://", "Where requests are counted: memory://, or redis://host:6379/0 for several gateways.", _check_rate_storage, url=True
@@ -300,6 +302,14 @@ class Settings:
         "Proxies whose X-Forwarded-For is believed, as networks with commas between them; nobody by default.",
         _check_proxies,
         example="127.0.0.1/32",
+    )
+    metrics_key: str | None = _setting(
+        None,
+        "Key that /metrics asks for, as `Authorization: Bearer`. Without it whoever reaches the port may read the figures.",
+        _check_admin_key,
+        plain=False,
+        secret=True,
+        example="write-at-least-16-random-characters",
     )
     allow_private_networks: str = _setting(
         "",

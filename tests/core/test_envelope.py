@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from multiverse_gateway.core.envelope import MAX_FORM_PARTS, Envelope, EnvelopeError, read_envelope
+from multiverse_gateway.core.envelope import MAX_FORM_PARTS, Envelope, EnvelopeError, asking_for_usage, read_envelope
 from multiverse_gateway.core.sse import Dialect
 
 CHAT = "/v1/chat/completions"
@@ -418,3 +418,30 @@ def test_a_form_gives_back_what_was_put_in(parts: list[tuple[str, bytes]]) -> No
     except EnvelopeError:
         return
     assert [model.encode()] == models
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "leaves"),
+    [
+        ("/v1/chat/completions", {"stream": True}, True),
+        ("/v1/completions", {"stream": True}, True),
+        ("/v1/chat/completions", {"stream": False}, False),
+        ("/v1/chat/completions", {}, False),
+        ("/v1/chat/completions", {"stream": True, "stream_options": None}, False),
+        ("/v1/chat/completions", {"stream": True, "stream_options": {"include_usage": False}}, False),
+        ("/v1/responses", {"stream": True}, False),
+        ("/v1/messages", {"stream": True}, False),
+    ],
+)
+def test_tokens_of_a_stream_may_be_asked_for_when_the_client_said_nothing(path: str, body: dict[str, Any], leaves: bool) -> None:
+    written = json.dumps({"model": "m", **body}).encode()
+    assert read_envelope(path, "application/json", written).leaves_usage is leaves
+
+
+@given(st.dictionaries(st.text(), st.integers() | st.text(), max_size=3), st.sampled_from(["", " ", "\n\t"]))
+def test_asking_for_tokens_adds_one_field(fields: dict[str, Any], before: str) -> None:
+    """Everything else of the body stays, byte for byte."""
+    body = (before + json.dumps({"model": "m", **fields})).encode()
+    asking = asking_for_usage(body)
+    assert asking.replace(b'"stream_options":{"include_usage":true},', b"", 1) == body
+    assert json.loads(asking) == {"stream_options": {"include_usage": True}, **json.loads(body)}

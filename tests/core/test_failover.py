@@ -30,6 +30,7 @@ from multiverse_gateway.core.failover import (
     classify,
     final_error,
     parse_retry_after,
+    read_answer,
 )
 from multiverse_gateway.core.servers import ServerId
 from support.answers import model_not_found
@@ -521,3 +522,27 @@ def test_busy_servers_say_when_to_come_back(status: int, error: type[GatewayErro
     assert (b"retry-after", str(max(1, round(wait))).encode()) in found.headers()
     assert f"again in {max(1.0, wait):.0f} s" in found.message
     assert (b"x-should-retry", b"false") not in found.headers()
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        (b'{"id": 1, "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}}', (7, 2)),
+        (b'\n{"usage": {"input_tokens": 7, "output_tokens": 2}}', (7, 2)),
+        (b'{"usage": {"prompt_tokens": 7}, "data": ["\xc3\xa4"]}', (7, 0)),
+        (b'{"usage": null}', (0, 0)),
+        (b'{"usage": "none"}', (0, 0)),
+        (b"{}", (0, 0)),
+        (b"[1]", (0, 0)),
+        (b"[1", None),
+        (b"{", None),
+        (b'{"a": "\xff"}', None),
+        (b'{"a": ' + b"[" * 100_000, None),
+        (b"", None),
+        (b"3", None),
+    ],
+)
+def test_an_answer_tells_its_tokens(body: bytes, tokens: tuple[int, int] | None) -> None:
+    """Or none; what is no JSON is no answer."""
+    assert read_answer(body) == tokens
+    assert check_json(body) is (tokens is not None)

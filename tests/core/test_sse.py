@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec import Raw
 
-from multiverse_gateway.core.sse import DONE_EVENT, MAX_EVENT_BYTES, Dialect, EventStream, dialect_of, error_event
+from multiverse_gateway.core.sse import DONE_EVENT, MAX_EVENT_BYTES, Dialect, EventStream, dialect_of, error_event, tokens_of
 
 BOM = b"\xef\xbb\xbf"
 DIALECTS = list(Dialect)
@@ -28,7 +29,7 @@ def event(data: object, name: str = "", end: str = "\n") -> bytes:
     return (end.join(lines) + end * 2).encode()
 
 
-def fed(*pieces: bytes, dialect: Dialect = Dialect.CHAT, **options: int) -> tuple[EventStream, bytes]:
+def fed(*pieces: bytes, dialect: Dialect = Dialect.CHAT, **options: Any) -> tuple[EventStream, bytes]:
     stream = EventStream(dialect, **options)
     return stream, b"".join([*[stream.feed(piece) for piece in pieces], stream.finish()])
 
@@ -508,3 +509,51 @@ def standard_events(text: str) -> list[tuple[str, str]]:
         elif key == "event":
             name = value
     return events
+
+
+# Tokens that the client did not ask for
+
+
+USAGE = event({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2}})
+WORD = event({"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}]})
+
+
+@given(st.lists(st.sampled_from([WORD, USAGE, b": ping\n\n"]), max_size=6), st.sampled_from([b"", b"data: [DONE]\n\n"]), st.data())
+def test_an_event_of_tokens_only_is_read_and_taken_out(events: list[bytes], last: bytes, data: st.DataObject) -> None:
+    """However the stream is cut; everything else passes byte for byte, and it counts for nothing else."""
+    whole = b"".join([*events, last])
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=4)))
+    pieces = [whole[start:end] for start, end in pairwise([0, *cuts, len(whole)])]
+    stream, passed = fed(*pieces, drops_usage=True)
+    assert passed == whole.replace(USAGE, b"")
+    assert (stream.prompt_tokens, stream.completion_tokens) == ((7, 2) if USAGE in events else (0, 0))
+    assert stream.events == events.count(WORD) + bool(last)
+    kept, all_of_it = fed(*pieces)
+    assert (all_of_it, stream.complete()) == (whole, kept.complete())
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"choices": [{"index": 0, "finish_reason": None}], "usage": {"prompt_tokens": 7}},
+        {"choices": []},
+        {"usage": {"prompt_tokens": 7}},
+        {"choices": [], "usage": None},
+    ],
+)
+def test_an_event_that_says_more_is_passed_on(kept: dict[str, object]) -> None:
+    assert fed(event(kept), drops_usage=True)[1] == event(kept)
+
+
+def test_an_error_is_never_taken_out() -> None:
+    """Whatever else it says."""
+    error = event({"choices": [], "usage": {"prompt_tokens": 7}, "error": {"message": "gone"}})
+    stream, passed = fed(WORD + error + WORD, drops_usage=True)
+    assert (passed, stream.failed) == (WORD + error, True)
+    broken, passed = fed(WORD + USAGE + b"data: nonsense\n\n", drops_usage=True)
+    assert (passed, broken.broken is not None) == (WORD, True)
+
+
+@given(st.binary() | st.sampled_from([b"[]", b"null", b"3", b'{"prompt_tokens": -1}', b'{"prompt_tokens": 1e300, "output_tokens": 3}']))
+def test_tokens_are_numbers_or_nothing(usage: bytes) -> None:
+    assert all(0 <= tokens <= 1 << 53 for tokens in tokens_of(Raw(usage)))

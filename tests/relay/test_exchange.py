@@ -1530,3 +1530,76 @@ class Traffic(RuleBasedStateMachine):
 
 
 TestTraffic = Traffic.TestCase
+
+
+# Tokens
+
+
+def asking(engine: RecordingEngine) -> RecordingEngine:
+    engine.asks_usage = True
+    return engine
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_that_refuses_our_own_question_is_asked_without_it(status: int) -> None:
+    """The client said nothing of it: the same server gets the request as it was, as the same attempt, and is not blamed."""
+    engine = asking(RecordingEngine([server("a"), server("b")]))
+    exchange, client = engine.start(stream=True)
+    engine.last.head(status, JSON)
+    engine.last.body(b'{"error": {"message": "unknown field stream_options"}}')
+    engine.last.end()
+    assert (engine.tried(), client.is_silent, exchange.tried, engine.blamed()) == (["a", "a"], True, 1, [])
+    engine.last.head(status, JSON)
+    engine.last.body(b'{"error": {"message": "stream_options again"}}')
+    engine.last.end()
+    assert (client.status, client.ended, engine.tried()) == (status, True, ["a", "a"])
+    assert engine.load.total == 0
+
+
+@pytest.mark.parametrize(("status", "words"), [(400, b"too long"), (500, b"stream_options")])
+def test_any_other_refusal_is_what_it_is(status: int, words: bytes) -> None:
+    engine = asking(RecordingEngine([server("a")]))
+    _, client = engine.start(stream=True)
+    engine.last.head(status, JSON)
+    engine.last.body(b'{"error": {"message": "%b"}}' % words)
+    engine.last.end()
+    assert (engine.tried(), client.is_silent) == (["a"], False)
+
+
+def test_the_tokens_of_an_answer_are_told_and_those_of_a_failure_are_not() -> None:
+    engine = asking(RecordingEngine([server("a"), server("b")]))
+    exchange, client = engine.start(stream=True)
+    engine.last.head(200, EVENTS)
+    engine.last.body(b'data: {"choices": [], "usage": {"prompt_tokens": 70, "completion_tokens": 20}}\n\n')
+    assert exchange.usage == (0, 0)
+    engine.last.fail(FailureClass.BROKEN)
+    engine.wait(1)
+    engine.last.head(200, EVENTS)
+    engine.last.body(b'data: {"choices": [{"index": 0, "finish_reason": "stop"}]}\n\n')
+    engine.last.body(b'data: {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}\n\ndata: [DONE]\n\n')
+    assert (exchange.usage, b"usage" in client.data) == ((7, 2), False)
+
+    plain, _ = engine.start()
+    engine.last.head(200, JSON)
+    engine.last.body(b'{"usage": {"prompt_tokens": 5, "completion_tokens": 3}}')
+    engine.last.end()
+    assert plain.usage == (5, 3)
+
+
+# Why
+
+
+def test_who_asks_learns_why() -> None:
+    """In a header of the answer, one reason for each attempt; what only the log wants is not shown."""
+    engine = RecordingEngine([server("a"), server("b")])
+    for shows in (True, False):
+        exchange, client = engine.begin()
+        exchange.why, exchange.shows_why = [], shows
+        exchange.start()
+        engine.last.fail(FailureClass.CONNECT)
+        engine.wait(1)
+        engine.last.head(200, JSON)
+        engine.last.body(b"{}")
+        engine.last.end()
+        assert exchange.why == [{"server": name} for name in engine.tried()[-2:]]
+        assert (b"x-multiverse-why" in client.headers) is shows

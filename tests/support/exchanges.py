@@ -187,6 +187,7 @@ class RecordingEngine:
     max_queue: int = 32
     clock: float = 1000.0
     luck: float = 0.5
+    asks_usage: bool = False
     load: Load = attrs.field(factory=Load, init=False)
     admission: Admission = attrs.field(init=False)
     table: RoutingTable = attrs.field(init=False)
@@ -243,9 +244,18 @@ class RecordingEngine:
         """Note the attempt; the earlier one of the exchange must be closed by now."""
         assert not [sending for sending in self.of(exchange) if sending.is_live], "two attempts at a time"
         assert server.max_concurrency is None or self.load.in_flight(server.id) <= server.max_concurrency, "over the cap"
+        exchange.asks_usage = self.asks_usage
         sending = RecordingSending(server, exchange)
         self.sendings.append(sending)
         return sending
+
+    def refuses_usage(self, server: Server) -> None:
+        """Ask the server no more."""
+        self.asks_usage = False
+
+    def explain(self, exchange: Exchange, server: Server, now: float) -> Mapping[str, object]:
+        """Say who was chosen."""
+        return {"server": server.id}
 
     def report(self, server_id: ServerId, event: HealthEvent) -> None:
         """Advance the real health, as the gateway does."""

@@ -13,13 +13,16 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
+from multiverse_gateway.accounts import owner_digest
 from multiverse_gateway.balancers.round_robin import create as round_robin
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.protocols import Client, ProbeResult, Store
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
+from multiverse_gateway.web.accounts import account_routes
 from multiverse_gateway.web.admin import admin_routes
+from multiverse_gateway.web.answers import owned
 from multiverse_gateway.web.errors import EXCEPTION_HANDLERS, Errors
 from multiverse_gateway.web.models import model_routes
 from multiverse_gateway.web.operations import operations_routes
@@ -105,15 +108,17 @@ class Stage:
 
 def application(gateway: Gateway, *, extra: list[BaseRoute] | None = None) -> Starlette:
     """Make an application of everything but inference."""
+    admin = [*admin_routes(gateway), *account_routes(gateway)]
     middleware = [
         Middleware(Errors),
         Middleware(
             Security,
-            entrance=Entrance.of(gateway.settings),
+            entrance=Entrance.of(gateway.settings, stored_keys=lambda: gateway.keys, wall=gateway.wall),
+            owner_digest=lambda scope: owner_digest(gateway, owned(admin, scope)),
             admin_digests=lambda: digests([gateway.settings.admin_api_key or ""]),
         ),
     ]
-    routes = [*(extra or []), *model_routes(gateway), *admin_routes(gateway), *operations_routes(gateway)]
+    routes = [*(extra or []), *model_routes(gateway), *admin, *operations_routes(gateway)]
     return Starlette(routes=routes, middleware=middleware, exception_handlers=EXCEPTION_HANDLERS)
 
 

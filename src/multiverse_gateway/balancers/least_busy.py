@@ -1,11 +1,11 @@
 """Least busy: the server where a request would wait the least, by its running requests and its latency."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from multiverse_gateway.balancers.cost import costs
 from multiverse_gateway.balancers.round_robin import RoundRobin
 from multiverse_gateway.core.envelope import Envelope
-from multiverse_gateway.core.servers import Server
+from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.protocols import LoadView
 from multiverse_gateway.settings import Settings
 
@@ -22,6 +22,10 @@ class LeastBusy:
         least = min(found)
         equal = [server for server, cost in zip(servers, found, strict=True) if cost == least]
         return equal[0] if len(equal) == 1 else self._turns.pick(equal, load, request)
+
+    def scores(self, servers: Sequence[Server], load: LoadView) -> Mapping[ServerId, float]:
+        """Return what each server costs."""
+        return {server.id: cost for server, cost in zip(servers, costs(servers, load), strict=True)}
 
 
 def create(settings: Settings) -> LeastBusy:

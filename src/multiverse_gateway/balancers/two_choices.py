@@ -6,11 +6,11 @@ slow servers are drawn together often enough to drown: `least_busy` looks at all
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from multiverse_gateway.balancers.cost import costs
 from multiverse_gateway.core.envelope import Envelope
-from multiverse_gateway.core.servers import Server
+from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.protocols import LoadView
 from multiverse_gateway.settings import Settings
 
@@ -31,6 +31,10 @@ class TwoChoices:
         drawn = servers[first], servers[second + (second >= first)]
         one, other = costs(drawn, load)
         return drawn[0] if one <= other else drawn[1]
+
+    def scores(self, servers: Sequence[Server], load: LoadView) -> Mapping[ServerId, float]:
+        """Return what each server costs."""
+        return {server.id: cost for server, cost in zip(servers, costs(servers, load), strict=True)}
 
 
 def create(settings: Settings) -> TwoChoices:

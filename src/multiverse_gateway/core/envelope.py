@@ -24,6 +24,8 @@ MAX_FORM_PARTS = 256
 """Most fields and files in one form."""
 
 _PIECE = 1 << 16
+_TELLS_USAGE = frozenset({"/v1/chat/completions", "/v1/completions"})
+_USAGE_FIELD = b'"stream_options":{"include_usage":true},'
 _REPEATABLE = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/v2/rerank"})
 
 
@@ -42,7 +44,8 @@ class Envelope:
     """Hold what decides the way of a request.
 
     A `stateful` request leaves something behind on the server: it is repeated only if it never reached one.
-    `wants_usage` is `stream_options.include_usage`.
+    `wants_usage` is `stream_options.include_usage`; `leaves_usage`: a stream that could tell the tokens, and the client did not say
+    whether it should.
     """
 
     model: str
@@ -51,6 +54,7 @@ class Envelope:
     wants_usage: bool
     path: str
     dialect: Dialect
+    leaves_usage: bool = False
 
 
 class _Model:
@@ -69,7 +73,7 @@ class _Body(Struct, gc=False):
     model: _Model = _MARKS[_Model]  # not optional: a null must reach the hook, too
     stream: _Stream = _MARKS[_Stream]
     store: Any = None
-    stream_options: Any = None
+    stream_options: Any = msgspec.UNSET
 
 
 def read_envelope(path: str, content_type: str, body: bytes) -> Envelope:
@@ -83,7 +87,7 @@ def read_envelope(path: str, content_type: str, body: bytes) -> Envelope:
     """
     if content_type != "application/json" and content_type[:10].lower() == "multipart/":
         form = _read_form(content_type, body)
-        return _envelope(path, _model(_text(form, "model")), _stream(_truth(_text(form, "stream"))))
+        return _envelope(path, _model(_text(form, "model")), _stream(_truth(_text(form, "stream"))), says_usage=True)
     said: dict[type, Any] = {}
 
     def note(kind: type, value: Any) -> object:
@@ -102,14 +106,26 @@ def read_envelope(path: str, content_type: str, body: bytes) -> Envelope:
         _model(said.get(_Model)),
         _stream(said.get(_Stream)),
         fields.store is not None and bool(fields.store),
-        options is not None and isinstance(options, dict) and options.get("include_usage") is True,
+        isinstance(options, dict) and options.get("include_usage") is True,
+        options is not msgspec.UNSET,
     )
 
 
+def asking_for_usage(body: bytes) -> bytes:
+    """Return the body of a request, a JSON object with a field at least, that also asks for the tokens of its stream.
+
+    >>> asking_for_usage(b' {"model": "m", "stream": true}')
+    b' {"stream_options":{"include_usage":true},"model": "m", "stream": true}'
+    """
+    place = body.index(b"{") + 1
+    return b"".join((memoryview(body)[:place], _USAGE_FIELD, memoryview(body)[place:]))
+
+
 @lru_cache(maxsize=1024)
-def _envelope(path: str, model: str, stream: bool, stored: bool = False, wants_usage: bool = False) -> Envelope:
+def _envelope(path: str, model: str, stream: bool, stored: bool = False, wants_usage: bool = False, says_usage: bool = False) -> Envelope:
     """Make an envelope; few of them differ, and to find one costs a quarter of making it."""
-    return Envelope(model, stream, stored or path not in _REPEATABLE, wants_usage, path, dialect_of(path))
+    leaves_usage = stream and not says_usage and path in _TELLS_USAGE
+    return Envelope(model, stream, stored or path not in _REPEATABLE, wants_usage, path, dialect_of(path), leaves_usage)
 
 
 def _model(value: Any) -> str:

@@ -11,6 +11,7 @@
     ├── NotFound                  404  invalid_request_error
     │   ├── ModelNotFound              model_not_found
     │   ├── ServerNotFound             server_not_found
+    │   ├── KeyNotFound                key_not_found
     │   └── UnknownURL                 unknown_url
     ├── MethodNotAllowed          405
     ├── RequestTimeout            408  request_timeout
@@ -150,6 +151,12 @@ class ServerNotFound(NotFound):
     """There is no server with this id, or it was removed."""
 
     code = "server_not_found"
+
+
+class KeyNotFound(NotFound):
+    """There is no client key with this id."""
+
+    code = "key_not_found"
 
 
 class UnknownURL(NotFound):

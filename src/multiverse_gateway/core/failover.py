@@ -38,6 +38,7 @@ from multiverse_gateway.core.errors import (
     UpstreamTimeout,
 )
 from multiverse_gateway.core.servers import ServerId
+from multiverse_gateway.core.sse import tokens_of
 
 DEFAULT_REST = 5.0
 """Seconds to wait for a busy server that does not say how long."""
@@ -46,6 +47,13 @@ LONGEST_REST = 60.0
 
 _PIECE = 1 << 16
 _JSON = msgspec.json.Decoder(msgspec.Raw)
+
+
+class _Answer(msgspec.Struct, gc=False):
+    usage: msgspec.Raw = msgspec.Raw()
+
+
+_ANSWER = msgspec.json.Decoder(_Answer)
 _NO_MODEL = re.compile(rb"model_not_found|(?<![/\w])model\b.{0,200}?\b(?:not found|does not exist)", re.DOTALL | re.IGNORECASE)
 _NO_MODEL_WITHIN = 2048
 _TUNNEL_MARKS = (b"ERR_NGROK_", b"error code: 1033")
@@ -238,6 +246,23 @@ def check_json(body: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def read_answer(body: bytes) -> tuple[int, int] | None:
+    """Return the prompt and completion tokens that a JSON answer tells, 0 where it does not; `None` when it is no whole JSON.
+
+    >>> read_answer(b'{"usage": {"prompt_tokens": 7, "completion_tokens": 2}}'), read_answer(b"[]"), read_answer(b"{")
+    ((7, 2), (0, 0), None)
+    """
+    if not body.lstrip(b" \t\r\n").startswith(b"{"):
+        return (0, 0) if check_json(body) else None
+    try:
+        usage = _ANSWER.decode(body).usage
+        if not body.isascii():
+            _check_utf8(body)
+    except (ValueError, RecursionError):
+        return None
+    return tokens_of(usage) if usage else (0, 0)
 
 
 def _check_utf8(body: bytes) -> None:

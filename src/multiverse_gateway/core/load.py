@@ -227,6 +227,10 @@ class Admission:
         """Return those who wait for the model, who came first at the front; they stay in the queue."""
         return tuple(self._queues.get(model, {}).values())
 
+    def lengths(self) -> dict[str, int]:
+        """Return how many wait, by model."""
+        return {model: len(queue) for model, queue in self._queues.items()}
+
     def waiting(self, model: str) -> int:
         """Return the number of those who wait for the model."""
         return len(self._queues.get(model, ()))

@@ -5,6 +5,7 @@ The table is a value: it is never changed, only replaced as a whole, so whoever 
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from enum import StrEnum
 from math import inf
 from typing import Protocol
 
@@ -135,6 +136,36 @@ def candidates(model: Model, load: Slots, *, stream: bool, path: str, excluded: 
     return _sort_out(model, load, stream, path, excluded, now)
 
 
+class Verdict(StrEnum):
+    """Whether a server could take a request now, or why not."""
+
+    READY = "ready"
+    TRIED = "tried already"
+    NO_STREAMS = "does not stream"
+    ILL = "not healthy"
+    RESTING = "asked for a pause"
+    FULL = "has as many requests as it may have"
+    UNSUPPORTED = "does not know this call"
+
+
+def verdict(route: Route, load: Slots, *, stream: bool, path: str, excluded: Collection[ServerId], now: float) -> Verdict:
+    """Judge one server."""
+    server, health = route.server, route.health
+    if server.id in excluded:
+        return Verdict.TRIED
+    if stream and not server.capabilities.streaming:
+        return Verdict.NO_STREAMS
+    if health.state is not HealthState.HEALTHY and health.state is not HealthState.HALF_OPEN:
+        return Verdict.ILL
+    if health.resting_until > now:
+        return Verdict.RESTING
+    if not _has_slot(route, load):
+        return Verdict.FULL
+    if health.unsupported and not supports(health, path, now):
+        return Verdict.UNSUPPORTED
+    return Verdict.READY
+
+
 def _sort_out(model: Model, load: Slots, stream: bool, path: str, excluded: Collection[ServerId], now: float) -> Candidates:
     ready: list[Server] = []
     reluctant: list[Server] = []
@@ -143,23 +174,21 @@ def _sort_out(model: Model, load: Slots, stream: bool, path: str, excluded: Coll
     resting: list[Health] = []
     returns_at = inf
     for route in model.routes:
-        server, health = route.server, route.health
-        if server.id in excluded or (stream and not server.capabilities.streaming):
-            continue
-        state = health.state
-        if state is not HealthState.HEALTHY and state is not HealthState.HALF_OPEN:
+        health = route.health
+        found = verdict(route, load, stream=stream, path=path, excluded=excluded, now=now)
+        if found is Verdict.READY:
+            ready.append(route.server)
+        elif found is Verdict.ILL:
             returns_at = min(returns_at, health.probe_at)
-            if state is HealthState.UNHEALTHY and health.by_traffic and health.resting_until <= now:
+            if health.state is HealthState.UNHEALTHY and health.by_traffic and health.resting_until <= now:
                 suspects.append(route)
-        elif health.resting_until > now:
+        elif found is Verdict.RESTING:
             returns_at = min(returns_at, health.resting_until)
             resting.append(health)
-        elif not _has_slot(route, load):
+        elif found is Verdict.FULL:
             full = full or supports(health, path, now)
-        elif health.unsupported and not supports(health, path, now):
-            reluctant.append(server)
-        else:
-            ready.append(server)
+        elif found is Verdict.UNSUPPORTED:
+            reluctant.append(route.server)
     if not ready and not full and not resting:
         ready = reluctant
     if ready:

@@ -115,6 +115,8 @@ class EventStream:
 
     dialect: Dialect
     max_event_bytes: int = field(default=MAX_EVENT_BYTES, kw_only=True)
+    drops_usage: bool = field(default=False, kw_only=True)
+    """The event that only tells the tokens is read, not passed on: the client did not ask for it."""
 
     events: int = field(default=0, init=False)
     """Number of data events relayed, the last one included."""
@@ -211,19 +213,23 @@ class EventStream:
         if rest:
             chunk = bytes(rest)
             rest.clear()
-        start = 0
+        start = begun = 0
+        passed: list[bytes] = []
         while end >= 0 and not (end == len(chunk) and chunk.endswith(b"\n\r")):  # the LF of that CR is on its way
             if not self._admit(chunk[start:end]):
-                return chunk[:start]
-            if self.ended:
-                return chunk[:end]
+                passed.append(chunk[begun:start])
+                begun = end
+                if not self.drops_usage or self._is_over:
+                    return b"".join(passed)
+            elif self.ended:
+                return b"".join([*passed, chunk[begun:end]])
             start = end
             end = find_end(chunk, start)
         self._keep(chunk[start:])
         if start == len(chunk) and chunk[-1] == 13:
             self._after_return = True
             self._at_start_of_event = False
-        return chunk[:start]
+        return b"".join([*passed, chunk[begun:start]]) if passed else chunk[:start]
 
     def finish(self) -> bytes:
         """Take the end of the body: return the event that only waited for the LF of its last line end."""
@@ -286,6 +292,9 @@ class EventStream:
                 return False
             self.failed = True
             self._end()
+        elif self.drops_usage and event.usage is not None and event.choices == []:
+            self._note_usage(event.usage)
+            return False
         self.events += 1
         if event.choices:
             finished = self._finished
@@ -377,6 +386,17 @@ def _choice(fields: dict[str, Raw]) -> _Choice:
 def _usage(fields: dict[str, Raw]) -> _Usage | None:
     usage = _fields(fields.get("usage"))
     return _Usage(**{key: _tokens(usage[key]) for key in _Usage.__struct_fields__ if key in usage})
+
+
+def tokens_of(usage: Raw) -> tuple[int, int]:
+    """Return the prompt and completion tokens that the field `usage` of an answer tells, 0 where it does not.
+
+    >>> tokens_of(Raw(b'{"prompt_tokens": 7, "completion_tokens": 2.0, "total_tokens": "nine"}'))
+    (7, 2)
+    """
+    found = {key: _tokens(raw) for key, raw in _fields(usage).items() if key in _Usage.__struct_fields__}
+    told = _Usage(**found)
+    return told.prompt_tokens or told.input_tokens, told.completion_tokens or told.output_tokens
 
 
 def _tokens(raw: Raw) -> int:

@@ -1,8 +1,9 @@
 """How much was used: requests and tokens, by day, model, server, owner and client."""
 
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from multiverse_gateway.core.servers import ServerId
 
@@ -71,3 +72,48 @@ def summed(rows: Iterable[Usage], key: Callable[[UsageKey], UsageKey]) -> list[U
         known = sums.get(found)
         sums[found] = row.counts if known is None else known + row.counts
     return [Usage(key=found, counts=counts) for found, counts in sums.items()]
+
+
+@define(eq=False)
+class Ledger:
+    """Count what was used since the last `take`; a call of `count` costs the same however much there is.
+
+    >>> ledger = Ledger()
+    >>> ledger.count("tiny", "a", "s1", "", wall=0.0, failed=False, tokens=(7, 2))
+    >>> [(row.key.day, row.counts.prompt_tokens) for row in ledger.take()], ledger.take()
+    ([('1970-01-01', 7)], [])
+    """
+
+    _sums: dict[tuple[str, str, ServerId, str, str], list[int]] = field(factory=dict, init=False)
+    _day: str = field(default="", init=False)
+    _day_number: int = field(default=-1, init=False)
+
+    def count(
+        self, model: str, server_id: ServerId, owner: str, client: str, *, wall: float, failed: bool, tokens: tuple[int, int]
+    ) -> None:
+        """Count a request that is over; `wall` is its end in epoch seconds."""
+        number = int(wall // 86_400)
+        if number != self._day_number:
+            self._day_number, self._day = number, datetime.fromtimestamp(number * 86_400, UTC).date().isoformat()
+        key = (self._day, model, server_id, owner, client)
+        sums = self._sums.get(key)
+        if sums is None:
+            sums = self._sums[key] = [0, 0, 0, 0]
+        sums[0] += 1
+        sums[1] += failed
+        sums[2] += tokens[0]
+        sums[3] += tokens[1]
+
+    def __len__(self) -> int:
+        return len(self._sums)
+
+    def take(self) -> list[Usage]:
+        """Return what was counted, and begin anew."""
+        sums, self._sums = self._sums, {}
+        return [
+            Usage(
+                key=UsageKey(*key),
+                counts=Counts(requests=found[0], failed=found[1], prompt_tokens=found[2], completion_tokens=found[3]),
+            )
+            for key, found in sums.items()
+        ]

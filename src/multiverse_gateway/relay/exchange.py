@@ -18,6 +18,7 @@ from math import inf
 from typing import Protocol
 
 import attrs
+import msgspec
 
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.errors import (
@@ -38,9 +39,9 @@ from multiverse_gateway.core.failover import (
     RetryPolicy,
     after_failure,
     busy_error,
-    check_json,
     classify,
     final_error,
+    read_answer,
 )
 from multiverse_gateway.core.health import AttemptFailed, AttemptPassed, HealthEvent
 from multiverse_gateway.core.load import Load
@@ -141,6 +142,12 @@ class Engine(Protocol):
     def send(self, server: Server, exchange: "Exchange") -> Sending:
         """Open an attempt; its outcome comes back through the exchange's wire methods, never during this call."""
 
+    def explain(self, exchange: "Exchange", server: Server, now: float) -> Mapping[str, object]:
+        """Say why this server was chosen: who else could have been, and why not."""
+
+    def refuses_usage(self, server: Server) -> None:
+        """Remember that the server takes no request that asks for the tokens of a stream."""
+
     def report(self, server_id: ServerId, event: HealthEvent) -> None:
         """Tell the health machine."""
 
@@ -173,7 +180,9 @@ class Exchange:
     """The journey of one request from its complete arrival to its answer.
 
     `due` is the monotonic instant at which the gateway calls `tick`. After `Phase.OVER` the record of what happened stands in
-    `status`, `attempts`, `server`, `events`, `sent_bytes`, `error_code` and `first_byte_seconds`.
+    `status`, `attempts`, `server`, `events`, `sent_bytes`, `error_code`, `first_byte_seconds` and `usage`. `caller` is what its use is
+    counted by. `why`, if it is a list, collects why each server was chosen; `shows_why` hands it to the client. `asks_usage`: the
+    engine asked the server for the tokens of a stream, which the client did not.
     """
 
     __slots__ = (
@@ -194,10 +203,13 @@ class Exchange:
         "_retrying",
         "_sending",
         "_slot",
+        "_tokens",
         "_try_began",
         "arrived",
+        "asks_usage",
         "attempts",
         "body_bytes",
+        "caller",
         "client",
         "content_type",
         "deadline",
@@ -210,8 +222,10 @@ class Exchange:
         "request_id",
         "sent_bytes",
         "server",
+        "shows_why",
         "status",
         "tried",
+        "why",
     )
 
     def __init__(
@@ -225,8 +239,14 @@ class Exchange:
         query: bytes,
         request_id: str,
         arrived: float,
+        caller: str = "",
     ) -> None:
         self._engine = engine
+        self.caller = caller
+        self.why: list[Mapping[str, object]] | None = None
+        self.shows_why = False
+        self.asks_usage = False
+        self._tokens = (0, 0)
         self.envelope = envelope
         self.client = client
         self.body_bytes = body
@@ -265,9 +285,16 @@ class Exchange:
         return self._events.events if self._events is not None else 0
 
     @property
+    def excluded(self) -> frozenset[ServerId]:
+        """The servers that were tried."""
+        return self._excluded
+
+    @property
     def usage(self) -> tuple[int, int]:
-        """Prompt and completion tokens as the server's stream told them, 0 where it did not."""
-        return (self._events.prompt_tokens, self._events.completion_tokens) if self._events is not None else (0, 0)
+        """Prompt and completion tokens as the server told them in the answer, 0 where it did not."""
+        if not self._committed:
+            return 0, 0
+        return (self._events.prompt_tokens, self._events.completion_tokens) if self._events is not None else self._tokens
 
     # From the door
 
@@ -372,7 +399,7 @@ class Exchange:
             return
         self._content_type = headers.get(b"content-type") or b"application/json"
         if self._content_type.partition(b";")[0].strip().lower() == b"text/event-stream":
-            self._events = EventStream(envelope.dialect, max_event_bytes=self._engine.limits.max_event_bytes)
+            self._events = EventStream(envelope.dialect, max_event_bytes=self._engine.limits.max_event_bytes, drops_usage=self.asks_usage)
 
     def body(self, data: bytes) -> None:
         """Take a piece of the body."""
@@ -394,12 +421,17 @@ class Exchange:
         elif self._events is not None:
             self._end_of_stream(self._events)
         elif not 200 <= self._head_status < 300:
-            self._fail_attempt(self._classified())
+            if self.asks_usage and self._head_status in (400, 422) and b"stream_options" in b"".join(self._chunks):
+                self._ask_without_usage()
+            else:
+                self._fail_attempt(self._classified())
         elif self.envelope.path in JSON_PATHS:
             body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-            if not check_json(body):
+            tokens = read_answer(body)
+            if tokens is None:
                 self._fail_attempt(Failure(kind=FailureClass.NONSENSE, reason="an answer that is not JSON", status=self._head_status))
                 return
+            self._tokens = tokens
             self._commit(len(body))
             self._send(body)
             self._complete()
@@ -419,6 +451,15 @@ class Exchange:
             self._fail_attempt(failure)
 
     # Before the commit point
+
+    def _ask_without_usage(self) -> None:
+        """Make the same attempt again: what the server refuses is nothing that the client said."""
+        server = self.server
+        assert server is not None
+        self._engine.refuses_usage(server)
+        self._release_slot(None)
+        self.tried -= 1
+        self._try(server, self._engine.now())
 
     def _choose(self) -> None:
         engine = self._engine
@@ -490,6 +531,8 @@ class Exchange:
         self.phase = Phase.TRYING
         self.server = server
         self.tried += 1
+        if self.why is not None:
+            self.why.append(engine.explain(self, server, now))
         self._try_began = now
         self._events = None
         if self._chunks:
@@ -644,6 +687,8 @@ class Exchange:
         if self.server is not None:
             server_id = self.server.id.encode()
             headers += [(b"x-gateway-server-id", server_id), (b"x-multiverse-server", server_id)]
+        if self.why is not None and self.shows_why:
+            headers.append((b"x-multiverse-why", msgspec.json.encode(self.why)))
         return headers
 
     def _send(self, data: bytes) -> None:

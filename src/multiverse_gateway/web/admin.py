@@ -30,6 +30,8 @@ from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.history import statistics
 from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.keys import key_digest, new_key
+from multiverse_gateway.observability.logging import redact
 from multiverse_gateway.protocols import ProbeResult
 from multiverse_gateway.records import (
     Check,
@@ -37,6 +39,7 @@ from multiverse_gateway.records import (
     Export,
     Figures,
     ImportCounts,
+    Registered,
     Removed,
     ServerDetail,
     ServerRecord,
@@ -181,8 +184,13 @@ def admin_routes(gateway: Gateway) -> list[Route]:
 
     async def post_register(request: Request) -> Response:
         """Register a server: it is probed first, and the same model and URL again update the record that is there."""
-        server, created = await register(gateway, parse_registration(await body_of(request, gateway)))
-        return json_response(record_with(gateway, server.id), 201 if created else 200)
+        token = new_key("owner")
+        redact(token)
+        registration = parse_registration(await body_of(request, gateway))
+        server, created = await register(gateway, registration, owner_digest=key_digest(token))
+        shown = token if server.owner_digest == key_digest(token) else None
+        record = attrs.asdict(record_with(gateway, server.id), recurse=False)
+        return json_response(Registered(**record, owner_token=shown), 201 if created else 200)
 
     async def put_server(request: Request) -> Response:
         """Change the fields that the body names; a new URL, key or model is probed first, and nothing changes if that fails."""
@@ -276,27 +284,33 @@ def admin_routes(gateway: Gateway) -> list[Route]:
             POST=Call(
                 endpoint=post_register,
                 body=Registration,
-                answers={201: ServerRecord, 200: ServerRecord},
+                answers={201: Registered, 200: Registered},
                 errors=(ProbeRefused, StorageUnavailable),
             ),
         ),
         ApiRoute(
             "/admin/register/{server_id}",
-            PUT=Call(endpoint=put_server, body=Change, answers={200: ServerRecord}, errors=changing),
-            DELETE=Call(endpoint=delete_server, answers={200: Removed}, errors=(ServerNotFound, StorageUnavailable)),
+            PUT=Call(endpoint=put_server, body=Change, answers={200: ServerRecord}, errors=changing, for_owners=True),
+            DELETE=Call(endpoint=delete_server, answers={200: Removed}, errors=(ServerNotFound, StorageUnavailable), for_owners=True),
         ),
         ApiRoute("/admin/servers", GET=Call(endpoint=list_servers, query=ServersQuery, answers={200: list[ServerRecord]})),
         ApiRoute(
             "/admin/servers/{server_id}",
-            GET=Call(endpoint=one_server, answers={200: ServerDetail}, errors=(ServerNotFound, StorageUnavailable)),
+            GET=Call(endpoint=one_server, answers={200: ServerDetail}, errors=(ServerNotFound, StorageUnavailable), for_owners=True),
         ),
         ApiRoute(
             "/admin/servers/{server_id}/history",
-            GET=Call(endpoint=history, query=HistoryQuery, answers={200: list[Check]}, errors=(ServerNotFound, StorageUnavailable)),
+            GET=Call(
+                endpoint=history,
+                query=HistoryQuery,
+                answers={200: list[Check]},
+                errors=(ServerNotFound, StorageUnavailable),
+                for_owners=True,
+            ),
         ),
         ApiRoute(
             "/admin/servers/{server_id}/health-check",
-            POST=Call(endpoint=check_now, answers={200: CheckNow}, errors=(ServerNotFound,)),
+            POST=Call(endpoint=check_now, answers={200: CheckNow}, errors=(ServerNotFound,), for_owners=True),
         ),
         ApiRoute("/admin/test-connection", POST=Call(endpoint=test, body=ConnectionTest, answers={200: TestResult})),
         ApiRoute("/admin/stats", GET=Call(endpoint=stats, answers={200: Stats})),

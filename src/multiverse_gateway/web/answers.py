@@ -1,16 +1,17 @@
 """What the JSON endpoints have in common: how they are described, read bodies and write."""
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Match, Route
 
 from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.web.errors import Scope
 from multiverse_gateway.web.security import read_body, read_object
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -39,9 +40,9 @@ async def body_of(request: Request, gateway: Gateway) -> dict[str, Any]:
 class Call:
     """One method of a path, and what the API's description says of it besides the docstring of its endpoint.
 
-    `answers` are the types of what it answers with, by status; `query` and `body` those of what it takes; `errors` the refusals that
-    are its own: what any call of its kind is refused with is known. `for_owners`: the token of the server's
-    owner will do.
+    `answers` are the types of what it answers with, by status; a text is a media type, several stand in a tuple. `query` and `body` are
+    those of what it takes; `errors` the refusals that are its own: what any call of its kind is refused with is known. `for_owners`:
+    the token of the server's owner will do.
     """
 
     endpoint: Endpoint
@@ -50,6 +51,17 @@ class Call:
     body: type | None = None
     errors: tuple[type[GatewayError], ...] = ()
     for_owners: bool = False
+
+
+def owned(routes: Sequence[BaseRoute], scope: Scope) -> str | None:
+    """Return the id of the server that a call is about, if the token of the server's owner will do for it."""
+    for route in routes:
+        if isinstance(route, ApiRoute):
+            match, found = route.matches(scope)
+            if match is Match.FULL:
+                method = "GET" if scope["method"] == "HEAD" else scope["method"]
+                return found["path_params"].get("server_id") if route.calls[method].for_owners else None
+    return None
 
 
 class ApiRoute(Route):

@@ -10,11 +10,13 @@ import re
 import attrs
 
 from multiverse_gateway.core.envelope import read_envelope
-from multiverse_gateway.core.errors import BadRequest, GatewayError, MethodNotAllowed, ShuttingDown, UnknownURL
+from multiverse_gateway.core.errors import BadRequest, GatewayError, MethodNotAllowed, ModelForbidden, ShuttingDown, UnknownURL
+from multiverse_gateway.core.usage import OPERATOR
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.relay.exchange import Client, Exchange
 from multiverse_gateway.web.errors import BadFraming, Refusal, refusal_of
 from multiverse_gateway.web.security import (
+    Caller,
     Entrance,
     Headers,
     Quota,
@@ -28,6 +30,9 @@ from multiverse_gateway.web.security import (
     too_slow,
 )
 
+EXPLAIN = b"x-multiverse-explain"
+"""Header with which our own pages ask why a server was chosen; the answer is in `x-multiverse-why`."""
+NOBODY_YET = Caller("")
 _PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~:@-]+)+")
 _QUERY = re.compile(rb"[\x21-\x7e]{0,4096}")
 _CONTENT_TYPE = re.compile(rb"[\x20-\x7e]{0,256}")
@@ -60,8 +65,8 @@ class Visit:
     arrived: float
     request_id: str
     headers: list[tuple[bytes, bytes]]
-    client: str = ""
-    """What its quota is counted by; known once it was admitted."""
+    caller: Caller = NOBODY_YET
+    """Who sent it; known once it was admitted."""
     held: int = 0
     """Bytes of its body that are counted as held."""
 
@@ -94,15 +99,15 @@ class Front:
             GatewayError: The answer, given without reading the body.
         """
         self._check(visit)
-        self._charge(visit, self.entrance.limiter.hit_local(visit.client))
+        self._charge(visit, self.entrance.limiter.hit_local(visit.caller.quota, visit.caller.limit))
 
     async def admit(self, visit: Visit) -> None:
         """Do the same, wherever the quotas are counted."""
         self._check(visit)
-        self._charge(visit, await self.entrance.limiter.hit(visit.client))
+        self._charge(visit, await self.entrance.limiter.hit(visit.caller.quota, visit.caller.limit))
 
     def _check(self, visit: Visit) -> None:
-        visit.client = self.entrance.receive(visit.peer, visit.fields)
+        visit.caller = self.entrance.receive(visit.peer, visit.fields)
         if is_below(visit.path, "/v1/models"):
             raise MethodNotAllowed("Use GET for this call.")
         if visit.method != "POST":
@@ -152,16 +157,23 @@ class Front:
         """
         content_type = next((value for name, value in visit.fields if name == b"content-type"), b"application/json")
         check_target(visit.path, visit.query, content_type)
+        envelope = read_envelope(visit.path, content_type.decode("latin-1"), body)
+        key = visit.caller.key
+        if key is not None and not key.may_use(envelope.model):
+            raise ModelForbidden(f"Your key is for other models: {', '.join(key.models[:20])}. Choose one of them.", param="model")
         exchange = Exchange(
             self.gateway,
-            read_envelope(visit.path, content_type.decode("latin-1"), body),
+            envelope,
             client,
             body=body,
             content_type=content_type,
             query=visit.query,
             request_id=visit.request_id,
             arrived=visit.arrived,
+            caller=visit.caller.name,
         )
+        if visit.caller.name == OPERATOR and any(name == EXPLAIN for name, _ in visit.fields):
+            exchange.why, exchange.shows_why = [], True
         self.gateway.begin(exchange)
         return exchange
 
@@ -170,8 +182,14 @@ class Front:
         self.gateway.drop_body(visit.held)
         visit.held = 0
 
+    def refused(self, error: Exception) -> None:
+        """Count a request that ends in an error before there is an exchange."""
+        code = getattr(error, "code", None)
+        self.gateway.meter.refusals[code if isinstance(code, str) else "invalid_request"] += 1
+
     def refuse(self, visit: Visit, error: Exception) -> Refusal:
         """Return the answer to a request that ends in an error; a mistake of ours is logged."""
+        self.refused(error)
         return refusal_of(error, visit.method, visit.path, request_id=visit.request_id)
 
     def misread(self, message: str) -> GatewayError:

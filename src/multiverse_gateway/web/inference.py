@@ -44,6 +44,7 @@ class Inference:
         except Exception as error:
             if client.exchange is not None:
                 raise  # the answer has begun
+            self._front.refused(error)
             response = response_of(error, scope)
             if whole:
                 await response(scope, receive, completing)

@@ -11,6 +11,7 @@ from multiverse_gateway.core.routing import Model, close_names
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.records import ModelItem, ModelList, ModelServers
 from multiverse_gateway.web.answers import ApiRoute, Call, json_response
+from multiverse_gateway.web.security import CALLER
 
 OWNER = "multiverse-gateway"
 
@@ -46,19 +47,24 @@ def unknown_model(name: str, names: Sequence[str]) -> ModelNotFound:
     return ModelNotFound(f"The model {shown} is not registered; {hint}{listed}", param="model")
 
 
+def _may_use(request: Request, model: str) -> bool:
+    caller = request.scope.get(CALLER)
+    return caller is None or caller.key is None or caller.key.may_use(model)
+
+
 def model_routes(gateway: Gateway) -> list[Route]:
     """Make the routes of `/v1/models`; ids may contain "/"."""
 
     async def list_models(request: Request) -> Response:
         """List the models that have a server."""
-        return json_response(ModelList(data=model_items(gateway)))
+        return json_response(ModelList(data=[item for item in model_items(gateway) if _may_use(request, item.id)]))
 
     async def one_model(request: Request) -> Response:
         """Show one model; its id may contain "/"."""
         name = request.path_params["model"]
         model = gateway.table.models.get(name)
         item = None if model is None else model_item(model)
-        if item is None:
+        if item is None or not _may_use(request, name):
             raise unknown_model(name, gateway.model_names())
         return json_response(item)
 

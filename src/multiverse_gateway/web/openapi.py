@@ -261,6 +261,9 @@ def _sent(schema: Json) -> Json:
 
 
 def _answer(kind: Any, schemas: _Schemas) -> Json:
+    if isinstance(kind, tuple):
+        first, *others = [_answer(each, schemas) for each in kind]
+        return first | {"content": {name: content for answer in (first, *others) for name, content in answer["content"].items()}}
     if isinstance(kind, str):
         return {"description": "Text.", "content": {kind: {"schema": {"type": "string"}}}}
     words = "A list." if getattr(kind, "__origin__", None) is list else inspect.cleandoc(kind.__doc__ or "").split("\n")[0]

@@ -8,11 +8,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from multiverse_gateway._version import __version__
-from multiverse_gateway.core.errors import ShuttingDown, StorageUnavailable, Unavailable
+from multiverse_gateway.core.errors import AdminKeyRequired, ShuttingDown, StorageUnavailable, Unavailable
 from multiverse_gateway.core.history import overall
 from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.observability.metrics import CONTENT_TYPE
 from multiverse_gateway.records import Health, ServerCounts, Word
 from multiverse_gateway.web.answers import ApiRoute, Call, json_response
+from multiverse_gateway.web.security import digests, verified
 
 STORE_PATIENCE = 2.0
 _FRESH = {"cache-control": "no-store"}
@@ -81,7 +83,15 @@ def operations_routes(gateway: Gateway) -> list[Route]:
             raise Unavailable("The gateway has not read its registry yet; ask again in a moment", code="not_ready", retry_after=1.0)
         return json_response(Word(status="ready"), headers=_FRESH)
 
+    async def metrics(request: Request) -> Response:
+        """Show the figures of this process as Prometheus reads them."""
+        key = gateway.settings.metrics_key
+        if key is not None and verified(request.scope["headers"], digests([key])) is None:
+            raise AdminKeyRequired("The key is missing or wrong; send METRICS_KEY as `Authorization: Bearer`")
+        return Response(gateway.metrics(), headers=_FRESH, media_type=CONTENT_TYPE)
+
     return [
+        ApiRoute("/metrics", GET=Call(endpoint=metrics, answers={200: "text/plain"}, errors=(AdminKeyRequired,))),
         ApiRoute("/health", GET=Call(endpoint=show_health, answers={200: Health})),
         ApiRoute("/livez", GET=Call(endpoint=live, answers={200: Word})),
         ApiRoute("/readyz", GET=Call(endpoint=ready, answers={200: Word}, errors=(ShuttingDown, Unavailable))),

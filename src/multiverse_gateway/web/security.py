@@ -13,7 +13,7 @@ import re
 import secrets
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
@@ -38,6 +38,8 @@ from multiverse_gateway.core.errors import (
     RequestTimeout,
     RequestTooLarge,
 )
+from multiverse_gateway.core.servers import ClientKey
+from multiverse_gateway.core.usage import NOBODY, OPERATOR
 from multiverse_gateway.settings import Settings, SettingsError
 from multiverse_gateway.web.errors import REQUEST_ID, App, BadFraming, Message, Receive, Scope, Send, response_of
 
@@ -47,6 +49,8 @@ Network = IPv4Network | IPv6Network
 
 ADDRESS = "multiverse.address"
 """Where the middleware leaves the caller's address in the scope."""
+CALLER = "multiverse.caller"
+"""Where the middleware leaves who sent a request to `/v1`."""
 HOP = b"x-multiverse-hop"
 WINDOW = 60.0
 MAX_ADMIN_FAILURES = 60
@@ -156,21 +160,6 @@ def verified(headers: Headers, known: Collection[bytes]) -> bytes | None:
     return None
 
 
-def check_client_key(headers: Headers, known: Collection[bytes]) -> bytes:
-    """Return the digest of the caller's key.
-
-    Raises:
-        InvalidClientKey: There is none, or an unknown one.
-    """
-    found = verified(headers, known)
-    if found is None:
-        raise InvalidClientKey(
-            "The API key is missing or wrong; send yours as `Authorization: Bearer KEY` (api_key of the openai library), "
-            "or ask the operator of this gateway for one"
-        )
-    return found
-
-
 # Framing and loops
 
 
@@ -271,8 +260,9 @@ class LocalWindow:
     max_keys: int = 10_000
     _calls: OrderedDict[str, deque[float]] = attrs.field(factory=OrderedDict, init=False)
 
-    def hit(self, key: str, now: float) -> Quota:
-        """Count a call at the monotonic instant `now`, if it is within the limit."""
+    def hit(self, key: str, now: float, limit: int | None = None) -> Quota:
+        """Count a call at the monotonic instant `now`, if it is within the limit, or within that of the key."""
+        limit = self.limit if limit is None else limit
         calls = self._calls.get(key)
         if calls is None:
             calls = self._calls[key] = deque()
@@ -282,12 +272,10 @@ class LocalWindow:
             self._calls.move_to_end(key)
             while calls and calls[0] + WINDOW <= now:  # so that a wait is never 0
                 calls.popleft()
-        if len(calls) >= self.limit:
-            return Quota(
-                limit=self.limit, remaining=0, reset=min(WINDOW, calls[-1] + WINDOW - now), wait=min(WINDOW, calls[0] + WINDOW - now)
-            )
+        if len(calls) >= limit:
+            return Quota(limit=limit, remaining=0, reset=min(WINDOW, calls[-1] + WINDOW - now), wait=min(WINDOW, calls[0] + WINDOW - now))
         calls.append(now)
-        return Quota(limit=self.limit, remaining=self.limit - len(calls), reset=WINDOW)
+        return Quota(limit=limit, remaining=limit - len(calls), reset=WINDOW)
 
 
 @attrs.define
@@ -311,30 +299,32 @@ class RateLimiter:
     def _make_local(self) -> LocalWindow:
         return LocalWindow(self.limit)
 
-    def hit_local(self, key: str) -> Quota | None:
+    def hit_local(self, key: str, limit: int | None = None) -> Quota | None:
         """Count a call without waiting; `None` when there is no limit. Only meant for where `is_shared` is false."""
-        return self._local.hit(key, self.now()) if self.limit else None
+        limit = self.limit if limit is None else limit
+        return self._local.hit(key, self.now(), limit) if limit else None
 
     @property
     def is_shared(self) -> bool:
         """Tell whether `hit` has to be awaited, because the calls are counted elsewhere (and that works)."""
-        return self.storage is not None and bool(self.limit) and self.now() >= self._broken_until
+        return self.storage is not None and self.now() >= self._broken_until
 
-    async def hit(self, key: str) -> Quota | None:
-        """Count a call; `None` when there is no limit."""
-        if not self.is_shared or self.storage is None:
-            return self.hit_local(key)
+    async def hit(self, key: str, limit: int | None = None) -> Quota | None:
+        """Count a call, by the limit of its key if that has one; `None` when there is no limit."""
+        limit = self.limit if limit is None else limit
+        if not self.is_shared or self.storage is None or not limit:
+            return self.hit_local(key, limit)
         was_broken = self._broken_until > -math.inf
         if was_broken:
             self._broken_until = self.now() + self.recovery  # others count here while this call tries
         try:
             with anyio.fail_after(self.patience):
-                quota = await self._hit_shared(SlidingWindowCounterRateLimiter(self.storage), key)
+                quota = await self._hit_shared(SlidingWindowCounterRateLimiter(self.storage), key, limit)
         except Exception as error:  # noqa: BLE001  each storage fails in its own way, and none may stop the gateway
             if self._broken_until == -math.inf:
                 _log.warning("rate limit storage fails, counting in this process", extra={"fields": {"error": type(error).__name__}})
             self._broken_until = self.now() + self.recovery
-            return self.hit_local(key)
+            return self.hit_local(key, limit)
         if was_broken:
             self._broken_until = -math.inf
             _log.warning("rate limit storage works again")
@@ -347,14 +337,14 @@ class RateLimiter:
             with anyio.move_on_after(1, shield=True):
                 await bridge.get_connection().aclose()
 
-    async def _hit_shared(self, limiter: SlidingWindowCounterRateLimiter, key: str) -> Quota:
-        item = RateLimitItemPerMinute(self.limit)
+    async def _hit_shared(self, limiter: SlidingWindowCounterRateLimiter, key: str, limit: int) -> Quota:
+        item = RateLimitItemPerMinute(limit)
         allowed = await limiter.hit(item, key)
         stats = await limiter.get_window_stats(item, key)
         soonest = min(WINDOW, max(0.001, stats.reset_time - time.time()))
         if not allowed:
-            return Quota(limit=self.limit, remaining=0, reset=WINDOW, wait=soonest)
-        return Quota(limit=self.limit, remaining=max(0, stats.remaining), reset=WINDOW)
+            return Quota(limit=limit, remaining=0, reset=WINDOW, wait=soonest)
+        return Quota(limit=limit, remaining=max(0, stats.remaining), reset=WINDOW)
 
 
 def rate_limiter(settings: Settings) -> RateLimiter:
@@ -386,6 +376,24 @@ def _nobody(method: str, headers: Headers) -> bool:
 
 
 @attrs.frozen
+class Caller:
+    """Who sent a request: `quota` is what its calls are counted by, `name` what its use is, `key` the client key kept in the store."""
+
+    quota: str
+    name: str = NOBODY
+    key: ClientKey | None = None
+
+    @property
+    def limit(self) -> int | None:
+        """The calls per minute that its key is for, where that says so; 0 for no limit."""
+        return None if self.key is None else self.key.rate_limit
+
+
+def _no_keys() -> Mapping[bytes, ClientKey]:
+    return {}
+
+
+@attrs.frozen
 class Entrance:
     """The rules of entry as the settings have them; made once, asked by both doors.
 
@@ -397,9 +405,17 @@ class Entrance:
     client_digests: frozenset[bytes] = frozenset()
     require_client_key: bool = False
     signed_in: Callable[[str, Headers], bool] = _nobody
+    stored_keys: Callable[[], Mapping[bytes, ClientKey]] = _no_keys
+    wall: Callable[[], float] = time.time
 
     @classmethod
-    def of(cls, settings: Settings, signed_in: Callable[[str, Headers], bool] = _nobody) -> "Entrance":
+    def of(
+        cls,
+        settings: Settings,
+        signed_in: Callable[[str, Headers], bool] = _nobody,
+        stored_keys: Callable[[], Mapping[bytes, ClientKey]] = _no_keys,
+        wall: Callable[[], float] = time.time,
+    ) -> "Entrance":
         """Make the entrance of a gateway."""
         return cls(
             rate_limiter(settings),
@@ -407,10 +423,12 @@ class Entrance:
             digests(settings.client_api_keys),
             settings.require_client_auth,
             signed_in,
+            stored_keys,
+            wall,
         )
 
-    def receive(self, peer: str | None, headers: Headers) -> str:
-        """Look at a request's head, the first thing that is done with an inference request; return what its quota is counted by.
+    def receive(self, peer: str | None, headers: Headers) -> Caller:
+        """Look at a request's head, the first thing that is done with an inference request; return who sent it.
 
         Raises:
             GatewayError: It could be read in two ways, came through a gateway before, or lacks the client key.
@@ -418,10 +436,30 @@ class Entrance:
         refused = refuse_bad_framing(headers) or refuse_loop(headers)
         if refused is not None:
             raise refused
-        found = verified(headers, self.client_digests)
-        if found is None and self.require_client_key and not self.signed_in("POST", headers):
-            check_client_key(headers, self.client_digests)
-        return client_address(peer, headers, self.trusted) if found is None else found.hex()
+        return self.caller("POST", client_address(peer, headers, self.trusted), headers)
+
+    def caller(self, method: str, address: str, headers: Headers) -> Caller:
+        """Return who sent a request from an address.
+
+        Raises:
+            InvalidClientKey: A client key is required, and there is none that works.
+        """
+        stored = self.stored_keys()
+        for presented in presented_keys(headers) if stored or self.client_digests else ():
+            found = digest(presented)
+            if any([hmac.compare_digest(found, other) for other in self.client_digests]):  # noqa: C419  all are compared
+                return Caller(found.hex(), f"setting:{found.hex()[:8]}")
+            key = stored.get(found)
+            if key is not None and key.works(self.wall()):
+                return Caller(key.id, key.id, key)
+        if any(name == b"cookie" for name, _ in headers) and self.signed_in(method, headers):
+            return Caller(address, OPERATOR)
+        if self.require_client_key:
+            raise InvalidClientKey(
+                "The API key is missing or wrong; send yours as `Authorization: Bearer KEY` (api_key of the openai library), "
+                "or ask the operator of this gateway for one"
+            )
+        return Caller(address)
 
 
 # Bodies
@@ -623,11 +661,16 @@ def _not_signed_in(scope: Scope) -> bool:
     return False
 
 
+def _no_owner(scope: Scope) -> str | None:
+    return None
+
+
 class Security:
     """The middleware of everything but inference: identity, key, quota, draining, headers, one record. Plain ASGI.
 
     `admin_digests` is asked at each request, since a key may be made after the application was; `inference` takes the requests that
-    carry a model, and has rules of its own: they go past all routing; `signed_in` lets the pages' own session stand for the keys.
+    carry a model, and has rules of its own: they go past all routing; `signed_in` lets the pages' own session stand for the keys;
+    `owner_digest` is the hash of the token that will do for a call about one server.
     """
 
     def __init__(
@@ -638,6 +681,7 @@ class Security:
         admin_digests: Callable[[], Collection[bytes]],
         inference: App | None = None,
         signed_in: Callable[[Scope], bool] = _not_signed_in,
+        owner_digest: Callable[[Scope], str | None] = _no_owner,
         drain_timeout: float = 30.0,
     ) -> None:
         self._app = app
@@ -645,6 +689,7 @@ class Security:
         self._admin_digests = admin_digests
         self._inference = inference
         self._signed_in = signed_in
+        self._owner_digest = owner_digest
         self._drain_timeout = drain_timeout
         self._failures = LocalWindow(MAX_ADMIN_FAILURES)
 
@@ -702,25 +747,27 @@ class Security:
         peer = scope.get("client")
         address = scope[ADDRESS] = client_address(peer[0] if peer else None, headers, self._entrance.trusted)
         if is_below(path, "/admin") and not self._signed_in(scope):
-            self._check_admin_key(headers, address)
+            self._check_admin_key(scope, headers, address)
         refused = refuse_bad_framing(headers) or refuse_loop(headers)
         if refused is not None:
             raise refused
         if not is_below(path, "/v1"):
             return []
-        known = verified(headers, self._entrance.client_digests)
-        if known is None and self._entrance.require_client_key and not self._signed_in(scope):
-            check_client_key(headers, self._entrance.client_digests)
-        quota = await self._entrance.limiter.hit(address if known is None else known.hex())
+        caller = scope[CALLER] = self._entrance.caller(scope["method"], address, headers)
+        quota = await self._entrance.limiter.hit(caller.quota, caller.limit)
         if quota is None:
             return []
         if not quota.allowed:
             raise quota.error()
         return quota.headers()
 
-    def _check_admin_key(self, headers: Headers, address: str) -> None:
+    def _check_admin_key(self, scope: Scope, headers: Headers, address: str) -> None:
         if verified(headers, self._admin_digests()) is not None:
             return
+        if presented_keys(headers):
+            owner = self._owner_digest(scope)
+            if owner is not None and verified(headers, (bytes.fromhex(owner),)) is not None:
+                return
         quota = self._failures.hit(address, self._entrance.limiter.now())
         if not quota.allowed:
             raise quota.error("Too many wrong admin keys came from your address; wait, then send the right one")

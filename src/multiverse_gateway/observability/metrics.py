@@ -1,0 +1,196 @@
+"""What is counted for Prometheus: plain numbers on the way of a request, put into its form only when somebody asks.
+
+A label takes few values: a model is one that is registered (else `other`), a server one of the table, the rest are words of ours.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import attrs
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from multiverse_gateway._version import __version__
+from multiverse_gateway.core.failover import Attempt
+from multiverse_gateway.core.servers import ServerId
+
+OTHER = "other"
+FIRST_BYTE_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+REQUEST_BOUNDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+PROBE_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@attrs.define(eq=False)
+class Histogram:
+    """Seconds, counted by the bounds they are within.
+
+    >>> found = Histogram((1.0, 2.0))
+    >>> for seconds in (0.5, 1.0, 9.0):
+    ...     found.note(seconds)
+    >>> found.buckets(), found.total
+    ([('1.0', 2), ('2.0', 2), ('+Inf', 3)], 10.5)
+    """
+
+    bounds: Sequence[float]
+    total: float = 0.0
+    _counts: list[int] = attrs.field(init=False)
+
+    @_counts.default
+    def _zeros(self) -> list[int]:
+        return [0] * (len(self.bounds) + 1)
+
+    def note(self, seconds: float) -> None:
+        """Count one."""
+        self._counts[bisect_left(self.bounds, seconds)] += 1
+        self.total += seconds
+
+    def buckets(self) -> list[tuple[str, int]]:
+        """Return how many are within each bound."""
+        found, so_far = [], 0
+        for bound, count in zip((*map(str, self.bounds), "+Inf"), self._counts, strict=True):
+            so_far += count
+            found.append((bound, so_far))
+        return found
+
+
+@attrs.define(eq=False)
+class ModelMeter:
+    """What happened to the requests for one model."""
+
+    statuses: Counter[int] = attrs.field(factory=Counter)
+    seconds: Histogram = attrs.field(factory=lambda: Histogram(REQUEST_BOUNDS))
+    first_byte: Histogram = attrs.field(factory=lambda: Histogram(FIRST_BYTE_BOUNDS))
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    events: int = 0
+    sent_bytes: int = 0
+
+
+@attrs.define(eq=False)
+class Meter:
+    """Everything that one process counts; a call of `request` costs the same however much there is."""
+
+    models: dict[str, ModelMeter] = attrs.field(factory=dict)
+    attempts: Counter[tuple[ServerId, str]] = attrs.field(factory=Counter)
+    refusals: Counter[str] = attrs.field(factory=Counter)
+    probes: Counter[bool] = attrs.field(factory=Counter)
+    probe_seconds: Histogram = attrs.field(factory=lambda: Histogram(PROBE_BOUNDS))
+
+    def request(self, model: str, status: int, seconds: float) -> ModelMeter:
+        """Count a request that is over, and return where the rest of it is counted."""
+        meter = self.models.get(model)
+        if meter is None:
+            meter = self.models[model] = ModelMeter()
+        meter.statuses[status] += 1
+        meter.seconds.note(seconds)
+        return meter
+
+    def attempt(self, server_id: ServerId, outcome: str) -> None:
+        """Count an attempt that is over."""
+        self.attempts[server_id, outcome] += 1
+
+    def failures(self, attempts: Iterable[Attempt]) -> None:
+        """Count attempts that failed."""
+        for attempt in attempts:
+            self.attempts[attempt.server_id, attempt.failure.kind.name.lower()] += 1
+
+    def probe(self, passed: bool, seconds: float) -> None:
+        """Count a probe."""
+        self.probes[passed] += 1
+        self.probe_seconds.note(seconds)
+
+    def forget(self, models: Mapping[str, object], servers: Mapping[ServerId, object]) -> None:
+        """Drop the figures of what is not registered any more."""
+        self.models = {name: meter for name, meter in self.models.items() if name in models or name == OTHER}
+        self.attempts = Counter({key: count for key, count in self.attempts.items() if key[0] in servers})
+
+
+@attrs.frozen(kw_only=True)
+class Moment:
+    """How the process is just now: gauges. Servers are given with their model, state and running attempts."""
+
+    requests: int
+    waiting: Mapping[str, int]
+    servers: Sequence[tuple[ServerId, str, str, int]]
+    body_bytes: int
+    is_shedding: bool
+
+
+def families(meter: Meter, moment: Moment) -> Iterator[Metric]:
+    """Put the figures into Prometheus' form."""
+    yield InfoMetricFamily("multiverse_gateway", "The gateway.", {"version": __version__})
+    requests = CounterMetricFamily("multiverse_requests", "Inference requests that are over.", labels=("model", "status"))
+    seconds = HistogramMetricFamily("multiverse_request_seconds", "Time from a request's arrival to its end.", labels=("model",))
+    first = HistogramMetricFamily("multiverse_first_byte_seconds", "Time from an attempt's start to its first byte.", labels=("model",))
+    tokens = CounterMetricFamily("multiverse_tokens", "Tokens that servers reported.", labels=("model", "kind"))
+    events = CounterMetricFamily("multiverse_stream_events", "Events of streams that were relayed.", labels=("model",))
+    sent = CounterMetricFamily("multiverse_sent_bytes", "Bytes of answers.", labels=("model",))
+    for model, found in sorted(meter.models.items()):
+        for status, count in sorted(found.statuses.items()):
+            requests.add_metric((model, str(status)), count)
+        seconds.add_metric((model,), found.seconds.buckets(), found.seconds.total)
+        first.add_metric((model,), found.first_byte.buckets(), found.first_byte.total)
+        tokens.add_metric((model, "prompt"), found.prompt_tokens)
+        tokens.add_metric((model, "completion"), found.completion_tokens)
+        events.add_metric((model,), found.events)
+        sent.add_metric((model,), found.sent_bytes)
+    yield from (requests, seconds, first, tokens, events, sent)
+
+    attempts = CounterMetricFamily(
+        "multiverse_attempts",
+        "Attempts on servers that are over; the outcome is ok, left, or the class of failure.",
+        labels=("server", "outcome"),
+    )
+    for (server_id, outcome), count in sorted(meter.attempts.items()):
+        attempts.add_metric((server_id, outcome), count)
+    yield attempts
+    refusals = CounterMetricFamily("multiverse_refusals", "Inference requests refused before a server was looked for.", labels=("code",))
+    for code, count in sorted(meter.refusals.items()):
+        refusals.add_metric((code,), count)
+    yield refusals
+    probes = CounterMetricFamily("multiverse_probes", "Probes of servers by this process.", labels=("result",))
+    probes.add_metric(("passed",), meter.probes[True])
+    probes.add_metric(("failed",), meter.probes[False])
+    yield probes
+    yield HistogramMetricFamily(
+        "multiverse_probe_seconds", "Time that probes took.", buckets=meter.probe_seconds.buckets(), sum_value=meter.probe_seconds.total
+    )
+    yield from _gauges(moment)
+
+
+def _gauges(moment: Moment) -> Iterator[Metric]:
+    yield GaugeMetricFamily("multiverse_requests_in_flight", "Inference requests that run or wait.", moment.requests)
+    waiting = GaugeMetricFamily("multiverse_requests_waiting", "Requests that wait for a free server.", labels=("model",))
+    for model, count in sorted(moment.waiting.items()):
+        waiting.add_metric((model,), count)
+    yield waiting
+    running = GaugeMetricFamily("multiverse_attempts_in_flight", "Attempts that run on a server.", labels=("server", "model"))
+    states = GaugeMetricFamily("multiverse_server_state", "1 for the state that a server is in.", labels=("server", "model", "state"))
+    for server_id, model, state, count in moment.servers:
+        running.add_metric((server_id, model), count)
+        states.add_metric((server_id, model, state), 1)
+    yield from (running, states)
+    yield GaugeMetricFamily("multiverse_body_bytes", "Memory that request bodies take.", moment.body_bytes)
+    yield GaugeMetricFamily("multiverse_shedding", "1 while requests are refused since the process does not keep up.", moment.is_shedding)
+
+
+@attrs.frozen(eq=False)
+class _Figures(Collector):
+    meter: Meter
+    moment: Moment
+
+    def collect(self) -> Iterable[Metric]:
+        return families(self.meter, self.moment)
+
+
+def exposition(meter: Meter, moment: Moment) -> bytes:
+    """Return the text that Prometheus reads, with the figures of the process itself."""
+    registry = CollectorRegistry()
+    registry.register(_Figures(meter, moment))
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return generate_latest(registry)

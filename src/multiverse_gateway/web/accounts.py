@@ -1,0 +1,67 @@
+"""The part of the admin API about client keys, owners' tokens and counts of use."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from multiverse_gateway.accounts import all_keys, create_key, csv_of, renew_owner_token, revoke_key, usage_report
+from multiverse_gateway.bodies import NewKey, UsageQuery, read, read_query
+from multiverse_gateway.core.errors import KeyNotFound, ServerNotFound, StorageUnavailable
+from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.records import KeyRecord, MadeKey, OwnerToken, UsageReport, key_record, made_key
+from multiverse_gateway.registration import refreshed, server_id_of
+from multiverse_gateway.web.answers import ApiRoute, Call, body_of, json_response
+
+
+def account_routes(gateway: Gateway) -> list[Route]:
+    """Make the routes."""
+
+    async def list_keys(request: Request) -> Response:
+        """List the client keys, the newest first, those that are over too; never the keys themselves."""
+        await refreshed(gateway)
+        return json_response([key_record(key, gateway.wall()) for key in all_keys(gateway)])
+
+    async def post_key(request: Request) -> Response:
+        """Make a client key; this answer is the only one that shows it."""
+        key, secret = await create_key(gateway, read(await body_of(request, gateway), NewKey))
+        return json_response(made_key(key, gateway.wall(), secret), 201)
+
+    async def delete_key(request: Request) -> Response:
+        """Revoke a client key: once this is answered, nobody is let in with it, at other gateways two seconds later."""
+        key = await revoke_key(gateway, request.path_params["key_id"])
+        return json_response(key_record(key, gateway.wall()))
+
+    async def post_token(request: Request) -> Response:
+        """Make a new token for the owner of a server; the one before it is void, and this answer is the only one that shows it."""
+        server_id = server_id_of(request.path_params["server_id"])
+        return json_response(OwnerToken(registration_id=server_id, owner_token=await renew_owner_token(gateway, server_id)))
+
+    async def usage(request: Request) -> Response:
+        """Count requests and tokens by day, model, server, owner and client key; with `format=csv` as a table for spreadsheets."""
+        query = read_query(request.query_params, UsageQuery)
+        report = await usage_report(gateway, query)
+        if query.format == "json":
+            return json_response(report)
+        name = f"usage-{report.since}-{report.until}.csv"
+        headers = {"content-disposition": f'attachment; filename="{name}"'}
+        return Response(csv_of(report.rows), headers=headers, media_type="text/csv")
+
+    return [
+        ApiRoute(
+            "/admin/keys",
+            GET=Call(endpoint=list_keys, answers={200: list[KeyRecord]}),
+            POST=Call(endpoint=post_key, body=NewKey, answers={201: MadeKey}, errors=(StorageUnavailable,)),
+        ),
+        ApiRoute(
+            "/admin/keys/{key_id}",
+            DELETE=Call(endpoint=delete_key, answers={200: KeyRecord}, errors=(KeyNotFound, StorageUnavailable)),
+        ),
+        ApiRoute(
+            "/admin/servers/{server_id}/owner-token",
+            POST=Call(endpoint=post_token, answers={200: OwnerToken}, errors=(ServerNotFound, StorageUnavailable)),
+        ),
+        ApiRoute(
+            "/admin/usage",
+            GET=Call(endpoint=usage, query=UsageQuery, answers={200: (UsageReport, "text/csv")}, errors=(StorageUnavailable,)),
+        ),
+    ]

@@ -1,0 +1,143 @@
+"""Counts of use: equal to what the answers themselves said, whatever breaks on the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import httpx2
+import pytest
+
+from e2e.scene import Scene
+from support import answers, behaviours
+from support.backends import Backend, Exchange, answer_well
+from support.raw_client import RawClient
+from support.sockets import wait_until
+
+pytestmark = pytest.mark.e2e
+
+Stage = Callable[..., Scene]
+TOKENS = (answers.USAGE["prompt_tokens"], answers.USAGE["completion_tokens"])
+
+
+def counted(scene: Scene, by: str = "model") -> dict[str, Any]:
+    """Return the only row of the scene's model."""
+    rows = scene.client.get("/admin/usage", params={"by": by, "model": scene.model}).json()["rows"]
+    assert len(rows) == 1, rows
+    row: dict[str, Any] = rows[0]
+    return row
+
+
+def totals(scene: Scene) -> tuple[int, int, int, int]:
+    row = counted(scene)
+    return row["requests"], row["failed"], row["prompt_tokens"], row["completion_tokens"]
+
+
+def test_the_counts_are_those_of_the_answers(stage: Stage) -> None:
+    """Plain and streamed, asked for or not, over failovers and streams that die in the middle."""
+    cuts, stalls = behaviours.cut_stream(3), behaviours.stall_stream(2)
+    scene = stage(
+        Backend("good"),
+        Backend("resets", behaviours.reset_first()),
+        Backend("cuts", behaviours.when_streamed(cuts, answer_well)),
+        Backend("stalls", behaviours.when_streamed(stalls, answer_well)),
+    )
+    requests = failed = prompt = completion = 0
+    for number in range(60):
+        streams, asks = number % 3 != 0, number % 4 == 0
+        options = {"stream_options": {"include_usage": True}} if streams and asks else {}
+        text = ""
+        with (
+            suppress(httpx2.RemoteProtocolError),  # a stream died; what came is in `text`
+            scene.client.stream("POST", "/v1/chat/completions", json=scene.body(stream=streams, **options)) as answer,
+        ):
+            assert answer.status_code == 200
+            for piece in answer.iter_text():
+                text += piece
+        requests += 1
+        if "upstream_stream_interrupted" in text:
+            failed += 1
+        elif streams:
+            assert text.endswith("data: [DONE]\n\n")
+            assert ('"usage"' in text) is asks
+            prompt, completion = prompt + TOKENS[0], completion + TOKENS[1]
+        else:
+            usage = json.loads(text)["usage"]
+            prompt, completion = prompt + usage["prompt_tokens"], completion + usage["completion_tokens"]
+    assert 0 < failed < requests
+    assert totals(scene) == (requests, failed, prompt, completion)
+    by_server = scene.client.get("/admin/usage", params={"by": "server,owner", "model": scene.model}).json()
+    assert by_server["total"] == {"requests": requests, "failed": failed, "prompt_tokens": prompt, "completion_tokens": completion}
+    assert {row["server"] for row in by_server["rows"]} <= {*scene.ids, ""}
+
+
+def test_a_client_that_left_has_used_what_was_told(stage: Stage) -> None:
+    """Nothing, before the server told anything; the request counts as failed."""
+    scene = stage(Backend("patient", behaviours.stall_stream(2)))
+    client = RawClient(scene.gateway.port)
+    scene.begin(client, stream=True)
+    client.read_event()
+    client.close()
+    wait_until(lambda: scene.in_flight() == 0, within=5, what="the request did not end")
+    assert totals(scene) == (1, 1, 0, 0)
+
+
+def test_a_server_that_knows_no_stream_options_serves_nevertheless(stage: Stage) -> None:
+    """Asked once in vain, it is asked for tokens no more; the client sees nothing of it, and a client that asks itself learns why."""
+
+    async def strict(exchange: Exchange) -> None:
+        if exchange.request.asked("stream_options") is not None:
+            await exchange.answer(422, answers.error_body("extra fields not permitted: stream_options", kind="invalid_request_error"))
+        else:
+            await answer_well(exchange)
+
+    backend = Backend("strict", strict)
+    scene = stage(backend)
+    for _ in range(2):
+        answer = scene.ask(stream=True)
+        assert (answer.status_code, answer.text.endswith("data: [DONE]\n\n")) == (200, True)
+        assert answer.headers["x-multiverse-attempts"] == "1"
+    assert [request.asked("stream_options") is not None for request in backend.requests] == [True, False, False]
+    assert scene.ask(stream=True, stream_options={"include_usage": True}).status_code == 422
+    assert scene.state() == "healthy"
+    assert totals(scene) == (3, 1, 0, 0)
+
+
+def test_use_is_counted_by_key_and_owner(stage: Stage) -> None:
+    """By the name of the key that was sent."""
+    scene = stage(Backend("good"), metadata={"student_id": "s1"})
+    made = scene.client.post("/admin/keys", json={"name": scene.model, "models": [scene.model]}).json()
+    headers = {"x-api-key": "", "authorization": f"Bearer {made['key']}"}
+    for _ in range(2):
+        assert scene.client.post("/v1/chat/completions", json=scene.body(), headers=headers).status_code == 200
+    refused = scene.client.post("/v1/chat/completions", json={**scene.body(), "model": "another"}, headers=headers)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "model_not_allowed")
+    row = counted(scene, "client,owner")
+    assert (row["client"], row["client_id"], row["owner"], row["requests"]) == (scene.model, made["id"], "s1", 2)
+    assert scene.client.delete(f"/admin/keys/{made['id']}").status_code == 200
+
+
+def test_the_figures_for_prometheus(stage: Stage) -> None:
+    """Of this model: requests, attempts, time to the first byte, tokens, states; an unknown model has no label of its own."""
+    scene = stage(Backend("down", behaviours.reset_first()), Backend("good"))
+    scene.keep_down()
+    for _ in range(4):
+        assert scene.ask().status_code == 200
+    scene.client.post("/v1/chat/completions", json={**scene.body(), "model": "nobody-has-this"})
+    text = scene.client.get("/metrics", headers={"x-api-key": ""}).text
+    for line in (
+        f'multiverse_requests_total{{model="{scene.model}",status="200"}} 4.0',
+        f'multiverse_tokens_total{{kind="prompt",model="{scene.model}"}} {4.0 * TOKENS[0]}',
+        f'multiverse_first_byte_seconds_count{{model="{scene.model}"}} 4.0',
+        f'multiverse_attempts_total{{outcome="ok",server="{scene.ids[1]}"}} 4.0',
+        f'multiverse_attempts_total{{outcome="broken",server="{scene.ids[0]}"}}',
+        f'multiverse_server_state{{model="{scene.model}",server="{scene.ids[1]}",state="healthy"}} 1.0',
+        f'multiverse_server_state{{model="{scene.model}",server="{scene.ids[0]}",state="unhealthy"}} 1.0',
+        'multiverse_requests_total{model="other",status="404"}',
+        "multiverse_probe_seconds_count",
+        "process_resident_memory_bytes",
+    ):
+        assert line in text, line
+    assert "nobody-has-this" not in text

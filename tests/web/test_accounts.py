@@ -1,0 +1,222 @@
+"""Client keys, owners' tokens and counts of use, over HTTP."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+import httpx2
+import pytest
+
+from multiverse_gateway.core.usage import Counts, Usage, UsageKey
+from multiverse_gateway.keys import key_digest
+from multiverse_gateway.stores.memory import MemoryStore
+from support.gateways import BODY, Stage, stage
+
+NOBODY = "00000000-0000-4000-8000-000000000000"
+
+
+async def make_key(at: Stage, **fields: Any) -> dict[str, Any]:
+    response = await at.client.post("/admin/keys", json={"name": "alice", **fields})
+    assert response.status_code == 201, response.text
+    made: dict[str, Any] = response.json()
+    return made
+
+
+async def models(at: Stage, key: str | None) -> httpx2.Response:
+    return await at.client.get("/v1/models", headers={"x-api-key": key or ""})
+
+
+# Client keys
+
+
+async def test_a_key_is_shown_once_and_kept_as_a_hash() -> None:
+    store = MemoryStore()
+    async with stage(store=store) as at:
+        made = await make_key(at, rate_limit=5, models=["tiny", "tiny"], expires_at="2030-01-01T00:00:00Z")
+        assert made["key"].startswith("mvg-client-")
+        (kept,) = (await store.load()).keys
+        assert (kept.digest, kept.models, kept.rate_limit) == (key_digest(made["key"]), ("tiny",), 5)
+        listed = await at.client.get("/admin/keys")
+        assert made["key"] not in listed.text
+        assert listed.json() == [{name: value for name, value in made.items() if name != "key"}]
+        assert made["works"] is True
+
+
+async def test_a_key_lets_in_until_it_is_revoked() -> None:
+    """At once, and for good; another of its name may be made then."""
+    async with stage(require_client_auth=True) as at:
+        assert (await models(at, None)).status_code == 401
+        made = await make_key(at)
+        assert (await models(at, made["key"])).status_code == 200
+        taken = await at.client.post("/admin/keys", json={"name": "alice"})
+        assert (taken.status_code, taken.json()["error"]["param"]) == (400, "name")
+        for _ in range(2):
+            revoked = await at.client.delete(f"/admin/keys/{made['id']}")
+            assert (revoked.status_code, revoked.json()["works"]) == (200, False)
+        assert (await models(at, made["key"])).status_code == 401
+        assert (await models(at, (await make_key(at))["key"])).status_code == 200
+        unknown = await at.client.delete(f"/admin/keys/{NOBODY}")
+        assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "key_not_found")
+
+
+async def test_a_key_is_over_when_it_says() -> None:
+    async with stage(require_client_auth=True) as at:
+        made = await make_key(at, expires_at="2026-06-01T00:00:00Z")
+        assert (await models(at, made["key"])).status_code == 200
+        at.clock.advance(30 * 86_400)
+        assert (await models(at, made["key"])).status_code == 401
+        late = await at.client.post("/admin/keys", json={"name": "bob", "expires_at": "2026-06-01T00:00:00Z"})
+        assert late.json()["error"]["param"] == "expires_at"
+
+
+@pytest.mark.parametrize(("general", "own", "allowed"), [(100, 2, 2), (2, None, 2), (2, 0, 5), (0, 2, 2)])
+async def test_a_key_has_a_limit_of_its_own(general: int, own: int | None, allowed: int) -> None:
+    """More or less than everybody's, or none; each key's calls are counted apart."""
+    async with stage(rate_limit_per_minute=general) as at:
+        made, other = await make_key(at, rate_limit=own), await make_key(at, name="bob", rate_limit=1)
+        assert [(await models(at, made["key"])).status_code for _ in range(5)] == [200] * allowed + [429] * (5 - allowed)
+        assert [(await models(at, other["key"])).status_code for _ in range(2)] == [200, 429]
+
+
+async def test_a_key_for_some_models_sees_no_others() -> None:
+    async with stage() as at:
+        for name in ("tiny", "org/large"):
+            await at.register(model_name=name)
+        made = await make_key(at, models=["org/large"])
+        assert [item["id"] for item in (await models(at, made["key"])).json()["data"]] == ["org/large"]
+        assert len((await models(at, None)).json()["data"]) == 2
+        headers = {"x-api-key": made["key"]}
+        assert (await at.client.get("/v1/models/tiny", headers=headers)).status_code == 404
+        assert (await at.client.get("/v1/models/org/large", headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"name": ""}, "name"),
+        ({"name": " x"}, "name"),
+        ({"name": None}, "name"),
+        ({"rate_limit": -1}, "rate_limit"),
+        ({"models": "tiny"}, "models"),
+        ({"models": ["tiny", "a b"]}, "models[1]"),
+        ({"expires_at": "tomorrow"}, "expires_at"),
+        ({"key": "mine"}, "key"),
+    ],
+)
+async def test_a_bad_key_is_not_made(fields: dict[str, Any], param: str) -> None:
+    async with stage() as at:
+        refused = await at.client.post("/admin/keys", json={"name": "alice", **fields})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+        assert (await at.client.get("/admin/keys")).json() == []
+
+
+# Owners' tokens
+
+
+def as_owner(token: str) -> dict[str, str]:
+    return {"x-api-key": "", "authorization": f"Bearer {token}"}
+
+
+async def test_an_owner_changes_checks_and_removes_the_own_server_only() -> None:
+    async with stage() as at:
+        mine, other = await at.register(), await at.register(endpoint_url="http://other.example")
+        headers = as_owner(mine["owner_token"])
+        allowed: list[tuple[str, str, Any]] = [
+            ("PUT", "/admin/register/{}", {"weight": 3}),
+            ("GET", "/admin/servers/{}", None),
+            ("GET", "/admin/servers/{}/history", None),
+            ("POST", "/admin/servers/{}/health-check", None),
+            ("DELETE", "/admin/register/{}", None),
+        ]
+        for method, path, body in allowed:
+            foreign = await at.client.request(method, path.format(other["id"]), json=body, headers=headers)
+            assert (foreign.status_code, foreign.json()["error"]["code"]) == (403, "insufficient_permissions"), path
+        forbidden: list[tuple[str, str, Any]] = [
+            ("GET", "/admin/servers", None),
+            ("POST", "/admin/register", BODY),
+            ("GET", "/admin/keys", None),
+            ("POST", "/admin/keys", {"name": "x"}),
+            ("GET", "/admin/usage", None),
+            ("GET", "/admin/export?include_keys=true", None),
+            ("POST", f"/admin/servers/{mine['id']}/owner-token", None),
+            ("PATCH", f"/admin/register/{mine['id']}", None),
+            ("GET", f"/admin/register/{mine['id']}/", None),
+        ]
+        for method, path, body in forbidden:
+            assert (await at.client.request(method, path, json=body, headers=headers)).status_code == 403, path
+        for method, path, body in allowed:
+            done = await at.client.request(method, path.format(mine["id"]), json=body, headers=headers)
+            assert done.status_code == 200, (path, done.text)
+        assert list(at.gateway.table.routes) == [other["id"]]
+        assert (await at.client.get(f"/admin/servers/{mine['id']}", headers=headers)).status_code == 403
+
+
+async def test_a_token_is_made_once_and_again_when_an_operator_says() -> None:
+    """Who registers again keeps the token; a new one makes the old one void, and nothing shows either again."""
+    async with stage() as at:
+        first = await at.register(metadata={"student_id": "s1"})
+        again = await at.register(weight=2)
+        assert (again["owner_token"], again["id"]) == (None, first["id"])
+        path = f"/admin/servers/{first['id']}"
+        assert (await at.client.get(path, headers=as_owner(first["owner_token"]))).status_code == 200
+        renewed = (await at.client.post(f"{path}/owner-token")).json()
+        assert (await at.client.get(path, headers=as_owner(first["owner_token"]))).status_code == 403
+        shown = await at.client.get(path, headers=as_owner(renewed["owner_token"]))
+        assert (shown.status_code, shown.json()["metadata"]["student_id"], shown.json()["weight"]) == (200, None, 2)
+        everything = shown.text + (await at.client.get("/admin/export?include_keys=true")).text
+        assert "mvg-owner" not in everything
+        assert key_digest(renewed["owner_token"]) not in everything
+        assert (await at.client.post(f"/admin/servers/{NOBODY}/owner-token")).status_code == 404
+
+
+# Use
+
+
+async def used(at: Stage) -> None:
+    rows = [
+        Usage(key=UsageKey("2026-05-27", "tiny", "a", "s1", "key-1"), counts=Counts(requests=2, prompt_tokens=10, completion_tokens=4)),  # type: ignore[arg-type]
+        Usage(key=UsageKey("2026-05-28", "tiny", "a", "s1", ""), counts=Counts(requests=1, failed=1)),  # type: ignore[arg-type]
+        Usage(key=UsageKey("2026-05-28", "=1+1", "b", "", "key-1"), counts=Counts(requests=4, prompt_tokens=1)),  # type: ignore[arg-type]
+        Usage(key=UsageKey("2025-01-01", "old", "b", "", ""), counts=Counts(requests=9)),  # type: ignore[arg-type]
+    ]
+    await at.gateway.store.add_usage("batch", rows)
+
+
+async def test_use_is_counted_by_what_is_asked_for() -> None:
+    async with stage() as at:
+        await used(at)
+        whole = (await at.client.get("/admin/usage")).json()
+        assert (whole["since"], whole["until"], len(whole["rows"])) == ("2026-04-29", "2026-05-28", 3)
+        assert whole["total"] == {"requests": 7, "failed": 1, "prompt_tokens": 11, "completion_tokens": 4}
+        by_model = (await at.client.get("/admin/usage?by=model&since=2025-01-01")).json()["rows"]
+        assert {row["model"]: (row["requests"], row["day"], row["server"]) for row in by_model} == {
+            "=1+1": (4, None, None),
+            "old": (9, None, None),
+            "tiny": (3, None, None),
+        }
+        assert [row["requests"] for row in (await at.client.get("/admin/usage?by=client&client=key-1")).json()["rows"]] == [6]
+        assert (await at.client.get("/admin/usage?server=b&owner=&model=tiny")).json()["rows"] == []
+        backwards = "since=2026-02-01&until=2026-01-01"
+        for query, param in (
+            ("by=hour", "by"),
+            ("since=yesterday", "since"),
+            (backwards, "since"),
+            ("format=x", "format"),
+        ):
+            refused = await at.client.get(f"/admin/usage?{query}")
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
+async def test_use_comes_as_a_table() -> None:
+    """For spreadsheets, which must not take a model's name for a formula; keys stand there by their names."""
+    async with stage() as at:
+        made = await make_key(at, name="alice")
+        key = UsageKey("2026-05-28", "=1+1", client=made["id"])
+        await at.gateway.store.add_usage("batch", [Usage(key=key, counts=Counts(requests=4))])
+        answer = await at.client.get("/admin/usage?format=csv")
+        assert answer.headers["content-type"].startswith("text/csv")
+        assert "usage-2026-04-29-2026-05-28.csv" in answer.headers["content-disposition"]
+        (row,) = csv.DictReader(io.StringIO(answer.text))
+        assert (row["model"], row["client"], row["client_id"], row["requests"]) == ("'=1+1", "alice", made["id"], "4")
