@@ -37,7 +37,7 @@ from multiverse_gateway.core.load import FADE_SECONDS, Admission, Load, Strain
 from multiverse_gateway.core.routing import Candidates, RoutingTable, Verdict, build_table, candidates, verdict, with_health
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId
 from multiverse_gateway.core.usage import NO_OWNER, NO_SERVER, Ledger, Usage
-from multiverse_gateway.observability.logging import redact
+from multiverse_gateway.observability.logging import note, redact
 from multiverse_gateway.observability.metrics import OTHER, Meter, Moment, exposition
 from multiverse_gateway.protocols import Balancer, HealthProbe, ProbeResult, Registry, Scoring, Store
 from multiverse_gateway.relay.exchange import Exchange, Limits, Phase, Sending, give_turns
@@ -562,7 +562,7 @@ class Gateway:
         if exchange.why:
             _routing_log.debug("why this server", extra={"fields": {"request_id": exchange.request_id, "why": _in_words(exchange.why)}})
         if _routing_log.isEnabledFor(logging.INFO):
-            _routing_log.info("request finished", extra={"fields": _record(exchange, self.now())})
+            note(_routing_log, "request finished", _record(exchange, self.now()))
 
     def _count(self, exchange: Exchange) -> None:
         """Count an exchange in the metrics and in the use of its model, server and client."""

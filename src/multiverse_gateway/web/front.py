@@ -6,6 +6,7 @@
 """
 
 import re
+from functools import lru_cache
 
 import attrs
 
@@ -33,9 +34,15 @@ from multiverse_gateway.web.security import (
 EXPLAIN = b"x-multiverse-explain"
 """Header with which our own pages ask why a server was chosen; the answer is in `x-multiverse-why`."""
 NOBODY_YET = Caller("")
+JSON = b"application/json"
 _PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~:@-]+)+")
 _QUERY = re.compile(rb"[\x21-\x7e]{0,4096}")
 _CONTENT_TYPE = re.compile(rb"[\x20-\x7e]{0,256}")
+
+
+@lru_cache(maxsize=256)
+def _is_path(path: str) -> bool:
+    return _PATH.fullmatch(path) is not None
 
 
 def check_target(path: str, query: bytes, content_type: bytes) -> None:
@@ -45,11 +52,11 @@ def check_target(path: str, query: bytes, content_type: bytes) -> None:
         UnknownURL: The path is none of the API's.
         BadRequest: The query or the content type holds what does not belong there.
     """
-    if _PATH.fullmatch(path) is None:
+    if not _is_path(path):
         raise UnknownURL("There is no such call; the path may hold letters, digits and . _ ~ : @ - between its slashes")
-    if _QUERY.fullmatch(query) is None:
+    if query and _QUERY.fullmatch(query) is None:
         raise BadRequest("The query holds characters that must be percent-encoded; encode them, or leave the query out")
-    if _CONTENT_TYPE.fullmatch(content_type) is None:
+    if content_type != JSON and _CONTENT_TYPE.fullmatch(content_type) is None:
         raise BadRequest("The header Content-Type cannot be used; send application/json")
 
 
@@ -155,7 +162,7 @@ class Front:
         Raises:
             GatewayError, EnvelopeError: It cannot be sent to any server.
         """
-        content_type = next((value for name, value in visit.fields if name == b"content-type"), b"application/json")
+        content_type = next((value for name, value in visit.fields if name == b"content-type"), JSON)
         check_target(visit.path, visit.query, content_type)
         envelope = read_envelope(visit.path, content_type.decode("latin-1"), body)
         key = visit.caller.key

@@ -9,8 +9,8 @@ import hashlib
 import hmac
 import logging
 import math
+import random
 import re
-import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -69,8 +69,12 @@ def request_id(headers: Headers) -> str:
     """Return the caller's own `x-request-id` if it is a safe token, else a new one of 128 random bits."""
     for name, value in headers:
         if name == b"x-request-id":
-            return value.decode() if _REQUEST_ID.fullmatch(value) else secrets.token_hex(16)
-    return secrets.token_hex(16)
+            return value.decode() if _REQUEST_ID.fullmatch(value) else _new_id()
+    return _new_id()
+
+
+def _new_id() -> str:
+    return f"{random.getrandbits(128):032x}"
 
 
 # The caller's address
@@ -163,11 +167,17 @@ def verified(headers: Headers, known: Collection[bytes]) -> bytes | None:
 # Framing and loops
 
 
+_RARE = frozenset({b"transfer-encoding", b"upgrade", b"http2-settings"})
+
+
 def refuse_bad_framing(headers: Headers) -> GatewayError | None:
     """Return why a request could be read as two different ones, or `None` (RFC 9112, 6.3: request smuggling; RFC 9113, 3.1: h2c).
 
     The connection is closed after the answer.
     """
+    names = dict(headers)
+    if len(names) == len(headers) and names.keys().isdisjoint(_RARE) and names.get(b"content-length", b"0").isdigit():
+        return None
     hosts = lengths = codings = 0
     for name, value in headers:
         if name == b"host":
@@ -191,7 +201,7 @@ def refuse_bad_framing(headers: Headers) -> GatewayError | None:
 
 def refuse_loop(headers: Headers) -> GatewayError | None:
     """Return the refusal of a request that came through a gateway before, or `None`."""
-    if any(name == HOP for name, _ in headers):
+    if HOP in dict(headers):
         return LoopDetected("This request has come through a gateway already; register the model's own server instead of a gateway")
     return None
 
@@ -218,7 +228,7 @@ class Quota:
         return [
             (b"x-ratelimit-limit-requests", b"%d" % self.limit),
             (b"x-ratelimit-remaining-requests", b"%d" % self.remaining),
-            (b"x-ratelimit-reset-requests", duration(self.reset).encode()),
+            (b"x-ratelimit-reset-requests", _A_MINUTE if self.reset == WINDOW else duration(self.reset).encode()),
         ]
 
     def error(self, message: str = "You have sent as many requests as you may; wait, then send fewer per minute") -> RateLimited:
@@ -247,6 +257,9 @@ def duration(seconds: float) -> str:
     """
     whole = max(0, math.ceil(seconds))
     return f"{whole // 60}m{whole % 60}s" if whole >= 60 else f"{whole}s"
+
+
+_A_MINUTE = duration(WINDOW).encode()
 
 
 @attrs.define
