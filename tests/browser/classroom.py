@@ -6,10 +6,14 @@ Nothing leaves this machine: probes say what is planned, and the one server that
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
+import socket
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,8 +22,10 @@ import anyio
 import attrs
 import hypercorn.asyncio
 from hypercorn.config import Config
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
-from multiverse_gateway import Settings, create_app
+from multiverse_gateway import Settings, create_app, lifespan
 from multiverse_gateway.core.health import Health, HealthState
 from multiverse_gateway.core.servers import Capabilities, Metadata, Server, ServerId
 from multiverse_gateway.protocols import Client, ProbeResult
@@ -31,8 +37,8 @@ from support.sockets import LoopThread, free_port, wait_until
 
 MINUTE = 60.0
 CHECKS = 100
-TALKER = "127.77.0.7"
-"""The loopback address of the server that is really asked."""
+TALKERS = itertools.count(1)
+"""The last part of the loopback address of the server that is really asked."""
 ANSWER = (
     "A heat pump moves heat instead of making it. A liquid that boils at a low temperature takes heat from the air outside, "
     "even cold air. A compressor squeezes the vapour, which makes it hot, and inside the house it gives its heat away and turns "
@@ -85,7 +91,7 @@ CLASS: Sequence[Host] = (
     ),
     Host(
         model="mistral-nemo:12b",
-        url=f"http://gpu-club.campus.example:{8000}",
+        url="http://gpu-club.campus.example:8000",
         owner="GPU club",
         description="Two RTX 3090 in the server room",
         usual=0.9,
@@ -180,11 +186,6 @@ class Planned:
         )
 
 
-async def resolve(host: str, port: int) -> list[str]:
-    """Let every name lead to the server that answers."""
-    return [TALKER]
-
-
 def past(server: Server, host: Host, wall: float) -> list[ProbeResult]:
     """Return the checks of a server, newest first."""
     chance = random.Random(server.endpoint_url)
@@ -260,25 +261,59 @@ def talk(text: str = ANSWER, interval: float = 0.03) -> behaviours.Behaviour:
 
 
 class Classroom:
-    """The gateway of the class, running in this process; `hosts` stand in it when it opens."""
+    """The gateway of the class, running in this process, mounted at `prefix`; `hosts` stand in it when it opens."""
 
-    def __init__(self, hosts: Sequence[Host] = CLASS, **settings: Any) -> None:
+    def __init__(self, hosts: Sequence[Host] = CLASS, *, prefix: str = "", **settings: Any) -> None:
         self.admin_key = ADMIN_KEY
+        self.prefix = prefix
         self.port = free_port()
         self._hosts = hosts
         self._settings = settings
-        self._directory = tempfile.TemporaryDirectory(prefix="classroom-")
-        self.talker = Backend("club", talk(), models=["mistral-nemo:12b"], host=TALKER, port=8000)
+        self.talker = Backend("club", talk(), models=["mistral-nemo:12b"], host=f"127.77.0.{next(TALKERS)}", port=8000)
 
     @property
     def url(self) -> str:
         """The root URL, without a slash at the end."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://127.0.0.1:{self.port}{self.prefix}"
 
     def __enter__(self) -> Self:
         """Open the doors."""
-        path = Path(self._directory.name, "multiverse.db")
-        asyncio.run(furnish(path, self._hosts))
+        with ExitStack() as stack:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="classroom-"))
+            path = Path(directory, "multiverse.db")
+            thread = LoopThread()
+            stack.callback(thread.stop)
+            thread.call(furnish(path, self._hosts))
+            stack.enter_context(self.talker)
+            app = self._app(path)
+            outer = Starlette(routes=[Mount(self.prefix, app)], lifespan=self._mounted(app)) if self.prefix else app
+            config = Config()
+            config.bind = [f"127.0.0.1:{self.port}"]
+            config.graceful_timeout = 1.0
+            ending = asyncio.Event()
+            served = asyncio.run_coroutine_threadsafe(
+                hypercorn.asyncio.serve(outer, config, shutdown_trigger=ending.wait),  # type: ignore[arg-type]
+                thread.loop,
+            )
+            stack.callback(served.result, 20)
+            stack.callback(thread.loop.call_soon_threadsafe, ending.set)
+            wait_until(lambda: self._is_open(app, served), within=20)
+            self._closing = stack.pop_all()
+        return self
+
+    def _mounted(self, app: Starlette) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
+        @asynccontextmanager
+        async def running(outer: Starlette) -> AsyncIterator[None]:
+            async with lifespan(app):
+                yield
+
+        return running
+
+    async def _resolve(self, host: str, port: int) -> list[str]:
+        """Let every name lead to the server that answers."""
+        return [self.talker.host]
+
+    def _app(self, path: Path) -> Starlette:
         given: dict[str, Any] = {
             "admin_api_key": ADMIN_KEY,
             "database_url": f"sqlite:///{path.as_posix()}",
@@ -289,28 +324,15 @@ class Classroom:
             "max_consecutive_failures": 50,
         }
         probe = Planned({host.url: host for host in self._hosts})
-        app = create_app(Settings(**{**given, **self._settings}), probe=probe, resolve=resolve)
-        config = Config()
-        config.bind = [f"127.0.0.1:{self.port}"]
-        config.graceful_timeout = 1.0
-        self._thread = LoopThread()
-        self._ending = asyncio.Event()
-        self.talker.__enter__()
-        self._served = asyncio.run_coroutine_threadsafe(
-            hypercorn.asyncio.serve(app, config, shutdown_trigger=self._ending.wait),  # type: ignore[arg-type]
-            self._thread.loop,
-        )
-        wait_until(lambda: self._is_open(app), within=20)
-        return self
+        return create_app(Settings(**{**given, **self._settings}), probe=probe, resolve=self._resolve)
 
-    def _is_open(self, app: Any) -> bool:
-        assert not self._served.done(), self._served.result()
-        return getattr(app.state.gateway, "admin_key", None) is not None
+    def _is_open(self, app: Starlette, served: Future[None]) -> bool:
+        assert not served.done(), served.result()
+        if getattr(app.state.gateway, "admin_key", None) is None:
+            return False
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Close them."""
-        self._thread.loop.call_soon_threadsafe(self._ending.set)
-        self._served.result(20)
-        self._thread.stop()
-        self.talker.__exit__(None, None, None)
-        self._directory.cleanup()
+        self._closing.close()

@@ -72,13 +72,12 @@ def gateway() -> Iterator[GatewayProcess]:
         yield process
 
 
-@pytest.fixture(scope="module")
-def signed_in(chromium: Any, gateway: GatewayProcess) -> Any:
-    """Return the cookies of an operator who signed in by the form."""
+def cookies_of_an_operator(chromium: Any, url: str, key: str) -> Any:
+    """Sign in by the form and return the cookies."""
     context = chromium.new_context()
     page = context.new_page()
-    page.goto(f"{gateway.url}/logs?level=ERROR")
-    page.get_by_label("Admin key").fill(gateway.admin_key)
+    page.goto(f"{url}/logs?level=ERROR")
+    page.get_by_label("Admin key").fill(key)
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_url("**/logs?level=ERROR")
     state = context.storage_state()
@@ -86,17 +85,20 @@ def signed_in(chromium: Any, gateway: GatewayProcess) -> Any:
     return state
 
 
+@pytest.fixture(scope="module")
+def signed_in(chromium: Any, gateway: GatewayProcess) -> Any:
+    """Return the cookies of an operator of the gateway."""
+    return cookies_of_an_operator(chromium, gateway.url, gateway.admin_key)
+
+
 @pytest.fixture
-def browse(chromium: Any, gateway: GatewayProcess, signed_in: Any) -> Iterator[Callable[..., Watched]]:
+def browse_at(chromium: Any) -> Iterator[Callable[..., Watched]]:
     """Return a function that opens a browser window; at the end of the test nothing may have gone wrong in it."""
     with ExitStack() as stack:
         opened: list[Watched] = []
 
-        def new(*, operator: bool = True, url: str | None = None, **options: Any) -> Watched:
-            root = url or gateway.url
-            context = chromium.new_context(
-                **{"viewport": DESKTOP, "storage_state": signed_in if operator else None, "reduced_motion": "reduce", **options}
-            )
+        def new(root: str, state: Any = None, **options: Any) -> Watched:
+            context = chromium.new_context(**{"viewport": DESKTOP, "storage_state": state, "reduced_motion": "reduce", **options})
             stack.callback(context.close)
             watched = Watched(context.new_page(), root)
             watch(watched)
@@ -106,6 +108,16 @@ def browse(chromium: Any, gateway: GatewayProcess, signed_in: Any) -> Iterator[C
         yield new
         found = [trouble for watched in opened for trouble in watched.troubles]
         assert not found, found
+
+
+@pytest.fixture
+def browse(browse_at: Callable[..., Watched], gateway: GatewayProcess, signed_in: Any) -> Callable[..., Watched]:
+    """Return a function that opens a browser window at the gateway, or another `url`, signed in or not."""
+
+    def new(*, operator: bool = True, url: str | None = None, **options: Any) -> Watched:
+        return browse_at(url or gateway.url, signed_in if operator else None, **options)
+
+    return new
 
 
 def watch(watched: Watched) -> None:

@@ -1,27 +1,42 @@
-"""Every page, wide and narrow, light and dark: no error, no foreign request, nothing that axe finds, no scrolling sideways."""
+"""Every page in every state, wide and narrow, light and dark: no error, no foreign request, nothing axe finds, no scrolling sideways."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
+import httpx2
 import pytest
 
-from browser.conftest import DESKTOP, PHONE, Watched, screenshot
-from support.processes import GatewayProcess
+from browser.classroom import CLASS, Classroom, Host
+from browser.conftest import DESKTOP, PHONE, XSS, Watched, cookies_of_an_operator, screenshot
+from multiverse_gateway.core.health import HealthState
+from support import answers, behaviours
 from support.require import require
 
 pytestmark = pytest.mark.e2e
 
 PICTURES = Path(os.environ["MVG_SCREENSHOTS"]) if "MVG_SCREENSHOTS" in os.environ else None
+NASTY = Host(
+    model="org/very-long.model_name-of-somebody-who-likes-to-be-exact@2025-01-31+instruct-q4_K_M",
+    url="https://a-tunnel-with-a-name-that-has-no-end-and-no-place-to-break-00112233445566778899.ngrok-free.app/a/prefix",
+    owner=XSS,
+    description=XSS * 3,
+    state=HealthState.UNHEALTHY,
+    trouble=range(3),
+    reason="connection refused: is the server running?",
+)
 PAGES = {
     "dashboard": "/dashboard",
-    "search": "/dashboard?q=llama&status=healthy&sort=uptime",
+    "search": "/dashboard?q=llama&status=healthy&sort=uptime&order=desc",
+    "nothing-found": "/dashboard?q=" + "no-such-thing" * 9,
     "register": "/register",
-    "server": "/server/{id}",
-    "edit": "/server/{id}/edit",
+    "server": "/server/{nasty}",
+    "server-well": "/server/{well}",
+    "edit": "/server/{nasty}/edit",
     "models": "/models",
     "playground": "/test",
     "logs": "/logs?level=DEBUG",
@@ -46,8 +61,7 @@ def violations(page: Any) -> list[str]:
 def check(watched: Watched, name: str) -> None:
     """Hold a page against all that every page must hold."""
     page = watched.page
-    for details in page.locator("details").all():
-        details.evaluate("element => { element.open = true; }")
+    page.evaluate("() => { for (const fold of document.querySelectorAll('details')) fold.open = true; }")
     wide = page.evaluate("() => document.documentElement.scrollWidth - document.documentElement.clientWidth")
     screenshot(page, PICTURES, name)
     assert wide <= 0, f"{name} scrolls sideways by {wide} px"
@@ -55,25 +69,79 @@ def check(watched: Watched, name: str) -> None:
     assert page.evaluate("() => window.hacked") is None
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", ["desktop", "phone"])
-def test_every_page(browse: Callable[..., Watched], gateway: GatewayProcess, size: str, scheme: str) -> None:
-    """In one window, one after the other."""
-    watched = browse(viewport=DESKTOP if size == "desktop" else PHONE, color_scheme=scheme)
-    servers = gateway.admin("GET", "/servers").json()
+@attrs.frozen
+class School:
+    """The class, and an operator's cookies."""
+
+    room: Classroom
+    cookies: Any
+    ids: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def school(chromium: Any) -> Iterator[School]:
+    """Return a gateway with servers in every state, one of them nasty."""
+    with Classroom((*CLASS, NASTY)) as room:
+        headers = {"X-API-Key": room.admin_key}
+        servers = httpx2.get(f"{room.url}/admin/servers?include_inactive=true", headers=headers, trust_env=False).json()
+        ids = {"nasty" if "very-long" in server["model_name"] else "well": server["id"] for server in servers}
+        yield School(room, cookies_of_an_operator(chromium, room.url, room.admin_key), ids)
+
+
+@pytest.mark.parametrize(("size", "scheme"), [("desktop", "light"), ("desktop", "dark"), ("phone", "dark")])
+def test_every_page(browse_at: Callable[..., Watched], school: School, size: str, scheme: str) -> None:
+    """In one window, one after the other, then what floats above them."""
+    watched = browse_at(school.room.url, school.cookies, viewport=DESKTOP if size == "desktop" else PHONE, color_scheme=scheme)
+    page = watched.page
     for name, path in PAGES.items():
-        watched.open(path.format(id=servers[0]["id"]))
+        watched.open(path.format(**school.ids))
         if name == "docs":
-            watched.page.locator(".opblock").first.wait_for()
+            page.locator(".opblock").first.wait_for()
         check(watched, f"{name}-{size}-{scheme}")
+    watched.open(f"/server/{school.ids['nasty']}")
+    page.evaluate("() => { for (const id of ['offline', 'signed-out']) document.getElementById(id).hidden = false; }")
+    if size == "phone":
+        page.get_by_role("button", name="Menu").click()
+    page.locator(".chart rect").first.dispatch_event("pointerover")
+    check(watched, f"floating-{size}-{scheme}")
+    page.get_by_role("button", name="Delete").click()
+    check(watched, f"dialog-{size}-{scheme}")
     watched.troubles[:] = [trouble for trouble in watched.troubles if "status of 404" not in trouble]  # /nothing-here
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_form_to_sign_in(browse: Callable[..., Watched], scheme: str) -> None:
+def test_the_form_to_sign_in(browse_at: Callable[..., Watched], school: School, scheme: str) -> None:
     """For those who are not signed in yet."""
-    watched = browse(operator=False, viewport=PHONE, color_scheme=scheme)
+    watched = browse_at(school.room.url, viewport=PHONE, color_scheme=scheme)
     watched.open("/dashboard")
     assert watched.page.url.endswith("/login")
     assert "healthy" not in watched.page.content()
     check(watched, f"login-phone-{scheme}")
+
+
+def test_an_empty_gateway_below_a_prefix(chromium: Any, browse_at: Callable[..., Watched]) -> None:
+    """Each page leads a newcomer on; then the dashboard turns from empty to full by itself."""
+    with Classroom((), prefix="/ai/gateway") as room:
+        watched = browse_at(room.url, cookies_of_an_operator(chromium, room.url, room.admin_key), color_scheme="dark")
+        page = watched.page
+        for name, path in {"empty-models": "/models", "empty-playground": "/test", "empty": "/dashboard"}.items():
+            watched.open(path)
+            check(watched, name)
+        assert f'base_url="{room.url}/v1"' in page.content().replace("&quot;", '"')
+        body = {"model_name": "mistral-nemo:12b", "endpoint_url": "http://gpu-club.campus.example:8000"}
+        httpx2.post(f"{room.url}/admin/register", json=body, headers={"X-API-Key": room.admin_key}, trust_env=False).raise_for_status()
+        page.locator("tr[data-row]", has_text="mistral-nemo:12b").get_by_text("Healthy").wait_for()
+        page.get_by_role("link", name="Playground").click()
+        room.talker.behave = talk_of(XSS)
+        page.get_by_label("Your message").fill(XSS)
+        page.get_by_role("button", name="Send").click()
+        page.get_by_text("1 attempt").wait_for()
+        assert page.locator(".message-box .text").all_text_contents() == [XSS, XSS]
+        assert page.locator(".measures a").text_content() == "server gpu-club.campus.example:8000"
+        check(watched, "playground-below-a-prefix")
+
+
+def talk_of(text: str) -> Any:
+    """Answer with this text in one piece."""
+    events = [answers.chat_event("club", "m", {"content": text}), answers.chat_event("club", "m", {}, finish="stop"), answers.DONE]
+    return behaviours.stream(events)
