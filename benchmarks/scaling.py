@@ -16,11 +16,12 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx2
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -28,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from multiverse_gateway import Health, HealthState, ServerId
 from multiverse_gateway.core.routing import build_table, with_health
 from multiverse_gateway.stores.postgres import PostgresStore
-from multiverse_gateway.testing.store import make_server
+from multiverse_gateway.testing.store import make_result, make_server
 from support.processes import GatewayProcess
 from support.services import SECRET, PostgresServer
 from support.sockets import LoopThread, free_port, wait_until
@@ -166,6 +167,37 @@ async def measure_table(servers: int) -> None:
     print(f"| {servers:,} | {read:.1f} | {build:.2f} | {one:.3f} | {save:.1f} |", flush=True)
 
 
+async def measure_database(durable: bool) -> None:
+    """Measure how much one PostgreSQL on this machine does: ten gateways that save a verdict and a check, or ask for the version."""
+    with PostgresServer(durable=durable) as postgres:
+        stores = [PostgresStore(postgres.database(), secret=SECRET)]
+        url = stores[0]._url
+        stores += [PostgresStore(url, secret=SECRET) for _ in range(9)]
+        for store in stores:
+            await store.open()
+        await stores[0].save_server(make_server("s0"))
+        verdict = {ServerId("s0"): Health(state=HealthState.HEALTHY)}
+        works: dict[str, Callable[[PostgresStore], Awaitable[object]]] = {
+            "saved": lambda store: store.save_health(verdict, [make_result("s0")]),
+            "asked": lambda store: store.version(),
+        }
+        counts: Counter[str] = Counter()
+        for name, work in works.items():
+            with anyio.move_on_after(5):
+                async with anyio.create_task_group() as group:
+                    for store in stores:
+                        group.start_soon(repeat, work, store, counts, name)
+        for store in stores:
+            await store.aclose()
+    print(f"| {'yes' if durable else 'no'} | {counts['saved'] / 5:,.0f} | {counts['asked'] / 5:,.0f} |", flush=True)
+
+
+async def repeat(work: Callable[[PostgresStore], Awaitable[object]], store: PostgresStore, counts: Counter[str], name: str) -> None:
+    while True:
+        await work(store)
+        counts[name] += 1
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--servers", type=int, nargs="*", default=[10, 100, 1000])
@@ -174,6 +206,9 @@ def main() -> None:
     print("| servers | registry read, ms | table built, ms | one verdict changed, ms | 20 verdicts saved, ms |\n|---|---|---|---|---|")
     for servers in given.servers:
         asyncio.run(measure_table(servers))
+    print("\n| durable (fsync) | batches saved/s | versions asked/s |\n|---|---|---|")
+    for durable in (True, False):
+        asyncio.run(measure_database(durable))
     print(
         "\n| servers | gateways | imported in s | healthy everywhere in s | probes/s (per server and interval) | CPU of each gateway, % | "
         "transactions/s | change seen after ms | memory more than at rest, MiB |\n|---|---|---|---|---|---|---|---|---|"

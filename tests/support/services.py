@@ -85,8 +85,8 @@ def postgres_program(name: str) -> str:
 class PostgresServer(Service):
     """PostgreSQL with trust for everybody on this machine."""
 
-    def __init__(self) -> None:
-        """Prepare."""
+    def __init__(self, *, durable: bool = False) -> None:
+        """Prepare; a durable one waits for the disk at each commit."""
         require("psycopg", "talks to PostgreSQL")
         super().__init__("postgres")
         self.user: dict[str, Any] = {}
@@ -97,7 +97,16 @@ class PostgresServer(Service):
         self.command = [
             postgres_program("postgres"),
             *("-D", str(self.data), "-p", str(self.port), "-k", str(self.directory)),
-            *("-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "max_connections=60", "-c", "shared_buffers=16MB"),
+            *(
+                "-c",
+                "listen_addresses=127.0.0.1",
+                "-c",
+                f"fsync={'on' if durable else 'off'}",
+                "-c",
+                "max_connections=60",
+                "-c",
+                "shared_buffers=16MB",
+            ),
         ]
         self._made = 0
 

@@ -63,6 +63,8 @@ START_PATIENCE = 30.0
 """Seconds that opening may take: another gateway may be making the tables."""
 PAUSE = 1.0
 """Seconds in which nothing is asked after the database did not answer: whoever waited behind a failed call fails at once."""
+GATHER_SECONDS = 0.05
+"""How long further changes are waited for when one was told: an import of a thousand servers is not read a thousand times."""
 MOST_CONNECTIONS = 4
 CHANNEL = "multiverse_gateway"
 LOCK = 0x6D7667
@@ -288,7 +290,7 @@ class PostgresStore:
                     return  # what changed while nobody listened
                 async with aclosing(self._listener.notifies(timeout=within, stop_after=1)) as told:
                     async for _ in told:
-                        return
+                        return await anyio.sleep(GATHER_SECONDS)
             except (psycopg.Error, OSError):
                 await self._stop_listening()
                 await anyio.sleep_until(ends)
