@@ -103,6 +103,22 @@ def test_compose_names_settings_that_exist() -> None:
     assert set(gateway["depends_on"]) <= set(services)
 
 
+def test_kubernetes_manifests_fit_the_gateway() -> None:
+    """Settings that exist, paths that answer, and more time to end than the grace."""
+    yaml = require("yaml", "the manifests")
+    found = [part for path in sorted((DEPLOY / "kubernetes").glob("*.yaml")) for part in yaml.safe_load_all(path.read_text())]
+    by_kind = {part["kind"]: part for part in found}
+    assert set(by_kind) == {"ConfigMap", "Deployment", "Ingress", "PodDisruptionBudget", "Service"}
+    settings = load_settings(env=by_kind["ConfigMap"]["data"], cwd=DEPLOY)
+    pod = by_kind["Deployment"]["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] > settings.shutdown_grace_seconds + 5
+    [container] = pod["containers"]
+    probes = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}
+    assert probes == {"startup": "/readyz", "readiness": "/readyz", "liveness": "/livez"}
+    [backend] = by_kind["Ingress"]["spec"]["rules"][0]["http"]["paths"]
+    assert backend["backend"]["service"]["name"] == by_kind["Service"]["metadata"]["name"]
+
+
 def test_the_image_copies_what_is_there() -> None:
     """Out of the checkout, and starts our command as a user of its own."""
     lines = (DEPLOY / "Dockerfile").read_text().splitlines()
