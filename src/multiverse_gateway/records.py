@@ -324,6 +324,11 @@ class UsageReport:
     total: Counts
     rows: list[UsageRecord]
 
+    @classmethod
+    def nothing(cls) -> "UsageReport":
+        """Return a report for when nothing can be known."""
+        return cls(since="", until="", total=Counts(), rows=[])
+
 
 @attrs.frozen(kw_only=True)
 class ErrorFacts:

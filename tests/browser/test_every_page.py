@@ -39,6 +39,7 @@ PAGES = {
     "edit": "/server/{nasty}/edit",
     "models": "/models",
     "playground": "/test",
+    "keys": "/keys",
     "logs": "/logs?level=DEBUG",
     "settings": "/settings",
     "docs": "/docs",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from html import unescape
 from typing import Any
 
@@ -15,6 +16,8 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from multiverse_gateway import Settings, create_app, lifespan
+from multiverse_gateway.core.servers import ServerId
+from multiverse_gateway.core.usage import Counts, Usage, UsageKey
 from multiverse_gateway.protocols import ProbeResult
 from multiverse_gateway.stores.memory import MemoryStore
 from multiverse_gateway.web.live import Parts, changes, follow, follow_lines
@@ -28,6 +31,7 @@ PRIVATE = [
     "/test",
     "/logs",
     "/settings",
+    "/keys",
     "/server/{id}",
     "/server/{id}/edit",
     "/session",
@@ -722,3 +726,54 @@ async def test_an_outage_that_lasts_says_when_the_next_check_comes() -> None:
         page = (await browser.open(f"/server/{server_id}")).text
         assert page.index("Still down") < page.index("Marked down")
         assert re.search(r"No answer within 10 seconds. 3 checks failed so far; the next one comes in about \d+ (s|min)", page)
+
+
+# Keys and use
+
+
+async def test_a_key_is_made_on_its_page_and_shown_once() -> None:
+    """And revoked there; what cannot be used stays in the form, with the reason."""
+    async with browsing() as browser:
+        await browser.sign_in()
+        made = await browser.send("/keys", {"name": "alice", "days": "30", "rate_limit": "", "models": "tiny, org/large"})
+        found = re.search(r"mvg-client-[\w-]+", made.text)
+        assert found, made.text
+        page = await browser.open("/keys")
+        assert found[0] not in page.text
+        assert "tiny, org/large" in page.text
+        for form in ({"name": "alice"}, {"name": "b", "days": "x"}, {"name": "b", "days": "0"}, {"name": "", "models": "a b"}):
+            refused = await browser.send("/keys", form)
+            assert refused.status_code == 400
+            assert 'role="alert"' in refused.text
+        key_id = re.search(r"/keys/([\w-]+)/revoke", page.text)
+        assert key_id
+        assert (await browser.send(f"/keys/{key_id[1]}/revoke")).headers["location"] == "/keys"
+        assert "revoked" in (await browser.open("/keys")).text
+        assert (await browser.send("/keys/nobody/revoke")).status_code == 404
+
+
+async def test_what_was_used_stands_on_the_dashboard_and_with_each_server() -> None:
+    """For operators only, who can take it along as a table."""
+    async with browsing(public_dashboard=True) as browser:
+        server_id = await browser.register()
+        gateway = browser.app.state.gateway
+        today = datetime.fromtimestamp(gateway.wall(), UTC).date().isoformat()
+        key = UsageKey(today, "tiny", ServerId(server_id))
+        await gateway.store.add_usage("batch", [Usage(key=key, counts=Counts(requests=1234, prompt_tokens=5678))])
+        assert "5,678" not in (await browser.open("/dashboard")).text
+        await browser.sign_in()
+        for path in ("/dashboard", f"/server/{server_id}"):
+            page = await browser.open(path)
+            assert "1,234" in page.text, path
+            assert "5,678" in page.text, path
+            link = re.search(r'href="(/admin/usage\?[^"]*)"', page.text)
+            assert link
+            assert "5678" in (await browser.open(unescape(link[1]))).text
+
+
+async def test_registering_on_the_page_shows_the_owners_token_once() -> None:
+    async with browsing() as browser:
+        await browser.sign_in()
+        form = {"model_name": "tiny", "endpoint_url": "http://gpu.example:8000", "streaming": "on"}
+        assert "mvg-owner-" in (await browser.send("/register", form)).text
+        assert "mvg-owner-" not in (await browser.send("/register", form)).text

@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "register": ("registry", "Offer a model server to a running gateway."),
     "servers": ("registry", "List the registered servers and how they are."),
     "models": ("registry", "List the models that can be used."),
+    "keys": ("keys", "Make, list and revoke the keys with which users reach a running gateway."),
     "export": ("registry", "Write the registry of a running gateway as JSON."),
     "import": ("registry", "Read an exported registry into a running gateway."),
     "backup": ("backup", "Copy the registry's database into a file, also while the gateway runs."),

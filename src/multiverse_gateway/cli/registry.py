@@ -49,6 +49,9 @@ def register_command(url: str, model: str, gateway_url: str | None, admin_key: s
     click.echo(f"Registered: {printable(model)} at {printable(record.get('endpoint_url', url))}")
     click.echo(f"  id      {printable(record.get('registration_id'))}")
     click.echo(f"  health  {printable(record.get('health_status'))}")
+    if record.get("owner_token"):
+        click.echo(f"  token   {printable(record['owner_token'])}")
+        click.echo("          its owner changes and removes the server with it, instead of the admin key; it is shown only now")
     if record.get("warning"):
         click.echo(f"  note    {printable(record['warning'])}")
 

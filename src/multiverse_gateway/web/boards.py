@@ -13,6 +13,7 @@ from multiverse_gateway.web.frame import Frame, Visit
 from multiverse_gateway.web.gate import Gate
 from multiverse_gateway.web.histories import Histories
 from multiverse_gateway.web.live import Parts, follow, out_of_band
+from multiverse_gateway.web.members import usage_values
 
 
 class Boards:
@@ -52,6 +53,7 @@ class Boards:
             visit,
             "dashboard.html",
             active="dashboard",
+            **(await usage_values(self._frame, visit, "model") if visit.is_operator else {}),
             statuses=views.STATUSES,
             sort_words=views.SORTS,
             models=sorted({server.model_name for server in routes}),

@@ -33,6 +33,7 @@ NAVIGATION = (
     ("register", "Register"),
     ("models", "Models"),
     ("playground", "Playground"),
+    ("keys", "Keys"),
     ("logs", "Logs"),
     ("settings", "Settings"),
     ("docs", "API docs"),

@@ -9,6 +9,8 @@ from multiverse_gateway.bodies import parse_change
 from multiverse_gateway.core.errors import GatewayError, NotFound
 from multiverse_gateway.core.history import statistics
 from multiverse_gateway.core.routing import Route as ServerRoute
+from multiverse_gateway.keys import key_digest, new_key
+from multiverse_gateway.observability.logging import redact
 from multiverse_gateway.records import iso
 from multiverse_gateway.registration import check, refreshed, register, remove, server_id_of, update
 from multiverse_gateway.web import views
@@ -16,6 +18,7 @@ from multiverse_gateway.web.frame import Frame, Visit
 from multiverse_gateway.web.gate import Gate
 from multiverse_gateway.web.histories import Histories
 from multiverse_gateway.web.live import Parts, follow
+from multiverse_gateway.web.members import usage_values
 from multiverse_gateway.web.security import ADDRESS, MAX_TESTS, LocalWindow
 from multiverse_gateway.web.wizard import (
     FIELDS,
@@ -62,13 +65,16 @@ class Hosting:
             return self._frame.page(visit, "register.html", active="register", values=given, problems={}, problem="", test=UNTRIED)
         try:
             self._limit_tests(visit)
-            server, is_new = await register(self._gateway, registration_of(visit.form))
+            token = new_key("owner")
+            redact(token)
+            server, is_new = await register(self._gateway, registration_of(visit.form), owner_digest=key_digest(token))
         except GatewayError as error:
             return self._form_problem(visit, "register.html", error)
         snippets = views.snippets(
             f"{self._frame.base_url(visit.request)}/v1", server.model_name, needs_key=self._gateway.settings.require_client_auth
         )
         values: dict[str, Any] = {"server": server, "is_new": is_new, "snippets": snippets}
+        values["owner_token"] = token if server.owner_digest == key_digest(token) else ""
         if visit.is_fragment:
             headers = {"hx-retarget": "#wizard", "hx-reswap": "outerHTML show:window:top"}
             response = self._frame.fragment(visit, "_registered.html", headers=headers, **values)
@@ -126,6 +132,7 @@ class Hosting:
             "server.html",
             active="dashboard",
             parts=parts,
+            **await usage_values(self._frame, visit, "day", server=server.id),
             live=f"{self._frame.url(visit.request, 'server_live', server_id=server.id)}?seen={parts.digest}",
             **values,
         )

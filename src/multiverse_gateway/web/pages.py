@@ -28,6 +28,7 @@ from multiverse_gateway.web.gate import Gate
 from multiverse_gateway.web.histories import Histories
 from multiverse_gateway.web.hosting import Hosting
 from multiverse_gateway.web.live import follow_lines
+from multiverse_gateway.web.members import Members
 from multiverse_gateway.web.security import Entrance
 from multiverse_gateway.web.sessions import Sessions
 
@@ -45,6 +46,7 @@ class Pages:
         histories = Histories(gateway)
         self._boards = Boards(self._frame, histories)
         self._hosting = Hosting(self._frame, histories)
+        self._members = Members(self._frame)
 
     def routes(self) -> list[Route]:
         """Make the routes of all pages."""
@@ -55,6 +57,7 @@ class Pages:
             *self._gate.routes(),
             *self._boards.routes(self._gate),
             *self._hosting.routes(self._gate),
+            *self._members.routes(self._gate),
             Route("/test", page(self._playground), name="ui:playground"),
             Route("/logs", page(self._logs), name="ui:logs"),
             Route("/logs/live", page(self._logs_live), name="ui:logs_live"),

@@ -1,4 +1,5 @@
 // The playground: a chat with a model over the same API that programs use. Whatever a model writes is text, never markup.
+import { why } from "./why.js";
 import { toast } from "./toasts.js";
 import { offline, online, signedOut } from "./trouble.js";
 
@@ -71,6 +72,8 @@ function follow(always = false) {
 }
 const seconds = (milliseconds) => (milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`);
 
+const nameOf = (server) => [...document.getElementById("hosts").options].find((option) => option.value === server)?.label ?? server.slice(0, 8);
+
 function measure(place, { response, began, first, ended, pieces, usage, stopped }) {
   const items = [];
   const server = response?.headers.get("x-gateway-server-id");
@@ -86,8 +89,7 @@ function measure(place, { response, began, first, ended, pieces, usage, stopped 
   if (server) {
     const link = document.createElement("a");
     link.href = form.dataset.server.replace("SERVER", encodeURIComponent(server));
-    const host = [...document.getElementById("hosts").options].find((option) => option.value === server);
-    link.textContent = `server ${host?.label ?? server.slice(0, 8)}`;
+    link.textContent = `server ${nameOf(server)}`;
     link.title = server;
     place.append(link);
   }
@@ -144,7 +146,7 @@ async function ask() {
     follow();
   };
   try {
-    const headers = { "Content-Type": "application/json", "X-CSRF-Token": document.querySelector("meta[name=csrf-token]").content };
+    const headers = { "Content-Type": "application/json", "X-CSRF-Token": document.querySelector("meta[name=csrf-token]").content, "X-Multiverse-Explain": "1" };
     const response = await fetch(form.dataset.post, { method: "POST", headers, body: JSON.stringify(body), signal: running.signal });
     run.response = response;
     online();
@@ -172,6 +174,8 @@ async function ask() {
   run.ended = performance.now();
   answer.text.classList.remove("writing");
   measure(answer.measures, run);
+  const reasons = why(run.response, nameOf);
+  if (reasons) answer.outer.append(reasons);
   if (written) {
     messages.push({ role: "assistant", content: written });
     answer.text.id = `answer-${talk.childElementCount}`;

@@ -1,0 +1,89 @@
+"""The command `keys`: client keys of a running gateway."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+
+from multiverse_gateway.cli.client import client_for, gateway_options
+from multiverse_gateway.cli.common import json_option, print_json, print_table, printable
+
+
+@click.group("keys")
+def keys_command() -> None:
+    """Make, list and revoke the keys with which users reach a running gateway."""
+
+
+@keys_command.command("create")
+@click.argument("name")
+@gateway_options
+@click.option("--days", type=click.IntRange(1, 36_500), help="Days until it is over; for ever without.")
+@click.option("--rate-limit", type=click.IntRange(0, 1_000_000), help="Requests per minute; 0 for no limit, as for everybody without.")
+@click.option("--model", "models", multiple=True, help="A model that it may use; may be given several times, all without.")
+@json_option
+def create(
+    name: str,
+    gateway_url: str | None,
+    admin_key: str | None,
+    days: int | None,
+    rate_limit: int | None,
+    models: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Make a client key. It is shown this once; the gateway keeps only its hash."""
+    body: dict[str, Any] = {"name": name, "rate_limit": rate_limit, "models": list(models)}
+    if days is not None:
+        body["expires_at"] = (datetime.now(UTC) + timedelta(days=days)).isoformat()
+    made = client_for(gateway_url, admin_key).admin("POST", "/keys", json=body)
+    if as_json:
+        print_json(made)
+        return
+    click.echo(f"Made a key for {printable(made['name'])}. It is shown only now; keep it well:")
+    click.echo(f"  key   {printable(made['key'])}")
+    click.echo(f"  id    {printable(made['id'])}")
+    if made["expires_at"]:
+        click.echo(f"  until {printable(made['expires_at'])}")
+
+
+@keys_command.command("list")
+@gateway_options
+@click.option("--all", "everything", is_flag=True, help="Those that are over, too.")
+@json_option
+def list_keys(gateway_url: str | None, admin_key: str | None, everything: bool, as_json: bool) -> None:
+    """List the client keys; never the keys themselves."""
+    keys = [key for key in client_for(gateway_url, admin_key).admin("GET", "/keys") if key["works"] or everything]
+    if as_json:
+        print_json(keys)
+        return
+    if not keys:
+        click.echo("No client key. Make one with `multiverse-gateway keys create NAME`.")
+        return
+    rows = [
+        (
+            printable(key["name"]),
+            "works" if key["works"] else "revoked" if key["revoked_at"] else "over",
+            printable(key["expires_at"] or "-"),
+            "-" if key["rate_limit"] is None else key["rate_limit"],
+            printable(", ".join(key["models"]) or "all"),
+            printable(key["id"]),
+        )
+        for key in keys
+    ]
+    print_table(rows, ("name", "state", "until", "per minute", "models", "id"))
+
+
+@keys_command.command("revoke")
+@click.argument("key")
+@gateway_options
+@json_option
+def revoke(key: str, gateway_url: str | None, admin_key: str | None, as_json: bool) -> None:
+    """End a client key for good. KEY is its id, or the name of one that works."""
+    client = client_for(gateway_url, admin_key)
+    found = [known["id"] for known in client.admin("GET", "/keys") if key == known["id"] or (known["works"] and key == known["name"])]
+    if not found:
+        raise click.ClickException(f"there is no client key {printable(key)}; `multiverse-gateway keys list --all` shows those there are")
+    revoked = client.admin("DELETE", f"/keys/{found[0]}")
+    if as_json:
+        print_json(revoked)
+    else:
+        click.echo(f"Revoked the key of {printable(revoked['name'])}.")

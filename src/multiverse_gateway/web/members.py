@@ -1,0 +1,95 @@
+"""The page about client keys, and the part of others about what was used."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import urlencode
+
+from starlette.responses import Response
+from starlette.routing import Route
+
+from multiverse_gateway.accounts import all_keys, create_key, revoke_key, usage_report
+from multiverse_gateway.bodies import NewKey, UsageQuery, read
+from multiverse_gateway.core.errors import BadRequest, GatewayError
+from multiverse_gateway.records import MadeKey, UsageReport, key_record, made_key
+from multiverse_gateway.registration import refreshed
+from multiverse_gateway.web.frame import Frame, Visit
+from multiverse_gateway.web.gate import Gate
+from multiverse_gateway.web.wizard import Form, message_of
+
+FIELDS = ("name", "days", "rate_limit", "models")
+MAX_DAYS = 36_500
+
+
+class Members:
+    """Who may use the models."""
+
+    def __init__(self, frame: Frame) -> None:
+        self._frame = frame
+        self._gateway = frame.gateway
+
+    def routes(self, gate: Gate) -> list[Route]:
+        """Make their routes."""
+        return [
+            Route("/keys", gate.operators(self._keys), methods=["GET", "POST"], name="ui:keys"),
+            Route("/keys/{key_id}/revoke", gate.operators(self._revoke), methods=["POST"], name="ui:revoke_key"),
+        ]
+
+    async def _keys(self, visit: Visit) -> Response:
+        if visit.request.method == "GET":
+            return await self._page(visit)
+        try:
+            key, secret = await create_key(self._gateway, self._wanted(visit.form))
+        except GatewayError as error:
+            return await self._page(visit, problem=message_of(error), status=error.status)
+        return await self._page(visit, made=made_key(key, self._gateway.wall(), secret))
+
+    async def _page(self, visit: Visit, *, made: MadeKey | None = None, problem: str = "", status: int = 200) -> Response:
+        await refreshed(self._gateway)
+        wall = self._gateway.wall()
+        return self._frame.page(
+            visit,
+            "keys.html",
+            status=status,
+            active="keys",
+            keys=[key_record(key, wall) for key in all_keys(self._gateway)],
+            made=made,
+            problem=problem,
+            given={name: visit.form.get(name, "") if problem else "" for name in FIELDS},
+            required=self._gateway.settings.require_client_auth,
+        )
+
+    def _wanted(self, form: Form) -> NewKey:
+        body: dict[str, Any] = {"name": form.get("name", "").strip()}
+        days, limit = _number(form, "days"), _number(form, "rate_limit")
+        if days is not None:
+            if not 1 <= days <= MAX_DAYS:
+                raise BadRequest(f"The days until it is over must be a whole number from 1 to {MAX_DAYS:,}", param="days")
+            body["expires_at"] = (datetime.fromtimestamp(self._gateway.wall(), UTC) + timedelta(days=days)).isoformat()
+        if limit is not None:
+            body["rate_limit"] = limit
+        body["models"] = [name.strip() for name in form.get("models", "").split(",") if name.strip()]
+        return read(body, NewKey)
+
+    async def _revoke(self, visit: Visit) -> Response:
+        key = await revoke_key(self._gateway, visit.request.path_params["key_id"])
+        return self._frame.done(visit, "success", f"The key of {key.name} is revoked.", "keys")
+
+
+def _number(form: Form, name: str) -> int | None:
+    text = form.get(name, "").strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise BadRequest(f"{name.replace('_', ' ')} must be a whole number", param=name)
+    return int(text)
+
+
+async def usage_values(frame: Frame, visit: Visit, by: str, server: str | None = None) -> dict[str, Any]:
+    """Return what `_usage.html` shows: the use of the last days by day, model or another part, and where its table is."""
+    try:
+        report = await usage_report(frame.gateway, UsageQuery(by=by, server=server))
+    except GatewayError:
+        report = UsageReport.nothing()
+    root = str(visit.request.scope.get("root_path", "")).rstrip("/")
+    query = urlencode({"format": "csv"} | ({"server": server} if server else {}))
+    return {"usage": report, "by": by, "csv": f"{root}/admin/usage?{query}"}

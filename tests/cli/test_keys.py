@@ -1,0 +1,59 @@
+"""The command `keys`, with a real gateway."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+from click.testing import CliRunner, Result
+
+from multiverse_gateway.cli import main
+from support.processes import GatewayProcess
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[GatewayProcess]:
+    """Return a gateway that asks users for a key, though there is none yet."""
+    with GatewayProcess({"REQUIRE_CLIENT_AUTH": "true"}) as process:
+        yield process
+
+
+def call(gateway: GatewayProcess, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["keys", *arguments, "--gateway", gateway.url, "--admin-key", gateway.admin_key])
+
+
+def status(gateway: GatewayProcess, key: str) -> int:
+    return httpx2.get(f"{gateway.url}/v1/models", headers={"authorization": f"Bearer {key}"}, trust_env=False).status_code
+
+
+def test_a_key_is_made_listed_and_revoked(gateway: GatewayProcess) -> None:
+    made = call(gateway, "create", "alice", "--days", "30", "--rate-limit", "100", "--model", "tiny", "--model", "org/large")
+    assert made.exit_code == 0, made.output
+    key = next(line.split()[1] for line in made.output.splitlines() if line.startswith("  key"))
+    assert (status(gateway, key), status(gateway, key[:-1])) == (200, 401)
+    listed = call(gateway, "list").output
+    assert "alice" in listed
+    assert "tiny, org/large" in listed
+    assert key not in listed
+    (record,) = json.loads(call(gateway, "list", "--json").output)
+    assert (record["name"], record["rate_limit"], record["works"]) == ("alice", 100, True)
+    again = call(gateway, "create", "alice")
+    assert again.exit_code == 1
+    assert "already" in again.output
+    assert "Revoked" in call(gateway, "revoke", "alice").output
+    assert status(gateway, key) == 401
+    assert "No client key" in call(gateway, "list").output
+    assert "revoked" in call(gateway, "list", "--all").output
+    missing = call(gateway, "revoke", "alice")
+    assert missing.exit_code == 1
+    assert "there is no client key alice" in missing.output
+
+
+def test_a_key_for_a_program(gateway: GatewayProcess) -> None:
+    made = json.loads(call(gateway, "create", "script", "--json").output)
+    assert status(gateway, made["key"]) == 200
+    assert json.loads(call(gateway, "revoke", made["id"], "--json").output)["works"] is False
