@@ -9,6 +9,8 @@ import pytest
 
 from multiverse_gateway.cli.handover import PARTS, misfit
 from support.processes import GatewayProcess
+from support.raw_client import RawClient
+from support.sockets import wait_until
 
 
 def test_this_hypercorn_fits() -> None:
@@ -31,4 +33,24 @@ def test_the_direct_door_can_be_switched_off() -> None:
     """Everything is served nonetheless, and the log says by whom."""
     with GatewayProcess({"MULTIVERSE_DIRECT_DOOR": "false"}) as gateway:
         assert gateway.call("POST", "/v1/chat/completions", {"model": "none"}).status_code == 404
-        assert "hypercorn serves all requests" in gateway.log_text()
+        wait_until(lambda: "hypercorn serves all requests" in gateway.log_text())
+        assert reasons(gateway) == ["", ""]
+
+
+@pytest.mark.e2e
+def test_both_serve_on_one_port() -> None:
+    """The door's answers have a reason in their first line, hypercorn's have none; on one connection hypercorn follows the door."""
+    with GatewayProcess() as gateway:
+        assert reasons(gateway) == ["Not Found", ""]
+        with RawClient(gateway.port) as client:
+            for _ in range(2):
+                assert client.fetch("POST", "/v1/chat/completions", json={"model": "none"}).reason == "Not Found"
+            assert client.fetch("GET", "/v1/models").reason == ""
+            assert client.fetch("POST", "/v1/chat/completions", json={"model": "none"}).reason == ""
+
+
+def reasons(gateway: GatewayProcess) -> list[str]:
+    """Return the reasons in the first lines of an inference request's answer, and of another's."""
+    with RawClient(gateway.port) as one, RawClient(gateway.port) as other:
+        asked = one.fetch("POST", "/v1/chat/completions", json={"model": "none"})
+        return [asked.reason, other.fetch("GET", "/livez").reason]

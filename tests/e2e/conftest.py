@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import httpx2
@@ -13,7 +13,7 @@ import pytest
 
 from e2e.scene import IMPATIENT, Scene, operator, staged
 from support.certificates import write_certificate
-from support.processes import GatewayProcess, LlamaServer
+from support.processes import Door, GatewayProcess, LlamaServer, door_setting
 from support.require import require
 
 
@@ -45,13 +45,31 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="session")
-def gateway() -> Iterator[GatewayProcess]:
-    """Return the gateway that tests share; it is never stopped, and each test uses a model of its own."""
-    with GatewayProcess(IMPATIENT) as process:
-        yield process
+def gateways() -> Iterator[Callable[[Door], GatewayProcess]]:
+    """Return the gateways that tests share, one behind each door; none is ever stopped, and each test uses a model of its own."""
+    with ExitStack() as running:
+
+        @cache
+        def gateway(door: Door) -> GatewayProcess:
+            return running.enter_context(GatewayProcess({**IMPATIENT, **door_setting(door)}))
+
+        yield gateway
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
+def door(request: pytest.FixtureRequest) -> Door:
+    """Return the door by which HTTP/1.1 is served: the usual one, unless a module runs by each of `DOORS`."""
+    chosen: Door = getattr(request, "param", "direct")
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def gateway(gateways: Callable[[Door], GatewayProcess], door: Door) -> GatewayProcess:
+    """Return the shared gateway of this door."""
+    return gateways(door)
+
+
+@pytest.fixture(scope="module")
 def operating(gateway: GatewayProcess) -> Iterator[httpx2.Client]:
     """Return a client of the shared gateway that has the admin key."""
     with operator(gateway) as made:

@@ -13,9 +13,10 @@ import pytest
 from e2e.scene import BODY_BYTES, Scene, error_of
 from support import behaviours
 from support.backends import Backend
+from support.processes import DOORS
 from support.raw_client import RawClient
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.parametrize("door", DOORS, indirect=True, scope="module")]
 
 Stage = Callable[..., Scene]
 CHAT = "/v1/chat/completions"

@@ -14,11 +14,11 @@ import pytest
 from e2e.scene import FIRST_BYTE_SECONDS, IDLE_SECONDS, STREAM_BYTES, STREAM_SECONDS, Scene, error_of
 from support import answers, behaviours
 from support.backends import Backend, Outcome
-from support.processes import GatewayProcess
+from support.processes import DOORS, GatewayProcess
 from support.raw_client import RawClient, Response
 from support.sockets import wait_until
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.parametrize("door", DOORS, indirect=True, scope="module")]
 
 Stage = Callable[..., Scene]
 INTERRUPTED = "upstream_stream_interrupted"

@@ -18,10 +18,11 @@ import pytest
 from e2e.scene import Scene
 from support import behaviours
 from support.backends import Backend
+from support.processes import DOORS
 from support.raw_client import RawClient
 from support.sockets import wait_until
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.parametrize("door", DOORS, indirect=True, scope="module")]
 
 Stage = Callable[..., Scene]
 TIMES = 100

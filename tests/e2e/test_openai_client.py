@@ -21,8 +21,8 @@ from support.processes import GatewayProcess, LlamaServer
 pytestmark = pytest.mark.e2e
 
 Stage = Callable[..., Scene]
-Http = Literal["1.1", "2", "2 with TLS"]
-HTTPS: tuple[Http, ...] = ("1.1", "2", "2 with TLS")
+Http = Literal["1.1", "2", "1.1 with TLS", "2 with TLS"]
+HTTPS: tuple[Http, ...] = ("1.1", "2", "1.1 with TLS", "2 with TLS")
 MODEL = "tiny"
 
 
@@ -58,19 +58,19 @@ class Line:
     def options(self) -> dict[str, Any]:
         """What makes an httpx2 client of this kind."""
         if isinstance(self.gateway, TlsGateway):
-            return {"http2": True, "verify": self.gateway.trust, "trust_env": False}
+            return {"http2": self.http == "2 with TLS", "verify": self.gateway.trust, "trust_env": False}
         return {"http1": self.http == "1.1", "http2": self.http == "2", "trust_env": False}
 
     @property
     def version(self) -> str:
         """What answers say of themselves."""
-        return "HTTP/1.1" if self.http == "1.1" else "HTTP/2"
+        return "HTTP/1.1" if self.http.startswith("1.1") else "HTTP/2"
 
 
 @pytest.fixture(params=HTTPS)
 def line(request: pytest.FixtureRequest) -> Line:
     """Choose a kind of connection."""
-    return Line(request.param, request.getfixturevalue("secure" if request.param == "2 with TLS" else "plain"))
+    return Line(request.param, request.getfixturevalue("secure" if "TLS" in request.param else "plain"))
 
 
 @pytest.fixture

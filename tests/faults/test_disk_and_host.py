@@ -18,7 +18,7 @@ from support import behaviours
 from support.backends import Backend
 from support.fault_proxy import FaultProxy
 from support.gateways import stage
-from support.processes import GatewayProcess
+from support.processes import DOORS, Door, GatewayProcess, door_setting
 from support.raw_client import RawClient
 from support.sockets import serving, wait_until
 
@@ -127,12 +127,13 @@ def test_a_log_that_nobody_reads_stops_no_request() -> None:
 
 
 @pytest.mark.e2e
-def test_streams_are_told_that_the_gateway_ends() -> None:
+@pytest.mark.parametrize("door", DOORS)
+def test_streams_are_told_that_the_gateway_ends(door: Door) -> None:
     """G01: what ends within the grace ends well; the others get the error event and no [DONE]; exit 0 in time; nothing new comes in."""
     brief = behaviours.stream([b'data: {"choices":[{"index":0,"delta":{}}]}\n\n'] * 5 + [b"data: [DONE]\n\n"], interval=0.1)
     endless = behaviours.endless_stream(0.05)
     one, two = Backend("brief", brief, models=("brief",)), Backend("endless", endless, models=("endless",))
-    with serving(one, two), GatewayProcess({"SHUTDOWN_GRACE_SECONDS": "1.5"}) as gateway:
+    with serving(one, two), GatewayProcess({"SHUTDOWN_GRACE_SECONDS": "1.5", **door_setting(door)}) as gateway:
         gateway.register("brief", one.url)
         gateway.register("endless", two.url)
         long = [streaming(gateway, "endless") for _ in range(20)]
@@ -154,10 +155,11 @@ def test_streams_are_told_that_the_gateway_ends() -> None:
 
 
 @pytest.mark.e2e
-def test_a_second_signal_means_now() -> None:
+@pytest.mark.parametrize("door", DOORS)
+def test_a_second_signal_means_now(door: Door) -> None:
     """G01: a minute of grace is left, and the process is gone within a second or so; the stream is told nevertheless."""
     server = Backend("endless", behaviours.endless_stream(0.05), models=("endless",))
-    with serving(server), GatewayProcess({"SHUTDOWN_GRACE_SECONDS": "60"}) as gateway:
+    with serving(server), GatewayProcess({"SHUTDOWN_GRACE_SECONDS": "60", **door_setting(door)}) as gateway:
         gateway.register("endless", server.url)
         client = streaming(gateway, "endless")
         gateway.terminate()
@@ -172,11 +174,12 @@ def test_a_second_signal_means_now() -> None:
 
 
 @pytest.mark.e2e
-def test_who_waits_in_the_queue_is_sent_elsewhere() -> None:
+@pytest.mark.parametrize("door", DOORS)
+def test_who_waits_in_the_queue_is_sent_elsewhere(door: Door) -> None:
     """G02: at once with 503 and Retry-After; the request that runs is finished."""
     gate = behaviours.Gate()
     server = Backend("busy", gate.held(behaviours.good()), models=("tiny",))
-    with serving(server), GatewayProcess() as gateway:
+    with serving(server), GatewayProcess(door_setting(door)) as gateway:
         gateway.register("tiny", server.url, max_concurrency=1)
         with RawClient(gateway.port) as first, RawClient(gateway.port) as second:
             for client in (first, second):

@@ -21,7 +21,7 @@ import httpx2
 import pytest
 
 from support.backends import Backend
-from support.processes import ADMIN_KEY, GatewayProcess
+from support.processes import ADMIN_KEY, DOORS, GatewayProcess, door_setting
 from support.raw_client import RawClient
 from support.require import require_program
 from support.sockets import serving, wait_until
@@ -34,9 +34,9 @@ HEAD_SECONDS = 2.0
 CLIENT_KEY = "client-key-of-the-class"
 
 
-@pytest.fixture(scope="module")
-def gateway() -> Iterator[GatewayProcess]:
-    """Return a gateway that asks for client keys, logs everything as JSON, and has little patience with bodies."""
+@pytest.fixture(scope="module", params=DOORS)
+def gateway(request: pytest.FixtureRequest) -> Iterator[GatewayProcess]:
+    """Return a gateway behind each door that asks for client keys, logs everything as JSON, and has little patience with bodies."""
     settings = {
         "LOG_LEVEL": "DEBUG",
         "LOG_FORMAT": "json",
@@ -44,6 +44,7 @@ def gateway() -> Iterator[GatewayProcess]:
         "CLIENT_API_KEYS": CLIENT_KEY,
         "MULTIVERSE_CLIENT_HEAD_TIMEOUT_SECONDS": f"{HEAD_SECONDS:g}",
         "MULTIVERSE_CLIENT_BODY_TIMEOUT_SECONDS": f"{BODY_SECONDS:g}",
+        **door_setting(request.param),
     }
     with GatewayProcess(settings) as process:
         yield process

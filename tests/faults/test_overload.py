@@ -21,7 +21,7 @@ from multiverse_gateway.stores.memory import MemoryStore
 from support import behaviours
 from support.backends import Backend
 from support.gateways import stage
-from support.processes import GatewayProcess
+from support.processes import DOORS, Door, GatewayProcess, door_setting
 from support.raw_client import RawClient
 from support.sockets import serving, until, wait_until
 
@@ -227,14 +227,15 @@ def refusal_seconds(client: httpx2.Client) -> float:
     return time.monotonic() - began
 
 
+@pytest.mark.parametrize("door", DOORS)
 @pytest.mark.e2e
-def test_stalled_readers_cost_little_and_hold_up_nobody() -> None:
+def test_stalled_readers_cost_little_and_hold_up_nobody(door: Door) -> None:
     """L01: 60 clients that read nothing of an endless stream: little memory each, others as fast as ever, cut off when their time is up."""
     count = 60
     event = b'data: {"object":"chat.completion.chunk","choices":[],"filler":"' + b"x" * 900 + b'"}\n\n'
     flowing = behaviours.when_streamed(behaviours.stream([event * 60] * 400, end="stall"), behaviours.good())
     server = Backend("endless", flowing, models=("tiny",))
-    with serving(server), GatewayProcess({"MULTIVERSE_CLIENT_WRITE_TIMEOUT_SECONDS": "3"}) as gateway:
+    with serving(server), GatewayProcess({"MULTIVERSE_CLIENT_WRITE_TIMEOUT_SECONDS": "3", **door_setting(door)}) as gateway:
         gateway.register("tiny", server.url)
         gateway.chat("tiny")
         before, sockets = gateway.memory_bytes(), gateway.open_sockets()

@@ -26,14 +26,26 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import httpx2
 
 from support.sockets import free_port, wait_until
 from support.tiny_model import write_tiny_model
 
-__all__ = ["ADMIN_KEY", "Child", "GatewayProcess", "LlamaServer", "NotStartedError", "free_port", "tiny_model", "wait_until"]
+__all__ = [
+    "ADMIN_KEY",
+    "DOORS",
+    "Child",
+    "Door",
+    "GatewayProcess",
+    "LlamaServer",
+    "NotStartedError",
+    "door_setting",
+    "free_port",
+    "tiny_model",
+    "wait_until",
+]
 
 ADMIN_KEY = "test-admin-key-0123456789abcdef0123"
 SUPPORT = Path(__file__).resolve().parent
@@ -271,6 +283,16 @@ class LlamaServer(WebChild):
         """Kill it."""
         self.kill()
         shutil.rmtree(self._directory, ignore_errors=True)
+
+
+Door = Literal["direct", "hypercorn"]
+DOORS: tuple[Door, ...] = ("direct", "hypercorn")
+"""What serves inference on HTTP/1.1: `pytest.mark.parametrize("door", DOORS)` where the door matters."""
+
+
+def door_setting(door: Door) -> dict[str, str]:
+    """Return the setting that chooses a door."""
+    return {"MULTIVERSE_DIRECT_DOOR": "true" if door == "direct" else "false"}
 
 
 class GatewayProcess(WebChild):
