@@ -104,6 +104,20 @@ async def test_a_newer_database_is_refused(postgres: PostgresServer) -> None:
         await PostgresStore(url, secret=SECRET).open()
 
 
+async def test_a_gateway_reads_on_while_a_newer_one_adds_to_the_tables(postgres: PostgresServer) -> None:
+    """Gateways are updated one after the other: what is new is left alone, and kept."""
+    url = postgres.database()
+    schema = url.rpartition("%3D")[2]
+    async with opened(url) as store:
+        await store.save_server(make_server())
+        await store.save_key(make_key())
+        postgres.execute(*(f"alter table {schema}.{table} add column mood text default 'new'" for table in ("servers", "client_keys")))
+        await saved(store, make_server(weight=9))
+        registry = await store.load()
+        assert (registry.servers, registry.keys) == ((make_server(weight=9),), (make_key(),))
+    assert postgres.execute(f"select mood from {schema}.servers") == [("new",)]
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [

@@ -595,7 +595,7 @@ def _cannot_open(url: str, error: Exception) -> str:
     elif isinstance(error, TimeoutError | psycopg.OperationalError):
         reason = "it does not answer: is it running, and can it be reached from here?"
     else:
-        reason = "it does not do what it is asked: is it PostgreSQL 12 or newer, with a schema of the gateway's own?"
+        reason = "it does not do what it is asked: is it PostgreSQL 13 or newer, with a schema of the gateway's own?"
     return f"The PostgreSQL server at {where} cannot be used; {reason}"
 
 

@@ -23,6 +23,8 @@ LONGEST_LEASE = 3600.0
 BATCH_SECONDS = 86_400.0
 """How long a batch of counts is known again."""
 
+_SERVER = tuple(field.name for field in attrs.fields(Server))
+_KEY = tuple(field.name for field in attrs.fields(ClientKey))
 RESULT_COLUMNS = ("server_id", "generation", "passed", "checked_at", "duration", "reason", "warning", "unauthorized")
 USAGE_KEY = tuple(field.name for field in attrs.fields(UsageKey))
 USAGE_COUNTS = tuple(field.name for field in attrs.fields(Counts))
@@ -49,7 +51,7 @@ def server_of(row: Mapping[str, Any], vault: Vault) -> Server:
     Raises:
         StorageUnavailable: Its key was sealed with a secret that the vault does not have.
     """
-    facts = {name: value for name, value in row.items() if name != "removed_at"}
+    facts = {name: row[name] for name in _SERVER}
     facts["api_key"] = vault.unseal(row["api_key"])
     facts["capabilities"] = cattrs.structure(msgspec.json.decode(row["capabilities"]), Capabilities)
     facts["metadata"] = cattrs.structure(msgspec.json.decode(row["metadata"]), Metadata)
@@ -117,7 +119,7 @@ def key_row(key: ClientKey) -> dict[str, object]:
 
 def key_of(row: Mapping[str, Any]) -> ClientKey:
     """Read a client key."""
-    return ClientKey(**{**row, "models": tuple(msgspec.json.decode(row["models"]))})
+    return ClientKey(**{**{name: row[name] for name in _KEY}, "models": tuple(msgspec.json.decode(row["models"]))})
 
 
 def usage_row(usage: Usage) -> dict[str, object]:
