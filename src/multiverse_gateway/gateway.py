@@ -46,6 +46,8 @@ from multiverse_gateway.relay.wire import Resolver, Wire
 from multiverse_gateway.settings import Settings, address_policy, health_policy, retry_policy
 
 SWEEP_SECONDS = 0.05
+COPIED_BYTES = 16384
+"""Up to this size a body is copied behind its head: one buffer is written for less than two."""
 MAX_EXPLAINED = 20
 """Servers that the reason of a choice tells of; it has to fit into a header."""
 USER_AGENT = f"multiverse-gateway/{__version__}"
@@ -453,7 +455,8 @@ class Gateway:
                 b"\r\ncontent-length: %d\r\n\r\n" % len(body),
             )
         )
-        return self._wire.send(server.id, endpoint, (head, body), exchange)
+        request = (head + body,) if len(body) <= COPIED_BYTES else (head, body)
+        return self._wire.send(server.id, endpoint, request, exchange)
 
     def _request_block(self, server: Server) -> tuple[Endpoint, bytes]:
         key = (server.id, server.generation)

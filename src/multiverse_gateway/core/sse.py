@@ -95,6 +95,7 @@ class _Named(_Event):
 
 _NAMELESS: msgspec.json.Decoder[_Event] = msgspec.json.Decoder(_Event)
 _NAMED: msgspec.json.Decoder[_Event] = msgspec.json.Decoder(_Named)
+_USAGE = msgspec.json.Decoder(_Usage)
 _OBJECT = msgspec.json.Decoder(dict[str, Raw])
 _ARRAY = msgspec.json.Decoder(list[Raw])
 
@@ -394,8 +395,10 @@ def tokens_of(usage: Raw) -> tuple[int, int]:
     >>> tokens_of(Raw(b'{"prompt_tokens": 7, "completion_tokens": 2.0, "total_tokens": "nine"}'))
     (7, 2)
     """
-    found = {key: _tokens(raw) for key, raw in _fields(usage).items() if key in _Usage.__struct_fields__}
-    told = _Usage(**found)
+    try:
+        told = _USAGE.decode(usage)
+    except DecodeError:
+        told = _Usage(**{key: _tokens(raw) for key, raw in _fields(usage).items() if key in _Usage.__struct_fields__})
     return told.prompt_tokens or told.input_tokens, told.completion_tokens or told.output_tokens
 
 

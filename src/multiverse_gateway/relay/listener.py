@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Callable
 from email.utils import formatdate
 from enum import Enum
+from functools import lru_cache
 from http import HTTPStatus
 from math import inf
 from typing import Any, Final, Protocol, cast
@@ -38,6 +39,13 @@ COPIED_BYTES: Final = 4096
 
 _LINES: Final = {status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus}
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@lru_cache(maxsize=1024)
+def _first_lines(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """Write what answers of one server have in common."""
+    line = _LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+    return line + b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
 class Refusal(Protocol):
@@ -282,7 +290,8 @@ class Connection(asyncio.Protocol):
         names = dict(self._fields)
         path, _, query = self._url.partition(b"?")
         length = names.get(b"content-length", b"0")
-        if self._parser.get_http_version() != "1.1" or b"host" not in names or b"%" in path or not length.isdigit():
+        is_plain = data.startswith(b" HTTP/1.1\r\n", data.find(b"\r\n") - 9)
+        if not is_plain or b"host" not in names or b"%" in path or not length.isdigit():
             self._hand_over(data)
             return
         self._received = len(data) - end
@@ -447,8 +456,7 @@ class Connection(asyncio.Protocol):
         """Write the head, together with what follows at once."""
         self._keep = self._keep and not self._listener.closing
         self._chunked = length is None
-        lines = [_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status, self._listener.date]
-        lines += [b"%b: %b\r\n" % header for header in headers]
+        lines = [_first_lines(status, tuple(headers)), self._listener.date]
         lines += [b"%b: %b\r\n" % header for header in self._visit.headers]
         lines.append(b"transfer-encoding: chunked\r\n" if length is None else b"content-length: %d\r\n" % length)
         lines.append(b"\r\n" if self._keep else b"connection: close\r\n\r\n")

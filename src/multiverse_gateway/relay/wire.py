@@ -152,7 +152,10 @@ class _Connection(asyncio.BufferedProtocol):
         self._informational = 0
         self.since = now
         sending.connection = self
-        self.transport.writelines(sending.request)
+        if len(sending.request) == 1:
+            self.transport.write(sending.request[0])
+        else:
+            self.transport.writelines(sending.request)
 
     def discard(self) -> None:
         """Close at once; nothing more is told."""
@@ -457,6 +460,7 @@ class Wire:
         self.stale_timeout = stale_timeout
         self._verify_tls = verify_tls
         self._tls = tls
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._pools: dict[ServerId, _Pool] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._closing: asyncio.Future[None] | None = None
@@ -525,7 +529,9 @@ class Wire:
 
     def time(self) -> float:
         """Return the clock of the loop."""
-        return asyncio.get_running_loop().time()
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop.time()
 
     def kept(self) -> None:
         """Take note of an idle connection."""

@@ -25,7 +25,6 @@ from multiverse_gateway.web.security import (
     cors_headers,
     declared_length,
     is_below,
-    refuse_length,
     request_id,
     too_large,
     too_slow,
@@ -128,10 +127,9 @@ class Front:
                 raise quota.error()
             visit.headers.extend(quota.headers())
         gateway, settings = self.gateway, self.gateway.settings
-        refused = refuse_length(visit.fields, settings.max_body_bytes)
-        if refused is not None:
-            raise refused  # before the budget, which it would exceed: no later moment makes it smaller
         expected = declared_length(visit.fields) or 0
+        if expected > settings.max_body_bytes:  # before the budget, which it would exceed: no later moment makes it smaller
+            raise too_large(settings.max_body_bytes)
         if not gateway.admission.may_start(len(gateway.exchanges)) or gateway.body_bytes + expected > settings.body_budget_bytes:
             raise gateway.overloaded()
 
