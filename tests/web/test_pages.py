@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from html import unescape
-from typing import Any
 
 import attrs
-import httpx2
 import pytest
-from starlette.applications import Starlette
-from starlette.routing import Mount
 
-from multiverse_gateway import Settings, create_app, lifespan
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey
 from multiverse_gateway.protocols import ProbeResult
-from multiverse_gateway.stores.memory import MemoryStore
 from multiverse_gateway.web.live import Parts, changes, follow, follow_lines
-from support.gateways import ADMIN_KEY, BODY, Clock, Verdicts
+from support.gateways import ADMIN_KEY, BODY
+from support.pages import browsing, value_of
 
 XSS = "\"><script>alert(1)</script>'{{7*7}}"
 PRIVATE = [
@@ -37,69 +30,6 @@ PRIVATE = [
     "/session",
     "/dashboard/live",
 ]
-
-
-@attrs.define(eq=False)
-class Browser:
-    """A client with cookies that behaves as a browser does."""
-
-    app: Starlette
-    client: httpx2.AsyncClient
-    probe: Verdicts
-    clock: Clock
-    prefix: str = ""
-    _token: str = ""
-    _form_token: str = ""
-
-    async def open(self, path: str, **headers: str) -> httpx2.Response:
-        """Get a page."""
-        return await self.client.get(self.prefix + path, headers={"accept": "text/html", **_names(headers)})
-
-    async def send(self, path: str, form: dict[str, str] | None = None, **headers: str) -> httpx2.Response:
-        """Send a form as our own page does, with the session's token."""
-        sent = {"csrf": self._token, **(form or {})}
-        return await self.client.post(
-            self.prefix + path, data=sent, headers={"origin": "http://gateway", "accept": "text/html", **_names(headers)}
-        )
-
-    async def sign_in(self, key: str = ADMIN_KEY, **form: str) -> httpx2.Response:
-        """Sign in by the form."""
-        if not self._form_token:
-            self._form_token = value_of(await self.open("/login"), "form_token")
-        answer = await self.send("/login", {"form_token": self._form_token, "key": key, **form})
-        if answer.status_code == 303:
-            self._token = (await self.client.get(f"{self.prefix}/session")).json()["token"]
-        return answer
-
-    async def register(self, **fields: Any) -> str:
-        """Register a server by the API and return its id."""
-        answer = await self.client.post(f"{self.prefix}/admin/register", json={**BODY, **fields}, headers={"x-api-key": ADMIN_KEY})
-        assert answer.status_code in (200, 201), answer.text
-        return str(answer.json()["id"])
-
-
-def _names(headers: dict[str, str]) -> dict[str, str]:
-    return {name.replace("_", "-"): value for name, value in headers.items()}
-
-
-def value_of(page: httpx2.Response, name: str) -> str:
-    """Return what a hidden field holds."""
-    found = re.search(rf'name="{name}" value="([^"]*)"', page.text)
-    assert found, page.text
-    return unescape(found[1])
-
-
-@asynccontextmanager
-async def browsing(*, prefix: str = "", **settings: Any) -> AsyncIterator[Browser]:
-    """Run an application of pages, perhaps mounted in another one, with a client that is not signed in."""
-    clock = Clock()
-    probe = Verdicts(wall=lambda: clock.wall)
-    given = Settings(**{"admin_api_key": ADMIN_KEY, "rate_limit_per_minute": 0, **settings})
-    app = create_app(given, store=MemoryStore(), probe=probe)
-    outer = Starlette(routes=[Mount(prefix, app)]) if prefix else app
-    transport = httpx2.ASGITransport(outer, raise_app_exceptions=False)
-    async with lifespan(app), httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
-        yield Browser(app, client, probe, clock, prefix)
 
 
 # Who sees what

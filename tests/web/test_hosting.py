@@ -1,0 +1,215 @@
+"""What hosts are told: by the connection test, beside the fields, and when things go wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+
+import httpx2
+import pytest
+
+from multiverse_gateway.core.errors import StorageUnavailable
+from multiverse_gateway.stores.memory import MemoryStore
+from multiverse_gateway.web.live import MAX_STREAMS
+from support.pages import browsing
+
+Answer = Callable[[httpx2.Request], Awaitable[httpx2.Response]]
+
+
+class Servers(httpx2.AsyncBaseTransport):
+    """Model servers that answer as the test wants."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self.asked: list[httpx2.Request] = []
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Note the request and answer it."""
+        self.asked.append(request)
+        return await self._answer(request)
+
+
+def status(code: int) -> Answer:
+    """Answer with a status."""
+
+    async def answer(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(code, json={"choices": []})
+
+    return answer
+
+
+async def breaks(request: httpx2.Request) -> httpx2.Response:
+    """Break the connection."""
+    raise httpx2.ReadError("gone", request=request)
+
+
+async def hangs(request: httpx2.Request) -> httpx2.Response:
+    """End as a request does whose time is over."""
+    raise httpx2.ReadTimeout("slow", request=request)
+
+
+@pytest.mark.parametrize(
+    ("answer", "state", "words"),
+    [
+        (status(200), "good", "tiny answers."),
+        (status(404), "warn", "status 404. Embedding models do"),
+        (breaks, "warn", "The connection broke before an answer came."),
+        (hangs, "warn", "Is the model still loading?"),
+    ],
+)
+async def test_the_last_step_asks_for_one_token(answer: Answer, state: str, words: str) -> None:
+    """With the key that was typed; what comes back is named in a category only."""
+    servers = Servers(answer)
+    async with browsing(servers=servers) as browser:
+        await browser.sign_in()
+        found = await browser.send("/register/test", {"endpoint_url": "gpu.example:8000/v1", "api_key": "sk-typed"}, hx_request="true")
+        last = re.findall(r'<li class="(\w+)">.*', found.text)[-1]
+        assert last == state
+        assert words in found.text
+        assert ("It works." in found.text) is (state == "good")
+    (asked,) = servers.asked
+    assert str(asked.url) == "http://gpu.example:8000/v1/chat/completions"
+    assert asked.headers["authorization"] == "Bearer sk-typed"
+
+
+async def test_an_only_model_is_taken_and_others_are_offered() -> None:
+    """A name that was typed stays, with a word when the server does not list it."""
+    async with browsing(servers=Servers(status(200))) as browser:
+        await browser.sign_in()
+        form = {"endpoint_url": "http://gpu.example:8000"}
+        alone = await browser.send("/register/test", form, hx_request="true")
+        assert "1 model found." in alone.text
+        assert 'data-value="tiny" data-at-once' in alone.text
+        other = await browser.send("/register/test", {**form, "model_name": "other"}, hx_request="true")
+        assert "The server does not list other; choose one of its models below." in other.text
+        assert "data-at-once" not in other.text
+
+
+async def test_a_refused_key_and_a_refused_address_end_the_test_where_they_stand() -> None:
+    """The steps after them were not tried."""
+    async with browsing() as browser:
+        await browser.sign_in()
+        browser.probe.unauthorized.add("http://gpu.example:8000")
+        denied = await browser.send("/register/test", {"endpoint_url": "http://gpu.example:8000"}, hx_request="true")
+        assert re.search(r'<li class="bad">.*<strong>Let in</strong>', denied.text)
+        assert denied.text.count('class="good"') == 3
+        closed = await browser.send("/register/test", {"endpoint_url": "http://169.254.169.254"}, hx_request="true")
+        assert re.search(r'<li class="bad">.*<strong>Address allowed</strong>.*This is an address', closed.text)
+        browser.probe.failing["http://moved.example"] = "the host name resolves to what this gateway does not dial"
+        moved = await browser.send("/register/test", {"endpoint_url": "http://moved.example"}, hx_request="true")
+        assert re.search(r'<li class="bad">.*<strong>Address allowed</strong>', moved.text)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("model_name", "", "This is needed."),
+        ("model_name", "with space", "Model name must be"),
+        ("model_name", "llama3.2:3b", ""),
+        ("weight", "0", "Weight must be"),
+        ("weight", "1_0", ""),
+        ("max_tokens", "", ""),
+        ("streaming", "on", ""),
+    ],
+)
+async def test_a_field_says_whether_it_can_be_used(name: str, value: str, words: str) -> None:
+    """While one is still in the next one."""
+    async with browsing() as browser:
+        await browser.sign_in()
+        note = await browser.send(f"/register/field?name={name}", {name: value}, hx_request="true")
+        assert note.status_code == 200
+        assert words in note.text
+        assert ('data-state="bad"' in note.text) is bool(words)
+        missing = await browser.send("/register/field?name=colour", {}, hx_request="true")
+        assert missing.status_code == 404
+        assert "There is no such field" in missing.headers["hx-trigger"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "kind"),
+    [
+        ("localhost:11434", "the gateway&#39;s own machine"),
+        ("127.0.0.1:8080", "the gateway&#39;s own machine"),
+        ("192.168.1.20:11434", "a machine in the local network"),
+        ("[fd00::1]:8080", "a machine in the local network"),
+        ("pc.tail1234.ts.net", "a tunnel"),
+    ],
+)
+async def test_what_stands_nearby_is_recognised(typed: str, kind: str) -> None:
+    """Where the operator opened such addresses."""
+    async with browsing(allow_private_networks="true") as browser:
+        await browser.sign_in()
+        note = await browser.send("/register/address", {"endpoint_url": typed}, hx_request="true")
+        assert f"This is {kind}." in note.text
+
+
+async def test_fragments_follow_what_was_asked_for() -> None:
+    """HTMX gets the part, and the address that belongs to it; whole pages come to everybody else."""
+    async with browsing() as browser:
+        await browser.register()
+        await browser.sign_in()
+        live = {"hx_request": "true", "hx_target": "live"}
+        board = await browser.open("/dashboard?q=tin&sort=model", **live)
+        assert board.headers["hx-replace-url"] == "/dashboard?q=tin&sort=model"
+        assert board.text.lstrip().startswith('<div id="live"')
+        assert 'id="headline" hx-swap-oob="true"' in board.text
+        models = await browser.open("/models?q=tin", **live)
+        assert models.headers["hx-replace-url"] == "/models?q=tin"
+        logs = await browser.open("/logs?level=DEBUG&since=60&component=ui", **live)
+        assert logs.headers["hx-replace-url"] == "/logs?level=DEBUG&component=ui&since=60"
+        assert "<html" not in board.text + models.text + logs.text
+
+
+async def test_too_many_open_pages_are_told_to_ask_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They poll then."""
+    async with browsing() as browser:
+        await browser.sign_in()
+        assert MAX_STREAMS > 100
+        monkeypatch.setattr("multiverse_gateway.web.live.MAX_STREAMS", 0)
+        for path in ("/dashboard/live", "/models/live", "/logs/live"):
+            answer = await browser.open(path)
+            assert answer.status_code == 503
+            assert answer.headers["retry-after"] == "30"
+
+
+async def test_a_store_that_cannot_be_read_leaves_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages go on without the history."""
+    async with browsing() as browser:
+        server_id = await browser.register()
+        await browser.sign_in()
+
+        async def away(*_: object) -> None:
+            raise StorageUnavailable("the disk is full")
+
+        monkeypatch.setattr(MemoryStore, "history", away)
+        page = await browser.open(f"/server/{server_id}")
+        assert page.status_code == 200
+        assert "No check has been made yet." in page.text
+
+
+async def test_a_mistake_of_ours_is_a_page_with_an_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a toast; and it says nothing of the code."""
+    async with browsing() as browser:
+        server_id = await browser.register()
+        await browser.sign_in()
+
+        async def broken(*_: object) -> None:
+            raise RuntimeError("a secret of the code")
+
+        monkeypatch.setattr(MemoryStore, "history", broken)
+        failed = await browser.open(f"/server/{server_id}")
+        assert failed.status_code == 500
+        assert "The gateway made a mistake" in failed.text
+        assert failed.headers["x-request-id"] in failed.text
+        assert "a secret of the code" not in failed.text
+        toast = await browser.open(f"/server/{server_id}", hx_request="true")
+        assert "The gateway made a mistake" in toast.headers["hx-trigger"]
+
+
+async def test_a_form_that_cannot_be_read_is_refused() -> None:
+    """At the gate, and at the form to sign in."""
+    async with browsing() as browser:
+        await browser.sign_in()
+        fields = {f"field{number}": "x" for number in range(120)}
+        assert (await browser.send("/register", fields)).status_code == 400
+        assert (await browser.send("/login", fields)).status_code == 400
