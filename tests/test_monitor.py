@@ -429,6 +429,35 @@ async def test_who_takes_over_goes_on_where_the_other_was() -> None:
         assert len(second.probe.checked) == 3
 
 
+async def test_a_process_whose_network_is_down_lets_another_probe() -> None:
+    """It gives its seat away for a moment; what it took out is back at once, and alone it takes the seat again."""
+    store = MemoryStore()
+    async with stage(store=store) as first, stage(store=store) as second:
+        one, other = await leader(first, servers=4), Monitor(second.gateway)
+        await second.gateway.refresh()
+        first.probe.failing.update(dict.fromkeys(urls(4), "no route"))
+        for scene in (first, second):
+            scene.clock.advance(60)
+        await one_round(one)
+        await first.gateway.flush()
+        await second.gateway.refresh()
+        assert {route.health.state for route in second.gateway.table.routes.values()} == {HealthState.UNHEALTHY}
+        await one.lead()
+        await other.lead()
+        await one.lead()
+        assert (one.leads, other.leads) == (False, True)
+        for _ in range(2):
+            await one_round(other)
+            second.clock.advance(2)
+        assert {route.health.status for route in second.gateway.table.routes.values()} == {"healthy"}
+        await other.resign()
+        await one.lead()
+        assert not one.leads
+        first.clock.advance(4)
+        await one.lead()
+        assert one.leads
+
+
 class Unreachable(MemoryStore):
     """A store that fails as long as the test wants."""
 

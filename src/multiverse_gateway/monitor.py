@@ -3,14 +3,16 @@
 1. One process probes: the one that has the seat. Many servers are worth several seats, and those who sit divide the servers among
    them. A seat is a lease; without a store every process probes: rather twice than not at all.
 2. A probe never waits for another one, as long as fewer than `MAX_PARALLEL` run.
-3. No server is taken off before it is certain that not nearly all others fail as well: then our own network is to blame.
-4. Nothing here ends because the store or a probe fails; it is told once and tried again.
+3. When nearly all servers fail, whoever probes lets another process try: its own network may be to blame.
+4. No server is taken off before it is certain that not nearly all others fail as well: then our own network is to blame.
+5. Nothing here ends because the store or a probe fails; it is told once and tried again.
 """
 
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from hashlib import blake2b
+from math import inf
 from typing import Protocol
 
 import anyio
@@ -28,6 +30,9 @@ FOLLOW_SECONDS = 0.5
 USAGE_SECONDS = 5.0
 TICK_SECONDS = 0.25
 LEASE_SECONDS = 5.0
+YIELD_SECONDS = 3.0
+"""How long a seat stays free for others: they look for one more often than that."""
+YIELD_EVERY = 60.0
 LEASE_ROLE = "probe"
 SERVERS_PER_SEAT = 100
 """So many servers can hang at once, and one process still judges each of them once in a minute."""
@@ -248,6 +253,7 @@ class Monitor:
         self._early: set[ServerId] = set()
         self._wake = anyio.Event()
         self._is_widespread = False
+        self._yielded_at = -inf
 
     async def lead(self) -> None:
         """Take or keep a seat, and find out who else has one; whoever gets other servers to probe learns when that was done last.
@@ -256,6 +262,10 @@ class Monitor:
             StorageUnavailable: Nobody knows who has one; this process probes all.
         """
         before = self._taken
+        if self._yields():
+            self._divide(frozenset())
+            await self.resign()
+            return
         try:
             count = seats(len(self._gateway.table.routes))
             self._seat = await self._sit(count)
@@ -270,6 +280,13 @@ class Monitor:
         leads, self.leads = self.leads, self._seat is not None
         if leads is not self.leads:
             _log.info("this process probes" if self.leads else "another process probes", extra={"fields": {"seat": self._seat}})
+
+    def _yields(self) -> bool:
+        """Tell whether another process shall probe now: at the beginning of widespread failures, and each minute while they last."""
+        now = self._gateway.now()
+        if self._is_widespread and now >= self._yielded_at + YIELD_EVERY:
+            self._yielded_at = now
+        return now < self._yielded_at + YIELD_SECONDS
 
     async def _sit(self, count: int) -> int | None:
         """Return the seat that this process has: its old one if it may keep it, or else the first that is free."""

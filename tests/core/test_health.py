@@ -860,3 +860,23 @@ def test_the_verdict_of_another_process_is_as_good_as_ones_own(
 def test_a_server_that_came_back_elsewhere_starts_slowly_here(state: HealthState, is_slow: bool) -> None:
     known = followed(Health(state=state), Health(state=HealthState.HEALTHY), HealthPolicy(), now=5.0, wall=1000.0)
     assert (known.slow_since == 5.0) is is_slow
+
+
+@pytest.mark.parametrize("state", [HealthState.HEALTHY, HealthState.HALF_OPEN, HealthState.UNHEALTHY])
+def test_what_requests_of_another_process_found_only_asks_for_a_probe(state: HealthState) -> None:
+    """Its own network may be to blame: nobody else stops using the server for it."""
+    current = Health(state=state, probe_at=150.0, reason="ours")
+    stored = Health(state=HealthState.UNHEALTHY, by_traffic=True, reason="theirs")
+    known = followed(current, stored, HealthPolicy(), now=100.0, wall=1000.0)
+    if state is HealthState.UNHEALTHY:
+        assert known == attrs.evolve(current, by_traffic=True, reason="theirs")
+    else:
+        assert known == attrs.evolve(current, probe_at=100.0)
+
+
+@pytest.mark.parametrize(("struck_at", "state"), [(95.0, HealthState.HALF_OPEN), (5.0, HealthState.HEALTHY)])
+def test_a_probe_elsewhere_does_not_wipe_off_what_ones_own_requests_found(struck_at: float, state: HealthState) -> None:
+    """One more request decides."""
+    current = Health(state=HealthState.UNHEALTHY, by_traffic=True, struck_at=struck_at)
+    known = followed(current, Health(state=HealthState.HEALTHY), HealthPolicy(), now=100.0, wall=1000.0)
+    assert known.state is state

@@ -233,15 +233,20 @@ def resume(stored: Health, policy: HealthPolicy, *, now: float, wall: float) -> 
 def followed(current: Health, stored: Health, policy: HealthPolicy, *, now: float, wall: float) -> Health:
     """Return what is known of a server once another process judged it: the stored verdict, with what only this process knows.
 
-    What it found ill, or not quite well, wants a probe at once, should this process be the one that probes. Any other verdict is good
-    for as long as ever, counted from when it was found: whoever takes the probing over goes on where the other one was. A server that
-    came back starts slowly here, too.
+    What another one's requests found ill stays its own experience, for its network may be to blame: it only asks for a probe at once,
+    should this process be the one that probes. So does what a probe found ill, or not quite well. Any other verdict is good for as long
+    as ever, counted from when it was found: whoever takes the probing over goes on where the other one was. A server that came back
+    starts slowly here, too; if our own requests failed there just now, one of them decides.
 
     >>> policy = HealthPolicy(interval=60, timeout=10)
     >>> followed(fresh(1, now=0, wall=1000), fresh(1, now=0, wall=1030), policy, now=40, wall=1040).probe_at
     80.0
     """
-    health = evolve(current, state=stored.state, **{name: getattr(stored, name) for name in SHARED})
+    if stored.state is _UNHEALTHY and stored.by_traffic and (current.state is _HEALTHY or current.state is _HALF_OPEN):
+        return evolve(current, probe_at=now)
+    doubted = current.by_traffic and now - current.struck_at < policy.strike_memory
+    state = _HALF_OPEN if stored.state is _HEALTHY and doubted else stored.state
+    health = evolve(current, state=state, **{name: getattr(stored, name) for name in SHARED})
     is_other = stored.state is not current.state
     if is_other and stored.state is _HEALTHY and current.state is not HealthState.PROBING:
         health = evolve(health, slow_since=now)
