@@ -1,6 +1,7 @@
 """What exists is documented."""
 
 import importlib
+import json
 import re
 import runpy
 import tomllib
@@ -13,6 +14,7 @@ import pytest
 import multiverse_gateway
 from multiverse_gateway import GatewayError, Settings
 from multiverse_gateway.cli import main
+from multiverse_gateway.core.health import HealthState
 from multiverse_gateway.observability.metrics import Meter, Moment, families
 
 ROOT = Path(__file__).parents[1]
@@ -91,3 +93,15 @@ def test_every_metric_is_in_the_reference() -> None:
     found = {family.name + kinds.get(family.type, "") for family in families(Meter(), moment)}
     page = (REFERENCE / "metrics.md").read_text()
     assert set(re.findall(r"^\| `(multiverse_\w+)`", page, re.MULTILINE)) == found
+
+
+def test_the_dashboard_asks_for_figures_that_there_are() -> None:
+    """Every panel of the Grafana file names only metrics of the reference, and states and outcomes that exist."""
+    dashboard = json.loads((ROOT / "deploy" / "grafana-dashboard.json").read_text())
+    asked = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ()))
+    page = (REFERENCE / "metrics.md").read_text()
+    names = {re.sub(r"_bucket$", "", name) for name in re.findall(r"\bmultiverse_\w+", asked)}
+    assert len(names) > 10
+    assert not [name for name in names if f"`{name}`" not in page]
+    states = {word for found in re.findall(r'state[!=]~"([^"]*)"', asked) for word in found.split("|")}
+    assert states <= {state.value for state in HealthState}

@@ -3,6 +3,8 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
+import anyio
+import anyio.to_thread
 import httpx2
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -14,6 +16,7 @@ from multiverse_gateway.accounts import owner_digest
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.keys import admin_key
 from multiverse_gateway.monitor import watch
+from multiverse_gateway.observability import telemetry
 from multiverse_gateway.observability.logging import configure
 from multiverse_gateway.protocols import Balancer, HealthProbe, Store
 from multiverse_gateway.relay.wire import Resolver
@@ -30,6 +33,9 @@ from multiverse_gateway.web.operations import operations_routes
 from multiverse_gateway.web.pages import Pages
 from multiverse_gateway.web.security import Cors, Entrance, Security
 from multiverse_gateway.web.sessions import Sessions
+
+TELEMETRY_SECONDS = 3.0
+"""How long the last spans may take on their way out."""
 
 
 def create_app(
@@ -48,6 +54,7 @@ def create_app(
     `lifespan(app)` in its own.
     """
     settings = settings or Settings()
+    telemetry.check(settings)
     clock = {} if now is None else {"now": now}
     gateway = Gateway(
         settings,
@@ -67,6 +74,7 @@ def create_app(
     async def running(app: Starlette) -> AsyncIterator[None]:
         logs = configure(settings, outputs=False)
         gateway.tail = logs.tail
+        gateway.observe, stop_telemetry = telemetry.start(settings)
         try:
             async with gateway.running(watch):
                 key = await admin_key(settings, gateway.store)
@@ -75,6 +83,8 @@ def create_app(
                 yield
         finally:
             await entrance.limiter.aclose()
+            with anyio.move_on_after(TELEMETRY_SECONDS, shield=True):
+                await anyio.to_thread.run_sync(stop_telemetry, abandon_on_cancel=True)
             logs.close()
 
     front = Front(gateway, entrance)

@@ -39,6 +39,7 @@ from multiverse_gateway.core.servers import ClientKey, Server, ServerId
 from multiverse_gateway.core.usage import NO_OWNER, NO_SERVER, Ledger, Usage
 from multiverse_gateway.observability.logging import note, redact
 from multiverse_gateway.observability.metrics import OTHER, Meter, Moment, exposition
+from multiverse_gateway.observability.telemetry import Observe
 from multiverse_gateway.protocols import Balancer, HealthProbe, ProbeResult, Registry, Scoring, Store
 from multiverse_gateway.relay.exchange import Exchange, Limits, Phase, Sending, give_turns
 from multiverse_gateway.relay.transport import WireTransport
@@ -110,6 +111,7 @@ class Gateway:
         self.totals = Totals()
         self.exchanges: set[Exchange] = set()
         self.meter = Meter()
+        self.observe: Observe | None = None
         self.keys: Mapping[bytes, ClientKey] = {}
         self._ledger = Ledger()
         self._unsaved_usage: tuple[str, Sequence[Usage]] | None = None
@@ -583,6 +585,8 @@ class Gateway:
             self.meter.failures(exchange.attempts)
         if server is not None and exchange.tried > len(exchange.attempts):
             self.meter.attempt(server.id, "left" if failed else "ok")
+        if self.observe is not None:
+            self.observe(exchange, self.wall(), self.now() - exchange.arrived)
         if not is_known and server is None:
             return
         owner = NO_OWNER if server is None else server.metadata.student_id or NO_OWNER

@@ -311,6 +311,11 @@ class Settings:
         secret=True,
         example="write-at-least-16-random-characters",
     )
+    otel: bool = _setting(
+        False,
+        "Send traces and metrics by OpenTelemetry's protocol (extra otel); OTEL_EXPORTER_OTLP_ENDPOINT says where to.",
+        plain=False,
+    )
     allow_private_networks: str = _setting(
         "",
         "Servers in private networks: false, true, or the networks allowed, with commas between them.",

@@ -38,7 +38,7 @@ from multiverse_gateway.core.errors import (
     UpstreamTimeout,
 )
 from multiverse_gateway.core.servers import ServerId
-from multiverse_gateway.core.sse import tokens_of
+from multiverse_gateway.core.sse import Usage, tokens_of
 
 DEFAULT_REST = 5.0
 """Seconds to wait for a busy server that does not say how long."""
@@ -50,10 +50,15 @@ _JSON = msgspec.json.Decoder(msgspec.Raw)
 
 
 class _Answer(msgspec.Struct, gc=False):
-    usage: msgspec.Raw = msgspec.Raw()
+    usage: Usage | None = None
+
+
+class _LooseAnswer(msgspec.Struct, gc=False):
+    usage: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _ANSWER = msgspec.json.Decoder(_Answer)
+_LOOSE_ANSWER = msgspec.json.Decoder(_LooseAnswer)
 _NO_MODEL = re.compile(rb"model_not_found|(?<![/\w])model\b.{0,200}?\b(?:not found|does not exist)", re.DOTALL | re.IGNORECASE)
 _NO_MODEL_WITHIN = 2048
 _TUNNEL_MARKS = (b"ERR_NGROK_", b"error code: 1033")
@@ -257,12 +262,15 @@ def read_answer(body: bytes) -> tuple[int, int] | None:
     if not body.lstrip(b" \t\r\n").startswith(b"{"):
         return (0, 0) if check_json(body) else None
     try:
-        usage = _ANSWER.decode(body).usage
         if not body.isascii():
             _check_utf8(body)
+        try:
+            usage = _ANSWER.decode(body).usage
+        except msgspec.ValidationError:
+            return tokens_of(_LOOSE_ANSWER.decode(body).usage)
     except (ValueError, RecursionError):
         return None
-    return tokens_of(usage) if usage else (0, 0)
+    return (0, 0) if usage is None else usage.tokens
 
 
 def _check_utf8(body: bytes) -> None:

@@ -70,21 +70,28 @@ class _Choice(Struct, gc=False):
     finish_reason: Any = None
 
 
-class _Usage(Struct, gc=False):
+class Usage(Struct, gc=False):
+    """The tokens that an answer tells of, by OpenAI's names or by Anthropic's."""
+
     prompt_tokens: _Tokens = 0
     completion_tokens: _Tokens = 0
     input_tokens: _Tokens = 0
     output_tokens: _Tokens = 0
 
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Prompt and completion tokens, 0 where nothing is told."""
+        return self.prompt_tokens or self.input_tokens, self.completion_tokens or self.output_tokens
+
 
 class _Carrier(Struct, gc=False):
-    usage: _Usage | None = None
+    usage: Usage | None = None
 
 
 class _Event(Struct):
     choices: list[_Choice] | None = None
     error: Any = None
-    usage: _Usage | None = None
+    usage: Usage | None = None
     type: str | None = None
 
 
@@ -95,7 +102,6 @@ class _Named(_Event):
 
 _NAMELESS: msgspec.json.Decoder[_Event] = msgspec.json.Decoder(_Event)
 _NAMED: msgspec.json.Decoder[_Event] = msgspec.json.Decoder(_Named)
-_USAGE = msgspec.json.Decoder(_Usage)
 _OBJECT = msgspec.json.Decoder(dict[str, Raw])
 _ARRAY = msgspec.json.Decoder(list[Raw])
 
@@ -312,7 +318,7 @@ class EventStream:
         if choice.index in self._finished or len(self._finished) < _MAX_CHOICES:
             self._finished[choice.index] = choice.finish_reason is not None
 
-    def _note_usage(self, usage: _Usage) -> None:
+    def _note_usage(self, usage: Usage) -> None:
         """Keep the latest figures; servers send running totals, and not always both."""
         self.prompt_tokens = usage.prompt_tokens or usage.input_tokens or self.prompt_tokens
         self.completion_tokens = usage.completion_tokens or usage.output_tokens or self.completion_tokens
@@ -384,9 +390,9 @@ def _choice(fields: dict[str, Raw]) -> _Choice:
     return _Choice(index if isinstance(index, int) else 0, _value(fields.get("finish_reason")))
 
 
-def _usage(fields: dict[str, Raw]) -> _Usage | None:
+def _usage(fields: dict[str, Raw]) -> Usage | None:
     usage = _fields(fields.get("usage"))
-    return _Usage(**{key: _tokens(usage[key]) for key in _Usage.__struct_fields__ if key in usage})
+    return Usage(**{key: _tokens(usage[key]) for key in Usage.__struct_fields__ if key in usage})
 
 
 def tokens_of(usage: Raw) -> tuple[int, int]:
@@ -395,11 +401,8 @@ def tokens_of(usage: Raw) -> tuple[int, int]:
     >>> tokens_of(Raw(b'{"prompt_tokens": 7, "completion_tokens": 2.0, "total_tokens": "nine"}'))
     (7, 2)
     """
-    try:
-        told = _USAGE.decode(usage)
-    except DecodeError:
-        told = _Usage(**{key: _tokens(raw) for key, raw in _fields(usage).items() if key in _Usage.__struct_fields__})
-    return told.prompt_tokens or told.input_tokens, told.completion_tokens or told.output_tokens
+    found = {key: _tokens(raw) for key, raw in _fields(usage).items() if key in Usage.__struct_fields__}
+    return Usage(**found).tokens
 
 
 def _tokens(raw: Raw) -> int:

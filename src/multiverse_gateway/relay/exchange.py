@@ -181,7 +181,8 @@ class Exchange:
 
     `due` is the monotonic instant at which the gateway calls `tick`. After `Phase.OVER` the record of what happened stands in
     `status`, `attempts`, `server`, `events`, `sent_bytes`, `error_code`, `first_byte_seconds` and `usage`. `caller` is what its use is
-    counted by. `why`, if it is a list, collects why each server was chosen; `shows_why` hands it to the client. `asks_usage`: the
+    counted by. `why`, if it is a list, collects why each server was chosen; `shows_why` hands it to the client. `traceparent` is
+    the client's (W3C Trace Context), for whoever traces. `asks_usage`: the
     engine asked the server for the tokens of a stream, which the client did not.
     """
 
@@ -224,6 +225,7 @@ class Exchange:
         "server",
         "shows_why",
         "status",
+        "traceparent",
         "tried",
         "why",
     )
@@ -245,6 +247,7 @@ class Exchange:
         self.caller = caller
         self.why: list[Mapping[str, object]] | None = None
         self.shows_why = False
+        self.traceparent: str | None = None
         self.asks_usage = False
         self._tokens = (0, 0)
         self.envelope = envelope

@@ -177,6 +177,8 @@ class Front:
             arrived=visit.arrived,
             caller=visit.caller.name,
         )
+        if self.gateway.observe is not None:
+            exchange.traceparent = next((value.decode("latin-1") for name, value in visit.fields if name == b"traceparent"), None)
         if visit.caller.name == OPERATOR and any(name == EXPLAIN for name, _ in visit.fields):
             exchange.why, exchange.shows_why = [], True
         self.gateway.begin(exchange)
