@@ -12,6 +12,8 @@ import pytest
 from support.require import STRICT
 from support.services import PostgresServer
 
+collect_ignore = ["faults/fuzz.py"]  # a program of its own, whose fuzzer need not be installed
+
 hypothesis.settings.register_profile("standard", deadline=None)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=3000, print_blob=True)
 hypothesis.settings.load_profile("ci" if "CI" in os.environ else "standard")
