@@ -33,7 +33,7 @@ is_system && ! id "$account" >/dev/null 2>&1 &&
 install -d "$home" "$releases" "$home/deploy" "$config"
 install -d -m 0700 "$state" "$backups"
 own "$state" "$backups"
-[ "$here" = "$home/deploy" ] || cp "$here"/* "$home/deploy/"
+[ "$here" = "$home/deploy" ] || cp -R "$here"/* "$home/deploy/"
 echo "$what" >"$config/source"
 
 if [ ! -e "$settings" ]; then

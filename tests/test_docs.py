@@ -54,7 +54,7 @@ def test_every_public_name_is_in_the_reference() -> None:
     """And is there."""
     page = (REFERENCE / "api.md").read_text()
     names = [name for name in multiverse_gateway.__all__ if name != "__version__"]
-    assert not [name for name in names if f"- {name}\n" not in page]
+    assert not [name for name in names if f"::: multiverse_gateway.{name}\n" not in page]
     assert all(hasattr(multiverse_gateway, name) for name in names)
 
 
