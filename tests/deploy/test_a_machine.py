@@ -29,6 +29,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.skipif(sys.platform != "linux", reaso
 ROOT = Path(__file__).parents[2]
 MODEL = "tiny"
 BODY = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
+MIGRATES = Path("/proc/sys/net/ipv4/tcp_migrate_req").exists() and Path("/proc/sys/net/ipv4/tcp_migrate_req").read_text().strip() == "1"
+"""Whether the kernel does what `deploy/sysctl.conf` asks for; else a connection may arrive at a process just as it stops listening."""
 SERVICE = """#!/bin/bash
 # what systemd does with the unit file
 cd "{state}" || exit 1
@@ -166,7 +168,7 @@ def nginx(root: Path, port: int, tls_port: int, certificate: Path, key: Path) ->
         "listen [::]": "# listen [::]",
         "listen 443 ": f"listen 127.0.0.1:{tls_port} ",
         "listen 80;": f"listen 127.0.0.1:{free_port()};",
-        "server 127.0.0.1:8000;": f"server 127.0.0.1:{port};",
+        "proxy_pass http://127.0.0.1:8000;": f"proxy_pass http://127.0.0.1:{port};",
         "/etc/letsencrypt/live/gateway.example/fullchain.pem": str(certificate),
         "/etc/letsencrypt/live/gateway.example/privkey.pem": str(key),
     }.items():
@@ -276,7 +278,8 @@ def next_release_takes_over_under_a_stream(machine: Machine, backend: Backend) -
         goes_on.set()
         assert list(lines)[-2] == "data: [DONE]"
     assert len(statuses) > 20
-    assert set(statuses) == {200}
+    refused = [status for status in statuses if status != 200]
+    assert refused in ([], [] if MIGRATES else [502])
     assert machine.servers() == [backend.url]
 
 

@@ -102,17 +102,17 @@ def test_the_gateway_is_embedded(name: str, backend: Backend, tmp_path: Path) ->
 
 
 def test_a_class_gets_keys(backend: Backend, tmp_path: Path) -> None:
-    """A student's key works where the gateway was given the keys, and no other."""
+    """A student's key works, a guess does not, and what was handed out is not written over."""
     (tmp_path / "names.txt").write_text("Ada\n\nGrace H.\n")
-    run("class_setup.py", str(tmp_path / "names.txt"), url="https://gateway.example")
-    rows = list(csv.DictReader((tmp_path / "keys.csv").read_text().splitlines()))
-    assert [row["name"] for row in rows] == ["Ada", "Grace H."]
-    (tmp_path / "keys.env").rename(tmp_path / ".env")
-    with GatewayProcess(cwd=tmp_path) as process:
+    with GatewayProcess({"REQUIRE_CLIENT_AUTH": "true", "CLIENT_API_KEYS": "the-key-of-the-instructor"}) as process:
         process.register(MODEL, backend.url)
-        for key, status in ((rows[1]["OPENAI_API_KEY"], 200), ("class-guess", 401)):
+        run("class_setup.py", str(tmp_path / "names.txt"), "30", url=process.url)
+        rows = list(csv.DictReader((tmp_path / "keys.csv").read_text().splitlines()))
+        assert [row["name"] for row in rows] == ["Ada", "Grace H."]
+        for key, status in ((rows[1]["OPENAI_API_KEY"], 200), ("a-guess-at-a-key", 401)):
             headers = {"Authorization": f"Bearer {key}"}
             assert process.call("GET", "/v1/models", headers=headers).status_code == status
+        run("class_setup.py", str(tmp_path / "names.txt"), url=process.url, succeeds=False)
 
 
 def test_the_balancer_is_a_package(backend: Backend, tmp_path: Path) -> None:
