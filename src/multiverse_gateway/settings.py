@@ -219,7 +219,7 @@ class Settings:
     )
     backend_key_secret: str | None = _setting(
         None,
-        "Secret that encrypts the servers' keys at rest; with commas, the newest first. Without it a file beside the database holds one.",
+        "Secret that encrypts the servers' keys at rest; with commas, the newest first. SQLite does without: a file beside it holds one.",
         _check_secret,
         secret=True,
         example="output-of-openssl-rand-base64-32",

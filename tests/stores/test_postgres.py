@@ -78,6 +78,25 @@ async def test_a_change_is_told_at_once(postgres: PostgresServer) -> None:
             await other.changed(60)
 
 
+async def test_a_lost_listener_is_replaced(postgres: PostgresServer) -> None:
+    """The wait in which it is lost ends in time, asking for the version finds what was missed, and the next changes are told again."""
+    url = postgres.database()
+    async with opened(url) as one, opened(url) as other:
+        await other.changed(1)
+        before = await other.version()
+        assert other._listener is not None
+        postgres.execute(f"select pg_terminate_backend({other._listener.info.backend_pid})")
+        await one.save_server(make_server())
+        with anyio.fail_after(5):
+            await other.changed(0.2)
+        assert await other.version() > before
+        with anyio.fail_after(5):
+            await other.changed(60)
+            async with anyio.create_task_group() as group:
+                group.start_soon(one.remove_server, make_server().id)
+                await other.changed(60)
+
+
 async def test_a_wrong_secret_is_refused_and_rotation_keeps_keys_readable(postgres: PostgresServer) -> None:
     """Even before there is a key to read; the newest secret seals, and the old one may go after one start."""
     url, new = postgres.database(), "another secret of all gateways and for tests only"
