@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import anyio
 import httpx2
@@ -16,7 +16,6 @@ import pytest
 
 from support import behaviours
 from support.backends import Backend
-from support.fault_proxy import FaultProxy
 from support.gateways import stage
 from support.processes import DOORS, Door, GatewayProcess, door_setting
 from support.raw_client import RawClient
@@ -116,7 +115,7 @@ def test_a_log_that_nobody_reads_stops_no_request() -> None:
     with serving(server), Unread({"LOG_LEVEL": "DEBUG"}) as gateway:
         gateway.register("tiny", server.url)
         with httpx2.Client(base_url=gateway.url, trust_env=False) as client:
-            for _ in range(600):
+            for _ in range(300):
                 began = time.monotonic()
                 assert client.post(CHAT, json={"model": "tiny", "messages": [], "user": "x" * 100}).status_code == 200
                 assert time.monotonic() - began < 1
@@ -195,32 +194,6 @@ def test_who_waits_in_the_queue_is_sent_elsewhere(door: Door) -> None:
             gate.open()
             assert first.read_response().status == 200
         assert gateway.wait(within=8) == 0
-
-
-@pytest.mark.e2e
-def test_the_gateways_own_network_is_gone() -> None:
-    """H07: with all servers silent at once nobody is taken off, however long; ten seconds after the network's return all is well."""
-    server = Backend("good", models=("tiny",))
-    proxies = [FaultProxy(server.port) for _ in range(4)]
-    settings = {"HEALTH_CHECK_INTERVAL_SECONDS": "1", "HEALTH_CHECK_TIMEOUT_SECONDS": "0.3", "CONNECT_TIMEOUT_SECONDS": "0.3"}
-    with serving(server, *proxies), GatewayProcess(settings) as gateway:
-        ids = [gateway.register("tiny", proxy.url) for proxy in proxies]
-        for proxy in proxies:
-            proxy.blackhole()
-        wait_until(lambda: states(gateway, ids) == {"unhealthy"}, within=6)
-        deadline = time.monotonic() + 6
-        while time.monotonic() < deadline:
-            assert "deactivated" not in states(gateway, ids)
-            time.sleep(0.2)
-        for proxy in proxies:
-            proxy.heal()
-        wait_until(lambda: states(gateway, ids) <= {"healthy", "half_open"}, within=10)
-        assert gateway.chat("tiny").status_code == 200
-
-
-def states(gateway: GatewayProcess, ids: Sequence[str]) -> set[str]:
-    """Return the states of servers."""
-    return {gateway.server(registration)["state"] for registration in ids}
 
 
 @pytest.mark.parametrize("jump", [3600.0, -3600.0])

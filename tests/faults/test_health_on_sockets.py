@@ -20,8 +20,9 @@ from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
 from support import behaviours
 from support.backends import Backend
+from support.fault_proxy import FaultProxy
 from support.gateways import ADMIN_KEY
-from support.sockets import until
+from support.sockets import LoopServer, until
 
 CHAT = "/v1/chat/completions"
 KEY = {"x-api-key": ADMIN_KEY}
@@ -49,7 +50,7 @@ class Watched:
     client: httpx2.AsyncClient
     clock: Clock
 
-    async def register(self, backend: Backend, model: str = "tiny", **fields: Any) -> ServerId:
+    async def register(self, backend: LoopServer, model: str = "tiny", **fields: Any) -> ServerId:
         body = {"model_name": model, "endpoint_url": backend.url, **fields}
         answer = await self.client.post("/admin/register", json=body, headers=KEY)
         assert answer.status_code == 201, answer.text
@@ -75,7 +76,7 @@ class Watched:
 
 
 @asynccontextmanager
-async def watched(*backends: Backend, **settings: Any) -> AsyncIterator[Watched]:
+async def watched(*backends: LoopServer, **settings: Any) -> AsyncIterator[Watched]:
     """Run it with its backends; probes have a third of a second of real time."""
     clock = Clock()
     usual = {"health_check_timeout_seconds": 0.3, "connect_timeout_seconds": 0.3, "first_byte_timeout_seconds": 2.0}
@@ -106,6 +107,29 @@ async def test_a_stopped_server_is_taken_off_and_comes_back_by_itself() -> None:
         backend.accept()
         assert await there.reaches(server, HealthState.HEALTHY, step=20) <= 100
         assert await there.models() == ["tiny"]
+        assert (await there.ask()).status_code == 200
+
+
+async def test_the_gateways_own_network_is_gone() -> None:
+    """H07: with all servers silent at once, for five minutes, nobody is taken off; ten seconds after the network's return all is well."""
+    backend = Backend("good", models=("tiny",))
+    proxies = [FaultProxy(backend.port) for _ in range(4)]
+    async with watched(backend, *proxies) as there:
+        servers = [await there.register(proxy) for proxy in proxies]
+        for proxy in proxies:
+            proxy.blackhole()
+        for server in servers:
+            await there.reaches(server, HealthState.UNHEALTHY, step=20)
+        for _ in range(8):
+            there.clock.advance(40)
+            await anyio.sleep(0.4)
+            assert {there.state(server) for server in servers} == {"unhealthy"}
+        for proxy in proxies:
+            proxy.heal()
+        healed = there.clock()
+        for server in servers:
+            await there.reaches(server, HealthState.HEALTHY, most=15)
+        assert there.clock() - healed < 10
         assert (await there.ask()).status_code == 200
 
 

@@ -235,7 +235,7 @@ def test_stalled_readers_cost_little_and_hold_up_nobody(door: Door) -> None:
     event = b'data: {"object":"chat.completion.chunk","choices":[],"filler":"' + b"x" * 900 + b'"}\n\n'
     flowing = behaviours.when_streamed(behaviours.stream([event * 60] * 400, end="stall"), behaviours.good())
     server = Backend("endless", flowing, models=("tiny",))
-    with serving(server), GatewayProcess({"MULTIVERSE_CLIENT_WRITE_TIMEOUT_SECONDS": "3", **door_setting(door)}) as gateway:
+    with serving(server), GatewayProcess({"MULTIVERSE_CLIENT_WRITE_TIMEOUT_SECONDS": "2", **door_setting(door)}) as gateway:
         gateway.register("tiny", server.url)
         gateway.chat("tiny")
         before, sockets = gateway.memory_bytes(), gateway.open_sockets()
