@@ -25,9 +25,11 @@ from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H2ProtocolAssumedError, H11Protocol
 
-MAX_RESETS = 200
+MAX_RESETS = 100
 """Resets of one connection in `RESET_SECONDS`: more than a person can cause, whose client has at most 100 streams."""
 RESET_SECONDS = 10.0
+SLICE_BYTES = 1024
+"""What is read of a connection before others have their turn."""
 CLOSING_SECONDS = 2.0
 """Seconds in which a client must take some of what is left to send on a connection that is to be closed."""
 
@@ -171,8 +173,14 @@ class GuardedH2(H2Protocol):
         await super().initiate(headers, settings)
 
     async def handle(self, event: Event) -> None:
-        """Take bytes, as long as the connection is open."""
-        if not (self.closed and isinstance(event, RawData)):
+        """Take bytes, as long as the connection is open: a few at a time, so that a flood is cut off, and others served, within it."""
+        if isinstance(event, RawData):
+            for start in range(0, len(event.data), SLICE_BYTES):
+                if self.closed:
+                    return
+                await super().handle(RawData(event.data[start : start + SLICE_BYTES]))
+                await asyncio.sleep(0)
+        else:
             await super().handle(event)
         if isinstance(event, Closed):
             self._timer.end()
