@@ -147,7 +147,7 @@ class Starter:
 
 
 EVERYTHING_ON = {"RATE_LIMIT_PER_MINUTE": "1000000", "LOG_FORMAT": "json", "HEALTH_CHECK_INTERVAL_SECONDS": "60"}
-ASGI_ONLY: dict[str, str] = {}
+ASGI_ONLY = {"MULTIVERSE_DIRECT_DOOR": "false"}
 
 
 def _ready(candidate: Candidate) -> Candidate:
