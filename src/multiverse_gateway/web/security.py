@@ -247,6 +247,7 @@ class TooMany(RateLimited):
         return [*super().headers(), wait, *self.quota.headers()]
 
 
+@lru_cache(maxsize=256)
 def duration(seconds: float) -> str:
     """Write a duration as OpenAI's headers do.
 
