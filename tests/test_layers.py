@@ -25,7 +25,7 @@ HTTP_CLIENTS = {"aiohttp", "http.client", "httpcore", "httpcore2", "httpx", "htt
 SIBLINGS = ("balancers", "probes", "relay", "stores")
 PLUGGABLE = ("balancers", "probes", "stores")
 MAY_NAME_CONCRETE = ("app", "cli", "plugins")
-OPTIONAL = {"opentelemetry", "psycopg", "psycopg_pool", "redis", "uvloop"}
+OPTIONAL = {"limits", "opentelemetry", "psycopg", "psycopg_pool", "redis", "uvloop"}  # limits: needed by who uses redis only
 
 
 @attrs.frozen
