@@ -71,6 +71,17 @@ def playground(page: Any) -> None:
     page.locator(".measures").last.get_by_text("tokens/s").wait_for()
 
 
+def keys(page: Any) -> None:
+    """Show a new key, which is shown only once, and those before it."""
+    page.goto(f"http://{HOST}/keys")
+    for name, days, rate in (("course-2026", "120", ""), ("Ines Duarte", "", "30"), ("guest-lecture", "1", "")):
+        page.get_by_label("Name").fill(name)
+        page.get_by_label("Days").fill(days)
+        page.get_by_label("Requests per minute").fill(rate)
+        page.get_by_role("button", name="Make it").click()
+        page.get_by_role("heading", name=f"The key of {name}").wait_for()
+
+
 PICTURES: Mapping[str, tuple[Callable[[Any], None], Mapping[str, int], str]] = {
     "dashboard": (go("/dashboard?sort=model"), DESKTOP, "light"),
     "dashboard-dark": (go("/dashboard?sort=model"), DESKTOP, "dark"),
@@ -81,6 +92,7 @@ PICTURES: Mapping[str, tuple[Callable[[Any], None], Mapping[str, int], str]] = {
     "models": (models, DESKTOP, "light"),
     "playground": (playground, DESKTOP, "light"),
     "playground-phone": (playground, PHONE, "dark"),
+    "keys": (keys, DESKTOP, "light"),
     "logs": (go("/logs"), DESKTOP, "light"),
     "settings": (go("/settings"), DESKTOP, "light"),
     "docs": (go("/docs"), DESKTOP, "light"),
