@@ -30,6 +30,7 @@ IMPATIENT: Mapping[str, str | None] = {
     "MAX_BODY_BYTES": str(BODY_BYTES),
     "MULTIVERSE_MAX_STREAM_SECONDS": f"{STREAM_SECONDS:g}",
     "MULTIVERSE_MAX_STREAM_BYTES": str(STREAM_BYTES),
+    "MULTIVERSE_COUNT_STREAM_TOKENS": "false",  # what is sent and answered is compared byte for byte
 }
 """Settings under which nothing has to be waited for long; the health interval stays at 60 s, so only what a test does counts."""
 
