@@ -6,9 +6,12 @@ import contextlib
 import resource
 import sqlite3
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import anyio
 import httpx2
@@ -64,6 +67,54 @@ def test_a_full_disk_stops_no_request() -> None:
         assert gateway.chat("other").status_code == 200
         gateway.restart()
         assert {server["model_name"] for server in gateway.admin("GET", "/servers").json()} == {"tiny", "other"}
+
+
+READ_ONLY = """
+import os, sys, anyio, httpx2
+from multiverse_gateway import Settings, create_app, lifespan
+
+url, database = sys.argv[1:]
+app = create_app(
+    Settings(admin_api_key="an-admin-key-for-tests", database_url=f"sqlite:///{database}", allow_private_networks="true")
+)
+
+async def main():
+    headers = {"x-api-key": "an-admin-key-for-tests"}
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://gateway", headers=headers, timeout=20) as client:
+        async with lifespan(app):
+            answers = [await client.post("/v1/chat/completions", json={"model": "tiny", "messages": []}) for _ in range(5)]
+            registered = await client.post("/admin/register", json={"model_name": "other", "endpoint_url": url})
+            print([answer.status_code for answer in answers], registered.status_code, registered.json()["error"]["code"])
+
+anyio.run(anyio.sleep, 0)  # all is imported while it can be read
+if os.geteuid() == 0:  # root may write everywhere
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+anyio.run(main)
+"""
+
+
+@pytest.mark.e2e
+def test_a_folder_that_cannot_be_written_stops_no_request() -> None:
+    """P05: with the database and its folder read-only the known servers serve; registering is refused with 503."""
+    server = Backend("good", models=("tiny", "other"))
+    with serving(server), tempfile.TemporaryDirectory() as name:
+        folder = Path(name, "data")
+        folder.mkdir()
+        with GatewayProcess(cwd=folder) as gateway:
+            gateway.register("tiny", server.url)
+            gateway.kill()
+            database = gateway.database
+        Path(name).chmod(0o755)
+        for path in folder.iterdir():
+            path.chmod(0o444)
+        folder.chmod(0o555)
+        done = subprocess.run(
+            [sys.executable, "-c", READ_ONLY, server.url, str(database)], capture_output=True, text=True, timeout=60, check=False, cwd=name
+        )
+        folder.chmod(0o755)
+    assert done.stdout == "[200, 200, 200, 200, 200] 503 storage_unavailable\n", done.stdout + done.stderr
 
 
 @pytest.mark.e2e

@@ -180,7 +180,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_write_cut_off_anywhere_can_be_repeated(postgres: PostgresServer, impatient: None) -> None:
-    """Whatever the moment, the second try succeeds and there is one record; some of the first ones were done without anybody knowing."""
+    """P08: Whatever the moment, the second try succeeds and there is one record; some of the first were done without anybody knowing."""
     schema = postgres.schema()
     unknown = 0
     with FaultProxy(postgres.port) as proxy:
@@ -214,7 +214,7 @@ async def saved(store: Store, server: Server) -> None:
 
 
 async def test_a_silent_database_is_waited_for_once(postgres: PostgresServer, impatient: None) -> None:
-    """Whoever waits gets an answer within the bound, those behind it at once; when it speaks again all works, unopened."""
+    """P08: Whoever waits gets an answer within the bound, those behind it at once; when it speaks again all works, unopened."""
     with FaultProxy(postgres.port) as proxy:
         async with opened(postgres.database(port=proxy.port)) as store:
             await store.save_server(make_server())

@@ -120,6 +120,7 @@ def as_owner(token: str) -> dict[str, str]:
 
 
 async def test_an_owner_changes_checks_and_removes_the_own_server_only() -> None:
+    """X16: no token opens anybody else's server."""
     async with stage() as at:
         mine, other = await at.register(), await at.register(endpoint_url="http://other.example")
         headers = as_owner(mine["owner_token"])

@@ -66,7 +66,7 @@ async def test_signing_in_leads_to_where_one_wanted_to_go_and_nowhere_else() -> 
 
 
 async def test_a_session_begins_anew_with_each_sign_in_and_ends_at_sign_out() -> None:
-    """The token before is worth nothing after."""
+    """X09: The token before is worth nothing after."""
     async with browsing() as browser:
         await browser.sign_in()
         before = browser.client.cookies["mvg_session"]
@@ -96,7 +96,7 @@ async def test_a_wrong_key_is_refused_and_guessing_is_slow() -> None:
 
 
 async def test_signing_in_needs_our_own_form() -> None:
-    """Neither another origin nor a form of another browser will do."""
+    """X08: Neither another origin nor a form of another browser will do."""
     async with browsing() as browser:
         page = await browser.open("/login")
         form = {"form_token": value_of(page, "form_token"), "key": ADMIN_KEY}
@@ -107,7 +107,7 @@ async def test_signing_in_needs_our_own_form() -> None:
 
 
 async def test_the_link_of_the_first_start_signs_in_once() -> None:
-    """And leaves no trace of itself in the address."""
+    """X09: And leaves no trace of itself in the address."""
     async with browsing() as browser:
         token = await browser.app.state.sessions.create_link()
         prefetched = await browser.open(f"/login?token={token}", sec_purpose="prefetch")
@@ -176,7 +176,7 @@ async def test_a_public_dashboard_shows_neither_addresses_nor_owners() -> None:
     ],
 )
 async def test_nothing_changes_without_proof_that_our_page_asks(path: str) -> None:
-    """The cookie alone is not enough, whatever the origin says."""
+    """X08: The cookie alone is not enough, whatever the origin says."""
     async with browsing() as browser:
         server_id = await browser.register()
         await browser.sign_in()
@@ -393,7 +393,7 @@ async def test_an_owner_checks_and_removes_a_server() -> None:
 
 
 async def test_nothing_of_a_stranger_becomes_markup() -> None:
-    """In any field, on any page, in any fragment."""
+    """X07: In any field, on any page, in any fragment."""
     async with browsing() as browser:
         server_id = await browser.register(metadata={"student_id": XSS, "description": XSS})
         await browser.sign_in()
@@ -420,7 +420,7 @@ async def test_nothing_of_a_stranger_becomes_markup() -> None:
 
 
 async def test_every_answer_of_markup_has_the_policy() -> None:
-    """And is kept by no cache; scripts and styles are files of ours."""
+    """X07: And is kept by no cache; scripts and styles are files of ours."""
     async with browsing() as browser:
         server_id = await browser.register()
         answers = [await browser.open("/login"), await browser.open("/nothing")]

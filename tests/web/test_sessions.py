@@ -101,7 +101,7 @@ async def test_a_session_is_found_by_its_cookie_and_ends(staged: Stage, sessions
 
 
 async def test_a_token_that_a_browser_brings_is_not_adopted(sessions: Sessions) -> None:
-    """Fixation: what we did not make means nothing."""
+    """X09: Fixation: what we did not make means nothing."""
     assert await sessions.seek(with_cookie("chosen-by-an-attacker")) is None
     assert await sessions.seek([(b"cookie", b"\xff\xfe=;;; ="), (b"cookie", b"mvg_session")]) is None
     assert await sessions.open() != "chosen-by-an-attacker"
@@ -116,7 +116,7 @@ async def test_what_the_store_keeps_opens_nothing(staged: Stage, sessions: Sessi
 
 
 async def test_a_session_over_tls_needs_the_cookie_that_only_tls_can_set(sessions: Sessions) -> None:
-    """And the other way round."""
+    """X09: And the other way round."""
     token = await sessions.open(secure=True)
     assert found(sessions, token, "__Host-mvg_session").digest
     assert sessions.find(with_cookie(token)) is None
@@ -161,7 +161,7 @@ async def test_one_can_sign_in_and_out_while_the_store_is_away(caplog: pytest.Lo
 
 
 async def test_the_cookie_is_out_of_reach_for_scripts_and_other_sites(sessions: Sessions) -> None:
-    """Attributes that browsers act on."""
+    """X09: Attributes that browsers act on."""
     assert sessions.cookie("t", secure=False) == "mvg_session=t; HttpOnly; Max-Age=43200; Path=/; SameSite=Lax"
     assert sessions.cookie("t", secure=True) == "__Host-mvg_session=t; HttpOnly; Max-Age=43200; Path=/; SameSite=Lax; Secure"
     assert "Max-Age=0" in sessions.end_cookie(secure=False)
@@ -190,7 +190,7 @@ async def test_secrets_do_not_show(sessions: Sessions) -> None:
     ],
 )
 def test_only_our_own_pages_may_change_something(headers: Headers, own: bool) -> None:
-    """By what browsers say and pages cannot forge."""
+    """X08: By what browsers say and pages cannot forge."""
     assert is_own_origin(headers) is own
 
 

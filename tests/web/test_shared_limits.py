@@ -62,7 +62,7 @@ async def test_gateways_count_together(limiter: Make) -> None:
 
 
 async def test_what_was_counted_may_be_lost(redis: RedisServer, limiter: Make) -> None:
-    """FLUSHALL and forgotten scripts: counting begins anew and works."""
+    """P09: FLUSHALL and forgotten scripts: counting begins anew and works."""
     one = limiter(1)
     assert [await allowed(one, "lost"), await allowed(one, "lost")] == [True, False]
     redis.ask("FLUSHALL")
@@ -73,7 +73,7 @@ async def test_what_was_counted_may_be_lost(redis: RedisServer, limiter: Make) -
 
 @pytest.mark.parametrize("harm", ["stopped", "killed"])
 async def test_no_call_waits_for_redis(redis: RedisServer, limiter: Make, harm: str) -> None:
-    """Stopped or gone: one call waits for the bound, the next ones not at all; each gateway counts by itself until it is back."""
+    """P09: Stopped or gone: one call waits for the bound, the next ones not at all; each gateway counts by itself until it is back."""
     one = limiter()
     assert await allowed(one, harm)
     one.patience = BOUND
