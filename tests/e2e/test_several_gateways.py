@@ -244,3 +244,13 @@ def test_a_database_that_restarts_stops_nobody(cluster: Cluster) -> None:
         wait_until(lambda: cluster.gateways[2].admin("POST", "/register", body).status_code in (200, 201), within=15)
         wait_until(lambda: cluster.everywhere("after") == {200}, within=SEEN_WITHIN + SLACK)
         assert [gateway.pid for gateway in cluster.gateways if gateway.is_running] == pids
+
+
+def test_a_gateway_that_cannot_start_says_why() -> None:
+    """In one line, without a traceback and without the password."""
+    gateway = GatewayProcess({"DATABASE_URL": "postgresql://somebody:a-password@127.0.0.1:1/gateway", "BACKEND_KEY_SECRET": SECRET})
+    gateway.launch()
+    assert gateway.wait(60) == 1
+    assert "Error: the gateway could not start: The PostgreSQL server at 127.0.0.1" in gateway.log_text()
+    assert "Traceback" not in gateway.log_text()
+    assert "a-password" not in gateway.log_text()

@@ -9,6 +9,7 @@ import contextlib
 import gc
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -77,10 +78,20 @@ def serve(serving: Serving) -> int:
         click.echo(f"Error: {error}", err=True)
         return 2
     except (LifespanFailureError, LifespanTimeoutError, GatewayError) as error:
-        click.echo(f"Error: the gateway could not start: {error}", err=True)
+        click.echo(f"Error: the gateway could not start: {reason(str(error))}", err=True)
         return 1
     finally:
         logs.close()
+
+
+def reason(words: str) -> str:
+    r"""Return what a person can do about a start that failed; of an error of ours Starlette makes a traceback, whose last line says it.
+
+    >>> reason("Lifespan failure in startup. 'Traceback …\nmultiverse_gateway.core.errors.StorageUnavailable: start it first\n'")
+    'start it first'
+    """
+    ours = re.search(r"^multiverse_gateway\.core\.errors\.\w+: (.*)\s*'?\s*\Z", words, re.MULTILINE)
+    return ours[1] if ours else words
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
