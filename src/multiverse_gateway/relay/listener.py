@@ -24,7 +24,7 @@ import httptools
 from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.relay.exchange import Client, Exchange, Headers
 
-HIGH_WATER: Final = 65536
+HIGH_WATER: Final = 16384
 AHEAD_BYTES: Final = 65536
 """What a client may send before its answer is complete; more ends the connection after that answer."""
 SPARED_BYTES: Final = 65536
