@@ -122,40 +122,43 @@ def prompt_5m(bench: Bench, candidate: Candidate) -> Result:
     return bench.wrk(candidate, bench.body(5 << 20), 4)
 
 
-def memory(bench: Bench, candidate: Candidate) -> Result:
-    """Measure at rest, with idle streams, with stalled ones; bytes."""
+HELD = {"stalled": ("model-flood", STALLED_STREAMS), "idle": ("model-idle", IDLE_STREAMS)}
+"""Kinds of streams whose memory is measured: the model that sends them, and how many there are."""
+
+
+def memory(bench: Bench, candidate: Candidate, kind: str) -> Result:
+    """Measure a fresh process at rest, and for each stream of a kind; bytes."""
     assert candidate.pid is not None
-    result: Result = {"rest": settled_memory(candidate.pid)}
-    for kind, model, count in (("idle", "model-idle", IDLE_STREAMS), ("stalled", "model-flood", STALLED_STREAMS)):
-        before = settled_memory(candidate.pid)
-        with held(bench, candidate, model, count, stalled=kind == "stalled"):
-            result[kind] = (settled_memory(candidate.pid) - before) / count
-        time.sleep(1)
-    return result
+    model, count = HELD[kind]
+    rest = settled_memory(candidate.pid)
+    with held(bench, candidate, model, count, stalled=kind == "stalled"):
+        return {"rest": rest, kind: (settled_memory(candidate.pid) - rest) / count}
 
 
 def memory_of_each(bench: Bench, names: list[str], count: int, gateway_core: int | None) -> dict[str, list[Result]]:
-    """Measure each candidate's memory in processes that did nothing before."""
+    """Measure each candidate's memory in processes that did nothing before: what was freed is used again."""
     starts = candidates.available(gateway_core)
     results: dict[str, list[Result]] = {}
     port = free_port()
     with backend_on(port, bench.core):
         for name in [name for name in names if name != "direct" and not name.endswith("-h2")] * min(count, 3):
-            with starts[name](port) as candidate:
-                result = memory(bench, candidate)
-            results.setdefault(name, []).append(result)
-            print(f"memory {name} {result}", file=sys.stderr, flush=True)
+            for kind in HELD:
+                with starts[name](port) as candidate:
+                    result = memory(bench, candidate, kind)
+                results.setdefault(name, []).append(result)
+                print(f"memory {name} {result}", file=sys.stderr, flush=True)
     return results
 
 
 def settled_memory(pid: int) -> int:
-    """Return the memory of a process tree when it grows no longer."""
-    before = machine.memory_bytes(pid)
-    for _ in range(40):
+    """Return the memory of a process tree when it has not changed for three seconds, or after a minute."""
+    before, calm = machine.memory_bytes(pid), 0
+    for _ in range(120):
         time.sleep(0.5)
         now = machine.memory_bytes(pid)
-        if abs(now - before) <= before / 200:
-            return now
+        calm = calm + 1 if abs(now - before) <= before / 200 else 0
+        if calm == 6:
+            break
         before = now
     return before
 
