@@ -229,7 +229,7 @@ async def _steadily(
             works = True
         except StorageUnavailable as error:
             if works:
-                _log.error(trouble, extra={"fields": {"cause": repr(error.__cause__ or error)}})
+                _log.error(trouble, extra={"fields": {"cause": type(error.__cause__ or error).__name__}})
             works = False
         except Exception:  # noqa: BLE001  # the edge of the loops: told, and tried again
             if works:

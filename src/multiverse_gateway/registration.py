@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 
 from multiverse_gateway.bodies import EXPORT_FORMAT, Change, Imported, Registration
-from multiverse_gateway.core.addresses import parse_endpoint, refusal
+from multiverse_gateway.core.addresses import is_openable, parse_endpoint, refusal
 from multiverse_gateway.core.errors import AlreadyRegistered, BadRequest, ProbeRefused, ServerNotFound, StorageUnavailable
 from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.gateway import Gateway
@@ -44,9 +44,9 @@ def refuse_address(gateway: Gateway, endpoint_url: str) -> None:
     if reason == "own listener":
         raise BadRequest("endpoint_url is this gateway itself; write the address of the model server", param="endpoint_url")
     if reason is not None:
+        remedy = ", or ask the operator to open private networks (ALLOW_PRIVATE_NETWORKS)" if is_openable(reason) else ""
         raise BadRequest(
-            f"endpoint_url names an address that this gateway does not dial ({reason}); write a public address or a tunnel's, "
-            "or ask the operator to open private networks (ALLOW_PRIVATE_NETWORKS)",
+            f"endpoint_url names an address that this gateway does not dial ({reason}); write a public address or a tunnel's{remedy}",
             param="endpoint_url",
         )
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_endpoint, refusal, refusal_of_any
+from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, is_openable, parse_endpoint, refusal, refusal_of_any
 
 CLOSED = AddressPolicy()
 PRIVATE = AddressPolicy(allow_private=True)
@@ -605,3 +605,12 @@ def test_no_text_breaks_the_gate(text: str) -> None:
     """Whatever a resolver answers is judged, not raised."""
     reason = refusal(text, 443, CLOSED)
     assert reason is not None or str(ip_address(text))
+
+
+@pytest.mark.parametrize(("address", "openable"), [("127.0.0.1", True), ("10.1.2.3", True), ("169.254.169.254", False), ("fe80::1", False)])
+def test_only_what_a_setting_opens_is_said_to_be_openable(address: str, openable: bool) -> None:
+    """Nobody is sent to the operator for what no operator can allow."""
+    reason = refusal(address, 80, AddressPolicy())
+    assert reason is not None
+    assert is_openable(reason) is openable
+    assert (refusal(address, 80, AddressPolicy(allow_private=True)) is None) is openable

@@ -194,9 +194,9 @@ def test_who_waits_longest_is_next() -> None:
     assert admission.join("phi", "other")
     admission.leave("llama", "second")
     assert admission.waiting("llama") == 2
-    assert [admission.next("llama") for _ in range(3)] == ["first", "third", None]
-    assert admission.waiting("llama") == 0
-    assert admission.next("phi") == "other"
+    assert admission.waiters("llama") == ("first", "third")
+    assert admission.waiters("phi") == ("other",)
+    assert admission.waiters("mistral") == ()
 
 
 def test_a_full_queue_takes_nobody() -> None:
@@ -205,7 +205,7 @@ def test_a_full_queue_takes_nobody() -> None:
     waiters = [object() for _ in range(3)]
     assert [admission.join("llama", waiter) for waiter in waiters] == [True, True, False]
     assert admission.join("phi", waiters[2])
-    assert admission.next("llama") is waiters[0]
+    admission.leave("llama", waiters[0])
     assert admission.join("llama", waiters[2])
     assert not Admission(max_queue=0).join("llama", waiters[0])
 
@@ -215,7 +215,7 @@ def test_joining_again_keeps_the_place() -> None:
     admission = Admission(max_queue=2)
     for waiter in ("first", "second", "first"):
         assert admission.join("llama", waiter)
-    assert [admission.next("llama") for _ in range(3)] == ["first", "second", None]
+    assert admission.waiters("llama") == ("first", "second")
 
 
 def test_leaving_without_waiting_is_harmless() -> None:
@@ -224,7 +224,7 @@ def test_leaving_without_waiting_is_harmless() -> None:
     admission.leave("llama", "stranger")
     admission.join("llama", "first")
     admission.leave("llama", "stranger")
-    assert admission.next("llama") == "first"
+    assert admission.waiters("llama") == ("first",)
 
 
 def test_equal_waiters_are_told_apart() -> None:
@@ -234,8 +234,9 @@ def test_equal_waiters_are_told_apart() -> None:
     second: list[int] = []
     assert admission.join("llama", first)
     assert admission.join("llama", second)
-    assert admission.next("llama") is first
-    assert admission.next("llama") is second
+    admission.leave("llama", second)
+    (left,) = admission.waiters("llama")
+    assert left is first
 
 
 @given(st.integers(0, 3), st.integers(0, 3))

@@ -284,6 +284,11 @@ def _network(text: str) -> IPv4Network | IPv6Network:
     return network
 
 
+def is_openable(reason: str) -> bool:
+    """Tell whether `ALLOW_PRIVATE_NETWORKS` can allow what was refused for this reason; metadata services stay closed, for one."""
+    return reason in _OPENABLE
+
+
 def refusal(address: str, port: int, policy: AddressPolicy) -> str | None:
     """Return why this address must not be dialled, in words fit for its owner, or None if it may be.
 

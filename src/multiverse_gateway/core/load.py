@@ -179,8 +179,8 @@ class Admission:
     """Let requests wait for a slot of their model, first come, first served, and bound everything.
 
     >>> admission = Admission(max_queue=1)
-    >>> admission.join("llama", "first"), admission.join("llama", "second"), admission.next("llama"), admission.next("llama")
-    (True, False, 'first', None)
+    >>> admission.join("llama", "first"), admission.join("llama", "second"), admission.waiters("llama")
+    (True, False, ('first',))
     """
 
     max_queue: int = 32
@@ -213,15 +213,6 @@ class Admission:
             queue.pop(id(waiter), None)
             if not queue:
                 del self._queues[model]
-
-    def next(self, model: str) -> object | None:
-        """Take out who has waited longest for the model; `None` when nobody waits."""
-        queue = self._queues.get(model)
-        if queue is None:
-            return None
-        waiter = queue[next(iter(queue))]
-        self.leave(model, waiter)
-        return waiter
 
     def waiters(self, model: str) -> tuple[object, ...]:
         """Return those who wait for the model, who came first at the front; they stay in the queue."""
