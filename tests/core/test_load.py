@@ -248,3 +248,10 @@ def test_the_whole_process_has_a_limit(most: int, total: int) -> None:
 def test_the_least_budget_is_that_of_the_semantics() -> None:
     """Three retries are always free: a model with few requests can fail over, too."""
     assert MIN_RETRIES == 3
+
+
+def test_the_queues_can_be_counted() -> None:
+    """By model; who waits nowhere is in none."""
+    admission = Admission()
+    admission.join("llama", "first")
+    assert admission.lengths() == {"llama": 1}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -13,6 +11,7 @@ from typing import Any
 import anyio
 import attrs
 import httpx2
+import pytest
 
 from multiverse_gateway.app import create_app, lifespan
 from multiverse_gateway.core.health import HealthState
