@@ -13,7 +13,7 @@ from browser.conftest import SETTINGS, XSS, Watched
 from support import behaviours
 from support.backends import Backend
 from support.processes import GatewayProcess
-from support.sockets import serving
+from support.sockets import serving, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -158,7 +158,6 @@ def sign_in(page: Any, gateway: GatewayProcess) -> None:
     page.wait_for_url("**/dashboard")
 
 
-@pytest.mark.xfail(strict=False, reason="fails on a machine of two cores; to be mended")
 def test_the_first_steps_with_keys_for_clients(chromium: Any, browse: Callable[..., Watched]) -> None:
     """The link of the first start signs in, an empty dashboard leads on, and the playground needs no client key."""
     settings = {**SETTINGS, "ADMIN_API_KEY": None, "REQUIRE_CLIENT_AUTH": "true", "CLIENT_API_KEYS": "a-client-key-of-the-class"}
@@ -167,6 +166,7 @@ def test_the_first_steps_with_keys_for_clients(chromium: Any, browse: Callable[.
         serving(Backend("frank", behaviours.good(), models=["frank"])) as _,
         Backend("grace", behaviours.good(), models=["grace"]) as grace,
     ):
+        wait_until(lambda: "/login?token=" in gateway.log_text(), within=10, what="the gateway did not show its link")
         link = next(word for word in gateway.log_text().split() if "/login?token=" in word)
         watched = browse(operator=False, url=gateway.url)
         page = watched.page
