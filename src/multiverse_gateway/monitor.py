@@ -31,7 +31,7 @@ USAGE_SECONDS = 5.0
 TICK_SECONDS = 0.25
 LEASE_SECONDS = 5.0
 YIELD_SECONDS = 3.0
-"""How long a seat stays free for others: they look for one more often than that."""
+"""How long a seat stays free for others: they look for one more often than that. Who left it probes on until then."""
 YIELD_EVERY = 60.0
 LEASE_ROLE = "probe"
 SERVERS_PER_SEAT = 100
@@ -262,11 +262,12 @@ class Monitor:
             StorageUnavailable: Nobody knows who has one; this process probes all.
         """
         before = self._taken
-        if self._yields():
-            self._divide(frozenset())
-            await self.resign()
-            return
         try:
+            if self._yields():
+                await self.resign()
+                self._divide(frozenset())
+                self.leads = await self._claim(0, 0.0)  # until somebody takes it: rather twice than not at all
+                return
             count = seats(len(self._gateway.table.routes))
             self._seat = await self._sit(count)
             taken = frozenset() if self._seat is None else frozenset([self._seat, *await self._others(count, self._seat)])
