@@ -439,6 +439,7 @@ class Gateway:
         exchange.asks_usage = (
             exchange.envelope.leaves_usage
             and self.settings.count_stream_tokens
+            and exchange.refuser is None
             and (server.id, server.generation) not in self._without_usage
         )
         if exchange.asks_usage:
@@ -480,7 +481,7 @@ class Gateway:
         return block
 
     def refuses_usage(self, server: Server) -> None:
-        """Ask this generation of a server for the tokens of a stream no more."""
+        """Ask this generation of a server for the tokens of a stream no more: it refused, and took the same request without."""
         self._without_usage.add((server.id, server.generation))
 
     def explain(self, exchange: Exchange, server: Server, now: float) -> Mapping[str, object]:
@@ -527,13 +528,17 @@ class Gateway:
 
     # Bodies and exchanges
 
+    def has_room(self, count: int) -> bool:
+        """Tell whether so many bytes more of bodies may be kept."""
+        return self.body_bytes + count <= self.settings.body_budget_bytes
+
     def hold_body(self, count: int) -> None:
         """Count bytes of a request's body that are kept; whoever calls this calls `drop_body` in the end.
 
         Raises:
             Overloaded: All bodies together would be too large; nothing was counted.
         """
-        if self.body_bytes + count > self.settings.body_budget_bytes:
+        if not self.has_room(count):
             raise self.overloaded()
         self.body_bytes += count
 

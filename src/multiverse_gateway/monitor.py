@@ -396,11 +396,11 @@ class Monitor:
         reached = result.passed or result.unauthorized
         self._evidence.note(result.server_id, began, reached=reached)
         self._tell(self._evidence.is_widespread(routes))
-        self._gateway.note_result(result, correlated=not reached and self._is_doubtful(route))
+        self._gateway.note_result(result, correlated=not reached and self._is_doubtful(route, routes))
 
-    def _is_doubtful(self, route: Route) -> bool:
+    def _is_doubtful(self, route: Route, routes: Mapping[ServerId, Route]) -> bool:
         """Tell whether a failure may be our own network's; ask the others in time for an answer before a server is taken off."""
-        routes, server_id = self._share(), route.server.id
+        server_id = route.server.id
         if self._is_widespread:
             return True
         left = self._gateway.settings.max_consecutive_failures - route.health.consecutive_failures

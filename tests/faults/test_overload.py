@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections import Counter
+from contextlib import ExitStack
 from typing import Any
 
 import anyio
@@ -214,6 +215,32 @@ def test_bodies_on_their_way_count() -> None:
                 leave(first)
             wait_until(lambda: gateway.chat("tiny", user="x" * 1_500_000).status_code == 200)
     assert not [request for request in server.requests if len(request.body) > 1_600_000]
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.e2e
+def test_requests_that_arrive_by_and_by_count_when_they_are_whole(door: Door) -> None:
+    """Section 7: who was let in while nothing ran, and sends the body when all the others do, is not let past the limit."""
+    server = Backend("slow", models=("tiny",))
+    gate = behaviours.Gate()
+    body = b'{"model": "tiny", "messages": []}'
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with serving(server), GatewayProcess({"MULTIVERSE_MAX_IN_FLIGHT": "3", **door_setting(door)}) as gateway, ExitStack() as stack:
+        gateway.register("tiny", server.url)
+        server.behave = gate.held(behaviours.good())
+        clients = [stack.enter_context(RawClient(gateway.port)) for _ in range(8)]
+        for client in clients:
+            client.send(head)
+        for client in clients:
+            while not client.response.informational:
+                assert client.read_more()
+        for client in clients:
+            client.send(body)
+        wait_until(lambda: server.running == 3)
+        gate.open()
+        answers = Counter(client.read_response().status for client in clients)
+        assert answers == {200: 3, 503: 5}
+        assert server.most_running == 3
 
 
 @pytest.mark.parametrize("door", DOORS)

@@ -1556,6 +1556,59 @@ def test_a_server_that_refuses_our_own_question_is_asked_without_it(status: int)
     assert engine.load.total == 0
 
 
+REFUSAL = b'{"error": {"message": "unknown field stream_options"}}'
+
+
+def refuse(sending: RecordingSending) -> None:
+    """Answer as a server that does not know our question."""
+    sending.answer(400, JSON, REFUSAL)
+
+
+def test_a_refusal_is_remembered_only_of_a_server_that_takes_the_rest() -> None:
+    """One that repeats what it was sent, our question too, refuses what the client wrote."""
+    stage = asking(RecordingEngine([server("a")]))
+    stage.start(stream=True)
+    refuse(stage.last)
+    refuse(stage.last)
+    assert stage.refusers == []
+    stage.start(stream=True)
+    refuse(stage.last)
+    stage.last.stream(ONE)
+    assert stage.refusers == ["a"]
+    stage.check()
+
+
+@pytest.mark.parametrize("leave", [RecordingEngine.remove, RecordingEngine.change])
+def test_a_server_that_left_is_not_asked_again_without_our_question(leave: Callable[[RecordingEngine, str], None]) -> None:
+    """Its owner's DELETE or PUT is final: the old address gets nothing more; who is there now gets the request as it was written."""
+    stage = asking(RecordingEngine([server("a"), server("b")]))
+    exchange, client = stage.start(stream=True)
+    old = stage.last.server
+    leave(stage, "a")
+    refuse(stage.last)
+    assert len(stage.sendings) == 2
+    assert stage.last.server is not old
+    assert not exchange.asks_usage
+    stage.last.stream(ONE)
+    assert client.status == 200
+    assert stage.refusers == [], "nothing is known of the new one"
+    stage.check()
+
+
+def test_a_retry_without_our_question_is_still_a_retry() -> None:
+    """The budget of its model counts it until it ends."""
+    stage = asking(RecordingEngine([server("a"), server("b")]))
+    stage.start(stream=True)
+    stage.last.fail(D)
+    stage.wait(1)
+    before = stage.load.retries_in_flight(MODEL)
+    assert before == 1
+    refuse(stage.last)
+    assert stage.load.retries_in_flight(MODEL) == before
+    stage.last.stream(ONE)
+    stage.check()
+
+
 @pytest.mark.parametrize(("status", "words"), [(400, b"too long"), (500, b"stream_options")])
 def test_any_other_refusal_is_what_it_is(status: int, words: bytes) -> None:
     engine = asking(RecordingEngine([server("a")]))

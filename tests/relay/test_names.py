@@ -83,6 +83,20 @@ async def test_lookups_are_bounded(names: Names) -> None:
     assert await resolve("good", 80)
 
 
+async def test_a_lookup_that_no_thread_can_do_is_over(names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an error at once, and the next one is a lookup again."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    resolve = SystemResolver(names)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(OSError, match="no thread"):
+            await resolve("good", 80)
+    assert await resolve("good", 80) == ["192.0.2.7", "2001:db8::7"]
+
+
 async def test_the_system_knows_this_machine() -> None:
     """With the real lookup."""
     assert "127.0.0.1" in await SystemResolver()("localhost", 80)

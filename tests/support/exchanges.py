@@ -194,6 +194,7 @@ class RecordingEngine:
     sendings: list[RecordingSending] = attrs.field(factory=list, init=False)
     reports: list[tuple[ServerId, HealthEvent]] = attrs.field(factory=list, init=False)
     exchanges: list[Exchange] = attrs.field(factory=list, init=False)
+    refusers: list[ServerId] = attrs.field(factory=list, init=False)
     over: list[Exchange] = attrs.field(factory=list, init=False)
 
     @admission.default
@@ -244,14 +245,14 @@ class RecordingEngine:
         """Note the attempt; the earlier one of the exchange must be closed by now."""
         assert not [sending for sending in self.of(exchange) if sending.is_live], "two attempts at a time"
         assert server.max_concurrency is None or self.load.in_flight(server.id) <= server.max_concurrency, "over the cap"
-        exchange.asks_usage = self.asks_usage
+        exchange.asks_usage = self.asks_usage and exchange.refuser is None and server.id not in self.refusers
         sending = RecordingSending(server, exchange)
         self.sendings.append(sending)
         return sending
 
     def refuses_usage(self, server: Server) -> None:
-        """Ask the server no more."""
-        self.asks_usage = False
+        """Note who is to be asked no more."""
+        self.refusers.append(server.id)
 
     def explain(self, exchange: Exchange, server: Server, now: float) -> Mapping[str, object]:
         """Say who was chosen."""

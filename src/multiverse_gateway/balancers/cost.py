@@ -1,9 +1,9 @@
 """What a request would cost on each server, in no unit: the rule that `least_busy` and `two_choices` share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
 
-from multiverse_gateway.core.servers import Server
+from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.protocols import LoadView
 
 LEAST_LATENCY = 0.01
@@ -24,3 +24,8 @@ def costs(servers: Sequence[Server], load: LoadView) -> list[float]:
         / (server.weight * load.share(server.id))
         for server, latency in zip(servers, latencies, strict=True)
     ]
+
+
+def costs_by_id(servers: Sequence[Server], load: LoadView) -> Mapping[ServerId, float]:
+    """Return the same by the servers' ids, for whoever asks why."""
+    return {server.id: cost for server, cost in zip(servers, costs(servers, load), strict=True)}

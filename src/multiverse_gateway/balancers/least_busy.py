@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from multiverse_gateway.balancers.cost import costs
+from multiverse_gateway.balancers.cost import costs, costs_by_id
 from multiverse_gateway.balancers.round_robin import RoundRobin
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.servers import Server, ServerId
@@ -25,7 +25,7 @@ class LeastBusy:
 
     def scores(self, servers: Sequence[Server], load: LoadView) -> Mapping[ServerId, float]:
         """Return what each server costs."""
-        return {server.id: cost for server, cost in zip(servers, costs(servers, load), strict=True)}
+        return costs_by_id(servers, load)
 
 
 def create(settings: Settings) -> LeastBusy:

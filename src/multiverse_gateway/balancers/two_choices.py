@@ -8,7 +8,7 @@ slow servers are drawn together often enough to drown: `least_busy` looks at all
 import random
 from collections.abc import Mapping, Sequence
 
-from multiverse_gateway.balancers.cost import costs
+from multiverse_gateway.balancers.cost import costs, costs_by_id
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.protocols import LoadView
@@ -34,7 +34,7 @@ class TwoChoices:
 
     def scores(self, servers: Sequence[Server], load: LoadView) -> Mapping[ServerId, float]:
         """Return what each server costs."""
-        return {server.id: cost for server, cost in zip(servers, costs(servers, load), strict=True)}
+        return costs_by_id(servers, load)
 
 
 def create(settings: Settings) -> TwoChoices:

@@ -275,7 +275,7 @@ def _listen_to_signals(ending: Ending, serving: Serving) -> None:
             continue
         try:
             loop.add_signal_handler(number, polite)
-        except NotImplementedError:  # Windows
+        except NotImplementedError:  # asyncio handles no signals on Windows: there the standard way does
             signal.signal(number, lambda *_: loop.call_soon_threadsafe(polite))
     if serving.stop_at_eof:
         descriptor = sys.stdin.fileno()

@@ -378,10 +378,10 @@ def _decode_loosely(data: bytes) -> _Event | None:
     return _Named(
         choices=[_choice(_fields(item)) for item in _items(fields.get("choices"))],
         error=_value(fields.get("error")),
-        usage=_usage(fields),
+        usage=_usage(fields.get("usage")),
         type=kind if isinstance(kind, str) else None,
-        response=_Carrier(_usage(_fields(fields.get("response")))),
-        message=_Carrier(_usage(_fields(fields.get("message")))),
+        response=_Carrier(_usage(_fields(fields.get("response")).get("usage"))),
+        message=_Carrier(_usage(_fields(fields.get("message")).get("usage"))),
     )
 
 
@@ -390,9 +390,9 @@ def _choice(fields: dict[str, Raw]) -> _Choice:
     return _Choice(index if isinstance(index, int) else 0, _value(fields.get("finish_reason")))
 
 
-def _usage(fields: dict[str, Raw]) -> Usage | None:
-    usage = _fields(fields.get("usage"))
-    return Usage(**{key: _tokens(usage[key]) for key in Usage.__struct_fields__ if key in usage})
+def _usage(usage: Raw | None) -> Usage:
+    told = _fields(usage)
+    return Usage(**{key: _tokens(told[key]) for key in Usage.__struct_fields__ if key in told})
 
 
 def tokens_of(usage: Raw) -> tuple[int, int]:
@@ -401,8 +401,7 @@ def tokens_of(usage: Raw) -> tuple[int, int]:
     >>> tokens_of(Raw(b'{"prompt_tokens": 7, "completion_tokens": 2.0, "total_tokens": "nine"}'))
     (7, 2)
     """
-    found = {key: _tokens(raw) for key, raw in _fields(usage).items() if key in Usage.__struct_fields__}
-    return Usage(**found).tokens
+    return _usage(usage).tokens
 
 
 def _tokens(raw: Raw) -> int:

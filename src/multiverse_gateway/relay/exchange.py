@@ -182,8 +182,8 @@ class Exchange:
     `due` is the monotonic instant at which the gateway calls `tick`. After `Phase.OVER` the record of what happened stands in
     `status`, `attempts`, `server`, `events`, `sent_bytes`, `error_code`, `first_byte_seconds` and `usage`. `caller` is what its use is
     counted by. `why`, if it is a list, collects why each server was chosen; `shows_why` hands it to the client. `traceparent` is
-    the client's (W3C Trace Context), for whoever traces. `asks_usage`: the
-    engine asked the server for the tokens of a stream, which the client did not.
+    the client's (W3C Trace Context), for whoever traces. `asks_usage`: the engine asked the server for the tokens of a stream, which the
+    client did not; `refuser` is the server that would not have it, and nobody else is asked then.
     """
 
     __slots__ = (
@@ -220,6 +220,7 @@ class Exchange:
         "first_byte_seconds",
         "phase",
         "query",
+        "refuser",
         "request_id",
         "sent_bytes",
         "server",
@@ -249,6 +250,7 @@ class Exchange:
         self.shows_why = False
         self.traceparent: str | None = None
         self.asks_usage = False
+        self.refuser: Server | None = None
         self._tokens = (0, 0)
         self.envelope = envelope
         self.client = client
@@ -456,13 +458,18 @@ class Exchange:
     # Before the commit point
 
     def _ask_without_usage(self) -> None:
-        """Make the same attempt again: what the server refuses is nothing that the client said."""
-        server = self.server
+        """Make the same attempt again: what the server refuses may be nothing that the client said."""
+        server, was_retry = self.server, self._retrying
         assert server is not None
-        self._engine.refuses_usage(server)
+        self.refuser = server
         self._release_slot(None)
         self.tried -= 1
-        self._try(server, self._engine.now())
+        if was_retry:
+            self._reserve_retry()
+        if self._engine.is_registered(server):
+            self._try(server, self._engine.now())
+        else:
+            self._choose()
 
     def _choose(self) -> None:
         engine = self._engine
@@ -672,6 +679,8 @@ class Exchange:
         self._committed = True
         self.phase = Phase.RELAYING
         self.status = self._head_status
+        if self.refuser is not None and self.refuser is self.server and self.status < 300:
+            self._engine.refuses_usage(self.refuser)
         now = self._engine.now()
         self.first_byte_seconds = now - self._try_began
         self.deadline = now + self._engine.limits.max_stream_seconds

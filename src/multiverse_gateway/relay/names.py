@@ -27,7 +27,7 @@ class SystemResolver:
         """Return the addresses of a name.
 
         Raises:
-            OSError: It has none, or too many names are being looked up.
+            OSError: It has none, or too many names are being looked up, or the system has no thread left.
         """
         answer = self._asked.get((host, port))
         if answer is None:
@@ -54,6 +54,9 @@ class SystemResolver:
             del self._asked[host, port]
             answer.set_result(found)
 
-        self._asked[host, port] = answer
-        threading.Thread(target=work, name="multiverse-names", daemon=True).start()
+        try:
+            threading.Thread(target=work, name="multiverse-names", daemon=True).start()
+        except RuntimeError as error:
+            raise OSError("there is no thread for the lookup") from error
+        self._asked[host, port] = answer  # `tell` runs later, on this loop
         return answer

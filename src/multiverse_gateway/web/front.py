@@ -126,12 +126,16 @@ class Front:
             if not quota.allowed:
                 raise quota.error()
             visit.headers.extend(quota.headers())
-        gateway, settings = self.gateway, self.gateway.settings
-        expected = declared_length(visit.fields) or 0
-        if expected > settings.max_body_bytes:  # before the budget, which it would exceed: no later moment makes it smaller
-            raise too_large(settings.max_body_bytes)
-        if not gateway.admission.may_start(len(gateway.exchanges)) or gateway.body_bytes + expected > settings.body_budget_bytes:
-            raise gateway.overloaded()
+        limit, expected = self.gateway.settings.max_body_bytes, declared_length(visit.fields) or 0
+        if expected > limit:  # before the budget, which it would exceed: no later moment makes it smaller
+            raise too_large(limit)
+        self._check_load()
+        if not self.gateway.has_room(expected):
+            raise self.gateway.overloaded()
+
+    def _check_load(self) -> None:
+        if not self.gateway.admission.may_start(len(self.gateway.exchanges)):
+            raise self.gateway.overloaded()
 
     def hold(self, visit: Visit, count: int) -> None:
         """Count a piece of the body that is kept.
@@ -160,6 +164,7 @@ class Front:
         Raises:
             GatewayError, EnvelopeError: It cannot be sent to any server.
         """
+        self._check_load()  # once more: others may have come while the body was on its way
         content_type = next((value for name, value in visit.fields if name == b"content-type"), JSON)
         check_target(visit.path, visit.query, content_type)
         envelope = read_envelope(visit.path, content_type.decode("latin-1"), body)
