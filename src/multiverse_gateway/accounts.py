@@ -1,6 +1,6 @@
 """Who may use what, and who used how much: client keys, owners' tokens, counts of use.
 
-A key or a token is made here, shown once by whoever asked for it, and kept as a hash.
+A key or a token is made here, shown once by whoever asked for it, and kept as a hash. Logs know what is made here by its form.
 """
 
 import csv
@@ -13,15 +13,14 @@ from datetime import UTC, datetime, timedelta
 
 import attrs
 
-from multiverse_gateway.bodies import NewKey, UsageQuery
+from multiverse_gateway.bodies import NewKey, Registration, UsageQuery
 from multiverse_gateway.core.errors import BadRequest, KeyNotFound, StorageUnavailable
-from multiverse_gateway.core.servers import ClientKey, ServerId
+from multiverse_gateway.core.servers import ClientKey, Server, ServerId
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey, summed
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.keys import key_digest, new_key
-from multiverse_gateway.observability.logging import redact
 from multiverse_gateway.records import UsageRecord, UsageReport
-from multiverse_gateway.registration import unknown_server
+from multiverse_gateway.registration import register, route_of
 
 DAYS = 30
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -49,7 +48,6 @@ async def create_key(gateway: Gateway, wanted: NewKey) -> tuple[ClientKey, str]:
         if any(key.name == wanted.name and key.works(wall) for key in gateway.keys.values()):
             raise BadRequest(f"There is a key named {wanted.name} already; choose another name, or revoke that one", param="name")
         secret = new_key("client")
-        redact(secret)
         key = ClientKey(
             id=str(uuid.uuid4()),
             name=wanted.name,
@@ -93,6 +91,22 @@ def all_keys(gateway: Gateway) -> list[ClientKey]:
 # Owners' tokens
 
 
+async def register_owned(gateway: Gateway, registration: Registration) -> tuple[Server, bool, str | None]:
+    """Register a server with a token for its owner; return its record, whether it is new, and the token.
+
+    The token is `None` where the server's owner has one already, which stays.
+
+    Raises:
+        BadRequest: The address is closed.
+        ProbeRefused: It did not pass its probe; nothing changed.
+        StorageUnavailable: It could not be saved.
+    """
+    token = new_key("owner")
+    digest = key_digest(token)
+    server, is_new = await register(gateway, registration, owner_digest=digest)
+    return server, is_new, token if server.owner_digest == digest else None
+
+
 async def renew_owner_token(gateway: Gateway, server_id: ServerId) -> str:
     """Make a new token for the owner of a server, and return it; the one before it is void.
 
@@ -101,13 +115,9 @@ async def renew_owner_token(gateway: Gateway, server_id: ServerId) -> str:
         StorageUnavailable: It could not be saved.
     """
     token = new_key("owner")
-    redact(token)
     async with gateway.registry_lock:
         await gateway.refresh()
-        route = gateway.table.routes.get(server_id)
-        if route is None:
-            raise unknown_server()
-        await gateway.adopt(attrs.evolve(route.server, owner_digest=key_digest(token)))
+        await gateway.adopt(attrs.evolve(route_of(gateway, server_id).server, owner_digest=key_digest(token)))
     _log.info("owner's token made", extra={"fields": {"server": server_id}})
     return token
 

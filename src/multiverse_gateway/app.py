@@ -66,7 +66,7 @@ def create_app(
         **clock,
     )
     sessions = Sessions(gateway)
-    entrance = Entrance.of(settings, sessions.stands_for_key, lambda: gateway.keys, gateway.wall)
+    entrance = Entrance.of(settings, sessions.stands_for_key, lambda: gateway.keys, gateway.wall, gateway.now)
     digests: set[bytes] = set()
     pages = Pages(gateway, sessions=sessions, entrance=entrance, admin_digests=lambda: digests) if settings.ui else None
 
@@ -89,7 +89,7 @@ def create_app(
 
     front = Front(gateway, entrance)
     inference = Inference(front)
-    admin = [*admin_routes(gateway), *account_routes(gateway)]
+    admin = [*admin_routes(gateway, entrance), *account_routes(gateway)]
     middleware = [
         Middleware(Errors),
         *([Middleware(Cors, origins=settings.cors_origins)] if settings.enable_cors else []),

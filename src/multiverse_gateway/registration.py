@@ -7,7 +7,7 @@
 
 import logging
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
@@ -17,6 +17,7 @@ import attrs
 from multiverse_gateway.bodies import EXPORT_FORMAT, Change, Imported, Registration
 from multiverse_gateway.core.addresses import is_openable, parse_endpoint, refusal
 from multiverse_gateway.core.errors import AlreadyRegistered, BadRequest, ProbeRefused, ServerNotFound, StorageUnavailable
+from multiverse_gateway.core.routing import Route
 from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.protocols import ProbeResult, Registry
@@ -65,6 +66,11 @@ def _server(registration: Registration, *, server_id: ServerId, wall: float, reg
     return Server(id=server_id, registered_at=since, created_at=since, updated_at=wall, **_facts(registration))
 
 
+def candidate(gateway: Gateway, registration: Registration) -> Server:
+    """Return the server that a registration would make, to be probed."""
+    return _server(registration, server_id=ServerId(str(uuid.uuid4())), wall=gateway.wall())
+
+
 def _facts(registration: Registration) -> dict[str, Any]:
     return {field.name: getattr(registration, field.name) for field in attrs.fields(Registration)}
 
@@ -83,7 +89,19 @@ def server_id_of(text: str) -> ServerId:
 
 def unknown_server() -> ServerNotFound:
     """Return the refusal of an id that no registered server has."""
-    return ServerNotFound("There is no server with this id, or it was removed; GET /admin/servers lists those there are")
+    return ServerNotFound("There is no server with this id, or it was removed; the list of servers shows those there are")
+
+
+def route_of(gateway: Gateway, server_id: ServerId) -> Route:
+    """Return the route of a registered server.
+
+    Raises:
+        ServerNotFound: There is none with this id.
+    """
+    route = gateway.table.routes.get(server_id)
+    if route is None:
+        raise unknown_server()
+    return route
 
 
 def _find(registry: Registry, server_id: ServerId) -> Server:
@@ -120,12 +138,12 @@ async def register(gateway: Gateway, registration: Registration, *, owner_digest
         StorageUnavailable: It could not be saved.
     """
     wall = gateway.wall()
-    candidate = attrs.evolve(_server(registration, server_id=ServerId(str(uuid.uuid4())), wall=wall), owner_digest=owner_digest)
-    result = await _probed(gateway, candidate)
+    new = attrs.evolve(candidate(gateway, registration), owner_digest=owner_digest)
+    result = await _probed(gateway, new)
     while True:
         async with gateway.registry_lock:
             existing = _with_pair(await gateway.store.load(), registration)
-            server = candidate
+            server = new
             if existing is not None:
                 generation = existing.generation + (existing.api_key != registration.api_key)
                 owner = existing.owner_digest or owner_digest
@@ -138,8 +156,14 @@ async def register(gateway: Gateway, registration: Registration, *, owner_digest
         return server, existing is None
 
 
-async def update(gateway: Gateway, server_id: ServerId, change: Change) -> Server:
+def _freely() -> None:
+    """Let a probe be made."""
+
+
+async def update(gateway: Gateway, server_id: ServerId, change: Change, *, before_probe: Callable[[], None] = _freely) -> Server:
     """Change what the body names and return the record; a new URL, key or model is probed first, and so is a server taken out.
+
+    `before_probe` is called before a probe and may raise that there were enough.
 
     Raises:
         ServerNotFound: There is none with this id.
@@ -167,6 +191,7 @@ async def update(gateway: Gateway, server_id: ServerId, change: Change) -> Serve
                     _note("server changed", server)
                     return server
                 return current
+        before_probe()
         probed = wanted, await _probed(gateway, wanted)
 
 
@@ -191,10 +216,7 @@ async def check(gateway: Gateway, server_id: ServerId) -> ProbeResult:
         ServerNotFound: There is none with this id.
     """
     await refreshed(gateway)
-    route = gateway.table.routes.get(server_id)
-    if route is None:
-        raise unknown_server()
-    result = await gateway.probe_server(route.server, forced=True)
+    result = await gateway.probe_server(route_of(gateway, server_id).server, forced=True)
     await saved(gateway)
     return result
 
@@ -218,7 +240,7 @@ async def try_connection(gateway: Gateway, registration: Registration) -> TestRe
         BadRequest: The address is closed.
     """
     refuse_address(gateway, registration.endpoint_url)
-    result = await gateway.check(_server(registration, server_id=ServerId(str(uuid.uuid4())), wall=gateway.wall()))
+    result = await gateway.check(candidate(gateway, registration))
     reason = result.reason or "The server did not answer as expected"
     reached = result.passed or result.unauthorized
     steps = [

@@ -108,12 +108,13 @@ class Stage:
 
 def application(gateway: Gateway, *, extra: list[BaseRoute] | None = None) -> Starlette:
     """Make an application of everything but inference."""
-    admin = [*admin_routes(gateway), *account_routes(gateway)]
+    entrance = Entrance.of(gateway.settings, stored_keys=lambda: gateway.keys, wall=gateway.wall, now=gateway.now)
+    admin = [*admin_routes(gateway, entrance), *account_routes(gateway)]
     middleware = [
         Middleware(Errors),
         Middleware(
             Security,
-            entrance=Entrance.of(gateway.settings, stored_keys=lambda: gateway.keys, wall=gateway.wall),
+            entrance=entrance,
             owner_digest=lambda scope: owner_digest(gateway, owned(admin, scope)),
             admin_digests=lambda: digests([gateway.settings.admin_api_key or ""]),
         ),

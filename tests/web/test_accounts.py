@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from typing import Any
 
 import httpx2
@@ -11,8 +12,10 @@ import pytest
 
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey
 from multiverse_gateway.keys import key_digest
+from multiverse_gateway.observability.logging import configure
+from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
-from support.gateways import BODY, Stage, stage
+from support.gateways import ADMIN_KEY, BODY, Stage, stage
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
 
@@ -221,3 +224,40 @@ async def test_use_comes_as_a_table() -> None:
         assert "usage-2026-04-29-2026-05-28.csv" in answer.headers["content-disposition"]
         (row,) = csv.DictReader(io.StringIO(answer.text))
         assert (row["model"], row["client"], row["client_id"], row["requests"]) == ("'=1+1", "alice", made["id"], "4")
+
+
+async def test_no_token_is_taught_to_the_log_which_knows_its_form() -> None:
+    """Or whoever asks in vain, again and again, would make it slow."""
+    logs = configure(Settings(admin_api_key=ADMIN_KEY), outputs=False)
+    try:
+        async with stage() as at:
+            at.probe.failing[BODY["endpoint_url"]] = "nobody listens there"
+            *_, redactor = [
+                handler.redactor for handler in logging.getLogger("multiverse_gateway").handlers if hasattr(handler, "redactor")
+            ]
+            before = set(redactor.known())
+            assert (await at.client.post("/admin/register", json=BODY)).status_code == 503
+            assert (await at.client.post("/admin/register", json={})).status_code == 400
+            token = (await at.register(endpoint_url="http://other.example"))["owner_token"]
+            key = (await make_key(at))["key"]
+            assert set(redactor.known()) == before
+            for secret in (token, key):
+                assert secret not in redactor(f"somebody sent {secret}")
+    finally:
+        logs.close()
+
+
+async def test_an_owner_asks_for_few_probes() -> None:
+    """Each new address is probed: ten a minute, or a token would tell which ports are open where. Operators do as they must."""
+    async with stage() as at:
+        mine = await at.register()
+        path = f"/admin/register/{mine['id']}"
+        headers = as_owner(mine["owner_token"])
+        for number in range(10):
+            moved = await at.client.put(path, json={"endpoint_url": f"http://gpu.example:{9000 + number}"}, headers=headers)
+            assert moved.status_code == 200
+        refused = await at.client.put(path, json={"endpoint_url": "http://gpu.example:9999"}, headers=headers)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert at.probe.checked[-1].endpoint_url == "http://gpu.example:9009"
+        assert (await at.client.put(path, json={"weight": 3}, headers=headers)).status_code == 200
+        assert (await at.client.put(path, json={"endpoint_url": "http://gpu.example:9999"})).status_code == 200

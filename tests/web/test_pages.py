@@ -13,6 +13,7 @@ from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey
 from multiverse_gateway.protocols import ProbeResult
 from multiverse_gateway.web.live import Parts, changes, follow, follow_lines
+from multiverse_gateway.web.security import MAX_ADMIN_FAILURES
 from support.gateways import ADMIN_KEY, BODY
 from support.pages import browsing, value_of
 
@@ -93,6 +94,23 @@ async def test_a_wrong_key_is_refused_and_guessing_is_slow() -> None:
         assert throttled.status_code == 429
         assert int(throttled.headers["retry-after"]) > 0
         assert "mvg_session" not in browser.client.cookies
+
+
+async def test_guessing_keys_at_pages_is_as_slow_as_at_the_api(caplog: pytest.LogCaptureFixture) -> None:
+    """One window for both, and a word in the log; the right key and whoever brings none are not slowed down."""
+    async with browsing() as browser:
+        wrong = {"x-api-key": "a-wrong-key-of-sixteen"}
+        for _ in range(MAX_ADMIN_FAILURES // 2):
+            assert (await browser.client.get("/settings", headers=wrong)).status_code == 401
+            assert (await browser.client.get("/admin/stats", headers=wrong)).status_code == 403
+        for path in ("/settings", "/docs", "/admin/stats"):
+            refused = await browser.client.get(path, headers=wrong)
+            assert refused.status_code == 429, path
+            assert int(refused.headers["retry-after"]) >= 1
+        assert (await browser.client.get("/settings", headers={"x-api-key": ADMIN_KEY})).status_code == 200
+        assert (await browser.open("/settings")).status_code == 303
+        assert "key refused" in caplog.messages
+        assert (await browser.sign_in()).status_code == 303
 
 
 async def test_signing_in_needs_our_own_form() -> None:
@@ -336,6 +354,25 @@ async def test_tests_are_limited_with_a_word_when_to_go_on() -> None:
         answer = await browser.send("/register/test", {"endpoint_url": "http://127.0.0.1:8001"}, hx_request="true")
         assert int(answer.headers["retry-after"]) > 0
         assert "tries per minute" in answer.text
+
+
+async def test_changes_that_are_probed_and_the_api_count_as_tries() -> None:
+    """One window: whoever has used it up at one place cannot go on at the other."""
+    async with browsing() as browser:
+        server_id = await browser.register()
+        await browser.sign_in()
+        form = {**BODY, "streaming": "on", "weight": "1"}
+        for number in range(9):
+            form["endpoint_url"] = f"http://gpu.example:{9000 + number}"
+            assert (await browser.send(f"/server/{server_id}/edit", form)).status_code == 303
+        test = {"endpoint_url": "http://gpu.example:9100"}
+        key = {"x-api-key": ADMIN_KEY}
+        assert (await browser.client.post("/admin/test-connection", json=test, headers=key)).status_code == 200
+        assert (await browser.client.post("/admin/test-connection", json=test, headers=key)).status_code == 429
+        refused = await browser.send(f"/server/{server_id}/edit", {**form, "endpoint_url": "http://gpu.example:9999"})
+        assert refused.status_code == 429
+        assert "tries per minute are possible; wait" in refused.text
+        assert (await browser.send(f"/server/{server_id}/edit", {**form, "weight": "2"})).status_code == 303
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from multiverse_gateway._version import __version__
+from multiverse_gateway.accounts import register_owned
 from multiverse_gateway.bodies import (
     HISTORY,
     Change,
@@ -30,8 +31,6 @@ from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.history import statistics
 from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.keys import key_digest, new_key
-from multiverse_gateway.observability.logging import redact
 from multiverse_gateway.protocols import ProbeResult
 from multiverse_gateway.records import (
     Check,
@@ -54,17 +53,16 @@ from multiverse_gateway.registration import (
     export_registry,
     import_registry,
     refreshed,
-    register,
     remove,
+    route_of,
     saved,
     server_id_of,
     try_connection,
-    unknown_server,
     update,
 )
 from multiverse_gateway.web.answers import ApiRoute, Call, body_of, json_response
 from multiverse_gateway.web.operations import counts, state_of
-from multiverse_gateway.web.security import ADDRESS, MAX_TESTS, LocalWindow
+from multiverse_gateway.web.security import ADDRESS, OWNER, Entrance
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
@@ -105,15 +103,8 @@ def record_with(gateway: Gateway, server_id: ServerId) -> ServerRecord:
     Raises:
         ServerNotFound: There is none with this id.
     """
-    server, health = _route(gateway, server_id)
-    return record_of(gateway, server, health)
-
-
-def _route(gateway: Gateway, server_id: ServerId) -> tuple[Server, Health]:
-    route = gateway.table.routes.get(server_id)
-    if route is None:
-        raise unknown_server()
-    return route.server, route.health
+    route = route_of(gateway, server_id)
+    return record_of(gateway, route.server, route.health)
 
 
 def figures_of(gateway: Gateway, checks: Sequence[ProbeResult]) -> Figures:
@@ -178,25 +169,25 @@ def totals(gateway: Gateway) -> Stats:
 # Routes
 
 
-def admin_routes(gateway: Gateway) -> list[Route]:
+def admin_routes(gateway: Gateway, entrance: Entrance) -> list[Route]:
     """Make the routes below `/admin`."""
-    tests = LocalWindow(MAX_TESTS)
+
+    def count_probe(request: Request) -> None:
+        entrance.count_probe(request.scope.get(ADDRESS, "unknown"))
 
     async def post_register(request: Request) -> Response:
         """Register a server: it is probed first, and the same model and URL again update the record that is there."""
-        token = new_key("owner")
-        redact(token)
-        registration = parse_registration(await body_of(request, gateway))
-        server, created = await register(gateway, registration, owner_digest=key_digest(token))
-        shown = token if server.owner_digest == key_digest(token) else None
+        server, created, token = await register_owned(gateway, parse_registration(await body_of(request, gateway)))
         record = attrs.asdict(record_with(gateway, server.id), recurse=False)
-        return json_response(Registered(**record, owner_token=shown), 201 if created else 200)
+        return json_response(Registered(**record, owner_token=token), 201 if created else 200)
 
     async def put_server(request: Request) -> Response:
         """Change the fields that the body names; a new URL, key or model is probed first, and nothing changes if that fails."""
         server_id = _id(request)
-        _known(gateway, server_id)
-        server = await update(gateway, server_id, parse_change(await body_of(request, gateway)))
+        route_of(gateway, server_id)
+        change = parse_change(await body_of(request, gateway))
+        limit = {"before_probe": lambda: count_probe(request)} if OWNER in request.scope else {}
+        server = await update(gateway, server_id, change, **limit)
         return json_response(record_with(gateway, server.id))
 
     async def delete_server(request: Request) -> Response:
@@ -216,18 +207,19 @@ def admin_routes(gateway: Gateway) -> list[Route]:
         """Show one server, how it is, and what its last checks say."""
         await refreshed(gateway)
         server_id = _id(request)
-        server, health = _route(gateway, server_id)
+        route = route_of(gateway, server_id)
         await saved(gateway)
         figures = figures_of(gateway, await gateway.store.history(server_id, HISTORY))
-        record = record_of(gateway, server, health)
-        return json_response(ServerDetail(**attrs.asdict(record, recurse=False), **attrs.asdict(figures), models=list(health.models)))
+        record = record_of(gateway, route.server, route.health)
+        models = list(route.health.models)
+        return json_response(ServerDetail(**attrs.asdict(record, recurse=False), **attrs.asdict(figures), models=models))
 
     async def history(request: Request) -> Response:
         """List the last checks of a server, newest first."""
         limit = read_query(request.query_params, HistoryQuery).limit
         await refreshed(gateway)
         server_id = _id(request)
-        _known(gateway, server_id)
+        route_of(gateway, server_id)
         await saved(gateway)
         return json_response([check_of(result) for result in await gateway.store.history(server_id, limit)])
 
@@ -245,9 +237,7 @@ def admin_routes(gateway: Gateway) -> list[Route]:
     async def test(request: Request) -> Response:
         """Probe a server without registering it; at most 10 times per minute."""
         registration = parse_test(await body_of(request, gateway))
-        quota = tests.hit(request.scope.get(ADDRESS, "unknown"), gateway.now())
-        if not quota.allowed:
-            raise quota.error(f"At most {MAX_TESTS} connection tests per minute are possible; wait, then test again")
+        count_probe(request)
         return json_response(await try_connection(gateway, registration))
 
     async def stats(request: Request) -> Response:
@@ -322,10 +312,6 @@ def admin_routes(gateway: Gateway) -> list[Route]:
 
 def _id(request: Request) -> ServerId:
     return server_id_of(request.path_params["server_id"])
-
-
-def _known(gateway: Gateway, server_id: ServerId) -> None:
-    _route(gateway, server_id)
 
 
 def recent_logs(

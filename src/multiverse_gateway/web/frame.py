@@ -25,6 +25,7 @@ from multiverse_gateway.web.errors import REQUEST_ID, response_of
 from multiverse_gateway.web.live import Streams
 from multiverse_gateway.web.security import Entrance, is_below, is_secure, path_of
 from multiverse_gateway.web.sessions import Session, Sessions, end_note
+from multiverse_gateway.web.views import sentence
 from multiverse_gateway.web.wizard import FIELDS, Form, message_of
 
 THEMES = ("light", "dark")
@@ -85,7 +86,8 @@ class Frame:
     def refuse(self, visit: Visit, error: GatewayError) -> Response:
         """Answer a request that a rule forbids."""
         if error.status == 429 and visit.is_fragment:
-            return Response(message_of(error), 429, dict(_text(error.headers())), media_type="text/plain")
+            words = sentence(message_of(error).partition(";")[0])  # our own scripts count down instead of asking to wait
+            return Response(words, 429, dict(_text(error.headers())), media_type="text/plain")
         titles = {404: "There is no such page", 429: "Too many at once", 503: "Not possible now", 400: "That cannot be used"}
         response = self.problem(visit, error.status, titles.get(error.status, "That did not work"), message_of(error))
         response.raw_headers.extend(error.headers())

@@ -13,7 +13,17 @@ from starlette.routing import Route
 from multiverse_gateway.core.errors import BadRequest, GatewayError
 from multiverse_gateway.web.errors import REQUEST_ID
 from multiverse_gateway.web.frame import Frame, Handler, Visit
-from multiverse_gateway.web.security import ADDRESS, ClientGone, LocalWindow, digest, is_secure, path_of, read_body, verified
+from multiverse_gateway.web.security import (
+    ADDRESS,
+    ClientGone,
+    LocalWindow,
+    digest,
+    is_secure,
+    path_of,
+    presented_keys,
+    read_body,
+    verified,
+)
 from multiverse_gateway.web.sessions import SAFE_METHODS, form_cookie, form_token, is_own_form
 from multiverse_gateway.web.wizard import Form, message_of
 
@@ -57,11 +67,12 @@ class Gate:
         async def serve(request: Request) -> Response:
             headers = request.scope["headers"]
             session = await self._sessions.seek(headers)
-            has_key = session is None and verified(headers, self._admin_digests()) is not None
-            visit = Visit(request, session, is_operator=session is not None or has_key)
-            if not visit.is_operator and not visitors:
-                return self._ask_to_sign_in(visit)
+            visit = Visit(request, session, is_operator=session is not None)
             try:
+                has_key = session is None and self._has_key(request)
+                visit.is_operator = visit.is_operator or has_key
+                if not visit.is_operator and not visitors:
+                    return self._ask_to_sign_in(visit)
                 if request.method not in SAFE_METHODS:
                     visit.form = await self._read_form(request)
                     sent = request.headers.get("x-csrf-token") or visit.form.get("csrf", "")
@@ -80,6 +91,16 @@ class Gate:
                 )
 
         return serve
+
+    def _has_key(self, request: Request) -> bool:
+        """Tell whether a request carries the admin key; a wrong one counts as on `/admin`."""
+        headers = request.scope["headers"]
+        if verified(headers, self._admin_digests()) is not None:
+            return True
+        if presented_keys(headers):
+            self._frame.entrance.count_wrong_admin_key(request.scope.get(ADDRESS, "unknown"))
+            _log.warning("key refused", extra={"fields": {"address": request.scope.get(ADDRESS)}})
+        return False
 
     async def _read_form(self, request: Request) -> Form:
         settings = self._frame.gateway.settings

@@ -5,21 +5,20 @@ from typing import Any
 from starlette.responses import Response
 from starlette.routing import Route
 
+from multiverse_gateway.accounts import register_owned
 from multiverse_gateway.bodies import parse_change
 from multiverse_gateway.core.errors import GatewayError, NotFound
 from multiverse_gateway.core.history import statistics
 from multiverse_gateway.core.routing import Route as ServerRoute
-from multiverse_gateway.keys import key_digest, new_key
-from multiverse_gateway.observability.logging import redact
 from multiverse_gateway.records import iso
-from multiverse_gateway.registration import check, refreshed, register, remove, server_id_of, update
+from multiverse_gateway.registration import check, refreshed, remove, route_of, server_id_of, update
 from multiverse_gateway.web import views
 from multiverse_gateway.web.frame import Frame, Visit
 from multiverse_gateway.web.gate import Gate
 from multiverse_gateway.web.histories import Histories
 from multiverse_gateway.web.live import Parts, follow
 from multiverse_gateway.web.members import usage_values
-from multiverse_gateway.web.security import ADDRESS, MAX_TESTS, LocalWindow
+from multiverse_gateway.web.security import ADDRESS
 from multiverse_gateway.web.wizard import (
     FIELDS,
     UNTRIED,
@@ -42,7 +41,6 @@ class Hosting:
         self._frame = frame
         self._gateway = frame.gateway
         self._histories = histories
-        self._tests = LocalWindow(MAX_TESTS)
 
     def routes(self, gate: Gate) -> list[Route]:
         """Make their routes."""
@@ -64,17 +62,14 @@ class Hosting:
             given = {name: visit.query.get(name, "") for name in FIELDS if name != "api_key"} | {"streaming": "on"}
             return self._frame.page(visit, "register.html", active="register", values=given, problems={}, problem="", test=UNTRIED)
         try:
-            self._limit_tests(visit)
-            token = new_key("owner")
-            redact(token)
-            server, is_new = await register(self._gateway, registration_of(visit.form), owner_digest=key_digest(token))
+            self._count_probe(visit)
+            server, is_new, token = await register_owned(self._gateway, registration_of(visit.form))
         except GatewayError as error:
             return self._form_problem(visit, "register.html", error)
         snippets = views.snippets(
             f"{self._frame.base_url(visit.request)}/v1", server.model_name, needs_key=self._gateway.settings.require_client_auth
         )
-        values: dict[str, Any] = {"server": server, "is_new": is_new, "snippets": snippets}
-        values["owner_token"] = token if server.owner_digest == key_digest(token) else ""
+        values: dict[str, Any] = {"server": server, "is_new": is_new, "owner_token": token, "snippets": snippets}
         if visit.is_fragment:
             headers = {"hx-retarget": "#wizard", "hx-reswap": "outerHTML show:window:top"}
             response = self._frame.fragment(visit, "_registered.html", headers=headers, **values)
@@ -107,9 +102,9 @@ class Hosting:
 
     async def _test(self, visit: Visit) -> Response:
         try:
-            self._limit_tests(visit)
+            self._count_probe(visit)
             form = dict(visit.form)
-            known = self._route_of(form["server_id"]) if form.get("server_id") else None
+            known = route_of(self._gateway, server_id_of(form["server_id"])) if form.get("server_id") else None
             if known is not None and not form.get("api_key") and form.get("endpoint_url", "").strip() == known.server.endpoint_url:
                 form["api_key"] = known.server.api_key or ""  # to the address that it belongs to, and to no other
             found = await try_steps(self._gateway, form)
@@ -117,11 +112,8 @@ class Hosting:
             return self._form_problem(visit, "register.html", error)
         return self._frame.fragment(visit, "_tested.html", test=found, named=visit.form.get("model_name", "").strip())
 
-    def _limit_tests(self, visit: Visit) -> None:
-        quota = self._tests.hit(visit.request.scope.get(ADDRESS, "unknown"), self._gateway.now())
-        if not quota.allowed:
-            wait = "" if visit.is_fragment else f"; wait {round(quota.wait or 0)} seconds, then try again"
-            raise quota.error(f"At most {MAX_TESTS} tries per minute are possible{wait}")
+    def _count_probe(self, visit: Visit) -> None:
+        self._frame.entrance.count_probe(visit.request.scope.get(ADDRESS, "unknown"))
 
     async def _server(self, visit: Visit) -> Response:
         values = await self._server_values(visit)
@@ -151,7 +143,7 @@ class Hosting:
 
     async def _server_values(self, visit: Visit) -> dict[str, Any]:
         await refreshed(self._gateway)
-        route = self._route_of(visit.request.path_params["server_id"])
+        route = self._route(visit)
         checks = await self._histories.of(route)
         row = views.row_of(self._gateway, route, checks)
         found = statistics(checks, wall=self._gateway.wall())
@@ -168,15 +160,12 @@ class Hosting:
             "next_check": views.next_check_words(route.health, self._gateway.now()) if row.status != "healthy" else "",
         }
 
-    def _route_of(self, server_id: str) -> ServerRoute:
-        route = self._gateway.table.routes.get(server_id_of(server_id))
-        if route is None:
-            raise NotFound("There is no server with this id, or it was removed")
-        return route
+    def _route(self, visit: Visit) -> ServerRoute:
+        return route_of(self._gateway, server_id_of(visit.request.path_params["server_id"]))
 
     async def _check_now(self, visit: Visit) -> Response:
         server_id = server_id_of(visit.request.path_params["server_id"])
-        self._limit_tests(visit)
+        self._count_probe(visit)
         result = await check(self._gateway, server_id)
         kind = "success" if result.passed else "error"
         took = f"The check passed in {round(1000 * result.duration)} ms." if result.passed else "The check failed: "
@@ -186,7 +175,7 @@ class Hosting:
         return self._frame.done(visit, kind, words, "server", server_id=server_id)
 
     async def _delete(self, visit: Visit) -> Response:
-        route = self._route_of(visit.request.path_params["server_id"])
+        route = self._route(visit)
         await remove(self._gateway, route.server.id)
         return self._frame.done(
             visit, "success", f"{route.server.model_name} was removed. It can be registered again at any time.", "dashboard"
@@ -194,7 +183,7 @@ class Hosting:
 
     async def _edit(self, visit: Visit) -> Response:
         await refreshed(self._gateway)
-        server = self._route_of(visit.request.path_params["server_id"]).server
+        server = self._route(visit).server
         more: dict[str, Any] = {"server": server, "active": "dashboard", "before": values_of(server)}
         if visit.request.method == "GET":
             return self._frame.page(visit, "edit.html", values=values_of(server), problems={}, problem="", test=UNTRIED, **more)
@@ -202,7 +191,8 @@ class Hosting:
         if not names:
             return self._frame.done(visit, "info", "Nothing was changed.", "server", server_id=server.id)
         try:
-            await update(self._gateway, server.id, parse_change(change_body(visit.form, names)))
+            change = parse_change(change_body(visit.form, names))
+            await update(self._gateway, server.id, change, before_probe=lambda: self._count_probe(visit))
         except GatewayError as error:
             return self._form_problem(visit, "edit.html", error, **more)
         words = ", ".join(FIELDS[name] for name in names)

@@ -49,10 +49,12 @@ ADDRESS = "multiverse.address"
 """Where the middleware leaves the caller's address in the scope."""
 CALLER = "multiverse.caller"
 """Where the middleware leaves who sent a request to `/v1`."""
+OWNER = "multiverse.owner"
+"""What the middleware leaves in the scope of a call that an owner's token opened."""
 HOP = b"x-multiverse-hop"
 WINDOW = 60.0
 MAX_ADMIN_FAILURES = 60
-MAX_TESTS = 10
+MAX_PROBES = 10
 
 _log = logging.getLogger("multiverse_gateway.api")
 
@@ -411,11 +413,20 @@ def _no_keys() -> Mapping[bytes, ClientKey]:
     return {}
 
 
+def _failures() -> LocalWindow:
+    return LocalWindow(MAX_ADMIN_FAILURES)
+
+
+def _probes() -> LocalWindow:
+    return LocalWindow(MAX_PROBES)
+
+
 @attrs.frozen
 class Entrance:
-    """The rules of entry as the settings have them; made once, asked by both doors.
+    """The rules of entry as the settings have them; made once, asked by both doors, the admin API and the pages.
 
     `signed_in` tells by method and headers whether a request is one of our own pages', whose session stands for the client key.
+    `now` is the monotonic clock of what is counted here.
     """
 
     limiter: RateLimiter
@@ -425,6 +436,9 @@ class Entrance:
     signed_in: Callable[[str, Headers], bool] = _nobody
     stored_keys: Callable[[], Mapping[bytes, ClientKey]] = _no_keys
     wall: Callable[[], float] = time.time
+    now: Callable[[], float] = time.monotonic
+    _failures: LocalWindow = attrs.field(factory=_failures, init=False)
+    _probes: LocalWindow = attrs.field(factory=_probes, init=False)
 
     @classmethod
     def of(
@@ -433,6 +447,7 @@ class Entrance:
         signed_in: Callable[[str, Headers], bool] = _nobody,
         stored_keys: Callable[[], Mapping[bytes, ClientKey]] = _no_keys,
         wall: Callable[[], float] = time.time,
+        now: Callable[[], float] = time.monotonic,
     ) -> "Entrance":
         """Make the entrance of a gateway."""
         return cls(
@@ -443,6 +458,7 @@ class Entrance:
             signed_in,
             stored_keys,
             wall,
+            now,
         )
 
     def receive(self, peer: str | None, headers: Headers) -> Caller:
@@ -480,6 +496,27 @@ class Entrance:
                 "or ask the operator of this gateway for one"
             )
         return Caller(address)
+
+    def count_wrong_admin_key(self, address: str) -> None:
+        """Count that somebody at an address came without the admin key to where it is needed, whichever way.
+
+        Raises:
+            RateLimited: It was too often within a minute.
+        """
+        quota = self._failures.hit(address, self.now())
+        if not quota.allowed:
+            raise quota.error("Too many wrong admin keys came from your address; wait, then send the right one")
+
+    def count_probe(self, address: str) -> None:
+        """Count a probe that somebody at an address asks for: unlimited, they would tell which ports are open where.
+
+        Raises:
+            RateLimited: There were enough within a minute.
+        """
+        quota = self._probes.hit(address, self.now())
+        if not quota.allowed:
+            wait = max(1, round(quota.wait or 0))
+            raise quota.error(f"At most {MAX_PROBES} tries per minute are possible; wait {wait} seconds, then try again")
 
 
 # Bodies
@@ -711,7 +748,6 @@ class Security:
         self._signed_in = signed_in
         self._owner_digest = owner_digest
         self._drain_timeout = drain_timeout
-        self._failures = LocalWindow(MAX_ADMIN_FAILURES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application for a request that may come in, or answer it here."""
@@ -787,10 +823,9 @@ class Security:
         if presented_keys(headers):
             owner = self._owner_digest(scope)
             if owner is not None and verified(headers, (bytes.fromhex(owner),)) is not None:
+                scope[OWNER] = True
                 return
-        quota = self._failures.hit(address, self._entrance.limiter.now())
-        if not quota.allowed:
-            raise quota.error("Too many wrong admin keys came from your address; wait, then send the right one")
+        self._entrance.count_wrong_admin_key(address)
         raise AdminKeyRequired("The admin key is missing or wrong; send it in the header X-API-Key")
 
 
