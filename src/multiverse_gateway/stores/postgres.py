@@ -438,9 +438,14 @@ class PostgresStore:
     # For all processes
 
     async def claim(self, role: str, holder: str, ttl: float) -> bool:
-        """Take or renew a lease, by the database's clock."""
+        """Take or renew a lease, by the database's clock; who only asks writes nothing."""
         async with self._asking() as cursor:
             now = await _clock(cursor)
+            if ttl <= 0:
+                held = "select holder from leases where role = %s and until > %s and until <= %s"
+                (known,) = [row["holder"] for row in await _all(cursor, held, [role, now, now + LONGEST_LEASE])] or [None]
+                if known != holder:
+                    return known is None
             await cursor.execute(
                 "insert into leases (role, holder, until) values (%(role)s, %(holder)s, %(until)s) on conflict (role) do update "
                 "set holder = excluded.holder, until = excluded.until "

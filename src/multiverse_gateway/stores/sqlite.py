@@ -390,9 +390,12 @@ class SqliteStore:
     # For all processes
 
     async def claim(self, role: str, holder: str, ttl: float) -> bool:
-        """Take or renew a lease, by the wall clock that the processes share; who waits for it writes nothing."""
-        if await self._read(lambda db: _is_taken(db, role, holder, self._wall())):
+        """Take or renew a lease, by the wall clock that the processes share; who waits for it or only asks writes nothing."""
+        known = await self._read(lambda db: _holder_of(db, role, self._wall()))
+        if known not in (None, holder):
             return False
+        if known is None and ttl <= 0:
+            return True
         return await self._write(lambda db: _claimed(db, role, holder, ttl, self._wall()))
 
     async def secret(self, name: str, proposal: str) -> str:
@@ -679,13 +682,13 @@ def _add_usage(db: Database, batch: str, rows: Sequence[Usage], now: float) -> N
         db.execute(statement, usage_row(row))
 
 
-def _is_taken(db: Database, role: str, holder: str, now: float) -> bool:
+def _holder_of(db: Database, role: str, now: float) -> str | None:
     row = db.execute("select holder, until from leases where role = ?", [role]).fetchone()
-    return row is not None and row[0] != holder and now < row[1] <= now + LONGEST_LEASE
+    return str(row[0]) if row is not None and now < row[1] <= now + LONGEST_LEASE else None
 
 
 def _claimed(db: Database, role: str, holder: str, ttl: float, now: float) -> bool:
-    if _is_taken(db, role, holder, now):
+    if _holder_of(db, role, now) not in (None, holder):
         return False
     db.table("leases").upsert({"role": role, "holder": holder, "until": now + ttl}, pk="role")
     return True

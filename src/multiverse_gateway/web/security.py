@@ -204,6 +204,20 @@ def refuse_loop(headers: Headers) -> GatewayError | None:
     return None
 
 
+def check_head(headers: Headers) -> None:
+    """Let pass only a head that can be read in one way and did not come through a gateway before.
+
+    Raises:
+        GatewayError: It does not.
+    """
+    names = dict(headers)
+    if len(names) == len(headers) and _TELLING.isdisjoint(names) and names.get(b"content-length", b"0").isdigit():
+        return
+    refused = refuse_bad_framing(headers) or refuse_loop(headers)
+    if refused is not None:
+        raise refused
+
+
 # Quotas
 
 
@@ -467,11 +481,7 @@ class Entrance:
         Raises:
             GatewayError: It could be read in two ways, came through a gateway before, or lacks the client key.
         """
-        names = dict(headers)
-        if len(names) < len(headers) or not _TELLING.isdisjoint(names) or not names.get(b"content-length", b"0").isdigit():
-            refused = refuse_bad_framing(headers) or refuse_loop(headers)
-            if refused is not None:
-                raise refused
+        check_head(headers)
         return self.caller("POST", client_address(peer, headers, self.trusted), headers)
 
     def caller(self, method: str, address: str, headers: Headers) -> Caller:
@@ -480,12 +490,12 @@ class Entrance:
         Raises:
             InvalidClientKey: A client key is required, and there is none that works.
         """
+        found = verified(headers, self.client_digests) if self.client_digests else None
+        if found is not None:
+            return Caller(found.hex(), f"setting:{found.hex()[:8]}")
         stored = self.stored_keys()
-        for presented in presented_keys(headers) if stored or self.client_digests else ():
-            found = digest(presented)
-            if any([hmac.compare_digest(found, other) for other in self.client_digests]):  # noqa: C419  all are compared
-                return Caller(found.hex(), f"setting:{found.hex()[:8]}")
-            key = stored.get(found)
+        for presented in presented_keys(headers) if stored else ():
+            key = stored.get(digest(presented))
             if key is not None and key.works(self.wall()):
                 return Caller(key.id, key.id, key)
         if b"cookie" in dict(headers) and self.signed_in(method, headers):
@@ -804,9 +814,7 @@ class Security:
         address = scope[ADDRESS] = client_address(peer[0] if peer else None, headers, self._entrance.trusted)
         if is_below(path, "/admin") and not self._signed_in(scope):
             self._check_admin_key(scope, headers, address)
-        refused = refuse_bad_framing(headers) or refuse_loop(headers)
-        if refused is not None:
-            raise refused
+        check_head(headers)
         if not is_below(path, "/v1"):
             return []
         caller = scope[CALLER] = self._entrance.caller(scope["method"], address, headers)
