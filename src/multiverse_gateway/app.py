@@ -105,7 +105,7 @@ def create_app(
     app = Starlette(
         routes=[
             *model_routes(gateway),
-            Route("/v1/{path:path}", endpoint=inference),
+            Route("/v1/{path:path}", endpoint=inference, methods=["POST"]),
             *admin,
             *operations_routes(gateway),
             *openapi_routes(),

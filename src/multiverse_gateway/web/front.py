@@ -116,8 +116,6 @@ class Front:
         visit.caller = self.entrance.receive(visit.peer, visit.fields)
         if is_below(visit.path, "/v1/models"):
             raise MethodNotAllowed("Use GET for this call.")
-        if visit.method != "POST":
-            raise MethodNotAllowed("Use POST for this call.")
         if self.gateway.shutting_down or not self.gateway.loaded:
             raise ShuttingDown("The gateway is not serving now. Send the request again in a moment.", retry_after=5.0)
 
