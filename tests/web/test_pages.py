@@ -642,6 +642,40 @@ async def test_a_page_follows_until_its_session_ends(monkeypatch: pytest.MonkeyP
     ]
 
 
+async def test_a_page_that_comes_back_is_read_anew_when_it_is_of_another_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection broke and meanwhile a model or a server came or went: pieces would land at the wrong places."""
+    monkeypatch.setattr("multiverse_gateway.web.live.TICK_SECONDS", 0)
+    before = Parts(shape="one|two", fragments={"a": '<p id="a">1</p>'})
+    after = {
+        "same": (before, []),
+        "other content": (attrs.evolve(before, fragments={"a": '<p id="a">2</p>'}), [b"event: update"]),
+        "other make": (attrs.evolve(before, shape="one"), [b"event: reload"]),
+        "gone": (Parts(shape="gone"), [b"event: reload"]),
+    }
+    for name, (parts, expected) in after.items():
+
+        async def read(parts: Parts = parts) -> Parts:
+            return parts
+
+        lasting = iter([True, True, False])
+        sent = [piece async for piece in follow(read, lambda lasting=lasting: next(lasting), before.digest)]  # type: ignore[misc]
+        assert [piece.split(b"\n")[0] for piece in sent[1:]] == expected, name
+
+
+async def test_a_filtered_page_of_models_is_read_anew_only_when_its_own_models_change() -> None:
+    """What does not match has no part in the places of those that do."""
+    async with browsing() as browser:
+        await browser.register(model_name="tiny")
+        await browser.sign_in()
+
+        async def places() -> list[str]:
+            return re.findall(r'id="(servers-\d+)"', (await browser.open("/models?q=tiny")).text)
+
+        assert await places() == ["servers-0"]
+        await browser.register(model_name="another", endpoint_url="http://other.example")
+        assert await places() == ["servers-0"]
+
+
 async def test_new_lines_go_on_top(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each once."""
     monkeypatch.setattr("multiverse_gateway.web.live.TICK_SECONDS", 0)

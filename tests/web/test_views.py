@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
+from multiverse_gateway.bodies import EXPORT_FORMAT
 from multiverse_gateway.core.health import Health, HealthState
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.protocols import ProbeResult
@@ -87,3 +88,37 @@ async def test_the_overall_state_in_words() -> None:
             await fail(here, await here.register(model_name=name, endpoint_url=f"http://{name}.example"))
         assert overview(here.gateway).headline == "All 4 servers are down; nobody serves one, three and 1 more."
         assert overview(here.gateway).tone is Tone.BAD
+
+
+async def test_servers_that_wait_for_their_first_check_are_not_called_up() -> None:
+    """After an import, or a start without verdicts: nothing is known of them."""
+    async with stage() as here:
+        first = await here.register(model_name="one", endpoint_url="http://a.example")
+        second = await here.register(model_name="one", endpoint_url="http://b.example")
+        servers = [{"model_name": "two", "endpoint_url": f"http://new{number}.example"} for number in range(2)]
+        await here.client.post("/admin/import", json={"format": EXPORT_FORMAT, "servers": servers})
+        assert overview(here.gateway).headline == "2 of 4 servers are up; 2 wait for their first check."
+        await fail(here, first)
+        assert overview(here.gateway).headline == "1 of 4 servers is down; 2 wait for their first check."
+        await fail(here, second)
+        assert overview(here.gateway).headline == "2 of 4 servers are down; nobody serves one; 2 wait for their first check."
+        assert overview(here.gateway).tone is Tone.BAD
+        for server in (first, second):
+            await here.client.delete(f"/admin/register/{server['id']}")
+        assert overview(here.gateway).headline == "All 2 servers wait for their first check."
+        assert overview(here.gateway).tone is Tone.IDLE
+
+
+async def test_the_pages_count_as_the_api_does() -> None:
+    """Whatever became of the servers."""
+    async with stage() as here:
+        servers = [await here.register(model_name=f"m{number}", endpoint_url=f"http://{number}.example") for number in range(3)]
+        await here.client.post(
+            "/admin/import", json={"format": EXPORT_FORMAT, "servers": [{"model_name": "x", "endpoint_url": "http://x.example"}]}
+        )
+        await fail(here, servers[0])
+        for _ in range(3):
+            await fail(here, servers[1])
+        found, stats = overview(here.gateway), (await here.client.get("/admin/stats")).json()
+        assert (found.servers, found.healthy, found.models) == (stats["total_servers"], stats["healthy_servers"], stats["models"])
+        assert found.down == stats["unhealthy_servers"] + stats["inactive_servers"]

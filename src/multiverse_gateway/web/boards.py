@@ -1,19 +1,30 @@
 """Dashboard and models: lists that follow what happens."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
+import anyio
 import attrs
 from starlette.responses import Response
 from starlette.routing import Route
 
 from multiverse_gateway.registration import refreshed
-from multiverse_gateway.web import views
+from multiverse_gateway.web import live, views
 from multiverse_gateway.web.frame import Frame, Visit
 from multiverse_gateway.web.gate import Gate
 from multiverse_gateway.web.histories import Histories
 from multiverse_gateway.web.live import Parts, follow, out_of_band
 from multiverse_gateway.web.members import usage_values
+
+
+@attrs.frozen
+class Sight:
+    """How everything was at an instant, as operators or visitors see it."""
+
+    at: float
+    rows: Sequence[views.Row]
+    overview: views.Overview
 
 
 class Boards:
@@ -23,6 +34,8 @@ class Boards:
         self._frame = frame
         self._gateway = frame.gateway
         self._histories = histories
+        self._sights: dict[bool, Sight] = {}
+        """What was seen last, by whether visitors see it: one tick of all live pages needs it once."""
         self._rows: dict[tuple[str, bool, str], tuple[views.Row, str]] = {}
 
     def routes(self, gate: Gate) -> list[Route]:
@@ -36,7 +49,8 @@ class Boards:
 
     async def _dashboard(self, visit: Visit) -> Response:
         query = views.Query.of(visit.query, public=not visit.is_operator)
-        parts = await self._dashboard_parts(visit)
+        sight = await self._fresh(visit)
+        parts = self._dashboard_parts(visit, sight)
         routes = [route.server for route in self._gateway.table.routes.values()]
         values: dict[str, Any] = {
             "query": query,
@@ -59,20 +73,38 @@ class Boards:
             models=sorted({server.model_name for server in routes}),
             owners=sorted({server.metadata.student_id for server in routes if server.metadata.student_id}) if visit.is_operator else [],
             base_url=self._frame.base_url(visit.request),
+            overview=sight.overview,
             **values,
         )
 
     async def _dashboard_live(self, visit: Visit) -> Response:
-        return self._frame.stream(follow(lambda: self._dashboard_parts(visit), self._frame.lasts(visit), visit.query.get("seen", "")))
+        return self._followed(visit, lambda sight: self._dashboard_parts(visit, sight))
 
-    async def _all_rows(self, visit: Visit) -> list[views.Row]:
+    def _followed(self, visit: Visit, parts_of: Callable[[Sight], Parts]) -> Response:
+        async def read() -> Parts:
+            return parts_of(await self._recent(visit))
+
+        return self._frame.stream(follow(read, self._frame.lasts(visit), visit.query.get("seen", "")))
+
+    async def _fresh(self, visit: Visit) -> Sight:
+        """Look at everything, what other processes wrote included."""
         await refreshed(self._gateway)
-        histories = await self._histories.all()
+        return await self._look(visit)
+
+    async def _recent(self, visit: Visit) -> Sight:
+        """Return what was seen within this tick; the monitor follows the store."""
+        known = self._sights.get(not visit.is_operator)
+        return known if known is not None and anyio.current_time() - known.at < live.TICK_SECONDS else await self._look(visit)
+
+    async def _look(self, visit: Visit) -> Sight:
         public = not visit.is_operator
-        return [
+        histories = await self._histories.all()
+        rows = [
             views.row_of(self._gateway, route, histories.get(server_id, ()), public=public)
             for server_id, route in self._gateway.table.routes.items()
         ]
+        sight = self._sights[public] = Sight(anyio.current_time(), rows, views.overview(self._gateway))
+        return sight
 
     def _row_html(self, visit: Visit, row: views.Row) -> str:
         """Render a row, or take what was rendered when it was the same."""
@@ -86,20 +118,19 @@ class Boards:
         self._rows[key] = (row, html)
         return html
 
-    async def _dashboard_parts(self, visit: Visit) -> Parts:
+    def _dashboard_parts(self, visit: Visit, sight: Sight) -> Parts:
         query = views.Query.of(visit.query, public=not visit.is_operator)
-        everything = await self._all_rows(visit)
-        rows = views.chosen(everything, query)
+        rows = views.chosen(sight.rows, query)
         shown = {f"row-{row.id}": self._row_html(visit, row) for row in rows}
         if not rows:
             shown = {"row-none": self._frame.render(visit, "_row_none.html")}
         fragments = {
-            "counts": self._frame.render(visit, "_counts.html"),
-            "headline": self._frame.render(visit, "_headline.html"),
-            "cards": self._frame.render(visit, "_cards.html"),
-            "shown": self._frame.render(visit, "_shown.html", shown=len(rows), total=len(everything)),
+            "counts": self._frame.render(visit, "_counts.html", overview=sight.overview),
+            "headline": self._frame.render(visit, "_headline.html", overview=sight.overview),
+            "cards": self._frame.render(visit, "_cards.html", overview=sight.overview),
+            "shown": self._frame.render(visit, "_shown.html", shown=len(rows), total=len(sight.rows)),
         }
-        return Parts(shape="servers" if everything else "empty", fragments=fragments, container="rows", rows=shown)
+        return Parts(shape="servers" if sight.rows else "empty", fragments=fragments, container="rows", rows=shown)
 
     def _sort_link(self, visit: Visit, query: views.Query, sort: str) -> tuple[str, str]:
         """Return where the head of a column leads, and how the column is sorted now."""
@@ -109,8 +140,9 @@ class Boards:
         return self._frame.here(visit, "dashboard", attrs.evolve(query, sort=sort, order=order).pairs()), state
 
     async def _models(self, visit: Visit) -> Response:
-        cards = await self._model_cards(visit)
-        parts = await self._models_parts(visit)
+        sight = await self._fresh(visit)
+        cards = self._model_cards(visit, sight)
+        parts = self._models_parts(visit, cards, sight)
         q = visit.query.get("q", "").strip()[:200]
         base = f"{self._frame.base_url(visit.request)}/v1"
         needs_key = self._gateway.settings.require_client_auth
@@ -126,25 +158,23 @@ class Boards:
         }
         if visit.is_fragment and visit.request.headers.get("hx-target") == "live":
             return self._frame.fragment(visit, "_models.html", headers={"hx-replace-url": values["here"]}, **values)
-        return self._frame.page(visit, "models.html", active="models", **values)
+        return self._frame.page(visit, "models.html", active="models", overview=sight.overview, **values)
 
     async def _models_live(self, visit: Visit) -> Response:
-        return self._frame.stream(follow(lambda: self._models_parts(visit), self._frame.lasts(visit), visit.query.get("seen", "")))
+        return self._followed(visit, lambda sight: self._models_parts(visit, self._model_cards(visit, sight), sight))
 
-    async def _model_cards(self, visit: Visit) -> list[views.ModelCard]:
+    def _model_cards(self, visit: Visit, sight: Sight) -> list[views.ModelCard]:
         wanted = visit.query.get("q", "").strip().casefold()[:200]
-        rows = await self._all_rows(visit)
         by_model: dict[str, list[views.Row]] = {}
-        for row in rows:
+        for row in sight.rows:
             by_model.setdefault(row.model, []).append(row)
         models = self._gateway.table.models
-        names = sorted((name for name in by_model if name in models), key=lambda name: (name.casefold(), name))
-        cards = [views.model_card(models[name], by_model[name], number) for number, name in enumerate(names)]
-        return [card for card in cards if wanted in card.name.casefold()]
+        chosen = (name for name in by_model if name in models and wanted in name.casefold())
+        names = sorted(chosen, key=lambda name: (name.casefold(), name))
+        return [views.model_card(models[name], by_model[name], number) for number, name in enumerate(names)]
 
-    async def _models_parts(self, visit: Visit) -> Parts:
-        cards = await self._model_cards(visit)
-        fragments = {"counts": self._frame.render(visit, "_counts.html")}
+    def _models_parts(self, visit: Visit, cards: Sequence[views.ModelCard], sight: Sight) -> Parts:
+        fragments = {"counts": self._frame.render(visit, "_counts.html", overview=sight.overview)}
         for card in cards:
             fragments[f"share-{card.number}"] = self._frame.render(visit, "_share.html", card=card)
             fragments[f"servers-{card.number}"] = self._frame.render(visit, "_model_servers.html", card=card)

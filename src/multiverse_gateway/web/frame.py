@@ -26,7 +26,7 @@ from multiverse_gateway.web.live import Streams
 from multiverse_gateway.web.security import Entrance, is_below, is_secure, path_of
 from multiverse_gateway.web.sessions import Session, Sessions, end_note
 from multiverse_gateway.web.views import sentence
-from multiverse_gateway.web.wizard import FIELDS, Form, message_of
+from multiverse_gateway.web.wizard import Form, message_of
 
 THEMES = ("light", "dark")
 NAVIGATION = (
@@ -140,11 +140,10 @@ class Frame:
             "static": lambda path: self.url(request, "static", digest=assets.digest, path=path),
             "visit": visit,
             "public": not visit.is_operator,
-            "overview": views.overview(self.gateway),
             "csrf": visit.session.token if visit.session else "",
             "version": __version__,
-            "fields": FIELDS,
-        } | {"theme": theme if theme in THEMES else ""}
+            "theme": theme if theme in THEMES else "",
+        }
 
     def render(self, visit: Visit, template: str, **values: Any) -> str:
         """Fill in a template."""
@@ -153,18 +152,19 @@ class Frame:
     def page(self, visit: Visit, template: str, *, status: int = 200, **values: Any) -> Response:
         """Answer with a whole page."""
         request = visit.request
-        shown = [item for item in NAVIGATION if (visit.is_operator or item[0] in OPEN_TO_VISITORS) and self._has_route(request, item[0])]
-        if not visit.is_operator and not self.gateway.settings.public_dashboard:
-            shown = []
+        reveals = visit.is_operator or self.gateway.settings.public_dashboard
+        if reveals and "overview" not in values:
+            values["overview"] = views.overview(self.gateway)
         values.setdefault("active", "")
+        allowed = [item for item in NAVIGATION if visit.is_operator or (reveals and item[0] in OPEN_TO_VISITORS)]
         note = visit.session.noted(request.scope["headers"]) if visit.session else None
         html = self.render(
             visit,
             template,
-            navigation=shown,
+            navigation=[item for item in allowed if self._has_route(request, item[0])],
             notes=[note] if note else [],
             request_id=request.scope.get(REQUEST_ID, ""),
-            reveals=visit.is_operator or self.gateway.settings.public_dashboard,
+            reveals=reveals,
             **values,
         )
         response = HTMLResponse(html, status, {"cache-control": "no-store", "vary": "HX-Request, Cookie"})

@@ -1,5 +1,6 @@
 """The pages of those who host: register a server, see everything about it, check, change and remove it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -7,7 +8,7 @@ from starlette.routing import Route
 
 from multiverse_gateway.accounts import register_owned
 from multiverse_gateway.bodies import parse_change
-from multiverse_gateway.core.errors import GatewayError, NotFound
+from multiverse_gateway.core.errors import GatewayError, NotFound, ServerNotFound
 from multiverse_gateway.core.history import statistics
 from multiverse_gateway.core.routing import Route as ServerRoute
 from multiverse_gateway.records import iso
@@ -116,8 +117,9 @@ class Hosting:
         self._frame.entrance.count_probe(visit.request.scope.get(ADDRESS, "unknown"))
 
     async def _server(self, visit: Visit) -> Response:
+        await refreshed(self._gateway)
         values = await self._server_values(visit)
-        parts = await self._server_parts(visit)
+        parts = self._server_parts(visit, values)
         server = values["server"]
         return self._frame.page(
             visit,
@@ -130,24 +132,31 @@ class Hosting:
         )
 
     async def _server_live(self, visit: Visit) -> Response:
-        return self._frame.stream(follow(lambda: self._server_parts(visit), self._frame.lasts(visit), visit.query.get("seen", "")))
+        async def read() -> Parts:
+            try:
+                return self._server_parts(visit, await self._server_values(visit))
+            except ServerNotFound:
+                return Parts(shape="gone")
 
-    async def _server_parts(self, visit: Visit) -> Parts:
-        try:
-            values = await self._server_values(visit)
-        except GatewayError:
-            return Parts(shape="gone")
-        names = {"state": "_server_state.html", "figures": "_server_figures.html", "chart": "_chart.html", "events": "_events.html"}
-        fragments = {name: self._frame.render(visit, template, **values) for name, template in names.items()}
-        return Parts(shape="server", fragments={"counts": self._frame.render(visit, "_counts.html"), **fragments})
+        return self._frame.stream(follow(read, self._frame.lasts(visit), visit.query.get("seen", "")))
+
+    def _server_parts(self, visit: Visit, values: Mapping[str, Any]) -> Parts:
+        names = {
+            "counts": "_counts.html",
+            "state": "_server_state.html",
+            "figures": "_server_figures.html",
+            "chart": "_chart.html",
+            "events": "_events.html",
+        }
+        return Parts(shape="server", fragments={name: self._frame.render(visit, template, **values) for name, template in names.items()})
 
     async def _server_values(self, visit: Visit) -> dict[str, Any]:
-        await refreshed(self._gateway)
         route = self._route(visit)
         checks = await self._histories.of(route)
         row = views.row_of(self._gateway, route, checks)
         found = statistics(checks, wall=self._gateway.wall())
         return {
+            "overview": views.overview(self._gateway),
             "server": route.server,
             "health": route.health,
             "row": row,

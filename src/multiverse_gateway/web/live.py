@@ -22,16 +22,23 @@ class Parts:
     shape: str = ""
     fragments: Mapping[str, str] = attrs.field(factory=dict)
     container: str = ""
-    tag: str = "tbody"
     rows: Mapping[str, str] = attrs.field(factory=dict)
 
     @property
     def digest(self) -> str:
-        """What stands for this content in the URL of the stream, so that nothing is sent twice or missed."""
-        whole = hashlib.sha256(self.shape.encode())
+        """What stands for this shape and content in the URL of the stream, so that nothing is sent twice or missed."""
+        content = hashlib.sha256()
         for name, html in (*self.fragments.items(), *self.rows.items()):
-            whole.update(f"{name}\0{html}\0".encode())
-        return whole.hexdigest()[:16]
+            content.update(f"{name}\0{html}\0".encode())
+        return f"{self._mark}{content.hexdigest()[:16]}"
+
+    @property
+    def _mark(self) -> str:
+        return f"{hashlib.sha256(self.shape.encode()).hexdigest()[:16]}-"
+
+    def fits(self, seen: str) -> bool:
+        """Tell whether a page that shows what has this digest can be made ours without reading it anew; so can one that shows nothing."""
+        return not seen or seen.startswith(self._mark)
 
 
 def out_of_band(name: str, html: str) -> str:
@@ -40,9 +47,9 @@ def out_of_band(name: str, html: str) -> str:
     return f"<template>{marked}</template>"
 
 
-def into(container: str, html: str, how: str = "innerHTML", tag: str = "tbody") -> str:
-    """Put a fragment into an element."""
-    return f'<template><{tag} id="{container}" hx-swap-oob="{how}">{html}</{tag}></template>'
+def into(container: str, html: str, how: str = "innerHTML") -> str:
+    """Put rows into the body of a table."""
+    return f'<template><tbody id="{container}" hx-swap-oob="{how}">{html}</tbody></template>'
 
 
 def changes(before: Parts | None, after: Parts) -> str:
@@ -51,7 +58,7 @@ def changes(before: Parts | None, after: Parts) -> str:
     pieces = [out_of_band(name, html) for name, html in after.fragments.items() if known.get(name) != html]
     if before is None or list(before.rows) != list(after.rows):
         if after.container:
-            pieces.append(into(after.container, "".join(after.rows.values()), tag=after.tag))
+            pieces.append(into(after.container, "".join(after.rows.values())))
     else:
         pieces += [out_of_band(name, html) for name, html in after.rows.items() if before.rows[name] != html]
     return "".join(pieces)
@@ -98,12 +105,9 @@ async def follow(read: Callable[[], Awaitable[Parts]], lasts: Callable[[], bool]
     while lasts():
         parts = await read()
         data = ""
-        if shown is None:
-            if parts.digest != seen:
-                data = changes(None, parts)
-        elif shown.shape != parts.shape:
+        if not (parts.fits(seen) if shown is None else parts.shape == shown.shape):
             yield event("reload", "now")
-        else:
+        elif shown is not None or parts.digest != seen:
             data = changes(shown, parts)
         shown = parts
         if data:

@@ -17,7 +17,8 @@ from multiverse_gateway.core.history import statistics
 from multiverse_gateway.core.routing import Model, Route
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.protocols import ProbeResult
-from multiverse_gateway.records import iso
+from multiverse_gateway.records import ServerCounts, iso
+from multiverse_gateway.web.operations import counts
 
 BEATS = 30
 HISTORY = 100
@@ -53,14 +54,16 @@ class State:
 
 
 STATES: Mapping[HealthState, State] = {
-    HealthState.PROBING: State("Checking", Tone.IDLE, "It was just registered and waits for its first check."),
-    HealthState.HEALTHY: State("Healthy", Tone.GOOD, "It answers its checks and takes requests."),
     HealthState.UNHEALTHY: State("Down", Tone.BAD, "It failed; it gets no requests and comes back by itself once a check passes."),
-    HealthState.HALF_OPEN: State("Recovering", Tone.WARN, "It answers again and gets one request at a time until it has proven itself."),
     HealthState.MISCONFIGURED: State("Key refused", Tone.BAD, "It answers but refuses the stored key; its owner can mend that, by Edit."),
     HealthState.DEACTIVATED: State("Taken out", Tone.BAD, "It failed several checks in a row; it is checked rarely, and comes back alone."),
+    HealthState.HALF_OPEN: State("Recovering", Tone.WARN, "It answers again and gets one request at a time until it has proven itself."),
+    HealthState.PROBING: State("Checking", Tone.IDLE, "It was just registered and waits for its first check."),
+    HealthState.HEALTHY: State("Healthy", Tone.GOOD, "It answers its checks and takes requests."),
     HealthState.ARCHIVED: State("Archived", Tone.IDLE, "It was silent for days and is not checked any more; Check now brings it back."),
 }
+"""In the order in which servers are sorted by status."""
+_RANKS = {state: rank for rank, state in enumerate(STATES.values())}
 
 
 # Heartbeats
@@ -233,13 +236,10 @@ class Query:
         return {name: value for name, value in attrs.asdict(self).items() if value != getattr(usual, name)}
 
 
-_RANKS = {"Down": 0, "Key refused": 1, "Taken out": 2, "Recovering": 3, "Checking": 4, "Healthy": 5, "Archived": 6}
-
-
 _VALUES: Mapping[str, Callable[[Row], Any]] = {
     "registered": lambda row: -row.registered_at,
     "model": lambda row: row.model.casefold(),
-    "status": lambda row: _RANKS[row.state.word],
+    "status": lambda row: _RANKS[row.state],
     "checked": lambda row: row.checked_at,
     "response": lambda row: row.milliseconds,
     "uptime": lambda row: row.uptime,
@@ -276,7 +276,6 @@ class Overview:
     servers: int
     healthy: int
     down: int
-    waiting: int
     models: int
     requests: int
     in_flight: int
@@ -286,16 +285,14 @@ class Overview:
 
 def overview(gateway: Gateway) -> Overview:
     """Sum up the gateway."""
-    routes = list(gateway.table.routes.values())
-    statuses = [route.health.status for route in routes]
-    healthy, down = statuses.count("healthy"), statuses.count("unhealthy")
-    tone, headline = _headline(len(routes), down, _unserved(gateway))
+    totals = counts(gateway)
+    down = totals.unhealthy_servers + totals.inactive_servers
+    tone, headline = _headline(totals, down, _unserved(gateway))
     return Overview(
-        servers=len(routes),
-        healthy=healthy,
+        servers=totals.total_servers,
+        healthy=totals.healthy_servers,
         down=down,
-        waiting=statuses.count("unknown"),
-        models=len(gateway.table.models),
+        models=totals.models,
         requests=gateway.statistics()["requests"],
         in_flight=gateway.load.total,
         tone=tone,
@@ -313,18 +310,28 @@ def _unserved(gateway: Gateway) -> list[str]:
     return sorted(missed)
 
 
-def _headline(servers: int, down: int, unserved: Sequence[str]) -> tuple[Tone, str]:
+def _headline(totals: ServerCounts, down: int, unserved: Sequence[str]) -> tuple[Tone, str]:
+    servers, waiting = totals.total_servers, totals.unknown_servers
     if not servers:
         return Tone.IDLE, "No server is registered yet."
-    if down == 0:
+    if waiting == servers:
+        return Tone.IDLE, "The server waits for its first check." if servers == 1 else f"All {servers} servers wait for their first check."
+    if totals.healthy_servers == servers:
         return Tone.GOOD, "The server is up." if servers == 1 else f"All {servers} servers are up; every model is served."
-    if down == servers:
-        first = "The only server is down" if servers == 1 else f"All {servers} servers are down"
-    else:
-        first = f"{down} of {servers} servers {'is' if down == 1 else 'are'} down"
-    if not unserved:
-        return Tone.WARN, f"{first}; every model is served."
-    return Tone.BAD, f"{first}; nobody serves {listed(unserved)}."
+    words = [_share(down, servers, "down") if down else _share(totals.healthy_servers, servers, "up")]
+    if unserved:
+        words.append(f"nobody serves {listed(unserved)}")
+    elif not waiting:
+        words.append("every model is served")
+    if waiting:
+        words.append(f"{waiting} {'waits for its' if waiting == 1 else 'wait for their'} first check")
+    return Tone.BAD if unserved else Tone.WARN if down else Tone.GOOD, f"{'; '.join(words)}."
+
+
+def _share(part: int, servers: int, word: str) -> str:
+    if part == servers:
+        return f"The only server is {word}" if servers == 1 else f"All {servers} servers are {word}"
+    return f"{part} of {servers} servers {'is' if part == 1 else 'are'} {word}"
 
 
 # One server
