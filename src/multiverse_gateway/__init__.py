@@ -15,17 +15,21 @@ if TYPE_CHECKING:
     from multiverse_gateway.app import create_app, lifespan
     from multiverse_gateway.core.addresses import AddressPolicy
     from multiverse_gateway.core.envelope import Envelope
-    from multiverse_gateway.core.errors import GatewayError
+    from multiverse_gateway.core.errors import AlreadyRegistered, GatewayError, ServerNotFound, StorageUnavailable
     from multiverse_gateway.core.health import Health, HealthState
-    from multiverse_gateway.core.servers import Capabilities, Metadata, Server, ServerId
+    from multiverse_gateway.core.servers import Capabilities, ClientKey, Metadata, Server, ServerId
+    from multiverse_gateway.core.usage import Counts, Usage, UsageKey
     from multiverse_gateway.gateway import Gateway
-    from multiverse_gateway.protocols import Balancer, HealthProbe, LoadView, ProbeResult, Registry, Store
+    from multiverse_gateway.protocols import Balancer, HealthProbe, LoadView, ProbeResult, Registry, Scoring, Store
     from multiverse_gateway.settings import Settings, SettingsError, load_settings
 
 _HOMES = {
     "AddressPolicy": "multiverse_gateway.core.addresses",
+    "AlreadyRegistered": "multiverse_gateway.core.errors",
     "Balancer": "multiverse_gateway.protocols",
     "Capabilities": "multiverse_gateway.core.servers",
+    "ClientKey": "multiverse_gateway.core.servers",
+    "Counts": "multiverse_gateway.core.usage",
     "Envelope": "multiverse_gateway.core.envelope",
     "Gateway": "multiverse_gateway.gateway",
     "GatewayError": "multiverse_gateway.core.errors",
@@ -36,11 +40,16 @@ _HOMES = {
     "Metadata": "multiverse_gateway.core.servers",
     "ProbeResult": "multiverse_gateway.protocols",
     "Registry": "multiverse_gateway.protocols",
+    "Scoring": "multiverse_gateway.protocols",
     "Server": "multiverse_gateway.core.servers",
     "ServerId": "multiverse_gateway.core.servers",
+    "ServerNotFound": "multiverse_gateway.core.errors",
     "Settings": "multiverse_gateway.settings",
     "SettingsError": "multiverse_gateway.settings",
+    "StorageUnavailable": "multiverse_gateway.core.errors",
     "Store": "multiverse_gateway.protocols",
+    "Usage": "multiverse_gateway.core.usage",
+    "UsageKey": "multiverse_gateway.core.usage",
     "create_app": "multiverse_gateway.app",
     "lifespan": "multiverse_gateway.app",
     "load_settings": "multiverse_gateway.settings",
@@ -48,8 +57,11 @@ _HOMES = {
 
 __all__ = [
     "AddressPolicy",
+    "AlreadyRegistered",
     "Balancer",
     "Capabilities",
+    "ClientKey",
+    "Counts",
     "Envelope",
     "Gateway",
     "GatewayError",
@@ -60,11 +72,16 @@ __all__ = [
     "Metadata",
     "ProbeResult",
     "Registry",
+    "Scoring",
     "Server",
     "ServerId",
+    "ServerNotFound",
     "Settings",
     "SettingsError",
+    "StorageUnavailable",
     "Store",
+    "Usage",
+    "UsageKey",
     "__version__",
     "create_app",
     "lifespan",

@@ -9,7 +9,7 @@ import logging
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime
 
 import attrs
 
@@ -140,7 +140,8 @@ async def usage_report(gateway: Gateway, query: UsageQuery) -> UsageReport:
     """
     today = datetime.fromtimestamp(gateway.wall(), UTC).date()
     until = query.until or today.isoformat()
-    since = query.since or (datetime.fromisoformat(until).date() - timedelta(days=DAYS - 1)).isoformat()
+    first = date.fromisoformat(until).toordinal() - DAYS + 1
+    since = query.since or date.fromordinal(max(1, first)).isoformat()
     if since > until:
         raise BadRequest("since is later than until; exchange them", param="since")
     with suppress(StorageUnavailable):

@@ -10,7 +10,7 @@ import typing
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import attrs
@@ -52,8 +52,10 @@ def _instant(value: str) -> float:
         instant = datetime.fromisoformat(value)
         if instant.tzinfo is None:
             raise ValueError
-        return instant.timestamp()
-    except (ValueError, OverflowError):
+        seconds = instant.timestamp()
+        datetime.fromtimestamp(seconds, UTC)  # what is given can be written again: the zone, or rounding, may lead out of all years
+        return seconds
+    except (ValueError, OverflowError, OSError):
         raise Unfit(" must be a time in ISO 8601 with zone, such as 2026-05-01T12:00:00+00:00") from None
 
 
@@ -354,13 +356,8 @@ def _listed(values: Any, kind: Any) -> list[Any]:
         raise Unfit(" must be a list")
     found = []
     for number, value in enumerate(values):
-        try:
+        with _at(f"[{number}]"):
             found.append(_CONVERTER.structure(value, inner))
-        except Unfit as error:
-            if isinstance(error, Unknown):
-                error.known = tuple(f"[{number}].{known}" for known in error.known)
-            error.path = f"[{number}].{error.path}" if error.path else f"[{number}]"
-            raise
     return found
 
 

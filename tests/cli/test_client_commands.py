@@ -141,6 +141,8 @@ def test_export_and_import_are_a_circle(gateway: Listener, tmp_path: Path) -> No
     gateway.answers["/admin/export"] = (200, registry)
     gateway.answers["/admin/import"] = (200, {"imported": 1, "created": 1, "updated": 0, "unchanged": 0})
     assert json.loads(call("export").output) == registry
+    Path("registry.json").write_text("{}")
+    Path("registry.json").chmod(0o644)
     assert call("export", "--output", "registry.json", "--with-keys").exit_code == 0
     assert gateway.requests[-1][1] == "/admin/export?include_keys=true"
     if os.name == "posix":

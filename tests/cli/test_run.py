@@ -180,6 +180,39 @@ def test_a_worker_that_does_not_come_to_serve_replaces_nobody(tmp_path: Path) ->
         assert gateway.stop() == 0
 
 
+WORKER = """#!{python}
+import os, sys
+os.write(int(sys.argv[-1]), b".")
+sys.stdin.buffer.read(1)
+"""
+SUPERVISOR = "import sys, anyio; from multiverse_gateway.cli.supervisor import supervise; sys.exit(anyio.run(supervise, [sys.argv[1]], 1))"
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(not ON_LINUX, reason="there are no such signals elsewhere")
+def test_a_program_that_is_gone_replaces_nobody(tmp_path: Path) -> None:
+    """As while Python itself is renewed: the old worker goes on, and later one can be replaced again."""
+    program = tmp_path / "worker"
+    program.write_text(WORKER.format(python=sys.executable))
+    program.chmod(0o700)
+    child = Child([sys.executable, "-c", SUPERVISOR, str(program)], log=tmp_path / "log", env=environment({}), cwd=tmp_path)
+    child.launch()
+    try:
+        wait_until(lambda: bool(children(child.pid)), within=10)
+        before = children(child.pid)
+        program.rename(tmp_path / "away")
+        child.signal(signal.SIGUSR2)
+        wait_until(lambda: "so the old ones go on" in child.log_text() or not child.is_running, within=10)
+        assert children(child.pid) == before
+        (tmp_path / "away").rename(program)
+        child.signal(signal.SIGUSR2)
+        wait_until(lambda: "New workers serve" in child.log_text(), within=10)
+        child.signal(signal.SIGTERM)
+        assert child.wait(10) == 0, child.log_tail()
+    finally:
+        child.kill()
+
+
 @pytest.mark.e2e
 def test_the_demonstration_runs_through(tmp_path: Path) -> None:
     """It ends with 0, and leaves nothing running."""

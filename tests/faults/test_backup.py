@@ -250,6 +250,16 @@ def test_the_secret_is_renewed(database: Path) -> None:
         key_of_first(database)
 
 
+def test_the_secret_of_a_damaged_database_is_left_alone(database: Path) -> None:
+    """With a word about it, and no traceback."""
+    old = key_file(database).read_text()
+    database.write_bytes(b"no database" * 1000)
+    result = call("rotate-key")
+    assert (result.exit_code, result.exception.__class__) == (1, SystemExit)
+    assert "cannot be read" in result.output
+    assert key_file(database).read_text() == old
+
+
 def test_a_rotation_that_is_cut_off_loses_nothing(database: Path) -> None:
     """X14: with both secrets in the file, every start goes on from where it ended."""
     old = key_file(database).read_text()

@@ -105,6 +105,9 @@ async def test_a_key_for_some_models_sees_no_others() -> None:
         ({"models": "tiny"}, "models"),
         ({"models": ["tiny", "a b"]}, "models[1]"),
         ({"expires_at": "tomorrow"}, "expires_at"),
+        ({"expires_at": "9999-12-31T23:59:59-12:00"}, "expires_at"),
+        ({"expires_at": "9999-12-31T23:59:59.999999+00:00"}, "expires_at"),
+        ({"expires_at": "0001-01-01T00:00:00+12:00"}, "expires_at"),
         ({"key": "mine"}, "key"),
     ],
 )
@@ -202,6 +205,7 @@ async def test_use_is_counted_by_what_is_asked_for() -> None:
         }
         assert [row["requests"] for row in (await at.client.get("/admin/usage?by=client&client=key-1")).json()["rows"]] == [6]
         assert (await at.client.get("/admin/usage?server=b&owner=&model=tiny")).json()["rows"] == []
+        assert (await at.client.get("/admin/usage?until=0001-01-05")).json()["rows"] == []
         backwards = "since=2026-02-01&until=2026-01-01"
         for query, param in (
             ("by=hour", "by"),

@@ -12,8 +12,7 @@ from multiverse_gateway import plugins
 from multiverse_gateway.cli.common import config_option, json_option, print_json, refuse, settings_here
 from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.settings import Settings, SettingsError
-from multiverse_gateway.stores.copies import InUseError, alone_with
-from multiverse_gateway.stores.sqlite import SqliteStore, back_up, bring_back, database_path, everything
+from multiverse_gateway.stores.sqlite import SqliteStore, back_up, bring_back, database_path, everything, unused
 from multiverse_gateway.stores.vault import key_file, rotated
 
 
@@ -138,12 +137,10 @@ def rotate_key_command(config: Path | None) -> None:
     if not path.exists() or not key_file(path).exists():
         raise click.ClickException(f"There is no secret yet: {key_file(path)} is made at the first start")
     try:
-        with alone_with(path):
+        with unused(path):
             pass
         with rotated(path):
             anyio.run(_open_once, path)
-    except InUseError:
-        raise click.ClickException(f"A gateway is running on {path}: stop it first") from None
     except StorageUnavailable as error:
         raise click.ClickException(error.message) from None
     except OSError as error:

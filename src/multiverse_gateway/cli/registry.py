@@ -1,7 +1,6 @@
 """Commands about the registry of a running gateway."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,7 @@ import click
 
 from multiverse_gateway.cli.client import client_for, gateway_options
 from multiverse_gateway.cli.common import json_option, print_json, print_table, printable, refuse
-
-PAGE = 1000
+from multiverse_gateway.stores.files import replace_file
 
 
 @click.command("register")
@@ -126,9 +124,10 @@ def export_command(gateway_url: str | None, admin_key: str | None, output: Path 
         return
     text = json.dumps(registry, indent=2, ensure_ascii=False) + "\n"
     try:
-        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        if output.exists() and not output.is_file():  # such as /dev/stdout
+            output.write_text(text, encoding="utf-8")
+        else:
+            replace_file(output, text.encode())
     except OSError as error:
         raise click.ClickException(f"{output} cannot be written: {error.strerror}") from None
     click.echo(f"Wrote {len(registry.get('servers', []))} servers to {output}.")

@@ -37,8 +37,6 @@ LAST_SECONDS = 5.0
 HURRIED_SECONDS = 2.0
 HANDOVER_SECONDS = 2.0
 """How long a process that was relieved still takes requests: those that are on their way on connections it has accepted."""
-LISTENING_SECONDS = 0.005
-"""How often a process looks whether it listens already, until it does."""
 GARBAGE = 50_000
 """New objects after which the collector looks for cycles."""
 HEAD_BYTES = 17 * 1024
@@ -111,8 +109,6 @@ async def _serve(serving: Serving) -> int:
     _listen_to_signals(ending, serving)
     _log.info("starting", extra={"fields": {"version": __version__, "url": serving.url}})
     _log.info("settings", extra={"fields": settings.masked()})
-    if serving.ready_fd is not None:
-        _tell_when_listening(serving.sock.dup(), serving.ready_fd)
     announced = Announced(app, lambda: _announce(serving, app))
     config = server_config(settings, serving.tls)
     if _has_direct_door(settings):
@@ -120,7 +116,7 @@ async def _serve(serving: Serving) -> int:
         await hypercorn.asyncio.serve(announced, config, shutdown_trigger=partial(_serve_directly, serving, app, config, ending))
     else:
         config.bind = [f"fd://{serving.sock.detach()}"]
-        await hypercorn.asyncio.serve(announced, config, shutdown_trigger=ending.begun.wait)
+        await hypercorn.asyncio.serve(announced, config, shutdown_trigger=partial(_serve_by_hypercorn, serving, ending))
     ending.cancel()
     _log.info("stopped")
     return 0
@@ -134,6 +130,12 @@ def _has_direct_door(settings: Settings) -> bool:
     if problem is not None:
         _log.warning("the direct door does not fit this hypercorn, which serves all requests instead", extra={"fields": {"why": problem}})
     return problem is None
+
+
+async def _serve_by_hypercorn(serving: Serving, ending: "Ending") -> None:
+    """Wait for the end; hypercorn begins to wait for it when it listens."""
+    _tell_ready(serving)
+    await ending.begun.wait()
 
 
 async def _serve_directly(serving: Serving, app: Any, config: GuardedConfig, ending: "Ending") -> None:
@@ -155,6 +157,7 @@ async def _serve_directly(serving: Serving, app: Any, config: GuardedConfig, end
         ssl=tls,
         ssl_handshake_timeout=None if tls is None else config.ssl_handshake_timeout,
     )
+    _tell_ready(serving)
     _spare_garbage_collection()
     await ending.begun.wait()
     server.close()
@@ -293,14 +296,12 @@ def _read_parent(ending: Ending, loop: asyncio.AbstractEventLoop, descriptor: in
         ending.first(refuse_after=HANDOVER_SECONDS if b"r" in said else 0.0)
 
 
-def _tell_when_listening(sock: socket.socket, ready_fd: int) -> None:
-    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        asyncio.get_running_loop().call_later(LISTENING_SECONDS, _tell_when_listening, sock, ready_fd)
-        return
-    sock.close()
-    with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
-        os.write(ready_fd, b".")
-    os.close(ready_fd)
+def _tell_ready(serving: Serving) -> None:
+    """Tell the parent, if it wants to know, that connections are taken."""
+    if serving.ready_fd is not None:
+        with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+            os.write(serving.ready_fd, b".")
+        os.close(serving.ready_fd)
 
 
 def _created_key(app: Any) -> str | None:

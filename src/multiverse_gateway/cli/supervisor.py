@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import BinaryIO
 
 import anyio
@@ -100,10 +101,7 @@ class _Pool:
         """Keep one worker alive until all stop, or others take over."""
         while not self._is_over(crew):
             begun = self.now()
-            if worker is None:
-                worker = await self._start(crew)
-            worker.ready.close()
-            code = await worker.process.wait()
+            code = await self._run(crew, worker)
             worker = None
             if self.stopping:
                 self.exit_code = self.exit_code or max(0, code)
@@ -120,11 +118,24 @@ class _Pool:
             click.echo(f"Worker {number} ended with code {code}; another one starts.", err=True)
             await anyio.sleep(self.ends.pause)
 
+    async def _run(self, crew: _Crew, worker: _Worker | None) -> int:
+        """Wait for the end of a worker, of a new one by default, and return its code."""
+        try:
+            worker = worker or await self._start(crew)
+        except OSError as error:
+            click.echo(f"A worker cannot be started: {error.strerror}.", err=True)
+            return 1
+        worker.ready.close()
+        return await worker.process.wait()
+
     async def _start(self, crew: _Crew) -> _Worker:
         ready, told = os.pipe()
         try:
             command = [*self.command, "--ready-fd", str(told)]
             process = await anyio.open_process(command, stdin=subprocess.PIPE, stdout=None, stderr=None, pass_fds=[told])
+        except OSError:
+            os.close(ready)
+            raise
         finally:
             os.close(told)
         self.running.add(process)
@@ -147,7 +158,7 @@ class _Pool:
         old, new = self.crew, _Crew()
         started: list[_Worker] = []
         serving = False
-        with anyio.move_on_after(READY_SECONDS):
+        with anyio.move_on_after(READY_SECONDS), suppress(OSError):  # no process can be made, as when Python itself is being renewed
             for _ in range(self.workers):
                 started.append(await self._start(new))
             serving = all([await worker.serves() for worker in started])
@@ -158,6 +169,7 @@ class _Pool:
             click.echo("The new workers do not come to serve, so the old ones go on.", err=True)
         await self._relieve(old if serving else new)
         for number, worker in enumerate(started, start=1):
+            worker.ready.close()
             self.tasks.start_soon(self._keep, number, new, worker)
         self.replacing = False
 

@@ -23,7 +23,7 @@ class InUseError(Exception):
     """Another program has the database open."""
 
 
-def copy_to(source: Path, target: Path, check: Callable[[Path], None]) -> bool:
+def copy_to(source: Path, target: Path, check: Callable[[Path], object]) -> bool:
     """Copy a database to a file that is not there yet; false when there is one. `check` raises what is wrong with the copy.
 
     Raises:
@@ -49,7 +49,7 @@ def _reading(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode={'rw' if os.access(path, os.W_OK) else 'ro'}", uri=True)
 
 
-def replace(path: Path, copy: Path, aside: Path, check: Callable[[Path], None]) -> None:
+def replace(path: Path, copy: Path, aside: Path, check: Callable[[Path], object]) -> None:
     """Put a copy in the place of a database that nobody uses; what was there is kept under the name `aside`.
 
     Raises:

@@ -280,7 +280,7 @@ class SqliteStore:
         missing = KNOWN - applied
         if missing:
             before = self.path.with_name(f"{self.path.name}.before-{min(missing)}")
-            copy_to(self.path, before, _check_copy)  # one that is there already was made before the same step
+            copy_to(self.path, before, contents)  # one that is there already was made before the same step
             with _transaction(db):
                 migrations.apply(db)
 
@@ -482,15 +482,10 @@ def newest_backup(path: Path) -> Path | None:
 
 def _is_good(path: Path) -> bool:
     try:
-        db = _connect(path, "ro&immutable=1")
-    except sqlite3.Error:
+        contents(path)
+    except StorageUnavailable:
         return False
-    try:
-        return bool(db.execute("pragma integrity_check(1)").fetchone()[0] == "ok" and migrations.applied(db))
-    except sqlite3.Error:
-        return False
-    finally:
-        db.conn.close()
+    return True
 
 
 @attrs.frozen
@@ -526,10 +521,6 @@ def _contents(db: Database, path: Path) -> Contents:
     return Contents(_version(db), servers, is_newer=bool(applied - KNOWN))
 
 
-def _check_copy(path: Path) -> None:
-    contents(path)
-
-
 def back_up(path: Path, target: Path) -> Contents | None:
     """Copy a database while others may write to it, and say what the copy holds; `None` when the target is there already.
 
@@ -540,7 +531,8 @@ def back_up(path: Path, target: Path) -> Contents | None:
         raise StorageUnavailable(f"There is no database {path}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        return contents(target) if copy_to(path, target, _check_copy) else None
+        held: list[Contents] = []
+        return held[0] if copy_to(path, target, lambda draft: held.append(contents(draft))) else None
     except sqlite3.Error as error:
         raise StorageUnavailable(f"The database {path} cannot be copied ({error}); is the disk full?") from error
     except OSError as error:
@@ -560,9 +552,9 @@ def bring_back(path: Path, copy: Path, aside: Path, *, force: bool = False) -> C
     try:
         if path.exists() and not force:
             _refuse_newer(path, wanted)
-        replace(path, copy, aside, _check_copy)
+        replace(path, copy, aside, contents)
     except InUseError:
-        raise StorageUnavailable(f"A gateway is running on {path}: stop it first") from None
+        raise _in_use(path) from None
     except (sqlite3.Error, OSError) as error:
         raise StorageUnavailable(f"{copy} cannot be brought back: {error}") from error
     return wanted
@@ -582,23 +574,40 @@ def _refuse_newer(path: Path, copy: Contents) -> None:
             )
 
 
-def everything(path: Path, secret: str | None, tables: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Return all rows of these tables of a database that no gateway uses, the servers' keys in clear text.
+def _in_use(path: Path) -> StorageUnavailable:
+    return StorageUnavailable(f"A gateway is running on {path}: stop it first")
+
+
+@contextmanager
+def unused(path: Path) -> Iterator[Database]:
+    """Lend a database that no gateway uses, and that none can use meanwhile.
 
     Raises:
         StorageUnavailable: A gateway is running on it, or it cannot be read; the message says which.
     """
     try:
         with alone_with(path) as connection:
-            db = Database(connection, execute_plugins=False)
-            if {migration.name for migration in migrations.applied(db)} != KNOWN:
-                raise StorageUnavailable(f"The database {path} is of another version: start this version of the gateway on it once")
-            rows = {table: list(db.query(f"select * from {table} order by rowid")) for table in tables}  # noqa: S608  our own names
+            yield Database(connection, execute_plugins=False)
     except InUseError:
-        raise StorageUnavailable(f"A gateway is running on {path}: stop it first") from None
+        raise _in_use(path) from None
     except sqlite3.Error as error:
         raise StorageUnavailable(f"The database {path} cannot be read") from error
-    vault = open_vault(path, secret, may_create=False)
+
+
+def everything(path: Path, secret: str | None, tables: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """Return all rows of these tables of a database that no gateway uses, the servers' keys in clear text.
+
+    Raises:
+        StorageUnavailable: A gateway is running on it, or it cannot be read; the message says which.
+    """
+    with unused(path) as db:
+        if {migration.name for migration in migrations.applied(db)} != KNOWN:
+            raise StorageUnavailable(f"The database {path} is of another version: start this version of the gateway on it once")
+        rows = {table: list(db.query(f"select * from {table} order by rowid")) for table in tables}  # noqa: S608  our own names
+    try:
+        vault = open_vault(path, secret, may_create=False)
+    except OSError as error:
+        raise StorageUnavailable(f"{key_file(path)} cannot be read: {error.strerror}") from error
     for row in rows["servers"]:
         row["api_key"] = vault.unseal(row["api_key"])
     return rows
