@@ -30,12 +30,17 @@ class Servers(httpx2.AsyncBaseTransport):
 
 
 def status(code: int) -> Answer:
-    """Answer with a status."""
+    """Answer with a status, and with a choice."""
 
     async def answer(request: httpx2.Request) -> httpx2.Response:
-        return httpx2.Response(code, json={"choices": []})
+        return httpx2.Response(code, json={"choices": [{"message": {"content": "H"}}]})
 
     return answer
+
+
+async def rambles(request: httpx2.Request) -> httpx2.Response:
+    """Answer with a page, as a tunnel or a router does."""
+    return httpx2.Response(200, html="<html>Welcome</html>")
 
 
 async def breaks(request: httpx2.Request) -> httpx2.Response:
@@ -52,9 +57,10 @@ async def hangs(request: httpx2.Request) -> httpx2.Response:
     ("answer", "state", "words"),
     [
         (status(200), "good", "tiny answers."),
-        (status(404), "warn", "status 404. Embedding models do"),
-        (breaks, "warn", "The connection broke before an answer came."),
-        (hangs, "warn", "Is the model still loading?"),
+        (status(404), "warn", "(status 404): is the name spelt right? Embedding models need not chat."),
+        (rambles, "warn", "The answer to a chat completion is no JSON"),
+        (breaks, "warn", "The connection broke before the answer was complete"),
+        (hangs, "warn", "is the server overloaded or still loading its model?"),
     ],
 )
 async def test_the_last_step_asks_for_one_token(answer: Answer, state: str, words: str) -> None:
@@ -132,6 +138,9 @@ async def test_a_field_says_whether_it_can_be_used(name: str, value: str, words:
         ("127.0.0.1:8080", "the gateway&#39;s own machine"),
         ("192.168.1.20:11434", "a machine in the local network"),
         ("[fd00::1]:8080", "a machine in the local network"),
+        ("fdroid.example", "the host fdroid.example"),
+        ("10.gpu.example", "the host 10.gpu.example"),
+        ("8.8.8.8", "a public address"),
         ("pc.tail1234.ts.net", "a tunnel"),
     ],
 )

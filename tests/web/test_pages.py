@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from datetime import UTC, datetime
 from html import unescape
+from typing import Any
 
+import anyio
 import attrs
 import pytest
 
+from multiverse_gateway import registration
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey
 from multiverse_gateway.protocols import ProbeResult
+from multiverse_gateway.web import boards, views
 from multiverse_gateway.web.live import Parts, changes, follow, follow_lines
 from multiverse_gateway.web.security import MAX_ADMIN_FAILURES
 from support.gateways import ADMIN_KEY, BODY
@@ -676,6 +681,44 @@ async def test_a_filtered_page_of_models_is_read_anew_only_when_its_own_models_c
         assert await places() == ["servers-0"]
 
 
+async def test_live_pages_share_what_is_seen_in_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many follow: the rows are made once, and the registry is left to the monitor. A page that is opened looks itself."""
+    monkeypatch.setattr("multiverse_gateway.web.live.TICK_SECONDS", 3600)
+    made: list[str] = []
+    read = anyio.Semaphore(0)
+    row_of, chosen, refreshed = views.row_of, views.chosen, registration.refreshed
+
+    def making(*values: Any, **more: Any) -> views.Row:
+        made.append("row")
+        return row_of(*values, **more)
+
+    def choosing(*values: Any) -> list[views.Row]:
+        read.release()
+        return chosen(*values)
+
+    async def refreshing(*values: Any) -> None:
+        made.append("refreshed")
+        await refreshed(*values)
+
+    monkeypatch.setattr(views, "row_of", making)
+    monkeypatch.setattr(views, "chosen", choosing)
+    monkeypatch.setattr(boards, "refreshed", refreshing)
+    async with browsing() as browser:
+        await browser.register()
+        await browser.sign_in()
+        for _ in range(2):
+            await browser.open("/dashboard")
+            await read.acquire()
+        assert made == ["refreshed", "row"] * 2
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(browser.open, "/dashboard/live")
+            for _ in range(3):
+                await read.acquire()
+            group.cancel_scope.cancel()
+        assert made == ["refreshed", "row"] * 2
+
+
 async def test_new_lines_go_on_top(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each once."""
     monkeypatch.setattr("multiverse_gateway.web.live.TICK_SECONDS", 0)
@@ -770,6 +813,54 @@ async def test_what_was_used_stands_on_the_dashboard_and_with_each_server() -> N
             link = re.search(r'href="(/admin/usage\?[^"]*)"', page.text)
             assert link
             assert "5678" in (await browser.open(unescape(link[1]))).text
+
+
+async def test_of_many_models_the_most_used_are_shown_and_the_page_says_so() -> None:
+    """None is left out without a word; the table has them all."""
+    async with browsing() as browser:
+        await browser.register()
+        gateway = browser.app.state.gateway
+        today = datetime.fromtimestamp(gateway.wall(), UTC).date().isoformat()
+        used = [
+            Usage(key=UsageKey(today, f"model-{number:02}", ServerId("s")), counts=Counts(requests=100 - number)) for number in range(40)
+        ]
+        await gateway.store.add_usage("batch", used)
+        await browser.sign_in()
+        page = (await browser.open("/dashboard")).text
+        shown = re.findall(r'data-label="Model">(model-\d\d)<', page)
+        assert shown == [f"model-{number:02}" for number in range(31)]
+        assert "The 31 most used of 40 models; the CSV has them all." in page
+
+
+async def test_the_live_log_reads_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same filter, each line once."""
+    monkeypatch.setattr("multiverse_gateway.web.live.TICK_SECONDS", 0)
+    async with browsing() as browser:
+        await browser.sign_in()
+        gateway = browser.app.state.gateway
+        seen = re.search(r"/logs/live\?[^\"]*after=(\d+)", (await browser.open("/logs")).text)
+        assert seen
+        asked: list[int | None] = []
+        tail = gateway.tail
+
+        class Watched:
+            """The tail, which ends the stream after it was asked thrice."""
+
+            def select(self, **wanted: Any) -> list[dict[str, object]]:
+                asked.append(wanted["after"])
+                found: list[dict[str, object]] = tail.select(**wanted)
+                if len(asked) == 1:
+                    logging.getLogger("multiverse_gateway.ui").info("something new")
+                gateway.shutting_down = len(asked) == 3
+                return found
+
+        gateway.tail = Watched()
+        lines = (await browser.open(f"/logs/live?after={seen[1]}")).text
+        assert lines.count("something new") == 1
+        assert asked[0] == int(seen[1])
+        assert asked[1] == asked[0]
+        assert asked[2] is not None
+        assert asked[2] > int(seen[1])
 
 
 async def test_registering_on_the_page_shows_the_owners_token_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from http.cookies import SimpleCookie
@@ -219,6 +220,16 @@ def test_the_form_to_sign_in_is_bound_to_its_browser() -> None:
     assert not is_own_form(from_us(), token)
     assert not is_own_form(cookie, token)
     assert not is_own_form([*from_us(), *cookie], form_token([])[1])
+
+
+@pytest.mark.parametrize("brought", [r'"a\015\012Set-Cookie: mvg_session=stolen"', r'"a\073 Domain=example"', "short", "x" * 33])
+def test_the_forms_secret_is_ours_or_a_new_one(brought: str) -> None:
+    """What a browser brings goes into a header again: nothing that is not of our making."""
+    cookie = with_cookie(brought, "mvg_form")
+    nonce, token = form_token(cookie)
+    assert re.fullmatch("[A-Za-z0-9_-]{32}", nonce)
+    assert form_token(cookie)[0] != nonce
+    assert not is_own_form([*from_us(), *cookie], token)
 
 
 async def test_the_link_works_once_and_for_a_quarter_of_an_hour(staged: Stage, sessions: Sessions) -> None:

@@ -295,10 +295,17 @@ class Tail:
         return found
 
     def select(
-        self, *, level: str | None, component: str | None, text: str | None, since: float | None, limit: int
+        self,
+        *,
+        level: str | None,
+        component: str | None,
+        text: str | None,
+        since: float | None,
+        limit: int,
+        after: int | None = None,
     ) -> list[dict[str, object]]:
         """Return what `entries` does, as the admin API shows it."""
-        found = self.entries(level=level, component=component, text=text, since=since, limit=limit)
+        found = self.entries(level=level, component=component, text=text, since=since, after=after, limit=limit)
         return [{"number": entry.number, **entry.as_json()} for entry in found]
 
     def _entry(self, number: int, record: logging.LogRecord | Entry) -> Entry:

@@ -315,9 +315,16 @@ def _id(request: Request) -> ServerId:
 
 
 def recent_logs(
-    gateway: Gateway, *, level: str, component: str | None, text: str | None, since: float | None, limit: int
+    gateway: Gateway,
+    *,
+    level: str,
+    component: str | None,
+    text: str | None,
+    since: float | None,
+    limit: int,
+    after: int | None = None,
 ) -> Sequence[Mapping[str, Any]]:
-    """Return the newest log records that match; none where nothing is kept."""
+    """Return the newest log records that match, of those after number `after`; none where nothing is kept."""
     if gateway.tail is None:
         return []
-    return list(gateway.tail.select(level=level, component=component, text=text, since=since, limit=limit))
+    return list(gateway.tail.select(level=level, component=component, text=text, since=since, limit=limit, after=after))

@@ -18,6 +18,8 @@ from multiverse_gateway.web.wizard import Form, message_of
 
 FIELDS = ("name", "days", "rate_limit", "models")
 MAX_DAYS = 36_500
+MOST_ROWS = 31
+"""How many rows of use a page shows: each day of the month by day, or what is used most."""
 
 
 class Members:
@@ -85,11 +87,17 @@ def _number(form: Form, name: str) -> int | None:
 
 
 async def usage_values(frame: Frame, visit: Visit, by: str, server: str | None = None) -> dict[str, Any]:
-    """Return what `_usage.html` shows: the use of the last days by day, model or another part, and where its table is."""
+    """Return what `_usage.html` shows: the use of the last days by day, model or another part, and where the whole table is.
+
+    Of more rows than `MOST_ROWS` those with the most requests are shown.
+    """
     try:
         report = await usage_report(frame.gateway, UsageQuery(by=by, server=server))
     except GatewayError:
         report = UsageReport.nothing()
     root = str(visit.request.scope.get("root_path", "")).rstrip("/")
     query = urlencode({"format": "csv"} | ({"server": server} if server else {}))
-    return {"usage": report, "by": by, "csv": f"{root}/admin/usage?{query}"}
+    rows = report.rows
+    if len(rows) > MOST_ROWS:
+        rows = sorted(rows, key=lambda row: row.requests, reverse=True)[:MOST_ROWS]
+    return {"usage": rows, "usage_total": len(report.rows), "by": by, "csv": f"{root}/admin/usage?{query}"}

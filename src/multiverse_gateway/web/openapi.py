@@ -313,13 +313,15 @@ def _example(schema: Json, schemas: Json) -> Any:
     return schema["examples"][0]
 
 
-async def openapi(request: Request) -> Response:
-    """Describe this API (OpenAPI 3.1)."""
-    root = str(request.scope.get("root_path", "")).rstrip("/")
-    whole = document(request.app.routes) | {"servers": [{"url": root or "/"}]}
-    return json_response(whole, headers={"cache-control": "no-cache"})
-
-
 def openapi_routes() -> list[Route]:
-    """Make the route that shows the description of its application."""
+    """Make the route that shows the description of its application, made when somebody asks first."""
+    made: Json = {}
+
+    async def openapi(request: Request) -> Response:
+        """Describe this API (OpenAPI 3.1)."""
+        if not made:
+            made.update(document(request.app.routes))
+        root = str(request.scope.get("root_path", "")).rstrip("/")
+        return json_response(made | {"servers": [{"url": root or "/"}]}, headers={"cache-control": "no-cache"})
+
     return [ApiRoute("/openapi.json", name="openapi", GET=Call(endpoint=openapi, answers={200: dict[str, Any]}))]

@@ -91,7 +91,7 @@ class Pages:
             hosts={server_id: views.bare_url(route.server.endpoint_url) for server_id, route in self._gateway.table.routes.items()},
         )
 
-    def _log_lines(self, visit: Visit, *, limit: int = LOG_LINES) -> list[Mapping[str, Any]]:
+    def _log_lines(self, visit: Visit, after: int | None = None) -> list[Mapping[str, Any]]:
         query = visit.query
         level = query.get("level", "INFO")
         minutes = {"5": 300, "60": 3600, "1440": 86_400}.get(query.get("since", ""))
@@ -102,7 +102,8 @@ class Pages:
             component=component if component in COMPONENTS else None,
             text=query.get("text", "").strip()[:200] or None,
             since=None if minutes is None else self._gateway.wall() - minutes,
-            limit=limit,
+            limit=LOG_LINES,
+            after=after,
         )
         return sorted(records, key=lambda record: record["number"], reverse=True)
 
@@ -129,8 +130,7 @@ class Pages:
         after = visit.query.get("after", "")
 
         def read(last: int) -> list[tuple[int, str]]:
-            lines = [line for line in self._log_lines(visit) if int(line["number"]) > last]
-            return [(int(line["number"]), self._log_html(visit, line)) for line in lines]
+            return [(int(line["number"]), self._log_html(visit, line)) for line in self._log_lines(visit, last)]
 
         first = int(after) if after.isascii() and after.isdigit() and len(after) < 15 else 0
         return self._frame.stream(follow_lines(read, self._frame.lasts(visit), first, "log-rows"))

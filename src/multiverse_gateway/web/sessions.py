@@ -9,6 +9,7 @@
 import hashlib
 import hmac
 import logging
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -30,6 +31,7 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _SESSION = "mvg_session"
 _FORM = "mvg_form"
+_NONCE = re.compile(r"[A-Za-z0-9_-]{32}")
 _NOTE = "mvg_note"
 _LINK = "link"
 _log = logging.getLogger("multiverse_gateway.ui")
@@ -220,9 +222,17 @@ def _tokens(headers: Headers) -> Iterator[tuple[str, str]]:
 
 def form_token(headers: Headers) -> tuple[str, str]:
     """Return a secret for a cookie, the one that is there if any, and the token that belongs to it in the form."""
-    found = cookies(headers)
-    nonce = found.get(cookie_name(_FORM, secure=True)) or found.get(_FORM) or secrets.token_urlsafe(24)
+    nonce = next(_nonces(headers), None) or secrets.token_urlsafe(24)
     return nonce, _hash(_FORM, nonce)
+
+
+def _nonces(headers: Headers) -> Iterator[str]:
+    """Find the form's secrets: only what we could have made, since it goes into a header again."""
+    found = cookies(headers)
+    for secure in (True, False):
+        nonce = found.get(cookie_name(_FORM, secure=secure), "")
+        if _NONCE.fullmatch(nonce):
+            yield nonce
 
 
 def form_cookie(nonce: str, *, secure: bool) -> str:
@@ -232,6 +242,4 @@ def form_cookie(nonce: str, *, secure: bool) -> str:
 
 def is_own_form(headers: Headers, token: str) -> bool:
     """Tell whether the sign-in form came from our own page in the same browser."""
-    found = cookies(headers)
-    nonces = [found[name] for name in (cookie_name(_FORM, secure=True), _FORM) if name in found]
-    return is_own_origin(headers) and any(hmac.compare_digest(_hash(_FORM, nonce).encode(), token.encode()) for nonce in nonces)
+    return is_own_origin(headers) and any(hmac.compare_digest(_hash(_FORM, nonce).encode(), token.encode()) for nonce in _nonces(headers))

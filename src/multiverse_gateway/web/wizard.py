@@ -2,19 +2,20 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 from typing import Any
 
 import anyio
 import attrs
-from starlette.datastructures import URL
 
 from multiverse_gateway.bodies import Registration, parse_change, parse_registration, parse_test
 from multiverse_gateway.core.addresses import EndpointError, parse_endpoint
 from multiverse_gateway.core.errors import BadRequest, GatewayError
-from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.core.servers import Server
 from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.plugins import load
 from multiverse_gateway.protocols import ProbeResult
-from multiverse_gateway.registration import refuse_address
+from multiverse_gateway.registration import candidate, refuse_address
 from multiverse_gateway.web.views import sentence
 
 CHAT_SECONDS = 30.0
@@ -154,10 +155,7 @@ def check_field(form: Form, name: str) -> Note:
     if not value:
         return Note(field=name, state="bad", words="This is needed.")
     try:
-        if name == "model_name":
-            parse_change({"model_name": value})
-        else:
-            parse_change(change_body(form, [name]))
+        parse_change(change_body(form, [name]))
     except BadRequest as error:
         return Note(field=name, state="bad", words=message_of(error))
     return Note(field=name, state="good", words="")
@@ -211,13 +209,15 @@ def _kind(host: str) -> str:
     for pattern, words in _KINDS:
         if re.search(pattern, host):
             return words
-    if host == "localhost" or host.startswith("127."):
+    if host == "localhost":
         return "the gateway's own machine"
-    if re.match(r"(10|192\.168|172\.(1[6-9]|2[0-9]|3[01]))\.", host) or host.startswith(("[fd", "fd")):
-        return "a machine in the local network"
-    if URL(f"http://{host}").hostname and not re.fullmatch(r"[0-9.]+", host):
+    try:
+        address = ip_address(host.strip("[]"))
+    except ValueError:
         return f"the host {host}"
-    return "a public address"
+    if address.is_loopback:
+        return "the gateway's own machine"
+    return "a public address" if address.is_global else "a machine in the local network"
 
 
 # The connection test
@@ -272,9 +272,7 @@ async def try_steps(gateway: Gateway, form: Form) -> Test:
         refuse_address(gateway, registration.endpoint_url)
     except BadRequest as error:
         return _ended(0, message_of(error))
-    facts = {field.name: getattr(registration, field.name) for field in attrs.fields(Registration)}
-    wall = gateway.wall()
-    server = Server(id=ServerId("00000000-0000-4000-8000-000000000000"), registered_at=wall, created_at=wall, updated_at=wall, **facts)
+    server = candidate(gateway, registration)
     result = await gateway.check(server)
     if not result.passed:
         return _ended(_fails_at(result.reason or "", unauthorized=result.unauthorized), sentence(result.reason or "no answer"))
@@ -286,7 +284,7 @@ async def try_steps(gateway: Gateway, form: Form) -> Test:
     if not model:
         steps.append(Step(title=_TITLES[5], state="idle", words="Write the model's name, then test again."))
         return Test(steps=tuple(steps), ok=True)
-    steps.append(await _chat(gateway, server, model))
+    steps.append(await _chat(gateway, attrs.evolve(server, model_name=model)))
     return Test(steps=tuple(steps), models=names, ok=steps[-1].state == "good")
 
 
@@ -307,21 +305,14 @@ def _listing(result: ProbeResult, named: str) -> Step:
     return Step(title=_TITLES[4], state="good", words="1 model found." if found == 1 else f"{found} models found.")
 
 
-async def _chat(gateway: Gateway, server: Server, model: str) -> Step:
-    headers = {"accept": "application/json", "x-multiverse-hop": "1", "ngrok-skip-browser-warning": "1"}
-    if server.api_key is not None:
-        headers["authorization"] = f"Bearer {server.api_key}"
-    body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
-    title = _TITLES[5]
-    status = 0
+async def _chat(gateway: Gateway, server: Server) -> Step:
+    title, words = _TITLES[5], f"No answer within {CHAT_SECONDS:g} seconds. Is the model still loading?"
     try:
         with anyio.move_on_after(CHAT_SECONDS):
-            async with gateway.http.stream("POST", f"{server.endpoint_url}/v1/chat/completions", json=body, headers=headers) as response:
-                status = response.status_code
+            result = await load("probes", "chat", gateway.settings).check(server, gateway.http)
+            if result.passed:
+                return Step(title=title, state="good", words=f"{server.model_name} answers.")
+            words = f"{sentence(result.reason or 'no answer')} Embedding models need not chat."
     except Exception:  # noqa: BLE001  whatever a stranger's server does is a failed step, in a category only
-        return Step(title=title, state="warn", words="The connection broke before an answer came. Is the model still loading?")
-    if status == 0:
-        return Step(title=title, state="warn", words=f"No answer within {CHAT_SECONDS:g} seconds. Is the model still loading?")
-    if status == 200:
-        return Step(title=title, state="good", words=f"{model} answers.")
-    return Step(title=title, state="warn", words=f"The server answers a chat with status {status}. Embedding models do; others should not.")
+        words = "The connection broke before an answer came. Is the model still loading?"
+    return Step(title=title, state="warn", words=words)
