@@ -13,13 +13,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio
+import attrs
 import pytest
+from sqlite_utils import Database
 
-from multiverse_gateway import GatewayError, Health, HealthState, Settings, SettingsError, Store
+from multiverse_gateway import GatewayError, Health, HealthState, ServerId, Settings, SettingsError, Store
 from multiverse_gateway.stores import sqlite
+from multiverse_gateway.stores.rows import health_row, result_row, server_row
 from multiverse_gateway.stores.sqlite import SqliteStore
-from multiverse_gateway.stores.vault import key_file
-from multiverse_gateway.testing.store import StoreContract, make_server
+from multiverse_gateway.stores.vault import key_file, open_vault
+from multiverse_gateway.testing.store import StoreContract, make_key, make_result, make_server, make_usage
 
 KEY = "a-marker-key-of-a-server"
 
@@ -202,6 +205,55 @@ async def test_a_newer_file_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(GatewayError, match="newer version"):
         await opened(path)
+
+
+def make_old(path: Path, next_step: str) -> None:
+    """Make a database as the gateway did before it knew a step, with servers of which one was removed, health and checks."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    db = Database(connection)
+    sqlite.migrations.apply(db, stop_before=next_step)
+    vault = open_vault(path, None, may_create=True)
+    columns = db.table("servers").columns_dict
+    for name, removed_at in (("one", None), ("two", None), ("gone", 9.0)):
+        row = {**server_row(make_server(name, api_key=KEY), vault), "removed_at": removed_at}
+        db.table("servers").insert({column: value for column, value in row.items() if column in columns})
+    db.table("health").insert(health_row(ServerId("one"), Health(state=HealthState.HEALTHY, last_checked_at=5.0, models=("tiny",))))
+    db.table("results").insert_all(result_row(make_result("one", number)) for number in range(3))
+    db.table("secrets").insert({"name": "admin_key_sha256", "value": "ab" * 32})
+    connection.close()
+
+
+STEPS = [migration.name for migration in sqlite.migrations._migrations]
+
+
+@pytest.mark.parametrize("next_step", STEPS[1:])
+async def test_an_old_file_keeps_everything_and_learns_what_is_new(tmp_path: Path, next_step: str) -> None:
+    """Each server, its key, health and checks; keys and counts of use work, and a copy of how it was stands beside it."""
+    path = tmp_path / "registry.db"
+    make_old(path, next_step)
+    owner = make_server().owner_digest if next_step != "usage_and_keys" else None
+    servers = tuple(make_server(name, api_key=KEY, owner_digest=owner) for name in ("one", "two"))
+    store = await opened(path)
+    registry = await store.load()
+    assert registry.servers == servers
+    assert registry.health == {"one": Health(state=HealthState.HEALTHY, last_checked_at=5.0, models=("tiny",))}
+    assert [server.id for server in await store.removed()] == ["gone"]
+    assert [result.checked_at for result in await store.history(ServerId("one"), 9)] == [2.0, 1.0, 0.0]
+    assert await store.secret("admin_key_sha256", "another") == "ab" * 32
+    await store.save_server(attrs.evolve(servers[0], owner_digest="cd" * 32))
+    await store.save_key(make_key())
+    await store.add_usage("first", [make_usage("2026-05-01")])
+    await store.open_session("ef" * 32, 1e10)
+    await store.aclose()
+    store = await opened(path)
+    registry = await store.load()
+    assert registry.servers == (attrs.evolve(servers[0], owner_digest="cd" * 32), servers[1])
+    assert (registry.keys, registry.sessions) == ((make_key(),), {"ef" * 32: 1e10})
+    assert list(await store.usage("2026-05-01", "2026-05-01")) == [make_usage("2026-05-01")]
+    await store.aclose()
+    before = sqlite.newest_backup(path)
+    assert before is not None
+    assert (before.name, sqlite.contents(before).servers) == (f"registry.db.before-{min(STEPS[STEPS.index(next_step) :])}", 2)
 
 
 async def test_a_locked_file_refuses_writes_and_recovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
