@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import pytest
 
 from multiverse_gateway import Settings
-from multiverse_gateway.web.security import RateLimiter, rate_limiter
+from multiverse_gateway.web.quotas import RateLimiter, rate_limiter
 from support.services import RedisServer
 
 pytestmark = pytest.mark.e2e

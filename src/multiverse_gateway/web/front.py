@@ -16,11 +16,11 @@ from multiverse_gateway.core.usage import OPERATOR
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.relay.exchange import Client, Exchange
 from multiverse_gateway.web.errors import BadFraming, Refusal, refusal_of
+from multiverse_gateway.web.quotas import Quota
 from multiverse_gateway.web.security import (
     Caller,
     Entrance,
     Headers,
-    Quota,
     body_deadline,
     cors_headers,
     declared_length,

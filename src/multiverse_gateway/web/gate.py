@@ -13,10 +13,10 @@ from starlette.routing import Route
 from multiverse_gateway.core.errors import BadRequest, GatewayError
 from multiverse_gateway.web.errors import REQUEST_ID
 from multiverse_gateway.web.frame import Frame, Handler, Visit
+from multiverse_gateway.web.quotas import LocalWindow
 from multiverse_gateway.web.security import (
     ADDRESS,
     ClientGone,
-    LocalWindow,
     digest,
     is_secure,
     path_of,

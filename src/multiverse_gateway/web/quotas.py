@@ -1,0 +1,203 @@
+"""How often somebody may call: counted in this process, or in a storage that several gateways share."""
+
+import logging
+import math
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import attrs
+
+from multiverse_gateway.core.errors import RateLimited
+from multiverse_gateway.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from limits.aio.storage import Storage
+
+WINDOW = 60.0
+
+_log = logging.getLogger("multiverse_gateway.api")
+
+
+@attrs.frozen(kw_only=True)
+class Quota:
+    """What a caller has left; `reset` is the seconds until all of it is there again, `wait` those until the next call may come."""
+
+    limit: int
+    remaining: int
+    reset: float
+    wait: float | None = None
+
+    @property
+    def allowed(self) -> bool:
+        """Tell whether this call was within the limit."""
+        return self.wait is None
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return OpenAI's headers about it, on every answer."""
+        return [
+            (b"x-ratelimit-limit-requests", b"%d" % self.limit),
+            (b"x-ratelimit-remaining-requests", b"%d" % self.remaining),
+            (b"x-ratelimit-reset-requests", _A_MINUTE if self.reset == WINDOW else duration(self.reset).encode()),
+        ]
+
+    def error(self, message: str = "You have sent as many requests as you may; wait, then send fewer per minute") -> RateLimited:
+        """Return the refusal of a call over the limit."""
+        return TooMany(message, quota=self)
+
+
+class TooMany(RateLimited):
+    """A `RateLimited` that tells how the quota stands."""
+
+    def __init__(self, message: str, *, quota: Quota) -> None:
+        super().__init__(message, retry_after=quota.wait)
+        self.quota = quota
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the error's headers and the quota's."""
+        wait = (b"retry-after-ms", b"%d" % max(1, math.ceil(1000 * (self.quota.wait or 0))))
+        return [*super().headers(), wait, *self.quota.headers()]
+
+
+@lru_cache(maxsize=256)
+def duration(seconds: float) -> str:
+    """Write a duration as OpenAI's headers do.
+
+    >>> duration(0.2), duration(360)
+    ('1s', '6m0s')
+    """
+    whole = max(0, math.ceil(seconds))
+    return f"{whole // 60}m{whole % 60}s" if whole >= 60 else f"{whole}s"
+
+
+_A_MINUTE = duration(WINDOW).encode()
+
+
+@attrs.define
+class LocalWindow:
+    """Count calls of the last minute, exactly, in this process: no await, no task (`limits` costs 65 µs per call and starts one).
+
+    The keys of the callers heard of last are kept; calls over the limit are not counted.
+    """
+
+    limit: int
+    max_keys: int = 10_000
+    _calls: OrderedDict[str, deque[float]] = attrs.field(factory=OrderedDict, init=False)
+
+    def hit(self, key: str, now: float, limit: int | None = None) -> Quota:
+        """Count a call at the monotonic instant `now`, if it is within the limit, or within that of the key."""
+        limit = self.limit if limit is None else limit
+        calls = self._calls.get(key)
+        if calls is None:
+            calls = self._calls[key] = deque()
+            if len(self._calls) > self.max_keys:
+                self._calls.popitem(last=False)
+        else:
+            self._calls.move_to_end(key)
+            while calls and calls[0] + WINDOW <= now:  # so that a wait is never 0
+                calls.popleft()
+        if len(calls) >= limit:
+            return Quota(limit=limit, remaining=0, reset=min(WINDOW, calls[-1] + WINDOW - now), wait=min(WINDOW, calls[0] + WINDOW - now))
+        calls.append(now)
+        return Quota(limit=limit, remaining=limit - len(calls), reset=WINDOW)
+
+
+@attrs.define
+class RateLimiter:
+    """Count calls per caller and minute: here, or in a storage that several gateways share.
+
+    A storage that fails or takes longer than `patience` is left alone for `recovery` seconds, in which this process counts by itself;
+    then one call tries it again. It counts by its own clock, whatever those of the gateways say, and a little coarser than we do: what
+    is left of the minute before counts by its share.
+    """
+
+    limit: int
+    storage: "Storage | None" = None
+    now: Callable[[], float] = time.monotonic
+    patience: float = 0.1
+    recovery: float = 5.0
+    _local: LocalWindow = attrs.field(init=False)
+    _broken_until: float = attrs.field(default=-math.inf, init=False)
+
+    @_local.default
+    def _make_local(self) -> LocalWindow:
+        return LocalWindow(self.limit)
+
+    def hit_local(self, key: str, limit: int | None = None) -> Quota | None:
+        """Count a call without waiting; `None` when there is no limit. Only meant for where `is_shared` is false."""
+        limit = self.limit if limit is None else limit
+        return self._local.hit(key, self.now(), limit) if limit else None
+
+    @property
+    def is_shared(self) -> bool:
+        """Tell whether `hit` has to be awaited, because the calls are counted elsewhere (and that works)."""
+        return self.storage is not None and self.now() >= self._broken_until
+
+    async def hit(self, key: str, limit: int | None = None) -> Quota | None:
+        """Count a call, by the limit of its key if that has one; `None` when there is no limit."""
+        limit = self.limit if limit is None else limit
+        if not self.is_shared or self.storage is None or not limit:
+            return self.hit_local(key, limit)
+        was_broken = self._broken_until > -math.inf
+        if was_broken:
+            self._broken_until = self.now() + self.recovery  # others count here while this call tries
+        try:
+            with anyio.fail_after(self.patience):
+                quota = await self._hit_shared(self.storage, key, limit)
+        except Exception as error:  # noqa: BLE001  each storage fails in its own way, and none may stop the gateway
+            if self._broken_until == -math.inf:
+                _log.warning("rate limit storage fails, counting in this process", extra={"fields": {"error": type(error).__name__}})
+            self._broken_until = self.now() + self.recovery
+            return self.hit_local(key, limit)
+        if was_broken:
+            self._broken_until = -math.inf
+            _log.warning("rate limit storage works again")
+        return quota
+
+    async def aclose(self) -> None:
+        """Close the connections to the storage, if it has any."""
+        bridge = getattr(self.storage, "bridge", None)
+        if bridge is not None:
+            with anyio.move_on_after(1, shield=True):
+                await bridge.get_connection().aclose()
+
+    async def _hit_shared(self, storage: "Storage", key: str, limit: int) -> Quota:
+        from limits import RateLimitItemPerMinute
+        from limits.aio.strategies import SlidingWindowCounterRateLimiter
+
+        limiter = SlidingWindowCounterRateLimiter(storage)
+        item = RateLimitItemPerMinute(limit)
+        allowed = await limiter.hit(item, key)
+        stats = await limiter.get_window_stats(item, key)
+        soonest = min(WINDOW, max(0.001, stats.reset_time - time.time()))
+        if not allowed:
+            return Quota(limit=limit, remaining=0, reset=WINDOW, wait=soonest)
+        return Quota(limit=limit, remaining=max(0, stats.remaining), reset=WINDOW)
+
+
+def rate_limiter(settings: Settings) -> RateLimiter:
+    """Make the limiter that the settings ask for.
+
+    Raises:
+        SettingsError: The storage needs a package that is not installed.
+    """
+    url = settings.rate_limit_storage
+    if url.startswith("memory:"):
+        return RateLimiter(settings.rate_limit_per_minute)
+    from limits.aio.storage import Storage  # 2 MB and a tenth of the start, for those who count elsewhere
+    from limits.errors import ConfigurationError
+    from limits.storage import storage_from_string
+
+    options: dict[str, Any] = {"max_connections": 4096}  # a call each has one, and more calls than the usual 100 may be made at once
+    if not url.startswith("valkey"):
+        options["implementation"] = "redispy"
+    try:
+        storage = storage_from_string(f"async+{url}", **options)
+    except ConfigurationError:
+        package = "valkey" if url.startswith("valkey") else "multiverse-gateway[redis]"
+        raise SettingsError(f"MULTIVERSE_RATE_LIMIT_STORAGE needs a package: pip install '{package}'") from None
+    assert isinstance(storage, Storage)
+    return RateLimiter(settings.rate_limit_per_minute, storage)
