@@ -19,7 +19,7 @@ from multiverse_gateway.core.servers import ClientKey, Server, ServerId
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey, summed
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.keys import key_digest, new_key
-from multiverse_gateway.records import UsageRecord, UsageReport
+from multiverse_gateway.records import KeyRecord, UsageRecord, UsageReport, key_record
 from multiverse_gateway.registration import register, route_of
 
 DAYS = 30
@@ -55,6 +55,7 @@ async def create_key(gateway: Gateway, wanted: NewKey) -> tuple[ClientKey, str]:
             created_at=wall,
             expires_at=expires_at,
             rate_limit=wanted.rate_limit,
+            daily_limit=wanted.daily_limit,
             models=tuple(dict.fromkeys(wanted.models)),
         )
         await gateway.store.save_key(key)
@@ -83,9 +84,16 @@ async def revoke_key(gateway: Gateway, key_id: str) -> ClientKey:
     return key
 
 
-def all_keys(gateway: Gateway) -> list[ClientKey]:
-    """Return all client keys, the newest first."""
-    return sorted(gateway.keys.values(), key=lambda key: (key.created_at, key.id), reverse=True)
+def all_keys(gateway: Gateway) -> list[KeyRecord]:
+    """Describe all client keys, the newest first."""
+    keys = sorted(gateway.keys.values(), key=lambda key: (key.created_at, key.id), reverse=True)
+    return [record_of(gateway, key) for key in keys]
+
+
+def record_of(gateway: Gateway, key: ClientKey) -> KeyRecord:
+    """Describe a client key, and how much of its day is used."""
+    wall = gateway.wall()
+    return key_record(key, wall, gateway.day_counts.total(key.id, wall))
 
 
 # Owners' tokens

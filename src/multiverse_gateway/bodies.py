@@ -23,6 +23,7 @@ from multiverse_gateway.core.servers import MAX_CONCURRENCY, MAX_WEIGHT, MODEL_N
 
 MAX_KEY_LENGTH = 512
 MAX_IMPORT = 10_000
+MAX_DAILY_LIMIT = 100_000_000
 PAGE = 1000
 HISTORY = 100
 EXPORT_FORMAT: Final = 1
@@ -158,6 +159,7 @@ class NewKey:
     name: KeyName
     expires_at: Instant | None = None
     rate_limit: Annotated[int, Meta(ge=0, le=1_000_000, description="requests per minute; 0 for no limit")] | None = None
+    daily_limit: Annotated[int, Meta(ge=1, le=MAX_DAILY_LIMIT, description="requests to models per day (UTC)")] | None = None
     models: Annotated[list[ModelName], Meta(max_length=1000, description="the models that it may use; none named means all")] = attrs.field(
         factory=list
     )

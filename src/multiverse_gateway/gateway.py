@@ -18,6 +18,7 @@ import httpx2
 
 from multiverse_gateway._version import __version__
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_endpoint
+from multiverse_gateway.core.budget import DayCounts, day_name, day_of
 from multiverse_gateway.core.envelope import Envelope, asking_for_usage
 from multiverse_gateway.core.errors import Overloaded, StorageUnavailable
 from multiverse_gateway.core.failover import RetryPolicy
@@ -113,6 +114,8 @@ class Gateway:
         self.meter = Meter()
         self.observe: Observe | None = None
         self.keys: Mapping[bytes, ClientKey] = {}
+        self.day_counts = DayCounts()
+        """Requests of today by client key, for those with a daily limit."""
         self._ledger = Ledger()
         self._unsaved_usage: tuple[str, Sequence[Usage]] | None = None
         self._saving_usage = anyio.Lock()
@@ -149,6 +152,7 @@ class Gateway:
         """Open the store, load the table, sweep deadlines and run `watch` (the monitor) until the block is left."""
         await self.store.open()
         self.follow(await self.store.load())
+        await self.learn_use()
         failure: Exception | None = None
         try:
             async with anyio.create_task_group() as group:
@@ -610,6 +614,18 @@ class Gateway:
                     self._unsaved_usage = (secrets.token_hex(16), self._ledger.take())
                 await self.store.add_usage(*self._unsaved_usage)
                 self._unsaved_usage = None
+
+    async def learn_use(self) -> None:
+        """Learn what client keys with a daily limit have used today, before this process began and at others; else nothing is read.
+
+        Raises:
+            StorageUnavailable: It cannot be read; daily limits go on with what is known.
+        """
+        limited = {key.id for key in self.keys.values() if key.daily_limit is not None}
+        if limited:
+            day = day_of(self.wall())
+            requests = await self.store.requests_on(day_name(day))
+            self.day_counts.learn({key: requests[key] for key in limited & requests.keys()}, day, self.wall())
 
     def metrics(self) -> bytes:
         """Return the figures of this process as Prometheus reads them."""

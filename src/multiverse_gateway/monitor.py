@@ -80,6 +80,10 @@ class Watched(Protocol):
         """Save what was used since the last call, in one batch."""
         ...
 
+    async def learn_use(self) -> None:
+        """Learn what client keys with a daily limit have used today, at other processes too."""
+        ...
+
     async def refresh(self, *, anyway: bool = False) -> None:
         """Read the registry again if anybody changed it, or `anyway`."""
         ...
@@ -205,6 +209,8 @@ async def watch(gateway: Watched) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(_steadily, gateway.flush, FOLLOW_SECONDS, "results of probes cannot be saved; they are kept")
             group.start_soon(_steadily, gateway.flush_usage, USAGE_SECONDS, "counts of use cannot be saved; they are kept")
+            unknown = "the counts of today cannot be read; daily limits go on with what is known"
+            group.start_soon(_steadily, gateway.learn_use, USAGE_SECONDS, unknown)
             trouble = "the registry cannot be read; routing goes on with what is known"
             group.start_soon(_steadily, gateway.refresh, FOLLOW_SECONDS, trouble, gateway.store.changed)
             group.start_soon(_steadily, monitor.lead, LEASE_SECONDS / 3, "the store cannot say who probes; this process does")

@@ -167,6 +167,10 @@ class Store(Protocol):
         """Return what is kept of these days, both included (ISO 8601), by day, then in the order of the other parts of the key."""
         ...
 
+    async def requests_on(self, day: str) -> Mapping[str, int]:
+        """Return how many requests each client sent on a day (ISO 8601), as far as that was added; clients without any are left out."""
+        ...
+
     async def claim(self, role: str, holder: str, ttl: float) -> bool:
         """Take or renew the lease of `role` for `ttl` seconds; false while somebody else holds it."""
         ...

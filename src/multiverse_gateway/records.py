@@ -265,7 +265,7 @@ class ModelList:
 
 @attrs.frozen(kw_only=True)
 class KeyRecord:
-    """A client key, without the key itself. `rate_limit` is per minute; null is what holds for everybody."""
+    """A client key, without the key itself. `rate_limit` is per minute; null is what holds for everybody. Days are of UTC."""
 
     id: Uuid
     name: str
@@ -273,11 +273,13 @@ class KeyRecord:
     expires_at: Time | None
     revoked_at: Time | None
     rate_limit: int | None
+    daily_limit: Annotated[int | None, Meta(description="requests to models per day; null is no limit")]
+    used_today: Annotated[int | None, Meta(description="those of today that the gateway knows of; null without a daily limit")]
     models: Annotated[list[str], Meta(description="those that it may use; none named means all")]
     works: Annotated[bool, Meta(description="whether it lets anybody in now")]
 
 
-def key_record(key: ClientKey, wall: float) -> KeyRecord:
+def key_record(key: ClientKey, wall: float, used_today: int = 0) -> KeyRecord:
     """Describe a client key."""
     return KeyRecord(
         id=key.id,
@@ -286,6 +288,8 @@ def key_record(key: ClientKey, wall: float) -> KeyRecord:
         expires_at=iso(key.expires_at),
         revoked_at=iso(key.revoked_at),
         rate_limit=key.rate_limit,
+        daily_limit=key.daily_limit,
+        used_today=None if key.daily_limit is None else min(used_today, key.daily_limit),
         models=list(key.models),
         works=key.works(wall),
     )

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from browser.conftest import SETTINGS, XSS, Watched
+from browser.conftest import PHONE, SETTINGS, XSS, Watched
 from support import behaviours
 from support.backends import Backend
 from support.processes import GatewayProcess
@@ -184,6 +184,28 @@ def test_the_first_steps_with_keys_for_clients(chromium: Any, browse: Callable[.
         page.get_by_role("button", name="Send").click()
         page.locator(".measures a").wait_for()
         assert page.locator(".failed").count() == 0
+
+
+def test_a_key_with_a_daily_limit(browse: Callable[..., Watched], gateway: GatewayProcess) -> None:
+    """Made by the form, used, and its use stands in the table, on a desk and on a phone; a form that cannot be used says why."""
+    page = browse().page
+    page.goto(f"{gateway.url}/keys")
+    page.get_by_label("Name").fill("daily")
+    page.get_by_label("Requests per day").fill("1500")
+    page.get_by_role("button", name="Make it").click()
+    headers = {"x-api-key": page.locator("#made-key").text_content()}
+    asked = httpx2.post(f"{gateway.base_url}/chat/completions", json={"model": "mistral-nemo"}, headers=headers, trust_env=False)
+    assert asked.headers["x-ratelimit-remaining-requests"] == "1499"
+    for options in ({}, {"viewport": PHONE, "has_touch": True}):
+        page = browse(**options).page
+        page.goto(f"{gateway.url}/keys")
+        assert page.locator("tr", has_text="daily").get_by_text("1 of 1,500").is_visible()
+        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+    field = page.get_by_label("Requests per day")
+    field.fill("0")
+    assert field.evaluate("field => field.validity.rangeUnderflow")
+    page.get_by_role("button", name="Revoke the key of daily").tap()
+    page.get_by_text("The key of daily is revoked.").wait_for()
 
 
 def test_what_a_page_costs(browse: Callable[..., Watched], record_property: Callable[[str, object], None]) -> None:

@@ -31,16 +31,18 @@ def status(gateway: GatewayProcess, key: str) -> int:
 
 
 def test_a_key_is_made_listed_and_revoked(gateway: GatewayProcess) -> None:
-    made = call(gateway, "create", "alice", "--days", "30", "--rate-limit", "100", "--model", "tiny", "--model", "org/large")
+    limits = ("--days", "30", "--rate-limit", "100", "--daily-limit", "1000")
+    made = call(gateway, "create", "alice", *limits, "--model", "tiny", "--model", "org/large")
     assert made.exit_code == 0, made.output
     key = next(line.split()[1] for line in made.output.splitlines() if line.startswith("  key"))
     assert (status(gateway, key), status(gateway, key[:-1])) == (200, 401)
     listed = call(gateway, "list").output
     assert "alice" in listed
     assert "tiny, org/large" in listed
+    assert "0 of 1000" in listed
     assert key not in listed
     (record,) = json.loads(call(gateway, "list", "--json").output)
-    assert (record["name"], record["rate_limit"], record["works"]) == ("alice", 100, True)
+    assert (record["name"], record["rate_limit"], record["daily_limit"], record["works"]) == ("alice", 100, 1000, True)
     again = call(gateway, "create", "alice")
     assert again.exit_code == 1
     assert "already" in again.output

@@ -49,7 +49,8 @@ HEALTHS = st.builds(
     models=st.lists(WORDS, max_size=2).map(tuple),
 )
 RESULTS = st.builds(make_result, IDS, st.integers(0, 1000), passed=st.booleans())
-KEYS = st.builds(make_key, st.sampled_from(["alice", "bob"]), revoked_at=st.none() | INSTANTS, rate_limit=st.none() | st.integers(0, 99))
+LIMITS = st.none() | st.integers(1, 99)
+KEYS = st.builds(make_key, st.sampled_from(["alice", "bob"]), revoked_at=st.none() | INSTANTS, rate_limit=LIMITS, daily_limit=LIMITS)
 
 
 class Agreement(RuleBasedStateMachine):
@@ -135,6 +136,7 @@ class Agreement(RuleBasedStateMachine):
         gone = self.both_removed()
         assert gone[0] == gone[1]
         self.both("usage", "2026-05-01", "2026-05-02")
+        self.both("requests_on", "2026-05-01")
 
     def both_removed(self) -> list[set[Any]]:
         """Return who was removed: in which order is a matter of clocks."""

@@ -124,6 +124,22 @@ async def test_a_newer_database_is_refused(postgres: PostgresServer) -> None:
         await PostgresStore(url, secret=SECRET).open()
 
 
+async def test_an_older_database_keeps_its_keys_and_learns_what_is_new(postgres: PostgresServer) -> None:
+    """Keys without a daily limit have none, and can get one."""
+    url = postgres.database()
+    schema = url.rpartition("%3D")[2]
+    plain = make_key("bob", daily_limit=None)
+    async with opened(url) as store:
+        await store.save_key(plain)
+    postgres.execute(
+        f"alter table {schema}.client_keys drop column daily_limit", f"delete from {schema}.migrations where name = 'daily_limits'"
+    )
+    async with opened(url) as store:
+        assert (await store.load()).keys == (plain,)
+        await store.save_key(make_key())
+        assert set((await store.load()).keys) == {plain, make_key()}
+
+
 async def test_a_gateway_reads_on_while_a_newer_one_adds_to_the_tables(postgres: PostgresServer) -> None:
     """Gateways are updated one after the other: what is new is left alone, and kept."""
     url = postgres.database()

@@ -108,7 +108,9 @@ class Stage:
 
 def application(gateway: Gateway, *, extra: list[BaseRoute] | None = None) -> Starlette:
     """Make an application of everything but inference."""
-    entrance = Entrance.of(gateway.settings, stored_keys=lambda: gateway.keys, wall=gateway.wall, now=gateway.now)
+    entrance = Entrance.of(
+        gateway.settings, stored_keys=lambda: gateway.keys, wall=gateway.wall, now=gateway.now, day_counts=gateway.day_counts
+    )
     admin = [*admin_routes(gateway, entrance), *account_routes(gateway)]
     middleware = [
         Middleware(Errors),

@@ -83,6 +83,31 @@ async def test_a_key_has_a_limit_of_its_own(general: int, own: int | None, allow
         assert [(await models(at, other["key"])).status_code for _ in range(2)] == [200, 429]
 
 
+async def test_a_daily_limit_goes_on_where_it_was_saved() -> None:
+    """What stands in the counts of use of today is used up, of all models and of that key; tomorrow nothing is."""
+    store = MemoryStore()
+    async with stage(store=store) as at:
+        made, other = await make_key(at, daily_limit=5), await make_key(at, name="bob")
+        assert [(made["daily_limit"], made["used_today"]), (other["daily_limit"], other["used_today"])] == [(5, 0), (None, None)]
+    rows = [("2026-05-27", "tiny", made, 9), ("2026-05-28", "tiny", made, 2), ("2026-05-28", "b", made, 1), ("2026-05-28", "b", other, 7)]
+    await store.add_usage(
+        "batch", [Usage(key=UsageKey(day, model, client=key["id"]), counts=Counts(requests=count)) for day, model, key, count in rows]
+    )
+
+    async def used(at: Stage) -> dict[str, int | None]:
+        return {record["name"]: record["used_today"] for record in (await at.client.get("/admin/keys")).json()}
+
+    async with stage(store=store) as at:
+        assert await used(at) == {"alice": 3, "bob": None}
+        await store.add_usage("more", [Usage(key=UsageKey("2026-05-28", "tiny", client=made["id"]), counts=Counts(requests=9))])
+        await at.gateway.learn_use()
+        assert await used(at) == {"alice": 5, "bob": None}
+        assert [(await models(at, made["key"])).status_code for _ in range(9)] == [200] * 9
+        at.clock.advance(86_400)
+        await at.gateway.learn_use()
+        assert await used(at) == {"alice": 0, "bob": None}
+
+
 async def test_a_key_for_some_models_sees_no_others() -> None:
     async with stage() as at:
         for name in ("tiny", "org/large"):
@@ -102,6 +127,8 @@ async def test_a_key_for_some_models_sees_no_others() -> None:
         ({"name": " x"}, "name"),
         ({"name": None}, "name"),
         ({"rate_limit": -1}, "rate_limit"),
+        ({"daily_limit": 0}, "daily_limit"),
+        ({"daily_limit": 2.5}, "daily_limit"),
         ({"models": "tiny"}, "models"),
         ({"models": ["tiny", "a b"]}, "models[1]"),
         ({"expires_at": "tomorrow"}, "expires_at"),

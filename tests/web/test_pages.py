@@ -779,13 +779,16 @@ async def test_a_key_is_made_on_its_page_and_shown_once() -> None:
     """And revoked there; what cannot be used stays in the form, with the reason."""
     async with browsing() as browser:
         await browser.sign_in()
-        made = await browser.send("/keys", {"name": "alice", "days": "30", "rate_limit": "", "models": "tiny, org/large"})
+        form = {"name": "alice", "days": "30", "rate_limit": "", "daily_limit": "1500", "models": "tiny, org/large"}
+        made = await browser.send("/keys", form)
         found = re.search(r"mvg-client-[\w-]+", made.text)
         assert found, made.text
         page = await browser.open("/keys")
         assert found[0] not in page.text
         assert "tiny, org/large" in page.text
-        for form in ({"name": "alice"}, {"name": "b", "days": "x"}, {"name": "b", "days": "0"}, {"name": "", "models": "a b"}):
+        assert "0 of 1,500" in page.text
+        wrong = ({"days": "x"}, {"days": "0"}, {"daily_limit": "0"}, {"name": "", "models": "a b"})
+        for form in ({"name": "alice"}, *({"name": "b", **fields} for fields in wrong)):
             refused = await browser.send("/keys", form)
             assert refused.status_code == 400
             assert 'role="alert"' in refused.text

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from limits.aio.storage import MemoryStorage
 
-from multiverse_gateway.web.quotas import LocalWindow, RateLimiter, duration
+from multiverse_gateway.core.budget import DAY_SECONDS, DayCounts
+from multiverse_gateway.core.errors import DailyLimitReached
+from multiverse_gateway.web.quotas import DayQuota, LocalWindow, Quota, RateLimiter, duration, tighter
 
 
 def test_a_minute_holds_its_limit_and_no_more() -> None:
@@ -76,11 +78,18 @@ class Hanging(MemoryStorage):
     hangs = True
     waiting = 0
 
-    async def acquire_sliding_window_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
+    async def _hang(self) -> None:
         if self.hangs:
             self.waiting += 1
             await anyio.sleep_forever()
+
+    async def acquire_sliding_window_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
+        await self._hang()
         return await super().acquire_sliding_window_entry(key, limit, expiry, amount)
+
+    async def incr(self, key: str, expiry: float, amount: int = 1) -> int:
+        await self._hang()
+        return await super().incr(key, expiry, amount)
 
 
 async def test_a_broken_storage_is_replaced_by_local_counts_and_tried_again_later() -> None:
@@ -122,10 +131,124 @@ async def test_one_call_tries_a_broken_storage_again_and_the_others_do_not_wait_
     ]
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (0.2, "1s"), (59.5, "1m0s"), (61, "1m1s")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0s"), (0.2, "1s"), (59.5, "1m0s"), (61, "1m1s"), (3600, "1h0m0s"), (86_399.5, "24h0m0s")]
+)
 def test_durations_are_written_as_openai_does(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
 def test_waiting_is_never_endless() -> None:
     assert math.isfinite(LocalWindow(1).hit("a", 0.0).reset)
+
+
+# Days
+
+NOON = 20_000.5 * DAY_SECONDS
+
+
+def shown(quota: Quota | None) -> dict[bytes, bytes]:
+    """Return what the caller is told, refused or not."""
+    assert quota is not None
+    return dict(quota.headers() if quota.allowed else quota.error().headers())
+
+
+async def used(limiter: RateLimiter, *, limit: int | None = None, daily: int = 3, calls: int = 1) -> list[bool]:
+    """Send calls with alice's key, and tell which were let in."""
+    quotas = [await limiter.hit("alice", limit, daily) for _ in range(calls)]
+    return [quota is not None and quota.allowed for quota in quotas]
+
+
+async def test_a_day_holds_its_limit_and_the_refusal_says_when_the_next_one_begins() -> None:
+    wall = NOON
+    limiter = RateLimiter(0, wall=lambda: wall)
+    assert await used(limiter, calls=4) == [True, True, True, False]
+    refused = await limiter.hit("alice", None, 3)
+    assert refused is not None
+    error = refused.error()
+    assert isinstance(error, DailyLimitReached)
+    assert (error.status, error.code, error.retry_after) == (429, "daily_limit_exceeded", DAY_SECONDS / 2)
+    assert "3 requests" in error.message
+    assert shown(refused) == {
+        b"retry-after": b"43200",
+        b"retry-after-ms": b"43200000",
+        b"x-should-retry": b"false",
+        b"x-ratelimit-limit-requests": b"3",
+        b"x-ratelimit-remaining-requests": b"0",
+        b"x-ratelimit-reset-requests": b"12h0m0s",
+    }
+    wall += DAY_SECONDS / 2 - 1
+    assert await used(limiter) == [False]
+    wall += 1
+    assert await used(limiter, calls=4) == [True, True, True, False]
+
+
+async def test_keys_without_a_daily_limit_are_not_counted_by_day() -> None:
+    counts = DayCounts()
+    limiter = RateLimiter(5, MemoryStorage(), day_counts=counts, wall=lambda: NOON)
+    await limiter.hit("bob")
+    limiter.hit_local("bob")
+    assert not counts._totals
+
+
+@pytest.mark.parametrize(
+    ("limit", "daily", "remaining"),
+    [(10, 3, [(3, 2), (3, 1), (3, 0)]), (3, 10, [(3, 2), (3, 1), (3, 0)]), (3, 3, [(3, 2), (3, 1), (3, 0)]), (0, 9, [(9, 8), (9, 7)])],
+)
+async def test_the_tighter_window_is_told(limit: int, daily: int, remaining: list[tuple[int, int]]) -> None:
+    """Where both end together it is the day, which lasts longer."""
+    for storage in (None, MemoryStorage()):
+        limiter = RateLimiter(60, storage, wall=lambda: NOON)
+        quotas = [await limiter.hit("alice", limit, daily) for _ in remaining]
+        assert [(quota.limit, quota.remaining) for quota in quotas if quota] == remaining
+        assert shown(quotas[-1])[b"x-ratelimit-reset-requests"] == (b"1m0s" if 0 < limit < daily else b"12h0m0s")
+
+
+def test_who_is_refused_is_told_by_whom() -> None:
+    minute, day = Quota(limit=9, remaining=0, reset=60.0), DayQuota.of(2, 3, NOON)
+    assert (day.allowed, tighter(minute, day), tighter(None, day)) == (False, day, day)
+
+
+async def test_a_call_over_the_limit_of_the_minute_does_not_count_for_the_day() -> None:
+    for storage in (None, MemoryStorage()):
+        now = 0.0
+        limiter = RateLimiter(0, storage, now=lambda: now, wall=lambda: NOON)  # noqa: B023  used in this round
+        assert await used(limiter, limit=2, calls=9) == [True, True] + [False] * 7
+        assert limiter.day_counts.total("alice", NOON) == 2
+        assert await used(limiter, limit=0, calls=2) == [True, False]
+
+
+async def test_a_day_that_is_used_up_costs_no_question() -> None:
+    """Neither a place in the minute nor a call of the storage."""
+    storage = MemoryStorage()
+    limiter = RateLimiter(0, storage, wall=lambda: NOON)
+    await used(limiter, daily=1, limit=9)
+    kept = dict(storage.storage)
+    assert await used(limiter, daily=1, limit=9, calls=20) == [False] * 20
+    assert dict(storage.storage) == kept
+
+
+async def test_a_shared_storage_counts_days_for_all() -> None:
+    """By the day's name: it ends for all at midnight, not a day after the first call."""
+    wall = NOON
+    storage = MemoryStorage()
+    one, other = RateLimiter(0, storage, wall=lambda: wall), RateLimiter(0, storage, wall=lambda: wall)
+    quotas = [await limiter.hit("alice", None, 3) for limiter in (one, other, one, other, one)]
+    assert [quota.remaining for quota in quotas if quota] == [2, 1, 0, 0, 0]
+    assert [quota.allowed for quota in quotas if quota] == [True, True, True, False, False]
+    wall += DAY_SECONDS / 2
+    assert (await used(one), await used(other, calls=3)) == ([True], [True, True, False])
+
+
+async def test_without_the_storage_a_day_goes_on_where_it_was() -> None:
+    """Counts heard of others are kept, the call that waited in vain counts once, and those of the outage are not forgotten after it."""
+    now = 0.0
+    storage = Hanging()
+    storage.hangs = False
+    one, other = (RateLimiter(0, storage, now=lambda: now, wall=lambda: NOON, patience=0.05) for _ in range(2))
+    assert (await used(other, daily=5, calls=2), await used(one, daily=5)) == ([True, True], [True])
+    storage.hangs = True
+    assert await used(one, daily=5) == [True]
+    assert (one.is_shared, storage.waiting, one.day_counts.total("alice", NOON)) == (False, 1, 4)
+    storage.hangs, now = False, 10.0
+    assert await used(one, daily=5, calls=2) == [True, False]

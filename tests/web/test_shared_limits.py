@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import pytest
 
 from multiverse_gateway import Settings
+from multiverse_gateway.core.budget import DAY_SECONDS, DayCounts
 from multiverse_gateway.web.quotas import RateLimiter, rate_limiter
 from support.services import RedisServer
 
@@ -34,7 +35,7 @@ async def limiter(redis: RedisServer) -> AsyncIterator[Make]:
     made: list[RateLimiter] = []
 
     def make(limit: int = 5) -> RateLimiter:
-        one = rate_limiter(Settings(rate_limit_per_minute=limit, rate_limit_storage=redis.url))
+        one = rate_limiter(Settings(rate_limit_per_minute=limit, rate_limit_storage=redis.url), DayCounts())
         one.recovery, one.patience = 0.3, 1.0  # the first call connects, on a busy machine
         made.append(one)
         return one
@@ -59,6 +60,17 @@ async def test_gateways_count_together(limiter: Make) -> None:
     assert quota is not None
     assert 0 < (quota.wait or 0) <= 60
     assert await allowed(one, "somebody else")
+
+
+async def test_days_are_counted_together_and_forgotten_by_themselves(redis: RedisServer, limiter: Make) -> None:
+    """Three calls in a day, whichever gateway they come to; Redis keeps one number of it, for a day at most."""
+    one, other = limiter(), limiter()
+    one.wall = other.wall = lambda: 1_780_000_000.0
+    quotas = [await (one if number % 2 else other).hit("alice", 0, 3) for number in range(5)]
+    assert [(quota.allowed, quota.remaining) for quota in quotas if quota] == [(True, 2), (True, 1), (True, 0), (False, 0), (False, 0)]
+    (name,) = redis.ask("KEYS", "*alice*")
+    assert "2026-05-28" in name
+    assert 0 < redis.ask("TTL", name) <= DAY_SECONDS
 
 
 async def test_what_was_counted_may_be_lost(redis: RedisServer, limiter: Make) -> None:

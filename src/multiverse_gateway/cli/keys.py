@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from multiverse_gateway.bodies import MAX_DAILY_LIMIT
 from multiverse_gateway.cli.client import client_for, gateway_options
 from multiverse_gateway.cli.common import json_option, print_json, print_table, printable
 
@@ -19,6 +20,7 @@ def keys_command() -> None:
 @gateway_options
 @click.option("--days", type=click.IntRange(1, 36_500), help="Days until it is over; for ever without.")
 @click.option("--rate-limit", type=click.IntRange(0, 1_000_000), help="Requests per minute; 0 for no limit, as for everybody without.")
+@click.option("--daily-limit", type=click.IntRange(1, MAX_DAILY_LIMIT), help="Requests to models per day (UTC); no limit without.")
 @click.option("--model", "models", multiple=True, help="A model that it may use; may be given several times, all without.")
 @json_option
 def create(
@@ -27,11 +29,12 @@ def create(
     admin_key: str | None,
     days: int | None,
     rate_limit: int | None,
+    daily_limit: int | None,
     models: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Make a client key. It is shown this once; the gateway keeps only its hash."""
-    body: dict[str, Any] = {"name": name, "rate_limit": rate_limit, "models": list(models)}
+    body: dict[str, Any] = {"name": name, "rate_limit": rate_limit, "daily_limit": daily_limit, "models": list(models)}
     if days is not None:
         body["expires_at"] = (datetime.now(UTC) + timedelta(days=days)).isoformat()
     made = client_for(gateway_url, admin_key).admin("POST", "/keys", json=body)
@@ -64,12 +67,13 @@ def list_keys(gateway_url: str | None, admin_key: str | None, everything: bool, 
             "works" if key["works"] else "revoked" if key["revoked_at"] else "over",
             printable(key["expires_at"] or "-"),
             "-" if key["rate_limit"] is None else key["rate_limit"],
+            "-" if key["daily_limit"] is None else f"{key['used_today']} of {key['daily_limit']}",
             printable(", ".join(key["models"]) or "all"),
             printable(key["id"]),
         )
         for key in keys
     ]
-    print_table(rows, ("name", "state", "until", "per minute", "models", "id"))
+    print_table(rows, ("name", "state", "until", "per minute", "today", "models", "id"))
 
 
 @keys_command.command("revoke")

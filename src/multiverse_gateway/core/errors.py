@@ -17,6 +17,7 @@
     ├── RequestTimeout            408  request_timeout
     ├── RequestTooLarge           413  request_too_large
     ├── RateLimited               429  rate_limit_exceeded
+    │   ├── DailyLimitReached          daily_limit_exceeded
     │   └── BackendBusy                upstream_busy
     ├── InternalError             500  internal_error
     ├── UpstreamFailed            502  upstream_error
@@ -195,6 +196,13 @@ class RateLimited(GatewayError):
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
+
+
+class DailyLimitReached(RateLimited):
+    """The key's requests of this day are used up; no repetition helps before the next one."""
+
+    code = "daily_limit_exceeded"
+    final = True
 
 
 class BackendBusy(RateLimited):

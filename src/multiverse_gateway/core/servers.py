@@ -76,7 +76,8 @@ class ClientKey:
     """A user's key to the inference API, as it is kept: of the key itself only `digest`, its SHA-256 in hexadecimal.
 
     `expires_at` and `revoked_at` end it. `rate_limit` is in requests per minute; `None` is what holds for everybody, 0 no limit.
-    `models` are those that it may use; none named means all. Instants are epoch seconds.
+    `daily_limit` is in requests to models per day (UTC); `None` is no limit. `models` are those that it may use; none named means all.
+    Instants are epoch seconds.
     """
 
     id: str
@@ -86,6 +87,7 @@ class ClientKey:
     expires_at: float | None = None
     revoked_at: float | None = None
     rate_limit: int | None = None
+    daily_limit: int | None = None
     models: tuple[str, ...] = ()
 
     def works(self, wall: float) -> bool:

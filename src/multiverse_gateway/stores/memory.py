@@ -1,7 +1,7 @@
 """A registry that lives as long as its process: for tests and trials."""
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 
 import anyio
@@ -136,6 +136,14 @@ class MemoryStore:
         """Return what is kept of these days."""
         found = [Usage(key=key, counts=counts) for key, counts in self._usage.items() if since <= key.day <= until]
         return tuple(sorted(found, key=lambda usage: attrs.astuple(usage.key)))
+
+    async def requests_on(self, day: str) -> Mapping[str, int]:
+        """Return how many requests each client has sent on a day."""
+        sums: Counter[str] = Counter()
+        for key, counts in self._usage.items():
+            if key.day == day:
+                sums[key.client] += counts.requests
+        return sums
 
     async def claim(self, role: str, holder: str, ttl: float) -> bool:
         """Take or renew a lease."""

@@ -107,6 +107,7 @@ MIGRATIONS: Mapping[str, LiteralString] = {
         create table counters (name text primary key, value bigint not null);
         insert into counters (name, value) values ('version', 1)
     """,
+    "daily_limits": "alter table client_keys add column daily_limit integer",
 }
 """The steps from an empty schema to ours, in order."""
 TABLES = ("servers", "health", "results", "secrets", "client_keys", "usage", "sessions", "counters")
@@ -434,6 +435,11 @@ class PostgresStore:
         """Return what is kept of these days."""
         query: LiteralString = "select * from usage where day between %s and %s order by day, model, server_id, owner, client"
         return tuple(map(usage_of, await self._rows(query, [since, until])))
+
+    async def requests_on(self, day: str) -> Mapping[str, int]:
+        """Return how many requests each client has sent on a day."""
+        query: LiteralString = "select client, sum(requests)::bigint as requests from usage where day = %s group by client"
+        return {row["client"]: row["requests"] for row in await self._rows(query, [day])}
 
     # For all processes
 

@@ -63,7 +63,7 @@ _Result = TypeVar("_Result")
 _Part = TypeVar("_Part")
 
 SET = "multiverse_gateway"
-KNOWN = frozenset({"registry", "usage_and_keys", "browser_sessions"})
+KNOWN = frozenset({"registry", "usage_and_keys", "browser_sessions", "daily_limits"})
 """The names of our migrations."""
 
 migrations = Migrations(SET)
@@ -142,6 +142,12 @@ def usage_and_keys(db: Database) -> None:
 def browser_sessions(db: Database) -> None:
     """Add the browsers' sessions."""
     db.table("sessions").create({"digest": str, "until": float}, pk="digest")
+
+
+@migrations()
+def daily_limits(db: Database) -> None:
+    """Add the daily limits of client keys."""
+    db.table("client_keys").add_column("daily_limit", int)
 
 
 class SqliteStore:
@@ -386,6 +392,11 @@ class SqliteStore:
         """Return what is kept of these days."""
         query = f"select * from usage where day between ? and ? order by {', '.join(USAGE_KEY)}"  # noqa: S608  our own names
         return await self._read(lambda db: tuple(usage_of(row) for row in db.query(query, [since, until])))
+
+    async def requests_on(self, day: str) -> Mapping[str, int]:
+        """Return how many requests each client has sent on a day."""
+        query = "select client, sum(requests) from usage where day = ? group by client"
+        return await self._read(lambda db: dict(db.execute(query, [day]).fetchall()))
 
     # For all processes
 

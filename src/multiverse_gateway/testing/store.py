@@ -45,6 +45,7 @@ def make_key(name: str = "alice", **facts: object) -> ClientKey:
         "created_at": 1.5,
         "expires_at": 1e10,
         "rate_limit": 7,
+        "daily_limit": 70,
         "models": ("tiny", "a/b:c"),
     }
     return ClientKey(**{**values, **facts})  # type: ignore[arg-type]
@@ -213,7 +214,7 @@ class StoreContract:
         seen = [await store.version()]
         await store.save_key(make_key())
         seen.append(await store.version())
-        plain = make_key("bob", created_at=2.5, expires_at=None, rate_limit=None, models=())
+        plain = make_key("bob", created_at=2.5, expires_at=None, rate_limit=None, daily_limit=None, models=())
         await store.save_key(plain)
         seen.append(await store.version())
         assert (await store.load()).keys == (make_key(), plain)
@@ -245,6 +246,15 @@ class StoreContract:
         assert everything[3] == make_usage("2026-05-03", model="b")
         assert [usage.key.day for usage in await store.usage("2026-05-02", "2026-05-02")] == ["2026-05-02"] * 2
         assert not await store.usage("2026-05-04", "2027-01-01")
+
+    async def test_requests_of_a_day_are_known_by_client(self, store: Store) -> None:
+        """Whatever they asked for, and of that day only."""
+        assert await store.requests_on("2026-05-01") == {}
+        rows = [make_usage("2026-05-01", 2), make_usage("2026-05-01", 3, model="b"), make_usage("2026-05-02", 9)]
+        await store.add_usage("first", [*rows, make_usage("2026-05-01", client="")])
+        await store.add_usage("second", [make_usage("2026-05-01", 4, server_id="two")])
+        assert await store.requests_on("2026-05-01") == {"id of alice": 9, "": 1}
+        assert await store.requests_on("2026-05-03") == {}
 
     async def test_a_batch_of_usage_counts_once(self, store: Store) -> None:
         """Whoever does not know whether it was saved saves it again."""

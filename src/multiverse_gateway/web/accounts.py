@@ -4,11 +4,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from multiverse_gateway.accounts import all_keys, create_key, csv_of, renew_owner_token, revoke_key, usage_report
+from multiverse_gateway.accounts import all_keys, create_key, csv_of, record_of, renew_owner_token, revoke_key, usage_report
 from multiverse_gateway.bodies import NewKey, UsageQuery, read, read_query
 from multiverse_gateway.core.errors import KeyNotFound, ServerNotFound, StorageUnavailable
 from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.records import KeyRecord, MadeKey, OwnerToken, UsageReport, key_record, made_key
+from multiverse_gateway.records import KeyRecord, MadeKey, OwnerToken, UsageReport, made_key
 from multiverse_gateway.registration import refreshed, server_id_of
 from multiverse_gateway.web.answers import ApiRoute, Call, body_of, json_response
 
@@ -19,7 +19,7 @@ def account_routes(gateway: Gateway) -> list[Route]:
     async def list_keys(request: Request) -> Response:
         """List the client keys, the newest first, those that are over too; never the keys themselves."""
         await refreshed(gateway)
-        return json_response([key_record(key, gateway.wall()) for key in all_keys(gateway)])
+        return json_response(all_keys(gateway))
 
     async def post_key(request: Request) -> Response:
         """Make a client key; this answer is the only one that shows it."""
@@ -29,7 +29,7 @@ def account_routes(gateway: Gateway) -> list[Route]:
     async def delete_key(request: Request) -> Response:
         """Revoke a client key: once this is answered, nobody is let in with it, at other gateways two seconds later."""
         key = await revoke_key(gateway, request.path_params["key_id"])
-        return json_response(key_record(key, gateway.wall()))
+        return json_response(record_of(gateway, key))
 
     async def post_token(request: Request) -> Response:
         """Make a new token for the owner of a server; the one before it is void, and this answer is the only one that shows it."""

@@ -105,12 +105,12 @@ class Front:
             GatewayError: The answer, given without reading the body.
         """
         self._check(visit)
-        self._charge(visit, self.entrance.limiter.hit_local(visit.caller.quota, visit.caller.limit))
+        self._charge(visit, self.entrance.limiter.hit_local(visit.caller.quota, visit.caller.limit, visit.caller.daily_limit))
 
     async def admit(self, visit: Visit) -> None:
         """Do the same, wherever the quotas are counted."""
         self._check(visit)
-        self._charge(visit, await self.entrance.limiter.hit(visit.caller.quota, visit.caller.limit))
+        self._charge(visit, await self.entrance.limiter.hit(visit.caller.quota, visit.caller.limit, visit.caller.daily_limit))
 
     def _check(self, visit: Visit) -> None:
         visit.caller = self.entrance.receive(visit.peer, visit.fields)

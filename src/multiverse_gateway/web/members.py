@@ -10,13 +10,14 @@ from starlette.routing import Route
 from multiverse_gateway.accounts import all_keys, create_key, revoke_key, usage_report
 from multiverse_gateway.bodies import NewKey, UsageQuery, read
 from multiverse_gateway.core.errors import BadRequest, GatewayError
-from multiverse_gateway.records import MadeKey, UsageReport, key_record, made_key
+from multiverse_gateway.records import MadeKey, UsageReport, made_key
 from multiverse_gateway.registration import refreshed
 from multiverse_gateway.web.frame import Frame, Visit
 from multiverse_gateway.web.gate import Gate
 from multiverse_gateway.web.wizard import Form, message_of
 
-FIELDS = ("name", "days", "rate_limit", "models")
+LIMITS = ("rate_limit", "daily_limit")
+FIELDS = ("name", "days", *LIMITS, "models")
 MAX_DAYS = 36_500
 MOST_ROWS = 31
 """How many rows of use a page shows: each day of the month by day, or what is used most."""
@@ -47,13 +48,12 @@ class Members:
 
     async def _page(self, visit: Visit, *, made: MadeKey | None = None, problem: str = "", status: int = 200) -> Response:
         await refreshed(self._gateway)
-        wall = self._gateway.wall()
         return self._frame.page(
             visit,
             "keys.html",
             status=status,
             active="keys",
-            keys=[key_record(key, wall) for key in all_keys(self._gateway)],
+            keys=all_keys(self._gateway),
             made=made,
             problem=problem,
             given={name: visit.form.get(name, "") if problem else "" for name in FIELDS},
@@ -62,13 +62,12 @@ class Members:
 
     def _wanted(self, form: Form) -> NewKey:
         body: dict[str, Any] = {"name": form.get("name", "").strip()}
-        days, limit = _number(form, "days"), _number(form, "rate_limit")
+        days = _number(form, "days")
         if days is not None:
             if not 1 <= days <= MAX_DAYS:
                 raise BadRequest(f"The days until it is over must be a whole number from 1 to {MAX_DAYS:,}", param="days")
             body["expires_at"] = (datetime.fromtimestamp(self._gateway.wall(), UTC) + timedelta(days=days)).isoformat()
-        if limit is not None:
-            body["rate_limit"] = limit
+        body |= {name: _number(form, name) for name in LIMITS}
         body["models"] = [name.strip() for name in form.get("models", "").split(",") if name.strip()]
         return read(body, NewKey)
 

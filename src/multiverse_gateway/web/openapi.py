@@ -51,6 +51,7 @@ _INFERENCE = (
     errors.StreamingUnsupported,
     errors.ModelNotFound,
     errors.UnknownURL,
+    errors.DailyLimitReached,
     errors.BackendBusy,
     errors.UpstreamFailed,
     errors.UpstreamAuthFailed,

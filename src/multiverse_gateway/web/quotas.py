@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import attrs
 
-from multiverse_gateway.core.errors import RateLimited
+from multiverse_gateway.core.budget import DayCounts, day_name, day_of, until_next_day
+from multiverse_gateway.core.errors import DailyLimitReached, RateLimited
 from multiverse_gateway.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -49,6 +50,27 @@ class Quota:
         return TooMany(message, quota=self)
 
 
+@attrs.frozen(kw_only=True)
+class DayQuota(Quota):
+    """What a client key has left of its day (UTC)."""
+
+    @classmethod
+    def of(cls, limit: int, used: int, wall: float) -> "DayQuota":
+        """Judge a call that is the `used`th of its day; `wall` is epoch seconds."""
+        left = until_next_day(wall)
+        return cls(limit=limit, remaining=max(0, limit - used), reset=left, wait=None if used <= limit else left)
+
+    def error(self, message: str = "") -> RateLimited:
+        """Return the refusal of a call over the limit."""
+        said = f"The {self.limit:,} requests that your key may send per day are used up; wait until 00:00 UTC, or ask the operator for more"
+        return DayUsedUp(message or said, quota=self)
+
+
+def tighter(minute: Quota | None, day: DayQuota) -> Quota:
+    """Return the one of two quotas that ends first, which is what the caller is told."""
+    return day if minute is None or not day.allowed or day.remaining <= minute.remaining else minute
+
+
 class TooMany(RateLimited):
     """A `RateLimited` that tells how the quota stands."""
 
@@ -62,15 +84,24 @@ class TooMany(RateLimited):
         return [*super().headers(), wait, *self.quota.headers()]
 
 
-@lru_cache(maxsize=256)
+class DayUsedUp(TooMany, DailyLimitReached):
+    """A `DailyLimitReached` that tells how the quota stands."""
+
+
 def duration(seconds: float) -> str:
     """Write a duration as OpenAI's headers do.
 
-    >>> duration(0.2), duration(360)
-    ('1s', '6m0s')
+    >>> duration(0.2), duration(360), duration(86_400)
+    ('1s', '6m0s', '24h0m0s')
     """
-    whole = max(0, math.ceil(seconds))
-    return f"{whole // 60}m{whole % 60}s" if whole >= 60 else f"{whole}s"
+    return _written(max(0, math.ceil(seconds)))
+
+
+@lru_cache(maxsize=256)
+def _written(seconds: int) -> str:
+    minutes, hours = seconds // 60, seconds // 3600
+    parts = ([f"{hours}h"] if hours else []) + ([f"{minutes % 60}m"] if minutes else [])
+    return "".join([*parts, f"{seconds % 60}s"])
 
 
 _A_MINUTE = duration(WINDOW).encode()
@@ -107,11 +138,13 @@ class LocalWindow:
 
 @attrs.define
 class RateLimiter:
-    """Count calls per caller and minute: here, or in a storage that several gateways share.
+    """Count calls per caller and minute, and per client key and day where it has a daily limit: here, or in a storage that several
+    gateways share.
 
     A storage that fails or takes longer than `patience` is left alone for `recovery` seconds, in which this process counts by itself;
     then one call tries it again. It counts by its own clock, whatever those of the gateways say, and a little coarser than we do: what
-    is left of the minute before counts by its share.
+    is left of the minute before counts by its share. Days end by our own `wall` clock; `day_counts` is what is known of today. A call
+    over the limit of the minute does not count for the day; a day that is used up is refused without asking anybody.
     """
 
     limit: int
@@ -119,6 +152,8 @@ class RateLimiter:
     now: Callable[[], float] = time.monotonic
     patience: float = 0.1
     recovery: float = 5.0
+    day_counts: DayCounts = attrs.field(factory=DayCounts)
+    wall: Callable[[], float] = time.time
     _local: LocalWindow = attrs.field(init=False)
     _broken_until: float = attrs.field(default=-math.inf, init=False)
 
@@ -126,32 +161,49 @@ class RateLimiter:
     def _make_local(self) -> LocalWindow:
         return LocalWindow(self.limit)
 
-    def hit_local(self, key: str, limit: int | None = None) -> Quota | None:
+    def hit_local(self, key: str, limit: int | None = None, daily: int | None = None) -> Quota | None:
         """Count a call without waiting; `None` when there is no limit. Only meant for where `is_shared` is false."""
         limit = self.limit if limit is None else limit
-        return self._local.hit(key, self.now(), limit) if limit else None
+        if daily is None:
+            return self._local.hit(key, self.now(), limit) if limit else None
+        wall = self.wall()
+        spent = self._spent(key, daily, wall)
+        if spent is not None:
+            return spent
+        minute = self._local.hit(key, self.now(), limit) if limit else None
+        if minute is not None and not minute.allowed:
+            return minute
+        return tighter(minute, DayQuota.of(daily, self.day_counts.count(key, wall), wall))
+
+    def _spent(self, key: str, daily: int, wall: float) -> DayQuota | None:
+        """Return the refusal of a key whose day is used up."""
+        used = self.day_counts.total(key, wall)
+        return DayQuota.of(daily, used + 1, wall) if used >= daily else None
 
     @property
     def is_shared(self) -> bool:
         """Tell whether `hit` has to be awaited, because the calls are counted elsewhere (and that works)."""
         return self.storage is not None and self.now() >= self._broken_until
 
-    async def hit(self, key: str, limit: int | None = None) -> Quota | None:
-        """Count a call, by the limit of its key if that has one; `None` when there is no limit."""
+    async def hit(self, key: str, limit: int | None = None, daily: int | None = None) -> Quota | None:
+        """Count a call, by the limits of its key if that has any; `None` when there is no limit."""
         limit = self.limit if limit is None else limit
-        if not self.is_shared or self.storage is None or not limit:
-            return self.hit_local(key, limit)
+        if not self.is_shared or self.storage is None or not (limit or daily):
+            return self.hit_local(key, limit, daily)
+        spent = None if daily is None else self._spent(key, daily, self.wall())
+        if spent is not None:
+            return spent
         was_broken = self._broken_until > -math.inf
         if was_broken:
             self._broken_until = self.now() + self.recovery  # others count here while this call tries
         try:
             with anyio.fail_after(self.patience):
-                quota = await self._hit_shared(self.storage, key, limit)
+                quota = await self._hit_shared(self.storage, key, limit, daily)
         except Exception as error:  # noqa: BLE001  each storage fails in its own way, and none may stop the gateway
             if self._broken_until == -math.inf:
                 _log.warning("rate limit storage fails, counting in this process", extra={"fields": {"error": type(error).__name__}})
             self._broken_until = self.now() + self.recovery
-            return self.hit_local(key, limit)
+            return self.hit_local(key, limit, daily)
         if was_broken:
             self._broken_until = -math.inf
             _log.warning("rate limit storage works again")
@@ -164,7 +216,13 @@ class RateLimiter:
             with anyio.move_on_after(1, shield=True):
                 await bridge.get_connection().aclose()
 
-    async def _hit_shared(self, storage: "Storage", key: str, limit: int) -> Quota:
+    async def _hit_shared(self, storage: "Storage", key: str, limit: int, daily: int | None) -> Quota | None:
+        minute = await self._hit_minute(storage, key, limit) if limit else None
+        if daily is None or (minute is not None and not minute.allowed):
+            return minute
+        return tighter(minute, await self._hit_day(storage, key, daily))
+
+    async def _hit_minute(self, storage: "Storage", key: str, limit: int) -> Quota:
         from limits import RateLimitItemPerMinute
         from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
@@ -177,8 +235,24 @@ class RateLimiter:
             return Quota(limit=limit, remaining=0, reset=WINDOW, wait=soonest)
         return Quota(limit=limit, remaining=max(0, stats.remaining), reset=WINDOW)
 
+    async def _hit_day(self, storage: "Storage", key: str, limit: int) -> DayQuota:
+        """Count a call in the window of its day, which `limits` would let begin with the first call: the day is part of its name."""
+        from limits import RateLimitItemPerDay
 
-def rate_limiter(settings: Settings) -> RateLimiter:
+        wall = self.wall()
+        day = day_of(wall)
+        here = self.day_counts.count(key, wall)
+        item = RateLimitItemPerDay(limit)
+        try:
+            there = await storage.incr(item.key_for(key, day_name(day)), item.get_expiry())
+        except BaseException:
+            self.day_counts.take_back(key, day)
+            raise
+        self.day_counts.learn({key: there}, day, self.wall())
+        return DayQuota.of(limit, max(here, there), wall)
+
+
+def rate_limiter(settings: Settings, day_counts: DayCounts, wall: Callable[[], float] = time.time) -> RateLimiter:
     """Make the limiter that the settings ask for.
 
     Raises:
@@ -186,7 +260,7 @@ def rate_limiter(settings: Settings) -> RateLimiter:
     """
     url = settings.rate_limit_storage
     if url.startswith("memory:"):
-        return RateLimiter(settings.rate_limit_per_minute)
+        return RateLimiter(settings.rate_limit_per_minute, day_counts=day_counts, wall=wall)
     from limits.aio.storage import Storage  # 2 MB and a tenth of the start, for those who count elsewhere
     from limits.errors import ConfigurationError
     from limits.storage import storage_from_string
@@ -200,4 +274,4 @@ def rate_limiter(settings: Settings) -> RateLimiter:
         package = "valkey" if url.startswith("valkey") else "multiverse-gateway[redis]"
         raise SettingsError(f"MULTIVERSE_RATE_LIMIT_STORAGE needs a package: pip install '{package}'") from None
     assert isinstance(storage, Storage)
-    return RateLimiter(settings.rate_limit_per_minute, storage)
+    return RateLimiter(settings.rate_limit_per_minute, storage, day_counts=day_counts, wall=wall)

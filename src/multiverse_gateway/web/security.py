@@ -21,6 +21,7 @@ import attrs
 import msgspec
 from starlette.middleware.cors import CORSMiddleware
 
+from multiverse_gateway.core.budget import DayCounts
 from multiverse_gateway.core.errors import (
     AdminKeyRequired,
     GatewayError,
@@ -232,6 +233,11 @@ class Caller:
         """The calls per minute that its key is for, where that says so; 0 for no limit."""
         return None if self.key is None else self.key.rate_limit
 
+    @property
+    def daily_limit(self) -> int | None:
+        """The requests to models per day that its key is for, where that says so."""
+        return None if self.key is None else self.key.daily_limit
+
 
 def _no_keys() -> Mapping[bytes, ClientKey]:
     return {}
@@ -272,10 +278,11 @@ class Entrance:
         stored_keys: Callable[[], Mapping[bytes, ClientKey]] = _no_keys,
         wall: Callable[[], float] = time.time,
         now: Callable[[], float] = time.monotonic,
+        day_counts: DayCounts | None = None,
     ) -> "Entrance":
-        """Make the entrance of a gateway."""
+        """Make the entrance of a gateway; `day_counts` is what it knows of the use of today."""
         return cls(
-            rate_limiter(settings),
+            rate_limiter(settings, day_counts or DayCounts(), wall),
             tuple(ip_network(text, strict=False) for text in settings.trusted_proxies),
             digests(settings.client_api_keys),
             settings.require_client_auth,
