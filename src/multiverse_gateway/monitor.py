@@ -27,6 +27,7 @@ from multiverse_gateway.protocols import ProbeResult, Store
 from multiverse_gateway.settings import Settings
 
 FOLLOW_SECONDS = 0.5
+"""How long a change waits at most to be saved, and again to be read by the other processes: together the second that is promised."""
 USAGE_SECONDS = 5.0
 TICK_SECONDS = 0.25
 LEASE_SECONDS = 5.0

@@ -16,6 +16,7 @@ from support import behaviours
 from support.backends import Backend
 from support.processes import Child, GatewayProcess, environment
 from support.sockets import free_port, wait_until
+from support.workers import children
 
 ON_LINUX = sys.platform == "linux"
 
@@ -130,11 +131,6 @@ def test_workers_end_with_their_parent() -> None:
         gateway.signal(signal.SIGKILL)
         gateway.wait()
         wait_until(lambda: not [pid for pid in workers if Path(f"/proc/{pid}").exists()], within=20)
-
-
-def children(pid: int) -> set[int]:
-    """Return the ids of a process's children."""
-    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
 
 
 @pytest.mark.e2e

@@ -1,43 +1,126 @@
-"""Several workers on one machine behave as one gateway."""
+"""Several workers on one machine and one SQLite file behave as one gateway."""
 
 from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
 
 import httpx2
 import pytest
 
-from support.backends import Backend
-from support.processes import GatewayProcess
+from multiverse_gateway.monitor import FOLLOW_SECONDS, LEASE_SECONDS
+from support.backends import Backend, Exchange, list_models
+from support.processes import ADMIN_KEY, GatewayProcess
+from support.raw_client import RawClient
 from support.sockets import wait_until
+from support.workers import children, holder
 
 pytestmark = pytest.mark.e2e
 
+WORKERS = 3
 QUESTION = {"model": "shared", "messages": [{"role": "user", "content": "hello"}]}
+KEY = [("x-api-key", ADMIN_KEY)]
 ONE_USE = httpx2.Limits(max_keepalive_connections=0)
 """A connection for each request."""
+SEEN_WITHIN = 1.0
+"""What the documentation promises: a change is seen by every worker after so many seconds."""
+SLACK = 5.0
+"""What two busy cores may take besides."""
 
 
-def statuses(gateway: GatewayProcess) -> set[int]:
-    """Ask on new connections until every worker has most likely answered."""
-    with httpx2.Client(limits=ONE_USE) as client:
-        return {client.post(f"{gateway.base_url}/chat/completions", json=QUESTION).status_code for _ in range(30)}
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[GatewayProcess]:
+    """Start one gateway of several workers."""
+    with GatewayProcess({"HEALTH_CHECK_INTERVAL_SECONDS": "1"}, args=("--workers", str(WORKERS))) as started:
+        wait_until(lambda: len(children(started.pid)) == WORKERS)
+        yield started
 
 
-def test_what_one_worker_learns_all_know() -> None:
-    """Registered with one, a server is served by all; removed with one, it is gone from all; one of them probes."""
-    with (
-        Backend("one", models=("shared",)) as backend,
-        GatewayProcess({"HEALTH_CHECK_INTERVAL_SECONDS": "1"}, args=("--workers", "3")) as gateway,
-    ):
-        server = gateway.register("shared", backend.url)
-        wait_until(lambda: statuses(gateway) == {200}, within=5)
-        before, hits = len(backend.probes), backend.hits
-        wait_until(lambda: len(backend.probes) >= before + 4, within=10)
-        assert backend.hits == hits
-        assert gateway.admin("DELETE", f"/register/{server}").status_code == 200
-        wait_until(lambda: statuses(gateway) == {404}, within=5)
+@pytest.fixture
+def workers(gateway: GatewayProcess) -> Iterator[list[RawClient]]:
+    """Return a connection to each of the workers: the kernel chooses one for each connection, so many may be opened."""
+    found: dict[int, RawClient] = {}
+    with ExitStack() as stack:
+
+        def all_found() -> bool:
+            client = stack.enter_context(RawClient(gateway.port, timeout=30))
+            client.fetch("POST", "/v1/chat/completions", json=QUESTION)
+            pid = holder(children(gateway.pid), (client.host, client.port), client.socket.getsockname())
+            if pid is not None:
+                found.setdefault(pid, client)
+            return found.keys() == children(gateway.pid) and len(found) == WORKERS
+
+        wait_until(all_found, within=30, what="no connection to every worker")
+        yield list(found.values())
+
+
+def ask(workers: list[RawClient]) -> list[int]:
+    """Ask the model at each worker."""
+    return [client.fetch("POST", "/v1/chat/completions", json=QUESTION).status for client in workers]
+
+
+def states(workers: list[RawClient], server: str) -> set[str]:
+    """Return what the workers say of a server's health."""
+    return {client.fetch("GET", f"/admin/servers/{server}", headers=KEY).json["state"] for client in workers}
+
+
+def test_what_one_worker_learns_all_know(workers: list[RawClient]) -> None:
+    """What is registered with one is served by all within a second, and what one removes is gone from all; so are verdicts."""
+    assert 2 * FOLLOW_SECONDS <= SEEN_WITHIN  # a verdict waits until it is saved, and until it is read
+    first, second, _ = workers
+    within = SEEN_WITHIN + SLACK
+    with Backend("one", models=("shared",)) as backend:
+        assert ask(workers) == [404] * WORKERS
+        made = first.fetch("POST", "/admin/register", json={"model_name": "shared", "endpoint_url": backend.url}, headers=KEY)
+        assert made.status == 201, made.body
+        server = made.json["registration_id"]
+        wait_until(lambda: ask(workers) == [200] * WORKERS, within=within)
+        backend.refuse()
+        wait_until(lambda: states(workers, server) <= {"unhealthy", "deactivated"}, within=within)
+        backend.accept()
+        wait_until(lambda: ask(workers) == [200] * WORKERS, within=60)
+        assert second.fetch("DELETE", f"/admin/register/{server}", headers=KEY).status == 200
+        wait_until(lambda: ask(workers) == [404] * WORKERS, within=within)
         hits = backend.hits
-        assert statuses(gateway) == {404}
+        assert ask(workers) == [404] * WORKERS
         assert backend.hits == hits
+
+
+class Probed(Backend):
+    """A server that knows which worker sent each probe."""
+
+    def __init__(self, gateway: GatewayProcess) -> None:
+        """Prepare."""
+        super().__init__("probed", models=("probed",), behave_models=self.note)
+        self.gateway = gateway
+        self.probers: list[int | None] = []
+
+    async def note(self, exchange: Exchange) -> None:
+        """Note who has the other end while it waits for the answer."""
+        self.probers.append(holder(children(self.gateway.pid), exchange.peer, (self.host, self.port)))
+        await list_models(exchange)
+
+    def only_prober(self, probes: int = 6) -> int | None:
+        """Return the worker that sent the last probes, if it was one and the same."""
+        last = self.probers[-probes:]
+        return last[0] if len(last) == probes and len(set(last)) == 1 else None
+
+
+def test_one_worker_probes_and_another_takes_over(gateway: GatewayProcess) -> None:
+    """Killed, the prober is replaced when its lease is over; requests are answered meanwhile."""
+    with Probed(gateway) as backend:
+        server = gateway.register("probed", backend.url)
+        wait_until(backend.only_prober, within=30)
+        prober = backend.only_prober()
+        assert prober is not None
+        os.kill(prober, signal.SIGKILL)
+        del backend.probers[:]
+        wait_until(backend.only_prober, within=LEASE_SECONDS + 30)
+        assert backend.only_prober() in children(gateway.pid) - {prober}
+        assert gateway.chat("probed").status_code == 200
+        assert gateway.admin("DELETE", f"/register/{server}").status_code == 200
 
 
 def pages(gateway: GatewayProcess, cookie: str) -> set[int]:

@@ -157,6 +157,12 @@ class Exchange:
         model = self.request.asked("model")
         return model if isinstance(model, str) else "unknown"
 
+    @property
+    def peer(self) -> tuple[str, int]:
+        """Where the connection comes from."""
+        host, port = self._link.transport.get_extra_info("peername")[:2]
+        return host, port
+
     async def send(self, data: bytes) -> None:
         """Write bytes as they are; wait while the peer does not read."""
         if self.cut is None:

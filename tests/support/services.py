@@ -23,6 +23,7 @@ from typing import Any, Self
 from support.processes import Child, NotStartedError
 from support.require import require, require_program
 from support.sockets import free_port
+from support.workers import children
 
 SECRET = "a secret of all gateways and for tests only"
 """What seals the servers' keys in tests."""
@@ -166,9 +167,7 @@ class PostgresServer(Service):
         """Send a signal to the server and its processes, each of which leads a group of its own."""
         if self.process is None:
             return
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-        found = [self.pid, *map(int, children.read_text().split())] if children.exists() else [self.pid]
-        for pid in found:
+        for pid in [self.pid, *children(self.pid)]:
             try:
                 os.kill(pid, number)
             except ProcessLookupError:
