@@ -68,10 +68,11 @@ def balancing(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.balancing", *session.posargs)
 
 
+@nox.session
 def scaling(session: nox.Session) -> None:
-    """Measure what grows with servers and gateways; `-- --servers 1000 --gateways 3` for one case."""
+    """Measure what grows with servers and gateways; `-- simulate` goes on to ten thousand of one and a hundred of the other."""
     install(session, "test")
-    session.run("python", "benchmarks/scaling.py", *session.posargs)
+    session.run("python", "-m", "benchmarks.scaling", *session.posargs)
 
 
 @nox.session

@@ -50,6 +50,15 @@ def test_every_error_code_is_in_the_reference() -> None:
     assert not sorted(code for code in codes if f"`{code}`" not in page)
 
 
+def test_every_session_that_is_named_exists() -> None:
+    """Nox runs a function only if it is marked as a session."""
+    sessions = set(re.findall(r"^@nox\.session.*\ndef (\w+?)_?\(", (ROOT / "noxfile.py").read_text(), re.MULTILINE))
+    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    named = {name for page in pages for name in re.findall(r"nox -s ([a-z0-9]+)", page.read_text(encoding="utf-8"))}
+    assert "scaling" in named
+    assert not named - sessions
+
+
 def test_every_public_name_is_in_the_reference() -> None:
     """And is there."""
     page = (REFERENCE / "api.md").read_text()

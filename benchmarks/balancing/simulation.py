@@ -2,14 +2,13 @@
 are made up. The same seed gives the same arrivals and the same hosts to every balancer.
 """
 
-import heapq
-import itertools
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 from benchmarks.balancing.hosts import Host, Job, Kind, Mood
+from benchmarks.clock import Clock
 
 from multiverse_gateway.balancers.least_busy import LeastBusy
 from multiverse_gateway.balancers.round_robin import RoundRobin
@@ -50,25 +49,6 @@ _FIRST = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":
 _LAST = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
 _ERROR = b'{"error": {"message": "out of memory"}}'
 _ENVELOPE = Envelope(model=MODEL, stream=True, stateful=False, wants_usage=False, path=CHAT, dialect=Dialect.CHAT)
-
-
-class Clock:
-    """Simulated time, and what is to happen in it."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self._numbers = itertools.count()
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
-
-    def later(self, seconds: float, action: Callable[[], None]) -> None:
-        """Do something after so many seconds; of two things at one time, what was asked for first."""
-        heapq.heappush(self._events, (self.now + seconds, next(self._numbers), action))
-
-    def run(self, done: Callable[[], bool]) -> None:
-        """Let time pass until it is done."""
-        while self._events and not done():
-            self.now, _, action = heapq.heappop(self._events)
-            action()
 
 
 @attrs.define(eq=False)

@@ -10,7 +10,8 @@ import attrs
 import pytest
 from benchmarks.balancing.__main__ import DESKTOP, MIXED, SCENES
 from benchmarks.balancing.hosts import Host, Job, Kind, Mood
-from benchmarks.balancing.simulation import Clock, Outcome, simulate
+from benchmarks.balancing.simulation import Outcome, simulate
+from benchmarks.clock import Clock
 
 KIND = Kind(first=1.0, token=0.1, slots=2, crowding=0.5)
 

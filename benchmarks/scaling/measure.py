@@ -1,7 +1,4 @@
-"""Measure what grows with servers and gateways: the figures of docs/explanation/scaling.md, in about five minutes.
-
-    python benchmarks/scaling.py                               # 10, 100 and 1,000 servers on one and on three gateways
-    python benchmarks/scaling.py --servers 1000 --gateways 3   # one of them
+"""Measure what grows with servers and gateways.
 
 Gateways are processes of their own on one real PostgreSQL; the servers are paths of one small HTTP server, and each is probed every
 INTERVAL seconds. Everything shares this machine, so the figures are upper bounds.
@@ -9,22 +6,17 @@ INTERVAL seconds. Everything shares this machine, so the figures are upper bound
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import os
 import statistics
-import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx2
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from benchmarks.scaling.costs import cpu_seconds
 
 from multiverse_gateway import Health, HealthState, ServerId
 from multiverse_gateway.core.routing import build_table, with_health
@@ -35,7 +27,6 @@ from support.services import SECRET, PostgresServer
 from support.sockets import LoopThread, free_port, wait_until
 
 INTERVAL = 20.0
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Probed:
@@ -57,12 +48,6 @@ class Probed:
 
     async def listen(self) -> None:
         await asyncio.start_server(self.answer, "127.0.0.1", self.port, backlog=4096)
-
-
-def cpu_seconds(pid: int) -> float:
-    """Return the user and system time of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def timed(work: Callable[[], Any], rounds: int = 9) -> float:
@@ -151,6 +136,7 @@ async def measure_table(servers: int) -> None:
             await store.save_server(make_server(f"s{number}", model_name=f"m{number % 200}"))
         healths = {ServerId(f"s{number}"): Health(state=HealthState.HEALTHY, models=("a", "b")) for number in range(servers)}
         await store.save_health(healths, [])
+        registry = await store.load()
         reads, saves = [], []
         for _ in range(7):
             began = time.perf_counter()
@@ -198,13 +184,10 @@ async def repeat(work: Callable[[PostgresStore], Awaitable[object]], store: Post
         counts[name] += 1
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--servers", type=int, nargs="*", default=[10, 100, 1000])
-    parser.add_argument("--gateways", type=int, nargs="*", default=[1, 3])
-    given = parser.parse_args()
+def measure(sizes: Sequence[int], crews: Sequence[int]) -> None:
+    """Measure with each number of servers, on each number of gateways."""
     print("| servers | registry read, ms | table built, ms | one verdict changed, ms | 20 verdicts saved, ms |\n|---|---|---|---|---|")
-    for servers in given.servers:
+    for servers in sizes:
         asyncio.run(measure_table(servers))
     print("\n| durable (fsync) | batches saved/s | versions asked/s |\n|---|---|---|")
     for durable in (True, False):
@@ -213,10 +196,6 @@ def main() -> None:
         "\n| servers | gateways | imported in s | healthy everywhere in s | probes/s (per server and interval) | CPU of each gateway, % | "
         "transactions/s | change seen after ms | memory more than at rest, MiB |\n|---|---|---|---|---|---|---|---|---|"
     )
-    for servers in given.servers:
-        for gateways in given.gateways:
+    for servers in sizes:
+        for gateways in crews:
             measure_gateways(servers, gateways)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""What grows with gateways, servers and requests on one PostgreSQL: measured, and simulated past what one machine can run."""
