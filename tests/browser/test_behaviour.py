@@ -54,6 +54,45 @@ def test_search_filter_and_order_stay_in_the_address(browse: Callable[..., Watch
     page.wait_for_url("**/dashboard?q=llama&model=llama3.2%3A3b&sort=model")
 
 
+def test_a_phone_sorts_either_way(browse: Callable[..., Watched], gateway: GatewayProcess) -> None:
+    """There are no heads of columns to press, so the order is chosen beside what it is of; another column begins anew."""
+    page = browse(viewport=PHONE).page
+    page.goto(f"{gateway.url}/dashboard?sort=model")
+
+    def models() -> list[str]:
+        found: list[str] = page.locator("tr[data-row] a.model").all_text_contents()
+        return found
+
+    before = models()
+    assert before == sorted(before)
+    page.get_by_label("Order").select_option("desc")
+    page.wait_for_url("**/dashboard?sort=model&order=desc")
+    assert models() == sorted(before, reverse=True)
+    page.get_by_label("Sort by").select_option("uptime")
+    page.wait_for_url("**/dashboard?sort=uptime")
+    assert page.get_by_label("Order").input_value() == ""
+
+
+def test_without_events_an_empty_dashboard_fills_all_the_same(chromium: Any, browse_at: Callable[..., Watched]) -> None:
+    """It asks from time to time, disturbs nobody while there is nothing new, and turns back when the last server is removed."""
+    with GatewayProcess(SETTINGS) as gateway, Backend("jo", models=["jo"]) as jo:
+        watched = browse_at(gateway.url, cookies_of_an_operator(chromium, gateway.url, gateway.admin_key))
+        page = watched.page
+        page.route("**/dashboard/live*", lambda route: route.abort())
+        with page.expect_response(lambda answer: "shape=empty" in answer.url) as polled:
+            watched.open("/dashboard")
+            page.get_by_role("heading", name="Welcome.").wait_for()
+            page.locator("[data-copy]").first.focus()
+        assert polled.value.status == 204
+        assert page.evaluate("() => document.activeElement.dataset.copy !== undefined")
+        server_id = gateway.register("jo", jo.url)
+        page.locator(f"#row-{server_id}").wait_for()
+        assert page.get_by_label("Search").is_visible()
+        gateway.admin("DELETE", f"/register/{server_id}")
+        page.get_by_role("heading", name="Welcome.").wait_for()
+        watched.troubles.clear()  # the events that never came
+
+
 def test_a_stroke_of_a_bar_says_when_and_why(browse: Callable[..., Watched], gateway: GatewayProcess) -> None:
     """To the mouse and to a finger."""
     for options in ({}, {"viewport": PHONE, "has_touch": True}):

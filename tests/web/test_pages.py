@@ -549,6 +549,27 @@ async def test_the_dashboard_finds_and_sorts() -> None:
         assert "1 of 2 servers is down; nobody serves beta." in (await browser.open("/dashboard")).text
 
 
+async def test_a_dashboard_that_is_polled_turns_from_empty_to_full_and_back() -> None:
+    """As long as it is empty nothing is replaced; then the whole page takes the place of the part that was asked for."""
+    async with browsing() as browser:
+        await browser.sign_in()
+        empty = re.search(r'id="live"[^>]*data-poll="([^"]+)"', (await browser.open("/dashboard")).text)
+        assert empty
+        assert (await browser.open(empty[1], hx_request="true", hx_target="live")).status_code == 204
+        server_id = await browser.register(model_name="first")
+        full = await browser.open(empty[1], hx_request="true", hx_target="live")
+        assert (full.headers["hx-retarget"], full.headers["hx-reselect"]) == ("#page", "#page")
+        assert '<main id="page"' in full.text
+        board = re.search(r'id="live"[^>]*data-poll="([^"]+)"', full.text)
+        assert board
+        part = await browser.open(board[1], hx_request="true", hx_target="live")
+        assert "hx-retarget" not in part.headers
+        assert "<main" not in part.text
+        await browser.send(f"/server/{server_id}/delete")
+        assert "Welcome." in (again := await browser.open(board[1], hx_request="true", hx_target="live")).text
+        assert again.headers["hx-retarget"] == "#page"
+
+
 async def test_the_settings_are_shown_without_secrets() -> None:
     """The masked ones."""
     async with browsing(client_api_keys=("a-client-key-of-the-class",)) as browser:

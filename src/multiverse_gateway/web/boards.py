@@ -17,6 +17,9 @@ from multiverse_gateway.web.histories import Histories
 from multiverse_gateway.web.live import Parts, follow, out_of_band
 from multiverse_gateway.web.members import usage_values
 
+_WHOLE = {"hx-retarget": "#page", "hx-reselect": "#page"}
+"""Makes HTMX take a whole page where a part of another one was asked for."""
+
 
 @attrs.frozen
 class Sight:
@@ -60,10 +63,14 @@ class Boards:
             "here": self._frame.here(visit, "dashboard", query.pairs()),
             "sorts": {sort: self._sort_link(visit, query, sort) for sort in views.SORTS},
         }
-        if visit.is_fragment and visit.request.headers.get("hx-target") == "live":
+        is_polled = visit.is_fragment and visit.request.headers.get("hx-target") == "live"
+        is_like = parts.shape == visit.query.get("shape", "servers")
+        if is_polled and is_like:
+            if parts.shape == "empty":
+                return Response(status_code=204)
             values["aside"] = "".join(out_of_band(name, parts.fragments[name]) for name in ("counts", "headline", "cards"))
             return self._frame.fragment(visit, "_board.html", headers={"hx-replace-url": values["here"]}, **values)
-        return self._frame.page(
+        page = self._frame.page(
             visit,
             "dashboard.html",
             active="dashboard",
@@ -76,6 +83,9 @@ class Boards:
             overview=sight.overview,
             **values,
         )
+        if is_polled:
+            page.headers.update(_WHOLE)
+        return page
 
     async def _dashboard_live(self, visit: Visit) -> Response:
         return self._followed(visit, lambda sight: self._dashboard_parts(visit, sight))
