@@ -9,7 +9,7 @@ import pytest
 
 from browser.conftest import PHONE, SETTINGS, Watched, cookies_of_an_operator
 from support import behaviours
-from support.backends import Backend
+from support.backends import Backend, list_models
 from support.processes import GatewayProcess
 
 pytestmark = pytest.mark.e2e
@@ -91,6 +91,39 @@ def test_without_events_an_empty_dashboard_fills_all_the_same(chromium: Any, bro
         gateway.admin("DELETE", f"/register/{server_id}")
         page.get_by_role("heading", name="Welcome.").wait_for()
         watched.troubles.clear()  # the events that never came
+
+
+def test_a_connection_test_shows_its_steps_as_they_happen(browse: Callable[..., Watched]) -> None:
+    """What passed, what is being tried and what comes later, while the server takes its time; twice, as people do."""
+    listing, chat = behaviours.Gate(), behaviours.Gate()
+    with Backend("kim", chat.held(), models=["kim"], behave_models=listing.held(list_models)) as kim:
+        watched = browse()
+        page = watched.page
+        watched.open("/register")
+        page.get_by_label("Address of the server").fill(kim.url)
+        for _ in range(2):
+            page.get_by_role("button", name="Test connection").click()
+            page.locator("#test li.busy", has_text="Name found").wait_for()
+            assert states(page) == ["good", "busy", "idle", "idle", "idle", "idle"]
+            listing.open()
+            page.locator("#test li.busy", has_text="One-token chat").wait_for()
+            assert states(page) == [*["good"] * 5, "busy"]
+            assert page.locator("#choices button").count() == 0
+            assert page.locator("#test").get_attribute("aria-busy") == "true"
+            chat.open()
+            page.get_by_text("It works.").wait_for()
+            assert states(page) == ["good"] * 6
+            assert page.locator("#test").get_attribute("aria-busy") is None
+            assert page.get_by_label("Model name").input_value() == "kim"
+            for gate in (listing, chat):
+                gate.close()
+            page.locator("#choices").evaluate("(choices) => choices.replaceChildren()")
+
+
+def states(page: Any) -> list[str]:
+    """Return the states of the steps of a connection test."""
+    found: list[str] = page.locator("#test li").evaluate_all("(steps) => steps.map((step) => step.className)")
+    return found
 
 
 def test_a_stroke_of_a_bar_says_when_and_why(browse: Callable[..., Watched], gateway: GatewayProcess) -> None:

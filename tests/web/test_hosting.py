@@ -10,6 +10,7 @@ import pytest
 
 from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.stores.memory import MemoryStore
+from multiverse_gateway.web.frame import NEXT_PIECE
 from multiverse_gateway.web.live import MAX_STREAMS
 from support.pages import browsing
 
@@ -78,6 +79,19 @@ async def test_the_last_step_asks_for_one_token(answer: Answer, state: str, word
     assert asked.headers["authorization"] == "Bearer sk-typed"
 
 
+async def test_the_steps_come_one_after_the_other() -> None:
+    """What is done, what is being tried, and what comes later; the last piece is what was found."""
+    async with browsing(servers=Servers(status(200))) as browser:
+        await browser.sign_in()
+        found = await browser.send("/register/test", {"endpoint_url": "http://gpu.example:8000"}, hx_request="true")
+        states = [re.findall(r'<li class="(\w+)">', piece) for piece in found.text.split(NEXT_PIECE)]
+        assert states == [["good", "busy", *["idle"] * 4], [*["good"] * 5, "busy"], [*["good"] * 5, "good"]]
+        assert "choices" not in found.text.rpartition(NEXT_PIECE)[0]
+        assert found.headers["cache-control"] == "no-store"
+        closed = await browser.send("/register/test", {"endpoint_url": "http://169.254.169.254"}, hx_request="true")
+        assert NEXT_PIECE not in closed.text
+
+
 async def test_an_only_model_is_taken_and_others_are_offered() -> None:
     """A name that was typed stays, with a word when the server does not list it."""
     async with browsing(servers=Servers(status(200))) as browser:
@@ -98,7 +112,7 @@ async def test_a_refused_key_and_a_refused_address_end_the_test_where_they_stand
         browser.probe.unauthorized.add("http://gpu.example:8000")
         denied = await browser.send("/register/test", {"endpoint_url": "http://gpu.example:8000"}, hx_request="true")
         assert re.search(r'<li class="bad">.*<strong>Let in</strong>', denied.text)
-        assert denied.text.count('class="good"') == 3
+        assert denied.text.rpartition(NEXT_PIECE)[2].count('class="good"') == 3
         closed = await browser.send("/register/test", {"endpoint_url": "http://169.254.169.254"}, hx_request="true")
         assert re.search(r'<li class="bad">.*<strong>Address allowed</strong>.*This is an address', closed.text)
         browser.probe.failing["http://moved.example"] = "the host name resolves to what this gateway does not dial"

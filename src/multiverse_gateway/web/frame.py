@@ -13,7 +13,7 @@ import attrs
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import NoMatchFound
 
 from multiverse_gateway._version import __version__
@@ -40,6 +40,8 @@ NAVIGATION = (
     ("docs", "API docs"),
 )
 """The pages of the menu, by the names of their routes; one that has no route is left out."""
+NEXT_PIECE = "<!--next-->"
+"""What js/pieces.js looks for; no rendered value holds it, for templates escape it."""
 OPEN_TO_VISITORS = ("dashboard", "models", "docs")
 
 
@@ -178,6 +180,10 @@ class Frame:
         """Answer with a part of a page."""
         html = self.render(visit, template, **values)
         return HTMLResponse(html, status, {"cache-control": "no-store", "vary": "HX-Request, Cookie", **(headers or {})})
+
+    def pieces(self, pieces: AsyncIterator[str]) -> Response:
+        """Answer with a part of a page in pieces: what ends with `NEXT_PIECE` is shown until the next one comes."""
+        return StreamingResponse(pieces, media_type="text/html", headers={"cache-control": "no-store", "x-accel-buffering": "no"})
 
     def toast(self, response: Response, kind: str, words: str) -> Response:
         """Let an answer to HTMX bring a toast."""

@@ -1,6 +1,6 @@
 """The pages of those who host: register a server, see everything about it, check, change and remove it."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -14,7 +14,7 @@ from multiverse_gateway.core.routing import Route as ServerRoute
 from multiverse_gateway.records import iso
 from multiverse_gateway.registration import check, refreshed, remove, route_of, server_id_of, update
 from multiverse_gateway.web import views
-from multiverse_gateway.web.frame import Frame, Visit
+from multiverse_gateway.web.frame import NEXT_PIECE, Frame, Visit
 from multiverse_gateway.web.gate import Gate
 from multiverse_gateway.web.histories import Histories
 from multiverse_gateway.web.live import Parts, follow
@@ -30,6 +30,7 @@ from multiverse_gateway.web.wizard import (
     message_of,
     recognise,
     registration_of,
+    trial_of,
     try_steps,
     values_of,
 )
@@ -108,10 +109,19 @@ class Hosting:
             known = route_of(self._gateway, server_id_of(form["server_id"])) if form.get("server_id") else None
             if known is not None and not form.get("api_key") and form.get("endpoint_url", "").strip() == known.server.endpoint_url:
                 form["api_key"] = known.server.api_key or ""  # to the address that it belongs to, and to no other
-            found = await try_steps(self._gateway, form)
+            trial = trial_of(form)
         except GatewayError as error:
             return self._form_problem(visit, "register.html", error)
-        return self._frame.fragment(visit, "_tested.html", test=found, named=visit.form.get("model_name", "").strip())
+        named = form.get("model_name", "").strip()
+
+        async def pieces() -> AsyncIterator[str]:
+            async for test in try_steps(self._gateway, trial, named):
+                if test.is_over:
+                    yield self._frame.render(visit, "_tested.html", test=test, named=named)
+                else:
+                    yield self._frame.render(visit, "_steps.html", test=test) + NEXT_PIECE
+
+        return self._frame.pieces(pieces())
 
     def _count_probe(self, visit: Visit) -> None:
         self._frame.entrance.count_probe(visit.request.scope.get(ADDRESS, "unknown"))

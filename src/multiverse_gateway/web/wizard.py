@@ -1,7 +1,7 @@
 """The forms that register and change a server: what a browser sends, turned into what the admin API takes, with advice on the way."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any
 
@@ -225,7 +225,7 @@ def _kind(host: str) -> str:
 
 @attrs.frozen(kw_only=True)
 class Step:
-    """One step of the test: `state` is good, warn, bad, or idle for what was not reached."""
+    """One step of the test: `state` is good, warn, bad, busy for what is being tried, or idle for what was not reached."""
 
     title: str
     state: str
@@ -234,11 +234,16 @@ class Step:
 
 @attrs.frozen(kw_only=True)
 class Test:
-    """What the test found; `models` are those to choose from."""
+    """What the test found so far; `models` are those to choose from."""
 
     steps: tuple[Step, ...]
     models: tuple[str, ...] = ()
     ok: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether no step is being tried any more."""
+        return all(step.state != "busy" for step in self.steps)
 
 
 _TITLES = ("Address allowed", "Name found", "Connected", "Let in", "Models listed", "One-token chat")
@@ -261,39 +266,54 @@ def _fails_at(reason: str, *, unauthorized: bool) -> int:
     return 4
 
 
-async def try_steps(gateway: Gateway, form: Form) -> Test:
-    """Try a server step by step; nothing of what it says is shown but the names of its models.
+def trial_of(form: Form) -> Registration:
+    """Read the form that tests a server.
 
     Raises:
-        BadRequest: A field cannot be used.
+        BadRequest: A field cannot be used; `param` names it.
     """
-    registration = parse_test({**body_of_form(form), "endpoint_url": _value(form, "endpoint_url")})
+    return parse_test({**body_of_form(form), "endpoint_url": _value(form, "endpoint_url")})
+
+
+async def try_steps(gateway: Gateway, registration: Registration, named: str) -> AsyncIterator[Test]:
+    """Try a server and say how far the test has come, at last what it found; of what the server says only its models' names are shown.
+
+    `named` is the model that was asked for, or nothing.
+    """
     try:
         refuse_address(gateway, registration.endpoint_url)
     except BadRequest as error:
-        return _ended(0, message_of(error))
+        yield _ended(0, message_of(error))
+        return
+    yield _under_way(_good(1))
     server = candidate(gateway, registration)
     result = await gateway.check(server)
     if not result.passed:
-        return _ended(_fails_at(result.reason or "", unauthorized=result.unauthorized), sentence(result.reason or "no answer"))
-    named = form.get("model_name", "").strip()
+        yield _ended(_fails_at(result.reason or "", unauthorized=result.unauthorized), sentence(result.reason or "no answer"))
+        return
     names = result.models[:MAX_CHOICES]
-    steps = [Step(title=title, state="good") for title in _TITLES[:4]]
-    steps.append(_listing(result, named))
+    steps = (*_good(4), _listing(result, named))
     model = named or (names[0] if names else "")
     if not model:
-        steps.append(Step(title=_TITLES[5], state="idle", words="Write the model's name, then test again."))
-        return Test(steps=tuple(steps), ok=True)
-    steps.append(await _chat(gateway, attrs.evolve(server, model_name=model)))
-    return Test(steps=tuple(steps), models=names, ok=steps[-1].state == "good")
+        yield Test(steps=(*steps, Step(title=_TITLES[5], state="idle", words="Write the model's name, then test again.")), ok=True)
+        return
+    yield _under_way(steps)
+    chat = await _chat(gateway, attrs.evolve(server, model_name=model))
+    yield Test(steps=(*steps, chat), models=names, ok=chat.state == "good")
+
+
+def _good(count: int) -> tuple[Step, ...]:
+    return tuple(Step(title=title, state="good") for title in _TITLES[:count])
+
+
+def _under_way(done: tuple[Step, ...]) -> Test:
+    tried, *later = _TITLES[len(done) :]
+    return Test(steps=(*done, Step(title=tried, state="busy"), *(Step(title=title, state="idle") for title in later)))
 
 
 def _ended(at: int, words: str) -> Test:
-    steps = [
-        Step(title=title, state="good" if place < at else "bad" if place == at else "idle", words=words if place == at else "")
-        for place, title in enumerate(_TITLES)
-    ]
-    return Test(steps=tuple(steps))
+    rest = tuple(Step(title=title, state="idle") for title in _TITLES[at + 1 :])
+    return Test(steps=(*_good(at), Step(title=_TITLES[at], state="bad", words=words), *rest))
 
 
 def _listing(result: ProbeResult, named: str) -> Step:

@@ -6,6 +6,7 @@ import { copyFrom } from "./copy.js";
 import { hideTip, showTip } from "./tips.js";
 import { chooseTab, tabKeys } from "./tabs.js";
 import { askBeforeSaving, fill, markChanges, markNote } from "./forms.js";
+import { keepLast, showPieces } from "./pieces.js";
 
 const token = () => document.querySelector("meta[name=csrf-token]");
 
@@ -54,8 +55,10 @@ document.addEventListener("htmx:configRequest", (event) => {
   event.detail.headers["X-CSRF-Token"] = token().content;
 });
 const waiting = new Map();
+document.addEventListener("htmx:beforeSwap", (event) => keepLast(event.detail));
 document.addEventListener("htmx:beforeRequest", (event) => {
   const elt = event.detail.elt;
+  showPieces(event.detail);
   const button = elt.matches("button") ? elt : elt.matches("form[data-form], dialog form") ? elt.querySelector("button:not([type=button])") : null;
   if (!button) return;
   waiting.set(event.detail.xhr, [button, button.textContent]);
