@@ -269,8 +269,7 @@ class PostgresStore:
 
     async def _rows(self, query: LiteralString, values: Sequence[object] = ()) -> list[Row]:
         async with self._asking() as cursor:
-            await cursor.execute(query, values)
-            return await cursor.fetchall()
+            return await _all(cursor, query, values)
 
     # The registry
 
@@ -470,7 +469,7 @@ class PostgresStore:
 
 
 async def _all(cursor: Cursor, query: LiteralString | psycopg.sql.Composed, values: Sequence[object] = ()) -> list[Row]:
-    await cursor.execute(query, values)
+    await cursor.execute(query, values, prepare=False)  # what is prepared fails once when a newer gateway adds a column
     return await cursor.fetchall()
 
 
