@@ -583,7 +583,8 @@ class Gateway:
         model, server, tokens = exchange.envelope.model, exchange.server, exchange.usage
         is_known = model in self.table.models
         status, failed = exchange.status, exchange.error_code is not None
-        meter = self.meter.request(model if is_known else OTHER, status, self.now() - exchange.arrived)
+        seconds = self.now() - exchange.arrived
+        meter = self.meter.request(model if is_known else OTHER, status, seconds)
         if exchange.first_byte_seconds is not None:
             meter.first_byte.note(exchange.first_byte_seconds)
         meter.prompt_tokens += tokens[0]
@@ -595,12 +596,12 @@ class Gateway:
         if server is not None and exchange.tried > len(exchange.attempts):
             self.meter.attempt(server.id, "left" if failed else "ok")
         if self.observe is not None:
-            self.observe(exchange, self.wall(), self.now() - exchange.arrived)
+            self.observe(exchange, self.wall(), seconds)
         if not is_known and server is None:
             return
         owner = NO_OWNER if server is None else server.metadata.student_id or NO_OWNER
         server_id = NO_SERVER if server is None else server.id
-        self._ledger.count(model, server_id, owner, exchange.caller, wall=self.wall(), failed=failed, tokens=tokens)
+        self._ledger.count(model, server_id, owner, exchange.caller, wall=self.wall() - seconds, failed=failed, tokens=tokens)
 
     async def flush_usage(self) -> None:
         """Save what was used since the last call.

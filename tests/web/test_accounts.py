@@ -10,11 +10,14 @@ from typing import Any
 import httpx2
 import pytest
 
+from multiverse_gateway.core.budget import until_next_day
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey
 from multiverse_gateway.keys import key_digest
 from multiverse_gateway.observability.logging import configure
+from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
+from support.exchanges import RecordingClient, envelope
 from support.gateways import ADMIN_KEY, BODY, Stage, stage
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
@@ -106,6 +109,32 @@ async def test_a_daily_limit_goes_on_where_it_was_saved() -> None:
         at.clock.advance(86_400)
         await at.gateway.learn_use()
         assert await used(at) == {"alice": 0, "bob": None}
+
+
+@pytest.mark.parametrize(("began", "used"), [(-1.0, 0), (0.0, 1)])
+async def test_a_request_is_of_the_day_in_which_it_came(began: float, used: int) -> None:
+    """However late it ends: what was let in before midnight is not held against the new day."""
+    async with stage() as at:
+        await at.register()
+        made = await make_key(at, daily_limit=5)
+        at.clock.advance(until_next_day(at.clock.wall) + began)
+        exchange = Exchange(
+            at.gateway,
+            envelope(model=BODY["model_name"]),
+            RecordingClient(),
+            body=b"",
+            content_type=b"",
+            query=b"",
+            request_id="",
+            arrived=at.clock.monotonic,
+            caller=made["id"],
+        )
+        at.gateway.begin(exchange)
+        at.clock.advance(600.0)
+        at.gateway.finished(exchange)
+        await at.gateway.flush_usage()
+        await at.gateway.learn_use()
+        assert [record["used_today"] for record in (await at.client.get("/admin/keys")).json()] == [used]
 
 
 async def test_a_key_for_some_models_sees_no_others() -> None:

@@ -1,10 +1,10 @@
 """How much was used: requests and tokens, by day, model, server, owner and client."""
 
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
 
 from attrs import define, field, frozen
 
+from multiverse_gateway.core.budget import day_name, day_of
 from multiverse_gateway.core.servers import ServerId
 
 NO_SERVER = ServerId("")
@@ -91,10 +91,10 @@ class Ledger:
     def count(
         self, model: str, server_id: ServerId, owner: str, client: str, *, wall: float, failed: bool, tokens: tuple[int, int]
     ) -> None:
-        """Count a request that is over; `wall` is its end in epoch seconds."""
-        number = int(wall // 86_400)
+        """Count a request that is over; `wall` is when it came, in epoch seconds, as daily limits count it."""
+        number = day_of(wall)
         if number != self._day_number:
-            self._day_number, self._day = number, datetime.fromtimestamp(number * 86_400, UTC).date().isoformat()
+            self._day_number, self._day = number, day_name(number)
         key = (self._day, model, server_id, owner, client)
         sums = self._sums.get(key)
         if sums is None:
