@@ -106,11 +106,16 @@ class Stage:
         return record
 
 
-def application(gateway: Gateway, *, extra: list[BaseRoute] | None = None) -> Starlette:
-    """Make an application of everything but inference."""
-    entrance = Entrance.of(
+def entrance_of(gateway: Gateway) -> Entrance:
+    """Make the entrance of a gateway, to which nobody is signed in."""
+    return Entrance.of(
         gateway.settings, stored_keys=lambda: gateway.keys, wall=gateway.wall, now=gateway.now, day_counts=gateway.day_counts
     )
+
+
+def application(gateway: Gateway, *, extra: list[BaseRoute] | None = None) -> Starlette:
+    """Make an application of everything but inference."""
+    entrance = entrance_of(gateway)
     admin = [*admin_routes(gateway, entrance), *account_routes(gateway)]
     middleware = [
         Middleware(Errors),

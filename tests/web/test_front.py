@@ -3,7 +3,8 @@
 import pytest
 
 from multiverse_gateway import GatewayError
-from multiverse_gateway.web.front import check_target
+from multiverse_gateway.web.front import Front, Visit, check_target
+from support.gateways import entrance_of, stage
 
 
 @pytest.mark.parametrize(
@@ -33,3 +34,28 @@ def test_nothing_but_plain_words_gets_into_the_head_for_a_server(path: str, quer
 def test_usual_targets_pass(path: str) -> None:
     """Any path of the API, with a query and a multipart type."""
     check_target(path, b"api-version=2026-01-01&a=%20", b'multipart/form-data; boundary="a b"')
+
+
+@pytest.mark.parametrize(("length", "is_full", "code"), [(b"1000", True, "overloaded"), (b"99999", False, "request_too_large")])
+async def test_what_the_gateway_has_no_room_for_uses_up_nobodys_quota(length: bytes, is_full: bool, code: str) -> None:
+    """Neither of the minute nor of the day: who tries again, as they are told, finds it as it was."""
+    async with stage(max_body_bytes=2048, body_budget_bytes=4096) as at:
+        made = (await at.client.post("/admin/keys", json={"name": "alice", "rate_limit": 1, "daily_limit": 1})).json()
+        front = Front(at.gateway, entrance_of(at.gateway))
+
+        def visit(length: bytes) -> Visit:
+            fields = [(b"authorization", f"Bearer {made['key']}".encode()), (b"content-length", length)]
+            return front.visit("POST", "/v1/chat/completions", b"", fields, "127.0.0.1")
+
+        at.gateway.admission.shedding = is_full
+        for _ in range(3):
+            with pytest.raises(GatewayError) as refusal:
+                front.admit_now(visit(length))
+            assert refusal.value.code == code
+            with pytest.raises(GatewayError) as refusal:
+                await front.admit(visit(length))
+            assert refusal.value.code == code
+        at.gateway.admission.shedding = False
+        let_in = visit(b"1000")
+        await front.admit(let_in)
+        assert (b"x-ratelimit-remaining-requests", b"0") in let_in.headers

@@ -1,6 +1,7 @@
 """The front of both doors: what becomes of an inference request between its head and its exchange. Decides only; the doors do the I/O.
 
-1. A request is looked at in the order identity, framing, key, method, quota, size, room; the first objection is the answer.
+1. A request is looked at in the order identity, framing, key, method, size, room, quota; the first objection is the answer.
+   So what there is no room for uses up nobody's quota, and waits for none.
 2. Every answer to a request, good or bad, has the headers of its `Visit`.
 3. What is held of a body is counted from its first byte, and given back exactly once, by `leave`.
 """
@@ -118,18 +119,18 @@ class Front:
             raise MethodNotAllowed("Use GET for this call.")
         if self.gateway.shutting_down or not self.gateway.loaded:
             raise ShuttingDown("The gateway is not serving now. Send the request again in a moment.", retry_after=5.0)
-
-    def _charge(self, visit: Visit, quota: Quota | None) -> None:
-        if quota is not None:
-            if not quota.allowed:
-                raise quota.error()
-            visit.headers.extend(quota.headers())
         limit, expected = self.gateway.settings.max_body_bytes, declared_length(visit.fields) or 0
         if expected > limit:  # before the budget, which it would exceed: no later moment makes it smaller
             raise too_large(limit)
         self._check_load()
         if not self.gateway.has_room(expected):
             raise self.gateway.overloaded()
+
+    def _charge(self, visit: Visit, quota: Quota | None) -> None:
+        if quota is not None:
+            if not quota.allowed:
+                raise quota.error()
+            visit.headers.extend(quota.headers())
 
     def _check_load(self) -> None:
         if not self.gateway.admission.may_start(len(self.gateway.exchanges)):
