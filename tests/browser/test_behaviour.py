@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from browser.conftest import PHONE, SETTINGS, Watched, cookies_of_an_operator
+from browser.test_every_page import check
 from support import behaviours
 from support.backends import Backend, list_models
 from support.processes import GatewayProcess
@@ -15,6 +16,11 @@ from support.processes import GatewayProcess
 pytestmark = pytest.mark.e2e
 
 FOCUSED = "() => document.activeElement.id"
+ON_ONE_LINE = """(cells) => cells.every((cell) => {
+    const range = document.createRange();
+    range.selectNodeContents(cell);
+    return range.getClientRects().length === 1;
+})"""
 
 
 def test_news_take_neither_focus_nor_what_was_unfolded(browse: Callable[..., Watched], gateway: GatewayProcess) -> None:
@@ -123,6 +129,50 @@ def test_a_connection_test_shows_its_steps_as_they_happen(browse: Callable[..., 
 def states(page: Any) -> list[str]:
     """Return the states of the steps of a connection test."""
     found: list[str] = page.locator("#test li").evaluate_all("(steps) => steps.map((step) => step.className)")
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"viewport": PHONE}], ids=["desktop", "phone"])
+def test_the_playground_says_why_this_server(browse: Callable[..., Watched], gateway: GatewayProcess, options: dict[str, Any]) -> None:
+    """A table for each attempt: all servers of the model, which was chosen, and what became of the attempt before; names as text."""
+    with Backend("lou", behaviours.status(500), models=["why"]) as lou, Backend("mia", models=["why"]) as mia:
+        hosts = [backend.url.removeprefix("http://") for backend in (lou, mia)]
+        ids = [gateway.register("why", backend.url) for backend in (lou, mia)]
+        try:
+            watched = browse(**options)
+            page = watched.page
+            watched.open("/test?model=why")
+            answers = page.locator(".message-box.assistant")
+            for number in range(2):  # the servers take turns: one of two questions comes to the one that fails
+                page.get_by_label("Your message").fill("Hello")
+                page.get_by_role("button", name="Send").click()
+                answers.nth(number).locator("summary", has_text="Why this server").wait_for()
+                if "2 attempts" in (answers.nth(number).text_content() or ""):
+                    break
+            answer = answers.last
+            answer.get_by_text("2 attempts").wait_for()
+            assert not answer.locator("table").first.is_visible()
+            answer.get_by_text("Why this server").click()
+            heads = answer.locator("table").first.locator("th").all_text_contents()
+            assert heads == ["Server", "Verdict", "State", "In flight", "Latency", "Score"]
+            first, second = answer.locator("tbody").all()
+            assert chosen(first) == [hosts[0]]
+            assert chosen(second) == [hosts[1]]
+            assert sorted(first.locator("td:first-child").all_text_contents()) == sorted(hosts)
+            assert answer.locator("td").evaluate_all(ON_ONE_LINE)
+            words = answer.locator("details p").all_text_contents()
+            assert words[0].startswith(f"Attempt 1: {hosts[0]}, by ")
+            assert words[1].startswith(f"{hosts[0]} failed (")
+            assert f"Attempt 2: {hosts[1]}, by " in words[1]
+            check(watched, f"why-{'phone' if options else 'desktop'}")
+        finally:
+            for server_id in ids:
+                gateway.admin("DELETE", f"/register/{server_id}")
+
+
+def chosen(table: Any) -> list[str]:
+    """Return the servers that a table calls chosen."""
+    found: list[str] = table.locator("tr", has=table.page.get_by_text("chosen", exact=True)).locator("td:first-child").all_text_contents()
     return found
 
 
