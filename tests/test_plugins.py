@@ -26,8 +26,26 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "absent = plugged:nothing\n"
         "incomplete = plugged.absent:create\n"
         "no_callable = plugged:NAME\n"
+        "[multiverse_gateway.stores]\n"
+        "outdated = plugged:Outdated\n"
     )
-    (tmp_path / "plugged.py").write_text("NAME = 'x'\ndef create(settings):\n    return ('balancer', settings.port)\n")
+    (tmp_path / "plugged.py").write_text(
+        "from multiverse_gateway.stores.memory import MemoryStore\n"
+        "NAME = 'x'\n"
+        "class Last:\n"
+        "    def __init__(self, settings):\n"
+        "        self.port = settings.port\n"
+        "    def pick(self, servers, load, request):\n"
+        "        return servers[-1]\n"
+        "create = Last\n"
+        "class Outdated:\n"
+        "    def __init__(self, settings):\n"
+        "        self._inner = MemoryStore()\n"
+        "    def __getattr__(self, name):\n"
+        "        if name in ('requests_on', 'close_session'):\n"
+        "            raise AttributeError(name)\n"
+        "        return getattr(self._inner, name)\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
 
 
@@ -42,7 +60,14 @@ def test_another_package_offers_its_own() -> None:
     """It gets the settings."""
     assert "plugged" in plugins.available("balancers")
     assert "round_robin" in plugins.available("balancers")
-    assert plugins.load("balancers", "plugged", Settings(port=81)) == ("balancer", 81)
+    assert plugins.load("balancers", "plugged", Settings(port=81)).port == 81
+
+
+@pytest.mark.usefixtures("installed")
+def test_one_that_was_written_for_an_older_version_is_refused_at_the_start() -> None:
+    """With what it lacks and whose it is, and not by an error when that is first asked for."""
+    with pytest.raises(SettingsError, match=r"outdated.*close_session, requests_on.*plugged"):
+        plugins.store(Settings(database_url="outdated://here"))
 
 
 @pytest.mark.usefixtures("installed")

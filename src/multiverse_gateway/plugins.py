@@ -7,6 +7,7 @@ from multiverse_gateway.protocols import Balancer, HealthProbe, Store
 from multiverse_gateway.settings import Settings, SettingsError
 
 GROUP = "multiverse_gateway"
+_PROTOCOLS = {"balancers": Balancer, "probes": HealthProbe, "stores": Store}
 
 
 def available(kind: str) -> list[str]:
@@ -22,10 +23,14 @@ def load(kind: str, name: str, settings: Settings) -> Any:
     """Make the plug-in of this name: call its entry point with the settings.
 
     Raises:
-        SettingsError: There is none of this name, or it cannot be loaded; the message says which there are, or whose fault it is.
+        SettingsError: There is none of this name, or it cannot be loaded or lacks a method; the message says which there are, or whose fault it is.
     """
     for entry in entry_points(group=f"{GROUP}.{kind}", name=name):
-        return _factory(kind, entry)(settings)
+        made = _factory(kind, entry)(settings)
+        missing = sorted(method for method in vars(_PROTOCOLS[kind]) if not method.startswith("_") and not hasattr(made, method))
+        if missing:
+            raise SettingsError(f"{name} of the {kind} lacks {', '.join(missing)}: install a version of {_package(entry)} for this gateway")
+        return made
     raise SettingsError(
         f"There is no {name} among the {kind}: write one of {', '.join(available(kind))}, or install the package that has it"
     )
