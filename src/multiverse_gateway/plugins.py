@@ -23,7 +23,8 @@ def load(kind: str, name: str, settings: Settings) -> Any:
     """Make the plug-in of this name: call its entry point with the settings.
 
     Raises:
-        SettingsError: There is none of this name, or it cannot be loaded or lacks a method; the message says which there are, or whose fault it is.
+        SettingsError: There is none of this name, or it cannot be loaded, or it lacks a method; the message says which there are, or whose
+            fault it is.
     """
     for entry in entry_points(group=f"{GROUP}.{kind}", name=name):
         made = _factory(kind, entry)(settings)
