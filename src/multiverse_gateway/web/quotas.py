@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import attrs
 
-from multiverse_gateway.core.budget import DayCounts, day_name, day_of, until_next_day
+from multiverse_gateway.core.budget import DAY_SECONDS, DayCounts, day_name, day_of, until_next_day
 from multiverse_gateway.core.errors import DailyLimitReached, RateLimited
 from multiverse_gateway.settings import Settings, SettingsError
 
@@ -164,19 +164,18 @@ class RateLimiter:
     def hit_local(self, key: str, limit: int | None = None, daily: int | None = None) -> Quota | None:
         """Count a call without waiting; `None` when there is no limit. Only meant for where `is_shared` is false."""
         limit = self.limit if limit is None else limit
-        if daily is None:
-            return self._local.hit(key, self.now(), limit) if limit else None
-        wall = self.wall()
-        spent = self._spent(key, daily, wall)
+        spent = None if daily is None else self._spent(key, daily)
         if spent is not None:
             return spent
         minute = self._local.hit(key, self.now(), limit) if limit else None
-        if minute is not None and not minute.allowed:
+        if daily is None or (minute is not None and not minute.allowed):
             return minute
+        wall = self.wall()
         return tighter(minute, DayQuota.of(daily, self.day_counts.count(key, wall), wall))
 
-    def _spent(self, key: str, daily: int, wall: float) -> DayQuota | None:
+    def _spent(self, key: str, daily: int) -> DayQuota | None:
         """Return the refusal of a key whose day is used up."""
+        wall = self.wall()
         used = self.day_counts.total(key, wall)
         return DayQuota.of(daily, used + 1, wall) if used >= daily else None
 
@@ -190,7 +189,7 @@ class RateLimiter:
         limit = self.limit if limit is None else limit
         if not self.is_shared or self.storage is None or not (limit or daily):
             return self.hit_local(key, limit, daily)
-        spent = None if daily is None else self._spent(key, daily, self.wall())
+        spent = None if daily is None else self._spent(key, daily)
         if spent is not None:
             return spent
         was_broken = self._broken_until > -math.inf
@@ -236,15 +235,12 @@ class RateLimiter:
         return Quota(limit=limit, remaining=max(0, stats.remaining), reset=WINDOW)
 
     async def _hit_day(self, storage: "Storage", key: str, limit: int) -> DayQuota:
-        """Count a call in the window of its day, which `limits` would let begin with the first call: the day is part of its name."""
-        from limits import RateLimitItemPerDay
-
+        """Count a call under the name of its day, which is kept until that is over by everybody's clock."""
         wall = self.wall()
         day = day_of(wall)
         here = self.day_counts.count(key, wall)
-        item = RateLimitItemPerDay(limit)
         try:
-            there = await storage.incr(item.key_for(key, day_name(day)), item.get_expiry())
+            there = await storage.incr(f"LIMITER/{key}/{day_name(day)}", 2 * DAY_SECONDS)
         except BaseException:
             self.day_counts.take_back(key, day)
             raise
