@@ -16,7 +16,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multiverse_gateway.observability.logging import MASK, MAX_VALUE, QUEUE_LENGTH, Logs, Redactor, clean, configure, entry_of, redact
+from multiverse_gateway.observability.logging import (
+    MASK,
+    MAX_VALUE,
+    QUEUE_LENGTH,
+    Logs,
+    Redactor,
+    clean,
+    configure,
+    note,
+    read_record,
+    redact,
+)
 from multiverse_gateway.settings import Settings
 from support.sockets import wait_until
 
@@ -312,4 +323,57 @@ def test_closing_twice_is_harmless(begin: Begin) -> None:
 def test_bad_arguments_do_not_raise() -> None:
     """A wrong format string costs the formatting only."""
     record = logging.LogRecord("multiverse_gateway.api", logging.INFO, __file__, 1, "%d servers", ("many",), None)
-    assert entry_of(record, 1, Redactor()).message == "%d servers"
+    assert read_record(record, Redactor()).message == "%d servers"
+
+
+class Listening(logging.Handler):
+    """A handler of somebody else's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the record."""
+        self.records.append(record)
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_note_is_logged_as_any_record_is(begin: Begin, monkeypatch: pytest.MonkeyPatch, others: bool) -> None:
+    """The short way, where only we listen, writes what the long one does, which others hear too."""
+    other = Listening()
+    monkeypatch.setattr(logging.root, "handlers", [other] if others else [])
+    written = begin(log_format="json", admin_api_key=KEY)
+    note(LOG, "request finished", {"model": f"tiny\n{KEY}", "status": 200, "code": None})
+    assert [entry.fields["status"] for entry in written.logs.tail.entries()] == [200]
+    (line,) = written.lines()
+    record = json.loads(line)
+    assert record.pop("time")
+    assert record == {
+        "level": "INFO",
+        "component": "registry",
+        "message": "request finished",
+        "model": f"tiny\\n{MASK}",
+        "status": 200,
+        "code": None,
+    }
+    assert [record.getMessage() for record in other.records] == ["request finished"] * others
+
+
+def test_nothing_is_lost_between_two_sleeps_of_the_writer(begin: Begin) -> None:
+    """Several threads log while the writer falls asleep and wakes up: every record is written once."""
+    written = begin(log_format="json")
+
+    def log(name: str) -> None:
+        for number in range(200):
+            LOG.info("one of many", extra={"fields": {"name": f"{name}{number}"}})
+            if number % 50 == 0:
+                threading.Event().wait(0.03)
+
+    threads = [threading.Thread(target=log, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    names = [json.loads(line)["name"] for line in written.lines()]
+    assert sorted(names) == sorted(f"{name}{number}" for name in "abcd" for number in range(200))

@@ -50,6 +50,8 @@ from multiverse_gateway.settings import Settings, address_policy, health_policy,
 SWEEP_SECONDS = 0.05
 COPIED_BYTES = 16384
 """Up to this size a body is copied behind its head: one buffer is written for less than two."""
+MAX_BEGINNINGS = 1024
+"""Beginnings of requests that are kept: clients choose path, query and content type."""
 MAX_EXPLAINED = 20
 """Servers that the reason of a choice tells of; it has to fit into a header."""
 USER_AGENT = f"multiverse-gateway/{__version__}"
@@ -123,7 +125,7 @@ class Gateway:
         self.body_bytes = 0
         self.tail: Any = None
         self.admin_key: Any = None
-        self._requests: dict[tuple[ServerId, int], tuple[Endpoint, bytes]] = {}
+        self._beginnings: dict[tuple[ServerId, int, str, bytes, bytes, bool], tuple[Endpoint, bytes]] = {}
         self.registry_lock = anyio.Lock()
         self._slow: set[ServerId] = set()
         self._fades_at = now() + FADE_SECONDS
@@ -242,7 +244,7 @@ class Gateway:
             self._wire.drop(server_id)
             self.load.forget(server_id)
             self._unsaved.discard(server_id)
-        self._requests.clear()
+        self._beginnings.clear()
         self._without_usage &= {(server.id, server.generation) for server in registry.servers}
         self.keys = {bytes.fromhex(key.digest): key for key in registry.keys}
         self.registry = registry
@@ -438,51 +440,31 @@ class Gateway:
 
     def send(self, server: Server, exchange: Exchange) -> Sending:
         """Open an attempt."""
-        endpoint, fixed = self._request_block(server)
+        envelope = exchange.envelope
+        endpoint, beginning = self._beginning(server, envelope.path, exchange.query, exchange.content_type, envelope.stream)
         body = exchange.body_bytes
         exchange.asks_usage = (
-            exchange.envelope.leaves_usage
+            envelope.leaves_usage
             and self.settings.count_stream_tokens
             and exchange.refuser is None
             and (server.id, server.generation) not in self._without_usage
         )
         if exchange.asks_usage:
             body = asking_for_usage(body)
-        head = b"".join(
-            (
-                b"POST ",
-                endpoint.prefix.encode(),
-                exchange.envelope.path.encode(),
-                b"?" + exchange.query if exchange.query else b"",
-                fixed,
-                exchange.content_type or b"application/json",
-                b"\r\naccept: text/event-stream" if exchange.envelope.stream else b"\r\naccept: */*",
-                b"\r\nx-request-id: ",
-                exchange.request_id.encode(),
-                b"\r\ncontent-length: %d\r\n\r\n" % len(body),
-            )
-        )
+        head = b"%b%b\r\ncontent-length: %d\r\n\r\n" % (beginning, exchange.request_id.encode(), len(body))
         request = (head + body,) if len(body) <= COPIED_BYTES else (head, body)
         return self._wire.send(server.id, endpoint, request, exchange)
 
-    def _request_block(self, server: Server) -> tuple[Endpoint, bytes]:
-        key = (server.id, server.generation)
-        block = self._requests.get(key)
-        if block is None:
+    def _beginning(self, server: Server, path: str, query: bytes, content_type: bytes, stream: bool) -> tuple[Endpoint, bytes]:
+        """Return where a request goes, and its head up to the value of `x-request-id`: few of them differ."""
+        key = (server.id, server.generation, path, query, content_type, stream)
+        known = self._beginnings.get(key)
+        if known is None:
+            if len(self._beginnings) >= MAX_BEGINNINGS:
+                self._beginnings.clear()
             endpoint = _endpoint(server.endpoint_url)
-            lines = [
-                " HTTP/1.1",
-                f"host: {endpoint.authority}",
-                f"user-agent: {USER_AGENT}",
-                "accept-encoding: identity",
-                "ngrok-skip-browser-warning: 1",
-                "x-multiverse-hop: 1",
-            ]
-            if server.api_key is not None:
-                lines.append(f"authorization: Bearer {server.api_key}")
-            block = (endpoint, ("\r\n".join([*lines, "content-type: "])).encode())
-            self._requests[key] = block
-        return block
+            known = self._beginnings[key] = endpoint, _beginning(server, endpoint, path, query, content_type, stream)
+        return known
 
     def refuses_usage(self, server: Server) -> None:
         """Ask this generation of a server for the tokens of a stream no more: it refused, and took the same request without."""
@@ -528,7 +510,8 @@ class Gateway:
 
     def slot_freed(self, model: str) -> None:
         """Give their turn to the exchanges that wait for the model, who came first at the front; who cannot use it keeps its place."""
-        give_turns(self.admission.waiters(model))
+        if self.admission.anybody_waits:
+            give_turns(self.admission.waiters(model))
 
     # Bodies and exchanges
 
@@ -572,18 +555,18 @@ class Gateway:
             totals.succeeded += 1
         else:
             totals.failed += 1
-        self._count(exchange)
+        seconds = self.now() - exchange.arrived
+        self._count(exchange, seconds)
         if exchange.why:
             _routing_log.debug("why this server", extra={"fields": {"request_id": exchange.request_id, "why": _in_words(exchange.why)}})
         if _routing_log.isEnabledFor(logging.INFO):
-            note(_routing_log, "request finished", _record(exchange, self.now()))
+            note(_routing_log, "request finished", _record(exchange, seconds))
 
-    def _count(self, exchange: Exchange) -> None:
+    def _count(self, exchange: Exchange, seconds: float) -> None:
         """Count an exchange in the metrics and in the use of its model, server and client."""
         model, server, tokens = exchange.envelope.model, exchange.server, exchange.usage
         is_known = model in self.table.models
         status, failed = exchange.status, exchange.error_code is not None
-        seconds = self.now() - exchange.arrived
         meter = self.meter.request(model if is_known else OTHER, status, seconds)
         if exchange.first_byte_seconds is not None:
             meter.first_byte.note(exchange.first_byte_seconds)
@@ -657,6 +640,23 @@ def _endpoint(url: str) -> Endpoint:
         return Endpoint("http", "0.0.0.0", 80)  # noqa: S104  to be refused, not bound
 
 
+def _beginning(server: Server, endpoint: Endpoint, path: str, query: bytes, content_type: bytes, stream: bool) -> bytes:
+    target = b"%b%b%b" % (endpoint.prefix.encode(), path.encode(), b"?" + query if query else b"")
+    lines = [
+        b"POST %b HTTP/1.1" % target,
+        b"host: " + endpoint.authority.encode(),
+        b"user-agent: " + USER_AGENT.encode(),
+        b"accept-encoding: identity",
+        b"ngrok-skip-browser-warning: 1",
+        b"x-multiverse-hop: 1",
+        b"content-type: " + (content_type or b"application/json"),
+        b"accept: text/event-stream" if stream else b"accept: */*",
+    ]
+    if server.api_key is not None:
+        lines.append(f"authorization: Bearer {server.api_key}".encode())
+    return b"\r\n".join([*lines, b"x-request-id: "])
+
+
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
@@ -673,7 +673,7 @@ def _in_words(why: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(lines)
 
 
-def _record(exchange: Exchange, now: float) -> dict[str, object]:
+def _record(exchange: Exchange, seconds: float) -> dict[str, object]:
     envelope = exchange.envelope
     return {
         "request_id": exchange.request_id,
@@ -684,8 +684,8 @@ def _record(exchange: Exchange, now: float) -> dict[str, object]:
         "status": exchange.status,
         "code": exchange.error_code,
         "attempts": exchange.tried,
-        "failures": "".join(attempt.failure.kind.value for attempt in exchange.attempts),
-        "seconds": round(now - exchange.arrived, 4),
+        "failures": "".join([attempt.failure.kind.value for attempt in exchange.attempts]) if exchange.attempts else "",
+        "seconds": round(seconds, 4),
         "first_byte_seconds": None if exchange.first_byte_seconds is None else round(exchange.first_byte_seconds, 4),
         "events": exchange.events,
         "bytes": exchange.sent_bytes,

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import assert_never
 
 import msgspec
@@ -154,7 +155,7 @@ def classify(
     <FailureClass.BUSY: 'E'>
     """
     kind = headers.get(b"content-type", b"")
-    media = kind.partition(b";")[0].strip().lower()
+    media = media_type(kind)
     if _is_tunnel_page(status, headers, media, body):
         return Failure(FailureClass.BROKEN, "the server's tunnel is offline", status)
     if 200 <= status < 300:
@@ -175,6 +176,16 @@ def classify(
 
 _COMPRESSED = "the answer is compressed, which nobody asked for"
 _RELAYED = frozenset({FailureClass.NO_MODEL, FailureClass.UNSUPPORTED, FailureClass.CLIENT_ERROR})
+
+
+@lru_cache(maxsize=64)
+def media_type(content_type: bytes) -> bytes:
+    """Return the type without its parameters.
+
+    >>> media_type(b"Text/Event-Stream; charset=utf-8")
+    b'text/event-stream'
+    """
+    return content_type.partition(b";")[0].strip().lower()
 
 
 def _is_tunnel_page(status: int, headers: Mapping[bytes, bytes], media: bytes, body: bytes | None) -> bool:
@@ -226,7 +237,8 @@ def _is_json(media: bytes) -> bool:
 
 
 def _is_identity(headers: Mapping[bytes, bytes]) -> bool:
-    return headers.get(b"content-encoding", b"").strip().lower() in (b"", b"identity")
+    coding = headers.get(b"content-encoding")
+    return coding is None or coding.strip().lower() in (b"", b"identity")
 
 
 def _harmless(kind: bytes) -> bytes:

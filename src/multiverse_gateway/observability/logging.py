@@ -60,7 +60,7 @@ _SHAPES = re.compile(
     r"|\bsk-[A-Za-z0-9_-]{6,}"
     r"|\bmvg-[a-z]+-[A-Za-z0-9_-]{16,}"
 )
-_PLAIN = (int, float, type(None))
+_PLAIN = frozenset({int, float, bool, type(None)})
 _ODD = re.compile(r'[\s"=]')
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff]")
 
@@ -72,19 +72,19 @@ class Redactor:
     _known: set[str] = attrs.field(factory=set, repr=False)
     _compiled: tuple[int, re.Pattern[str]] | None = attrs.field(default=None, init=False, repr=False)
     """How many secrets the pattern knows, and the pattern: made at the first text after the last secret, for a start learns thousands."""
-    _memo: dict[str, str] = attrs.field(factory=dict, init=False, repr=False)
-    """Short texts and what became of them: nearly all that is logged was logged before."""
+    cleaned: dict[str, str] = attrs.field(factory=dict, init=False, repr=False)
+    """Short texts and what `clean` made of them: nearly all that is logged was logged before."""
 
     def add(self, secret: str) -> None:
         """Learn a secret, also as JSON and `repr` write it; one shorter than six characters would black out words, and is left."""
         if len(secret) >= MIN_SECRET_LENGTH and secret not in self._known:
             self._known.add(secret)
-            self._memo = {}  # what a thread adds to the old one now is not read again
+            self.cleaned = {}  # what a thread adds to the old one now is not read again
 
     def _pattern(self) -> re.Pattern[str]:
-        secrets = list(self._known)
-        if self._compiled is not None and self._compiled[0] == len(secrets):
+        if self._compiled is not None and self._compiled[0] == len(self._known):
             return self._compiled[1]
+        secrets = list(self._known)
         forms = {form for secret in secrets for form in (secret, *_quotings(secret))}
         longest_first = sorted(forms, key=len, reverse=True)
         pattern = re.compile("|".join(map(re.escape, longest_first)))
@@ -97,17 +97,6 @@ class Redactor:
 
     def __call__(self, text: str) -> str:
         """Return the text without secrets."""
-        memo = self._memo
-        known = memo.get(text)
-        if known is None:
-            known = self._redacted(text)
-            if len(text) <= MAX_REMEMBERED:
-                if len(memo) >= REMEMBERED:
-                    memo.clear()
-                memo[text] = known
-        return known
-
-    def _redacted(self, text: str) -> str:
         if self._known:
             text = self._pattern().sub(MASK, text)
         if text.isalnum():  # each shape has a blank, a colon or a dash
@@ -124,42 +113,53 @@ def _quotings(secret: str) -> Iterable[str]:
 def redact(secret: str | None) -> None:
     """Keep a secret, such as a server's key, out of every log that is configured in this process."""
     if secret:
-        for handler in logging.getLogger(ROOT).handlers:
-            if isinstance(handler, _Door):
-                handler.redactor.add(secret)
+        for door in _doors:
+            door.redactor.add(secret)
 
 
-_BLANK = vars(logging.LogRecord("", logging.INFO, "", 0, "", (), None))
+_OURS = logging.getLogger(ROOT)
+_doors: tuple["_Door", ...] = ()
+"""The doors of all logs that are configured in this process."""
+_numbers = itertools.count(1)
 
 
 def note(logger: logging.Logger, message: str, fields: Mapping[str, object]) -> None:
-    """Log at level INFO, in a tenth of the time that `Logger.info` takes, which looks for its caller, thread and process.
+    """Log at level INFO, in a fraction of the time that `Logger.info` takes: that is left out where only we listen.
 
-    Not asked is whether the level is wanted: `fields` would be made in vain, so the caller has asked.
+    Not asked is whether the level is wanted: `fields` would be made in vain, so the caller has asked. They must not change any more.
     """
-    record = logging.LogRecord.__new__(logging.LogRecord)
-    created = time.time()
-    vars(record).update(_BLANK, name=logger.name, msg=message, created=created, msecs=created % 1 * 1000, fields=fields)
-    logger.handle(record)
+    if logging.root.handlers or logger.handlers or len(_OURS.handlers) > len(_doors):
+        logger.info(message, extra={"fields": fields})
+        return
+    written = Note(next(_numbers), time.time(), "INFO", logging.INFO, logger.name, message, fields)
+    for door in _doors:
+        door.take(written)
 
 
 def _escape(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
-def clean(text: str, redactor: Callable[[str], str], limit: int = MAX_VALUE) -> str:
+def clean(text: str, redactor: Redactor, limit: int = MAX_VALUE) -> str:
     r"""Return a text fit for a log: without secrets, control characters escaped, cut at `limit`.
 
     >>> clean("one\ntwo \x1b[31m", Redactor())
     'one\\ntwo \\x1b[31m'
     """
-    text = redactor(text[:MAX_SCANNED])
-    if not (text.isascii() and text.isprintable()):
-        text = _CONTROL.sub(_escape, text)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    memo = redactor.cleaned
+    known = memo.get(text)
+    if known is None:
+        known = redactor(text[:MAX_SCANNED])
+        if not (known.isascii() and known.isprintable()):
+            known = _CONTROL.sub(_escape, known)
+        if len(text) <= MAX_REMEMBERED:
+            if len(memo) >= REMEMBERED:
+                memo.clear()
+            memo[text] = known
+    return known if len(known) <= limit else known[: limit - 1] + "…"
 
 
-@attrs.frozen(kw_only=True)
+@attrs.define(kw_only=True)
 class Entry:
     """One record as it may be shown: cleaned; `number` grows with each, `time` is epoch seconds."""
 
@@ -175,14 +175,16 @@ class Entry:
     @property
     def instant(self) -> str:
         """The time in ISO 8601 with zone."""
-        second, fraction = divmod(self.time, 1)
-        return f"{_second(int(second))}.{int(1000 * fraction):03d}+00:00"
+        second = int(self.time)
+        return f"{_second(second)}.{int(1000 * (self.time - second)):03d}+00:00"
 
     def as_json(self) -> dict[str, object]:
         """Return it as the admin API and the JSON format have it; no field can stand in for one of ours."""
         own: dict[str, object] = {"time": self.instant, "level": self.level, "component": self.component, "message": self.message}
         if self.traceback is not None:
             own["traceback"] = self.traceback
+        if own.keys().isdisjoint(self.fields):
+            return {**own, **self.fields}
         return own | {f"{name}_" if name in own else name: value for name, value in self.fields.items()}
 
     def as_text(self) -> str:
@@ -203,30 +205,59 @@ def _second(time: int) -> str:
 
 
 def _quoted(value: object) -> str:
-    if isinstance(value, int | float):
+    if type(value) in _PLAIN:
         return str(value).lower()
     text = str(value)
-    return text if text and not _ODD.search(text) else json.dumps(text, ensure_ascii=False)
+    return text if text.isalnum() or (text and not _ODD.search(text)) else json.dumps(text, ensure_ascii=False)
 
 
-def entry_of(record: logging.LogRecord, number: int, redactor: Callable[[str], str]) -> Entry:
-    """Read a record of the standard library."""
+class Note:
+    """One record as it was given: to be cleaned before anybody sees it."""
+
+    __slots__ = ("fields", "level", "message", "name", "number", "severity", "time")
+
+    def __init__(self, number: int, time: float, level: str, severity: int, name: str, message: str, fields: object) -> None:
+        self.number = number
+        self.time = time
+        self.level = level
+        self.severity = severity
+        self.name = name
+        self.message = message
+        self.fields = fields
+
+    def entry(self, redactor: Redactor, traceback: str | None = None) -> Entry:
+        """Return it cleaned."""
+        given = self.fields
+        return Entry(
+            number=self.number,
+            time=self.time,
+            level=self.level,
+            severity=self.severity,
+            component=clean(_component(self.name), redactor, 32),
+            message=clean(self.message, redactor, MAX_MESSAGE),
+            fields=_fields(given, redactor) if isinstance(given, Mapping) else {},
+            traceback=traceback,
+        )
+
+
+@lru_cache(maxsize=64)
+def _component(name: str) -> str:
+    return name.removeprefix(f"{ROOT}.").partition(".")[0]
+
+
+def _fields(given: Mapping[object, object], redactor: Redactor) -> dict[str, object]:
+    fields = {}
+    for name, value in given.items():
+        known = name if isinstance(name, str) and name.isidentifier() else clean(str(name), redactor, 64)
+        fields[known] = value if type(value) in _PLAIN else clean(str(value), redactor)
+    return fields
+
+
+def read_record(record: logging.LogRecord, redactor: Redactor) -> Note | Entry:
+    """Read a record of the standard library; what refers to live objects (an exception's frames, arguments) is cleaned now."""
     given = getattr(record, "fields", None)
-    fields: dict[str, object] = {}
-    for name, value in given.items() if isinstance(given, Mapping) else ():
-        known = str(name)
-        fields[known if known.isidentifier() else clean(known, redactor, 64)] = _value(value, redactor)
-    component = record.name.removeprefix(f"{ROOT}.").partition(".")[0]
-    return Entry(
-        number=number,
-        time=record.created,
-        level=record.levelname,
-        severity=record.levelno,
-        component=clean(component, redactor, 32),
-        message=clean(_message(record), redactor, MAX_MESSAGE),
-        fields=fields,
-        traceback=_traceback(record, redactor),
-    )
+    read = Note(next(_numbers), record.created, record.levelname, record.levelno, record.name, _message(record), given)
+    return read.entry(redactor, _traceback(record, redactor)) if record.exc_info or record.args else read
 
 
 def _message(record: logging.LogRecord) -> str:
@@ -236,11 +267,7 @@ def _message(record: logging.LogRecord) -> str:
         return str(record.msg)
 
 
-def _value(value: object, redactor: Callable[[str], str]) -> object:
-    return value if isinstance(value, _PLAIN) else clean(str(value), redactor)
-
-
-def _traceback(record: logging.LogRecord, redactor: Callable[[str], str]) -> str | None:
+def _traceback(record: logging.LogRecord, redactor: Redactor) -> str | None:
     error = record.exc_info[1] if record.exc_info else None
     if error is None:
         return None
@@ -253,11 +280,9 @@ class Tail:
 
     def __init__(self, redactor: Redactor, length: int = TAIL_LENGTH) -> None:
         self._redactor = redactor
-        self._records: deque[tuple[int, logging.LogRecord | Entry]] = deque(maxlen=length)
-
-    def append(self, number: int, record: logging.LogRecord | Entry) -> None:
+        self._records: deque[Note | Entry] = deque(maxlen=length)
+        self.append = self._records.append
         """Keep a record; the oldest makes room."""
-        self._records.append((number, record))
 
     def entries(
         self,
@@ -280,13 +305,12 @@ class Tail:
         least = 0 if level is None else level_number(level)
         wanted = None if text is None else text.lower()
         found: list[Entry] = []
-        for number, record in reversed(list(self._records)):
-            if (after is not None and number <= after) or len(found) >= limit:
+        for record in reversed(list(self._records)):
+            if (after is not None and record.number <= after) or len(found) >= limit:
                 break
-            severity = record.severity if isinstance(record, Entry) else record.levelno
-            if severity < least:
+            if record.severity < least:
                 continue
-            entry = self._entry(number, record)
+            entry = record if isinstance(record, Entry) else record.entry(self._redactor)
             if since is not None and entry.time < since:
                 continue
             if component not in (None, entry.component) or (wanted is not None and not entry.mentions(wanted)):
@@ -307,9 +331,6 @@ class Tail:
         """Return what `entries` does, as the admin API shows it."""
         found = self.entries(level=level, component=component, text=text, since=since, after=after, limit=limit)
         return [{"number": entry.number, **entry.as_json()} for entry in found]
-
-    def _entry(self, number: int, record: logging.LogRecord | Entry) -> Entry:
-        return record if isinstance(record, Entry) else entry_of(record, number, self._redactor)
 
 
 def level_number(level: str) -> int:
@@ -332,7 +353,6 @@ class _Door(logging.Handler):
         self.redactor = redactor
         self.tail = tail
         self.writer = writer
-        self._numbers = itertools.count(1)
 
     def createLock(self) -> None:  # noqa: N802  the standard library's name
         """Have no lock: appending to a deque and putting into a queue need none."""
@@ -344,15 +364,14 @@ class _Door(logging.Handler):
         return True
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the record and hand it to the writer.
+        """Take in a record of the standard library."""
+        self.take(read_record(record, self.redactor))
 
-        What refers to live objects (an exception's frames, arguments) is read now; plain records later and elsewhere.
-        """
-        number = next(self._numbers)
-        item = entry_of(record, number, self.redactor) if record.exc_info or record.args else record
-        self.tail.append(number, item)
+    def take(self, record: Note | Entry) -> None:
+        """Keep a record and hand it to the writer."""
+        self.tail.append(record)
         if self.writer is not None:
-            self.writer.put(number, item)
+            self.writer.put(record)
 
 
 class _File:
@@ -444,48 +463,51 @@ class _Writer:
         self._line_of = line_of
         self._console = console
         self._file = file
-        self._queue: queue.SimpleQueue[tuple[int, logging.LogRecord | Entry] | None] = queue.SimpleQueue()
+        self._queue: deque[Note | Entry] = deque()
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._sleeps = False
         self._closing = threading.Event()
         self._reported = 0
         self.dropped = 0
         self._thread = threading.Thread(target=self._run, name="multiverse-log", daemon=True)
         self._thread.start()
 
-    def put(self, number: int, record: logging.LogRecord | Entry) -> None:
+    def put(self, record: Note | Entry) -> None:
         """Queue a record, or drop it."""
-        if self._queue.qsize() >= QUEUE_LENGTH:
+        if len(self._queue) >= QUEUE_LENGTH:
             self.dropped += 1
-        else:
-            self._queue.put((number, record))
+            return
+        self._queue.append(record)
+        if self._sleeps:
+            self._sleeps = False
+            self._bell.put(None)
 
     def close(self) -> None:
         """Write what is queued and end; a disk that stalls is not waited for."""
         self._closing.set()
-        self._queue.put(None)
+        self._bell.put(None)
         self._thread.join(CLOSE_SECONDS)
         if not self._thread.is_alive() and self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()
 
     def _run(self) -> None:
-        open_still = True
-        while open_still:
-            batch = [self._queue.get()]
+        while self._queue or not self._closing.is_set():
+            self._sleeps = True
+            if not self._queue:  # asked after the word that we sleep, so that nobody forgets to ring
+                self._bell.get()
+            self._sleeps = False
             self._closing.wait(BATCH_SECONDS)  # a burst is written at once
-            while not self._queue.empty():
-                batch.append(self._queue.get())
-            open_still = None not in batch
-            self._write([self._line(*item) for item in batch if item is not None])
+            self._write([self._line(self._queue.popleft()) for _ in range(len(self._queue))])
 
-    def _line(self, number: int, record: logging.LogRecord | Entry) -> str:
-        return self._line_of(record if isinstance(record, Entry) else entry_of(record, number, self._redactor))
+    def _line(self, record: Note | Entry) -> str:
+        return self._line_of(record if isinstance(record, Entry) else record.entry(self._redactor))
 
     def _write(self, lines: list[str]) -> None:
         if self.dropped > self._reported:
             lost, self._reported = self.dropped - self._reported, self.dropped
-            record = logging.makeLogRecord({"name": f"{ROOT}.api", "levelname": "WARNING", "levelno": logging.WARNING})
-            record.msg = f"{lost} log records were dropped: the disk or the console does not keep up"
-            lines.append(self._line(0, record))
+            words = f"{lost} log records were dropped: the disk or the console does not keep up"
+            lines.append(self._line(Note(next(_numbers), time.time(), "WARNING", logging.WARNING, f"{ROOT}.api", words, None)))
         if self._console is not None:
             try:
                 self._console.write("".join(f"{line}\n" for line in lines))
@@ -519,11 +541,12 @@ class Logs:
 
     def close(self) -> None:
         """Write what is queued, for two seconds at most, and log nothing more; idempotent."""
-        logger = logging.getLogger(ROOT)
-        if self._door not in logger.handlers:
+        global _doors
+        if self._door not in _doors:
             return
-        logger.removeHandler(self._door)
-        logger.setLevel(self._before)
+        _doors = tuple(door for door in _doors if door is not self._door)
+        _OURS.removeHandler(self._door)
+        _OURS.setLevel(self._before)
         if self._door.writer is not None:
             self._door.writer.close()
 
@@ -537,20 +560,20 @@ def configure(settings: Settings, *, outputs: bool = True, console: TextIO | Non
     Raises:
         OSError: The log file cannot be opened.
     """
-    logger = logging.getLogger(ROOT)
-    doors = [handler for handler in logger.handlers if isinstance(handler, _Door)]
+    global _doors
     redactor = Redactor()
-    for secret in (*_secrets(settings), *(secret for door in doors for secret in door.redactor.known())):
+    for secret in (*_secrets(settings), *(secret for door in _doors for secret in door.redactor.known())):
         redactor.add(secret)
     tail = Tail(redactor)
     writer = None
-    if outputs and all(door.writer is None for door in doors):
+    if outputs and all(door.writer is None for door in _doors):
         file = _File(Path(settings.log_file)) if settings.log_file else None
         writer = _Writer(redactor, _LINES[settings.log_format], console or sys.stderr, file)
     door = _Door(redactor, tail, writer)
-    logs = Logs(tail, door, logger.level)
-    logger.addHandler(door)
-    logger.setLevel(settings.log_level)
+    logs = Logs(tail, door, _OURS.level)
+    _doors = (*_doors, door)
+    _OURS.addHandler(door)
+    _OURS.setLevel(settings.log_level)
     return logs
 
 

@@ -14,6 +14,7 @@ Outputs are calls to the three ports below. Everything runs on one event loop.
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
+from functools import lru_cache
 from math import inf
 from typing import Protocol
 
@@ -41,6 +42,7 @@ from multiverse_gateway.core.failover import (
     busy_error,
     classify,
     final_error,
+    media_type,
     read_answer,
 )
 from multiverse_gateway.core.health import AttemptFailed, AttemptPassed, HealthEvent
@@ -61,6 +63,7 @@ QUEUE_LOOK_SECONDS = 0.25
 LAST_RESORT_SECONDS = 0.05
 """How long to wait while nothing is heard of the request that tries the last resort: who is refused shall hear it within 100 ms."""
 
+_STREAM_HEADERS = [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 _BLAMELESS = frozenset({FailureClass.CLIENT_ERROR, FailureClass.TRANSIENT, FailureClass.LOCAL})
 _TOO_LARGE = Failure(FailureClass.NONSENSE, "an answer larger than the limit")
 _TOLD_ERROR = Failure(FailureClass.SERVER_ERROR, "the stream ended with an error")
@@ -403,7 +406,7 @@ class Exchange:
             self._fail_attempt(failure)
             return
         self._content_type = headers.get(b"content-type") or b"application/json"
-        if self._content_type.partition(b";")[0].strip().lower() == b"text/event-stream":
+        if media_type(self._content_type) == b"text/event-stream":
             self._events = EventStream(envelope.dialect, max_event_bytes=self._engine.limits.max_event_bytes, drops_usage=self.asks_usage)
 
     def body(self, data: bytes) -> None:
@@ -687,20 +690,17 @@ class Exchange:
         self._expect_more()
         headers = [(b"content-type", self._content_type), *self._own_headers()]
         if self._events is not None:
-            headers += [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
+            headers += _STREAM_HEADERS
         self.client.head(self.status, headers, length)
 
     def _expect_more(self) -> None:
         if not self._clogged:
             self.due = min(self.deadline, self._engine.now() + self._engine.limits.idle_timeout)
 
-    def _own_headers(self) -> Headers:
-        headers = [(b"x-multiverse-attempts", b"%d" % self.tried)]
-        if self.server is not None:
-            server_id = self.server.id.encode()
-            headers += [(b"x-gateway-server-id", server_id), (b"x-multiverse-server", server_id)]
+    def _own_headers(self) -> Sequence[tuple[bytes, bytes]]:
+        headers = _attempt_headers(self.tried, None if self.server is None else self.server.id)
         if self.why is not None and self.shows_why:
-            headers.append((b"x-multiverse-why", msgspec.json.encode(self.why)))
+            return [*headers, (b"x-multiverse-why", msgspec.json.encode(self.why))]
         return headers
 
     def _send(self, data: bytes) -> None:
@@ -858,6 +858,14 @@ class Exchange:
         self.phase = Phase.OVER
         self._release_retry()
         self._engine.finished(self)
+
+
+@lru_cache(maxsize=4096)
+def _attempt_headers(tried: int, server_id: ServerId | None) -> tuple[tuple[bytes, bytes], ...]:
+    attempts = (b"x-multiverse-attempts", b"%d" % tried)
+    if server_id is None:
+        return (attempts,)
+    return attempts, (b"x-gateway-server-id", server_id.encode()), (b"x-multiverse-server", server_id.encode())
 
 
 def give_turns(waiters: Iterable[object]) -> None:

@@ -7,6 +7,7 @@
 """
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 
 import attrs
@@ -24,8 +25,8 @@ from multiverse_gateway.web.security import (
     Headers,
     body_deadline,
     cors_headers,
-    declared_length,
     is_below,
+    new_id,
     request_id,
     too_large,
     too_slow,
@@ -68,6 +69,8 @@ class Visit:
     path: str
     query: bytes
     fields: Headers
+    names: Mapping[bytes, bytes]
+    """The same as a dictionary."""
     peer: str | None
     arrived: float
     request_id: str
@@ -93,11 +96,12 @@ class Front:
     def visit(self, method: str, path: str, query: bytes, fields: Headers, peer: str | None) -> Visit:
         """Take note of a request's head; `peer` is the address at the other end of the connection."""
         settings = self.gateway.settings
-        identity = request_id(fields)
+        names = dict(fields)
+        identity = request_id(fields) if b"x-request-id" in names else new_id()
         headers = [(b"x-request-id", identity.encode())]
         if settings.enable_cors:
             headers += cors_headers(fields, settings.cors_origins)
-        return Visit(method, path, query, fields, peer, self.gateway.now(), identity, headers)
+        return Visit(method, path, query, fields, names, peer, self.gateway.now(), identity, headers)
 
     def admit_now(self, visit: Visit) -> None:
         """Decide whether the body is wanted; only where not `must_wait`.
@@ -114,12 +118,12 @@ class Front:
         self._charge(visit, await self.entrance.limiter.hit(visit.caller.quota, visit.caller.limit, visit.caller.daily_limit))
 
     def _check(self, visit: Visit) -> None:
-        visit.caller = self.entrance.receive(visit.peer, visit.fields)
+        visit.caller = self.entrance.receive(visit.peer, visit.fields, visit.names)
         if is_below(visit.path, "/v1/models"):
             raise MethodNotAllowed("Use GET for this call.")
         if self.gateway.shutting_down or not self.gateway.loaded:
             raise ShuttingDown("The gateway is not serving now. Send the request again in a moment.", retry_after=5.0)
-        limit, expected = self.gateway.settings.max_body_bytes, declared_length(visit.fields) or 0
+        limit, expected = self.gateway.settings.max_body_bytes, int(visit.names.get(b"content-length", b"0"))
         if expected > limit:  # before the budget, which it would exceed: no later moment makes it smaller
             raise too_large(limit)
         self._check_load()
@@ -164,7 +168,7 @@ class Front:
             GatewayError, EnvelopeError: It cannot be sent to any server.
         """
         self._check_load()  # once more: others may have come while the body was on its way
-        content_type = next((value for name, value in visit.fields if name == b"content-type"), JSON)
+        content_type = visit.names.get(b"content-type", JSON)
         check_target(visit.path, visit.query, content_type)
         envelope = read_envelope(visit.path, content_type.decode("latin-1"), body)
         key = visit.caller.key
@@ -182,8 +186,8 @@ class Front:
             caller=visit.caller.name,
         )
         if self.gateway.observe is not None:
-            exchange.traceparent = next((value.decode("latin-1") for name, value in visit.fields if name == b"traceparent"), None)
-        if visit.caller.name == OPERATOR and any(name == EXPLAIN for name, _ in visit.fields):
+            exchange.traceparent = visit.names.get(b"traceparent", b"").decode("latin-1") or None
+        if visit.caller.name == OPERATOR and EXPLAIN in visit.names:
             exchange.why, exchange.shows_why = [], True
         self.gateway.begin(exchange)
         return exchange

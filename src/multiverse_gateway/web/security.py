@@ -64,11 +64,12 @@ def request_id(headers: Headers) -> str:
     """Return the caller's own `x-request-id` if it is a safe token, else a new one of 128 random bits."""
     for name, value in headers:
         if name == b"x-request-id":
-            return value.decode() if _REQUEST_ID.fullmatch(value) else _new_id()
-    return _new_id()
+            return value.decode() if _REQUEST_ID.fullmatch(value) else new_id()
+    return new_id()
 
 
-def _new_id() -> str:
+def new_id() -> str:
+    """Make an id of 128 random bits."""
     return f"{random.getrandbits(128):032x}"
 
 
@@ -199,13 +200,12 @@ def refuse_loop(headers: Headers) -> GatewayError | None:
     return None
 
 
-def check_head(headers: Headers) -> None:
-    """Let pass only a head that can be read in one way and did not come through a gateway before.
+def check_head(headers: Headers, names: Mapping[bytes, bytes]) -> None:
+    """Let pass only a head that can be read in one way and did not come through a gateway before; `names` is a dictionary of it.
 
     Raises:
         GatewayError: It does not.
     """
-    names = dict(headers)
     if len(names) == len(headers) and _TELLING.isdisjoint(names) and names.get(b"content-length", b"0").isdigit():
         return
     refused = refuse_bad_framing(headers) or refuse_loop(headers)
@@ -292,30 +292,31 @@ class Entrance:
             now,
         )
 
-    def receive(self, peer: str | None, headers: Headers) -> Caller:
+    def receive(self, peer: str | None, headers: Headers, names: Mapping[bytes, bytes]) -> Caller:
         """Look at a request's head, the first thing that is done with an inference request; return who sent it.
 
         Raises:
             GatewayError: It could be read in two ways, came through a gateway before, or lacks the client key.
         """
-        check_head(headers)
-        return self.caller("POST", client_address(peer, headers, self.trusted), headers)
+        check_head(headers, names)
+        return self.caller("POST", client_address(peer, headers, self.trusted), headers, names)
 
-    def caller(self, method: str, address: str, headers: Headers) -> Caller:
+    def caller(self, method: str, address: str, headers: Headers, names: Mapping[bytes, bytes]) -> Caller:
         """Return who sent a request from an address.
 
         Raises:
             InvalidClientKey: A client key is required, and there is none that works.
         """
-        found = verified(headers, self.client_digests) if self.client_digests else None
-        if found is not None:
-            return Caller(found.hex(), f"setting:{found.hex()[:8]}")
-        stored = self.stored_keys()
-        for presented in presented_keys(headers) if stored else ():
-            key = stored.get(digest(presented))
-            if key is not None and key.works(self.wall()):
-                return Caller(key.id, key.id, key)
-        if b"cookie" in dict(headers) and self.signed_in(method, headers):
+        if b"authorization" in names or b"x-api-key" in names:
+            found = verified(headers, self.client_digests) if self.client_digests else None
+            if found is not None:
+                return Caller(found.hex(), f"setting:{found.hex()[:8]}")
+            stored = self.stored_keys()
+            for presented in presented_keys(headers) if stored else ():
+                key = stored.get(digest(presented))
+                if key is not None and key.works(self.wall()):
+                    return Caller(key.id, key.id, key)
+        if b"cookie" in names and self.signed_in(method, headers):
             return Caller(address, OPERATOR)
         if self.require_client_key:
             raise InvalidClientKey(
@@ -631,10 +632,11 @@ class Security:
         address = scope[ADDRESS] = client_address(peer[0] if peer else None, headers, self._entrance.trusted)
         if is_below(path, "/admin") and not self._signed_in(scope):
             self._check_admin_key(scope, headers, address)
-        check_head(headers)
+        names = dict(headers)
+        check_head(headers, names)
         if not is_below(path, "/v1"):
             return []
-        caller = scope[CALLER] = self._entrance.caller(scope["method"], address, headers)
+        caller = scope[CALLER] = self._entrance.caller(scope["method"], address, headers, names)
         quota = await self._entrance.limiter.hit(caller.quota, caller.limit)
         if quota is None:
             return []
