@@ -29,6 +29,7 @@ SETTINGS = {"HEALTH_CHECK_INTERVAL_SECONDS": "1", "HEALTH_CHECK_TIMEOUT_SECONDS"
 XSS = "\"><img src=x onerror=window.hacked=1><script>window.hacked=1</script>'{{7*7}}"
 DESKTOP = {"width": 1280, "height": 860}
 PHONE = {"width": 390, "height": 844}
+TABLET = {"width": 768, "height": 1024}
 
 
 @attrs.define(eq=False)

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from browser.conftest import PHONE, SETTINGS, XSS, Watched
+from browser.conftest import PHONE, SETTINGS, TABLET, XSS, Watched
 from support import behaviours
 from support.backends import Backend
 from support.processes import GatewayProcess
@@ -187,20 +187,22 @@ def test_the_first_steps_with_keys_for_clients(chromium: Any, browse: Callable[.
 
 
 def test_a_key_with_a_daily_limit(browse: Callable[..., Watched], gateway: GatewayProcess) -> None:
-    """Made by the form, used, and its use stands in the table, on a desk and on a phone; a form that cannot be used says why."""
+    """Made by the form, used, and its use stands in the table, on a desk, a tablet and a phone; a form that cannot be used says why."""
     page = browse().page
     page.goto(f"{gateway.url}/keys")
     page.get_by_label("Name").fill("daily")
+    page.get_by_label("Requests per minute").fill("1000000")
     page.get_by_label("Requests per day").fill("1500")
+    page.get_by_label("Models").fill("mistral-nemo, org/very-long.model_name-of-somebody@2025-01-31+instruct-q4_K_M")
     page.get_by_role("button", name="Make it").click()
     headers = {"x-api-key": page.locator("#made-key").text_content()}
     asked = httpx2.post(f"{gateway.base_url}/chat/completions", json={"model": "mistral-nemo"}, headers=headers, trust_env=False)
     assert asked.headers["x-ratelimit-remaining-requests"] == "1499"
-    for options in ({}, {"viewport": PHONE, "has_touch": True}):
+    for options in ({}, {"viewport": TABLET}, {"viewport": PHONE, "has_touch": True}):
         page = browse(**options).page
         page.goto(f"{gateway.url}/keys")
         assert page.locator("tr", has_text="daily").get_by_text("1 of 1,500").is_visible()
-        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+        assert page.evaluate("() => document.documentElement.scrollWidth - innerWidth") <= 0, options
     field = page.get_by_label("Requests per day")
     field.fill("0")
     assert field.evaluate("field => field.validity.rangeUnderflow")
