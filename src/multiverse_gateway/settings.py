@@ -194,7 +194,7 @@ class Settings:
     port: int = _setting(8000, "Port to listen on; 0 for any free one.", _between(0, 65_535))
     workers: int = _setting(1, "Processes that serve; more than 1 only on Linux.", _between(1, 64), plain=False)
     direct_door: bool = _setting(
-        True, "Serve inference on HTTP/1.1 by the direct door; false leaves everything to hypercorn, at ten times the cost.", plain=False
+        True, "Serve inference on HTTP/1.1 by the direct door; false leaves everything to hypercorn, at five times the cost.", plain=False
     )
 
     admin_api_key: str | None = _setting(
