@@ -83,6 +83,11 @@ class Bench:
         records = self.gateway.admin("GET", "/servers").json()
         return str(next(record["state"] for record in records if record["endpoint_url"] == backend.url))
 
+    async def tasks(self) -> int:
+        """Return the tasks of the gateway's event loop, its answer to this question included."""
+        text = (await asyncio.to_thread(self.gateway.call, "GET", "/metrics")).text
+        return int(float(next(line.split()[-1] for line in text.splitlines() if line.startswith("multiverse_tasks "))))
+
     async def settled(self) -> bool:
         """Wait until nothing runs any more."""
         for _ in range(200):
@@ -223,7 +228,7 @@ async def cancels(bench: Bench) -> None:
         backends = [Backend(f"number {n}", behaviours.after(0.005, behaviours.good(interval=0.005))) for n in range(3)]
         model = await bench.scene(stack, *backends)
         await bench.ask(model)
-        before = bench.gateway.open_sockets()
+        before, tasks_before = bench.gateway.open_sockets(), await bench.tasks()
 
         async def one() -> None:
             async with AsyncRawClient(bench.gateway.port) as client:
@@ -241,12 +246,13 @@ async def cancels(bench: Bench) -> None:
         with suppress(AssertionError):
             await until(lambda: bench.gateway.open_sockets() <= before, within=35)  # kept connections to servers end after 30 s
         left = max(0, bench.gateway.open_sockets() - before)
+        tasks = max(0, await bench.tasks() - tasks_before)
     good = sum(status == 200 for status, _ in later)
     bench.tell(
-        f"after {count} random cancels: slots, requests at servers, sockets left; later requests served",
-        f"{0 if settled else 'some'}, {running}, {left}; {good} of 20",
-        "0, 0, 0; 20",
-        settled and not running and not left and good == 20,
+        f"after {count} random cancels: slots, requests at servers, sockets, tasks left; later requests served",
+        f"{0 if settled else 'some'}, {running}, {left}, {tasks}; {good} of 20",
+        "0, 0, 0, 0; 20",
+        settled and not running and not left and not tasks and good == 20,
     )
 
 
@@ -516,19 +522,19 @@ async def soak(minutes: float, seed: int) -> int:
 
                 await asyncio.gather(rain(until), *(client() for _ in range(24)))
 
-            async def rest() -> tuple[int, int, int]:
+            async def rest() -> tuple[int, int, int, int]:
                 for backend in backends:
                     backend.behave = behaviours.good()
                 await asyncio.sleep(5)
                 assert await bench.settled(), "a slot is left"
                 await asyncio.sleep(32)  # kept connections to servers end after 30 s
-                return gateway.memory_bytes(), gateway.open_sockets(), gateway.open_files()
+                return gateway.memory_bytes(), gateway.open_sockets(), gateway.open_files(), await bench.tasks()
 
             total = max(20.0, minutes * 60)
             await storm(total * 0.3)
-            memory, sockets, files = await rest()
+            memory, sockets, files, tasks = await rest()
             await storm(total * 0.7)
-            memory_after, sockets_after, files_after = await rest()
+            memory_after, sockets_after, files_after, tasks_after = await rest()
             served = [(await bench.ask(model))[0] for _ in range(20)]
             running = sum(backend.running for backend in backends)
         problems = {
@@ -536,6 +542,7 @@ async def soak(minutes: float, seed: int) -> int:
             "requests still running on servers": running,
             "sockets": max(0, sockets_after - sockets - 6),
             "descriptors": max(0, files_after - files - 6),
+            "tasks": max(0, tasks_after - tasks),
             "megabytes": max(0, (memory_after - memory >> 20) - 8),
             "tracebacks in the log": gateway.log_text().count("Traceback"),
         }

@@ -624,6 +624,7 @@ class Gateway:
             ],
             body_bytes=self.body_bytes,
             is_shedding=self.admission.shedding,
+            tasks=len(anyio.get_running_tasks()),
         )
         return exposition(self.meter, moment)
 

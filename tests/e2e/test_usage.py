@@ -155,4 +155,5 @@ def test_the_figures_for_prometheus(stage: Stage) -> None:
         "process_resident_memory_bytes",
     ):
         assert line in text, line
+    assert int(float(text.split("\nmultiverse_tasks ")[1].split()[0])) > 0
     assert "nobody-has-this" not in text

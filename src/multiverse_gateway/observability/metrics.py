@@ -117,6 +117,7 @@ class Moment:
     servers: Sequence[tuple[ServerId, str, str, int]]
     body_bytes: int
     is_shedding: bool
+    tasks: int
 
 
 def families(meter: Meter, moment: Moment) -> Iterator[Metric]:
@@ -175,6 +176,7 @@ def _gauges(moment: Moment) -> Iterator[Metric]:
     yield from (running, states)
     yield GaugeMetricFamily("multiverse_body_bytes", "Memory that request bodies take.", moment.body_bytes)
     yield GaugeMetricFamily("multiverse_shedding", "1 while requests are refused since the process does not keep up.", moment.is_shedding)
+    yield GaugeMetricFamily("multiverse_tasks", "Tasks of the event loop; those of a process at rest do not grow.", moment.tasks)
 
 
 @attrs.frozen(eq=False)
