@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 import anyio
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from limits.aio.storage import MemoryStorage
 
-from multiverse_gateway.core.budget import DAY_SECONDS, DayCounts
+from multiverse_gateway.core.budget import DAY_SECONDS, DayCounts, day_of
 from multiverse_gateway.core.errors import DailyLimitReached
 from multiverse_gateway.web.quotas import DayQuota, LocalWindow, Quota, RateLimiter, duration, tighter
 
@@ -252,3 +253,107 @@ async def test_without_the_storage_a_day_goes_on_where_it_was() -> None:
     assert (one.is_shared, storage.waiting, one.day_counts.total("alice", NOON)) == (False, 1, 4)
     storage.hangs, now = False, 10.0
     assert await used(one, daily=5, calls=2) == [True, False]
+
+
+class Counter(MemoryStorage):
+    """A storage that counts and does nothing else, and may be gone; or there, with answers that come too late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self.is_there = self.answers = True
+
+    async def incr(self, key: str, expiry: float, amount: int = 1) -> int:
+        self.count += amount if self.is_there else 0
+        if not (self.is_there and self.answers):
+            raise TimeoutError
+        return self.count
+
+
+@attrs.define
+class Site:
+    """Gateways that count a key's calls, the storage that they share, and what the database keeps of it."""
+
+    gateways: int
+    limit: int
+    storage: Counter = attrs.field(factory=Counter)
+    sent: int = 0
+    allowed: int = 0
+    wall: float = NOON
+    now: float = 0.0
+    limiters: list[RateLimiter] = attrs.field(factory=list)
+
+    def __attrs_post_init__(self) -> None:
+        self.limiters = [self.started() for _ in range(self.gateways)]
+
+    def started(self) -> RateLimiter:
+        """Start a gateway, which learns what was kept."""
+        limiter = RateLimiter(0, self.storage, now=lambda: self.now, wall=lambda: self.wall)
+        self.learn(limiter)
+        return limiter
+
+    def learn(self, limiter: RateLimiter) -> None:
+        """Let a gateway read what was kept."""
+        limiter.day_counts.learn({"key": self.allowed}, day_of(self.wall), self.wall)
+
+    async def call(self, limiter: RateLimiter) -> bool:
+        """Send a request; each one tries the storage."""
+        self.sent += 1
+        self.now += limiter.recovery
+        quota = await limiter.hit("key", None, self.limit)
+        assert quota is not None
+        self.allowed += quota.allowed
+        return quota.allowed
+
+    async def do(self, what: str, number: int) -> None:
+        """Let something happen."""
+        number %= self.gateways
+        if what == "call":
+            await self.call(self.limiters[number])
+        elif what == "learn":
+            self.learn(self.limiters[number])
+            assert self.allowed < self.limit or not await self.call(self.limiters[number])
+        elif what == "restart":
+            self.limiters[number] = self.started()
+        elif what == "outage":
+            self.storage.is_there = not self.storage.is_there
+        elif what == "late":
+            self.storage.answers = not self.storage.answers
+        elif what == "forget":
+            self.storage.count = 0
+        else:
+            self.wall += DAY_SECONDS
+            self.storage.count = self.sent = self.allowed = 0
+        for known in self.limiters:
+            assert known.day_counts.total("key", self.wall) <= self.sent
+
+
+def steps(*others: str) -> st.SearchStrategy[list[tuple[str, int]]]:
+    """Return histories that are mostly calls."""
+    return st.lists(st.tuples(st.sampled_from(["call", "call", "call", *others]), st.integers(0, 2)), max_size=60)
+
+
+@given(st.integers(1, 8), st.integers(1, 3), steps("learn", "restart", "tomorrow"))
+async def test_gateways_that_share_a_storage_allow_the_limit_and_no_more(limit: int, gateways: int, history: list[tuple[str, int]]) -> None:
+    site = Site(gateways, limit)
+    for step in history:
+        await site.do(*step)
+        assert site.allowed == min(limit, site.sent)
+
+
+@given(st.integers(1, 8), steps("learn", "restart", "outage", "late", "forget", "tomorrow"))
+async def test_one_gateway_is_exact_whatever_the_storage_does(limit: int, history: list[tuple[str, int]]) -> None:
+    """It is gone, returns with less or with nothing; the gateway restarts and finds what was kept."""
+    site = Site(1, limit)
+    for step in history:
+        await site.do(*step)
+        assert site.allowed == min(limit, site.sent)
+
+
+@given(st.integers(1, 8), st.integers(2, 3), steps("learn", "restart", "outage", "late", "forget", "tomorrow"))
+async def test_without_the_storage_each_gateway_allows_the_limit_at_most(limit: int, gateways: int, history: list[tuple[str, int]]) -> None:
+    """And none of them more, once it has learnt what all did; nobody is refused before the limit is reached."""
+    site = Site(gateways, limit)
+    for step in history:
+        await site.do(*step)
+        assert min(limit, site.sent) <= site.allowed <= limit * gateways
