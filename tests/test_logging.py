@@ -360,6 +360,37 @@ def test_a_note_is_logged_as_any_record_is(begin: Begin, monkeypatch: pytest.Mon
     assert [record.getMessage() for record in other.records] == ["request finished"] * others
 
 
+def test_a_note_reaches_who_took_our_place(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `logging.config.dictConfig` takes it from the handlers of a logger that it is told of."""
+    other = Listening()
+    monkeypatch.setattr(logging.root, "handlers", [])
+    written = begin()
+    monkeypatch.setattr(logging.getLogger("multiverse_gateway"), "handlers", [other])
+    note(LOG, "request finished", {})
+    assert [record.getMessage() for record in other.records] == ["request finished"]
+    assert not written.logs.tail.entries()
+    monkeypatch.undo()
+
+
+def test_filters_of_a_logger_hold_for_notes(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where only we listen, too."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(LOG, "filters", [lambda record: "dull" not in record.msg])
+    written = begin()
+    note(LOG, "request finished", {})
+    note(LOG, "a dull request finished", {})
+    assert [entry.message for entry in written.logs.tail.entries()] == ["request finished"]
+
+
+def test_a_second_gateway_in_the_process_has_its_secrets_kept_too(begin: Begin) -> None:
+    """What it logs is written by the first one as well."""
+    first = begin()
+    begin(admin_api_key=KEY)
+    LOG.info("a key", extra={"fields": {"key": f"<{KEY}>"}})
+    assert first.logs.tail.entries()[0].fields == {"key": f"<{MASK}>"}
+    assert not [line for line in first.lines() if KEY in line]
+
+
 def test_nothing_is_lost_between_two_sleeps_of_the_writer(begin: Begin) -> None:
     """Several threads log while the writer falls asleep and wakes up: every record is written once."""
     written = begin(log_format="json")

@@ -82,8 +82,9 @@ class Redactor:
             self.cleaned = {}  # what a thread adds to the old one now is not read again
 
     def _pattern(self) -> re.Pattern[str]:
-        if self._compiled is not None and self._compiled[0] == len(self._known):
-            return self._compiled[1]
+        compiled = self._compiled  # read once: another thread may put an older one there
+        if compiled is not None and compiled[0] == len(self._known):
+            return compiled[1]
         secrets = list(self._known)
         forms = {form for secret in secrets for form in (secret, *_quotings(secret))}
         longest_first = sorted(forms, key=len, reverse=True)
@@ -118,8 +119,8 @@ def redact(secret: str | None) -> None:
 
 
 _OURS = logging.getLogger(ROOT)
-_doors: tuple["_Door", ...] = ()
-"""The doors of all logs that are configured in this process."""
+_doors: list["_Door"] = []
+"""The doors of all logs that are configured in this process; replaced, never changed."""
 _numbers = itertools.count(1)
 
 
@@ -128,7 +129,7 @@ def note(logger: logging.Logger, message: str, fields: Mapping[str, object]) -> 
 
     Not asked is whether the level is wanted: `fields` would be made in vain, so the caller has asked. They must not change any more.
     """
-    if logging.root.handlers or logger.handlers or len(_OURS.handlers) > len(_doors):
+    if logging.root.handlers or logger.handlers or logger.filters or _OURS.handlers != _doors:
         logger.info(message, extra={"fields": fields})
         return
     written = Note(next(_numbers), time.time(), "INFO", logging.INFO, logger.name, message, fields)
@@ -544,7 +545,7 @@ class Logs:
         global _doors
         if self._door not in _doors:
             return
-        _doors = tuple(door for door in _doors if door is not self._door)
+        _doors = [door for door in _doors if door is not self._door]
         _OURS.removeHandler(self._door)
         _OURS.setLevel(self._before)
         if self._door.writer is not None:
@@ -564,6 +565,7 @@ def configure(settings: Settings, *, outputs: bool = True, console: TextIO | Non
     redactor = Redactor()
     for secret in (*_secrets(settings), *(secret for door in _doors for secret in door.redactor.known())):
         redactor.add(secret)
+        redact(secret)  # who was there first writes our records, too
     tail = Tail(redactor)
     writer = None
     if outputs and all(door.writer is None for door in _doors):
@@ -571,7 +573,7 @@ def configure(settings: Settings, *, outputs: bool = True, console: TextIO | Non
         writer = _Writer(redactor, _LINES[settings.log_format], console or sys.stderr, file)
     door = _Door(redactor, tail, writer)
     logs = Logs(tail, door, _OURS.level)
-    _doors = (*_doors, door)
+    _doors = [*_doors, door]
     _OURS.addHandler(door)
     _OURS.setLevel(settings.log_level)
     return logs
