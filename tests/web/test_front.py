@@ -59,3 +59,12 @@ async def test_what_the_gateway_has_no_room_for_uses_up_nobodys_quota(length: by
         let_in = visit(b"1000")
         await front.admit(let_in)
         assert (b"x-ratelimit-remaining-requests", b"0") in let_in.headers
+
+
+async def test_of_a_header_that_comes_twice_the_first_counts() -> None:
+    """As it does with most servers; what is read and what is sent on are the same."""
+    async with stage() as at:
+        front = Front(at.gateway, entrance_of(at.gateway))
+        fields = [(b"content-type", b"application/json"), (b"content-type", b"multipart/form-data; boundary=x")]
+        visit = front.visit("POST", "/v1/chat/completions", b"", fields, "127.0.0.1")
+        assert visit.names[b"content-type"] == b"application/json"

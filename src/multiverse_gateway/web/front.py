@@ -70,7 +70,7 @@ class Visit:
     query: bytes
     fields: Headers
     names: Mapping[bytes, bytes]
-    """The same as a dictionary."""
+    """The same as a dictionary; of a name that comes twice the first counts."""
     peer: str | None
     arrived: float
     request_id: str
@@ -96,7 +96,7 @@ class Front:
     def visit(self, method: str, path: str, query: bytes, fields: Headers, peer: str | None) -> Visit:
         """Take note of a request's head; `peer` is the address at the other end of the connection."""
         settings = self.gateway.settings
-        names = dict(fields)
+        names = dict(reversed(fields))
         identity = request_id(fields) if b"x-request-id" in names else new_id()
         headers = [(b"x-request-id", identity.encode())]
         if settings.enable_cors:
