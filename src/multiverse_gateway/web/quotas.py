@@ -62,7 +62,7 @@ class DayQuota(Quota):
 
     def error(self, message: str = "") -> RateLimited:
         """Return the refusal of a call over the limit."""
-        said = f"The {self.limit:,} requests that your key may send per day are used up; wait until 00:00 UTC, or ask the operator for more"
+        said = f"Your key's {self.limit:,} requests per day are used up; wait until 00:00 UTC, or ask the operator for another key"
         return DayUsedUp(message or said, quota=self)
 
 
