@@ -126,6 +126,23 @@ def test_a_connection_test_shows_its_steps_as_they_happen(browse: Callable[..., 
             page.locator("#choices").evaluate("(choices) => choices.replaceChildren()")
 
 
+def test_a_connection_test_that_is_cut_off_ends(chromium: Any, browse_at: Callable[..., Watched]) -> None:
+    """No step is under way any more when the gateway is gone in the middle."""
+    gate = behaviours.Gate()
+    with GatewayProcess(SETTINGS) as gateway, Backend("kim", models=["kim"], behave_models=gate.held(list_models)) as kim:
+        watched = browse_at(gateway.url, cookies_of_an_operator(chromium, gateway.url, gateway.admin_key))
+        page = watched.page
+        watched.open("/register")
+        page.get_by_label("Address of the server").fill(kim.url)
+        page.get_by_role("button", name="Test connection").click()
+        page.locator("#test li.busy").wait_for()
+        gateway.kill()
+        page.locator("#offline").wait_for()
+        page.get_by_role("button", name="Test connection").wait_for()
+        assert states(page) == ["idle"] * 6
+        watched.troubles.clear()  # the answer that broke off
+
+
 def states(page: Any) -> list[str]:
     """Return the states of the steps of a connection test."""
     found: list[str] = page.locator("#test li").evaluate_all("(steps) => steps.map((step) => step.className)")

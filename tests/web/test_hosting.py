@@ -9,9 +9,12 @@ import httpx2
 import pytest
 
 from multiverse_gateway.core.errors import StorageUnavailable
+from multiverse_gateway.core.servers import Server
+from multiverse_gateway.protocols import Client
 from multiverse_gateway.stores.memory import MemoryStore
 from multiverse_gateway.web.frame import NEXT_PIECE
 from multiverse_gateway.web.live import MAX_STREAMS
+from support.gateways import ADMIN_KEY, Verdicts
 from support.pages import browsing
 
 Answer = Callable[[httpx2.Request], Awaitable[httpx2.Response]]
@@ -90,6 +93,24 @@ async def test_the_steps_come_one_after_the_other() -> None:
         assert found.headers["cache-control"] == "no-store"
         closed = await browser.send("/register/test", {"endpoint_url": "http://169.254.169.254"}, hx_request="true")
         assert NEXT_PIECE not in closed.text
+
+
+async def test_a_test_that_fails_in_the_middle_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head is sent, so the last piece tells; the log has the cause."""
+
+    async def forget(self: Verdicts, server: Server, http: Client) -> None:
+        """Return nothing, as a probe of somebody's might."""
+
+    monkeypatch.setattr(Verdicts, "check", forget)
+    async with browsing() as browser:
+        await browser.sign_in()
+        found = await browser.send("/register/test", {"endpoint_url": "http://gpu.example:8000"}, hx_request="true")
+        steps, last = found.text.split(NEXT_PIECE)
+        assert 'class="busy"' in steps
+        assert "The gateway made a mistake. Try again" in last
+        assert "busy" not in last
+        logged = await browser.client.get("/admin/logs?component=ui&level=ERROR", headers={"x-api-key": ADMIN_KEY})
+        assert "AttributeError" in logged.json()[0]["traceback"]
 
 
 async def test_an_only_model_is_taken_and_others_are_offered() -> None:

@@ -4,6 +4,7 @@ A new page is a route, an entry in `NAVIGATION` and a template that extends `bas
 """
 
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ NAVIGATION = (
 NEXT_PIECE = "<!--next-->"
 """What js/pieces.js looks for; no rendered value holds it, for templates escape it."""
 OPEN_TO_VISITORS = ("dashboard", "models", "docs")
+
+_log = logging.getLogger("multiverse_gateway.ui")
 
 
 @attrs.define(eq=False)
@@ -100,6 +103,13 @@ class Frame:
         if visit.is_fragment:
             return self.toast(Response(status_code=status), "error", f"{title}. {words}")
         return self.page(visit, "error.html", status=status, title=title, code=status, words=words)
+
+    def failed(self, visit: Visit) -> tuple[str, str]:
+        """Log the exception that is being handled, and return what is said of it, the title and the words."""
+        request = visit.request
+        fields = {"request_id": request.scope.get(REQUEST_ID), "path": request.url.path}
+        _log.exception("a page failed", extra={"fields": fields})
+        return "The gateway made a mistake", "Try again; if it stays so, tell the operator the id below."
 
     async def not_found(self, request: Request, error: Exception) -> Response:
         """Answer what no route matches: with a page where a browser asks for one."""
@@ -181,9 +191,18 @@ class Frame:
         html = self.render(visit, template, **values)
         return HTMLResponse(html, status, {"cache-control": "no-store", "vary": "HX-Request, Cookie", **(headers or {})})
 
-    def pieces(self, pieces: AsyncIterator[str]) -> Response:
+    def pieces(self, visit: Visit, pieces: AsyncIterator[str]) -> Response:
         """Answer with a part of a page in pieces: what ends with `NEXT_PIECE` is shown until the next one comes."""
-        return StreamingResponse(pieces, media_type="text/html", headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        return StreamingResponse(self._ended(visit, pieces), media_type="text/html", headers=headers)
+
+    async def _ended(self, visit: Visit, pieces: AsyncIterator[str]) -> AsyncIterator[str]:
+        """Let the last piece say that there was a mistake, if there was one: the head is sent, and HTTP/2 would never see an end."""
+        try:
+            async for piece in pieces:
+                yield piece
+        except Exception:  # noqa: BLE001  the log has it
+            yield self.render(visit, "_problem.html", field="", problem=". ".join(self.failed(visit)))
 
     def toast(self, response: Response, kind: str, words: str) -> Response:
         """Let an answer to HTMX bring a toast."""

@@ -11,7 +11,6 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from multiverse_gateway.core.errors import BadRequest, GatewayError
-from multiverse_gateway.web.errors import REQUEST_ID
 from multiverse_gateway.web.frame import Frame, Handler, Visit
 from multiverse_gateway.web.quotas import LocalWindow
 from multiverse_gateway.web.security import (
@@ -84,11 +83,7 @@ class Gate:
             except GatewayError as error:
                 return self._frame.refuse(visit, error)
             except Exception:  # noqa: BLE001  a page says so in words; the log has the rest
-                fields = {"request_id": request.scope.get(REQUEST_ID), "path": request.url.path}
-                _log.exception("a page failed", extra={"fields": fields})
-                return self._frame.problem(
-                    visit, 500, "The gateway made a mistake", "Try again; if it stays so, tell the operator the id below."
-                )
+                return self._frame.problem(visit, 500, *self._frame.failed(visit))
 
         return serve
 

@@ -121,7 +121,7 @@ class Hosting:
                 else:
                     yield self._frame.render(visit, "_steps.html", test=test) + NEXT_PIECE
 
-        return self._frame.pieces(pieces())
+        return self._frame.pieces(visit, pieces())
 
     def _count_probe(self, visit: Visit) -> None:
         self._frame.entrance.count_probe(visit.request.scope.get(ADDRESS, "unknown"))
