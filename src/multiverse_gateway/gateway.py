@@ -52,6 +52,8 @@ COPIED_BYTES = 16384
 """Up to this size a body is copied behind its head: one buffer is written for less than two."""
 MAX_BEGINNINGS = 1024
 """Beginnings of requests that are kept: clients choose path, query and content type."""
+MAX_BEGINNING_BYTES = 2048
+"""Longer ones are not kept."""
 MAX_EXPLAINED = 20
 """Servers that the reason of a choice tells of; it has to fit into a header."""
 USER_AGENT = f"multiverse-gateway/{__version__}"
@@ -460,10 +462,12 @@ class Gateway:
         key = (server.id, server.generation, path, query, content_type, stream)
         known = self._beginnings.get(key)
         if known is None:
-            if len(self._beginnings) >= MAX_BEGINNINGS:
-                self._beginnings.clear()
             endpoint = _endpoint(server.endpoint_url)
-            known = self._beginnings[key] = endpoint, _beginning(server, endpoint, path, query, content_type, stream)
+            known = endpoint, _beginning(server, endpoint, path, query, content_type, stream)
+            if len(known[1]) <= MAX_BEGINNING_BYTES:
+                if len(self._beginnings) >= MAX_BEGINNINGS:
+                    self._beginnings.clear()
+                self._beginnings[key] = known
         return known
 
     def refuses_usage(self, server: Server) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from multiverse_gateway import GatewayError
+from multiverse_gateway.testing.store import make_server
 from multiverse_gateway.web.front import Front, Visit, check_target
 from support.gateways import entrance_of, stage
 
@@ -68,3 +69,12 @@ async def test_of_a_header_that_comes_twice_the_first_counts() -> None:
         fields = [(b"content-type", b"application/json"), (b"content-type", b"multipart/form-data; boundary=x")]
         visit = front.visit("POST", "/v1/chat/completions", b"", fields, "127.0.0.1")
         assert visit.names[b"content-type"] == b"application/json"
+
+
+@pytest.mark.parametrize(("query", "is_kept"), [(b"api-version=1", True), (b"a" * 4096, False)])
+async def test_only_short_beginnings_are_kept(query: bytes, is_kept: bool) -> None:
+    """A thousand of the longest that clients may choose would take tens of megabytes."""
+    async with stage() as at:
+        one, other = (at.gateway._beginning(make_server("s"), "/v1/x", query, b"application/json", False) for _ in range(2))
+        assert one == other
+        assert (one is other) is is_kept
