@@ -123,9 +123,8 @@ class Database:
                     member.told()
             then()
 
-        self.row.use(save.alone.of(rows), done)
         self._world.counted.calls += 1
-        self.cores.use(save.there.of(rows))
+        self.cores.use(save.there.of(rows), lambda: self.row.use(save.alone.of(rows), done))
 
 
 class Member:

@@ -142,6 +142,16 @@ def test_it_agrees_with_what_was_measured(gateways: int, servers: int, transacti
     assert outcome.probes == pytest.approx(1.5 * servers / policy.interval, rel=0.15)
 
 
+def test_verdicts_wait_for_a_core_as_all_else_does() -> None:
+    """A database that is short of CPU saves late, too."""
+    world, saved = World(CALM), list[float]()
+    for _ in range(CALM.cores):
+        world.database.cores.use(10.0)
+    world.database.save(world.members[0], 1, [], lambda: saved.append(world.clock.now))
+    world.run(20.0)
+    assert 10.0 < saved[0] < 11.0
+
+
 def test_a_change_is_seen_as_soon_as_it_is_saved() -> None:
     """By everybody, where nothing is short of anything: half a second until it is saved, and a moment to be told and to read."""
     outcome = simulate(attrs.evolve(CALM, outages_per_hour=10.0))
