@@ -45,6 +45,8 @@ PAGES = {
     "docs": "/docs",
     "missing": "/nothing-here",
 }
+WIDTHS = (320, 360, 761, 820, 1024, 1041)
+"""Of small phones, tablets, and right beside where the style changes; every page is looked at in full at two others."""
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
 
 
@@ -65,9 +67,13 @@ def check(watched: Watched, name: str) -> None:
     """Hold a page against all that every page must hold."""
     page = watched.page
     page.evaluate("() => { for (const fold of document.querySelectorAll('details')) fold.open = true; }")
-    wide = page.evaluate("() => document.documentElement.scrollWidth - document.documentElement.clientWidth")
     screenshot(page, PICTURES, name)
-    assert wide <= 0, f"{name} scrolls sideways by {wide} px"
+    usual = page.viewport_size
+    for width in (usual["width"], *WIDTHS):
+        page.set_viewport_size({**usual, "width": width})
+        wide = page.evaluate("() => document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert wide <= 0, f"{name} scrolls sideways by {wide} px where {width} are there"
+    page.set_viewport_size(usual)
     assert violations(page) == [], name
     page.emulate_media(color_scheme="dark")
     assert violations(page, only="color-contrast") == [], f"{name}, dark"
