@@ -18,6 +18,7 @@ from support.gateways import entrance_of, stage
         ("/v1/../admin/servers", b"", b"application/json"),
         ("/v1/./chat", b"", b"application/json"),
         ("/v1//chat", b"", b"application/json"),
+        ("/v1/" + "x" * 509, b"", b"application/json"),
         ("/v1/chat/completions", b"a=1\r\nx-evil: 1", b"application/json"),
         ("/v1/chat/completions", b"a b", b"application/json"),
         ("/v1/chat/completions", b"", b"application/json\r\nx-evil: 1"),

@@ -36,6 +36,8 @@ EXPLAIN = b"x-multiverse-explain"
 """Header with which our own pages ask why a server was chosen; the answer is in `x-multiverse-why`."""
 NOBODY_YET = Caller("")
 JSON = b"application/json"
+MAX_PATH = 512
+"""Characters of a path: what is remembered of paths stays small, and no call of the API comes near."""
 _PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~:@-]+)+")
 _QUERY = re.compile(rb"[\x21-\x7e]{0,4096}")
 _CONTENT_TYPE = re.compile(rb"[\x20-\x7e]{0,256}")
@@ -53,7 +55,7 @@ def check_target(path: str, query: bytes, content_type: bytes) -> None:
         UnknownURL: The path is none of the API's.
         BadRequest: The query or the content type holds what does not belong there.
     """
-    if not _is_path(path):
+    if len(path) > MAX_PATH or not _is_path(path):
         raise UnknownURL("There is no such call; the path may hold letters, digits and . _ ~ : @ - between its slashes")
     if query and _QUERY.fullmatch(query) is None:
         raise BadRequest("The query holds characters that must be percent-encoded; encode them, or leave the query out")
