@@ -211,6 +211,6 @@ def test_ten_thousand_keys_are_learned_at_once(tmp_path: Path) -> None:
         began = time.monotonic()
         for number in range(10_000):
             logs.redact(f"key-number-{number}")
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 20, "a pattern of all for each would take minutes"
     finally:
         logs.close()
