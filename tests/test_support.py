@@ -449,15 +449,19 @@ async def test_backend_on_the_loop_of_the_test() -> None:
 
 async def test_hundred_concurrent_streams() -> None:
     """A backend serves many streams at once, each complete."""
-    async with Backend(behave=act.good(events=10, interval=0.005)) as backend:
+    gate = act.Gate()
+    async with Backend(behave=gate.held(act.good(events=10, interval=0.005))) as backend:
 
         async def one() -> Response:
             async with AsyncRawClient(backend.port) as client:
                 return await client.fetch("POST", CHAT, json=STREAMED)
 
-        responses = await asyncio.gather(*[one() for _ in range(100)])
-        assert all(answer.complete and answer.data[-1] == "[DONE]" for answer in responses)
-        assert backend.most_running > 50
+        async def all_are_there() -> None:
+            await until(lambda: backend.running == 100)
+            gate.open()
+
+        *responses, _ = await asyncio.gather(*[one() for _ in range(100)], all_are_there())
+        assert all(answer is not None and answer.complete and answer.data[-1] == "[DONE]" for answer in responses)
 
 
 def test_proxy_passes_through(backend: Backend) -> None:
