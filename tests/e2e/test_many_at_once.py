@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
@@ -14,11 +14,21 @@ import pytest
 from e2e.scene import Scene
 from support import answers, behaviours
 from support.backends import Backend, Exchange
+from support.processes import GatewayProcess
 from support.sockets import until
 
 pytestmark = pytest.mark.e2e
 
 Stage = Callable[..., Scene]
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[GatewayProcess]:
+    """Start a patient gateway: a slow machine takes its time until a hundred requests are there at once, and none may be sent twice."""
+    with GatewayProcess({"MULTIVERSE_COUNT_STREAM_TOKENS": "false"}) as running:
+        yield running
+
+
 KINDS = pytest.mark.parametrize("http", ["1.1", "2"])
 
 
