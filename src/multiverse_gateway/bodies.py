@@ -19,11 +19,19 @@ from msgspec import Meta
 
 from multiverse_gateway.core.addresses import EndpointError, parse_endpoint
 from multiverse_gateway.core.errors import BadRequest
-from multiverse_gateway.core.servers import MAX_CONCURRENCY, MAX_WEIGHT, MODEL_NAME, Capabilities, Metadata, Server, ServerId
+from multiverse_gateway.core.servers import (
+    MAX_CONCURRENCY,
+    MAX_DAILY_LIMIT,
+    MAX_WEIGHT,
+    MODEL_NAME,
+    Capabilities,
+    Metadata,
+    Server,
+    ServerId,
+)
 
 MAX_KEY_LENGTH = 512
 MAX_IMPORT = 10_000
-MAX_DAILY_LIMIT = 100_000_000
 PAGE = 1000
 HISTORY = 100
 EXPORT_FORMAT: Final = 1

@@ -463,7 +463,7 @@ class Gateway:
         known = self._beginnings.get(key)
         if known is None:
             endpoint = _endpoint(server.endpoint_url)
-            known = endpoint, _beginning(server, endpoint, path, query, content_type, stream)
+            known = endpoint, _head_of(server, endpoint, path, query, content_type, stream)
             if len(known[1]) <= MAX_BEGINNING_BYTES:
                 if len(self._beginnings) >= MAX_BEGINNINGS:
                     self._beginnings.clear()
@@ -645,10 +645,9 @@ def _endpoint(url: str) -> Endpoint:
         return Endpoint("http", "0.0.0.0", 80)  # noqa: S104  to be refused, not bound
 
 
-def _beginning(server: Server, endpoint: Endpoint, path: str, query: bytes, content_type: bytes, stream: bool) -> bytes:
-    target = b"%b%b%b" % (endpoint.prefix.encode(), path.encode(), b"?" + query if query else b"")
+def _head_of(server: Server, endpoint: Endpoint, path: str, query: bytes, content_type: bytes, stream: bool) -> bytes:
     lines = [
-        b"POST %b HTTP/1.1" % target,
+        b"POST %b%b HTTP/1.1" % (f"{endpoint.prefix}{path}".encode(), b"?" + query if query else b""),
         b"host: " + endpoint.authority.encode(),
         b"user-agent: " + USER_AGENT.encode(),
         b"accept-encoding: identity",
@@ -689,7 +688,7 @@ def _record(exchange: Exchange, seconds: float) -> dict[str, object]:
         "status": exchange.status,
         "code": exchange.error_code,
         "attempts": exchange.tried,
-        "failures": "".join([attempt.failure.kind.value for attempt in exchange.attempts]) if exchange.attempts else "",
+        "failures": "".join([attempt.failure.kind.value for attempt in exchange.attempts]),
         "seconds": round(seconds, 4),
         "first_byte_seconds": None if exchange.first_byte_seconds is None else round(exchange.first_byte_seconds, 4),
         "events": exchange.events,

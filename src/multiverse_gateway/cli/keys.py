@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
-from multiverse_gateway.bodies import MAX_DAILY_LIMIT
 from multiverse_gateway.cli.client import client_for, gateway_options
 from multiverse_gateway.cli.common import json_option, print_json, print_table, printable
+from multiverse_gateway.core.servers import MAX_DAILY_LIMIT
 
 
 @click.group("keys")

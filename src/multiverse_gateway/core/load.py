@@ -5,6 +5,8 @@ The sum of all slots is the number of live attempts: whoever calls `started` cal
 
 from typing import TypeVar
 
+from attrs import define, field
+
 from multiverse_gateway.core.servers import ServerId
 
 SMOOTHING = 0.25
@@ -27,6 +29,7 @@ STRAIN_SECONDS = 5.0
 _Key = TypeVar("_Key", bound=str)
 
 
+@define(eq=False)
 class Load:
     """Count attempts and remember latencies; implements `protocols.LoadView`.
 
@@ -39,18 +42,15 @@ class Load:
     (0, 0.5)
     """
 
-    __slots__ = ("_forgotten", "_latencies", "_measured", "_models", "_retries", "_servers", "_shares", "total")
-
-    def __init__(self) -> None:
-        self.total = 0
-        """Number of live attempts."""
-        self._servers: dict[ServerId, int] = {}
-        self._models: dict[str, int] = {}
-        self._retries: dict[str, int] = {}
-        self._latencies: dict[ServerId, float] = {}
-        self._measured: set[ServerId] = set()
-        self._shares: dict[ServerId, float] = {}
-        self._forgotten: set[ServerId] = set()
+    total: int = field(default=0, init=False)
+    """Number of live attempts."""
+    _servers: dict[ServerId, int] = field(factory=dict, init=False)
+    _models: dict[str, int] = field(factory=dict, init=False)
+    _retries: dict[str, int] = field(factory=dict, init=False)
+    _latencies: dict[ServerId, float] = field(factory=dict, init=False)
+    _measured: set[ServerId] = field(factory=set, init=False)
+    _shares: dict[ServerId, float] = field(factory=dict, init=False)
+    _forgotten: set[ServerId] = field(factory=set, init=False)
 
     def started(self, server_id: ServerId, model: str) -> None:
         """Take a slot of the server for an attempt."""
@@ -154,6 +154,7 @@ def _drop(counts: dict[_Key, int], key: _Key) -> None:
         counts[key] = count - 1
 
 
+@define(eq=False)
 class Strain:
     """Notice that this process cannot keep up: what was to be done now is done late, again and again. Seconds.
 
@@ -162,10 +163,7 @@ class Strain:
     ([False, False, True], False)
     """
 
-    __slots__ = ("_since",)
-
-    def __init__(self) -> None:
-        self._since: float | None = None
+    _since: float | None = field(default=None, init=False)
 
     def note(self, lag: float, now: float) -> bool:
         """Take how late the process is at the monotonic instant `now`; tell whether it has been too late for too long."""
@@ -176,6 +174,7 @@ class Strain:
         return self._since is not None and now - self._since >= STRAIN_SECONDS
 
 
+@define(eq=False, kw_only=True)
 class Admission:
     """Let requests wait for a slot of their model, first come, first served, and bound everything.
 
@@ -184,16 +183,13 @@ class Admission:
     (True, False, ('first',))
     """
 
-    __slots__ = ("_queues", "max_in_flight", "max_queue", "shedding")
-
-    def __init__(self, *, max_queue: int = 32, max_in_flight: int = 1024) -> None:
-        self.max_queue = max_queue
-        """Most waiters of one model."""
-        self.max_in_flight = max_in_flight
-        """Most live attempts of the whole process."""
-        self.shedding = False
-        """Whether nothing new may start, whatever the numbers are."""
-        self._queues: dict[str, dict[int, object]] = {}
+    max_queue: int = 32
+    """Most waiters of one model."""
+    max_in_flight: int = 1024
+    """Most live attempts of the whole process."""
+    shedding: bool = False
+    """Whether nothing new may start, whatever the numbers are."""
+    _queues: dict[str, dict[int, object]] = field(factory=dict, init=False)
 
     def may_start(self, total: int) -> bool:
         """Tell whether one more may start while `total` are live."""

@@ -9,7 +9,7 @@ from enum import StrEnum
 from math import inf
 from typing import Protocol
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from multiverse_gateway.core.health import Health, HealthState, supports
 from multiverse_gateway.core.servers import Server, ServerId
@@ -54,32 +54,30 @@ class Route:
     health: Health
 
 
+@frozen
 class Model:
     """A model's name and its servers, in the order of registration."""
 
-    __slots__ = ("_everybody", "_everybody_from", "name", "routes")
+    name: str
+    routes: tuple[Route, ...]
+    _everybody: Candidates | None = field(init=False, eq=False, repr=False)
+    _everybody_from: float = field(init=False, eq=False, repr=False)
 
-    def __init__(self, name: str, routes: tuple[Route, ...]) -> None:
-        self.name = name
-        self.routes = routes
-        self._everybody = _everybody(routes)
-        self._everybody_from = _everybody_from(routes)
+    @_everybody.default
+    def _find_everybody(self) -> Candidates | None:
+        """Answer `candidates` in advance for the usual case: all are well, without a cap, and stream."""
+        if all(_is_plain(route) for route in self.routes):
+            return Candidates(ready=tuple(route.server for route in self.routes))
+        return None
+
+    @_everybody_from.default
+    def _find_everybody_from(self) -> float:
+        pauses = [route.health.resting_until for route in self.routes]
+        return max([*pauses, *(until for route in self.routes for _, until in route.health.unsupported)], default=-inf)
 
     def everybody(self, now: float) -> Candidates | None:
         """Return all servers if every one of them can take any request now."""
         return self._everybody if now >= self._everybody_from else None
-
-
-def _everybody(routes: Sequence[Route]) -> Candidates | None:
-    """Answer `candidates` in advance for the usual case: all are well, without a cap, and stream."""
-    if all(_is_plain(route) for route in routes):
-        return Candidates(ready=tuple(route.server for route in routes))
-    return None
-
-
-def _everybody_from(routes: Sequence[Route]) -> float:
-    pauses = [route.health.resting_until for route in routes]
-    return max([*pauses, *(until for route in routes for _, until in route.health.unsupported)], default=-inf)
 
 
 def _is_plain(route: Route) -> bool:

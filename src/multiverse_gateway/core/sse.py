@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Annotated, Any
 
 import msgspec
+from attrs import define, field
 from msgspec import DecodeError, Meta, Raw, Struct, ValidationError
 
 MAX_EVENT_BYTES = 1 << 20
@@ -105,6 +106,7 @@ _OBJECT = msgspec.json.Decoder(dict[str, Raw])
 _ARRAY = msgspec.json.Decoder(list[Raw])
 
 
+@define(eq=False)
 class EventStream:
     """Follow one stream of events from a server; feed it every chunk of the body, in order.
 
@@ -118,50 +120,39 @@ class EventStream:
     (True, True)
     """
 
-    __slots__ = (
-        "_after_return",
-        "_at_start_of_event",
-        "_begun",
-        "_decoder",
-        "_finished",
-        "_last",
-        "_rest",
-        "broken",
-        "completion_tokens",
-        "dialect",
-        "drops_usage",
-        "ended",
-        "events",
-        "failed",
-        "first_error",
-        "max_event_bytes",
-        "prompt_tokens",
-    )
+    dialect: Dialect
+    max_event_bytes: int = field(default=MAX_EVENT_BYTES, kw_only=True)
+    drops_usage: bool = field(default=False, kw_only=True)
+    """The event that only tells the tokens is read, not passed on: the client did not ask for it."""
 
-    def __init__(self, dialect: Dialect, *, max_event_bytes: int = MAX_EVENT_BYTES, drops_usage: bool = False) -> None:
-        self.dialect = dialect
-        self.max_event_bytes = max_event_bytes
-        self.drops_usage = drops_usage
-        """The event that only tells the tokens is read, not passed on: the client did not ask for it."""
-        self.events = 0
-        """Number of data events relayed, the last one included."""
-        self.first_error: bytes | None = None
-        """Payload of the first data event, without white space around it, if that was an error; nothing is returned from it on."""
-        self.ended = False
-        """The stream's own last event, or an error event in the middle, was relayed; what follows is dropped."""
-        self.failed = False
-        """The stream ended with its own error event."""
-        self.broken: str | None = None
-        """Why nothing more can be relayed, in words."""
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
-        self._decoder = _NAMED if dialect in (Dialect.RESPONSES, Dialect.MESSAGES) else _NAMELESS
-        self._last = _LAST.get(dialect, frozenset())
-        self._finished: dict[int, bool] = {}
-        self._rest = bytearray()
-        self._at_start_of_event = True
-        self._after_return = False
-        self._begun = False
+    events: int = field(default=0, init=False)
+    """Number of data events relayed, the last one included."""
+    first_error: bytes | None = field(default=None, init=False)
+    """Payload of the first data event, without white space around it, if that was an error; nothing is returned from it on."""
+    ended: bool = field(default=False, init=False)
+    """The stream's own last event, or an error event in the middle, was relayed; what follows is dropped."""
+    failed: bool = field(default=False, init=False)
+    """The stream ended with its own error event."""
+    broken: str | None = field(default=None, init=False)
+    """Why nothing more can be relayed, in words."""
+    prompt_tokens: int = field(default=0, init=False)
+    completion_tokens: int = field(default=0, init=False)
+
+    _decoder: msgspec.json.Decoder[_Event] = field(init=False)
+    _last: frozenset[str] = field(init=False)
+    _finished: dict[int, bool] = field(factory=dict, init=False)
+    _rest: bytearray = field(factory=bytearray, init=False)
+    _at_start_of_event: bool = field(default=True, init=False)
+    _after_return: bool = field(default=False, init=False)
+    _begun: bool = field(default=False, init=False)
+
+    @_decoder.default
+    def _decoder_of_dialect(self) -> msgspec.json.Decoder[_Event]:
+        return _NAMED if self.dialect in (Dialect.RESPONSES, Dialect.MESSAGES) else _NAMELESS
+
+    @_last.default
+    def _last_of_dialect(self) -> frozenset[str]:
+        return _LAST.get(self.dialect, frozenset())
 
     @property
     def has_data(self) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from multiverse_gateway.core.budget import day_name, day_of
 from multiverse_gateway.core.servers import ServerId
@@ -74,6 +74,7 @@ def summed(rows: Iterable[Usage], key: Callable[[UsageKey], UsageKey]) -> list[U
     return [Usage(key=found, counts=counts) for found, counts in sums.items()]
 
 
+@define(eq=False)
 class Ledger:
     """Count what was used since the last `take`; a call of `count` costs the same however much there is.
 
@@ -83,12 +84,9 @@ class Ledger:
     ([('1970-01-01', 7)], [])
     """
 
-    __slots__ = ("_day", "_day_number", "_sums")
-
-    def __init__(self) -> None:
-        self._sums: dict[tuple[str, str, ServerId, str, str], list[int]] = {}
-        self._day = ""
-        self._day_number = -1
+    _sums: dict[tuple[str, str, ServerId, str, str], list[int]] = field(factory=dict, init=False)
+    _day: str = field(default="", init=False)
+    _day_number: int = field(default=-1, init=False)
 
     def count(
         self, model: str, server_id: ServerId, owner: str, client: str, *, wall: float, failed: bool, tokens: tuple[int, int]

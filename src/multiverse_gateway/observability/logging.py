@@ -160,7 +160,7 @@ def clean(text: str, redactor: Redactor, limit: int = MAX_VALUE) -> str:
     return known if len(known) <= limit else known[: limit - 1] + "…"
 
 
-@attrs.define(kw_only=True)
+@attrs.frozen(kw_only=True)
 class Entry:
     """One record as it may be shown: cleaned; `number` grows with each, `time` is epoch seconds."""
 
@@ -282,8 +282,10 @@ class Tail:
     def __init__(self, redactor: Redactor, length: int = TAIL_LENGTH) -> None:
         self._redactor = redactor
         self._records: deque[Note | Entry] = deque(maxlen=length)
-        self.append = self._records.append
+
+    def append(self, record: Note | Entry) -> None:
         """Keep a record; the oldest makes room."""
+        self._records.append(record)
 
     def entries(
         self,

@@ -709,13 +709,12 @@ class Exchange:
 
     def _stream(self, whole: bytes, events: EventStream) -> None:
         """Pass complete events on, and see what the stream has come to by them."""
-        if self._committed:
-            if whole:
-                self.sent_bytes += len(whole)
-                self.client.body(whole)
-            self._expect_more()
-        else:
+        if self.phase is Phase.TRYING:
             self._before_first_event(whole, events)
+        else:
+            if whole:
+                self._send(whole)
+            self._expect_more()
         if self.phase is not Phase.RELAYING:
             return
         if events.ended:

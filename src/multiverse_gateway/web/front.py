@@ -26,7 +26,6 @@ from multiverse_gateway.web.security import (
     body_deadline,
     cors_headers,
     is_below,
-    new_id,
     request_id,
     too_large,
     too_slow,
@@ -99,7 +98,7 @@ class Front:
         """Take note of a request's head; `peer` is the address at the other end of the connection."""
         settings = self.gateway.settings
         names = dict(reversed(fields))
-        identity = request_id(fields) if b"x-request-id" in names else new_id()
+        identity = request_id(fields)
         headers = [(b"x-request-id", identity.encode())]
         if settings.enable_cors:
             headers += cors_headers(fields, settings.cors_origins)

@@ -64,12 +64,11 @@ def request_id(headers: Headers) -> str:
     """Return the caller's own `x-request-id` if it is a safe token, else a new one of 128 random bits."""
     for name, value in headers:
         if name == b"x-request-id":
-            return value.decode() if _REQUEST_ID.fullmatch(value) else new_id()
-    return new_id()
+            return value.decode() if _REQUEST_ID.fullmatch(value) else _new_id()
+    return _new_id()
 
 
-def new_id() -> str:
-    """Make an id of 128 random bits."""
+def _new_id() -> str:
     return f"{random.getrandbits(128):032x}"
 
 
