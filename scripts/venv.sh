@@ -18,6 +18,10 @@ environment() {
   echo "Preparing $directory ..." >&2
   "$python" -m venv --clear "$directory"
   "$directory/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'  # knows --group
-  "$directory/bin/python" -m pip install --quiet "$@"
+  if command -v uv >/dev/null; then # does the same in a tenth of the time
+    uv pip install --quiet --compile-bytecode --python "$directory/bin/python" "$@"
+  else
+    "$directory/bin/python" -m pip install --quiet "$@"
+  fi
   echo "$wanted" >"$directory/made-for"
 }

@@ -31,6 +31,11 @@ def left_out(reporter: pytest.TerminalReporter) -> Counter[str]:
     return Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reports)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what waits for processes and end with what is short, so that no worker is left alone with a long module."""
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a strict run in which anything was skipped, whichever way."""

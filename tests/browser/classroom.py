@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
 import socket
 import tempfile
@@ -37,8 +38,9 @@ from support.sockets import LoopThread, free_port, wait_until
 
 MINUTE = 60.0
 CHECKS = 100
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
 TALKERS = itertools.count(1)
-"""The last part of the loopback address of the server that is really asked."""
+"""The last part of the loopback address of the server that is really asked; the part before it is the worker's."""
 ANSWER = (
     "A heat pump moves heat instead of making it. A liquid that boils at a low temperature takes heat from the air outside, "
     "even cold air. A compressor squeezes the vapour, which makes it hot, and inside the house it gives its heat away and turns "
@@ -269,7 +271,7 @@ class Classroom:
         self.port = free_port()
         self._hosts = hosts
         self._settings = settings
-        self.talker = Backend("club", talk(), models=["mistral-nemo:12b"], host=f"127.77.0.{next(TALKERS)}", port=8000)
+        self.talker = Backend("club", talk(), models=["mistral-nemo:12b"], host=f"127.77.{WORKER}.{next(TALKERS)}", port=8000)
 
     @property
     def url(self) -> str:

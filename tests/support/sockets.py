@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import itertools
+import os
 import random
 import socket
 import struct
@@ -32,8 +33,10 @@ POLL_SECONDS = 0.002
 
 @functools.cache
 def ports() -> Iterator[int]:
-    """Return the ports of our range in random order, for ever: no two servers of a process get the same one."""
-    return itertools.cycle(random.SystemRandom().sample(range(LOWEST_PORT, HIGHEST_PORT), HIGHEST_PORT - LOWEST_PORT))
+    """Return the ports of our range in random order, for ever: no two servers of a process get the same one, nor of two of pytest-xdist."""
+    worker, workers = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    own = range(LOWEST_PORT + worker, HIGHEST_PORT, workers)
+    return itertools.cycle(random.SystemRandom().sample(own, len(own)))
 
 
 def free_port(host: str = "127.0.0.1") -> int:
