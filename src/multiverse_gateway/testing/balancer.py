@@ -112,9 +112,9 @@ class BalancerContract:
             assert balancer.pick(servers, IDLE, make_request(f"model-{number}")) in servers
 
     def test_a_pick_is_quick(self, balancer: Balancer) -> None:
-        """It runs on the event loop for every attempt: far below a millisecond with fifty servers."""
+        """It runs on the event loop for every attempt: far below a millisecond of the processor with fifty servers."""
         servers, request = make_servers(50), make_request()
-        began = time.perf_counter()
+        began = time.process_time()
         for _ in range(200):
             balancer.pick(servers, IDLE, request)
-        assert (time.perf_counter() - began) / 200 < 0.001
+        assert (time.process_time() - began) / 200 < 0.001
