@@ -284,6 +284,7 @@ def test_what_is_no_json_fails_the_check(body: bytes) -> None:
 VALUES: st.SearchStrategy[object] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=30,  # of the usual hundred no new shape comes, and drawing them takes half a minute
 )
 
 
