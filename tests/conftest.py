@@ -32,8 +32,9 @@ def left_out(reporter: pytest.TerminalReporter) -> Counter[str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what waits for processes and end with what is short, so that no worker is left alone with a long module."""
-    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+    """Let several workers begin with what starts processes and end with what is short: none is left alone with a long file."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
 
 
 @pytest.hookimpl(trylast=True)
