@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -344,7 +345,7 @@ def test_a_note_is_logged_as_any_record_is(begin: Begin, monkeypatch: pytest.Mon
     other = Listening()
     monkeypatch.setattr(logging.root, "handlers", [other] if others else [])
     written = begin(log_format="json", admin_api_key=KEY)
-    note(LOG, "request finished", {"model": f"tiny\n{KEY}", "status": 200, "code": None})
+    note(LOG, "request finished", {"model": f"tiny\n{KEY}", "status": 200, "code": None}, time.time())
     assert [entry.fields["status"] for entry in written.logs.tail.entries()] == [200]
     (line,) = written.lines()
     record = json.loads(line)
@@ -366,7 +367,7 @@ def test_a_note_reaches_who_took_our_place(begin: Begin, monkeypatch: pytest.Mon
     monkeypatch.setattr(logging.root, "handlers", [])
     written = begin()
     monkeypatch.setattr(logging.getLogger("multiverse_gateway"), "handlers", [other])
-    note(LOG, "request finished", {})
+    note(LOG, "request finished", {}, time.time())
     assert [record.getMessage() for record in other.records] == ["request finished"]
     assert not written.logs.tail.entries()
     monkeypatch.undo()
@@ -377,8 +378,8 @@ def test_filters_of_a_logger_hold_for_notes(begin: Begin, monkeypatch: pytest.Mo
     monkeypatch.setattr(logging.root, "handlers", [])
     monkeypatch.setattr(LOG, "filters", [lambda record: "dull" not in record.msg])
     written = begin()
-    note(LOG, "request finished", {})
-    note(LOG, "a dull request finished", {})
+    note(LOG, "request finished", {}, time.time())
+    note(LOG, "a dull request finished", {}, time.time())
     assert [entry.message for entry in written.logs.tail.entries()] == ["request finished"]
 
 

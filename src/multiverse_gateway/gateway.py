@@ -18,11 +18,12 @@ import httpx2
 
 from multiverse_gateway._version import __version__
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_endpoint
-from multiverse_gateway.core.budget import DayCounts, day_name, day_of
+from multiverse_gateway.core.budget import DAY_SECONDS, DayCounts, day_name, day_of
 from multiverse_gateway.core.envelope import Envelope, asking_for_usage
 from multiverse_gateway.core.errors import Overloaded, StorageUnavailable
 from multiverse_gateway.core.failover import RetryPolicy
 from multiverse_gateway.core.health import (
+    AttemptPassed,
     Health,
     HealthEvent,
     HealthPolicy,
@@ -31,15 +32,16 @@ from multiverse_gateway.core.health import (
     advance,
     followed,
     fresh,
+    is_settled,
     resume,
     share,
 )
 from multiverse_gateway.core.load import FADE_SECONDS, Admission, Load, Strain
 from multiverse_gateway.core.routing import Candidates, RoutingTable, Verdict, build_table, candidates, verdict, with_health
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId
-from multiverse_gateway.core.usage import NO_OWNER, NO_SERVER, Ledger, Usage
+from multiverse_gateway.core.usage import NO_OWNER, NO_SERVER, Alike, Counts, Ledger, Tally, Usage
 from multiverse_gateway.observability.logging import note, redact
-from multiverse_gateway.observability.metrics import OTHER, Meter, Moment, exposition
+from multiverse_gateway.observability.metrics import Meter, Moment, exposition
 from multiverse_gateway.observability.telemetry import Observe
 from multiverse_gateway.protocols import Balancer, HealthProbe, ProbeResult, Registry, Scoring, Store
 from multiverse_gateway.relay.exchange import Exchange, Limits, Phase, Sending, give_turns
@@ -48,6 +50,8 @@ from multiverse_gateway.relay.wire import Resolver, Wire
 from multiverse_gateway.settings import Settings, address_policy, health_policy, retry_policy
 
 SWEEP_SECONDS = 0.05
+SETTLE_SECONDS = 1.0
+"""How long requests that are over are tallied before they are counted."""
 COPIED_BYTES = 16384
 """Up to this size a body is copied behind its head: one buffer is written for less than two."""
 MAX_BEGINNINGS = 1024
@@ -113,24 +117,28 @@ class Gateway:
         self.shutting_down = False
         self.load = Load()
         self.admission = Admission(max_queue=settings.max_queue, max_in_flight=settings.max_in_flight)
-        self.totals = Totals()
         self.exchanges: set[Exchange] = set()
-        self.meter = Meter()
+        self._totals = Totals()
+        self._meter = Meter()
         self.observe: Observe | None = None
         self.keys: Mapping[bytes, ClientKey] = {}
         self.day_counts = DayCounts()
         """Requests of today by client key, for those with a daily limit."""
         self._ledger = Ledger()
+        self._tallies: dict[tuple[Any, ...], Tally] = {}
+        """Requests that are over and not counted yet, by what they have in common."""
         self._unsaved_usage: tuple[str, Sequence[Usage]] | None = None
         self._saving_usage = anyio.Lock()
         self._without_usage: set[tuple[ServerId, int]] = set()
         self.body_bytes = 0
+        """Bytes of requests' bodies that are kept; whoever keeps some asks `has_room`, adds them and takes them off."""
         self.tail: Any = None
         self.admin_key: Any = None
         self._beginnings: dict[tuple[ServerId, int, str, bytes, bytes, bool], tuple[Endpoint, bytes]] = {}
         self.registry_lock = anyio.Lock()
         self._slow: set[ServerId] = set()
         self._fades_at = now() + FADE_SECONDS
+        self._settles_at = now() + SETTLE_SECONDS
         self._unsaved: set[ServerId] = set()
         self._results: list[ProbeResult] = []
         self._wire = Wire(
@@ -213,6 +221,9 @@ class Gateway:
     def sweep(self, now: float) -> None:
         """Do what is due at this monotonic instant; called every `SWEEP_SECONDS`."""
         self._raise_shares(now)
+        if now >= self._settles_at:
+            self._settles_at = now + SETTLE_SECONDS
+            self._settle()
         if now >= self._fades_at:
             self._fades_at = now + FADE_SECONDS
             self.load.fade()
@@ -304,6 +315,12 @@ class Gateway:
             self.follow(attrs.evolve(self.registry, servers=servers, health={}))
         return removed
 
+    def passed(self, server: Server, request_id: str) -> None:
+        """Take note that an attempt went well; where that is the usual, nothing changes."""
+        route = self.table.routes.get(server.id)
+        if route is not None and not is_settled(route.health):
+            self.report(server.id, AttemptPassed(generation=server.generation, request_id=request_id))
+
     def report(self, server_id: ServerId, event: HealthEvent) -> None:
         """Advance a server's health and swap the table when that changed anything; unknown servers are ignored."""
         route = self.table.routes.get(server_id)
@@ -394,7 +411,7 @@ class Gateway:
         if result.server_id not in self.table.routes:
             return
         self._results.append(result)
-        self.meter.probe(result.passed, result.duration)
+        self._meter.probe(result.passed, result.duration)
         if result.passed:
             self.report(
                 result.server_id,
@@ -523,20 +540,6 @@ class Gateway:
         """Tell whether so many bytes more of bodies may be kept."""
         return self.body_bytes + count <= self.settings.body_budget_bytes
 
-    def hold_body(self, count: int) -> None:
-        """Count bytes of a request's body that are kept; whoever calls this calls `drop_body` in the end.
-
-        Raises:
-            Overloaded: All bodies together would be too large; nothing was counted.
-        """
-        if not self.has_room(count):
-            raise self.overloaded()
-        self.body_bytes += count
-
-    def drop_body(self, count: int) -> None:
-        """Count bytes of a body that are not kept any more."""
-        self.body_bytes -= count
-
     def overloaded(self) -> Overloaded:
         """Return the refusal of what this process has no room for."""
         return Overloaded("The gateway has as much to do as it can. Try again in a few seconds.", retry_after=1 + 4 * self.chance())
@@ -550,45 +553,83 @@ class Gateway:
     def finished(self, exchange: Exchange) -> None:
         """Count, log and forget an exchange that is over."""
         self.exchanges.discard(exchange)
-        totals = self.totals
-        totals.requests += 1
-        totals.attempts += exchange.tried
-        if exchange.status == 499:
-            totals.left += 1
-        elif exchange.error_code is None:
-            totals.succeeded += 1
-        else:
-            totals.failed += 1
-        seconds = self.now() - exchange.arrived
-        self._count(exchange, seconds)
+        model, server, status = exchange.envelope.model, exchange.server, exchange.status
+        now, wall = self.now(), self.wall()
+        seconds, events = now - exchange.arrived, exchange.events
+        day = int((wall - seconds) // DAY_SECONDS)
+        place = (None, 0) if server is None else (server.id, server.generation)
+        key = (model, *place, exchange.caller, day, status, exchange.error_code, exchange.tried, len(exchange.attempts))
+        tally = self._tallies.get(key)
+        if tally is None:
+            tally = self._tallies[key] = self._tally(exchange, day)
+        tally.seconds.append(seconds)
+        if exchange.first_byte_seconds is not None:
+            tally.first_byte_seconds.append(exchange.first_byte_seconds)
+        prompt_tokens, completion_tokens = exchange.usage
+        tally.prompt_tokens += prompt_tokens
+        tally.completion_tokens += completion_tokens
+        tally.events += events
+        tally.sent_bytes += exchange.sent_bytes
+        if exchange.attempts:
+            self._meter.failures(exchange.attempts)
+        if self.observe is not None:
+            self.observe(exchange, wall, seconds)
         if exchange.why:
             _routing_log.debug("why this server", extra={"fields": {"request_id": exchange.request_id, "why": _in_words(exchange.why)}})
         if _routing_log.isEnabledFor(logging.INFO):
-            note(_routing_log, "request finished", _record(exchange, seconds))
+            note(_routing_log, "request finished", _record(exchange, seconds, events), wall)
 
-    def _count(self, exchange: Exchange, seconds: float) -> None:
-        """Count an exchange in the metrics and in the use of its model, server and client."""
-        model, server, tokens = exchange.envelope.model, exchange.server, exchange.usage
-        is_known = model in self.table.models
-        status, failed = exchange.status, exchange.error_code is not None
-        meter = self.meter.request(model if is_known else OTHER, status, seconds)
-        if exchange.first_byte_seconds is not None:
-            meter.first_byte.note(exchange.first_byte_seconds)
-        meter.prompt_tokens += tokens[0]
-        meter.completion_tokens += tokens[1]
-        meter.events += exchange.events
-        meter.sent_bytes += exchange.sent_bytes
-        if exchange.attempts:
-            self.meter.failures(exchange.attempts)
-        if server is not None and exchange.tried > len(exchange.attempts):
-            self.meter.attempt(server.id, "left" if failed else "ok")
-        if self.observe is not None:
-            self.observe(exchange, self.wall(), seconds)
-        if not is_known and server is None:
-            return
-        owner = NO_OWNER if server is None else server.metadata.student_id or NO_OWNER
-        server_id = NO_SERVER if server is None else server.id
-        self._ledger.count(model, server_id, owner, exchange.caller, wall=self.wall() - seconds, failed=failed, tokens=tokens)
+    def _tally(self, exchange: Exchange, day: int) -> Tally:
+        model, server = exchange.envelope.model, exchange.server
+        alike = Alike(
+            model=model,
+            is_known=model in self.table.models,
+            server_id=NO_SERVER if server is None else server.id,
+            owner=NO_OWNER if server is None else server.metadata.student_id or NO_OWNER,
+            client=exchange.caller,
+            day=day,
+            status=exchange.status,
+            failed=exchange.error_code is not None,
+            tries=exchange.tried,
+            worked=exchange.tried > len(exchange.attempts),
+        )
+        return Tally(alike)
+
+    def _settle(self) -> None:
+        """Add the tallies to what is counted: once for many requests."""
+        tallies, self._tallies = self._tallies, {}
+        for tally in tallies.values():
+            alike, count = tally.alike, len(tally.seconds)
+            totals = self._totals
+            totals.requests += count
+            totals.attempts += count * alike.tries
+            if alike.status == 499:
+                totals.left += count
+            elif alike.failed:
+                totals.failed += count
+            else:
+                totals.succeeded += count
+            self._meter.requests(tally)
+            if alike.is_known or alike.server_id != NO_SERVER:
+                counts = Counts(
+                    requests=count,
+                    failed=count * alike.failed,
+                    prompt_tokens=tally.prompt_tokens,
+                    completion_tokens=tally.completion_tokens,
+                )
+                self._ledger.count(alike.model, alike.server_id, alike.owner, alike.client, day=alike.day, counts=counts)
+
+    @property
+    def meter(self) -> Meter:
+        """What is counted for metrics."""
+        self._settle()
+        return self._meter
+
+    @property
+    def totals(self) -> Totals:
+        """What this process has done since its start."""
+        self._settle()
+        return self._totals
 
     async def flush_usage(self) -> None:
         """Save what was used since the last call.
@@ -597,6 +638,7 @@ class Gateway:
             StorageUnavailable: It cannot be saved; it is kept for the next call, which saves nothing twice.
         """
         async with self._saving_usage:
+            self._settle()
             while self._unsaved_usage is not None or len(self._ledger):
                 if self._unsaved_usage is None:
                     self._unsaved_usage = (secrets.token_hex(16), self._ledger.take())
@@ -617,7 +659,8 @@ class Gateway:
 
     def metrics(self) -> bytes:
         """Return the figures of this process as Prometheus reads them."""
-        self.meter.forget(self.table.models, self.table.routes)
+        meter = self.meter
+        meter.forget(self.table.models, self.table.routes)
         routes = self.table.routes.values()
         moment = Moment(
             requests=len(self.exchanges),
@@ -630,7 +673,7 @@ class Gateway:
             is_shedding=self.admission.shedding,
             tasks=len(anyio.get_running_tasks()),
         )
-        return exposition(self.meter, moment)
+        return exposition(meter, moment)
 
     def statistics(self) -> Mapping[str, int]:
         """Return the counts of this process since its start."""
@@ -677,21 +720,21 @@ def _in_words(why: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(lines)
 
 
-def _record(exchange: Exchange, seconds: float) -> dict[str, object]:
-    envelope = exchange.envelope
+def _record(exchange: Exchange, seconds: float, events: int) -> dict[str, object]:
+    envelope, server, first = exchange.envelope, exchange.server, exchange.first_byte_seconds
     return {
         "request_id": exchange.request_id,
         "path": envelope.path,
         "model": envelope.model,
         "stream": envelope.stream,
-        "server": exchange.server.id if exchange.server is not None else None,
+        "server": server.id if server is not None else None,
         "status": exchange.status,
         "code": exchange.error_code,
         "attempts": exchange.tried,
-        "failures": "".join([attempt.failure.kind.value for attempt in exchange.attempts]),
-        "seconds": round(seconds, 4),
-        "first_byte_seconds": None if exchange.first_byte_seconds is None else round(exchange.first_byte_seconds, 4),
-        "events": exchange.events,
+        "failures": "".join([attempt.failure.kind.value for attempt in exchange.attempts]) if exchange.attempts else "",
+        "seconds": int(seconds * 10000 + 0.5) / 10000,
+        "first_byte_seconds": None if first is None else int(first * 10000 + 0.5) / 10000,
+        "events": events,
         "bytes": exchange.sent_bytes,
     }
 

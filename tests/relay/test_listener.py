@@ -15,7 +15,8 @@ import pytest
 from multiverse_gateway.core.errors import BadRequest, GatewayError, InvalidClientKey, RequestTimeout, RequestTooLarge
 from multiverse_gateway.core.failover import FailureClass
 from multiverse_gateway.core.sse import DONE_EVENT
-from multiverse_gateway.relay.exchange import Client, Exchange, Headers, Phase
+from multiverse_gateway.relay.exchange import Client, Exchange, Phase
+from multiverse_gateway.relay.heads import Headers, RequestHead
 from multiverse_gateway.relay.listener import AHEAD_BYTES, HIGH_WATER, SPARED_BYTES, Listener, Patience
 from support.answers import chat_event
 from support.exchanges import MODEL, SPEECH, RecordingEngine, server
@@ -78,9 +79,9 @@ class Hall:
     held: int = 0
     waiting: int = 0
 
-    def visit(self, method: str, path: str, query: bytes, fields: Headers, peer: str | None) -> Visit:
-        assert method == "POST"
-        self.visits.append(Visit(path, query, fields, peer))
+    def visit(self, head: RequestHead, length: int, peer: str | None) -> Visit:
+        assert head.method == "POST"
+        self.visits.append(Visit(head.path, head.query, head.fields, peer))
         return self.visits[-1]
 
     def admit_now(self, visit: Visit) -> None:
@@ -112,6 +113,8 @@ class Hall:
 
     def begin(self, visit: Visit, body: bytes, client: Client) -> Exchange:
         self.bodies.append(body)
+        if len(body) > visit.held:
+            self.hold(visit, len(body) - visit.held)
         try:
             stream = bool(json.loads(body).get("stream"))
         except ValueError:

@@ -13,7 +13,8 @@ from multiverse_gateway.core.load import Admission, Load
 from multiverse_gateway.core.routing import Candidates, RoutingTable, build_table, candidates, with_health
 from multiverse_gateway.core.servers import Capabilities, Server, ServerId
 from multiverse_gateway.core.sse import dialect_of
-from multiverse_gateway.relay.exchange import Client, Exchange, Headers, Limits, Phase, give_turns
+from multiverse_gateway.relay.exchange import Client, Exchange, Limits, Phase, give_turns
+from multiverse_gateway.relay.heads import Headers
 
 MODEL = "tiny"
 CHAT = "/v1/chat/completions"
@@ -75,12 +76,19 @@ class RecordingClient:
         """Tell whether the response is over, whole or cut."""
         return self.ended or self.was_cut
 
-    def head(self, status: int, headers: Headers, length: int | None = None) -> None:
+    def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """Take a whole response."""
+        self.head(status, headers)
+        self.length = len(body)
+        if body:
+            self.body(body)
+        self.end()
+
+    def head(self, status: int, headers: Headers) -> None:
         """Take the only head."""
         assert not self.gone
         assert self.status is None
         self.status = status
-        self.length = length
         self.headers = dict(headers)
         assert len(self.headers) == len(headers), "a header stands twice"
 
@@ -97,7 +105,6 @@ class RecordingClient:
     def end(self) -> None:
         """Take the end of a whole response."""
         self._finish()
-        assert self.length in (None, len(self.data)), "another length was told"
         self.ended = True
 
     def cut(self) -> None:
@@ -257,6 +264,10 @@ class RecordingEngine:
     def explain(self, exchange: Exchange, server: Server, now: float) -> Mapping[str, object]:
         """Say who was chosen."""
         return {"server": server.id}
+
+    def passed(self, server: Server, request_id: str) -> None:
+        """Tell the real health."""
+        self.report(server.id, AttemptPassed(generation=server.generation, request_id=request_id))
 
     def report(self, server_id: ServerId, event: HealthEvent) -> None:
         """Advance the real health, as the gateway does."""

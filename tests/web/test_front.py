@@ -3,6 +3,7 @@
 import pytest
 
 from multiverse_gateway import GatewayError
+from multiverse_gateway.relay.heads import RequestHead
 from multiverse_gateway.testing.store import make_server
 from multiverse_gateway.web.front import Front, Visit, check_target
 from support.gateways import entrance_of, stage
@@ -47,7 +48,7 @@ async def test_what_the_gateway_has_no_room_for_uses_up_nobodys_quota(length: by
 
         def visit(length: bytes) -> Visit:
             fields = [(b"authorization", f"Bearer {made['key']}".encode()), (b"content-length", length)]
-            return front.visit("POST", "/v1/chat/completions", b"", fields, "127.0.0.1")
+            return front.visit(RequestHead("POST", "/v1/chat/completions", b"", fields), int(length), "127.0.0.1")
 
         at.gateway.admission.shedding = is_full
         for _ in range(3):
@@ -68,8 +69,8 @@ async def test_of_a_header_that_comes_twice_the_first_counts() -> None:
     async with stage() as at:
         front = Front(at.gateway, entrance_of(at.gateway))
         fields = [(b"content-type", b"application/json"), (b"content-type", b"multipart/form-data; boundary=x")]
-        visit = front.visit("POST", "/v1/chat/completions", b"", fields, "127.0.0.1")
-        assert visit.names[b"content-type"] == b"application/json"
+        visit = front.visit(RequestHead("POST", "/v1/chat/completions", b"", fields), 0, "127.0.0.1")
+        assert visit.opening.content_type == b"application/json"
 
 
 @pytest.mark.parametrize(("query", "is_kept"), [(b"api-version=1", True), (b"a" * 4096, False)])

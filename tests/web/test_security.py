@@ -160,7 +160,7 @@ def test_only_a_verified_key_is_a_quota_of_its_own() -> None:
     found = digest("a-good-client-key").hex()
     for key, caller in ((b"invented", Caller(peer)), (b"a-good-client-key", Caller(found, f"setting:{found[:8]}"))):
         headers = [(b"authorization", b"Bearer " + key)]
-        assert entrance.receive(peer, headers, dict(headers)) == caller
+        assert entrance.caller("POST", peer, headers, dict(headers)) == caller
 
 
 # Bodies

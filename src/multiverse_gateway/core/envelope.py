@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, NoReturn
 
 import msgspec
-from attrs import frozen
+from attrs import field, frozen
 from msgspec import Struct, ValidationError
 
 from multiverse_gateway.core.sse import Dialect, dialect_of
@@ -23,6 +23,9 @@ MAX_MODEL_LENGTH = 256
 MAX_FORM_PARTS = 256
 """Most fields and files in one form."""
 
+JSON_PATHS = frozenset(
+    {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/v1/reranking", "/v1/responses", "/v1/messages"}
+)
 _PIECE = 1 << 16
 _TELLS_USAGE = frozenset({"/v1/chat/completions", "/v1/completions"})
 _USAGE_FIELD = b'"stream_options":{"include_usage":true},'
@@ -55,6 +58,12 @@ class Envelope:
     path: str
     dialect: Dialect
     leaves_usage: bool = False
+    answers_json: bool = field(init=False)
+    """Whether the answer is JSON, or a stream of events."""
+
+    @answers_json.default
+    def _is_answered_with_json(self) -> bool:
+        return self.path in JSON_PATHS
 
 
 class _Model:

@@ -155,14 +155,13 @@ def classify(
     <FailureClass.BUSY: 'E'>
     """
     kind = headers.get(b"content-type", b"")
-    media = media_type(kind)
-    if _is_tunnel_page(status, headers, media, body):
+    if _is_tunnel_page(status, headers, kind, body):
         return Failure(FailureClass.BROKEN, "the server's tunnel is offline", status)
     if 200 <= status < 300:
-        reason = _nonsense(status, headers, media, stream, checks_json)
+        reason = _nonsense(status, headers.get(b"content-encoding"), kind, stream, checks_json)
         return None if reason is None else Failure(FailureClass.NONSENSE, reason, status)
     found, reason = _meaning(status, body or b"")
-    if found in _RELAYED and not _is_identity(headers):
+    if found in _RELAYED and not _is_identity(headers.get(b"content-encoding")):
         found, reason = FailureClass.NONSENSE, _COMPRESSED
     return Failure(
         found,
@@ -188,10 +187,10 @@ def media_type(content_type: bytes) -> bytes:
     return content_type.partition(b";")[0].strip().lower()
 
 
-def _is_tunnel_page(status: int, headers: Mapping[bytes, bytes], media: bytes, body: bytes | None) -> bool:
+def _is_tunnel_page(status: int, headers: Mapping[bytes, bytes], kind: bytes, body: bytes | None) -> bool:
     if status == 530 or b"ngrok-error-code" in headers:
         return True
-    return body is not None and not _is_json(media) and any(mark in body for mark in _TUNNEL_MARKS)
+    return body is not None and not _is_json(media_type(kind)) and any(mark in body for mark in _TUNNEL_MARKS)
 
 
 def _meaning(status: int, body: bytes) -> tuple[FailureClass, str]:
@@ -216,11 +215,13 @@ def _meaning(status: int, body: bytes) -> tuple[FailureClass, str]:
     return FailureClass.NONSENSE, "redirected, which is not followed" if 300 <= status < 400 else reason
 
 
-def _nonsense(status: int, headers: Mapping[bytes, bytes], media: bytes, stream: bool, checks_json: bool) -> str | None:
-    """Say what is wrong with a head of 2xx."""
+@lru_cache(maxsize=64)
+def _nonsense(status: int, coding: bytes | None, kind: bytes, stream: bool, checks_json: bool) -> str | None:
+    """Say what is wrong with a head of 2xx; few of them differ."""
+    media = media_type(kind)
     if status not in ((200,) if checks_json else (200, 201, 202)):
         return f"answered with status {status}"
-    if not _is_identity(headers):
+    if not _is_identity(coding):
         return _COMPRESSED
     if media in (b"text/html", b"application/xhtml+xml"):
         return "the answer is a web page"
@@ -236,8 +237,7 @@ def _is_json(media: bytes) -> bool:
     return media == b"application/json" or media.endswith(b"+json")
 
 
-def _is_identity(headers: Mapping[bytes, bytes]) -> bool:
-    coding = headers.get(b"content-encoding")
+def _is_identity(coding: bytes | None) -> bool:
     return coding is None or coding.strip().lower() in (b"", b"identity")
 
 

@@ -286,6 +286,11 @@ def share(health: Health, policy: HealthPolicy, now: float) -> float:
     return LEAST_SHARE + (1.0 - LEAST_SHARE) * max(0.0, now - health.slow_since) / policy.slow_start
 
 
+def is_settled(health: Health) -> bool:
+    """Tell whether one more answer that is good changes nothing."""
+    return health.state is _HEALTHY and not health.strikes and health.slow_since is None
+
+
 @frozen
 class _At:
     """When and by what luck something happens."""
@@ -309,9 +314,7 @@ def advance(health: Health, event: HealthEvent, policy: HealthPolicy, *, now: fl
     if event.generation != health.generation:
         return health
     if isinstance(event, AttemptPassed):
-        if health.state is _HEALTHY and not health.strikes and health.slow_since is None:
-            return health
-        return _attempt_passed(health, policy, now, wall)
+        return health if is_settled(health) else _attempt_passed(health, policy, now, wall)
     at = _At(now, wall, chance)
     if isinstance(event, AttemptFailed):
         return _attempt_failed(health, event, policy, at)

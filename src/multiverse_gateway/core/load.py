@@ -3,8 +3,6 @@
 The sum of all slots is the number of live attempts: whoever calls `started` calls `finished` exactly once, whatever happens.
 """
 
-from typing import TypeVar
-
 from attrs import define, field
 
 from multiverse_gateway.core.servers import ServerId
@@ -25,8 +23,6 @@ LAG_SECONDS = 0.5
 """How late an event loop that keeps up never is."""
 STRAIN_SECONDS = 5.0
 """How long it may be late before new requests are refused."""
-
-_Key = TypeVar("_Key", bound=str)
 
 
 @define(eq=False)
@@ -65,8 +61,15 @@ class Load:
         Raises:
             KeyError: No such attempt was started.
         """
-        _drop(self._servers, server_id)
-        _drop(self._models, model)
+        servers, models = self._servers, self._models
+        if servers[server_id] == 1:
+            del servers[server_id]
+        else:
+            servers[server_id] -= 1
+        if models[model] == 1:
+            del models[model]
+        else:
+            models[model] -= 1
         self.total -= 1
         if failed:
             seconds = first_byte_timeout * FAILURE_FACTOR
@@ -122,7 +125,10 @@ class Load:
         Raises:
             KeyError: No retry was started.
         """
-        _drop(self._retries, model)
+        if self._retries[model] == 1:
+            del self._retries[model]
+        else:
+            self._retries[model] -= 1
 
     def retries_in_flight(self, model: str) -> int:
         """Return the number of retries that run for the model now."""
@@ -143,15 +149,6 @@ class Load:
         if server_id in self._forgotten and server_id not in self._servers:
             self._forgotten.discard(server_id)
             self._latencies.pop(server_id, None)
-
-
-def _drop(counts: dict[_Key, int], key: _Key) -> None:
-    """Count one less; zeros are not kept."""
-    count = counts[key]
-    if count == 1:
-        del counts[key]
-    else:
-        counts[key] = count - 1
 
 
 @define(eq=False)

@@ -135,6 +135,8 @@ class EventStream:
     """The stream ended with its own error event."""
     broken: str | None = field(default=None, init=False)
     """Why nothing more can be relayed, in words."""
+    is_over: bool = field(default=False, init=False)
+    """It `ended`, is `broken` or began with an error: nothing more is returned."""
     prompt_tokens: int = field(default=0, init=False)
     completion_tokens: int = field(default=0, init=False)
 
@@ -164,16 +166,12 @@ class EventStream:
         """Tell whether `DONE_EVENT` is missing if the body ends cleanly here."""
         return self.dialect is Dialect.CHAT and not self.ended and self.complete()
 
-    @property
-    def _is_over(self) -> bool:
-        return self.ended or self.broken is not None or self.first_error is not None
-
     def complete(self) -> bool:
         """Tell whether the stream is whole if its body ends cleanly here; half an event is as good as none.
 
         True after an error event in the middle, too: the client has been told, see `failed`.
         """
-        if self._is_over:
+        if self.is_over:
             return self.ended
         if self.dialect is Dialect.CHAT:
             return bool(self._finished) and all(self._finished.values())
@@ -197,11 +195,17 @@ class EventStream:
             except (DecodeError, RecursionError):
                 return self._sort(chunk)
             self._begun = True
+            choices = event.choices
+            if choices is not None and len(choices) == 1 and not (event.error or event.type or event.usage or self._last):
+                choice = choices[0]
+                if choice.finish_reason is None and choice.index in self._finished:  # which says nothing new
+                    self.events += 1
+                    return chunk
             return chunk if self._note(event, b"", data) else b""
         return self._sort(chunk)
 
     def _sort(self, chunk: bytes) -> bytes:
-        if not chunk or self._is_over:
+        if not chunk or self.is_over:
             return b""
         if self._after_return:
             self._after_return = False
@@ -226,7 +230,7 @@ class EventStream:
             if not self._admit(chunk[start:end]):
                 passed.append(chunk[begun:start])
                 begun = end
-                if not self.drops_usage or self._is_over:
+                if not self.drops_usage or self.is_over:
                     return b"".join(passed)
             elif self.ended:
                 return b"".join([*passed, chunk[begun:end]])
@@ -254,6 +258,7 @@ class EventStream:
 
     def _break(self, reason: str) -> bool:
         self.broken = reason
+        self.is_over = True
         self._rest.clear()
         self._at_start_of_event = False
         return False
@@ -295,6 +300,7 @@ class EventStream:
         if event.error or event.type == "error" or name == b"error":
             if not self.events:
                 self.first_error = data.strip()
+                self.is_over = True
                 self._at_start_of_event = False
                 return False
             self.failed = True
@@ -332,7 +338,7 @@ class EventStream:
             self._end()
 
     def _end(self) -> None:
-        self.ended = True
+        self.ended = self.is_over = True
         self._at_start_of_event = False
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 from attrs import define, field, frozen
 
-from multiverse_gateway.core.budget import day_name, day_of
+from multiverse_gateway.core.budget import day_name
 from multiverse_gateway.core.servers import ServerId
 
 NO_SERVER = ServerId("")
@@ -74,35 +74,56 @@ def summed(rows: Iterable[Usage], key: Callable[[UsageKey], UsageKey]) -> list[U
     return [Usage(key=found, counts=counts) for found, counts in sums.items()]
 
 
+_NOTHING = Counts()
+
+
+@frozen(kw_only=True)
+class Alike:
+    """What requests that are counted together have in common: all but how long they took and how much they carried."""
+
+    model: str
+    is_known: bool
+    """Whether the model was registered: others are not told apart in metrics."""
+    server_id: ServerId
+    owner: str
+    client: str
+    day: int
+    status: int
+    failed: bool
+    tries: int
+    worked: bool
+    """Whether the last try did not fail."""
+
+
+@define(eq=False)
+class Tally:
+    """Requests that are over and alike: seconds until their end and to their first byte, where they had one, and sums of the rest."""
+
+    alike: Alike
+    seconds: list[float] = field(factory=list)
+    first_byte_seconds: list[float] = field(factory=list)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    events: int = 0
+    sent_bytes: int = 0
+
+
 @define(eq=False)
 class Ledger:
-    """Count what was used since the last `take`; a call of `count` costs the same however much there is.
+    """Count what was used since the last `take`.
 
     >>> ledger = Ledger()
-    >>> ledger.count("tiny", "a", "s1", "", wall=0.0, failed=False, tokens=(7, 2))
+    >>> ledger.count("tiny", "a", "s1", "", day=0, counts=Counts(requests=1, prompt_tokens=7, completion_tokens=2))
     >>> [(row.key.day, row.counts.prompt_tokens) for row in ledger.take()], ledger.take()
     ([('1970-01-01', 7)], [])
     """
 
-    _sums: dict[tuple[str, str, ServerId, str, str], list[int]] = field(factory=dict, init=False)
-    _day: str = field(default="", init=False)
-    _day_number: int = field(default=-1, init=False)
+    _sums: dict[UsageKey, Counts] = field(factory=dict, init=False)
 
-    def count(
-        self, model: str, server_id: ServerId, owner: str, client: str, *, wall: float, failed: bool, tokens: tuple[int, int]
-    ) -> None:
-        """Count a request that is over; `wall` is when it came, in epoch seconds, as daily limits count it."""
-        number = day_of(wall)
-        if number != self._day_number:
-            self._day_number, self._day = number, day_name(number)
-        key = (self._day, model, server_id, owner, client)
-        sums = self._sums.get(key)
-        if sums is None:
-            sums = self._sums[key] = [0, 0, 0, 0]
-        sums[0] += 1
-        sums[1] += failed
-        sums[2] += tokens[0]
-        sums[3] += tokens[1]
+    def count(self, model: str, server_id: ServerId, owner: str, client: str, *, day: int, counts: Counts) -> None:
+        """Add what was used; `day` is the number of the day on which it was asked for, as daily limits count it."""
+        key = UsageKey(day_name(day), model, server_id, owner, client)
+        self._sums[key] = self._sums.get(key, _NOTHING) + counts
 
     def __len__(self) -> int:
         return len(self._sums)
@@ -110,10 +131,4 @@ class Ledger:
     def take(self) -> list[Usage]:
         """Return what was counted, and begin anew."""
         sums, self._sums = self._sums, {}
-        return [
-            Usage(
-                key=UsageKey(*key),
-                counts=Counts(requests=found[0], failed=found[1], prompt_tokens=found[2], completion_tokens=found[3]),
-            )
-            for key, found in sums.items()
-        ]
+        return [Usage(key=key, counts=counts) for key, counts in sums.items()]

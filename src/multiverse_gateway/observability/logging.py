@@ -124,15 +124,15 @@ _doors: list["_Door"] = []
 _numbers = itertools.count(1)
 
 
-def note(logger: logging.Logger, message: str, fields: Mapping[str, object]) -> None:
-    """Log at level INFO, in a fraction of the time that `Logger.info` takes: that is left out where only we listen.
+def note(logger: logging.Logger, message: str, fields: Mapping[str, object], wall: float) -> None:
+    """Log at level INFO at the instant `wall`, in a fraction of the time that `Logger.info` takes: what is left out matters to others only.
 
     Not asked is whether the level is wanted: `fields` would be made in vain, so the caller has asked. They must not change any more.
     """
     if logging.root.handlers or logger.handlers or logger.filters or _OURS.handlers != _doors:
         logger.info(message, extra={"fields": fields})
         return
-    written = Note(next(_numbers), time.time(), "INFO", logging.INFO, logger.name, message, fields)
+    written = Note(next(_numbers), wall, "INFO", logging.INFO, logger.name, message, fields)
     for door in _doors:
         door.take(written)
 
@@ -281,11 +281,8 @@ class Tail:
 
     def __init__(self, redactor: Redactor, length: int = TAIL_LENGTH) -> None:
         self._redactor = redactor
-        self._records: deque[Note | Entry] = deque(maxlen=length)
-
-    def append(self, record: Note | Entry) -> None:
-        """Keep a record; the oldest makes room."""
-        self._records.append(record)
+        self.records: deque[Note | Entry] = deque(maxlen=length)
+        """As they were given, the latest last."""
 
     def entries(
         self,
@@ -308,7 +305,7 @@ class Tail:
         least = 0 if level is None else level_number(level)
         wanted = None if text is None else text.lower()
         found: list[Entry] = []
-        for record in reversed(list(self._records)):
+        for record in reversed(list(self.records)):
             if (after is not None and record.number <= after) or len(found) >= limit:
                 break
             if record.severity < least:
@@ -354,7 +351,7 @@ class _Door(logging.Handler):
     def __init__(self, redactor: Redactor, tail: Tail, writer: "_Writer | None") -> None:
         super().__init__()
         self.redactor = redactor
-        self.tail = tail
+        self._records = tail.records
         self.writer = writer
 
     def createLock(self) -> None:  # noqa: N802  the standard library's name
@@ -372,7 +369,7 @@ class _Door(logging.Handler):
 
     def take(self, record: Note | Entry) -> None:
         """Keep a record and hand it to the writer."""
-        self.tail.append(record)
+        self._records.append(record)
         if self.writer is not None:
             self.writer.put(record)
 

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from multiverse_gateway._version import __version__
 from multiverse_gateway.core.failover import Attempt
 from multiverse_gateway.core.servers import ServerId
+from multiverse_gateway.core.usage import Tally
 
 OTHER = "other"
 FIRST_BYTE_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -71,7 +72,7 @@ class ModelMeter:
 
 @attrs.define(eq=False)
 class Meter:
-    """Everything that one process counts; a call of `request` costs the same however much there is."""
+    """Everything that one process counts."""
 
     models: dict[str, ModelMeter] = attrs.field(factory=dict)
     attempts: Counter[tuple[ServerId, str]] = attrs.field(factory=Counter)
@@ -79,18 +80,22 @@ class Meter:
     probes: Counter[bool] = attrs.field(factory=Counter)
     probe_seconds: Histogram = attrs.field(factory=lambda: Histogram(PROBE_BOUNDS))
 
-    def request(self, model: str, status: int, seconds: float) -> ModelMeter:
-        """Count a request that is over, and return where the rest of it is counted."""
-        meter = self.models.get(model)
-        if meter is None:
-            meter = self.models[model] = ModelMeter()
-        meter.statuses[status] += 1
-        meter.seconds.note(seconds)
-        return meter
-
-    def attempt(self, server_id: ServerId, outcome: str) -> None:
-        """Count an attempt that is over."""
-        self.attempts[server_id, outcome] += 1
+    def requests(self, tally: Tally) -> None:
+        """Count requests that are over."""
+        alike = tally.alike
+        count = len(tally.seconds)
+        meter = self.models.setdefault(alike.model if alike.is_known else OTHER, ModelMeter())
+        meter.statuses[alike.status] += count
+        for seconds in tally.seconds:
+            meter.seconds.note(seconds)
+        for seconds in tally.first_byte_seconds:
+            meter.first_byte.note(seconds)
+        meter.prompt_tokens += tally.prompt_tokens
+        meter.completion_tokens += tally.completion_tokens
+        meter.events += tally.events
+        meter.sent_bytes += tally.sent_bytes
+        if alike.worked:
+            self.attempts[alike.server_id, "left" if alike.failed else "ok"] += count
 
     def failures(self, attempts: Iterable[Attempt]) -> None:
         """Count attempts that failed."""

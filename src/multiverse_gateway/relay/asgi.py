@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from multiverse_gateway.relay.exchange import Exchange, Headers
+from multiverse_gateway.relay.exchange import Exchange
+from multiverse_gateway.relay.heads import Headers
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -28,9 +29,16 @@ class AsgiClient:
         self._deadline: asyncio.Timeout | None = None
         self.exchange: Exchange | None = None
 
-    def head(self, status: int, headers: Headers, length: int | None = None) -> None:
+    def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """Keep a whole response."""
+        self._head = status, [*headers, (b"content-length", b"%d" % len(body))]
+        self._pieces.append(body)
+        self._ended = self._whole = True
+        self._wake.set()
+
+    def head(self, status: int, headers: Headers) -> None:
         """Keep the head; it goes out with the first of what follows."""
-        self._head = (status, headers if length is None else [*headers, (b"content-length", b"%d" % length)])
+        self._head = status, headers
         self._wake.set()
 
     def body(self, data: bytes) -> None:

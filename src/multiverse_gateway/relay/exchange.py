@@ -4,7 +4,7 @@ Rules that hold here, whatever the order of inputs and however bytes are cut:
 
 * Before the commit point (the response head) an attempt may be replaced by another one; after it never.
 * At most one attempt runs at a time; its slot is given back exactly once, before the next attempt begins.
-* The client gets exactly one head, and exactly one of `end` and `cut` after it; nothing at all once it is gone.
+* The client gets one whole `answer`, or one `head` and after it one of `end` and `cut`; nothing at all once it is gone.
 * A stream is relayed in complete events only, so that the error event of a broken one can never be glued onto half an event.
 
 Inputs are method calls: from the wire (`head`, `body`, `end`, `failed`), the door (`start`, `client_gone`, `client_stalled`,
@@ -45,15 +45,13 @@ from multiverse_gateway.core.failover import (
     media_type,
     read_answer,
 )
-from multiverse_gateway.core.health import AttemptFailed, AttemptPassed, HealthEvent
+from multiverse_gateway.core.health import AttemptFailed, HealthEvent
 from multiverse_gateway.core.load import Load
 from multiverse_gateway.core.routing import Candidates, close_names
 from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.core.sse import DONE_EVENT, EventStream, error_event
+from multiverse_gateway.relay.heads import Headers
 
-JSON_PATHS = frozenset(
-    {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/v1/reranking", "/v1/responses", "/v1/messages"}
-)
 MAX_ERROR_BYTES = 65536
 MAX_HELD_COMMENTS = 65536
 DRAINING_SECONDS = 1.0
@@ -68,14 +66,15 @@ _BLAMELESS = frozenset({FailureClass.CLIENT_ERROR, FailureClass.TRANSIENT, Failu
 _TOO_LARGE = Failure(FailureClass.NONSENSE, "an answer larger than the limit")
 _TOLD_ERROR = Failure(FailureClass.SERVER_ERROR, "the stream ended with an error")
 
-Headers = list[tuple[bytes, bytes]]
-
 
 class Client(Protocol):
     """The door's side: one response. During these calls the exchange may be told `client_clogged`, nothing else."""
 
-    def head(self, status: int, headers: Headers, length: int | None = None) -> None:
-        """Send the response head; called once. `length` is that of the whole body, where it is known."""
+    def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send a whole response; nothing else is called then."""
+
+    def head(self, status: int, headers: Headers) -> None:
+        """Send the head of a response whose length is not known; called once."""
 
     def body(self, data: bytes) -> None:
         """Send a piece of the body."""
@@ -151,8 +150,11 @@ class Engine(Protocol):
     def refuses_usage(self, server: Server) -> None:
         """Remember that the server takes no request that asks for the tokens of a stream."""
 
+    def passed(self, server: Server, request_id: str) -> None:
+        """Tell the health machine that an attempt went well."""
+
     def report(self, server_id: ServerId, event: HealthEvent) -> None:
-        """Tell the health machine."""
+        """Tell the health machine anything else."""
 
     def join_queue(self, exchange: "Exchange") -> bool:
         """Wait for a slot of the model, or go on waiting in the same place; false when the queue is full."""
@@ -179,6 +181,9 @@ class Phase(Enum):
     OVER = "over"
 
 
+_CHOOSING, _QUEUED, _TRYING, _BACKOFF, _RELAYING, _DRAINING, _OVER = Phase  # a look-up in an enum costs as much as a call
+
+
 class Exchange:
     """The journey of one request from its complete arrival to its answer.
 
@@ -188,6 +193,12 @@ class Exchange:
     the client's (W3C Trace Context), for whoever traces. `asks_usage`: the engine asked the server for the tokens of a stream, which the
     client did not; `refuser` is the server that would not have it, and nobody else is asked then.
     """
+
+    _backoff_server: Server | None
+    _budget_by: float
+    _queued_at: float
+    _moved_at: float
+    _try_began: float
 
     __slots__ = (
         "_backoff_server",
@@ -263,7 +274,7 @@ class Exchange:
         self.request_id = request_id
         self.arrived = arrived
         self.deadline = self.due = arrived + engine.limits.request_timeout
-        self.phase = Phase.CHOOSING
+        self.phase = _CHOOSING
         self.attempts: list[Attempt] = []
         self.tried = 0
         self.server: Server | None = None
@@ -272,11 +283,9 @@ class Exchange:
         self.first_byte_seconds: float | None = None
         self.sent_bytes = 0
         self._excluded: frozenset[ServerId] = frozenset()
-        self._backoff_server: Server | None = None
         self._sending: Sending | None = None
         self._slot = False
         self._retrying = False
-        self._budget_by = 0.0
         self._committed = False
         self._clogged = False
         self._events: EventStream | None = None
@@ -285,7 +294,6 @@ class Exchange:
         self._head_status = 0
         self._headers: Mapping[bytes, bytes] = {}
         self._content_type = b""
-        self._try_began = self._queued_at = self._moved_at = arrived
 
     @property
     def events(self) -> int:
@@ -308,7 +316,7 @@ class Exchange:
 
     def start(self) -> None:
         """Begin: choose a server, wait for a slot, or refuse. Without effect when it is over already."""
-        if self.phase is Phase.CHOOSING:
+        if self.phase is _CHOOSING:
             self._choose()
 
     def client_gone(self) -> None:
@@ -320,7 +328,7 @@ class Exchange:
         self._leave("client_stalled")
 
     def _leave(self, code: str) -> None:
-        if self.phase in (Phase.OVER, Phase.DRAINING):
+        if self.phase in (_OVER, _DRAINING):
             return
         self.error_code = code
         self.status = 499
@@ -329,14 +337,14 @@ class Exchange:
 
     def client_clogged(self) -> None:
         """Stop reading from the server until the client has read what was sent."""
-        if self.phase is Phase.RELAYING and self._sending is not None and not self._clogged:
+        if self.phase is _RELAYING and self._sending is not None and not self._clogged:
             self._clogged = True
             self.due = self.deadline
             self._sending.pause()
 
     def client_drained(self) -> None:
         """Go on reading."""
-        if self.phase is Phase.RELAYING and self._clogged:
+        if self.phase is _RELAYING and self._clogged:
             assert self._sending is not None
             self._clogged = False
             self._expect_more()
@@ -346,7 +354,7 @@ class Exchange:
 
     def turn(self) -> None:
         """Try again: a slot of the model may be free. Stays in the queue if there is none."""
-        if self.phase is Phase.QUEUED:
+        if self.phase is _QUEUED:
             self.stay()
             self._choose()
 
@@ -358,12 +366,12 @@ class Exchange:
         """Do what was to be done at `due`, if that has come: another exchange's tick may just have moved it."""
         now = self._engine.now()
         phase = self.phase
-        if now < self.due or phase is Phase.OVER:
+        if now < self.due or phase is _OVER:
             return
-        if phase is Phase.DRAINING:
+        if phase is _DRAINING:
             self._abandon_attempt()
             self._over()
-        elif phase is Phase.RELAYING:
+        elif phase is _RELAYING:
             self._tick_relaying()
         elif now >= self.deadline:
             self._abandon_attempt()
@@ -373,16 +381,16 @@ class Exchange:
                     "Ask for less (for example a smaller max_tokens), stream the answer, or try again later."
                 )
             )
-        elif phase is Phase.QUEUED:
+        elif phase is _QUEUED:
             self._choose()
-        elif phase is Phase.BACKOFF:
+        elif phase is _BACKOFF:
             self._after_backoff()
-        elif phase is Phase.TRYING:
+        elif phase is _TRYING:
             self._fail_attempt(Failure(kind=FailureClass.TIMEOUT, reason="no answer in time"))
 
     def interrupt(self) -> None:
         """End now, telling the client that the gateway is being stopped."""
-        if self.phase in (Phase.OVER, Phase.DRAINING):
+        if self.phase in (_OVER, _DRAINING):
             return
         self._abandon_attempt()
         if self._committed:
@@ -399,9 +407,8 @@ class Exchange:
         if not 200 <= status < 300:
             return
         envelope = self.envelope
-        failure = classify(
-            status, headers, None, stream=envelope.stream, checks_json=envelope.path in JSON_PATHS, now_wall=self._engine.wall()
-        )
+        wall = self._engine.wall()
+        failure = classify(status, headers, None, stream=envelope.stream, checks_json=envelope.answers_json, now_wall=wall)
         if failure is not None:
             self._fail_attempt(failure)
             return
@@ -412,11 +419,12 @@ class Exchange:
     def body(self, data: bytes) -> None:
         """Take a piece of the body."""
         self._received += len(data)
-        if self.phase is Phase.DRAINING:
+        events = self._events
+        if self.phase is _DRAINING:
             return
-        if self._events is not None:
-            self._stream(self._events.feed(data), self._events)
-        elif not 200 <= self._head_status < 300 or self.envelope.path in JSON_PATHS:
+        if events is not None:
+            self._stream(events.feed(data), events)
+        elif self.envelope.answers_json or not 200 <= self._head_status < 300:
             self._collect(data)
         else:
             self._relay_raw(data)
@@ -424,7 +432,7 @@ class Exchange:
     def end(self) -> None:
         """Take the regular end of the body."""
         self._sending = None
-        if self.phase is Phase.DRAINING:
+        if self.phase is _DRAINING:
             self._over()
         elif self._events is not None:
             self._end_of_stream(self._events)
@@ -433,25 +441,24 @@ class Exchange:
                 self._ask_without_usage()
             else:
                 self._fail_attempt(self._classified())
-        elif self.envelope.path in JSON_PATHS:
+        elif self.envelope.answers_json:
             body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
             tokens = read_answer(body)
             if tokens is None:
                 self._fail_attempt(Failure(kind=FailureClass.NONSENSE, reason="an answer that is not JSON", status=self._head_status))
                 return
             self._tokens = tokens
-            self._commit(len(body))
-            self._send(body)
-            self._complete()
+            self._answer(body)
         else:
-            if not self._committed:
-                self._commit(0)
-            self._complete()
+            if self._committed:
+                self._complete()
+            else:
+                self._answer(b"")
 
     def failed(self, failure: Failure) -> None:
         """Take the end of the connection in any other way."""
         self._sending = None
-        if self.phase is Phase.DRAINING:
+        if self.phase is _DRAINING:
             self._over()
         elif self._committed:
             self._break_stream(failure)
@@ -523,8 +530,8 @@ class Exchange:
 
     def _wait_for_slot(self, now: float, patience: float, refusal: GatewayError) -> None:
         """Wait in the queue until that takes too long, or the queue does not move for the seconds of `patience`, or it is full."""
-        if self.phase is not Phase.QUEUED:
-            self.phase = Phase.QUEUED
+        if self.phase is not _QUEUED:
+            self.phase = _QUEUED
             self._queued_at = self._moved_at = now
         until = min(self.deadline, self._queued_at + self._engine.limits.queue_timeout, self._moved_at + patience)
         self.due = min(until, now + QUEUE_LOOK_SECONDS)
@@ -539,22 +546,22 @@ class Exchange:
 
     def _try(self, server: Server, now: float) -> None:
         engine = self._engine
-        if self.phase is Phase.QUEUED:
+        if self.phase is _QUEUED:
             engine.leave_queue(self)
-        self.phase = Phase.TRYING
+        self.phase = _TRYING
         self.server = server
         self.tried += 1
         if self.why is not None:
             self.why.append(engine.explain(self, server, now))
         self._try_began = now
-        self._events = None
-        if self._chunks:
+        if self.tried > 1 or self.refuser is not None:
+            self._events = None
             self._chunks = []
-        self._received = 0
-        self._head_status = 0
+            self._received = self._head_status = 0
         self._slot = True
         engine.load.started(server.id, self.envelope.model)
-        self.due = min(self.deadline, now + engine.limits.first_byte_timeout)
+        due = now + engine.limits.first_byte_timeout
+        self.due = due if due < self.deadline else self.deadline
         self._sending = engine.send(server, self)
 
     def _collect(self, data: bytes) -> None:
@@ -573,7 +580,7 @@ class Exchange:
             self._headers,
             b"".join(self._chunks),
             stream=self.envelope.stream,
-            checks_json=self.envelope.path in JSON_PATHS,
+            checks_json=self.envelope.answers_json,
             now_wall=self._engine.wall(),
         )
         assert failure is not None, "only 2xx are good answers"
@@ -607,7 +614,7 @@ class Exchange:
 
     def _wait_to_retry(self, retry: Retry, server: Server, now: float) -> None:
         self._backoff_server = server if retry.same_server else None
-        self.phase = Phase.BACKOFF
+        self.phase = _BACKOFF
         self.due = min(self.deadline, now + retry.delay)
         if retry.waits:
             self._budget_by = now + self._engine.limits.queue_timeout
@@ -657,10 +664,8 @@ class Exchange:
         self.status = failure.status or 502
         body = failure.body or b""
         headers = [(b"content-type", failure.content_type), *self._own_headers(), *self._retry_after(failure)]
-        self.client.head(self.status, headers, len(body))
-        if body:
-            self._send(body)
-        self.client.end()
+        self.sent_bytes = len(body)
+        self.client.answer(self.status, headers, body)
         self._over()
 
     @staticmethod
@@ -671,31 +676,46 @@ class Exchange:
         self.status = error.status
         self.error_code = error.code
         body = error.body()
-        self.client.head(error.status, [(b"content-type", b"application/json"), *error.headers(), *self._own_headers()], len(body))
-        self._send(body)
-        self.client.end()
+        self.sent_bytes = len(body)
+        self.client.answer(error.status, [(b"content-type", b"application/json"), *error.headers(), *self._own_headers()], body)
         self._over()
 
     # The commit point and after
 
-    def _commit(self, length: int | None = None) -> None:
+    def _commit(self, now: float) -> None:
         self._committed = True
-        self.phase = Phase.RELAYING
+        self.phase = _RELAYING
         self.status = self._head_status
+        self.first_byte_seconds = now - self._try_began
         if self.refuser is not None and self.refuser is self.server and self.status < 300:
             self._engine.refuses_usage(self.refuser)
+
+    def _answer(self, body: bytes) -> None:
+        """Pass a whole answer on."""
+        engine, server = self._engine, self.server
+        assert server is not None
+        self._commit(engine.now())
+        self.sent_bytes = len(body)
+        self.client.answer(self.status, [(b"content-type", self._content_type), *self._own_headers()], body)
+        self._release_slot(None)
+        engine.passed(server, self.request_id)
+        self._over()
+        engine.slot_freed(self.envelope.model)
+
+    def _begin_answer(self) -> None:
         now = self._engine.now()
-        self.first_byte_seconds = now - self._try_began
+        self._commit(now)
         self.deadline = now + self._engine.limits.max_stream_seconds
         self._expect_more()
         headers = [(b"content-type", self._content_type), *self._own_headers()]
         if self._events is not None:
             headers += _STREAM_HEADERS
-        self.client.head(self.status, headers, length)
+        self.client.head(self.status, headers)
 
     def _expect_more(self) -> None:
         if not self._clogged:
-            self.due = min(self.deadline, self._engine.now() + self._engine.limits.idle_timeout)
+            due = self._engine.now() + self._engine.limits.idle_timeout
+            self.due = due if due < self.deadline else self.deadline
 
     def _own_headers(self) -> Sequence[tuple[bytes, bytes]]:
         headers = _attempt_headers(self.tried, None if self.server is None else self.server.id)
@@ -709,22 +729,27 @@ class Exchange:
 
     def _stream(self, whole: bytes, events: EventStream) -> None:
         """Pass complete events on, and see what the stream has come to by them."""
-        if self.phase is Phase.TRYING:
+        if self.phase is _TRYING:
             self._before_first_event(whole, events)
         else:
             if whole:
-                self._send(whole)
-            self._expect_more()
-        if self.phase is not Phase.RELAYING:
+                self.sent_bytes += len(whole)
+                self.client.body(whole)
+            if not self._clogged:
+                due = self._engine.now() + self._engine.limits.idle_timeout
+                self.due = due if due < self.deadline else self.deadline
+        if self.phase is not _RELAYING:
             return
+        if events.is_over or self._received > self._engine.limits.max_stream_bytes:
+            self._end_by(events)
+
+    def _end_by(self, events: EventStream) -> None:
+        """End a stream that came to its own end, or to the end of what may be relayed of it."""
         if events.ended:
             self._complete()
-        elif events.broken is not None:
+        else:
             self._abort_sending()
-            self._break_stream(Failure(kind=FailureClass.NONSENSE, reason=events.broken))
-        elif self._received > self._engine.limits.max_stream_bytes:
-            self._abort_sending()
-            self._break_stream(None)
+            self._break_stream(None if events.broken is None else Failure(kind=FailureClass.NONSENSE, reason=events.broken))
 
     def _before_first_event(self, whole: bytes, events: EventStream) -> None:
         if events.first_error is not None:
@@ -736,7 +761,7 @@ class Exchange:
         if whole:
             self._chunks.append(whole)
         if events.has_data:
-            self._commit()
+            self._begin_answer()
             for piece in self._chunks:
                 self._send(piece)
             self._chunks = []
@@ -745,7 +770,7 @@ class Exchange:
 
     def _end_of_stream(self, events: EventStream) -> None:
         self._stream(events.finish(), events)
-        if self._events is not events or self.phase not in (Phase.TRYING, Phase.RELAYING):
+        if self._events is not events or self.phase not in (_TRYING, _RELAYING):
             return
         if events.complete():
             if events.needs_done:
@@ -760,7 +785,7 @@ class Exchange:
 
     def _relay_raw(self, data: bytes) -> None:
         if not self._committed:
-            self._commit()
+            self._begin_answer()
         self._send(data)
         self._expect_more()
         if self._received > self._engine.limits.max_stream_bytes:
@@ -778,11 +803,11 @@ class Exchange:
             self._blame(server, _TOLD_ERROR)
         else:
             self._release_slot(None)
-            self._engine.report(server.id, AttemptPassed(generation=server.generation, request_id=self.request_id))
+            self._engine.passed(server, self.request_id)
         if self._sending is None:
             self._over()
         else:
-            self.phase = Phase.DRAINING
+            self.phase = _DRAINING
             self.due = self._engine.now() + DRAINING_SECONDS
             if self._clogged:
                 self._sending.resume()
@@ -839,12 +864,12 @@ class Exchange:
             failed=failure is not None and failure.kind not in _BLAMELESS,
             first_byte_timeout=self._engine.limits.first_byte_timeout,
         )
-        self._release_retry()
+        if self._retrying:
+            self._release_retry()
 
     def _release_retry(self) -> None:
-        if self._retrying:
-            self._retrying = False
-            self._engine.load.retry_finished(self.envelope.model)
+        self._retrying = False
+        self._engine.load.retry_finished(self.envelope.model)
 
     def _abandon_attempt(self) -> None:
         """Stop whatever runs, blaming nobody."""
@@ -855,8 +880,9 @@ class Exchange:
             self._engine.slot_freed(self.envelope.model)
 
     def _over(self) -> None:
-        self.phase = Phase.OVER
-        self._release_retry()
+        self.phase = _OVER
+        if self._retrying:
+            self._release_retry()
         self._engine.finished(self)
 
 
@@ -878,4 +904,4 @@ def give_turns(waiters: Iterable[object]) -> None:
             continue
         waiter.turn()
         every_server_will_do = not waiter.attempts and not waiter.envelope.stream
-        free = not (waiter.phase is Phase.QUEUED and every_server_will_do)
+        free = not (waiter.phase is _QUEUED and every_server_will_do)

@@ -10,7 +10,7 @@
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from enum import Enum
 from functools import lru_cache
@@ -22,7 +22,8 @@ import attrs
 import httptools
 
 from multiverse_gateway.core.errors import GatewayError
-from multiverse_gateway.relay.exchange import Client, Exchange, Headers
+from multiverse_gateway.relay.exchange import Client, Exchange
+from multiverse_gateway.relay.heads import Headers, Heads, RequestHead
 
 HIGH_WATER: Final = 16384
 AHEAD_BYTES: Final = 65536
@@ -75,8 +76,8 @@ class Front(Protocol):
     def must_wait(self) -> bool:
         """Tell whether `admit` has to be awaited."""
 
-    def visit(self, method: str, path: str, query: bytes, fields: Headers, peer: str | None) -> Any:
-        """Take note of a head; `visit.headers` is what every answer gets."""
+    def visit(self, head: RequestHead, length: int, peer: str | None) -> Any:
+        """Take note of a request; `length` is that of its body as far as it is said, `visit.headers` is what every answer gets."""
 
     def admit_now(self, visit: Any) -> None:
         """Raise the answer if the body is not wanted."""
@@ -131,6 +132,48 @@ class _State(Enum):
     """Writes the rest and is gone."""
 
 
+_READY, _ADMITTING, _READING, _BUSY, _DROPPING, _CLOSING = _State  # a look-up in an enum costs as much as a call
+
+
+class _Chunks:
+    """A body in chunks, read by llhttp behind its head; trailers are not read.
+
+    Raises:
+        HttpParserError: It cannot be told apart.
+    """
+
+    def __init__(self, head: bytes) -> None:
+        self.pieces: list[bytes] = []
+        self.is_whole = False
+        self.has_extra = False
+        """Whether something follows: where that begins is not known."""
+        self._parser = httptools.HttpRequestParser(self)
+        self._parser.feed_data(head)
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take bytes, return the pieces of the body in them."""
+        self.pieces = []
+        self._parser.feed_data(data)
+        return self.pieces
+
+    def close(self) -> None:
+        """Leave no cycle for the collector: the parser holds our methods."""
+        del self._parser
+
+    def on_message_begin(self) -> None:
+        """Notice a second request."""
+        self.has_extra = self.is_whole
+
+    def on_body(self, data: bytes) -> None:
+        """Take a piece."""
+        if not self.is_whole:
+            self.pieces.append(data)
+
+    def on_message_complete(self) -> None:
+        """Note the end."""
+        self.is_whole = True
+
+
 class Connection(asyncio.Protocol):
     """One client, and the client's side of one exchange after the other."""
 
@@ -138,26 +181,22 @@ class Connection(asyncio.Protocol):
         "_admitting",
         "_ahead",
         "_ahead_size",
+        "_asked",
         "_begun",
-        "_chunked",
+        "_chunks",
         "_clogged",
         "_exchange",
-        "_extra",
-        "_fields",
         "_head",
-        "_headed",
+        "_incoming",
         "_keep",
         "_left",
         "_listener",
-        "_parser",
         "_peer",
         "_pieces",
         "_received",
         "_state",
         "_unsent",
-        "_url",
         "_visit",
-        "_whole",
         "due",
         "transport",
     )
@@ -166,18 +205,15 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, listener: "Listener") -> None:
         self._listener = listener
-        self._parser = httptools.HttpRequestParser(self)
-        self._state = _State.READY
+        self._state = _READY
         self._peer: str | None = None
-        self._url = b""
-        self._fields: list[tuple[bytes, bytes]] = []
+        self._asked = False
+        self._incoming: RequestHead | None = None
+        self._chunks: _Chunks | None = None
         self._pieces: list[bytes] = []
-        self._left: int | None = None
+        self._left: int | None = 0
         self._received = 0
         self._begun = 0.0
-        self._headed = False
-        self._whole = False
-        self._extra = False
         self._keep = True
         self._ahead: list[bytes] = []
         self._ahead_size = 0
@@ -185,7 +221,6 @@ class Connection(asyncio.Protocol):
         self._admitting: asyncio.Task[None] | None = None
         self._exchange: Exchange | None = None
         self._head: bytes | None = None
-        self._chunked = False
         self._clogged = False
         self._unsent = 0
         self.due = inf
@@ -207,10 +242,10 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Tell whoever works for this client."""
-        self._state = _State.CLOSING
+        self._state = _CLOSING
         self._listener.discard(self)
         self._part()
-        del self._parser  # which holds our methods: no cycle is left for the collector
+        self._forget_chunks()
 
     def eof_received(self) -> None:
         """Take half a goodbye for a whole one; what is written already may still be read."""
@@ -228,11 +263,11 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take bytes, whatever they are the beginning, the middle or the end of."""
         state = self._state
-        if state is _State.READY:
+        if state is _READY:
             self._begin(data)
-        elif state is _State.READING:
+        elif state is _READING:
             self._read(data)
-        elif state is _State.DROPPING:
+        elif state is _DROPPING:
             self._drop(data)
         else:
             self._keep_ahead(data)
@@ -247,7 +282,7 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Go on."""
         self._clogged = False
-        if self._state is _State.BUSY:
+        if self._state is _BUSY:
             self.due = inf
             if self._exchange is not None:
                 self._exchange.client_drained()
@@ -262,14 +297,14 @@ class Connection(asyncio.Protocol):
 
     def tick(self) -> None:
         """Do what was to be done at `due`."""
-        if self._state is _State.READING:
+        if self._state is _READING:
             self._refuse(self._listener.front.too_slow())
-        elif self._state in (_State.BUSY, _State.CLOSING):
+        elif self._state in (_BUSY, _CLOSING):
             unsent = self._unsent
             self._watch()
             if self._unsent >= unsent:
                 self._cut_off()
-        elif self._state is _State.DROPPING:
+        elif self._state is _DROPPING:
             self.transport.abort()
         else:
             self.close()
@@ -283,45 +318,59 @@ class Connection(asyncio.Protocol):
     # A request
 
     def _begin(self, data: bytes) -> None:
+        listener = self._listener
         end = data.find(b"\r\n\r\n") + 4
-        if not (data.startswith(b"POST /v1/") and 4 <= end <= self._listener.head_bytes and self._parses(data)):
+        read = listener.heads.read(data, end) if 4 <= end <= listener.head_bytes and data.startswith(b"POST /v1/") else None
+        if read is None:
             self._hand_over(data)
             return
-        names = dict(self._fields)
-        path, _, query = self._url.partition(b"?")
-        length = names.get(b"content-length", b"0")
-        is_plain = data.startswith(b" HTTP/1.1\r\n", data.find(b"\r\n") - 9)
-        if not is_plain or b"host" not in names or b"%" in path or not length.isdigit():
+        head, length = read
+        self._received = received = len(data) - end
+        if length is None:
+            self._left = None
+            if not self._begin_chunks(data, end):
+                self._hand_over(data)
+                return
+        elif received > length:
             self._hand_over(data)
             return
-        self._received = len(data) - end
-        self._left = None if b"transfer-encoding" in names else int(length) - self._received
-        if self._left is not None and self._left < 0:
-            self._hand_over(data)
-            return
-        self._begun = self._listener.time()
-        self._visit = self._listener.front.visit("POST", path.decode("ascii"), query, self._fields, self._peer)
-        if self._listener.front.must_wait:
-            self._state = _State.ADMITTING
+        else:
+            self._left = length - received
+            self._pieces = [data[end:]] if received else []
+        self._asked = True
+        self._incoming = head
+        self._keep = head.keeps
+        self._begun = listener.time()
+        self._visit = listener.front.visit(head, length or 0, self._peer)
+        if listener.front.must_wait:
+            self._state = _ADMITTING
             self.due = inf
             self._admitting = asyncio.get_running_loop().create_task(self._wait_for_admission())
         else:
             self._admit()
 
-    def _parses(self, data: bytes) -> bool:
-        self._url = b""
-        self._fields = []
-        self._pieces = []
-        self._headed = self._whole = self._extra = False
+    def _begin_chunks(self, data: bytes, end: int) -> bool:
+        """Begin a body in chunks; false if it is in doubt already."""
         try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            chunks = self._chunks = _Chunks(data[:end])
+            self._pieces = chunks.feed(data[end:])
+        except httptools.HttpParserError:
             return False
-        return not self._extra
+        return not chunks.has_extra
+
+    @property
+    def _is_whole(self) -> bool:
+        return self._left == 0 if self._chunks is None else self._chunks.is_whole
+
+    def _forget_chunks(self) -> None:
+        if self._chunks is not None:
+            self._left = 0 if self._chunks.is_whole else None
+            self._chunks.close()
+            self._chunks = None
 
     def _hand_over(self, data: bytes) -> None:
         self._listener.discard(self)
-        del self._parser
+        self._forget_chunks()
         self._listener.hand_over(self.transport, data)
 
     def _admit(self) -> None:
@@ -341,57 +390,72 @@ class Connection(asyncio.Protocol):
         else:
             self._admitting = None
             self._admitted()
-            if self._state is _State.READING and self._ahead:
+            if self._state is _READING and self._ahead:
                 self._read(self._take_ahead())
 
     def _admitted(self) -> None:
-        try:
-            if self._pieces:
-                self._listener.front.hold(self._visit, sum(map(len, self._pieces)))
-        except Exception as error:  # noqa: BLE001  every error has its answer
-            self._refuse(error)
-            return
-        if self._whole:
+        if self._is_whole:
             self._arrived()
             return
-        self._state = _State.READING
+        if not self._holds(self._pieces):
+            return
+        self._state = _READING
         self._await_body()
-        if not self._received and any(name == b"expect" and value.lower() == b"100-continue" for name, value in self._fields):
+        assert self._incoming is not None
+        if not self._received and self._incoming.names.get(b"expect", b"").lower() == b"100-continue":
             self.transport.write(_CONTINUE)
+
+    def _holds(self, pieces: Sequence[bytes]) -> bool:
+        """Have pieces of the body counted, or refuse it."""
+        try:
+            if pieces:
+                self._listener.front.hold(self._visit, sum(map(len, pieces)))
+        except Exception as error:  # noqa: BLE001  every error has its answer
+            self._refuse(error)
+            return False
+        return True
 
     def _await_body(self) -> None:
         self.due = self._begun + self._listener.front.body_deadline(self._received)
 
     def _read(self, data: bytes) -> None:
-        if self._left is not None:
-            if len(data) > self._left:
-                data, rest = data[: self._left], data[self._left :]
-                self._keep_ahead(rest)
-            self._left -= len(data)
+        pieces = self._read_chunks(data) if self._left is None else self._read_plain(data, self._left)
+        if pieces is None:
+            self._refuse(self._listener.front.misread("The body's chunks cannot be told apart; send it with a Content-Length"))
+        elif self._holds(pieces):
+            self._pieces += pieces
+            if self._is_whole:
+                self._arrived()
+            else:
+                self._await_body()
+
+    def _read_plain(self, data: bytes, left: int) -> list[bytes]:
+        if len(data) > left:
+            data, rest = data[:left], data[left:]
+            self._keep_ahead(rest)
+        self._left = left - len(data)
         self._received += len(data)
-        known = len(self._pieces)
+        return [data]
+
+    def _read_chunks(self, data: bytes) -> list[bytes] | None:
+        """Return what a part of a body in chunks holds; `None` if that cannot be told."""
+        chunks = self._chunks
+        assert chunks is not None
+        self._received += len(data)
         try:
-            self._parser.feed_data(data)
+            chunks.feed(data)
         except httptools.HttpParserError:
-            if not self._whole:
-                self._refuse(self._listener.front.misread("The body's chunks cannot be told apart; send it with a Content-Length"))
-                return
-            self._extra = True
-        if self._extra:  # a request behind a chunked body: where it begins is not known any more
+            if not chunks.is_whole:
+                return None
             self._keep = False
-        try:
-            self._listener.front.hold(self._visit, sum(map(len, self._pieces[known:])))
-        except Exception as error:  # noqa: BLE001  every error has its answer
-            self._refuse(error)
-            return
-        if self._whole:
-            self._arrived()
-        else:
-            self._await_body()
+        if chunks.has_extra:
+            self._keep = False
+        return chunks.pieces
 
     def _arrived(self) -> None:
         pieces, self._pieces = self._pieces, []
-        self._state = _State.BUSY
+        self._forget_chunks()
+        self._state = _BUSY
         self.due = inf
         try:
             body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -405,7 +469,7 @@ class Connection(asyncio.Protocol):
         self._ahead_size += len(data)
         if self._ahead_size <= AHEAD_BYTES:
             self._ahead.append(data)
-        elif self._state is _State.ADMITTING:
+        elif self._state is _ADMITTING:
             self._ahead.append(data)
             self.transport.pause_reading()
         else:
@@ -422,71 +486,51 @@ class Connection(asyncio.Protocol):
         self._ahead_size = 0
         return data
 
-    # llhttp
-
-    def on_url(self, url: bytes) -> None:
-        """Take the target; a second one belongs to another request."""
-        if self._url:
-            self._extra = True
-        self._url = url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header; trailers are not read."""
-        if not self._headed:
-            self._fields.append((name.lower(), value.rstrip()))
-
-    def on_headers_complete(self) -> None:
-        """Take note of the end of the head."""
-        if not self._headed:
-            self._headed = True
-            self._keep = self._parser.should_keep_alive()
-
-    def on_body(self, data: bytes) -> None:
-        """Take a piece of the body."""
-        if not self._whole:
-            self._pieces.append(data)
-
-    def on_message_complete(self) -> None:
-        """Note that the request is whole."""
-        self._whole = True
-
     # The answer: relay.exchange.Client
 
-    def head(self, status: int, headers: Headers, length: int | None = None) -> None:
+    def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """Write a whole response; the connection may serve the next request."""
+        self._exchange = None
+        self._write_whole(status, headers, body)
+        self._leave()
+        if not self._clogged:
+            self._finish()
+
+    def _write_whole(self, status: int, headers: Headers, body: bytes) -> None:
+        head = self._head_of(status, headers, b"content-length: %d\r\n" % len(body))
+        if len(body) <= COPIED_BYTES:
+            self.transport.write(head + body)
+        else:
+            self.transport.writelines((head, body))
+
+    def head(self, status: int, headers: Headers) -> None:
         """Write the head, together with what follows at once."""
+        self._head = self._head_of(status, headers, b"transfer-encoding: chunked\r\n")
+
+    def _head_of(self, status: int, headers: Headers, framing: bytes) -> bytes:
         self._keep = self._keep and not self._listener.closing
-        self._chunked = length is None
-        lines = [_first_lines(status, tuple(headers)), self._listener.date]
-        lines += [b"%b: %b\r\n" % header for header in self._visit.headers]
-        lines.append(b"transfer-encoding: chunked\r\n" if length is None else b"content-length: %d\r\n" % length)
-        lines.append(b"\r\n" if self._keep else b"connection: close\r\n\r\n")
-        self._head = b"".join(lines)
+        own = b"".join([b"%b: %b\r\n" % header for header in self._visit.headers])
+        ending = b"\r\n" if self._keep else b"connection: close\r\n\r\n"
+        return b"".join((_first_lines(status, tuple(headers)), self._listener.date, own, framing, ending))
 
     def body(self, data: bytes) -> None:
         """Write a piece."""
-        head = self._take_head()
-        if len(data) <= COPIED_BYTES:
-            self.transport.write(b"%b%x\r\n%b\r\n" % (head, len(data), data) if self._chunked else head + data)
-        elif self._chunked:
-            self.transport.writelines((b"%b%x\r\n" % (head, len(data)), data, b"\r\n"))
-        else:
-            self.transport.writelines((head, data))
-        if self._clogged and self._exchange is not None:
-            self._exchange.client_clogged()
-
-    def _take_head(self) -> bytes:
         head = self._head
         if head is None:
-            return b""
-        self._head = None
-        return head
+            head = b""
+        else:
+            self._head = None
+        if len(data) <= COPIED_BYTES:
+            self.transport.write(b"%b%x\r\n%b\r\n" % (head, len(data), data))
+        else:
+            self.transport.writelines((b"%b%x\r\n" % (head, len(data)), data, b"\r\n"))
+        if self._clogged and self._exchange is not None:
+            self._exchange.client_clogged()
 
     def end(self) -> None:
         """Write the end; the connection may serve the next request."""
         self._exchange = None
-        rest = self._take_head() + (b"0\r\n\r\n" if self._chunked else b"")
-        if rest:
-            self.transport.write(rest)
+        self.transport.write(b"0\r\n\r\n")
         self._leave()
         if not self._clogged:
             self._finish()
@@ -494,9 +538,9 @@ class Connection(asyncio.Protocol):
     def cut(self) -> None:
         """Close the connection without the end."""
         self._exchange = None
-        head = self._take_head()
-        if head:
-            self.transport.write(head)
+        if self._head is not None:
+            self.transport.write(self._head)
+            self._head = None
         self._leave()
         self.close()
 
@@ -505,31 +549,32 @@ class Connection(asyncio.Protocol):
         if not self._keep or self._listener.closing:
             self.close()
             return
-        self._state = _State.READY
+        self._state = _READY
         self.due = self._listener.time() + self._listener.patience.keep_alive
         if self._ahead:
-            self._state = _State.BUSY
+            self._state = _BUSY
             asyncio.get_running_loop().call_soon(self._go_on)
 
     def _go_on(self) -> None:
-        if self._state is _State.BUSY:
-            self._state = _State.READY
+        if self._state is _BUSY:
+            self._state = _READY
             self._begin(self._take_ahead())
 
     def _refuse(self, error: Exception) -> None:
         """Answer, whether the body has arrived or not."""
         refusal = self._listener.front.refuse(self._visit, error)
         self._pieces = []
-        if refusal.closes or not (self._whole or (self._left is not None and self._left <= SPARED_BYTES)):
+        is_whole, left = self._is_whole, self._left
+        self._forget_chunks()
+        if refusal.closes or not (is_whole or (left is not None and left <= SPARED_BYTES)):
             self._keep = False
-        self._state = _State.BUSY
-        self.head(refusal.status, refusal.headers, len(refusal.body))
-        self.body(refusal.body)
-        if self._whole:
-            self.end()
+        self._state = _BUSY
+        if is_whole:
+            self.answer(refusal.status, refusal.headers, refusal.body)
             return
+        self._write_whole(refusal.status, refusal.headers, refusal.body)
         self._leave()
-        self._state = _State.DROPPING
+        self._state = _DROPPING
         self.due = self._listener.time() + self._listener.patience.dropping
         if not self._keep and self.transport.can_write_eof():
             self.transport.write_eof()
@@ -545,10 +590,8 @@ class Connection(asyncio.Protocol):
         missing, self._left = self._left, self._left - len(data)
         if self._left > 0:
             return
-        if self._keep:
-            self._parser = httptools.HttpRequestParser(self)  # the old one has not seen the end
-            if self._left:
-                self._keep_ahead(data[missing:])
+        if self._keep and self._left:
+            self._keep_ahead(data[missing:])
         self._finish()
 
     def _leave(self) -> None:
@@ -560,16 +603,16 @@ class Connection(asyncio.Protocol):
 
     def stop(self) -> None:
         """Close now if nothing is being answered, and after the answer otherwise; who has just come is heard first."""
-        if self._state is not _State.READY:
+        if self._state is not _READY:
             return
-        if self._url:
+        if self._asked:
             self.close()
         else:
             self.due = min(self.due, self._listener.time() + FAREWELL_SECONDS)
 
     def close(self) -> None:
         """Write what is left, and close; a client that does not take it is cut off."""
-        self._state = _State.CLOSING
+        self._state = _CLOSING
         self._watch()
         self.transport.close()
 
@@ -587,6 +630,7 @@ class Listener:
         self.patience = patience
         self.head_bytes = head_bytes
         self.closing = False
+        self.heads = Heads()
         self.connections: set[Connection] = set()
         self.date = b""
         self.time = asyncio.get_running_loop().time

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import ipaddress
 import ssl
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Protocol, cast
@@ -265,13 +266,15 @@ class _Connection(asyncio.BufferedProtocol):
         pool = self.pool
         written = self._stall is None or not self.transport.get_write_buffer_size()
         if keep and written and pool.keeps and len(pool.idle) < MAX_IDLE:
-            self._forget_stall()
+            if self._stall is not None:
+                self._forget_stall()
             self._sending = self._receiver = None
             if sending.paused:
                 self.transport.resume_reading()
             self.since = self._wire.time()
             pool.idle.append(self)
-            self._wire.kept()
+            if self._wire.sweeper is None:
+                self._wire.sweep_later()
         else:
             self.discard()
         sending.connection = None
@@ -460,10 +463,10 @@ class Wire:
         self.stale_timeout = stale_timeout
         self._verify_tls = verify_tls
         self._tls = tls
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._pools: dict[ServerId, _Pool] = {}
-        self._sweeper: asyncio.TimerHandle | None = None
+        self.sweeper: asyncio.TimerHandle | None = None
         self._closing: asyncio.Future[None] | None = None
+        self.time = time.monotonic
         self.buffer = memoryview(bytearray(BUFFER_BYTES))
         self.connections: set[_Connection] = set()
         """All that are open."""
@@ -480,8 +483,12 @@ class Wire:
         Connections of a `server` are kept for its next requests; without one the connection is made and closed for this request.
         """
         pool = _Pool(endpoint, keeps=False) if server is None else self._pools.get(server)
-        if pool is None or (pool.endpoint is not endpoint and pool.endpoint != endpoint):
+        if pool is None:
             pool = self._replace_pool(server, endpoint)
+        elif pool.endpoint is not endpoint:
+            if pool.endpoint != endpoint:
+                pool = self._replace_pool(server, endpoint)
+            pool.endpoint = endpoint
         sending = Sending(self, pool, request, receiver)
         if pool.idle:
             now = self.time()
@@ -509,9 +516,9 @@ class Wire:
     async def aclose(self) -> None:
         """Close everything, at once; who still waits for an answer is told. Returns when no socket and no task is left."""
         self._closing = asyncio.get_running_loop().create_future()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
+        if self.sweeper is not None:
+            self.sweeper.cancel()
+            self.sweeper = None
         for server in list(self._pools):
             self.drop(server)
         tasks = list(self.dialling)
@@ -527,34 +534,24 @@ class Wire:
 
     # For connections
 
-    def time(self) -> float:
-        """Return the clock of the loop."""
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-        return self._loop.time()
-
-    def kept(self) -> None:
-        """Take note of an idle connection."""
-        if self._sweeper is None:
-            self._sweep_later()
-
     def gone(self, connection: _Connection) -> None:
         """Take note of a closed connection."""
         self.connections.discard(connection)
         if self._closing is not None and not self.connections and not self._closing.done():
             self._closing.set_result(None)
 
-    def _sweep_later(self) -> None:
-        self._sweeper = asyncio.get_running_loop().call_later(self._idle_timeout / SWEEPS, self._sweep)
+    def sweep_later(self) -> None:
+        """Look over the idle connections after a while."""
+        self.sweeper = asyncio.get_running_loop().call_later(self._idle_timeout / SWEEPS, self._sweep)
 
     def _sweep(self) -> None:
-        self._sweeper = None
+        self.sweeper = None
         expired = self.time() - self._idle_timeout
         for pool in self._pools.values():
             while pool.idle and pool.idle[0].since <= expired:
                 pool.idle.popleft().discard()
         if self.idle:
-            self._sweep_later()
+            self.sweep_later()
 
     # Dialling
 

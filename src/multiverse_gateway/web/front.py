@@ -7,7 +7,7 @@
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from functools import lru_cache
 
 import attrs
@@ -17,16 +17,19 @@ from multiverse_gateway.core.errors import BadRequest, GatewayError, MethodNotAl
 from multiverse_gateway.core.usage import OPERATOR
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.relay.exchange import Client, Exchange
+from multiverse_gateway.relay.heads import RequestHead
 from multiverse_gateway.web.errors import BadFraming, Refusal, refusal_of
 from multiverse_gateway.web.quotas import Quota
 from multiverse_gateway.web.security import (
     Caller,
     Entrance,
-    Headers,
     body_deadline,
+    check_head,
+    client_address,
     cors_headers,
     is_below,
-    request_id,
+    new_id,
+    presented_id,
     too_large,
     too_slow,
 )
@@ -62,16 +65,44 @@ def check_target(path: str, query: bytes, content_type: bytes) -> None:
         raise BadRequest("The header Content-Type cannot be used; send application/json")
 
 
+def _passes(check: Callable[..., None], *what: object) -> bool:
+    """Tell whether a check raises nothing; whoever is to be refused hears it from the check itself, each time anew."""
+    try:
+        check(*what)
+    except GatewayError:
+        return False
+    return True
+
+
+@attrs.frozen(eq=False)
+class Opening:
+    """What a head says by itself, whoever sends it and whenever: found out once, and kept in its `notes`."""
+
+    is_sound: bool
+    """Whether it can be read in one way only, and came through no gateway before."""
+    is_listing: bool
+    """Whether it is below the list of models, which is only read."""
+    is_callable: bool
+    """Whether it can be sent on to a server."""
+    request_id: str | None
+    """The client's own, if it is a safe one."""
+    headers: tuple[tuple[bytes, bytes], ...]
+    """What every answer gets for it: leave to other origins."""
+    content_type: bytes
+    media: str
+    """The content type as text."""
+    traceparent: str | None
+    explains: bool
+    """Whether it asks why a server was chosen."""
+
+
 @attrs.define(eq=False)
 class Visit:
-    """One request on its way in; `arrived` is monotonic, `headers` is what every answer to it gets."""
+    """One request on its way in; `arrived` is monotonic, `headers` is what every answer to it gets, `length` that of its body, if said."""
 
-    method: str
-    path: str
-    query: bytes
-    fields: Headers
-    names: Mapping[bytes, bytes]
-    """The same as a dictionary; of a name that comes twice the first counts."""
+    head: RequestHead
+    opening: Opening
+    length: int
     peer: str | None
     arrived: float
     request_id: str
@@ -94,15 +125,29 @@ class Front:
         """Tell whether `admit` has to be awaited now, because quotas are counted elsewhere."""
         return self.entrance.limiter.is_shared
 
-    def visit(self, method: str, path: str, query: bytes, fields: Headers, peer: str | None) -> Visit:
-        """Take note of a request's head; `peer` is the address at the other end of the connection."""
-        settings = self.gateway.settings
-        names = dict(reversed(fields))
-        identity = request_id(fields)
-        headers = [(b"x-request-id", identity.encode())]
-        if settings.enable_cors:
-            headers += cors_headers(fields, settings.cors_origins)
-        return Visit(method, path, query, fields, names, peer, self.gateway.now(), identity, headers)
+    def visit(self, head: RequestHead, length: int, peer: str | None) -> Visit:
+        """Take note of a request; `peer` is the address at the other end of the connection."""
+        opening = head.notes
+        if opening is None:
+            opening = head.notes = self._read(head)
+        request_id = opening.request_id or new_id()
+        headers = [(b"x-request-id", request_id.encode()), *opening.headers]
+        return Visit(head, opening, length, peer, self.gateway.now(), request_id, headers)
+
+    def _read(self, head: RequestHead) -> Opening:
+        settings, names = self.gateway.settings, head.names
+        content_type = names.get(b"content-type", JSON)
+        return Opening(
+            is_sound=_passes(check_head, head.fields, names),
+            is_listing=is_below(head.path, "/v1/models"),
+            is_callable=_passes(check_target, head.path, head.query, content_type),
+            request_id=presented_id(names),
+            headers=tuple(cors_headers(head.fields, settings.cors_origins)) if settings.enable_cors else (),
+            content_type=content_type,
+            media=content_type.decode("latin-1"),
+            traceparent=names.get(b"traceparent", b"").decode("latin-1") or None,
+            explains=EXPLAIN in names,
+        )
 
     def admit_now(self, visit: Visit) -> None:
         """Decide whether the body is wanted; only where not `must_wait`.
@@ -111,35 +156,41 @@ class Front:
             GatewayError: The answer, given without reading the body.
         """
         self._check(visit)
-        self._charge(visit, self.entrance.limiter.hit_local(visit.caller.quota, visit.caller.limit, visit.caller.daily_limit))
+        caller = visit.caller
+        key = caller.key
+        limiter = self.entrance.limiter
+        quota = limiter.hit_local(caller.quota) if key is None else limiter.hit_local(caller.quota, key.rate_limit, key.daily_limit)
+        if quota is not None:
+            self._charge(visit, quota)
 
     async def admit(self, visit: Visit) -> None:
         """Do the same, wherever the quotas are counted."""
         self._check(visit)
-        self._charge(visit, await self.entrance.limiter.hit(visit.caller.quota, visit.caller.limit, visit.caller.daily_limit))
+        caller = visit.caller
+        quota = await self.entrance.limiter.hit(caller.quota, caller.limit, caller.daily_limit)
+        if quota is not None:
+            self._charge(visit, quota)
 
     def _check(self, visit: Visit) -> None:
-        visit.caller = self.entrance.receive(visit.peer, visit.fields, visit.names)
-        if is_below(visit.path, "/v1/models"):
+        gateway, head, opening = self.gateway, visit.head, visit.opening
+        if not opening.is_sound:
+            check_head(head.fields, head.names)
+        entrance = self.entrance
+        visit.caller = entrance.caller("POST", client_address(visit.peer, head.fields, entrance.trusted), head.fields, head.names)
+        if opening.is_listing:
             raise MethodNotAllowed("Use GET for this call.")
-        if self.gateway.shutting_down or not self.gateway.loaded:
+        if gateway.shutting_down or not gateway.loaded:
             raise ShuttingDown("The gateway is not serving now. Send the request again in a moment.", retry_after=5.0)
-        limit, expected = self.gateway.settings.max_body_bytes, int(visit.names.get(b"content-length", b"0"))
-        if expected > limit:  # before the budget, which it would exceed: no later moment makes it smaller
+        limit = gateway.settings.max_body_bytes
+        if visit.length > limit:  # before the budget, which it would exceed: no later moment makes it smaller
             raise too_large(limit)
-        self._check_load()
-        if not self.gateway.has_room(expected):
-            raise self.gateway.overloaded()
+        if not gateway.admission.may_start(len(gateway.exchanges)) or not gateway.has_room(visit.length):
+            raise gateway.overloaded()
 
-    def _charge(self, visit: Visit, quota: Quota | None) -> None:
-        if quota is not None:
-            if not quota.allowed:
-                raise quota.error()
-            visit.headers.extend(quota.headers())
-
-    def _check_load(self) -> None:
-        if not self.gateway.admission.may_start(len(self.gateway.exchanges)):
-            raise self.gateway.overloaded()
+    def _charge(self, visit: Visit, quota: Quota) -> None:
+        if not quota.allowed:
+            raise quota.error()
+        visit.headers += quota.headers()
 
     def hold(self, visit: Visit, count: int) -> None:
         """Count a piece of the body that is kept.
@@ -148,10 +199,13 @@ class Front:
             RequestTooLarge: With it the body is larger than a body may be.
             Overloaded: With it all bodies together are.
         """
-        limit = self.gateway.settings.max_body_bytes
+        gateway = self.gateway
+        limit = gateway.settings.max_body_bytes
         if visit.held + count > limit:
             raise too_large(limit)
-        self.gateway.hold_body(count)
+        if not gateway.has_room(count):
+            raise gateway.overloaded()
+        gateway.body_bytes += count
         visit.held += count
 
     def body_deadline(self, received: int) -> float:
@@ -168,34 +222,38 @@ class Front:
         Raises:
             GatewayError, EnvelopeError: It cannot be sent to any server.
         """
-        self._check_load()  # once more: others may have come while the body was on its way
-        content_type = visit.names.get(b"content-type", JSON)
-        check_target(visit.path, visit.query, content_type)
-        envelope = read_envelope(visit.path, content_type.decode("latin-1"), body)
-        key = visit.caller.key
+        gateway, opening, path = self.gateway, visit.opening, visit.head.path
+        if visit.held and not gateway.admission.may_start(len(gateway.exchanges)):  # others may have come while the body did
+            raise gateway.overloaded()
+        if len(body) > visit.held:
+            self.hold(visit, len(body) - visit.held)
+        if not opening.is_callable:
+            check_target(path, visit.head.query, opening.content_type)
+        envelope = read_envelope(path, opening.media, body)
+        caller = visit.caller
+        key = caller.key
         if key is not None and not key.may_use(envelope.model):
             raise ModelForbidden(f"Your key is for other models: {', '.join(key.models[:20])}. Choose one of them.", param="model")
         exchange = Exchange(
-            self.gateway,
+            gateway,
             envelope,
             client,
             body=body,
-            content_type=content_type,
-            query=visit.query,
+            content_type=opening.content_type,
+            query=visit.head.query,
             request_id=visit.request_id,
             arrived=visit.arrived,
-            caller=visit.caller.name,
+            caller=caller.name,
         )
-        if self.gateway.observe is not None:
-            exchange.traceparent = visit.names.get(b"traceparent", b"").decode("latin-1") or None
-        if visit.caller.name == OPERATOR and EXPLAIN in visit.names:
+        exchange.traceparent = opening.traceparent
+        if opening.explains and caller.name == OPERATOR:
             exchange.why, exchange.shows_why = [], True
-        self.gateway.begin(exchange)
+        gateway.begin(exchange)
         return exchange
 
     def leave(self, visit: Visit) -> None:
         """Give back what was held for a request; harmless when it was."""
-        self.gateway.drop_body(visit.held)
+        self.gateway.body_bytes -= visit.held
         visit.held = 0
 
     def refused(self, error: Exception) -> None:
@@ -206,7 +264,7 @@ class Front:
     def refuse(self, visit: Visit, error: Exception) -> Refusal:
         """Return the answer to a request that ends in an error; a mistake of ours is logged."""
         self.refused(error)
-        return refusal_of(error, visit.method, visit.path, request_id=visit.request_id)
+        return refusal_of(error, visit.head.method, visit.head.path, request_id=visit.request_id)
 
     def misread(self, message: str) -> GatewayError:
         """Return the refusal of what is no proper HTTP."""

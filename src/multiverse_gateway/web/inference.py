@@ -4,9 +4,10 @@ from functools import partial
 
 from multiverse_gateway.relay.asgi import AsgiClient, answer
 from multiverse_gateway.relay.exchange import Exchange
+from multiverse_gateway.relay.heads import RequestHead
 from multiverse_gateway.web.errors import REQUEST_ID, Message, Receive, Scope, Send, response_of
 from multiverse_gateway.web.front import Front, Visit
-from multiverse_gateway.web.security import ClientGone, path_of, read_body, run_draining
+from multiverse_gateway.web.security import ClientGone, declared_length, path_of, read_body, run_draining
 
 
 class Inference:
@@ -19,7 +20,8 @@ class Inference:
         """Serve one request."""
         peer = scope.get("client")
         query = scope.get("query_string", b"")
-        visit = self._front.visit(scope["method"], path_of(scope), query, scope["headers"], peer[0] if peer else None)
+        head = RequestHead(scope["method"], path_of(scope), query, scope["headers"])
+        visit = self._front.visit(head, declared_length(head.fields) or 0, peer[0] if peer else None)
         scope[REQUEST_ID] = visit.request_id
         settings = self._front.gateway.settings
         whole = False

@@ -60,16 +60,20 @@ _log = logging.getLogger("multiverse_gateway.api")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
-def request_id(headers: Headers) -> str:
-    """Return the caller's own `x-request-id` if it is a safe token, else a new one of 128 random bits."""
-    for name, value in headers:
-        if name == b"x-request-id":
-            return value.decode() if _REQUEST_ID.fullmatch(value) else _new_id()
-    return _new_id()
+def presented_id(names: Mapping[bytes, bytes]) -> str | None:
+    """Return the caller's own `x-request-id` if it is a safe token."""
+    value = names.get(b"x-request-id", b"")
+    return value.decode() if _REQUEST_ID.fullmatch(value) else None
 
 
-def _new_id() -> str:
+def new_id() -> str:
+    """Return an id of 128 random bits."""
     return f"{random.getrandbits(128):032x}"
+
+
+def request_id(headers: Headers) -> str:
+    """Return the caller's own `x-request-id` if it is a safe token, else a new one."""
+    return presented_id(dict(reversed(headers))) or new_id()
 
 
 # The caller's address
@@ -238,6 +242,12 @@ class Caller:
         return None if self.key is None else self.key.daily_limit
 
 
+@lru_cache(maxsize=1024)
+def _stranger(address: str) -> Caller:
+    """Return who has no key, known by the address: most requests of some networks."""
+    return Caller(address)
+
+
 def _no_keys() -> Mapping[bytes, ClientKey]:
     return {}
 
@@ -291,15 +301,6 @@ class Entrance:
             now,
         )
 
-    def receive(self, peer: str | None, headers: Headers, names: Mapping[bytes, bytes]) -> Caller:
-        """Look at a request's head, the first thing that is done with an inference request; return who sent it.
-
-        Raises:
-            GatewayError: It could be read in two ways, came through a gateway before, or lacks the client key.
-        """
-        check_head(headers, names)
-        return self.caller("POST", client_address(peer, headers, self.trusted), headers, names)
-
     def caller(self, method: str, address: str, headers: Headers, names: Mapping[bytes, bytes]) -> Caller:
         """Return who sent a request from an address.
 
@@ -322,7 +323,7 @@ class Entrance:
                 "The API key is missing or wrong; send yours as `Authorization: Bearer KEY` (api_key of the openai library), "
                 "or ask the operator of this gateway for one"
             )
-        return Caller(address)
+        return _stranger(address)
 
     def count_wrong_admin_key(self, address: str) -> None:
         """Count that somebody at an address came without the admin key to where it is needed, whichever way.

@@ -1,0 +1,120 @@
+"""Heads of requests in HTTP/1.1, read by llhttp once.
+
+A client sends the same head again and again: only the number of its `Content-Length` differs. So what a head was read as stands for
+every head of the same bytes around that number. Nothing is guessed: all bytes but its digits are compared.
+"""
+
+from typing import Any, Final
+
+import attrs
+import httptools
+
+Headers = list[tuple[bytes, bytes]]
+
+MAX_KNOWN: Final = 512
+"""Heads that are remembered: clients choose what stands in them."""
+MAX_KNOWN_BYTES: Final = 2048
+"""Longer ones are not."""
+MAX_DIGITS: Final = 18
+
+_LENGTH: Final = b"ength: "
+_FIELD: Final = b"\r\ncontent-length: "
+
+
+@attrs.define(eq=False)
+class RequestHead:
+    """The head of a request: names in lower case, `path` decoded; whoever reads it may keep in `notes` what it found out.
+
+    It may stand for many requests, so the number of `content-length` in `fields` may be another one's.
+    """
+
+    method: str
+    path: str
+    query: bytes
+    fields: Headers
+    keeps: bool = True
+    """Whether the connection may serve another request."""
+    names: dict[bytes, bytes] = attrs.field(init=False)
+    """The fields as a dictionary; of a name that comes twice the first counts."""
+    notes: Any = attrs.field(default=None, init=False)
+
+    @names.default
+    def _first_of_each(self) -> dict[bytes, bytes]:
+        return dict(reversed(self.fields))
+
+
+class Heads:
+    """The heads that a door reads, and those that it read before."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, RequestHead] = {}
+
+    def read(self, data: bytes, end: int) -> tuple[RequestHead, int | None] | None:
+        """Read the head before `end`; return it and the length of the body, which is `None` for one in chunks.
+
+        `None` for all of it if it is no `POST` in HTTP/1.1 with a host, is in doubt or asks for an upgrade.
+        """
+        at = data.find(_LENGTH, 0, end) + 7
+        if at == 6:  # there is none
+            key, number = data[:end], b"0"
+        else:
+            stop = data.find(b"\r\n", at, end)
+            key, number = data[:at] + data[stop:end], data[at:stop]
+        head = self._known.get(key)
+        if head is not None:
+            return (head, int(number)) if number.isdigit() and len(number) <= MAX_DIGITS else None
+        head = _read(data[:end])
+        if head is None:
+            return None
+        if b"transfer-encoding" in head.names:
+            return head, None
+        if len(key) <= MAX_KNOWN_BYTES and (at == 6 or _is_field(key, at)):
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known[key] = head
+        length = head.names.get(b"content-length", b"0")
+        return head, int(length)
+
+
+def _is_field(key: bytes, at: int) -> bool:
+    """Tell whether what ends at `at` is the name of the field, which is there once and does not go on in another line."""
+    begins = at - len(_FIELD)
+    return begins > 0 and key[begins:at].lower() == _FIELD and b"\r\n " not in key and b"\r\n\t" not in key
+
+
+class _Parser:
+    """What llhttp calls."""
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.fields: Headers = []
+        self.keeps: bool | None = None
+        self.parser = httptools.HttpRequestParser(self)
+
+    def on_url(self, url: bytes) -> None:
+        self.url = url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name.lower(), value.rstrip()))
+
+    def on_headers_complete(self) -> None:
+        self.keeps = self.parser.should_keep_alive()
+
+
+def _read(head: bytes) -> RequestHead | None:
+    line = head[: head.find(b"\r\n")]
+    if not (line.startswith(b"POST ") and line.endswith(b" HTTP/1.1")):
+        return None
+    read = _Parser()
+    try:
+        read.parser.feed_data(head)
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        return None
+    finally:
+        del read.parser  # which holds its methods: no cycle is left for the collector
+    path, _, query = read.url.partition(b"?")
+    if read.keeps is None or b"%" in path or not path.isascii():
+        return None
+    found = RequestHead("POST", path.decode("ascii"), query, read.fields, read.keeps)
+    length = found.names.get(b"content-length", b"0")
+    return found if b"host" in found.names and length.isdigit() and len(length) <= MAX_DIGITS else None

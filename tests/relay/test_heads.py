@@ -1,0 +1,99 @@
+"""Heads that are remembered: nothing but the number of the one `Content-Length` may differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multiverse_gateway.relay.heads import MAX_KNOWN, MAX_KNOWN_BYTES, Heads
+
+LINE = b"POST /v1/chat/completions HTTP/1.1"
+HOST = b"Host: here"
+
+
+def head(*lines: bytes, line: bytes = LINE) -> bytes:
+    return b"\r\n".join([line, *lines, b"", b""])
+
+
+def read(heads: Heads, data: bytes) -> tuple[Any, ...] | None:
+    """Return all that a head says, but for the number in its fields, which may be another one's."""
+    found = heads.read(data, data.find(b"\r\n\r\n") + 4)
+    if found is None:
+        return None
+    known, length = found
+    fields = [(name, b"" if name == b"content-length" else value) for name, value in known.fields]
+    assert dict(reversed(known.fields)) == known.names
+    return known.method, known.path, known.query, fields, known.keeps, length
+
+
+NUMBERS = st.sampled_from(
+    [b"0", b"2", b"17", b"017", b"", b"-1", b"+1", b"1 ", b"1_0", b"0x1", b"9" * 18, b"9" * 19, b"9" * 5000, b"1, 1", b"\xd9\xa3"]
+)
+NAMES = st.sampled_from(
+    [b"Content-Length", b"content-length", b"CONTENT-LENGTH", b"X-Strength", b"Wavelength", b"X-Content-Length", b"length"]
+)
+LINES = st.one_of(
+    st.builds(lambda name, number: name + b": " + number, NAMES, NUMBERS),
+    st.builds(lambda name, number: name + b":" + number, NAMES, NUMBERS),
+    st.sampled_from(
+        [
+            HOST,
+            b"Connection: close",
+            b"Transfer-Encoding: chunked",
+            b"Upgrade: h2c",
+            b"Expect: 100-continue",
+            b"X-Note: content-length: 5",
+            b"X-Note: a",
+            b" folded: 3",
+            b"\tcontent-length: 3",
+        ]
+    ),
+)
+REQUEST_LINES = st.sampled_from(
+    [LINE, LINE + b" ", b"POST /v1/a%20b HTTP/1.1", b"POST /v1/x?length: 3 HTTP/1.1", b"POST /v1/x HTTP/1.0", b"GET /v1/x HTTP/1.1"]
+)
+HEADS = st.builds(lambda line, lines: head(HOST, *lines, line=line), REQUEST_LINES, st.lists(LINES, max_size=4))
+
+
+@given(st.lists(HEADS, min_size=1, max_size=12))
+def test_what_is_remembered_is_what_would_be_read(datas: list[bytes]) -> None:
+    """Whatever came before: a head says the same to who knows it and to who never saw it."""
+    knowing = Heads()
+    for data in [*datas, *datas]:
+        assert read(knowing, data) == read(Heads(), data)
+
+
+def test_only_the_number_differs() -> None:
+    """The usual case: the same object, another length."""
+    heads = Heads()
+    found = [heads.read(data, len(data)) for data in (head(HOST, b"Content-Length: 5"), head(HOST, b"Content-Length: 1234"))]
+    assert found[0] is not None
+    assert found[1] is not None
+    assert found[0][0] is found[1][0]
+    assert [length for _, length in found] == [5, 1234]
+
+
+@pytest.mark.parametrize("line", [b"X-Strength: 5", b"X-Note: content-length: 5"])
+def test_the_number_of_another_header_is_never_taken_for_the_length(line: bytes) -> None:
+    """Nor forgotten as if it did not matter."""
+    heads = Heads()
+    for value in (b"5", b"7"):
+        data = head(HOST, line.replace(b"5", value), b"Content-Length: 3")
+        found = heads.read(data, len(data))
+        assert found is not None
+        assert found[1] == 3
+        assert [text for name, text in found[0].fields if name.startswith(b"x-")] == [line.partition(b": ")[2].replace(b"5", value)]
+
+
+def test_what_clients_make_up_takes_no_memory_without_end() -> None:
+    """A head of their own each time, and long ones."""
+    heads = Heads()
+    for number in range(3 * MAX_KNOWN):
+        assert read(heads, head(HOST, b"X-Number: %d" % number)) is not None
+        assert len(heads._known) <= MAX_KNOWN
+    before = len(heads._known)
+    assert read(heads, head(HOST, b"X-Long: " + b"x" * MAX_KNOWN_BYTES)) is not None
+    assert len(heads._known) == before
