@@ -60,7 +60,7 @@ class Visit:
     query: bytes
     fields: Headers
     peer: str | None
-    headers: Headers = attrs.field(factory=lambda: [(b"x-request-id", b"r1")])
+    lines: bytes = b"x-request-id: r1\r\n"
     held: int = 0
 
 

@@ -26,10 +26,11 @@ def test_a_minute_holds_its_limit_and_no_more() -> None:
     assert not window.hit("a", 60.5).allowed
 
 
-@given(st.integers(1, 5), st.lists(st.floats(0, 30), max_size=60))
-def test_no_sixty_seconds_hold_more_than_the_limit(limit: int, gaps: list[float]) -> None:
+@pytest.mark.parametrize("exact", [600, 0])
+@given(limit=st.integers(1, 5), gaps=st.lists(st.one_of(st.floats(0, 0.1), st.floats(0, 30)), max_size=60))
+def test_no_sixty_seconds_hold_more_than_the_limit(limit: int, gaps: list[float], exact: int) -> None:
     """However calls are spread; and whoever waits as told is let in."""
-    window = LocalWindow(limit)
+    window = LocalWindow(limit, exact=exact)
     now, allowed = 0.0, []
     for gap in gaps:
         now += gap
@@ -41,6 +42,22 @@ def test_no_sixty_seconds_hold_more_than_the_limit(limit: int, gaps: list[float]
             assert 0 < quota.wait <= 60
     for start in allowed:
         assert sum(start <= instant < start + 60 for instant in allowed) <= limit
+
+
+@given(st.integers(1, 10**9), st.integers(0, 10**9), st.floats(0, 100_000))
+def test_headers_and_lines_say_the_same(limit: int, remaining: int, reset: float) -> None:
+    """Each door has its own."""
+    quota = Quota(limit=limit, remaining=remaining, reset=reset)
+    assert quota.lines() == b"".join(b"%b: %b\r\n" % header for header in quota.headers())
+
+
+def test_memory_for_one_caller_is_bounded() -> None:
+    """A limit of a million a minute takes no more than one of some hundreds; a call leaves a tenth of a second late at most."""
+    window = LocalWindow(1_000_000)
+    for number in range(12_000):
+        counted = 1_000_000 - window.hit("a", number / 100).remaining
+        assert min(number + 1, 6000) <= counted <= 6010
+    assert len(window._calls["a"].instants) <= 601
 
 
 def test_memory_for_callers_is_bounded() -> None:

@@ -77,7 +77,7 @@ class Front(Protocol):
         """Tell whether `admit` has to be awaited."""
 
     def visit(self, head: RequestHead, length: int, peer: str | None) -> Any:
-        """Take note of a request; `length` is that of its body as far as it is said, `visit.headers` is what every answer gets."""
+        """Take note of a request; `length` is that of its body as far as it is said, `visit.lines` are what every answer gets."""
 
     def admit_now(self, visit: Any) -> None:
         """Raise the answer if the body is not wanted."""
@@ -341,13 +341,19 @@ class Connection(asyncio.Protocol):
         self._incoming = head
         self._keep = head.keeps
         self._begun = listener.time()
-        self._visit = listener.front.visit(head, length or 0, self._peer)
-        if listener.front.must_wait:
+        front = listener.front
+        visit = self._visit = front.visit(head, length or 0, self._peer)
+        if front.must_wait:
             self._state = _ADMITTING
             self.due = inf
             self._admitting = asyncio.get_running_loop().create_task(self._wait_for_admission())
+            return
+        try:
+            front.admit_now(visit)
+        except Exception as error:  # noqa: BLE001  every error has its answer
+            self._refuse(error)
         else:
-            self._admit()
+            self._admitted()
 
     def _begin_chunks(self, data: bytes, end: int) -> bool:
         """Begin a body in chunks; false if it is in doubt already."""
@@ -372,14 +378,6 @@ class Connection(asyncio.Protocol):
         self._listener.discard(self)
         self._forget_chunks()
         self._listener.hand_over(self.transport, data)
-
-    def _admit(self) -> None:
-        try:
-            self._listener.front.admit_now(self._visit)
-        except Exception as error:  # noqa: BLE001  every error has its answer
-            self._refuse(error)
-        else:
-            self._admitted()
 
     async def _wait_for_admission(self) -> None:
         try:
@@ -454,7 +452,8 @@ class Connection(asyncio.Protocol):
 
     def _arrived(self) -> None:
         pieces, self._pieces = self._pieces, []
-        self._forget_chunks()
+        if self._chunks is not None:
+            self._forget_chunks()
         self._state = _BUSY
         self.due = inf
         try:
@@ -509,9 +508,8 @@ class Connection(asyncio.Protocol):
 
     def _head_of(self, status: int, headers: Headers, framing: bytes) -> bytes:
         self._keep = self._keep and not self._listener.closing
-        own = b"".join([b"%b: %b\r\n" % header for header in self._visit.headers])
         ending = b"\r\n" if self._keep else b"connection: close\r\n\r\n"
-        return b"".join((_first_lines(status, tuple(headers)), self._listener.date, own, framing, ending))
+        return b"".join((_first_lines(status, tuple(headers)), self._listener.date, self._visit.lines, framing, ending))
 
     def body(self, data: bytes) -> None:
         """Write a piece."""

@@ -17,7 +17,7 @@ from multiverse_gateway.core.errors import BadRequest, GatewayError, MethodNotAl
 from multiverse_gateway.core.usage import OPERATOR
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.relay.exchange import Client, Exchange
-from multiverse_gateway.relay.heads import RequestHead
+from multiverse_gateway.relay.heads import Headers, RequestHead
 from multiverse_gateway.web.errors import BadFraming, Refusal, refusal_of
 from multiverse_gateway.web.quotas import Quota
 from multiverse_gateway.web.security import (
@@ -86,8 +86,10 @@ class Opening:
     """Whether it can be sent on to a server."""
     request_id: str | None
     """The client's own, if it is a safe one."""
-    headers: tuple[tuple[bytes, bytes], ...]
+    headers: Headers
     """What every answer gets for it: leave to other origins."""
+    lines: bytes
+    """The same as HTTP/1.1 writes it."""
     content_type: bytes
     media: str
     """The content type as text."""
@@ -98,7 +100,7 @@ class Opening:
 
 @attrs.define(eq=False)
 class Visit:
-    """One request on its way in; `arrived` is monotonic, `headers` is what every answer to it gets, `length` that of its body, if said."""
+    """One request on its way in; `arrived` is monotonic, `length` that of its body, if said."""
 
     head: RequestHead
     opening: Opening
@@ -106,11 +108,23 @@ class Visit:
     peer: str | None
     arrived: float
     request_id: str
-    headers: list[tuple[bytes, bytes]]
     caller: Caller = NOBODY_YET
-    """Who sent it; known once it was admitted."""
+    """Who sent it; known once it was admitted, as is `quota`."""
+    quota: Quota | None = None
     held: int = 0
     """Bytes of its body that are counted as held."""
+
+    @property
+    def headers(self) -> Headers:
+        """What every answer to it gets."""
+        quota = [] if self.quota is None else self.quota.headers()
+        return [(b"x-request-id", self.request_id.encode()), *self.opening.headers, *quota]
+
+    @property
+    def lines(self) -> bytes:
+        """The same as HTTP/1.1 writes it."""
+        quota = b"" if self.quota is None else self.quota.lines()
+        return b"x-request-id: %b\r\n%b%b" % (self.request_id.encode(), self.opening.lines, quota)
 
 
 @attrs.frozen
@@ -130,19 +144,19 @@ class Front:
         opening = head.notes
         if opening is None:
             opening = head.notes = self._read(head)
-        request_id = opening.request_id or new_id()
-        headers = [(b"x-request-id", request_id.encode()), *opening.headers]
-        return Visit(head, opening, length, peer, self.gateway.now(), request_id, headers)
+        return Visit(head, opening, length, peer, self.gateway.now(), opening.request_id or new_id())
 
     def _read(self, head: RequestHead) -> Opening:
         settings, names = self.gateway.settings, head.names
         content_type = names.get(b"content-type", JSON)
+        headers = cors_headers(head.fields, settings.cors_origins) if settings.enable_cors else []
         return Opening(
             is_sound=_passes(check_head, head.fields, names),
             is_listing=is_below(head.path, "/v1/models"),
             is_callable=_passes(check_target, head.path, head.query, content_type),
             request_id=presented_id(names),
-            headers=tuple(cors_headers(head.fields, settings.cors_origins)) if settings.enable_cors else (),
+            headers=headers,
+            lines=b"".join([b"%b: %b\r\n" % header for header in headers]),
             content_type=content_type,
             media=content_type.decode("latin-1"),
             traceparent=names.get(b"traceparent", b"").decode("latin-1") or None,
@@ -190,7 +204,7 @@ class Front:
     def _charge(self, visit: Visit, quota: Quota) -> None:
         if not quota.allowed:
             raise quota.error()
-        visit.headers += quota.headers()
+        visit.quota = quota
 
     def hold(self, visit: Visit, count: int) -> None:
         """Count a piece of the body that is kept.
