@@ -50,6 +50,8 @@ from multiverse_gateway.relay.wire import Resolver, Wire
 from multiverse_gateway.settings import Settings, address_policy, health_policy, retry_policy
 
 SWEEP_SECONDS = 0.05
+REST_SECONDS = 1.0
+"""How often a gateway without requests looks whether anything is due."""
 SETTLE_SECONDS = 1.0
 """How long requests that are over are tallied before they are counted."""
 COPIED_BYTES = 16384
@@ -118,6 +120,7 @@ class Gateway:
         self.load = Load()
         self.admission = Admission(max_queue=settings.max_queue, max_in_flight=settings.max_in_flight)
         self.exchanges: set[Exchange] = set()
+        self._resting: anyio.Event | None = None
         self._totals = Totals()
         self._meter = Meter()
         self.observe: Observe | None = None
@@ -210,16 +213,19 @@ class Gateway:
 
     async def _sweep(self) -> None:
         strain = Strain()
-        now = self.now()
         while True:
-            planned = now + SWEEP_SECONDS
+            if not (self.exchanges or self._slow or self.admission.shedding):
+                self._resting = anyio.Event()
+                with anyio.move_on_after(REST_SECONDS):
+                    await self._resting.wait()
+            planned = self.now() + SWEEP_SECONDS
             await anyio.sleep(SWEEP_SECONDS)
             now = self.now()
             self._shed(strain.note(now - planned, now))
             self.sweep(now)
 
     def sweep(self, now: float) -> None:
-        """Do what is due at this monotonic instant; called every `SWEEP_SECONDS`."""
+        """Do what is due at this monotonic instant; called every `SWEEP_SECONDS` while there is anything to do."""
         self._raise_shares(now)
         if now >= self._settles_at:
             self._settles_at = now + SETTLE_SECONDS
@@ -547,6 +553,9 @@ class Gateway:
     def begin(self, exchange: Exchange) -> None:
         """Take an exchange in; the door starts it."""
         self.exchanges.add(exchange)
+        if self._resting is not None:
+            self._resting.set()
+            self._resting = None
         if exchange.why is None and _routing_log.isEnabledFor(logging.DEBUG):
             exchange.why = []
 

@@ -69,11 +69,14 @@ def test_what_is_remembered_is_what_would_be_read(datas: list[bytes]) -> None:
 def test_only_the_number_differs() -> None:
     """The usual case: the same object, another length."""
     heads = Heads()
-    found = [heads.read(data, len(data)) for data in (head(HOST, b"Content-Length: 5"), head(HOST, b"Content-Length: 1234"))]
-    assert found[0] is not None
-    assert found[1] is not None
-    assert found[0][0] is found[1][0]
-    assert [length for _, length in found] == [5, 1234]
+    data = head(HOST, b"Content-Length: 5")
+    first = heads.read(data, len(data))
+    data = head(HOST, b"Content-Length: 1234")
+    second = heads.read(data, len(data))
+    assert first is not None
+    assert second is not None
+    assert first[0] is second[0]
+    assert (first[1], second[1]) == (5, 1234)
 
 
 @pytest.mark.parametrize("line", [b"X-Strength: 5", b"X-Note: content-length: 5"])

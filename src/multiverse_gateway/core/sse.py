@@ -182,10 +182,7 @@ class EventStream:
         if (
             self._at_start_of_event
             and chunk.startswith(b"data: {")
-            and (
-                (chunk.find(10) == len(chunk) - 2 and chunk[-1] == 10 and 13 not in chunk)
-                or (chunk.find(13) == len(chunk) - 4 and chunk.endswith(b"\r\n\r\n") and chunk.find(10) == len(chunk) - 3)
-            )
+            and (_is_one_event(chunk) if 13 in chunk else chunk.find(10) == len(chunk) - 2 and chunk.endswith(b"\n"))
             and len(chunk) <= self.max_event_bytes
             and (chunk.isascii() or _is_utf8(chunk))
         ):
@@ -196,7 +193,7 @@ class EventStream:
                 return self._sort(chunk)
             self._begun = True
             choices = event.choices
-            if choices is not None and len(choices) == 1 and not (event.error or event.type or event.usage or self._last):
+            if choices and not (event.error or event.type or event.usage or self._last) and len(choices) == 1:
                 choice = choices[0]
                 if choice.finish_reason is None and choice.index in self._finished:  # which says nothing new
                     self.events += 1
@@ -350,6 +347,11 @@ def _end(buffer: bytes | bytearray, start: int) -> int:
 def _end_with_returns(buffer: bytes | bytearray, start: int) -> int:
     match = _EVENT_END.search(buffer, start)
     return -1 if match is None else match.end()
+
+
+def _is_one_event(chunk: bytes) -> bool:
+    """Tell whether a chunk is one line and a blank one, both ended by CR LF."""
+    return chunk.find(13) == len(chunk) - 4 and chunk.endswith(b"\r\n\r\n") and chunk.find(10) == len(chunk) - 3
 
 
 def _is_utf8(text: bytes) -> bool:

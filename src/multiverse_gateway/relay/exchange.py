@@ -212,6 +212,7 @@ class Exchange:
         "_excluded",
         "_head_status",
         "_headers",
+        "_limits",
         "_moved_at",
         "_queued_at",
         "_received",
@@ -259,6 +260,7 @@ class Exchange:
         caller: str = "",
     ) -> None:
         self._engine = engine
+        limits = self._limits = engine.limits
         self.caller = caller
         self.why: list[Mapping[str, object]] | None = None
         self.shows_why = False
@@ -273,7 +275,7 @@ class Exchange:
         self.query = query
         self.request_id = request_id
         self.arrived = arrived
-        self.deadline = self.due = arrived + engine.limits.request_timeout
+        self.deadline = self.due = arrived + limits.request_timeout
         self.phase = _CHOOSING
         self.attempts: list[Attempt] = []
         self.tried = 0
@@ -377,7 +379,7 @@ class Exchange:
             self._abandon_attempt()
             self._refuse(
                 UpstreamTimeout(
-                    f"No answer within {self._engine.limits.request_timeout:g} seconds. "
+                    f"No answer within {self._limits.request_timeout:g} seconds. "
                     "Ask for less (for example a smaller max_tokens), stream the answer, or try again later."
                 )
             )
@@ -414,7 +416,7 @@ class Exchange:
             return
         self._content_type = headers.get(b"content-type") or b"application/json"
         if media_type(self._content_type) == b"text/event-stream":
-            self._events = EventStream(envelope.dialect, max_event_bytes=self._engine.limits.max_event_bytes, drops_usage=self.asks_usage)
+            self._events = EventStream(envelope.dialect, max_event_bytes=self._limits.max_event_bytes, drops_usage=self.asks_usage)
 
     def body(self, data: bytes) -> None:
         """Take a piece of the body."""
@@ -423,7 +425,18 @@ class Exchange:
         if self.phase is _DRAINING:
             return
         if events is not None:
-            self._stream(events.feed(data), events)
+            whole = events.feed(data)
+            if self.phase is _TRYING:
+                self._before_first_event(whole, events)
+            else:
+                if whole:
+                    self.sent_bytes += len(whole)
+                    self.client.body(whole)
+                if not self._clogged:
+                    due = self._engine.now() + self._limits.idle_timeout
+                    self.due = due if due < self.deadline else self.deadline
+            if events.is_over or self._received > self._limits.max_stream_bytes:
+                self._end_by(events)
         elif self.envelope.answers_json or not 200 <= self._head_status < 300:
             self._collect(data)
         else:
@@ -533,7 +546,7 @@ class Exchange:
         if self.phase is not _QUEUED:
             self.phase = _QUEUED
             self._queued_at = self._moved_at = now
-        until = min(self.deadline, self._queued_at + self._engine.limits.queue_timeout, self._moved_at + patience)
+        until = min(self.deadline, self._queued_at + self._limits.queue_timeout, self._moved_at + patience)
         self.due = min(until, now + QUEUE_LOOK_SECONDS)
         if now >= until or not self._engine.join_queue(self):
             self._give_up_without_server(refusal)
@@ -560,14 +573,14 @@ class Exchange:
             self._received = self._head_status = 0
         self._slot = True
         engine.load.started(server.id, self.envelope.model)
-        due = now + engine.limits.first_byte_timeout
+        due = now + self._limits.first_byte_timeout
         self.due = due if due < self.deadline else self.deadline
         self._sending = engine.send(server, self)
 
     def _collect(self, data: bytes) -> None:
         """Keep a piece of a body that must be known in full; of a server's own error the beginning is enough."""
         self._chunks.append(data)
-        if self._received > self._engine.limits.max_response_bytes:
+        if self._received > self._limits.max_response_bytes:
             self._fail_attempt(_TOO_LARGE)
         elif self._head_status < 300:
             self._expect_more()
@@ -617,7 +630,7 @@ class Exchange:
         self.phase = _BACKOFF
         self.due = min(self.deadline, now + retry.delay)
         if retry.waits:
-            self._budget_by = now + self._engine.limits.queue_timeout
+            self._budget_by = now + self._limits.queue_timeout
         else:
             self._reserve_retry()
         if retry.delay <= 0:
@@ -705,7 +718,7 @@ class Exchange:
     def _begin_answer(self) -> None:
         now = self._engine.now()
         self._commit(now)
-        self.deadline = now + self._engine.limits.max_stream_seconds
+        self.deadline = now + self._limits.max_stream_seconds
         self._expect_more()
         headers = [(b"content-type", self._content_type), *self._own_headers()]
         if self._events is not None:
@@ -714,7 +727,7 @@ class Exchange:
 
     def _expect_more(self) -> None:
         if not self._clogged:
-            due = self._engine.now() + self._engine.limits.idle_timeout
+            due = self._engine.now() + self._limits.idle_timeout
             self.due = due if due < self.deadline else self.deadline
 
     def _own_headers(self) -> Sequence[tuple[bytes, bytes]]:
@@ -727,24 +740,10 @@ class Exchange:
         self.sent_bytes += len(data)
         self.client.body(data)
 
-    def _stream(self, whole: bytes, events: EventStream) -> None:
-        """Pass complete events on, and see what the stream has come to by them."""
-        if self.phase is _TRYING:
-            self._before_first_event(whole, events)
-        else:
-            if whole:
-                self.sent_bytes += len(whole)
-                self.client.body(whole)
-            if not self._clogged:
-                due = self._engine.now() + self._engine.limits.idle_timeout
-                self.due = due if due < self.deadline else self.deadline
-        if self.phase is not _RELAYING:
-            return
-        if events.is_over or self._received > self._engine.limits.max_stream_bytes:
-            self._end_by(events)
-
     def _end_by(self, events: EventStream) -> None:
         """End a stream that came to its own end, or to the end of what may be relayed of it."""
+        if self.phase is not _RELAYING:
+            return
         if events.ended:
             self._complete()
         else:
@@ -769,7 +768,13 @@ class Exchange:
             del self._chunks[:]
 
     def _end_of_stream(self, events: EventStream) -> None:
-        self._stream(events.finish(), events)
+        whole = events.finish()
+        if self.phase is _TRYING:
+            self._before_first_event(whole, events)
+        elif whole:
+            self._send(whole)
+        if events.is_over:
+            self._end_by(events)
         if self._events is not events or self.phase not in (_TRYING, _RELAYING):
             return
         if events.complete():
@@ -788,7 +793,7 @@ class Exchange:
             self._begin_answer()
         self._send(data)
         self._expect_more()
-        if self._received > self._engine.limits.max_stream_bytes:
+        if self._received > self._limits.max_stream_bytes:
             self._abort_sending()
             self._break_stream(None)
 
@@ -862,7 +867,7 @@ class Exchange:
             self.envelope.model,
             seconds=self.first_byte_seconds,
             failed=failure is not None and failure.kind not in _BLAMELESS,
-            first_byte_timeout=self._engine.limits.first_byte_timeout,
+            first_byte_timeout=self._limits.first_byte_timeout,
         )
         if self._retrying:
             self._release_retry()
