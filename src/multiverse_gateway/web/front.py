@@ -237,7 +237,7 @@ class Front:
             GatewayError, EnvelopeError: It cannot be sent to any server.
         """
         gateway, opening, path = self.gateway, visit.opening, visit.head.path
-        if visit.held and not gateway.admission.may_start(len(gateway.exchanges)):  # others may have come while the body did
+        if not gateway.admission.may_start(len(gateway.exchanges)):  # once more: others may have come while the body was on its way
             raise gateway.overloaded()
         if len(body) > visit.held:
             self.hold(visit, len(body) - visit.held)
