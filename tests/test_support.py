@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import gzip
 import json
+import socket
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from support.fault_proxy import FaultProxy
 from support.processes import GatewayProcess, LlamaServer, NotStartedError, WebChild
 from support.raw_client import AsyncRawClient, EndedError, RawClient, Response
 from support.require import require
-from support.sockets import BlackHole, free_port, serving, until, wait_until
+from support.sockets import BlackHole, LoopServer, free_port, serving, until, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -649,3 +652,31 @@ def test_real_llama_server() -> None:
         with RawClient(llama.port) as raw:
             assert json.loads(raw.fetch("GET", "/v1/models").body)["data"][0]["id"] == "tiny"
     assert not llama.is_running
+
+
+class Closing(LoopServer):
+    """A server that closes what it accepts."""
+
+    async def connected(self, connection: socket.socket) -> None:
+        connection.close()
+
+    async def hang_up(self) -> None:
+        pass
+
+
+async def test_no_connection_is_forgotten_while_a_server_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever in its accepting that happens: a socket that nobody closes would fail the test that runs when it is collected."""
+    lost: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: lost.append(unraisable.exc_value))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        for number in range(40):
+            async with Closing() as server:
+                await asyncio.sleep(0)
+                client = socket.create_connection((server.host, server.port))
+                for _ in range(number % 4):
+                    await asyncio.sleep(0)
+            client.close()
+            await asyncio.sleep(0)
+            gc.collect()
+    assert not lost

@@ -23,7 +23,8 @@ from multiverse_gateway.gateway import SWEEP_SECONDS, Gateway
 from multiverse_gateway.monitor import due
 from multiverse_gateway.plugins import probe as named_probe
 from multiverse_gateway.protocols import Balancer, LoadView, ProbeResult, Registry
-from multiverse_gateway.relay.exchange import Exchange, Headers, Sending
+from multiverse_gateway.relay.exchange import Exchange, Sending
+from multiverse_gateway.relay.heads import Headers
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
 
@@ -61,7 +62,12 @@ class User:
     """Seconds to the first token."""
     good: bool = False
 
-    def head(self, status: int, headers: Headers, length: int | None = None) -> None:
+    def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """Take a whole answer: of a stream, only a refusal is one."""
+        self.head(status, headers)
+        self.end()
+
+    def head(self, status: int, headers: Headers) -> None:
         """Note the answer's begin."""
         if status == 200:
             self.first = self.clock.now - self.arrived

@@ -175,18 +175,25 @@ class LoopServer:
             self._accepting.cancel()
         if self._listening is not None:
             with contextlib.suppress(NotImplementedError):  # Windows has no readers
-                asyncio.get_running_loop().remove_reader(self._listening)  # the cancelled accept would do it only later
+                asyncio.get_running_loop().remove_reader(self._listening)
             self._listening.close()
         self._accepting = self._listening = None
 
     async def _accept_all(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            ready = loop.create_future()
+            loop.add_reader(listening, _set, ready)
+            await ready  # `_close_listener` cancels it, and removes the reader itself
+            loop.remove_reader(listening)
             try:
-                connection, _ = await loop.sock_accept(listening)
+                connection, _ = listening.accept()  # not `sock_accept`: cancelled at the wrong moment, that forgets what it accepted
+            except BlockingIOError:
+                continue
             except OSError:
                 await asyncio.sleep(0.01)  # out of file descriptors: go on when some are free again
                 continue
+            connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await self.connected(connection)
 
@@ -222,6 +229,11 @@ class LoopServer:
         finally:
             self._thread.stop()
             self._thread = None
+
+
+def _set(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
 
 
 @contextlib.contextmanager
