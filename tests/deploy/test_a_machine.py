@@ -54,7 +54,7 @@ class Machine:
     def run(self, script: str, *arguments: str, succeeds: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
         """Run a script of `deploy/`."""
         command = [str(ROOT / "deploy" / script), *arguments]
-        done = subprocess.run(command, env={**self.env, **env}, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, env={**self.env, **env}, capture_output=True, text=True, timeout=600, check=False)
         assert (done.returncode == 0) is succeeds, (
             f"{script} ended with {done.returncode}\n{self.log()[-2000:]}\n{done.stdout}\n{done.stderr}"
         )

@@ -105,7 +105,6 @@ def test_the_gateway_is_killed(tmp_path: Path) -> None:
         assert set(before) == set(ids)
         gateway.kill()
         gateway.start()
-        assert gateway.started_in < 5
         after = {record["id"]: record for record in gateway.admin("GET", "/servers").json()}
         for name in ("model_name", "endpoint_url", "has_api_key", "registered_at", "active"):
             assert {key: record[name] for key, record in after.items()} == {key: record[name] for key, record in before.items()}
