@@ -1656,3 +1656,15 @@ def test_who_asks_learns_why() -> None:
         engine.last.end()
         assert exchange.why == [{"server": name} for name in engine.tried()[-2:]]
         assert (b"x-multiverse-why" in client.headers) is shows
+
+
+def test_a_raw_answer_waits_for_its_client_as_long_as_a_stream_may_last() -> None:
+    """Not for the time that a server may be silent: it is not read."""
+    stage = engine("a", limits=Limits(idle_timeout=60, max_stream_seconds=1000))
+    exchange, client = stage.start(RecordingClient(high_water=1), path=SPEECH)
+    stage.last.head(200, {b"content-type": b"audio/mpeg"})
+    stage.last.body(b"xx", b"xx")
+    assert (stage.last.paused, exchange.due) == (True, exchange.deadline)
+    stage.wait(500)
+    assert not client.is_finished
+    stage.check()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multiverse_gateway.relay.heads import MAX_KNOWN, MAX_KNOWN_BYTES, Heads
@@ -52,13 +52,23 @@ LINES = st.one_of(
         ]
     ),
 )
+USUAL = st.builds(
+    lambda before, name, number, after: head(HOST, *before, name + number, *after),
+    st.lists(st.sampled_from([b"X-Strength: 5", b"X-Strength: 6", b"Accept: */*", b"X-Note: content-length: 5"]), max_size=1),
+    st.sampled_from(
+        [b"Content-Length: ", b"content-length: ", b"CONTENT-LENGTH: ", b"Content-Length:", b"Content-Length:  ", b"X-Length: "]
+    ),
+    NUMBERS,
+    st.lists(st.sampled_from([b"X-Strength: 5", b"X-Strength: 6", b"Wavelength: 7", b" 8"]), max_size=1),
+)
 REQUEST_LINES = st.sampled_from(
     [LINE, LINE + b" ", b"POST /v1/a%20b HTTP/1.1", b"POST /v1/x?length: 3 HTTP/1.1", b"POST /v1/x HTTP/1.0", b"GET /v1/x HTTP/1.1"]
 )
 HEADS = st.builds(lambda line, lines: head(HOST, *lines, line=line), REQUEST_LINES, st.lists(LINES, max_size=4))
 
 
-@given(st.lists(HEADS, min_size=1, max_size=12))
+@settings(max_examples=300)
+@given(st.lists(st.one_of(HEADS, USUAL), min_size=1, max_size=12))
 def test_what_is_remembered_is_what_would_be_read(datas: list[bytes]) -> None:
     """Whatever came before: a head says the same to who knows it and to who never saw it."""
     knowing = Heads()
@@ -77,6 +87,17 @@ def test_only_the_number_differs() -> None:
     assert second is not None
     assert first[0] is second[0]
     assert (first[1], second[1]) == (5, 1234)
+
+
+@pytest.mark.parametrize("name", [b"Content-Length: ", b"CONTENT-LENGTH: ", b"Content-Length:", b"content-lEngth: ", b"Content-Length:\t"])
+def test_a_length_is_read_however_it_is_written(name: bytes) -> None:
+    """At the first time and at the second."""
+    heads = Heads()
+    for number in (2, 2, 17, 17):
+        data = head(HOST, name + b"%d" % number)
+        found = heads.read(data, len(data))
+        assert found is not None
+        assert found[1] == number
 
 
 @pytest.mark.parametrize("line", [b"X-Strength: 5", b"X-Note: content-length: 5"])

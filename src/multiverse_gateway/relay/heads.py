@@ -61,14 +61,15 @@ class Heads:
             stop = data.find(b"\r\n", at, end)
             key, number = data[:at] + data[stop:end], data[at:stop]
         head = self._known.get(key)
-        if head is not None:
-            return (head, int(number)) if number.isdigit() and len(number) <= MAX_DIGITS else None
+        if head is not None and number.isdigit() and len(number) <= MAX_DIGITS:
+            return head, int(number)
         head = _read(data[:end])
         if head is None:
             return None
         if b"transfer-encoding" in head.names:
             return head, None
-        if len(key) <= MAX_KNOWN_BYTES and (at == 6 or _is_field(key, at)):
+        has_length = b"content-length" in head.names  # written so that it was not found, it is a part of the head like any other
+        if len(key) <= MAX_KNOWN_BYTES and (_is_field(key, at) if has_length else at == 6):
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
             self._known[key] = head
