@@ -18,7 +18,7 @@ import httpx2
 
 from multiverse_gateway._version import __version__
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_endpoint
-from multiverse_gateway.core.budget import DAY_SECONDS, DayCounts, day_name, day_of
+from multiverse_gateway.core.budget import DayCounts, day_name, day_of
 from multiverse_gateway.core.envelope import Envelope, asking_for_usage
 from multiverse_gateway.core.errors import Overloaded, StorageUnavailable
 from multiverse_gateway.core.failover import RetryPolicy
@@ -565,7 +565,7 @@ class Gateway:
         model, server, status = exchange.envelope.model, exchange.server, exchange.status
         now, wall = self.now(), self.wall()
         seconds, events = now - exchange.arrived, exchange.events
-        day = int((wall - seconds) // DAY_SECONDS)
+        day = day_of(wall - seconds)
         place = (None, 0) if server is None else (server.id, server.generation)
         key = (model, *place, exchange.caller, day, status, exchange.error_code, exchange.tried, len(exchange.attempts))
         tally = self._tallies.get(key)

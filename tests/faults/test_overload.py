@@ -251,7 +251,7 @@ def test_stalled_readers_cost_little_and_hold_up_nobody(door: Door) -> None:
     event = b'data: {"object":"chat.completion.chunk","choices":[],"filler":"' + b"x" * 900 + b'"}\n\n'
     flowing = behaviours.when_streamed(behaviours.stream([event * 60] * 400, end="stall"), behaviours.good())
     server = Backend("endless", flowing, models=("tiny",))
-    with serving(server), GatewayProcess({"MULTIVERSE_CLIENT_WRITE_TIMEOUT_SECONDS": "2", **door_setting(door)}) as gateway:
+    with serving(server), GatewayProcess({"MULTIVERSE_CLIENT_WRITE_TIMEOUT_SECONDS": "5", **door_setting(door)}) as gateway:
         gateway.register("tiny", server.url)
         gateway.chat("tiny")
         before, sockets = gateway.memory_bytes(), gateway.open_sockets()
@@ -261,10 +261,10 @@ def test_stalled_readers_cost_little_and_hold_up_nobody(door: Door) -> None:
         wait_until(lambda: server.running == count, within=10)
         time.sleep(1)
         each = (gateway.memory_bytes() - before) / count
-        assert each < 400 << 10, each  # what is in flight is held by us and by the server below
+        assert each < 600 << 10, each  # what is in flight is held by us and by the server below
         for _ in range(10):
             assert gateway.chat("tiny", timeout=5).status_code == 200
-        wait_until(lambda: server.running == 0, within=8, what="the servers are freed when the clients' time is up")
-        wait_until(lambda: gateway.open_sockets() <= sockets + 1, within=8, what="and so are the sockets")
+        wait_until(lambda: server.running == 0, within=30, what="the servers are freed when the clients' time is up")
+        wait_until(lambda: gateway.open_sockets() <= sockets + 1, within=30, what="and so are the sockets")
         for client in clients:
             client.close()
