@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import pytest
@@ -26,11 +25,9 @@ from multiverse_gateway.core.failover import (
     Retry,
     RetryPolicy,
     after_failure,
-    check_json,
     classify,
     final_error,
     parse_retry_after,
-    read_answer,
 )
 from multiverse_gateway.core.servers import ServerId
 from support.answers import model_not_found
@@ -256,54 +253,6 @@ def test_nothing_a_server_says_raises(status: int, headers: dict[bytes, bytes], 
         assert len(failure.reason) < 100
 
 
-# JSON
-
-
-@pytest.mark.parametrize(
-    "body",
-    [b"{}", b"[]", b' \r\n\t{"a": [1, -2.5e3, "\xc3\xa4", null, true]} \n', b'{"a": 1e9999}', b"[" * 200 + b"]" * 200],
-)
-def test_json_is_json(body: bytes) -> None:
-    """Objects and arrays, however odd, pass."""
-    assert check_json(body)
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"", b" ", b"3", b'"text"', b"null", b"{", b'{"a":1}{}', b'{"a":1}x', b'{"a" 1}', b"{1:2}", b"[1,]", b'{"a":NaN}', b'{"a":01}',
-        b'{"a":"\\x"}', b'{"a":"\n"}', b'{"a":tru}', b"<html>", b"\xef\xbb\xbf{}", b'{"a":"\xff"}', b'{"a":"\xed\xa0\x80"}',
-        b'{"a":"\xc3"}', b"[" * 200_000, b"[" * 100_000 + b"]" * 100_000, b'{"a":' * 100_000,
-    ],
-)  # fmt: skip
-def test_what_is_no_json_fails_the_check(body: bytes) -> None:
-    """F19, L06: broken, too deep or not UTF-8; no crash."""
-    assert not check_json(body)
-
-
-VALUES: st.SearchStrategy[object] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=30,  # of the usual hundred no new shape comes, and drawing them takes half a minute
-)
-
-
-@given(st.lists(VALUES) | st.dictionaries(st.text(), VALUES), st.booleans())
-def test_whatever_json_writes_is_json(value: object, ascii_only: bool) -> None:
-    """What the standard library writes passes; every true prefix of it fails."""
-    body = json.dumps(value, ensure_ascii=ascii_only).encode()
-    assert check_json(body)
-    assert not check_json(body[:-1])
-
-
-def test_characters_across_pieces_are_whole() -> None:
-    """A long body is decoded in pieces, and no character suffers from where they are cut."""
-    for shift in range(4):
-        body = b'["' + b"x" * shift + "😀".encode() * 40_000 + b'"]'
-        assert check_json(body)
-        assert not check_json(body.replace("😀".encode(), b"\xf0\x9f\x98", 1))
-
-
 # Retry-After
 
 
@@ -523,27 +472,3 @@ def test_busy_servers_say_when_to_come_back(status: int, error: type[GatewayErro
     assert (b"retry-after", str(max(1, round(wait))).encode()) in found.headers()
     assert f"again in {max(1.0, wait):.0f} s" in found.message
     assert (b"x-should-retry", b"false") not in found.headers()
-
-
-@pytest.mark.parametrize(
-    ("body", "tokens"),
-    [
-        (b'{"id": 1, "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}}', (7, 2)),
-        (b'\n{"usage": {"input_tokens": 7, "output_tokens": 2}}', (7, 2)),
-        (b'{"usage": {"prompt_tokens": 7}, "data": ["\xc3\xa4"]}', (7, 0)),
-        (b'{"usage": null}', (0, 0)),
-        (b'{"usage": "none"}', (0, 0)),
-        (b"{}", (0, 0)),
-        (b"[1]", (0, 0)),
-        (b"[1", None),
-        (b"{", None),
-        (b'{"a": "\xff"}', None),
-        (b'{"a": ' + b"[" * 100_000, None),
-        (b"", None),
-        (b"3", None),
-    ],
-)
-def test_an_answer_tells_its_tokens(body: bytes, tokens: tuple[int, int] | None) -> None:
-    """Or none; what is no JSON is no answer."""
-    assert read_answer(body) == tokens
-    assert check_json(body) is (tokens is not None)

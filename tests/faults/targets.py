@@ -16,9 +16,10 @@ import httpx2
 
 from multiverse_gateway.cli.guards import _is_folded
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_endpoint, refusal_of_any
+from multiverse_gateway.core.answers import check_json
 from multiverse_gateway.core.envelope import EnvelopeError, read_envelope
 from multiverse_gateway.core.errors import GatewayError
-from multiverse_gateway.core.failover import Failure, FailureClass, check_json, classify, parse_retry_after
+from multiverse_gateway.core.failover import Failure, FailureClass, classify, parse_retry_after
 from multiverse_gateway.core.sse import Dialect, EventStream
 from multiverse_gateway.relay.wire import MAX_HEAD_BYTES, Sending, Wire, _Connection, _Pool
 from multiverse_gateway.web.front import check_target

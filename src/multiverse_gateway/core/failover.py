@@ -17,7 +17,6 @@
 The class of the last attempt decides what is seen. Stateful requests are retried after A only: nothing reached a server then.
 """
 
-import codecs
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC
@@ -26,7 +25,6 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import assert_never
 
-import msgspec
 from attrs import frozen
 
 from multiverse_gateway.core.errors import (
@@ -39,27 +37,12 @@ from multiverse_gateway.core.errors import (
     UpstreamTimeout,
 )
 from multiverse_gateway.core.servers import ServerId
-from multiverse_gateway.core.sse import Usage, tokens_of
 
 DEFAULT_REST = 5.0
 """Seconds to wait for a busy server that does not say how long."""
 LONGEST_REST = 60.0
 """Seconds; what servers ask beyond that is not passed on."""
 
-_PIECE = 1 << 16
-_JSON = msgspec.json.Decoder(msgspec.Raw)
-
-
-class _Answer(msgspec.Struct, gc=False):
-    usage: Usage | None = None
-
-
-class _LooseAnswer(msgspec.Struct, gc=False):
-    usage: msgspec.Raw = msgspec.Raw(b"null")
-
-
-_ANSWER = msgspec.json.Decoder(_Answer)
-_LOOSE_ANSWER = msgspec.json.Decoder(_LooseAnswer)
 _NO_MODEL = re.compile(rb"model_not_found|(?<![/\w])model\b.{0,200}?\b(?:not found|does not exist)", re.DOTALL | re.IGNORECASE)
 _NO_MODEL_WITHIN = 2048
 _TUNNEL_MARKS = (b"ERR_NGROK_", b"error code: 1033")
@@ -246,51 +229,6 @@ def _harmless(kind: bytes) -> bytes:
     if not kind:
         return b"application/json"
     return b"text/plain; charset=utf-8" if _MARKUP.search(kind) or not _CONTENT_TYPE.fullmatch(kind) else kind
-
-
-def check_json(body: bytes) -> bool:
-    """Tell whether a body is one whole JSON object or array in UTF-8, however deep or large.
-
-    >>> check_json(b'{"choices": []}'), check_json(b'{"choices": ['), check_json(b"3")
-    (True, False, False)
-    """
-    if body.lstrip(b" \t\r\n")[:1] not in (b"{", b"["):
-        return False
-    try:
-        _JSON.decode(body)
-        if not body.isascii():
-            _check_utf8(body)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def read_answer(body: bytes) -> tuple[int, int] | None:
-    """Return the prompt and completion tokens that a JSON answer tells, 0 where it does not; `None` when it is no whole JSON.
-
-    >>> read_answer(b'{"usage": {"prompt_tokens": 7, "completion_tokens": 2}}'), read_answer(b"[]"), read_answer(b"{")
-    ((7, 2), (0, 0), None)
-    """
-    if not body.lstrip(b" \t\r\n").startswith(b"{"):
-        return (0, 0) if check_json(body) else None
-    try:
-        if not body.isascii():
-            _check_utf8(body)
-        try:
-            usage = _ANSWER.decode(body).usage
-        except msgspec.ValidationError:
-            return tokens_of(_LOOSE_ANSWER.decode(body).usage)
-    except (ValueError, RecursionError):
-        return None
-    return (0, 0) if usage is None else usage.tokens
-
-
-def _check_utf8(body: bytes) -> None:
-    """Raise on what msgspec skips; in pieces, lest 16 MiB of body become 64 of text."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    for start in range(0, len(body), _PIECE):
-        decoder.decode(body[start : start + _PIECE])
-    decoder.decode(b"", True)
 
 
 def parse_retry_after(value: bytes | None, now_wall: float) -> float | None:

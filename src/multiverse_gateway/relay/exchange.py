@@ -21,6 +21,7 @@ from typing import Protocol
 import attrs
 import msgspec
 
+from multiverse_gateway.core.answers import read_answer
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.errors import (
     GatewayError,
@@ -43,7 +44,6 @@ from multiverse_gateway.core.failover import (
     classify,
     final_error,
     media_type,
-    read_answer,
 )
 from multiverse_gateway.core.health import AttemptFailed, HealthEvent
 from multiverse_gateway.core.load import Load
