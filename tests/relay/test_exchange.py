@@ -83,6 +83,26 @@ def test_an_answer_without_content_type_is_called_json() -> None:
         assert client.headers[b"content-type"] == b"application/json"
 
 
+@pytest.mark.parametrize(
+    ("headers", "relayed"),
+    [
+        ({}, b"application/octet-stream"),
+        ({b"content-type": b""}, b"application/octet-stream"),
+        ({b"content-type": b"audio/wav"}, b"audio/wav"),
+        ({b"content-type": b"image/svg+xml"}, b"text/plain; charset=utf-8"),
+        ({b"content-type": b"application/pdf"}, b"application/octet-stream"),
+    ],
+)
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_raw_answer_has_a_type_that_is_harmless_in_a_browser(status: int, headers: dict[bytes, bytes], relayed: bytes) -> None:
+    """Whatever the status; an answer without a type is not taken for JSON where it may be a sound."""
+    stage = engine("a")
+    _, client = stage.start(path=SPEECH, stateful=True)
+    stage.last.answer(status, headers, b"<svg/>")
+    assert (client.status, client.data, client.headers[b"content-type"]) == (status, b"<svg/>", relayed)
+    stage.check()
+
+
 def test_a_stream_is_committed_by_its_first_data_event() -> None:
     """Comments before it are kept and go out with it, byte for byte."""
     stage = engine("a")
@@ -343,13 +363,13 @@ def test_the_last_failure_decides_what_the_client_sees(
 
 @pytest.mark.parametrize("status", [400, 402, 409, 413, 415, 422, 451])
 def test_the_clients_own_mistakes_are_relayed_unchanged(status: int) -> None:
-    """Never retried, nobody blamed; status, body and content type are the server's (F08)."""
+    """Never retried, no server blamed; status and body are the server's, and its content type as far as it is harmless (F08)."""
     stage = engine("a", "b")
     exchange, client = stage.start()
     body = error_body("too long", code="context_length_exceeded")
     stage.last.answer(status, {b"content-type": b"application/problem+json", b"set-cookie": b"a=b", b"retry-after": b"2"}, body)
     assert (client.status, client.data, client.ended) == (status, body, True)
-    assert (client.headers[b"content-type"], client.headers[b"retry-after"]) == (b"application/problem+json", b"2")
+    assert (client.headers[b"content-type"], client.headers[b"retry-after"]) == (b"application/json", b"2")
     assert b"set-cookie" not in client.headers
     assert stage.tried() == ["a"]
     assert stage.health("a").state is HealthState.HEALTHY

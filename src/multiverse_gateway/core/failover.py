@@ -27,6 +27,7 @@ from typing import assert_never
 
 from attrs import frozen
 
+from multiverse_gateway.core.content_types import relayed_type
 from multiverse_gateway.core.errors import (
     BackendBusy,
     GatewayError,
@@ -46,8 +47,6 @@ LONGEST_REST = 60.0
 _NO_MODEL = re.compile(rb"model_not_found|(?<![/\w])model\b.{0,200}?\b(?:not found|does not exist)", re.DOTALL | re.IGNORECASE)
 _NO_MODEL_WITHIN = 2048
 _TUNNEL_MARKS = (b"ERR_NGROK_", b"error code: 1033")
-_CONTENT_TYPE = re.compile(rb"[\w!#$&^.+*-]{1,127}/[\w!#$&^.+*-]{1,127}(?:[ \t]*;[ -~]{0,256})?")
-_MARKUP = re.compile(rb"html|xml|svg", re.IGNORECASE)
 _SECONDS = re.compile(rb"\d{1,18}(?:\.\d{1,18})?")
 _MAX_DATE = 64
 
@@ -73,7 +72,7 @@ class FailureClass(StrEnum):
 class Failure:
     """How one attempt ended. `reason` is for people: words, no address, nothing internal. `retry_after` is in seconds, not capped.
 
-    `status`, `body` and `content_type` are those of the server's answer, if there was one; they may be relayed.
+    `status` and `body` are those of the server's answer, if there was one, and `content_type` is one that may be relayed.
     """
 
     kind: FailureClass
@@ -118,7 +117,7 @@ class Retry:
 
 @frozen
 class GiveUp:
-    """Answer the client: with `error`, or else with status, body and content type of `relay`, unchanged."""
+    """Answer the client: with `error`, or else with status, body and content type of `relay`."""
 
     error: GatewayError | None = None
     relay: Failure | None = None
@@ -152,7 +151,7 @@ def classify(
         status,
         parse_retry_after(headers.get(b"retry-after"), now_wall),
         body or b"",
-        _harmless(kind),
+        relayed_type(kind, is_json=checks_json),
     )
 
 
@@ -222,13 +221,6 @@ def _is_json(media: bytes) -> bool:
 
 def _is_identity(coding: bytes | None) -> bool:
     return coding is None or coding.strip().lower() in (b"", b"identity")
-
-
-def _harmless(kind: bytes) -> bytes:
-    """Return the content type as it is, but nothing that a browser would run, nor anything that is no content type."""
-    if not kind:
-        return b"application/json"
-    return b"text/plain; charset=utf-8" if _MARKUP.search(kind) or not _CONTENT_TYPE.fullmatch(kind) else kind
 
 
 def parse_retry_after(value: bytes | None, now_wall: float) -> float | None:

@@ -22,6 +22,7 @@ import attrs
 import msgspec
 
 from multiverse_gateway.core.answers import read_answer
+from multiverse_gateway.core.content_types import relayed_type
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.errors import (
     GatewayError,
@@ -414,7 +415,7 @@ class Exchange:
         if failure is not None:
             self._fail_attempt(failure)
             return
-        self._content_type = headers.get(b"content-type") or b"application/json"
+        self._content_type = relayed_type(headers.get(b"content-type"), is_json=envelope.answers_json)
         if media_type(self._content_type) == b"text/event-stream":
             self._events = EventStream(envelope.dialect, max_event_bytes=self._limits.max_event_bytes, drops_usage=self.asks_usage)
 
