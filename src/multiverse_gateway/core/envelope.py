@@ -1,20 +1,28 @@
-"""What the gateway has to know of a request; the body's bytes go on unchanged.
+"""What the gateway has to know of a request; the original bytes of the body are relayed.
 
-1. The server must read the same `model` and `stream` as the gateway did: a body that says either twice is refused, and so
-   is a form that two parsers could read differently.
-2. A body may be hostile: too deep, not UTF-8, not JSON, its numbers endless. Each is an `EnvelopeError`, never another.
+1. The server must read the same `model` and `stream` as the gateway did: a body that has either twice is rejected, and so
+   is a form that two parsers could read differently. Go's JSON parser ignores case (Unicode simple folding), and the last of several
+   such names counts: a body in which `Model` or `\u017ftream` stands at the top level is rejected, too.
+2. A body may be hostile: too deep, not UTF-8, not JSON, its numbers endless. Each of these raises an `EnvelopeError`, never another
+   exception, and costs little more time and memory than a proper body of the same size.
+
+A body is parsed once if the gateway knows all its names, as it knows the names of the usual parameters: none of those folds to `model` or
+`stream`. Only a body with an unknown name is parsed again, by a decoder that knows every other spelling of the two. Both decoders look at
+the top level only, so a prompt or a tool may contain any name.
 """
 
 from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NoReturn
+from itertools import product
+from typing import Annotated, Any, NoReturn, cast
 
 import msgspec
 from attrs import field, frozen
-from msgspec import Struct, ValidationError
+from msgspec import Meta, Raw, Struct, ValidationError
 
 from multiverse_gateway.core.sse import Dialect, dialect_of
 
@@ -27,6 +35,10 @@ JSON_PATHS = frozenset(
     {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/v1/reranking", "/v1/responses", "/v1/messages"}
 )
 _PIECE = 1 << 16
+_LARGE = 1 << 18
+"""From this size on, the types of `model` and `stream` are checked before their values are made: a list of 7 million lists is 400 MB."""
+_MOST_COLONS = 1_000_000
+"""A body with unknown names and more colons is rejected: reading its names could take longer than 100 ms."""
 _TELLS_USAGE = frozenset({"/v1/chat/completions", "/v1/completions"})
 _USAGE_FIELD = b'"stream_options":{"include_usage":true},'
 _REPEATABLE = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/v2/rerank"})
@@ -67,22 +79,66 @@ class Envelope:
 
 
 class _Model:
-    """Stand where a body says `model`; msgspec reports each time to the hook."""
+    """Stands for the value of `model`; msgspec passes each occurrence to the hook."""
 
 
 class _Stream:
-    """Stand where a body says `stream`."""
+    """Stands for the value of `stream`."""
 
 
 _MARKS: dict[type, Any] = {_Model: _Model(), _Stream: _Stream()}
 _TWICE = object()
+_ABSENT = Raw(b"")
 
 
 class _Body(Struct, gc=False):
     model: _Model = _MARKS[_Model]  # not optional: a null must reach the hook, too
     stream: _Stream = _MARKS[_Stream]
-    store: Any = None
-    stream_options: Any = msgspec.UNSET
+    store: Raw = _ABSENT
+    stream_options: Raw = _ABSENT
+
+
+class _Types(Struct, gc=False):
+    model: str | None = None
+    stream: bool | None = None
+
+
+_USUAL_OPTIONS = frozenset({b'{"include_usage":true}', b'{"include_usage": true}'})
+
+
+class _StreamOptions(Struct, gc=False):
+    include_usage: Raw = _ABSENT
+
+
+_KNOWN_NAMES = (  # noqa: SIM905  a list of 70 lines otherwise
+    "messages input prompt max_tokens temperature top_p n stop seed user tools tool_choice parallel_tool_calls response_format "
+    "max_completion_tokens presence_penalty frequency_penalty logit_bias logprobs top_logprobs reasoning_effort metadata modalities audio "
+    "prediction service_tier verbosity functions function_call prompt_cache_key safety_identifier "
+    "suffix echo best_of encoding_format dimensions instructions max_output_tokens previous_response_id background include reasoning text "
+    "truncation system stop_sequences top_k thinking query documents top_n return_documents min_p repetition_penalty repeat_penalty "
+    "ignore_eos min_tokens stop_token_ids skip_special_tokens chat_template_kwargs guided_json cache_prompt n_predict grammar "
+    "keep_alive options voice speed size quality"
+).split()
+"""Parameters of OpenAI, Anthropic, vLLM, llama.cpp and Ollama. A name that is missing here costs time, nothing else."""
+
+
+def _spellings(name: str) -> list[str]:
+    """Return every other spelling that folds to a name of lower-case letters (Go's `strings.EqualFold`; U+212A would be that of k)."""
+    letters = [(letter, letter.upper(), "\u017f") if letter == "s" else (letter, letter.upper()) for letter in name]
+    return [spelling for spelling in map("".join, product(*letters)) if spelling != name]
+
+
+_Unfit = Annotated[str, Meta(min_length=1, max_length=0)]
+"""A type without values: any value of such a field is a `ValidationError`."""
+_ODD_NAMES = {f"odd_{number}": name for number, name in enumerate(_spellings("model") + _spellings("stream"))}
+_UsualBody = cast(
+    type[_Body],
+    msgspec.defstruct("_UsualBody", [(name, Raw, _ABSENT) for name in _KNOWN_NAMES], bases=(_Body,), gc=False, forbid_unknown_fields=True),
+)
+_AnyBody = cast(
+    type[_Body], msgspec.defstruct("_AnyBody", [(name, _Unfit, "") for name in _ODD_NAMES], bases=(_Body,), gc=False, rename=_ODD_NAMES)
+)
+_ODD_NAME = re.compile(r"at `\$\.(\w+)`$")
 
 
 def read_envelope(path: str, content_type: str, body: bytes) -> Envelope:
@@ -97,27 +153,78 @@ def read_envelope(path: str, content_type: str, body: bytes) -> Envelope:
     if content_type != "application/json" and content_type[:10].lower() == "multipart/":
         form = _read_form(content_type, body)
         return _envelope(path, _model(_text(form, "model")), _stream(_truth(_text(form, "stream"))), says_usage=True)
-    said: dict[type, Any] = {}
+    values: dict[type, Any] = {}
 
     def note(kind: type, value: Any) -> object:
-        said[kind] = _TWICE if kind in said else value
+        values[kind] = _TWICE if kind in values else value
         return _MARKS[kind]
 
     try:
         if not body.isascii():
             _check_utf8(body)
-        fields = msgspec.json.decode(body, type=_Body, dec_hook=note)
+        if len(body) > _LARGE:
+            _check_types(body)
+        try:
+            fields = msgspec.json.decode(body, type=_UsualBody, dec_hook=note)
+        except ValidationError:
+            values.clear()
+            fields = _decode_any(body, note)
     except (ValueError, RecursionError) as error:
         _refuse(body, error)
     options = fields.stream_options
     return _envelope(
         path,
-        _model(said.get(_Model)),
-        _stream(said.get(_Stream)),
-        fields.store is not None and bool(fields.store),
-        isinstance(options, dict) and options.get("include_usage") is True,
-        options is not msgspec.UNSET,
+        _model(values.get(_Model)),
+        _stream(values.get(_Stream)),
+        fields.store is not _ABSENT and bytes(fields.store) not in _NO,
+        options is not _ABSENT and _includes_usage(bytes(options)),
+        options is not _ABSENT,
     )
+
+
+_NO = frozenset({b"null", b"false"})
+
+
+def _decode_any(body: bytes, note: Callable[[type, Any], object]) -> _Body:
+    """Decode a body with names that are not known.
+
+    Raises:
+        EnvelopeError: A name could be read as `model` or `stream`, or there are too many names to look at.
+        ValueError: The body cannot be decoded.
+    """
+    if len(body) > _MOST_COLONS and body.count(b":") > _MOST_COLONS:
+        raise EnvelopeError("The body has too many fields. Send fewer, or none that the API does not have.", code="invalid_json")
+    try:
+        return msgspec.json.decode(body, type=_AnyBody, dec_hook=note)
+    except ValidationError as error:
+        odd = _ODD_NAME.search(str(error))
+        if odd is None:
+            raise
+        name = "model" if len(odd[1]) == len("model") else "stream"
+        raise EnvelopeError(
+            f"The body has a field `{odd[1]}`, which some servers read as `{name}`. Spell it `{name}`, and send it once.", name
+        ) from None
+
+
+def _check_types(body: bytes) -> None:
+    """Reject a large body whose `model` or `stream` is of the wrong type, without making a value of it."""
+    try:
+        msgspec.json.decode(body, type=_Types)
+    except ValidationError as error:
+        if str(error).endswith("$.model`"):
+            _model(0)
+        if str(error).endswith("$.stream`"):
+            _stream(0)
+        raise
+
+
+def _includes_usage(options: bytes) -> bool:
+    if options in _USUAL_OPTIONS:
+        return True
+    try:
+        return bytes(msgspec.json.decode(options, type=_StreamOptions).include_usage) == b"true"
+    except (ValueError, RecursionError):
+        return False
 
 
 def asking_for_usage(body: bytes) -> bytes:
