@@ -97,16 +97,48 @@ def test_usage_is_wanted_only_if_asked_for(options: object) -> None:
         ("/v1/completions", {}, False),
         ("/v1/embeddings", {}, False),
         ("/v1/rerank", {}, False),
+        ("/v2/rerank", {}, False),
+        ("/v1/reranking", {}, False),
+        ("/v1/score", {}, False),
+        ("/v1/moderations", {}, False),
+        ("/v1/messages", {}, False),
+        ("/v1/messages/count_tokens", {}, False),
+        ("/v1/messages/batches", {}, True),
+        ("/v1/audio/speech", {}, False),
+        ("/v1/audio/", {"background": True}, True),
+        ("/v1/images/generations", {}, False),
+        ("/v1/images/edits", {}, True),
+        ("/v1/images/variations", {}, True),
         ("/v1/responses", {}, True),
-        ("/v1/responses", {"background": True}, True),
-        ("/v1/messages", {}, True),
+        ("/v1/responses", {"store": None}, True),
+        ("/v1/responses", {"store": True}, True),
+        ("/v1/responses", {"store": 0}, True),
+        ("/v1/responses", {"store": False}, False),
+        ("/v1/responses", {"store": False, "background": False, "previous_response_id": None, "conversation": None}, False),
+        ("/v1/responses", {"store": False, "background": True}, True),
+        ("/v1/responses", {"store": False, "previous_response_id": "resp_1"}, True),
+        ("/v1/responses", {"store": False, "conversation": "conv_1"}, True),
+        ("/v1/responses", {"store": False, "conversation": {"id": "conv_1"}}, True),
+        ("/v1/responses", {"store": False, "model_config": 1}, False),
+        ("/v1/responses/compact", {"store": False}, True),
         ("/v1/batches", {}, True),
-        ("/v1/images/generations", {}, True),
+        ("/v1/files", {}, True),
+        ("/v1/fine_tuning/jobs", {}, True),
+        ("/v1/threads", {}, True),
+        ("/v1/audios", {}, True),
+        ("/v1/unknown", {}, True),
     ],
 )
 def test_what_leaves_something_behind_is_stateful(path: str, body: dict[str, Any], stateful: bool) -> None:
-    """Only chat, completions, embeddings and rerank may be repeated after they reached a server, and not if they are stored."""
+    """Only a call that is known to leave nothing on its server may be repeated after a server has read it."""
     assert read({"model": "m", **body}, path).stateful is stateful
+    assert read({"model": "m", **body, "a name that is not known": 1}, path).stateful is stateful
+
+
+@pytest.mark.parametrize(("path", "stateful"), [(SPEECH, False), ("/v1/audio/translations", False), ("/v1/images/edits", True)])
+def test_a_form_leaves_something_behind_as_its_path_does(path: str, stateful: bool) -> None:
+    """A transcription may be repeated; an edited image may have been paid for."""
+    assert read(form(MODEL), path, FORM).stateful is stateful
 
 
 @pytest.mark.parametrize(
@@ -424,7 +456,7 @@ def test_the_model_of_a_form_is_read() -> None:
     """Audio requests carry their model in a form, before or after the file."""
     file = ('Content-Disposition: form-data; name="file"; filename="a;name=\\"model\\".wav"\r\nContent-Type: audio/wav', AUDIO)
     for body in (form(MODEL, file), form(file, MODEL), b"\r\n" + form(file, MODEL), form(file, MODEL, end=b"--xYz--")):
-        assert read(body, SPEECH, FORM) == Envelope("whisper-1", False, True, False, SPEECH, Dialect.OTHER)
+        assert read(body, SPEECH, FORM) == Envelope("whisper-1", False, False, False, SPEECH, Dialect.OTHER)
 
 
 @pytest.mark.parametrize(

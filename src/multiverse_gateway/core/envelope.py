@@ -41,7 +41,23 @@ _MOST_COLONS = 1_000_000
 """A body with unknown names and more colons is rejected: reading its names could take longer than 100 ms."""
 _TELLS_USAGE = frozenset({"/v1/chat/completions", "/v1/completions"})
 _USAGE_FIELD = b'"stream_options":{"include_usage":true},'
-_REPEATABLE = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/v2/rerank"})
+_RESPONSES = "/v1/responses"
+_STATELESS = frozenset(
+    {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/rerank",
+        "/v2/rerank",
+        "/v1/reranking",
+        "/v1/score",
+        "/v1/moderations",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/images/generations",
+    }
+)
+_STATELESS_BELOW = "/v1/audio/"
 
 
 class EnvelopeError(Exception):
@@ -58,9 +74,10 @@ class EnvelopeError(Exception):
 class Envelope:
     """Hold what decides the way of a request.
 
-    A `stateful` request leaves something behind on the server: it is repeated only if it never reached one.
-    `wants_usage` is `stream_options.include_usage`; `leaves_usage`: a stream that could tell the tokens, and the client did not say
-    whether it should.
+    A `stateful` request leaves something behind on its server, or depends on what another one left there: it is retried only if the
+    server refused it before doing anything. A call that the gateway does not know is stateful.
+    `wants_usage` is `stream_options.include_usage`. `leaves_usage` holds for a stream that could report its tokens, if the client does
+    not set `stream_options`.
     """
 
     model: str
@@ -94,8 +111,11 @@ _ABSENT = Raw(b"")
 class _Body(Struct, gc=False):
     model: _Model = _MARKS[_Model]  # not optional: a null must reach the hook, too
     stream: _Stream = _MARKS[_Stream]
-    store: Raw = _ABSENT
     stream_options: Raw = _ABSENT
+    store: Raw = _ABSENT
+    background: Raw = _ABSENT
+    previous_response_id: Raw = _ABSENT
+    conversation: Raw = _ABSENT
 
 
 class _Types(Struct, gc=False):
@@ -114,7 +134,7 @@ _KNOWN_NAMES = (  # noqa: SIM905  a list of 70 lines otherwise
     "messages input prompt max_tokens temperature top_p n stop seed user tools tool_choice parallel_tool_calls response_format "
     "max_completion_tokens presence_penalty frequency_penalty logit_bias logprobs top_logprobs reasoning_effort metadata modalities audio "
     "prediction service_tier verbosity functions function_call prompt_cache_key safety_identifier "
-    "suffix echo best_of encoding_format dimensions instructions max_output_tokens previous_response_id background include reasoning text "
+    "suffix echo best_of encoding_format dimensions instructions max_output_tokens include reasoning text "
     "truncation system stop_sequences top_k thinking query documents top_n return_documents min_p repetition_penalty repeat_penalty "
     "ignore_eos min_tokens stop_token_ids skip_special_tokens chat_template_kwargs guided_json cache_prompt n_predict grammar "
     "keep_alive options voice speed size quality"
@@ -176,13 +196,22 @@ def read_envelope(path: str, content_type: str, body: bytes) -> Envelope:
         path,
         _model(values.get(_Model)),
         _stream(values.get(_Stream)),
-        fields.store is not _ABSENT and bytes(fields.store) not in _NO,
+        _is_stateful(path, fields),
         options is not _ABSENT and _includes_usage(bytes(options)),
         options is not _ABSENT,
     )
 
 
-_NO = frozenset({b"null", b"false"})
+_NO = frozenset({b"", b"null", b"false"})
+
+
+def _is_stateful(path: str, fields: _Body) -> bool:
+    """Return whether a JSON request leaves something on its server, or needs what is there; a response is stored unless it says not to."""
+    if fields.background is fields.previous_response_id is fields.conversation is fields.store and path != _RESPONSES:  # all are absent
+        return False
+    if path == _RESPONSES and bytes(fields.store) != b"false":
+        return True
+    return any(bytes(value) not in _NO for value in (fields.store, fields.background, fields.previous_response_id, fields.conversation))
 
 
 def _decode_any(body: bytes, note: Callable[[type, Any], object]) -> _Body:
@@ -238,10 +267,11 @@ def asking_for_usage(body: bytes) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _envelope(path: str, model: str, stream: bool, stored: bool = False, wants_usage: bool = False, says_usage: bool = False) -> Envelope:
+def _envelope(path: str, model: str, stream: bool, keeps: bool = False, wants_usage: bool = False, says_usage: bool = False) -> Envelope:
     """Make an envelope; few of them differ, and to find one costs a quarter of making it."""
     leaves_usage = stream and not says_usage and path in _TELLS_USAGE
-    return Envelope(model, stream, stored or path not in _REPEATABLE, wants_usage, path, dialect_of(path), leaves_usage)
+    stateful = keeps or not (path in _STATELESS or path == _RESPONSES or path.startswith(_STATELESS_BELOW))
+    return Envelope(model, stream, stateful, wants_usage, path, dialect_of(path), leaves_usage)
 
 
 def _model(value: Any) -> str:
