@@ -20,7 +20,7 @@ from multiverse_gateway._version import __version__
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_endpoint
 from multiverse_gateway.core.budget import DayCounts, day_name, day_of
 from multiverse_gateway.core.envelope import Envelope, asking_for_usage
-from multiverse_gateway.core.errors import Overloaded, StorageUnavailable
+from multiverse_gateway.core.errors import Overloaded, StorageRefused, StorageUnavailable
 from multiverse_gateway.core.failover import RetryPolicy
 from multiverse_gateway.core.health import (
     AttemptPassed,
@@ -39,7 +39,7 @@ from multiverse_gateway.core.health import (
 from multiverse_gateway.core.load import FADE_SECONDS, Admission, Load, Strain
 from multiverse_gateway.core.routing import Candidates, RoutingTable, Verdict, build_table, candidates, verdict, with_health
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId
-from multiverse_gateway.core.usage import NO_OWNER, NO_SERVER, Alike, Counts, Ledger, Tally, Usage
+from multiverse_gateway.core.usage import NO_OWNER, NO_SERVER, Alike, Counts, Ledger, Outbox, Tally
 from multiverse_gateway.observability.logging import note, redact
 from multiverse_gateway.observability.metrics import Meter, Moment, exposition
 from multiverse_gateway.observability.telemetry import Observe
@@ -48,6 +48,7 @@ from multiverse_gateway.relay.exchange import Exchange, Limits, Phase, Sending, 
 from multiverse_gateway.relay.transport import WireTransport
 from multiverse_gateway.relay.wire import Resolver, Wire
 from multiverse_gateway.settings import Settings, address_policy, health_policy, retry_policy
+from multiverse_gateway.storage import guarded
 
 SWEEP_SECONDS = 0.05
 REST_SECONDS = 1.0
@@ -101,7 +102,7 @@ class Gateway:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.settings = settings
-        self.store = store
+        self.store = guarded(store)
         self.balancer = balancer
         self.probe = probe
         self.now = now
@@ -130,7 +131,7 @@ class Gateway:
         self._ledger = Ledger()
         self._tallies: dict[tuple[Any, ...], Tally] = {}
         """Requests that are over and not counted yet, by what they have in common."""
-        self._unsaved_usage: tuple[str, Sequence[Usage]] | None = None
+        self._outbox = Outbox(self._ledger)
         self._saving_usage = anyio.Lock()
         self._without_usage: set[tuple[ServerId, int]] = set()
         self.body_bytes = 0
@@ -167,7 +168,10 @@ class Gateway:
         """Open the store, load the table, sweep deadlines and run `watch` (the monitor) until the block is left."""
         await self.store.open()
         self.follow(await self.store.load())
-        await self.learn_use()
+        try:
+            await self.learn_use()
+        except StorageUnavailable:
+            _registry_log.warning("the counts of today cannot be read; daily limits begin with what this process counts")
         failure: Exception | None = None
         try:
             async with anyio.create_task_group() as group:
@@ -190,13 +194,16 @@ class Gateway:
         self.interrupt()
         await self.http.aclose()
         await self._wire.aclose()
-        try:
-            await self.flush()
-            await self.flush_usage()
-        except StorageUnavailable:
-            _registry_log.warning("the last health checks and counts of use could not be saved")
-        finally:
-            await self.store.aclose()
+        last_steps = (
+            (self.flush, "the last health checks could not be saved"),
+            (self.flush_usage, "the last counts of use could not be saved"),
+            (self.store.aclose, "the store could not be closed"),
+        )
+        for step, trouble in last_steps:
+            try:
+                await step()
+            except StorageUnavailable:
+                _registry_log.warning(trouble)
 
     def begin_shutdown(self) -> None:
         """Take no new inference requests; the running ones go on. Those that wait for a slot are refused."""
@@ -376,12 +383,24 @@ class Gateway:
         routes = self.table.routes
         changes = {server_id: routes[server_id].health for server_id in self._unsaved if server_id in routes}
         try:
-            await self.store.save_health(changes, results)
+            await self._save_health(changes, results)
         except BaseException:
             self._results = [*results, *self._results][-2000:]
             raise
         routes = self.table.routes  # what changed meanwhile is not saved yet
         self._unsaved = {key for key in self._unsaved if key in routes and routes[key].health is not changes.get(key)}
+
+    async def _save_health(self, changes: Mapping[ServerId, Health], results: Sequence[ProbeResult]) -> None:
+        """Save everything in one batch; if the store refuses it, server by server, and drop what it refuses then."""
+        try:
+            await self.store.save_health(changes, results)
+        except StorageRefused:
+            for server_id in dict.fromkeys([*changes, *(result.server_id for result in results)]):
+                own = {server_id: changes[server_id]} if server_id in changes else {}
+                try:
+                    await self.store.save_health(own, [result for result in results if result.server_id == server_id])
+                except StorageRefused:
+                    _health_log.error("the store refuses the health of a server; it is not saved", extra={"fields": {"server": server_id}})
 
     async def check(self, server: Server) -> ProbeResult:
         """Probe a server under the timeout; whatever goes wrong is a failed result. Nothing is noted."""
@@ -641,18 +660,32 @@ class Gateway:
         return self._totals
 
     async def flush_usage(self) -> None:
-        """Save what was used since the last call.
+        """Save the use since the last call. A row that the store refuses holds up no other one (`Outbox`).
 
         Raises:
-            StorageUnavailable: It cannot be saved; it is kept for the next call, which saves nothing twice.
+            StorageUnavailable: Nothing can be saved; it is kept for the next call, and no row is saved twice.
         """
         async with self._saving_usage:
             self._settle()
-            while self._unsaved_usage is not None or len(self._ledger):
-                if self._unsaved_usage is None:
-                    self._unsaved_usage = (secrets.token_hex(16), self._ledger.take())
-                await self.store.add_usage(*self._unsaved_usage)
-                self._unsaved_usage = None
+            self._outbox.begin()
+            refusal: StorageRefused | None = None
+            saved = False
+            try:
+                while (batch := self._outbox.next(secrets.token_hex(16))) is not None:
+                    try:
+                        await self.store.add_usage(batch.id, batch.rows)
+                    except StorageRefused as error:
+                        refusal = error
+                        self._outbox.refused()
+                    else:
+                        saved = True
+                        self._outbox.accepted()
+            finally:
+                for usage in self._outbox.end():
+                    fields = {"day": usage.key.day, "model": usage.key.model, "server": usage.key.server_id, **attrs.asdict(usage.counts)}
+                    _registry_log.error("counts of use are dropped: the store refuses them", extra={"fields": fields})
+            if refusal is not None and not saved:
+                raise refusal
 
     async def learn_use(self) -> None:
         """Learn what client keys with a daily limit have used today, before this process began and at others; else nothing is read.

@@ -226,7 +226,7 @@ async def watch(gateway: Watched) -> None:
 async def _steadily(
     step: Callable[[], Awaitable[None]], seconds: float, trouble: str, pause: Callable[[float], Awaitable[None]] = anyio.sleep
 ) -> None:
-    """Repeat a step, `seconds` after it at the latest; tell once that the store fails, and once that it works again."""
+    """Repeat a step, `seconds` after it at the latest; log once that it fails, and once that it works again. It never ends by itself."""
     works = True
     while True:
         try:
@@ -236,13 +236,16 @@ async def _steadily(
             works = True
         except StorageUnavailable as error:
             if works:
-                _log.error(trouble, extra={"fields": {"cause": type(error.__cause__ or error).__name__}})
+                _log.error(trouble, extra={"fields": {"cause": type(error.__cause__ or error).__name__, "reason": error.message}})
             works = False
         except Exception:  # noqa: BLE001  # the edge of the loops: told, and tried again
             if works:
                 _log.exception(trouble)
             works = False
-        await pause(seconds)
+        try:
+            await pause(seconds)
+        except Exception:  # noqa: BLE001  # the store cannot say when something changes: time does
+            await anyio.sleep(seconds)
 
 
 class Monitor:

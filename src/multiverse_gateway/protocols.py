@@ -99,7 +99,8 @@ class Registry:
 class Store(Protocol):
     """The durable registry, shared by every process and replica.
 
-    Raises `StorageUnavailable` from any method when the storage cannot be reached or written; what was acknowledged is never lost.
+    Raises `StorageUnavailable` from any method when the storage cannot be reached or written; what was acknowledged is never lost. The
+    gateway treats any other exception as a refusal: it continues, and does not expect the same call to succeed later.
     """
 
     async def open(self) -> None:
@@ -160,7 +161,10 @@ class Store(Protocol):
         ...
 
     async def add_usage(self, batch: str, rows: Sequence[Usage]) -> None:
-        """Add counts to those that are kept, all or none; a batch that was added within the last day is not added again."""
+        """Add counts to those that are kept, all or none; a batch that was added within the last day is not added again.
+
+        No sum overflows: it stops at `core.usage.MAX_COUNT`, 2**53 - 1.
+        """
         ...
 
     async def usage(self, since: str, until: str) -> Sequence[Usage]:
@@ -168,7 +172,7 @@ class Store(Protocol):
         ...
 
     async def requests_on(self, day: str) -> Mapping[str, int]:
-        """Return how many requests each client sent on a day (ISO 8601), as far as that was added; clients without any are left out."""
+        """Return how many requests each client sent on a day (ISO 8601), at most `MAX_COUNT`; clients without any are left out."""
         ...
 
     async def claim(self, role: str, holder: str, ttl: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator
 from itertools import chain
 from pathlib import Path
@@ -293,6 +294,13 @@ async def filled(path: Path) -> SqliteStore:
     return store
 
 
+def break_sums(path: Path) -> None:
+    """Put into a database what older versions and other programs may have left there."""
+    with contextlib.closing(sqlite3.connect(path, timeout=10)) as db, db:
+        for model, held in (("overflowed", 1.8e19), ("negative", -1), ("no number", "many")):
+            db.execute("update usage set prompt_tokens = ? where model = ?", [held, model])
+
+
 async def contents(store: Store) -> list[object]:
     """Return what a store holds."""
     registry = await store.load()
@@ -317,6 +325,9 @@ async def test_a_registry_moves_from_sqlite(postgres: PostgresServer, tmp_path: 
     """All of it, the keys under the new secret; not while a gateway runs, and not over another registry."""
     path, url = tmp_path / "registry.db", postgres.database()
     store = await filled(path)
+    broken = [make_usage("2026-05-03", model=held) for held in ("overflowed", "negative", "no number")]
+    await store.add_usage("broken", broken)
+    await anyio.to_thread.run_sync(break_sums, path)
     before = await contents(store)
     refused = await anyio.to_thread.run_sync(migrate, path, url)
     assert (refused.exit_code, "stop it first" in refused.output) == (1, True), refused.output

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -18,6 +19,8 @@ import pytest
 from sqlite_utils import Database
 
 from multiverse_gateway import GatewayError, Health, HealthState, ServerId, Settings, SettingsError, Store
+from multiverse_gateway.core.errors import StorageRefused
+from multiverse_gateway.core.usage import MAX_COUNT
 from multiverse_gateway.stores import sqlite
 from multiverse_gateway.stores.rows import health_row, result_row, server_row
 from multiverse_gateway.stores.sqlite import SqliteStore
@@ -570,3 +573,36 @@ async def names_in(path: Path) -> set[str]:
         return {str(server.id) for server in (await store.load()).servers}
     finally:
         await store.aclose()
+
+
+@pytest.mark.parametrize("held", [2**63 - 1, 9.3e18, -5, "many", b"\x00\xff"])
+async def test_broken_sums_of_older_versions_are_read_and_added_to(tmp_path: Path, held: object) -> None:
+    """A sum that overflowed became a float in SQLite; nothing that stands in such a column stops the counting or the reading."""
+    path = tmp_path / "registry.db"
+    store = await opened(path)
+    await store.add_usage("first", [make_usage("2026-05-01")])
+    await store.aclose()
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("update usage set requests = ?, prompt_tokens = ?", [held, held])
+    store = await opened(path)
+    largest = isinstance(held, float | int) and held > 0
+    (usage,) = await store.usage("2026-05-01", "2026-05-01")
+    assert usage.counts.prompt_tokens == (MAX_COUNT if largest else 0)
+    await store.add_usage("second", [make_usage("2026-05-01")])
+    (usage,) = await store.usage("2026-05-01", "2026-05-01")
+    assert (usage.counts.requests, usage.counts.prompt_tokens) == ((MAX_COUNT, MAX_COUNT) if largest else (1, 10))
+    assert await store.requests_on("2026-05-01") == {"id of alice": usage.counts.requests}
+    await store.aclose()
+
+
+async def test_a_value_that_the_database_cannot_hold_is_refused(tmp_path: Path) -> None:
+    """As `StorageRefused`, which says that the same call would fail again; nothing of the batch was added."""
+    store = await opened(tmp_path / "registry.db")
+    for poisoned in (make_usage("2026-05-01", model="\ud800"), make_usage("2026-05-01", model=object())):  # type: ignore[arg-type]
+        with pytest.raises(StorageRefused):
+            await store.add_usage("first", [make_usage("2026-05-01"), poisoned])
+    await store.save_server(make_server())
+    with pytest.raises(StorageRefused):
+        await store.save_health({}, [attrs.evolve(make_result("one"), generation=2**70)])
+    assert not await store.usage("2026-05-01", "2026-05-01")
+    await store.aclose()

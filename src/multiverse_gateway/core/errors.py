@@ -27,6 +27,7 @@
     │   ├── NoHealthyServer            no_healthy_server
     │   ├── Overloaded                 overloaded
     │   ├── StorageUnavailable         storage_unavailable
+    │   │   └── StorageRefused         storage_unavailable
     │   ├── ProbeRefused               probe_failed
     │   └── ShuttingDown               gateway_shutting_down
     ├── UpstreamTimeout           504  upstream_timeout
@@ -259,6 +260,10 @@ class StorageUnavailable(Unavailable):
     """The registry cannot be written now; inference goes on."""
 
     code = "storage_unavailable"
+
+
+class StorageRefused(StorageUnavailable):
+    """The store does not take this call, and would not take it again: it is broken, or cannot hold what it was given."""
 
 
 class ProbeRefused(Unavailable):

@@ -1,5 +1,11 @@
-"""How much was used: requests and tokens, by day, model, server, owner and client."""
+"""How much was used: requests and tokens, by day, model, server, owner and client.
 
+1. No count grows past `MAX_COUNT`: a sum that would, stays there. Servers report what they like, and a sum that no database, JSON parser
+   or spreadsheet can hold would end the counting for everybody.
+2. A row that the store refuses never holds up the others (`Outbox`).
+"""
+
+from collections import deque
 from collections.abc import Callable, Iterable
 
 from attrs import define, field, frozen
@@ -14,6 +20,23 @@ NOBODY = ""
 """Stands for clients without a key."""
 OPERATOR = "operator"
 """Stands for whoever is signed in to the pages."""
+MAX_COUNT = 2**53 - 1
+"""The largest count: JSON parsers and spreadsheets keep it exactly, and two of them still fit into the integers of any database."""
+MAX_REFUSALS = 3
+"""Rounds in which the store may refuse a row while it accepts others; after that the row is dropped."""
+MAX_REFUSALS_IN_A_ROW = 64
+"""Batches that the store may refuse one after the other before a round ends: it then fails altogether, and time is not wasted on it."""
+
+
+def bounded(count: object) -> int:
+    """Return a count as a whole number from 0 to `MAX_COUNT`, whatever a database or a plug-in holds in its place.
+
+    >>> bounded(7), bounded(2**63), bounded(-1), bounded(9.3e18), bounded(float("nan")), bounded("many")
+    (7, 9007199254740991, 0, 9007199254740991, 0, 0)
+    """
+    if isinstance(count, float):
+        return int(max(0.0, min(count, float(MAX_COUNT)))) if count == count else 0  # NaN is not itself
+    return max(0, min(count, MAX_COUNT)) if isinstance(count, int) else 0
 
 
 @frozen
@@ -29,7 +52,7 @@ class UsageKey:
 
 @frozen(kw_only=True)
 class Counts:
-    """Requests, those of them that were not answered well, and the tokens that servers reported."""
+    """Requests, those of them that were not answered well, and the tokens that servers reported; sums stop at `MAX_COUNT`."""
 
     requests: int = 0
     failed: int = 0
@@ -37,16 +60,16 @@ class Counts:
     completion_tokens: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
-        """Return the sum.
+        """Return the sum, in which no count is negative or larger than `MAX_COUNT`.
 
-        >>> Counts(requests=1, failed=1) + Counts(requests=2, prompt_tokens=7)
-        Counts(requests=3, failed=1, prompt_tokens=7, completion_tokens=0)
+        >>> Counts(requests=1, failed=1) + Counts(requests=2, prompt_tokens=2**70)
+        Counts(requests=3, failed=1, prompt_tokens=9007199254740991, completion_tokens=0)
         """
         return Counts(
-            requests=self.requests + other.requests,
-            failed=self.failed + other.failed,
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            completion_tokens=self.completion_tokens + other.completion_tokens,
+            requests=bounded(self.requests + other.requests),
+            failed=bounded(self.failed + other.failed),
+            prompt_tokens=bounded(self.prompt_tokens + other.prompt_tokens),
+            completion_tokens=bounded(self.completion_tokens + other.completion_tokens),
         )
 
 
@@ -122,13 +145,110 @@ class Ledger:
 
     def count(self, model: str, server_id: ServerId, owner: str, client: str, *, day: int, counts: Counts) -> None:
         """Add what was used; `day` is the number of the day on which it was asked for, as daily limits count it."""
-        key = UsageKey(day_name(day), model, server_id, owner, client)
-        self._sums[key] = self._sums.get(key, _NOTHING) + counts
+        self.put(Usage(key=UsageKey(day_name(day), model, server_id, owner, client), counts=counts))
+
+    def put(self, usage: Usage) -> None:
+        """Add a row of counts."""
+        self._sums[usage.key] = self._sums.get(usage.key, _NOTHING) + usage.counts
 
     def __len__(self) -> int:
         return len(self._sums)
 
     def take(self) -> list[Usage]:
-        """Return what was counted, and begin anew."""
+        """Return the rows counted since the last call."""
         sums, self._sums = self._sums, {}
         return [Usage(key=key, counts=counts) for key, counts in sums.items()]
+
+
+@frozen(kw_only=True)
+class Batch:
+    """Rows that are saved together, all or none; the store adds a batch of this id only once."""
+
+    id: str
+    rows: tuple[Usage, ...]
+
+
+@define(eq=False)
+class Outbox:
+    """Decide in which batches the counts of a ledger go to the store. One round is `begin`, then `next` until there is none, then `end`.
+
+    1. A batch whose outcome is unknown (neither `accepted` nor `refused` was called) is sent again, with its own id, before all others.
+    2. Nothing of a refused batch was added. Its halves are sent as batches of their own, down to single rows.
+    3. A row that was refused by itself goes back to the ledger and travels alone from then on. When the store has refused it in
+       `MAX_REFUSALS` rounds in which it accepted other rows, it is dropped; while the store accepts nothing, nothing is dropped.
+
+    >>> ledger = Ledger()
+    >>> for name in ("sound", "poisoned"):
+    ...     ledger.count(name, NO_SERVER, NO_OWNER, NOBODY, day=0, counts=Counts(requests=1))
+    >>> outbox = Outbox(ledger)
+    >>> outbox.begin()
+    >>> [row.key.model for row in outbox.next("first").rows]
+    ['sound', 'poisoned']
+    >>> outbox.refused()
+    >>> [row.key.model for row in outbox.next("second").rows]
+    ['sound']
+    """
+
+    _ledger: Ledger
+    _groups: deque[tuple[Usage, ...]] = field(factory=deque, init=False)
+    """Rows of this round that were not sent yet."""
+    _sent: Batch | None = field(default=None, init=False)
+    """The batch that was sent last, as long as its outcome is unknown."""
+    _held: list[Usage] = field(factory=list, init=False)
+    """Rows that were refused by themselves in this round."""
+    _refusals: dict[UsageKey, int] = field(factory=dict, init=False)
+    """The keys of rows that travel alone, with the rounds in which they were refused while others were accepted."""
+    _in_a_row: int = field(default=0, init=False)
+    _has_accepted: bool = field(default=False, init=False)
+
+    def begin(self) -> None:
+        """Begin a round with everything that the ledger holds."""
+        self._in_a_row, self._has_accepted = 0, False
+        rows = self._ledger.take()
+        together = tuple(row for row in rows if row.key not in self._refusals)
+        if together:
+            self._groups.append(together)
+        self._groups.extend((row,) for row in rows if row.key in self._refusals)
+
+    def next(self, batch_id: str) -> Batch | None:
+        """Return the batch to send now, or `None` at the end of the round; `batch_id` names it if it was not sent before."""
+        if self._sent is None and self._groups and self._in_a_row < MAX_REFUSALS_IN_A_ROW:
+            self._sent = Batch(id=batch_id, rows=self._groups.popleft())
+        return self._sent
+
+    def accepted(self) -> None:
+        """Note that the store has added the batch that was sent last."""
+        for row in self._take_sent():
+            self._refusals.pop(row.key, None)
+        self._in_a_row, self._has_accepted = 0, True
+
+    def refused(self) -> None:
+        """Note that the store refuses the batch that was sent last, and would refuse it again."""
+        rows = self._take_sent()
+        self._in_a_row += 1
+        half = len(rows) // 2
+        if half:
+            self._groups.extendleft((rows[half:], rows[:half]))
+        else:
+            self._held.extend(rows)
+
+    def _take_sent(self) -> tuple[Usage, ...]:
+        sent, self._sent = self._sent, None
+        return () if sent is None else sent.rows
+
+    def end(self) -> list[Usage]:
+        """End the round and return the rows that are dropped; what was not sent, and what was refused before that, is kept."""
+        for group in self._groups:  # before those that were refused, which could keep them from being sent in the next round too
+            for row in group:
+                self._ledger.put(row)
+        self._groups.clear()
+        held, self._held = self._held, []
+        dropped = []
+        for row in held:
+            refusals = self._refusals.pop(row.key, 0) + self._has_accepted
+            if refusals >= MAX_REFUSALS:
+                dropped.append(row)
+            else:
+                self._refusals[row.key] = refusals
+                self._ledger.put(row)
+        return dropped

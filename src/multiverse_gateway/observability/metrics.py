@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from multiverse_gateway._version import __version__
 from multiverse_gateway.core.failover import Attempt
 from multiverse_gateway.core.servers import ServerId
-from multiverse_gateway.core.usage import Tally
+from multiverse_gateway.core.usage import Tally, bounded
 
 OTHER = "other"
 FIRST_BYTE_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -90,8 +90,8 @@ class Meter:
             meter.seconds.note(seconds)
         for seconds in tally.first_byte_seconds:
             meter.first_byte.note(seconds)
-        meter.prompt_tokens += tally.prompt_tokens
-        meter.completion_tokens += tally.completion_tokens
+        meter.prompt_tokens = bounded(meter.prompt_tokens + tally.prompt_tokens)
+        meter.completion_tokens = bounded(meter.completion_tokens + tally.completion_tokens)
         meter.events += tally.events
         meter.sent_bytes += tally.sent_bytes
         if alike.worked:

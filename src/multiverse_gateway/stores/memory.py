@@ -10,7 +10,7 @@ import attrs
 from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound
 from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId
-from multiverse_gateway.core.usage import Counts, Usage, UsageKey
+from multiverse_gateway.core.usage import Counts, Usage, UsageKey, bounded
 from multiverse_gateway.protocols import ProbeResult, Registry
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.rows import BATCH_SECONDS, HISTORY, REMOVED, shown
@@ -142,7 +142,7 @@ class MemoryStore:
         sums: Counter[str] = Counter()
         for key, counts in self._usage.items():
             if key.day == day:
-                sums[key.client] += counts.requests
+                sums[key.client] = bounded(sums[key.client] + counts.requests)
         return sums
 
     async def claim(self, role: str, holder: str, ttl: float) -> bool:

@@ -19,10 +19,10 @@ from typing import Any, LiteralString
 import anyio
 import anyio.to_thread
 
-from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound, StorageUnavailable
+from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound, StorageRefused, StorageUnavailable
 from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId
-from multiverse_gateway.core.usage import Usage
+from multiverse_gateway.core.usage import MAX_COUNT, Usage
 from multiverse_gateway.protocols import ProbeResult, Registry
 from multiverse_gateway.settings import Settings, SettingsError
 from multiverse_gateway.stores.rows import (
@@ -32,6 +32,7 @@ from multiverse_gateway.stores.rows import (
     REMOVED,
     RESULT_COLUMNS,
     USAGE_KEY,
+    Dialect,
     Servers,
     adding_usage,
     health_row,
@@ -70,6 +71,10 @@ CHANNEL = "multiverse_gateway"
 LOCK = 0x6D7667
 """The advisory lock under which tables are made and keys are encrypted anew."""
 KEY_CHECK = "backend_key_check"
+DIALECT = Dialect(placeholder="%({})s", integer="bigint", least="least", most="greatest")
+
+REFUSALS = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, psycopg.NotSupportedError, UnicodeError)
+"""What PostgreSQL or its driver raises for values that it cannot hold: the same call fails again."""
 
 Row = dict[str, Any]
 Cursor = psycopg.AsyncCursor[Row]
@@ -257,6 +262,10 @@ class PostgresStore:
         except (TimeoutError, psycopg_pool.PoolTimeout) as error:
             self._silent_until = self._now() + PAUSE
             raise _unavailable() from error
+        except REFUSALS as error:
+            raise StorageRefused(
+                "The database does not take this; inference continues. The operator finds the cause in the log.", retry_after=60.0
+            ) from error
         except (psycopg.Error, OSError) as error:
             raise _unavailable() from error
 
@@ -428,7 +437,7 @@ class PostgresStore:
             await cursor.execute("insert into usage_batches (batch, at) values (%s, %s) on conflict do nothing", [batch, now])
             if cursor.rowcount:
                 sums = sorted(map(usage_row, rows), key=lambda row: [row[name] for name in USAGE_KEY])
-                await cursor.executemany(adding_usage("%({})s"), sums)
+                await cursor.executemany(adding_usage(DIALECT), sums)
 
     async def usage(self, since: str, until: str) -> Sequence[Usage]:
         """Return what is kept of these days."""
@@ -437,8 +446,8 @@ class PostgresStore:
 
     async def requests_on(self, day: str) -> Mapping[str, int]:
         """Return how many requests each client has sent on a day."""
-        query: LiteralString = "select client, sum(requests)::bigint as requests from usage where day = %s group by client"
-        return {row["client"]: row["requests"] for row in await self._rows(query, [day])}
+        query: LiteralString = "select client, least(sum(requests), %s)::bigint as requests from usage where day = %s group by client"
+        return {row["client"]: row["requests"] for row in await self._rows(query, [MAX_COUNT, day])}
 
     # For all processes
 
@@ -586,7 +595,7 @@ async def _migrate(cursor: Cursor) -> None:
 
 def _unavailable() -> StorageUnavailable:
     return StorageUnavailable(
-        "The registry cannot be read or written now; inference goes on. Try again later; the operator finds more in the log.",
+        "The registry cannot be read or written now; inference continues. Try again later. The operator finds more in the log.",
         retry_after=5.0,
     )
 

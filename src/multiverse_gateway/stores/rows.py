@@ -10,7 +10,7 @@ import msgspec
 
 from multiverse_gateway.core.health import SHARED, Health, HealthState
 from multiverse_gateway.core.servers import Capabilities, ClientKey, Metadata, Server, ServerId
-from multiverse_gateway.core.usage import Counts, Usage, UsageKey
+from multiverse_gateway.core.usage import MAX_COUNT, Counts, Usage, UsageKey, bounded
 from multiverse_gateway.protocols import ProbeResult
 from multiverse_gateway.stores.vault import Vault
 
@@ -124,19 +124,39 @@ def key_of(row: Mapping[str, Any]) -> ClientKey:
 
 def usage_row(usage: Usage) -> dict[str, object]:
     """Return the row of counts."""
-    return {**attrs.asdict(usage.key), **attrs.asdict(usage.counts)}
+    return {**attrs.asdict(usage.key), **bounded_counts(attrs.asdict(usage.counts))}
+
+
+def bounded_counts(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row in which no count is larger than a sum may be, whatever an older version kept there."""
+    return {name: bounded(value) if name in USAGE_COUNTS else value for name, value in row.items()}
 
 
 def usage_of(row: Mapping[str, Any]) -> Usage:
-    """Read counts."""
-    return Usage(key=UsageKey(**{name: row[name] for name in USAGE_KEY}), counts=Counts(**{name: row[name] for name in USAGE_COUNTS}))
+    """Read counts; one that is broken, or larger than a sum may be, is read as what `bounded` makes of it."""
+    counts = Counts(**{name: bounded(row[name]) for name in USAGE_COUNTS})
+    return Usage(key=UsageKey(**{name: row[name] for name in USAGE_KEY}), counts=counts)
 
 
-def adding_usage(placeholder: str) -> str:
-    """Return the statement that adds the row of counts to those that are kept; `placeholder` is how the engine writes a parameter."""
+@attrs.frozen
+class Dialect:
+    """How an engine writes a parameter, its largest integer type, and the least and the most of several values."""
+
+    placeholder: str
+    integer: str
+    least: str
+    most: str
+
+    def count(self, column: str) -> str:
+        """Return the expression that reads a count from 0 to `MAX_COUNT`, whatever is in the column."""
+        return f"{self.least}({MAX_COUNT}, {self.most}(0, cast({column} as {self.integer})))"
+
+
+def adding_usage(dialect: Dialect) -> str:
+    """Return the statement that adds the row of counts to those that are kept; the sums stop at `MAX_COUNT`."""
     columns = (*USAGE_KEY, *USAGE_COUNTS)
-    values = ", ".join(placeholder.format(name) for name in columns)
-    sums = ", ".join(f"{name} = usage.{name} + excluded.{name}" for name in USAGE_COUNTS)
+    values = ", ".join(dialect.placeholder.format(name) for name in columns)
+    sums = ", ".join(f"{name} = {dialect.least}({MAX_COUNT}, {dialect.count(f'usage.{name}')} + excluded.{name})" for name in USAGE_COUNTS)
     return (
         f"insert into usage ({', '.join(columns)}) values ({values}) "  # noqa: S608  our own names
         f"on conflict ({', '.join(USAGE_KEY)}) do update set {sums}"

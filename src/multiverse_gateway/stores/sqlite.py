@@ -20,10 +20,10 @@ import anyio.to_thread
 import attrs
 from sqlite_utils import Database, Migrations
 
-from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound, StorageUnavailable
+from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound, StorageRefused, StorageUnavailable
 from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId
-from multiverse_gateway.core.usage import Usage
+from multiverse_gateway.core.usage import MAX_COUNT, Usage
 from multiverse_gateway.protocols import ProbeResult, Registry
 from multiverse_gateway.settings import Settings, SettingsError
 from multiverse_gateway.stores.copies import InUseError, alone_with, copy_to, replace
@@ -35,8 +35,10 @@ from multiverse_gateway.stores.rows import (
     REMOVED,
     USAGE_COUNTS,
     USAGE_KEY,
+    Dialect,
     Servers,
     adding_usage,
+    bounded_counts,
     health_row,
     healths_of,
     key_of,
@@ -59,9 +61,13 @@ CHECKPOINT_ROLE = "checkpoint"
 CHECKPOINT_SECONDS = 60.0
 BACKUPS_LOOKED_AT = 20
 
+REFUSALS = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError, OverflowError, UnicodeError)
+"""What SQLite raises for values that it cannot hold: the same call fails again."""
+
 _Result = TypeVar("_Result")
 _Part = TypeVar("_Part")
 
+DIALECT = Dialect(placeholder=":{}", integer="integer", least="min", most="max")
 SET = "multiverse_gateway"
 KNOWN = frozenset({"registry", "usage_and_keys", "browser_sessions", "daily_limits"})
 """The names of our migrations."""
@@ -182,9 +188,13 @@ class SqliteStore:
     async def _run(self, work: Callable[[], _Result], thread: anyio.CapacityLimiter) -> _Result:
         try:
             return await anyio.to_thread.run_sync(work, limiter=thread)
+        except REFUSALS as error:
+            raise StorageRefused(
+                "The database does not take this; inference continues. The operator finds the cause in the log.", retry_after=60.0
+            ) from error
         except (sqlite3.Error, OSError) as error:
             raise StorageUnavailable(
-                "The registry cannot be read or written now; inference goes on. Try again later; the operator finds more in the log.",
+                "The registry cannot be read or written now; inference continues. Try again later. The operator finds more in the log.",
                 retry_after=5.0,
             ) from error
 
@@ -395,7 +405,8 @@ class SqliteStore:
 
     async def requests_on(self, day: str) -> Mapping[str, int]:
         """Return how many requests each client has sent on a day."""
-        query = "select client, sum(requests) from usage where day = ? group by client"
+        sums = f"cast(min({MAX_COUNT}, total({DIALECT.count('requests')})) as integer)"  # a float: the sum of integers would overflow
+        query = f"select client, {sums} from usage where day = ? group by client"  # noqa: S608  our own names
         return await self._read(lambda db: dict(db.execute(query, [day]).fetchall()))
 
     # For all processes
@@ -621,6 +632,8 @@ def everything(path: Path, secret: str | None, tables: Sequence[str]) -> dict[st
         raise StorageUnavailable(f"{key_file(path)} cannot be read: {error.strerror}") from error
     for row in rows["servers"]:
         row["api_key"] = vault.unseal(row["api_key"])
+    if "usage" in rows:
+        rows["usage"] = [bounded_counts(row) for row in rows["usage"]]
     return rows
 
 
@@ -697,7 +710,7 @@ def _add_usage(db: Database, batch: str, rows: Sequence[Usage], now: float) -> N
     db.execute("delete from usage_batches where at < ?", [now - BATCH_SECONDS])
     if db.execute("insert or ignore into usage_batches (batch, at) values (?, ?)", [batch, now]).rowcount == 0:
         return
-    statement = adding_usage(":{}")
+    statement = adding_usage(DIALECT)
     for row in rows:
         db.execute(statement, usage_row(row))
 

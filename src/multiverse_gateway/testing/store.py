@@ -7,7 +7,7 @@ import pytest
 from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound
 from multiverse_gateway.core.health import Health, HealthState
 from multiverse_gateway.core.servers import Capabilities, ClientKey, Metadata, Server, ServerId
-from multiverse_gateway.core.usage import Counts, Usage, UsageKey
+from multiverse_gateway.core.usage import MAX_COUNT, Counts, Usage, UsageKey
 from multiverse_gateway.protocols import ProbeResult, Store
 
 
@@ -255,6 +255,21 @@ class StoreContract:
         await store.add_usage("second", [make_usage("2026-05-01", 4, server_id="two")])
         assert await store.requests_on("2026-05-01") == {"id of alice": 9, "": 1}
         assert await store.requests_on("2026-05-03") == {}
+
+    async def test_sums_stop_at_the_largest_count(self, store: Store) -> None:
+        """However much a server reports: no sum overflows, and later rows are added and read as before."""
+        key = make_usage("2026-05-01").key
+        for batch, tokens in enumerate([MAX_COUNT, MAX_COUNT, 2**63, 2**80, 1]):
+            counts = Counts(requests=1, failed=tokens, prompt_tokens=tokens, completion_tokens=7)
+            await store.add_usage(f"batch {batch}", [make_usage("2026-05-02"), Usage(key=key, counts=counts)])
+        first, second = await store.usage("2026-05-01", "2026-05-02")
+        assert first.counts == Counts(requests=5, failed=MAX_COUNT, prompt_tokens=MAX_COUNT, completion_tokens=35)
+        assert second.counts.requests == 5
+
+    async def test_the_requests_of_a_day_stop_at_the_largest_count(self, store: Store) -> None:
+        """Also when those of each row are within the limit, and their sum is not."""
+        await store.add_usage("first", [make_usage("2026-05-01", MAX_COUNT, model=f"model {number}") for number in range(3)])
+        assert await store.requests_on("2026-05-01") == {"id of alice": MAX_COUNT}
 
     async def test_a_batch_of_usage_counts_once(self, store: Store) -> None:
         """Whoever does not know whether it was saved saves it again."""

@@ -1,0 +1,68 @@
+"""The boundary to the store: whatever a store raises, what uses it meets `StorageUnavailable` and nothing else.
+
+A store is a plug-in. One that raises a `TypeError` must end neither the counting of use nor a page nor the shutdown.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from inspect import isfunction
+from pathlib import Path
+from typing import Any, cast
+
+from multiverse_gateway.core.errors import GatewayError, StorageRefused
+from multiverse_gateway.protocols import Store
+
+CALLS = frozenset(name for name, member in vars(Store).items() if isfunction(member) and not name.startswith("_")) - {"open"}
+"""The calls of a store that are guarded. What `open` raises stops the start, and its author needs to see it."""
+
+_log = logging.getLogger("multiverse_gateway.registry")
+
+
+class _Guarded:
+    """Pass everything on to a store, and translate what its calls raise."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._failing: set[tuple[str, str]] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._store, name)
+        if name not in CALLS:
+            return found
+        guarded = self._guard(name, found)
+        setattr(self, name, guarded)
+        return guarded
+
+    def _guard(self, name: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        @wraps(call)
+        async def guarded(*arguments: Any, **named: Any) -> Any:
+            try:
+                return await call(*arguments, **named)
+            except GatewayError:
+                raise
+            except Exception as error:
+                self._note(name, error)
+                raise StorageRefused(
+                    "The store failed in a way that it should not; inference continues. The operator finds the cause in the log.",
+                    retry_after=60.0,
+                ) from error
+
+        return guarded
+
+    def _note(self, name: str, error: Exception) -> None:
+        """Log where the store failed, once for each call and kind of error; the text of an error may hold what nobody should read."""
+        kind = type(error).__name__
+        if (name, kind) in self._failing:
+            return
+        self._failing.add((name, kind))
+        place = error.__traceback__
+        while place is not None and place.tb_next is not None:
+            place = place.tb_next
+        where = "" if place is None else f"{Path(place.tb_frame.f_code.co_filename).name}:{place.tb_lineno}"
+        _log.error("the store failed in a way that it should not", extra={"fields": {"call": name, "error": kind, "where": where}})
+
+
+def guarded(store: Store) -> Store:
+    """Return a store whose calls raise nothing but a `GatewayError`: anything else becomes a `StorageRefused`."""
+    return cast(Store, _Guarded(store))
