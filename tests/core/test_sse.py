@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +13,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from multiverse_gateway.core.sse import DONE_EVENT, MAX_EVENT_BYTES, Dialect, EventStream, dialect_of, error_event, tokens_of
+from multiverse_gateway.core.sse import (
+    DONE_EVENT,
+    EVENTS_PER_CALL,
+    MAX_EVENT_BYTES,
+    MAX_REPORTED_TOKENS,
+    Dialect,
+    EventStream,
+    dialect_of,
+    error_event,
+    tokens_of,
+)
 
 BOM = b"\xef\xbb\xbf"
 DIALECTS = list(Dialect)
@@ -31,7 +42,14 @@ def event(data: object, name: str = "", end: str = "\n") -> bytes:
 
 def fed(*pieces: bytes, dialect: Dialect = Dialect.CHAT, **options: Any) -> tuple[EventStream, bytes]:
     stream = EventStream(dialect, **options)
-    return stream, b"".join([*[stream.feed(piece) for piece in pieces], stream.finish()])
+    return stream, b"".join([*[part for piece in pieces for part in parts(stream, piece)], stream.finish()])
+
+
+def parts(stream: EventStream, piece: bytes) -> Iterator[bytes]:
+    """Return what each call gives until everything of the piece has been handled, as the gateway does."""
+    yield stream.feed(piece)
+    while stream.has_more:
+        yield stream.feed(b"")
 
 
 def outcome(stream: EventStream) -> dict[str, object]:
@@ -188,8 +206,8 @@ def test_every_choice_must_finish() -> None:
 
 def test_a_flood_of_choices_is_not_remembered() -> None:
     """A hostile server cannot fill the memory with choices."""
-    choices = [{"index": index} for index in range(10_000)]
-    stream, _ = fed(event({"choices": choices}), event({"choices": [{"index": 0, "finish_reason": "stop"}]}))
+    flood = [event({"choices": [{"index": start + index} for index in range(5_000)]}) for start in (0, 5_000)]
+    stream, _ = fed(*flood, event({"choices": [{"index": 0, "finish_reason": "stop"}]}))
     assert len(stream._finished) == 4096
     assert not stream.complete()
 
@@ -358,7 +376,7 @@ def test_the_limit_of_an_event_is_settable() -> None:
         {"choices": [{"index": 0.5}], "usage": [1]},
         {"choices": [{}], "usage": 7, "type": 7, "message": "text", "response": []},
         {"usage": {"prompt_tokens": None, "completion_tokens": "7"}},
-        {"usage": {"prompt_tokens": -1, "completion_tokens": 1 << 60}},
+        {"usage": {"prompt_tokens": -1, "completion_tokens": "9" * 400}},
         {"usage": {"prompt_tokens": True, "completion_tokens": {}}},
         {"usage": None, "error": None, "type": None},
     ],
@@ -396,6 +414,11 @@ def test_finish_reasons_of_odd_types_count() -> None:
         ([{"prompt_tokens": 3.0, "completion_tokens": 4.0}], (3, 4)),
         ([{"prompt_tokens": 3, "completion_tokens": None}], (3, 0)),
         ([{"input_tokens": 3, "output_tokens": 4}], (3, 4)),
+        ([{"prompt_tokens": 10_000_000, "completion_tokens": 10_000_001}], (10_000_000, 10_000_000)),
+        ([{"prompt_tokens": 2**53, "completion_tokens": 10**400}], (10_000_000, 10_000_000)),
+        ([{"prompt_tokens": -5, "completion_tokens": 1e300}], (0, 10_000_000)),
+        ([{"prompt_tokens": 2.7, "completion_tokens": "12"}], (2, 0)),
+        ([{"prompt_tokens": -0.5, "completion_tokens": True}], (0, 0)),
     ],
 )
 def test_the_latest_usage_is_kept(usages: list[dict[str, Any] | None], expected: tuple[int, int]) -> None:
@@ -423,6 +446,96 @@ def test_error_events_have_the_form_of_their_dialect() -> None:
     assert error_event(Dialect.MESSAGES, "lost", "x") == (
         b'event: error\ndata: {"type":"error","error":{"type":"api_error","message":"lost"}}\n\n'
     )
+
+
+# Bounded work
+
+
+READ = 65536
+"""Bytes that the gateway reads at once."""
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        b"data: {}\n\n",
+        b"data:{}\n\n",
+        b"data:{}\r\r",
+        b"data: {}\r\n\r\n",
+        b"event: x\n\n",
+        b"x\n\n",
+        b"id: 1\r\r",
+        b": ping\n\ndata: {}\n\n",
+        b'data: {"choices":[{},{},7]}\n\n',
+        b'data: {"choices":[{"index":0,"finish_reason":null}],"usage":{"prompt_tokens":1e300}}\n\n',
+    ],
+)
+def test_one_call_handles_a_limited_number_of_events(unit: bytes) -> None:
+    """Events with and without data count, so that one busy stream cannot keep the others waiting; nothing is lost (S7)."""
+    body = unit * (READ // len(unit))
+    stream = EventStream(Dialect.CHAT)
+    pieces = list(parts(stream, body))
+    assert max(map(len, pieces)) <= EVENTS_PER_CALL * len(unit)
+    assert len(pieces) >= READ // len(unit) // EVENTS_PER_CALL
+    assert b"".join(pieces) == body
+    assert not stream.has_more
+
+
+@pytest.mark.parametrize(
+    "unit", [b"\n", b"\r", b"\r\n", b"\n\r", b":\n\n", b": ping\r\n\r\n", b":\r\r", b":a\n:b\n\n\n", b":\n" * 9 + b"\r"]
+)
+def test_a_run_of_comments_and_blank_lines_counts_as_one_event(unit: bytes) -> None:
+    """It takes one search, however many there are, and the events after it follow in the same call (S7)."""
+    body = unit * (READ // len(unit))
+    stream = EventStream(Dialect.CHAT)
+    stream.feed(chunk())
+    assert stream.feed(body + chunk()) == body + chunk()
+    assert (stream.events, stream.has_more) == (2, False)
+
+
+def test_what_waits_is_bounded_by_what_was_read() -> None:
+    """While events are waiting nothing is read from the server, and what waits shrinks with every call (S7)."""
+    stream = EventStream(Dialect.CHAT)
+    stream.feed(b"data: {}\n\n" * 1000 + b"data: {")
+    waiting = len(stream._rest)
+    while stream.has_more:
+        assert waiting <= 10_007
+        stream.feed(b"")
+        assert len(stream._rest) < waiting
+        waiting = len(stream._rest)
+    assert waiting == 7
+    assert stream.feed(b"}\n\n") == b"data: {}\n\n"
+    assert stream.events == 1001
+
+
+@pytest.mark.parametrize("last", [DONE_EVENT, b"data: nonsense\n\n", event({"error": "no memory"})])
+def test_nothing_waits_behind_the_end_of_a_stream(last: bytes) -> None:
+    """A stream that ended, broke or told an error has no more to give (S7)."""
+    stream = EventStream(Dialect.CHAT)
+    out = b"".join(parts(stream, b"data: {}\n\n" * 100 + last + b"data: {}\n\n" * 100))
+    assert (out.startswith(b"data: {}\n\n" * 100), stream.has_more, stream.is_over, stream.feed(b"")) == (True, False, True, b"")
+    first = EventStream(Dialect.CHAT)
+    out = b"".join(parts(first, b"x\n\n" * 100 + event({"error": "no memory"}) + b"x\n\n" * 100))
+    assert (first.first_error is not None, first.has_more, first.feed(b"")) == (True, False, b"")
+
+
+@pytest.mark.parametrize("line", [b"data:", b"data", b"data: x", b"event: x", b":", b"x"])
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+def test_an_event_of_very_many_lines_breaks_the_stream(line: bytes, end: bytes) -> None:
+    """16,384 lines are read, more are not: each costs time, and no server needs them."""
+    stream, out = fed(b"x" + end + (line + end) * 16_383 + end, dialect=Dialect.OTHER)
+    assert (stream.broken, out != b"") == ("an event of more than 16384 lines", False)
+    stream, out = fed(b"x" + end + (line + end) * 16_382 + end, dialect=Dialect.OTHER)
+    assert (stream.broken, out != b"") == (None, True)
+
+
+def test_only_the_first_odd_choices_of_an_event_are_looked_at() -> None:
+    """Choices of types that no specification gives them take more time each: 128 of them are looked at, as many as OpenAI allows."""
+    choices: list[object] = [None, "x", 7, [], True, 0.5, *[{"index": index, "finish_reason": "stop"} for index in range(1000)]]
+    stream, _ = fed(event({"choices": choices}))
+    assert len(stream._finished) == 122
+    endless = b'data: {"choices":[{"index":0,"finish_reason":"stop"},' + b"9" * 1000 + b"]}\n\n"
+    assert fed(endless)[0].complete()
 
 
 ENDS = st.sampled_from(["\n", "\r\n", "\r"])
@@ -462,14 +575,24 @@ def cut(body: bytes, cuts: list[int]) -> list[bytes]:
     return [body[start:end] for start, end in pairwise(edges)]
 
 
-@given(BODIES, st.lists(st.integers(0, 400)), st.sampled_from(DIALECTS), st.sampled_from([40, MAX_EVENT_BYTES]))
-@example(b"data: [DONE]\r\n\r\n", [15], Dialect.CHAT, MAX_EVENT_BYTES)
-@example(b": a\r\r\ndata: {}\r\n\r\n", [5], Dialect.CHAT, MAX_EVENT_BYTES)
-@example(b": a\n\rdata: {}\n\n\n", [5], Dialect.CHAT, MAX_EVENT_BYTES)
-def test_the_cuts_between_chunks_do_not_matter(body: bytes, cuts: list[int], dialect: Dialect, limit: int) -> None:
+@given(
+    BODIES,
+    st.lists(st.integers(0, 400)),
+    st.sampled_from(DIALECTS),
+    st.sampled_from([40, MAX_EVENT_BYTES]),
+    st.sampled_from([1, 2, 3, EVENTS_PER_CALL]),
+)
+@example(b"data: [DONE]\r\n\r\n", [15], Dialect.CHAT, MAX_EVENT_BYTES, 1)
+@example(b": a\r\r\ndata: {}\r\n\r\n", [5], Dialect.CHAT, MAX_EVENT_BYTES, 1)
+@example(b": a\n\rdata: {}\n\n\n", [5], Dialect.CHAT, MAX_EVENT_BYTES, 1)
+@example(b": a\n\n" * 80 + b"data: {}\r\n\r\n" * 80, [5, 99], Dialect.CHAT, MAX_EVENT_BYTES, EVENTS_PER_CALL)
+@example(b": a\n\r" * 20, [], Dialect.CHAT, 40, 1)
+def test_neither_cuts_between_chunks_nor_events_per_call_matter(
+    body: bytes, cuts: list[int], dialect: Dialect, limit: int, events_per_call: int
+) -> None:
     """Any segmentation gives the same bytes and the same verdict; what leaves is always a prefix of what came."""
-    whole, expected = fed(body, dialect=dialect, max_event_bytes=limit)
-    stream, out = fed(*cut(body, cuts), dialect=dialect, max_event_bytes=limit)
+    whole, expected = fed(body, dialect=dialect, max_event_bytes=limit, events_per_call=len(body) + 1)
+    stream, out = fed(*cut(body, cuts), dialect=dialect, max_event_bytes=limit, events_per_call=events_per_call)
     single, single_out = fed(*[body[at : at + 1] for at in range(len(body))], dialect=dialect, max_event_bytes=limit)
     assert body.startswith(expected)
     if limit == MAX_EVENT_BYTES:  # below it, the line feed of a lone CR LF pair may count for the event or not
@@ -556,4 +679,5 @@ def test_an_error_is_never_taken_out() -> None:
 
 @given(st.binary() | st.sampled_from([b"[]", b"null", b"3", b'{"prompt_tokens": -1}', b'{"prompt_tokens": 1e300, "output_tokens": 3}']))
 def test_tokens_are_numbers_or_nothing(usage: bytes) -> None:
-    assert all(0 <= tokens <= 1 << 53 for tokens in tokens_of(Raw(usage)))
+    """More than `MAX_REPORTED_TOKENS` counts as that many, so that no answer can overflow a sum."""
+    assert all(0 <= tokens <= MAX_REPORTED_TOKENS for tokens in tokens_of(Raw(usage)))

@@ -37,15 +37,20 @@ def pieces_of(data: bytes, places: bytes) -> list[bytes]:
 
 
 def sse(data: bytes) -> None:
-    """However a stream is cut: what leaves is a prefix of what came, in whole events, and nothing more than one event is held."""
+    """However a stream is cut and paced: what leaves is a prefix of what came, in whole events, and never more than one event is held."""
     dialect, places, body = list(Dialect)[data[0] % 4] if data else Dialect.CHAT, data[1:5], data[5:]
-    whole = EventStream(dialect, max_event_bytes=LIMIT)
+    whole = EventStream(dialect, max_event_bytes=LIMIT, events_per_call=len(body) + 1)
     expected = whole.feed(body) + whole.finish()
+    assert not whole.has_more
     assert body.startswith(expected)
-    stream = EventStream(dialect, max_event_bytes=LIMIT)
+    stream = EventStream(dialect, max_event_bytes=LIMIT, events_per_call=1 + (data[0] // 4 if data else 0))
     out = b""
     for piece in pieces_of(body, places):
         out += stream.feed(piece)
+        while stream.has_more:
+            waiting = len(stream._rest)
+            out += stream.feed(b"")
+            assert len(stream._rest) < waiting or not stream.has_more
         assert len(stream._rest) <= LIMIT
     out += stream.finish()
     assert body.startswith(out)

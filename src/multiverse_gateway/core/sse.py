@@ -3,6 +3,8 @@
 1. Only complete events leave, byte for byte. Half an event never does, so nothing can be glued onto it.
 2. Nothing leaves after the stream's own last event, after an error event, or from the first malformed event on.
 3. A stream without its own last event is complete only if every choice it began has a finish_reason. None is invented.
+4. One call does a bounded amount of work, whatever a server sends: at most `EVENTS_PER_CALL` events, each at most `max_event_bytes`
+   long, in `_MAX_LINES` lines. Costs grow with the number of bytes, never with its square.
 
 Source: WHATWG HTML, 9.2 Server-sent events; OpenAI and Anthropic streaming references.
 """
@@ -23,9 +25,19 @@ MAX_EVENT_BYTES = 1 << 20
 DONE_EVENT = b"data: [DONE]\n\n"
 """Last event of a stream of chat or text completions."""
 
+EVENTS_PER_CALL = 64
+"""Events that one call of `EventStream.feed` handles; a run of comments and blank lines counts as one."""
+
+MAX_REPORTED_TOKENS = 10_000_000
+"""Prompt or completion tokens that are believed of one answer: a larger figure counts as this one, so that no server can overflow a sum."""
+
 _MAX_CHOICES = 4096
+_MAX_ODD_CHOICES = 128
+_MAX_LINES = 1 << 14
 _BOM = b"\xef\xbb\xbf"
 _EVENT_END = re.compile(rb"\n(?:\n|\r\n?)|\r\r\n?")
+_COMMENTS = re.compile(rb"(?:(?::[^\r\n\x80-\xff]*+(?:\r\n?|\n))*+(?:\r\n?|\n))++")
+"""Blank lines, and comments that a blank line ends. The possessive quantifiers keep the engine from storing a way back per line."""
 
 
 class Dialect(Enum):
@@ -62,7 +74,7 @@ def dialect_of(path: str) -> Dialect:
     return _DIALECTS.get(path, Dialect.OTHER)
 
 
-_Tokens = Annotated[int, Meta(ge=0, le=1 << 53)]
+_Tokens = Annotated[int, Meta(ge=0, le=MAX_REPORTED_TOKENS)]
 
 
 class _Choice(Struct, gc=False):
@@ -71,7 +83,7 @@ class _Choice(Struct, gc=False):
 
 
 class Usage(Struct, gc=False):
-    """The tokens that an answer tells of, by OpenAI's names or by Anthropic's."""
+    """The tokens that an answer reports, under OpenAI's names or Anthropic's."""
 
     prompt_tokens: _Tokens = 0
     completion_tokens: _Tokens = 0
@@ -80,7 +92,7 @@ class Usage(Struct, gc=False):
 
     @property
     def tokens(self) -> tuple[int, int]:
-        """Prompt and completion tokens, 0 where nothing is told."""
+        """Prompt and completion tokens, 0 where nothing is reported."""
         return self.prompt_tokens or self.input_tokens, self.completion_tokens or self.output_tokens
 
 
@@ -103,15 +115,23 @@ class _Named(_Event):
 _NAMELESS: msgspec.json.Decoder[_Event] = msgspec.json.Decoder(_Event)
 _NAMED: msgspec.json.Decoder[_Event] = msgspec.json.Decoder(_Named)
 _OBJECT = msgspec.json.Decoder(dict[str, Raw])
-_ARRAY = msgspec.json.Decoder(list[Raw])
+
+
+class _OddChoice(Struct, gc=False):
+    index: Raw = Raw(b"0")
+    finish_reason: Raw = Raw(b"null")
+
+
+_ODD_CHOICES = msgspec.json.Decoder(list[_OddChoice | list[Raw] | str | int | float | bool | None])
 
 
 @define(eq=False)
 class EventStream:
     """Follow one stream of events from a server; feed it every chunk of the body, in order.
 
-    Synchronous and bounded: it holds at most one unfinished event, and its answers do not depend on how the body is cut
-    into chunks.
+    Synchronous and bounded: one call handles at most `events_per_call` events. While `has_more`, the caller stops reading from the
+    server, lets others have their turn and calls `feed(b"")`, so that it holds at most one unfinished event and one chunk. What all
+    calls return together does not depend on how the body is cut into chunks.
 
     >>> stream = EventStream(Dialect.CHAT)
     >>> stream.feed(b': ping\\n\\ndata: {"choices":[{"index":0,"finish_reason":"stop"}]}\\n\\ndata: [DO')
@@ -122,6 +142,7 @@ class EventStream:
 
     dialect: Dialect
     max_event_bytes: int = field(default=MAX_EVENT_BYTES, kw_only=True)
+    events_per_call: int = field(default=EVENTS_PER_CALL, kw_only=True)
     drops_usage: bool = field(default=False, kw_only=True)
     """The event that only tells the tokens is read, not passed on: the client did not ask for it."""
 
@@ -137,6 +158,8 @@ class EventStream:
     """Why nothing more can be relayed, in words."""
     is_over: bool = field(default=False, init=False)
     """It `ended`, is `broken` or began with an error: nothing more is returned."""
+    has_more: bool = field(default=False, init=False)
+    """Bytes that hold or may hold a whole event are waiting: call `feed(b"")` for the next events, and `finish` only afterwards."""
     prompt_tokens: int = field(default=0, init=False)
     completion_tokens: int = field(default=0, init=False)
 
@@ -145,7 +168,6 @@ class EventStream:
     _finished: dict[int, bool] = field(factory=dict, init=False)
     _rest: bytearray = field(factory=bytearray, init=False)
     _at_start_of_event: bool = field(default=True, init=False)
-    _after_return: bool = field(default=False, init=False)
     _begun: bool = field(default=False, init=False)
 
     @_decoder.default
@@ -175,10 +197,13 @@ class EventStream:
             return self.ended
         if self.dialect is Dialect.CHAT:
             return bool(self._finished) and all(self._finished.values())
-        return self.dialect is Dialect.OTHER and self.events > 0 and not self._rest.strip(b"\r\n")
+        return self.dialect is Dialect.OTHER and self.events > 0 and not self._rest
 
     def feed(self, chunk: bytes) -> bytes:
-        """Return the bytes of all events which this chunk completes: `chunk` itself if it is exactly whole events."""
+        """Return the next complete events, at most `events_per_call`; the rest waits, see `has_more`.
+
+        That is `chunk` itself if it holds nothing but whole events.
+        """
         if (
             self._at_start_of_event
             and chunk.startswith(b"data: {")
@@ -199,45 +224,51 @@ class EventStream:
                     self.events += 1
                     return chunk
             return chunk if self._note(event, b"", data) else b""
-        return self._sort(chunk)
+        return b"" if self.is_over else self._sort(chunk)
 
     def _sort(self, chunk: bytes) -> bytes:
-        if not chunk or self.is_over:
-            return b""
-        if self._after_return:
-            self._after_return = False
-            self._at_start_of_event = True
-            if chunk[0] == 10:
-                return b"\n" + self._sort(chunk[1:])
         rest = self._rest
-        searched = max(0, len(rest) - 3)
         if rest:
+            searched = 0 if self.has_more else max(0, len(rest) - 3)
             rest += chunk
-        find_end = _end if (rest or chunk).find(b"\r", searched) < 0 else _end_with_returns
-        end = find_end(rest or chunk, searched)
-        if end < 0:
-            self._keep(b"" if rest else chunk)
-            return b""
-        if rest:
+            find_end = _end if rest.find(b"\r", searched) < 0 else _end_with_returns
+            if not self.has_more and find_end(rest, searched) < 0:
+                self._keep(b"")
+                return b""
             chunk = bytes(rest)
             rest.clear()
+        else:
+            find_end = _end_with_returns if b"\r" in chunk else _end
         start = begun = 0
+        size = len(chunk)
         passed: list[bytes] = []
-        while end >= 0 and not (end == len(chunk) and chunk.endswith(b"\n\r")):  # the LF of that CR is on its way
-            if not self._admit(chunk[start:end]):
-                passed.append(chunk[begun:start])
-                begun = end
-                if not self.drops_usage or self.is_over:
-                    return b"".join(passed)
-            elif self.ended:
-                return b"".join([*passed, chunk[begun:end]])
+        for _ in range(self.events_per_call):
+            end = self._end_of_comments(chunk, start) if start < size and chunk[start] in b":\n\r" else -1
+            if end < 0:
+                end = find_end(chunk, start)
+                if end < 0 or (end == size and chunk.endswith(b"\n\r")):  # the LF of that CR is on its way
+                    self.has_more = False
+                    self._keep(chunk[start:])
+                    break
+                if not self._admit(chunk[start:end]):
+                    passed.append(chunk[begun:start])
+                    begun = end
+                if self.is_over:
+                    return b"".join([*passed, chunk[begun:end]])
             start = end
-            end = find_end(chunk, start)
-        self._keep(chunk[start:])
-        if start == len(chunk) and chunk[-1] == 13:
-            self._after_return = True
-            self._at_start_of_event = False
+        else:
+            self.has_more = start < size
+            rest += chunk[start:]
+            self._at_start_of_event = not rest
         return b"".join([*passed, chunk[begun:start]]) if passed else chunk[:start]
+
+    def _end_of_comments(self, chunk: bytes, start: int) -> int:
+        """Return where the run of blank lines and complete comments at `start` ends, -1 without one."""
+        run = _COMMENTS.match(chunk, start, start + self.max_event_bytes)
+        if run is None:
+            return -1
+        self._begun = True
+        return run.end()
 
     def finish(self) -> bytes:
         """Take the end of the body: return the event that only waited for the LF of its last line end."""
@@ -256,6 +287,7 @@ class EventStream:
     def _break(self, reason: str) -> bool:
         self.broken = reason
         self.is_over = True
+        self.has_more = False
         self._rest.clear()
         self._at_start_of_event = False
         return False
@@ -269,6 +301,8 @@ class EventStream:
         if not self._begun:
             self._begun = True
             block = block.removeprefix(_BOM)
+        if len(block) > _MAX_LINES and block.count(b"\n") + block.count(b"\r") - block.count(b"\r\n") > _MAX_LINES:
+            return self._break(f"an event of more than {_MAX_LINES} lines")
         name, data = _parse(block)
         if data is None:
             return True
@@ -298,6 +332,7 @@ class EventStream:
             if not self.events:
                 self.first_error = data.strip()
                 self.is_over = True
+                self.has_more = False
                 self._at_start_of_event = False
                 return False
             self.failed = True
@@ -308,7 +343,7 @@ class EventStream:
         self.events += 1
         if event.choices:
             finished = self._finished
-            for choice in event.choices:
+            for choice in event.choices[:_MAX_CHOICES]:
                 if choice.finish_reason is not None or choice.index not in finished:
                     self._note_choice(choice)
         if event.usage is not None:
@@ -336,6 +371,7 @@ class EventStream:
 
     def _end(self) -> None:
         self.ended = self.is_over = True
+        self.has_more = False
         self._at_start_of_event = False
 
 
@@ -365,15 +401,19 @@ def _is_utf8(text: bytes) -> bool:
 def _parse(block: bytes) -> tuple[bytes, bytes | None]:
     """Read the name and the joined data of an event; without a data line there is no event (HTML, 9.2.6)."""
     name = b""
-    data: bytes | None = None
-    for line in block.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"):
-        key, _, value = line.partition(b":")
-        if key == b"data":
-            value = value.removeprefix(b" ")
-            data = value if data is None else data + b"\n" + value
-        elif key == b"event":
-            name = value.removeprefix(b" ")
-    return name, data
+    values: list[bytes] = []
+    if b"\r" in block:
+        block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    for line in block.split(b"\n"):
+        if line:
+            key, _, value = line.partition(b":")
+            if key == b"data":
+                values.append(value.removeprefix(b" "))
+            elif key == b"event":
+                name = value.removeprefix(b" ")
+    if len(values) == 1:
+        return name, values[0]
+    return name, b"\n".join(values) if values else None
 
 
 def _decode_loosely(data: bytes) -> _Event | None:
@@ -384,7 +424,7 @@ def _decode_loosely(data: bytes) -> _Event | None:
         return None
     kind = _value(fields.get("type"))
     return _Named(
-        choices=[_choice(_fields(item)) for item in _items(fields.get("choices"))],
+        choices=_choices(fields.get("choices")),
         error=_value(fields.get("error")),
         usage=_usage(fields.get("usage")),
         type=kind if isinstance(kind, str) else None,
@@ -393,18 +433,25 @@ def _decode_loosely(data: bytes) -> _Event | None:
     )
 
 
-def _choice(fields: dict[str, Raw]) -> _Choice:
-    index = _value(fields.get("index"))
-    return _Choice(index if isinstance(index, int) else 0, _value(fields.get("finish_reason")))
+def _choices(raw: Raw | None) -> list[_Choice]:
+    try:
+        items = [] if raw is None else _ODD_CHOICES.decode(raw)
+    except DecodeError:
+        return []
+    return [
+        _Choice(index if isinstance(index := _value(item.index), int) else 0, _value(item.finish_reason))
+        for item in items[:_MAX_ODD_CHOICES]
+        if isinstance(item, _OddChoice)
+    ]
 
 
 def _usage(usage: Raw | None) -> Usage:
-    told = _fields(usage)
-    return Usage(**{key: _tokens(told[key]) for key in Usage.__struct_fields__ if key in told})
+    fields = _fields(usage)
+    return Usage(**{key: _tokens(fields[key]) for key in Usage.__struct_fields__ if key in fields})
 
 
 def tokens_of(usage: Raw) -> tuple[int, int]:
-    """Return the prompt and completion tokens that the field `usage` of an answer tells, 0 where it does not.
+    """Return the prompt and completion tokens that the field `usage` of an answer reports, 0 where it reports none.
 
     >>> tokens_of(Raw(b'{"prompt_tokens": 7, "completion_tokens": 2.0, "total_tokens": "nine"}'))
     (7, 2)
@@ -413,8 +460,11 @@ def tokens_of(usage: Raw) -> tuple[int, int]:
 
 
 def _tokens(raw: Raw) -> int:
-    value = _value(raw)
-    return int(value) if type(value) in (int, float) and 0 <= value <= 1 << 53 else 0
+    """Return a number of tokens between 0 and `MAX_REPORTED_TOKENS`, 0 for anything that is not a number."""
+    try:
+        return int(min(max(float(bytes(raw)), 0), MAX_REPORTED_TOKENS))
+    except ValueError:
+        return 0
 
 
 def _fields(raw: Raw | None) -> dict[str, Raw]:
@@ -422,13 +472,6 @@ def _fields(raw: Raw | None) -> dict[str, Raw]:
         return {} if raw is None else _OBJECT.decode(raw)
     except DecodeError:
         return {}
-
-
-def _items(raw: Raw | None) -> list[Raw]:
-    try:
-        return [] if raw is None else _ARRAY.decode(raw)
-    except DecodeError:
-        return []
 
 
 def _value(raw: Raw | None) -> Any:

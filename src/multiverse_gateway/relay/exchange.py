@@ -427,6 +427,8 @@ class Exchange:
             return
         if events is not None:
             whole = events.feed(data)
+            while events.has_more:
+                whole += events.feed(b"")
             if self.phase is _TRYING:
                 self._before_first_event(whole, events)
             else:
