@@ -196,6 +196,8 @@ class Health:
     status: Literal["ok", "degraded", "stopping"]
     version: str
     database: Literal["ok", "unavailable"]
+    database_reason: str | None
+    """Why the database cannot be used, and what to do; null while it works."""
     servers: Literal["healthy", "degraded", "unhealthy", "empty"]
     counts: ServerCounts
     uptime_seconds: float

@@ -180,6 +180,28 @@ def test_a_restored_database_serves_with_its_keys(database: Path) -> None:
     assert key_of_first(database) == "sk-of-server-one"
 
 
+def test_a_journal_whose_database_is_gone_is_not_read_into_the_copy(database: Path) -> None:
+    """P06: after a crash the journal may be all that is left; what is restored is the copy alone, and the journal is kept aside."""
+    assert call("backup", "copy.db").exit_code == 0
+    journal = database.with_name("multiverse.db-wal")
+
+    async def crash() -> bytes:
+        store = SqliteStore(database)
+        await store.open()
+        await store.save_server(server(2))
+        left = journal.read_bytes()
+        await store.aclose()
+        return left
+
+    left = anyio.run(crash)
+    database.unlink()
+    journal.write_bytes(left)
+    assert call("restore", "copy.db").exit_code == 0
+    save(database)
+    assert numbers(database) == [1]
+    assert [path.read_bytes() for path in database.parent.glob("multiverse.db.replaced-*-wal")] == [left]
+
+
 def test_a_running_gateway_is_not_robbed_of_its_database(database: Path) -> None:
     """P06: restore and rotate-key refuse while anybody has it open, be it idle."""
     assert call("backup", "copy.db").exit_code == 0

@@ -68,6 +68,7 @@ def replace(path: Path, copy: Path, aside: Path, check: Callable[[Path], object]
             with suppress(sqlite3.DatabaseError), alone_with(path) as db:
                 db.execute("pragma journal_mode=delete")
             _keep(path, aside)
+        _keep_journal(path, aside)
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
@@ -75,11 +76,15 @@ def replace(path: Path, copy: Path, aside: Path, check: Callable[[Path], object]
 
 
 def _keep(path: Path, aside: Path) -> None:
-    """Give a file a second name; a journal that could not be moved into it follows it."""
+    """Give a file a second name."""
     try:
         os.link(path, aside)
     except OSError:  # a file system without hard links
         shutil.copy2(path, aside)
+
+
+def _keep_journal(path: Path, aside: Path) -> None:
+    """Rename a journal that is still there, also one whose database is gone: SQLite would read it as that of the copy."""
     for suffix in ("-wal", "-shm"):
         beside = path.with_name(path.name + suffix)
         if beside.exists():

@@ -3,10 +3,13 @@
 * One connection writes, on one thread at a time off the event loop, and one reads on another: who waits for a lock holds up no reader.
 * WAL with `synchronous=FULL`: what was acknowledged is on disk. Every write is one `BEGIN IMMEDIATE`.
 * Of all processes on the file one checkpoints at a time, by a lease (SQLite's WAL-reset bug, before 3.51.3).
+* A file that is moved, removed or replaced under a running gateway takes no writes: they would be lost with it. The path has to name the
+  file that was opened, before and after each write; so has that of the journal.
 * Errors of SQLite become `StorageUnavailable` here and nowhere else. A file that is broken, empty, foreign or newer is refused, never
   replaced; a new one appears whole or not at all.
 """
 
+import logging
 import secrets
 import sqlite3
 import time
@@ -60,6 +63,13 @@ CHECKPOINT_COMMITS = 500
 CHECKPOINT_ROLE = "checkpoint"
 CHECKPOINT_SECONDS = 60.0
 BACKUPS_LOOKED_AT = 20
+
+MISSING = (
+    "The database file was moved, removed or replaced while the gateway was running, so nothing can be saved; inference continues. "
+    "The operator has to put the same file back, or to restart the gateway so that it uses the file that is there now."
+)
+
+_log = logging.getLogger("multiverse_gateway.registry")
 
 REFUSALS = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError, OverflowError, UnicodeError)
 """What SQLite raises for values that it cannot hold: the same call fails again."""
@@ -171,6 +181,9 @@ class SqliteStore:
         self._reader: Database | None = None
         self._vault: Vault | None = None
         self._servers: Servers | None = None
+        self._files: Mapping[Path, FileId] = {}
+        """What the paths of the database and its journal named when it was opened."""
+        self._is_missing = False
         self._commits = 0
         self._writing = anyio.CapacityLimiter(1)
         self._reading = anyio.CapacityLimiter(1)
@@ -200,12 +213,28 @@ class SqliteStore:
 
     def _committed(self, work: Callable[[Database], _Result]) -> _Result:
         db = _opened(self._writer)
+        self._require_files()
         with _transaction(db):
             result = work(db)
+        self._require_files()  # moved meanwhile, the write may be lost: it is not acknowledged, and can be repeated
         self._commits += 1
         if self._commits % CHECKPOINT_COMMITS == 0:
             self._checkpoint(db)
         return result
+
+    def _require_files(self) -> None:
+        """Check that the paths still name the files that were opened.
+
+        Raises:
+            StorageUnavailable: The database or its journal was moved, removed or replaced.
+        """
+        is_missing = any(_file_id(path) != known for path, known in self._files.items())
+        if is_missing is not self._is_missing:
+            self._is_missing = is_missing
+            message = "the database file was moved, removed or replaced" if is_missing else "the database file is back in its place"
+            _log.log(logging.ERROR if is_missing else logging.WARNING, message, extra={"fields": {"path": str(self.path)}})
+        if is_missing:
+            raise StorageUnavailable(MISSING, retry_after=5.0)
 
     def _checkpoint(self, db: Database) -> None:
         """Move the journal into the file, if no other process does; that it cannot be done now is no failure of the write."""
@@ -242,6 +271,9 @@ class SqliteStore:
             self._servers = Servers(self._vault)
             self._reader = _connect(self.path)
             self._reader.execute("pragma query_only=on")
+            _version(self._reader)  # opens the journal
+            self._files = _file_ids(self.path)
+            self._is_missing = False
         except BaseException as error:
             self._close()
             if isinstance(error, StorageUnavailable):
@@ -316,7 +348,7 @@ class SqliteStore:
         return vault
 
     async def aclose(self) -> None:
-        """Close; whoever closes last moves the journal into the file."""
+        """Close; the last process to close moves the journal into the file, if that is still in its place."""
         await self._run(self._close, self._writing)
 
     def _close(self) -> None:
@@ -328,8 +360,12 @@ class SqliteStore:
     # The registry
 
     async def version(self) -> int:
-        """Return the number of changes so far, by anyone."""
-        return await self._read(_version)
+        """Return the number of changes so far, by anyone; this is how a file that is not in its place any more is noticed."""
+        return await self._read(self._checked_version)
+
+    def _checked_version(self, db: Database) -> int:
+        self._require_files()
+        return _version(db)
 
     async def changed(self, within: float) -> None:
         """Return after so many seconds: the file tells nobody."""
@@ -430,6 +466,25 @@ class SqliteStore:
 
 def _journal(path: Path) -> Path:
     return path.with_name(f"{path.name}-wal")
+
+
+FileId = tuple[int, int]
+"""Device and number of a file, which it keeps when it is renamed."""
+
+
+def _file_id(path: Path) -> FileId | None:
+    """Return what a path names now; `None` when there is nothing, or nobody can say."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _file_ids(path: Path) -> Mapping[Path, FileId]:
+    """Return what the paths of an open database and its journal name; a path that names nothing is left out."""
+    found = {beside: _file_id(beside) for beside in (path, _journal(path), path.with_name(f"{path.name}-shm"))}
+    return {beside: known for beside, known in found.items() if known is not None}
 
 
 def _known(part: _Part | None) -> _Part:

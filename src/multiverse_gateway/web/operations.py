@@ -40,24 +40,27 @@ def state_of(gateway: Gateway) -> Literal["healthy", "degraded", "unhealthy", "e
     return overall(route.health.status for route in gateway.table.routes.values() if route.health.is_active)
 
 
-async def database_works(gateway: Gateway) -> bool:
-    """Tell whether the store answers in time."""
+async def database_trouble(gateway: Gateway) -> str | None:
+    """Return why the store cannot be used, in a sentence for people; `None` while it answers in time."""
     try:
         with anyio.fail_after(STORE_PATIENCE):
             await gateway.store.version()
-    except (StorageUnavailable, TimeoutError):
-        return False
-    return True
+    except StorageUnavailable as error:
+        return error.message
+    except TimeoutError:
+        return f"The database did not answer within {STORE_PATIENCE:g} seconds; inference continues."
+    return None
 
 
 async def health(gateway: Gateway) -> Health:
     """Return the body of `/health`."""
-    works = await database_works(gateway)
+    trouble = await database_trouble(gateway)
     stopping = gateway.shutting_down
     return Health(
-        status="stopping" if stopping else "ok" if works else "degraded",
+        status="stopping" if stopping else "ok" if trouble is None else "degraded",
         version=__version__,
-        database="ok" if works else "unavailable",
+        database="ok" if trouble is None else "unavailable",
+        database_reason=trouble,
         servers=state_of(gateway),
         counts=counts(gateway),
         uptime_seconds=round(max(0.0, gateway.wall() - gateway.started_at), 1),
