@@ -121,6 +121,7 @@ class Gateway:
         self.load = Load()
         self.admission = Admission(max_queue=settings.max_queue, max_in_flight=settings.max_in_flight)
         self.exchanges: set[Exchange] = set()
+        self._numbers = 0
         self._resting: anyio.Event | None = None
         self._totals = Totals()
         self._meter = Meter()
@@ -328,11 +329,11 @@ class Gateway:
             self.follow(attrs.evolve(self.registry, servers=servers, health={}))
         return removed
 
-    def passed(self, server: Server, request_id: str) -> None:
-        """Take note that an attempt went well; where that is the usual, nothing changes."""
+    def passed(self, server: Server) -> None:
+        """Note that an attempt went well; for a server that is settled nothing changes."""
         route = self.table.routes.get(server.id)
         if route is not None and not is_settled(route.health):
-            self.report(server.id, AttemptPassed(generation=server.generation, request_id=request_id))
+            self.report(server.id, AttemptPassed(generation=server.generation))
 
     def report(self, server_id: ServerId, event: HealthEvent) -> None:
         """Advance a server's health and swap the table when that changed anything; unknown servers are ignored."""
@@ -524,7 +525,9 @@ class Gateway:
         found = [
             (route, verdict(route, self.load, stream=envelope.stream, path=envelope.path, excluded=excluded, now=now)) for route in routes
         ]
-        ready = [route.server for route, judged in found if judged is Verdict.READY]
+        ready = [route.server for route, judged in found if judged is Verdict.READY] or [
+            route.server for route, judged in found if judged is Verdict.LAST
+        ]
         scores = self.balancer.scores(ready, self.load) if isinstance(self.balancer, Scoring) else {}
         return {
             "attempt": exchange.tried,
@@ -570,7 +573,9 @@ class Gateway:
         return Overloaded("The gateway has as much to do as it can. Try again in a few seconds.", retry_after=1 + 4 * self.chance())
 
     def begin(self, exchange: Exchange) -> None:
-        """Take an exchange in; the door starts it."""
+        """Number and track an exchange; the door starts it."""
+        self._numbers += 1
+        exchange.number = self._numbers
         self.exchanges.add(exchange)
         if self._resting is not None:
             self._resting.set()

@@ -26,6 +26,7 @@ from multiverse_gateway.core.health import (
     advance,
     followed,
     fresh,
+    is_last,
     is_usable,
     resume,
     share,
@@ -64,12 +65,27 @@ def failed(*, unauthorized: bool = False, correlated: bool = False, forced: bool
     return ProbeFailed(1, "the probe failed", unauthorized=unauthorized, correlated=correlated, forced=forced)
 
 
-def answered(request_id: str = "r") -> AttemptPassed:
-    return AttemptPassed(1, request_id)
+def answered() -> AttemptPassed:
+    return AttemptPassed(1)
 
 
-def broke(kind: FailureClass, request_id: str = "r", *, retry_after: float | None = None, counts: bool = True) -> AttemptFailed:
-    return AttemptFailed(1, request_id, Failure(kind, "words", retry_after=retry_after), CHAT, counts)
+def broke(
+    kind: FailureClass,
+    client: str = "r",
+    number: int | None = None,
+    *,
+    retry_after: float | None = None,
+    counts: bool = True,
+    after_request: bool = False,
+) -> AttemptFailed:
+    """Return a failure; without a number it is the client's only request."""
+    failure = Failure(kind, "words", retry_after=retry_after, after_request=after_request)
+    return AttemptFailed(1, client, number if number is not None else int.from_bytes(client.encode()), failure, CHAT, counts)
+
+
+def strikers(health: Health) -> str:
+    """Return the clients of the row of strikes."""
+    return "".join(client for client, _ in health.strikes)
 
 
 def well(**changes: Any) -> Health:
@@ -98,6 +114,7 @@ def deactivated(now: float = 100.0) -> Health:
     [
         (HealthState.PROBING, "unknown", True),
         (HealthState.HEALTHY, "healthy", True),
+        (HealthState.SUSPECT, "healthy", True),
         (HealthState.HALF_OPEN, "healthy", True),
         (HealthState.UNHEALTHY, "unhealthy", True),
         (HealthState.MISCONFIGURED, "unhealthy", True),
@@ -122,8 +139,8 @@ def test_events_of_another_generation_are_dropped(state: HealthState, generation
     events: list[HealthEvent] = [
         ProbePassed(generation, forced=True),
         ProbeFailed(generation, "no"),
-        AttemptPassed(generation, "r"),
-        *(AttemptFailed(generation, "r", Failure(kind, "no"), CHAT) for kind in FailureClass),
+        AttemptPassed(generation),
+        *(AttemptFailed(generation, "r", 1, Failure(kind, "no"), CHAT) for kind in FailureClass),
     ]
     for event in events:
         assert after(health, event) is health
@@ -160,12 +177,12 @@ def test_three_strikes_take_a_server_out(kind: FailureClass) -> None:
         assert is_usable(health, CHAT, 100.0)
     health = after(health, broke(kind, "c"))
     assert health.state is HealthState.UNHEALTHY
-    assert (health.by_traffic, health.probe_at, health.strikes) == (True, 101.0, ("a", "b", "c"))
+    assert (health.by_traffic, health.probe_at, strikers(health)) == (True, 101.0, "abc")
 
 
 def test_a_success_between_strikes_forgives() -> None:
     """Only failures in a row count."""
-    health = after(well(), broke(FailureClass.TIMEOUT, "a"), broke(FailureClass.TIMEOUT, "b"), answered("c"))
+    health = after(well(), broke(FailureClass.TIMEOUT, "a"), broke(FailureClass.TIMEOUT, "b"), answered())
     assert (health.strikes, health.struck_at) == ((), -inf)
     assert after(health, broke(FailureClass.TIMEOUT, "d"), broke(FailureClass.TIMEOUT, "e")).state is HealthState.HEALTHY
 
@@ -176,7 +193,7 @@ def test_one_request_alone_takes_no_server_out(needed: int) -> None:
     policy = HealthPolicy(strikes=needed)
     health = after(well(), broke(FailureClass.SERVER_ERROR, "poison"), policy=policy)
     assert after(health, *[broke(FailureClass.NONSENSE, "poison")] * 10, policy=policy) is health
-    assert health.state is HealthState.HEALTHY
+    assert (health.state, health.doubted_until) == (HealthState.HEALTHY, 0.0)
     more = [broke(FailureClass.SERVER_ERROR, f"other-{number}") for number in range(max(2, needed) - 1)]
     assert after(health, *more, policy=policy).state is HealthState.UNHEALTHY
 
@@ -190,13 +207,116 @@ def test_some_failures_blame_nobody(state: HealthState, kind: FailureClass) -> N
 
 
 def test_a_client_error_is_proof_of_life() -> None:
-    """F08: a hundred bad requests leave a server healthy, lift a half-open one, and forgive no strikes."""
-    health = after(well(), broke(FailureClass.SERVER_ERROR, "a"))
+    """F08, outside case 11: a hundred bad requests leave a server healthy, lift a half-open one, and end the row of strikes."""
+    health = well()
     assert after(health, *(broke(FailureClass.CLIENT_ERROR, str(number)) for number in range(100))) is health
-    lifted = after(half_open(), broke(FailureClass.CLIENT_ERROR))
-    assert (lifted.state, lifted.slow_since) == (HealthState.HEALTHY, 100.0)
-    tried = after(struck_out(now=10.0), passed(), now=20.0)
-    assert after(tried, broke(FailureClass.CLIENT_ERROR), now=20.0).strikes == ("a", "b", "c")
+    invalid = [broke(FailureClass.CLIENT_ERROR, "z", number) for number in range(5)]
+    fails = [broke(FailureClass.SERVER_ERROR, client) for client in "abc"]
+    health = after(well(), fails[0], *invalid, fails[1], *invalid, fails[2])
+    assert (health.state, strikers(health)) == (HealthState.HEALTHY, "c")
+
+
+def test_leaving_half_open_clears_the_row() -> None:
+    """Outside case 11: half-open, one client error, one failure: the strikes from before do not count any more."""
+    half = after(struck_out(now=10.0), passed(), now=20.0)
+    lifted = after(half, broke(FailureClass.CLIENT_ERROR), now=20.0)
+    assert (lifted.state, lifted.slow_since, lifted.strikes) == (HealthState.HEALTHY, 20.0, ())
+    assert after(lifted, broke(FailureClass.SERVER_ERROR), now=20.0).state is HealthState.HEALTHY
+
+
+# One client alone
+
+
+def by(client: str, count: int, *, since: int = 0, kind: FailureClass = FailureClass.SERVER_ERROR) -> list[AttemptFailed]:
+    """Return failures of different requests of one client."""
+    return [broke(kind, client, since + number) for number in range(count)]
+
+
+@pytest.mark.parametrize("kind", STRIKES)
+def test_one_client_only_makes_a_server_doubted(kind: FailureClass) -> None:
+    """S12: three strikes of one client: the server is chosen last for 30 s; it stays healthy, and a failure of anybody else decides."""
+    health = after(well(), *by("a", 2, kind=kind))
+    assert not is_last(health, 100.0)
+    health = after(health, *by("a", 50, since=2, kind=kind))
+    assert (health.state, health.doubted_until) == (HealthState.HEALTHY, 130.0)
+    assert is_usable(health, CHAT, 100.0)
+    assert is_last(health, 129.9)
+    assert not is_last(health, 130.0)
+    assert after(health, passed(), now=129.0).doubted_until == 130.0, "a probe does not end it"
+    out = after(health, broke(kind, "b"))
+    assert (out.state, out.by_traffic, out.doubted_until) == (HealthState.UNHEALTHY, True, 0.0)
+
+
+def test_doubt_doubles_up_to_five_minutes() -> None:
+    """Each time in a row it lasts longer, until an answer arrives."""
+    health, now, lasted = well(), 100.0, []
+    for turn in range(6):
+        health = after(health, *by("a", 3, since=10 * turn), now=now)
+        lasted.append(health.doubted_until - now)
+        now = health.doubted_until + 60.0
+        health = after(health, passed(), now=now)
+        assert health.strikes == ()
+    assert lasted == [30.0, 60.0, 120.0, 240.0, 300.0, 300.0]
+    health = after(health, answered(), now=now)
+    assert (health.doubted_until, health.doubts) == (0.0, 0)
+    assert after(health, *by("a", 3, since=90), now=now).doubted_until == now + 30.0
+
+
+@pytest.mark.parametrize("answer", [answered(), broke(FailureClass.CLIENT_ERROR)])
+def test_an_answer_ends_doubt(answer: HealthEvent) -> None:
+    """What answers is alive, and the next failure begins a new row."""
+    health = after(well(), *by("a", 3), answer)
+    assert health == well()
+    assert not is_last(health, 100.0)
+
+
+def test_half_open_one_client_closes_a_server_once() -> None:
+    """A failure of a half-open server closes it again, but the same client's next one only makes it doubted; another client's closes it."""
+    health = after(half_open(), *by("a", 1))
+    assert health.state is HealthState.UNHEALTHY
+    health = after(after(health, passed()), *by("a", 1, since=1))
+    assert (health.state, health.doubted_until) == (HealthState.HALF_OPEN, 130.0)
+    assert after(health, broke(FailureClass.TIMEOUT, "b")).state is HealthState.UNHEALTHY
+    assert after(health, passed(), now=129.0).state is HealthState.HALF_OPEN
+    assert after(health, passed(), now=130.0).state is HealthState.HEALTHY
+    assert after(health, answered()).state is HealthState.HEALTHY
+
+
+# Broken off after a request was read
+
+
+def test_a_request_that_was_broken_off_makes_a_server_suspect() -> None:
+    """S5, class B: the request may have killed it: it is probed at once and chosen last until then."""
+    health = after(well(), broke(FailureClass.BROKEN, "a", after_request=True))
+    assert (health.state, health.probe_at, health.by_traffic) == (HealthState.SUSPECT, 100.0, True)
+    assert is_usable(health, CHAT, 100.0)
+    assert is_last(health, 1e9)
+    assert after(health, failed()).state is HealthState.UNHEALTHY
+    assert after(health, answered()) == well(last_transition_at=WALL + 100.0, probe_at=100.0)
+    again = after(health, broke(FailureClass.BROKEN, "a", 2, after_request=True))
+    assert again.state is HealthState.SUSPECT
+    assert after(health, broke(FailureClass.CONNECT, "a")).state is HealthState.UNHEALTHY
+    assert after(health, broke(FailureClass.BROKEN, "a")).state is HealthState.UNHEALTHY, "it hung up without any request"
+
+
+def test_a_second_client_whose_request_is_broken_off_takes_a_server_out() -> None:
+    """Before the probe or after it: a good probe does not erase what requests met within 30 s."""
+    health = after(well(), broke(FailureClass.BROKEN, "a", after_request=True))
+    second = broke(FailureClass.BROKEN, "b", after_request=True)
+    assert after(health, second).state is HealthState.UNHEALTHY
+    cleared = after(health, passed(), now=101.0)
+    assert (cleared.state, cleared.reason, cleared.by_traffic) == (HealthState.HEALTHY, None, False)
+    assert after(cleared, second, now=102.0).state is HealthState.UNHEALTHY
+    assert after(after(health, passed(), now=131.0), second, now=132.0).state is HealthState.SUSPECT
+    assert after(cleared, answered(), second, now=102.0).state is HealthState.SUSPECT
+
+
+def test_requests_of_one_client_that_are_broken_off_count_as_strikes() -> None:
+    """After the third the server is doubted, too."""
+    health = well()
+    for number in range(3):
+        health = after(health, broke(FailureClass.BROKEN, "a", number, after_request=True), passed())
+    assert (health.state, health.doubted_until) == (HealthState.HEALTHY, 130.0)
 
 
 @pytest.mark.parametrize("kind", BLAMED)
@@ -280,7 +400,7 @@ def test_an_unsupported_endpoint_is_remembered() -> None:
     assert is_usable(health, "/v1/embeddings", 100.0)
     again = after(health, broke(FailureClass.UNSUPPORTED), now=200.0)
     assert again.unsupported == ((CHAT, 800.0),)
-    other = AttemptFailed(1, "r", Failure(FailureClass.UNSUPPORTED, "no"), "/v1/rerank")
+    other = AttemptFailed(1, "r", 1, Failure(FailureClass.UNSUPPORTED, "no"), "/v1/rerank")
     assert len(after(again, other, now=200.0).unsupported) == 2
     assert len(after(again, other, now=900.0).unsupported) == 1
 
@@ -289,7 +409,7 @@ def test_what_is_remembered_is_bounded() -> None:
     """A client that tries a thousand paths does not fill the memory."""
     health = well()
     for number in range(1000):
-        health = after(health, AttemptFailed(1, "r", Failure(FailureClass.UNSUPPORTED, "no"), f"/v1/{number}"))
+        health = after(health, AttemptFailed(1, "r", 1, Failure(FailureClass.UNSUPPORTED, "no"), f"/v1/{number}"))
     assert len(health.unsupported) == 32
     assert not supports(health, "/v1/999", 100.0)
 
@@ -471,8 +591,8 @@ def test_without_requests_another_good_probe_opens_whole() -> None:
 def test_a_failed_request_closes_again(kind: FailureClass) -> None:
     """Each failure goes one step further: 1 s, 2 s, 4 s …"""
     health = half_open()
-    for wait in (2, 4, 8, 16, 32, 60, 60):
-        health = after(health, broke(kind, "same"))
+    for number, wait in enumerate((2, 4, 8, 16, 32, 60, 60)):
+        health = after(health, broke(kind, str(number)))
         assert (health.state, health.by_traffic) == (HealthState.UNHEALTHY, True)
         assert health.probe_at - 100.0 == pytest.approx(wait)
         health = after(health, passed())
@@ -493,7 +613,7 @@ def test_probes_alone_do_not_clear_strikes() -> None:
     for now in (102.0, 110.0, 129.9):
         health = after(health, passed(), now=now)
         assert health.state is HealthState.HALF_OPEN
-        assert health.strikes == ("a", "b", "c")
+        assert strikers(health) == "abc"
     health = after(health, passed(), now=130.0)
     assert (health.state, health.strikes) == (HealthState.HEALTHY, ())
 
@@ -501,7 +621,7 @@ def test_probes_alone_do_not_clear_strikes() -> None:
 def test_a_good_probe_clears_old_strikes() -> None:
     """Two strikes of this morning do not count in the evening."""
     health = after(well(), broke(FailureClass.TIMEOUT, "a"), broke(FailureClass.TIMEOUT, "b"))
-    assert after(health, passed(), now=129.9).strikes == ("a", "b")
+    assert strikers(after(health, passed(), now=129.9)) == "ab"
     assert after(health, passed(), now=130.0).strikes == ()
 
 
@@ -511,8 +631,8 @@ def test_a_forced_good_probe_lifts_any_state(state: HealthState) -> None:
     health = after(Health(state=state, probe_at=inf, reason="down"), passed(forced=True))
     assert (health.state, health.reason) == (HealthState.HEALTHY, None)
     assert health.probe_at < 200.0
-    struck = after(Health(state=state, strikes=("a",), struck_at=90.0), passed(forced=True))
-    trusted = state in (HealthState.HEALTHY, HealthState.PROBING)
+    struck = after(Health(state=state, strikes=(("a", 1),), struck_at=90.0), passed(forced=True))
+    trusted = state in (HealthState.HEALTHY, HealthState.SUSPECT, HealthState.PROBING)
     assert struck.state is (HealthState.HEALTHY if trusted else HealthState.HALF_OPEN)
 
 
@@ -594,6 +714,8 @@ def test_a_new_server_is_healthy_at_once() -> None:
         ("healthy", 60.1, "half_open"),
         ("healthy", -3600.0, "half_open"),
         ("healthy", None, "half_open"),
+        ("suspect", 1.0, "suspect"),
+        ("suspect", 90.0, "half_open"),
         ("half_open", 0.0, "half_open"),
         ("unhealthy", 0.0, "unhealthy"),
         ("unhealthy", 1e6, "unhealthy"),
@@ -615,31 +737,36 @@ def test_after_a_restart(state: str, age: float | None, resumed: str) -> None:
         probe_step=9,
         resting_until=1e9,
         slow_since=1e9,
-        strikes=("a",),
+        strikes=(("a", 1),),
         struck_at=1e9,
+        suspected_by="a",
+        doubted_until=1e9,
+        doubts=4,
         unsupported=((CHAT, 1e9),),
     )
     health = resume(stored, POLICY, now=5.0, wall=WALL)
     assert health.state == resumed
     assert health.probe_at == (inf if state == "archived" else 5.0)
     assert (health.generation, health.consecutive_failures, health.by_traffic) == (4, 2, True)
-    local = ("probe_step", "resting_until", "slow_since", "strikes", "struck_at", "unsupported")
+    local = ("probe_step", "resting_until", "slow_since", "strikes", "struck_at", "suspected_by", "doubted_until", "doubts", "unsupported")
     assert [getattr(health, name) for name in local] == [getattr(Health(), name) for name in local]
 
 
 # Everything at once
 
 KINDS = st.sampled_from(list(FailureClass))
-REQUESTS = st.sampled_from(["r1", "r2", "r3", "r4"])
+CLIENTS = st.sampled_from("xyz")
+NUMBERS = st.integers(0, 9)
 EVENTS: st.SearchStrategy[HealthEvent] = st.one_of(
     st.builds(ProbePassed, st.just(1), forced=st.booleans()),
     st.builds(ProbeFailed, st.just(1), st.just("no"), unauthorized=st.booleans(), correlated=st.booleans(), forced=st.booleans()),
-    st.builds(AttemptPassed, st.just(1), REQUESTS),
+    st.builds(AttemptPassed, st.just(1)),
     st.builds(
         AttemptFailed,
         st.just(1),
-        REQUESTS,
-        st.builds(Failure, KINDS, st.just("no"), retry_after=st.none() | st.floats(0, 1e9)),
+        CLIENTS,
+        NUMBERS,
+        st.builds(Failure, KINDS, st.just("no"), retry_after=st.none() | st.floats(0, 1e9), after_request=st.booleans()),
         st.sampled_from([CHAT, "/v1/embeddings"]),
         st.booleans(),
     ),
@@ -675,9 +802,9 @@ class Servers(RuleBasedStateMachine):
         self.load = Load()
         servers = [self.make(name, 1) for name in "abc"]
         self.table = build_table(1, servers, {server.id: fresh(1, now=0.0, wall=WALL) for server in servers})
-        self.live: list[tuple[Server, str]] = []
+        self.live: list[tuple[Server, str, int]] = []
         self.requests = 0
-        self.struck: dict[ServerId, set[str]] = {server.id: set() for server in servers}
+        self.struck: dict[ServerId, list[str]] = {server.id: [] for server in servers}
 
     @staticmethod
     def make(name: str, generation: int) -> Server:
@@ -709,10 +836,14 @@ class Servers(RuleBasedStateMachine):
         assert (health.last_transition_at != before.last_transition_at) <= (health.state is not before.state)
         if isinstance(event, AttemptPassed):
             self.struck[server_id].clear()
-        elif isinstance(event, AttemptFailed) and event.failure.kind in STRIKES:
-            self.struck[server_id].add(event.request_id)
-            if before.state is HealthState.HEALTHY and health.state is HealthState.UNHEALTHY:
-                assert len(self.struck[server_id]) >= 2
+        elif isinstance(event, AttemptFailed):
+            if event.failure.kind is FailureClass.CLIENT_ERROR:
+                self.struck[server_id].clear()
+            elif event.failure.kind in STRIKES:
+                self.struck[server_id].append(event.client)
+                if before.state is HealthState.HEALTHY and health.state is HealthState.UNHEALTHY:
+                    assert len(self.struck[server_id]) >= 3
+                    assert len(set(self.struck[server_id])) >= 2
         if before.state is HealthState.DEACTIVATED and health.state is HealthState.HEALTHY:
             assert isinstance(event, ProbePassed)
             assert event.forced or before.consecutive_successes >= 1
@@ -722,17 +853,18 @@ class Servers(RuleBasedStateMachine):
         """Let time pass."""
         self.now += seconds
 
-    @rule(data=st.data(), again=st.booleans(), excluded=st.sets(st.sampled_from("abc"), max_size=2))
-    def request(self, data: st.DataObject, again: bool, excluded: set[str]) -> None:
-        """Start an attempt where routing allows it; some requests are one client's repetition under the same id."""
+    @rule(data=st.data(), client=CLIENTS, again=st.booleans(), excluded=st.sets(st.sampled_from("abc"), max_size=2))
+    def request(self, data: st.DataObject, client: str, again: bool, excluded: set[str]) -> None:
+        """Start an attempt where routing allows it; some are further attempts of the same request."""
         found = candidates(
             self.table.models["llama"], self.load, stream=False, path=CHAT, excluded={ServerId(name) for name in excluded}, now=self.now
         )
         if found.ready:
             server = data.draw(st.sampled_from(found.ready))
             health = self.health(server.id)
-            assert health.state in (HealthState.HEALTHY, HealthState.HALF_OPEN)
+            assert health.state in (HealthState.HEALTHY, HealthState.SUSPECT, HealthState.HALF_OPEN)
             assert health.resting_until <= self.now
+            assert len({is_last(self.health(each.id), self.now) for each in found.ready}) == 1
             if health.state is HealthState.HALF_OPEN:
                 assert self.load.in_flight(server.id) == 0
             if server.max_concurrency is not None:
@@ -740,25 +872,31 @@ class Servers(RuleBasedStateMachine):
         elif found.last_resort is not None:
             server = found.last_resort
             assert self.health(server.id).by_traffic
-            assert not any(self.health(running.id).state is HealthState.UNHEALTHY for running, _ in self.live)
+            assert not any(self.health(running.id).state is HealthState.UNHEALTHY for running, _, _ in self.live)
         else:
             return
         assert server.id not in excluded
         self.requests += not again
         self.load.started(server.id, "llama")
-        self.live.append((server, f"r{self.requests}"))
+        self.live.append((server, client, self.requests))
 
     @precondition(lambda self: self.live)
-    @rule(data=st.data(), kind=st.none() | KINDS, retry_after=st.none() | st.floats(0, 100), chance=st.floats(0, 1, exclude_max=True))
-    def finish(self, data: st.DataObject, kind: FailureClass | None, retry_after: float | None, chance: float) -> None:
+    @rule(
+        data=st.data(),
+        kind=st.none() | KINDS,
+        retry_after=st.none() | st.floats(0, 100),
+        after_request=st.booleans(),
+        chance=st.floats(0, 1, exclude_max=True),
+    )
+    def finish(self, data: st.DataObject, kind: FailureClass | None, retry_after: float | None, after_request: bool, chance: float) -> None:
         """End a live attempt, well or in any other way; it may be of an older generation by now."""
-        server, request_id = self.live.pop(data.draw(st.integers(0, len(self.live) - 1)))
+        server, client, number = self.live.pop(data.draw(st.integers(0, len(self.live) - 1)))
         self.load.finished(server.id, "llama", seconds=0.1, failed=kind is not None, first_byte_timeout=120.0)
         if kind is None:
-            self.report(server.id, AttemptPassed(server.generation, request_id), chance)
+            self.report(server.id, AttemptPassed(server.generation), chance)
         else:
-            failure = Failure(kind, "words", retry_after=retry_after)
-            self.report(server.id, AttemptFailed(server.generation, request_id, failure, CHAT), chance)
+            failure = Failure(kind, "words", retry_after=retry_after, after_request=after_request)
+            self.report(server.id, AttemptFailed(server.generation, client, number, failure, CHAT), chance)
 
     @rule(
         name=st.sampled_from("abc"),
@@ -814,7 +952,9 @@ class Servers(RuleBasedStateMachine):
             assert len(health.strikes) <= POLICY.strikes
             assert len(set(health.strikes)) == len(health.strikes)
             assert 0.25 <= share(health, POLICY, self.now) <= 1.0
-            assert not (health.by_traffic and health.state is not HealthState.UNHEALTHY and health.state is not HealthState.HALF_OPEN)
+            assert health.doubted_until - self.now <= POLICY.longest_doubt + 1e-6
+            if health.by_traffic:
+                assert health.state in (HealthState.SUSPECT, HealthState.UNHEALTHY, HealthState.HALF_OPEN)
 
     @invariant()
     def the_two_sides_of_the_table_agree(self) -> None:
@@ -825,6 +965,59 @@ class Servers(RuleBasedStateMachine):
 
 
 TestServers = Servers.TestCase
+
+
+_ITS_OWN = {FailureClass.CONNECT, FailureClass.BUSY, FailureClass.NO_MODEL, FailureClass.AUTH}
+FROM_A_REQUEST = [kind for kind in FailureClass if kind not in _ITS_OWN]
+"""What the requests of a client can make a sound server answer; the others are what it says of itself, or not an answer at all."""
+
+
+class OneClient(RuleBasedStateMachine):
+    """A sound server: it passes every probe and answers everybody, but for one client, whose requests can end in any way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.number = 100.0, 0
+        self.health = well()
+
+    def take(self, event: HealthEvent, chance: float = 0.5) -> None:
+        """Advance."""
+        self.number += 1
+        self.health = advance(self.health, event, POLICY, now=self.now, wall=WALL + self.now, chance=chance)
+
+    @rule(seconds=st.sampled_from([0.0, 0.5, 1.0, 29.9, 30.0, 61.0, 400.0]))
+    def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
+
+    @rule(kind=st.sampled_from(FROM_A_REQUEST), counts=st.booleans(), path=st.sampled_from([CHAT, "/v1/embeddings"]), again=st.booleans())
+    def attack(self, kind: FailureClass, counts: bool, path: str, again: bool) -> None:
+        """Fail a request of the client, or another attempt of its last one."""
+        number = self.number - again
+        self.take(AttemptFailed(1, "attacker", number, Failure(kind, "no", after_request=True), path, counts))
+
+    @rule()
+    def satisfy(self) -> None:
+        """Answer the client."""
+        self.take(AttemptPassed(1))
+
+    @rule(chance=st.floats(0, 1, exclude_max=True), forced=st.booleans())
+    def probe(self, chance: float, forced: bool) -> None:
+        """Pass a probe."""
+        self.take(ProbePassed(1, forced=forced), chance)
+
+    @invariant()
+    def others_are_served(self) -> None:
+        """Whatever the client does, anybody else gets through to the server."""
+        server = Servers.make("b", 1)
+        table = build_table(1, [server], {server.id: self.health})
+        for path in (CHAT, "/v1/embeddings"):
+            found = candidates(table.models["llama"], Load(), stream=False, path=path, excluded=(), now=self.now)
+            assert found.ready == (server,)
+        assert self.health.status == "healthy"
+
+
+TestOneClient = OneClient.TestCase
 
 
 # What another process found
@@ -849,11 +1042,11 @@ def test_the_verdict_of_another_process_is_as_good_as_ones_own(
     state: HealthState, found: HealthState, age: float, in_seconds: float
 ) -> None:
     """Its next probe is planned from when it was found, whatever the clocks; what is ill wants one at once; local knowledge stays."""
-    current = Health(state=state, probe_at=107.0, resting_until=120.0, strikes=("a",), models=("old",))
+    current = Health(state=state, probe_at=107.0, resting_until=120.0, strikes=(("a", 1),), models=("old",))
     stored = Health(state=found, last_checked_at=1000.0 - age, reason="words", models=("new",))
     known = followed(current, stored, HealthPolicy(interval=60, timeout=10), now=100.0, wall=1000.0)
     assert (known.state, known.reason, known.models, known.last_checked_at) == (found, "words", ("new",), 1000.0 - age)
-    assert (known.probe_at, known.resting_until, known.strikes) == (100.0 + in_seconds, 120.0, ("a",))
+    assert (known.probe_at, known.resting_until, known.strikes) == (100.0 + in_seconds, 120.0, (("a", 1),))
 
 
 @pytest.mark.parametrize(("state", "is_slow"), [(HealthState.UNHEALTHY, True), (HealthState.PROBING, False), (HealthState.HEALTHY, False)])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multiverse_gateway.core.health import Health, HealthState, is_usable
+from multiverse_gateway.core.health import Health, HealthState, is_last, is_usable
 from multiverse_gateway.core.load import Load
 from multiverse_gateway.core.routing import Candidates, Model, Route, RoutingTable, build_table, candidates, close_names, with_health
 from multiverse_gateway.core.servers import Capabilities, Server, ServerId
@@ -140,6 +140,7 @@ def test_only_the_well_take_requests(state: HealthState) -> None:
     """F01, F17, H01: a server that is out gets nothing, however it came there."""
     found = find((server("a"), health(state)), (server("b"), health()))
     assert names(found) == ("ab" if state in (WELL, HealthState.HALF_OPEN) else "b")
+    assert names(find((server("a"), health(state)))) == ("a" if state in (WELL, HealthState.SUSPECT, HealthState.HALF_OPEN) else "")
     assert found.last_resort is None
 
 
@@ -194,6 +195,22 @@ def test_a_half_open_server_takes_one_request() -> None:
     half = (server("a", cap=50), health(HealthState.HALF_OPEN))
     assert names(find(half)) == "a"
     assert find(half, load=loaded(a=1)) == Candidates(full=True)
+
+
+@pytest.mark.parametrize("reason", [{"state": HealthState.SUSPECT}, {"doubted_until": NOW + 5}])
+def test_suspect_and_doubted_servers_are_chosen_last(reason: dict[str, Any]) -> None:
+    """S12: they are ready only if no better server is; before those that do not know the call, and within their caps."""
+    last = server("a"), attrs.evolve(health(), **reason)
+    assert names(find(last, (server("b"), health()))) == "b"
+    assert names(find(last, (server("b"), health()), excluded="b")) == "a"
+    assert names(find(last, last)) == "aa"
+    found = find(last, (server("b", cap=1), health()), load=loaded(b=1))
+    assert (names(found), found.full) == ("a", True)
+    assert names(find(last, (server("b"), health(resting_until=NOW + 9)))) == "a"
+    assert names(find(last, (server("b"), health(unsupported=((CHAT, NOW + 9),))))) == "a"
+    assert find((server("a", cap=1), last[1]), load=loaded(a=1)) == Candidates(full=True)
+    if "doubted_until" in reason:
+        assert names(find(last, (server("b"), health()), now=NOW + 5)) == "ab"
 
 
 def test_a_stream_needs_a_server_that_streams() -> None:
@@ -288,6 +305,7 @@ def routes(draw: st.DrawFn) -> list[tuple[Server, Health]]:
             resting_until=draw(st.just(0.0) | st.floats(NOW - 60, NOW + 60)),
             resting_as=draw(st.sampled_from([None, 429, 503])),
             struck_at=draw(st.floats(0, NOW)),
+            doubted_until=draw(st.just(0.0) | st.floats(NOW - 60, NOW + 60)),
             unsupported=draw(st.just(()) | st.tuples(st.tuples(st.sampled_from(PATHS), st.floats(NOW - 60, NOW + 60)))),
         )
         found.append((each, known))
@@ -319,7 +337,7 @@ def test_candidates_keep_their_promises(
     usable = [(each, known) for each, known in pairs if fits(each) and is_usable(known, path, NOW)]
     free = [each for each, known in usable if has_slot(each, known)]
     if free or found.full or found.busy:
-        assert list(found.ready) == free
+        assert list(found.ready) == ([each for each, known in pairs if each in free and not is_last(known, NOW)] or free)
     by_id = {each.id: known for each, known in pairs}
     for each in found.ready:
         known = by_id[each.id]

@@ -41,8 +41,8 @@ CLASSES = {row[0]: row for row in table("class")}
 EVENTS: list[HealthEvent] = [
     ProbePassed(1),
     ProbeFailed(1, "no answer"),
-    AttemptPassed(1, "r"),
-    AttemptFailed(1, "r", Failure(FailureClass.CONNECT, "refused"), "/v1/chat/completions"),
+    AttemptPassed(1),
+    AttemptFailed(1, "one", 1, Failure(FailureClass.CONNECT, "refused"), "/v1/chat/completions"),
 ]
 
 

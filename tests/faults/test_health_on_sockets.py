@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import attrs
 import httpx2
+from starlette.applications import Starlette
 
 from multiverse_gateway.app import create_app, lifespan
 from multiverse_gateway.core.health import HealthState
@@ -46,6 +47,7 @@ class Clock:
 class Watched:
     """A whole gateway in this process, its monitor included, with a clock that the test moves on."""
 
+    app: Starlette
     gateway: Gateway
     client: httpx2.AsyncClient
     clock: Clock
@@ -56,8 +58,11 @@ class Watched:
         assert answer.status_code == 201, answer.text
         return ServerId(answer.json()["registration_id"])
 
-    async def ask(self, model: str = "tiny") -> httpx2.Response:
-        return await self.client.post(CHAT, json={"model": model, "messages": []})
+    async def ask(self, model: str = "tiny", *, address: str = "127.0.0.1") -> httpx2.Response:
+        """Ask as the client at an address."""
+        transport = httpx2.ASGITransport(self.app, client=(address, 1))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://gateway", timeout=20) as client:
+            return await client.post(CHAT, json={"model": model, "messages": []})
 
     async def models(self) -> list[str]:
         return [model["id"] for model in (await self.client.get("/v1/models")).json()["data"]]
@@ -88,7 +93,7 @@ async def watched(*backends: LoopServer, **settings: Any) -> AsyncIterator[Watch
         await running.enter_async_context(lifespan(app))
         transport = httpx2.ASGITransport(app)
         client = await running.enter_async_context(httpx2.AsyncClient(transport=transport, base_url="http://gateway", timeout=20))
-        yield Watched(app.state.gateway, client, clock)
+        yield Watched(app, app.state.gateway, client, clock)
 
 
 async def test_a_stopped_server_is_taken_off_and_comes_back_by_itself() -> None:
@@ -139,8 +144,8 @@ async def test_a_list_of_models_does_not_make_up_for_answers() -> None:
     async with watched(backend) as there:
         server = await there.register(backend)
         backend.behave = behaviours.status(500)
-        for _ in range(3):
-            assert (await there.ask()).status_code == 504
+        for number in range(3):
+            assert (await there.ask(address=f"10.0.0.{number}")).status_code == 504
         assert there.state(server) == "unhealthy"
         probes = len(backend.probes)
         await there.reaches(server, HealthState.HALF_OPEN, step=1)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import anyio
 import attrs
+import msgspec
 import pytest
 from sqlite_utils import Database
 
@@ -335,6 +336,24 @@ async def test_a_lease_survives_a_clock_that_was_set_back(tmp_path: Path) -> Non
     clock[0] += 2.0
     assert await store.claim("probe", "first", 5.0)
     await store.aclose()
+
+
+def test_older_versions_can_read_a_suspect_server() -> None:
+    """They do not know the state, and leave out a row with a state or a fact that they do not know: they read a healthy server."""
+    row = health_row(ServerId("one"), Health(state=HealthState.SUSPECT, by_traffic=True, reason="it broke off a request"))
+    assert row["state"] == "healthy"
+    assert msgspec.json.decode(str(row["facts"])).keys() == {
+        "generation",
+        "consecutive_failures",
+        "consecutive_successes",
+        "by_traffic",
+        "reason",
+        "warning",
+        "last_checked_at",
+        "last_passed_at",
+        "last_transition_at",
+        "models",
+    }
 
 
 async def test_health_of_an_unknown_kind_is_left_out(tmp_path: Path) -> None:

@@ -265,9 +265,9 @@ class RecordingEngine:
         """Say who was chosen."""
         return {"server": server.id}
 
-    def passed(self, server: Server, request_id: str) -> None:
-        """Tell the real health."""
-        self.report(server.id, AttemptPassed(generation=server.generation, request_id=request_id))
+    def passed(self, server: Server) -> None:
+        """Report to the real health machine."""
+        self.report(server.id, AttemptPassed(generation=server.generation))
 
     def report(self, server_id: ServerId, event: HealthEvent) -> None:
         """Advance the real health, as the gateway does."""
@@ -314,8 +314,10 @@ class RecordingEngine:
             query=b"",
             request_id=f"request-{len(self.exchanges)}",
             arrived=self.clock,
+            source=f"client-{len(self.exchanges)}",
         )
         self.exchanges.append(exchange)
+        exchange.number = len(self.exchanges)
         return exchange
 
     def begin(self, client: RecordingClient | None = None, **fields: object) -> tuple[Exchange, RecordingClient]:

@@ -73,6 +73,7 @@ class Failure:
     """How one attempt ended. `reason` is for people: words, no address, nothing internal. `retry_after` is in seconds, not capped.
 
     `status` and `body` are those of the server's answer, if there was one, and `content_type` is one that may be relayed.
+    `after_request`: the server had read a request before it broke the connection, so the request may be the cause (class B only).
     """
 
     kind: FailureClass
@@ -81,6 +82,7 @@ class Failure:
     retry_after: float | None = None
     body: bytes = b""
     content_type: bytes = b"application/json"
+    after_request: bool = False
 
 
 @frozen

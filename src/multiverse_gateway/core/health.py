@@ -1,7 +1,8 @@
 """What is known about a server's health, and how probes and requests change it.
 
     PROBING        nothing is known yet                    a good probe: HEALTHY
-    HEALTHY        in rotation                             a failed probe, A or B of a request, strikes: UNHEALTHY
+    HEALTHY        in rotation                             a failed probe, class A, strikes: UNHEALTHY; class B after a request: SUSPECT
+    SUSPECT        chosen last; probed at once             a good probe or answer: HEALTHY; a failed probe, B for another client: UNHEALTHY
     UNHEALTHY      out; probed after 1, 2, 4 … 60 s        a good probe: HALF_OPEN; failed probes in a row: DEACTIVATED
     HALF_OPEN      gets one request at a time              it passes, or a later probe does: HEALTHY; it fails: UNHEALTHY
     MISCONFIGURED  out; its stored key was refused         a good probe: HALF_OPEN
@@ -12,9 +13,11 @@ Rules that hold whatever happens:
 
 1. An event of an older generation changes nothing.
 2. Resting only ever grows longer: the later deadline wins. Being busy is no sickness.
-3. One request strikes a server at most once, and no server leaves by the strikes of one request alone.
+3. A request strikes a server at most once, and the strikes of one client take no server away from the others: after three in a row from
+   one client the server is *doubted* (chosen last) for 30 s, doubling up to 5 min; a failed request of any other client then decides.
 4. Every state but ARCHIVED has a next probe: time alone leaves no server stuck.
-5. A good probe does not wipe off strikes of the last 30 s: a server may list its models and still fail to answer.
+5. A good probe does not erase strikes of the last 30 s: a server may list its models and still fail to answer.
+6. Any answer that proves life (a success, a client error) ends the row of strikes.
 """
 
 from collections.abc import Mapping
@@ -43,6 +46,7 @@ class HealthState(StrEnum):
 
     PROBING = "probing"
     HEALTHY = "healthy"
+    SUSPECT = "suspect"
     UNHEALTHY = "unhealthy"
     HALF_OPEN = "half_open"
     MISCONFIGURED = "misconfigured"
@@ -75,6 +79,8 @@ class HealthPolicy:
     unsupported_for: float = 600.0
     slow_start: float = 30.0
     strike_memory: float = 30.0
+    doubt: float = 30.0
+    longest_doubt: float = 300.0
     archive_after: float = 604800.0
     auto_deregister: AutoDeregister = AutoDeregister.DEACTIVATE
     first_byte_timeout: float = 120.0
@@ -82,25 +88,33 @@ class HealthPolicy:
 
 
 _HEALTHY = HealthState.HEALTHY
+_SUSPECT = HealthState.SUSPECT
 _HALF_OPEN = HealthState.HALF_OPEN
 _UNHEALTHY = HealthState.UNHEALTHY
 _DEACTIVATED = HealthState.DEACTIVATED
 _ARCHIVED = HealthState.ARCHIVED
 _STATUSES: Mapping[HealthState, Literal["healthy", "unknown"]] = {
     _HEALTHY: "healthy",
+    _SUSPECT: "healthy",
     _HALF_OPEN: "healthy",
     HealthState.PROBING: "unknown",
 }
+
+
+Strike = tuple[str, int]
+"""The client (key or address) and the gateway's number of a request that failed."""
 
 
 @frozen(kw_only=True)
 class Health:
     """What is known about one generation of a server.
 
-    `consecutive_failures` and `consecutive_successes` count probes. `by_traffic`: requests took it out, and no probe has failed since.
-    The three `last_…` instants are epoch seconds. From `probe_at` on, everything is local to the process and never stored; its
-    instants are monotonic. `resting_as` is the status with which the server asked for its pause. `strikes` are ids of requests;
-    `struck_at` is the last failure of a request that the server is to blame for.
+    `consecutive_failures` and `consecutive_successes` count probes. `by_traffic`: requests took it out or made it suspect, and no probe has
+    failed since. The three `last_…` instants are epoch seconds. From `probe_at` on, everything is local to the process and never
+    stored; its instants are monotonic. `resting_as` is the status with which the server asked for its pause. `strikes` is the row of
+    failures that the server is to blame for, each with its client and the gateway's number of the request, the newest last; `struck_at`
+    is the instant of the newest. `suspected_by` is the client whose request the server broke off. The server is chosen last until
+    `doubted_until`; `doubts` counts how often in a row that happened.
     """
 
     state: HealthState = HealthState.PROBING
@@ -120,8 +134,11 @@ class Health:
     resting_until: float = 0.0
     resting_as: int | None = None
     slow_since: float | None = None
-    strikes: tuple[str, ...] = ()
+    strikes: tuple[Strike, ...] = ()
     struck_at: float = -inf
+    suspected_by: str | None = None
+    doubted_until: float = 0.0
+    doubts: int = 0
     unsupported: tuple[tuple[str, float], ...] = ()
 
     @property
@@ -134,6 +151,9 @@ class Health:
         """Tell whether the server counts as one of its model's, working or not."""
         return self.state is not _DEACTIVATED and self.state is not _ARCHIVED
 
+
+_NO_ROW: dict[str, Any] = {"strikes": (), "struck_at": -inf, "suspected_by": None, "doubted_until": 0.0}
+_NO_STRIKES: dict[str, Any] = {**_NO_ROW, "doubts": 0}
 
 SHARED = (
     "generation",
@@ -176,15 +196,19 @@ class AttemptPassed:
     """A request was answered in full."""
 
     generation: int
-    request_id: str
 
 
 @frozen
 class AttemptFailed:
-    """A request to the API path failed. Without `counts` the server is not blamed; what it said of itself (busy …) still holds."""
+    """A request to the API path failed.
+
+    `client` is the key or address that sent it, `number` the gateway's own number of the request: nothing that a client can choose.
+    Without `counts` the server is not blamed; what it said of itself (busy …) still holds.
+    """
 
     generation: int
-    request_id: str
+    client: str
+    number: int
     failure: Failure
     path: str
     counts: bool = True
@@ -214,7 +238,7 @@ def resume(stored: Health, policy: HealthPolicy, *, now: float, wall: float) -> 
     state = stored.state
     checked_at = -inf if stored.last_checked_at is None else stored.last_checked_at
     is_young = abs(wall - checked_at) <= policy.verdict_age
-    if state is _HEALTHY and not is_young:
+    if (state is _HEALTHY or state is _SUSPECT) and not is_young:
         state = _HALF_OPEN
     return evolve(
         stored,
@@ -224,9 +248,8 @@ def resume(stored: Health, policy: HealthPolicy, *, now: float, wall: float) -> 
         resting_until=0.0,
         resting_as=None,
         slow_since=None,
-        strikes=(),
-        struck_at=-inf,
         unsupported=(),
+        **_NO_STRIKES,
     )
 
 
@@ -242,13 +265,14 @@ def followed(current: Health, stored: Health, policy: HealthPolicy, *, now: floa
     >>> followed(fresh(1, now=0, wall=1000), fresh(1, now=0, wall=1030), policy, now=40, wall=1040).probe_at
     80.0
     """
-    if stored.state is _UNHEALTHY and stored.by_traffic and (current.state is _HEALTHY or current.state is _HALF_OPEN):
+    is_hearsay = stored.by_traffic and (stored.state is _SUSPECT or stored.state is _UNHEALTHY)
+    if is_hearsay and current.status == "healthy":
         return evolve(current, probe_at=now)
-    doubted = current.by_traffic and now - current.struck_at < policy.strike_memory
-    state = _HALF_OPEN if stored.state is _HEALTHY and doubted else stored.state
+    is_struck = current.by_traffic and current.state is not _SUSPECT and now - current.struck_at < policy.strike_memory
+    state = _HALF_OPEN if stored.state is _HEALTHY and is_struck else stored.state
     health = evolve(current, state=state, **{name: getattr(stored, name) for name in SHARED})
     is_other = stored.state is not current.state
-    if is_other and stored.state is _HEALTHY and current.state is not HealthState.PROBING:
+    if is_other and stored.state is _HEALTHY and current.state is not HealthState.PROBING and current.state is not _SUSPECT:
         health = evolve(health, slow_since=now)
     return evolve(health, probe_at=_planned(health, policy, now, wall, is_other=is_other))
 
@@ -268,8 +292,13 @@ def _planned(health: Health, policy: HealthPolicy, now: float, wall: float, *, i
 
 
 def is_usable(health: Health, path: str, now: float) -> bool:
-    """Tell whether requests to the API path may go to the server now; a HALF_OPEN one takes one at a time."""
-    return (health.state is _HEALTHY or health.state is _HALF_OPEN) and health.resting_until <= now and supports(health, path, now)
+    """Return whether requests to the API path may go to the server now; a HALF_OPEN one takes one at a time."""
+    return health.status == "healthy" and health.resting_until <= now and supports(health, path, now)
+
+
+def is_last(health: Health, now: float) -> bool:
+    """Return whether a usable server is chosen only if no better one is ready: it is suspect or doubted."""
+    return health.state is _SUSPECT or health.doubted_until > now
 
 
 def supports(health: Health, path: str, now: float) -> bool:
@@ -287,8 +316,8 @@ def share(health: Health, policy: HealthPolicy, now: float) -> float:
 
 
 def is_settled(health: Health) -> bool:
-    """Tell whether one more answer that is good changes nothing."""
-    return health.state is _HEALTHY and not health.strikes and health.slow_since is None
+    """Return whether another good answer changes nothing."""
+    return health.state is _HEALTHY and not health.strikes and not health.doubts and health.slow_since is None
 
 
 @frozen
@@ -306,7 +335,7 @@ def advance(health: Health, event: HealthEvent, policy: HealthPolicy, *, now: fl
     `now` is monotonic, `wall` epoch seconds; `chance` in [0, 1) is the jitter of whatever is scheduled.
 
     >>> health = fresh(1, now=0.0, wall=0.0)
-    >>> advance(health, AttemptPassed(1, "a"), HealthPolicy(), now=1.0, wall=1.0, chance=0.5) is health
+    >>> advance(health, AttemptPassed(1), HealthPolicy(), now=1.0, wall=1.0, chance=0.5) is health
     True
     >>> advance(health, ProbeFailed(1, "refused"), HealthPolicy(), now=1.0, wall=1.0, chance=0.5).state
     <HealthState.UNHEALTHY: 'unhealthy'>
@@ -330,24 +359,24 @@ def advance(health: Health, event: HealthEvent, policy: HealthPolicy, *, now: fl
 
 def _attempt_passed(health: Health, policy: HealthPolicy, now: float, wall: float) -> Health:
     if health.state is _HALF_OPEN:
-        return _healthy(health, now, wall, is_slow=True, strikes=(), struck_at=-inf)
+        return _healthy(health, now, wall, is_slow=True, **_NO_STRIKES)
+    if health.state is _SUSPECT:
+        return _healthy(health, now, wall, **_NO_STRIKES)
     if health.state is _HEALTHY:
         is_over = health.slow_since is not None and now - health.slow_since >= policy.slow_start
-        if not health.strikes and not is_over:
+        if not health.strikes and not health.doubts and not is_over:
             return health
-        return evolve(health, strikes=(), struck_at=-inf, slow_since=None if is_over else health.slow_since)
+        return evolve(health, slow_since=None if is_over else health.slow_since, **_NO_STRIKES)
     if health.state is _UNHEALTHY and health.by_traffic and health.probe_at > now:
-        return evolve(health, probe_at=now)  # the last resort worked: look at once
+        return evolve(health, probe_at=now)  # the last resort worked: probe at once
     return health
 
 
 def _attempt_failed(health: Health, event: AttemptFailed, policy: HealthPolicy, at: _At) -> Health:
     failure = event.failure
     match failure.kind:
-        case FailureClass.CONNECT | FailureClass.BROKEN:
-            return _blamed(health, event, policy, at, is_strike=False) if event.counts else health
-        case FailureClass.TIMEOUT | FailureClass.SERVER_ERROR | FailureClass.NONSENSE:
-            return _blamed(health, event, policy, at, is_strike=True) if event.counts else health
+        case FailureClass.CONNECT | FailureClass.BROKEN | FailureClass.TIMEOUT | FailureClass.SERVER_ERROR | FailureClass.NONSENSE:
+            return _blamed(health, event, policy, at) if event.counts else health
         case FailureClass.BUSY:
             rest = failure.retry_after or _around(policy.resting_default, at.chance)
             return _resting(health, at.now + min(policy.resting_cap, rest), failure.status)
@@ -358,40 +387,81 @@ def _attempt_failed(health: Health, event: AttemptFailed, policy: HealthPolicy, 
             return _without(health, event.path, policy, at.now)
         case FailureClass.AUTH:
             return _misconfigured(health, failure.reason, policy, at)
-        case FailureClass.CLIENT_ERROR if health.state is _HALF_OPEN:
-            return _healthy(health, at.now, at.wall, is_slow=True)
+        case FailureClass.CLIENT_ERROR:
+            return _attempt_passed(health, policy, at.now, at.wall)
     return health
 
 
-def _blamed(health: Health, event: AttemptFailed, policy: HealthPolicy, at: _At, *, is_strike: bool) -> Health:
-    strikes, enough = health.strikes, max(2, policy.strikes)
-    if is_strike and event.request_id not in strikes:
-        strikes = (*strikes, event.request_id)[-enough:]
-    match health.state:
-        case HealthState.HALF_OPEN:
-            return _ejected(health, event.failure, at, _around(_backoff(health.probe_step), at.chance), strikes)
-        case HealthState.HEALTHY if not is_strike:
-            return _ejected(health, event.failure, at, _CONFIRM_AFTER, strikes)
-        case HealthState.HEALTHY if strikes is health.strikes:
-            return health
-        case HealthState.HEALTHY if len(strikes) >= enough:
-            return _ejected(health, event.failure, at, _CONFIRM_AFTER, strikes)
-        case HealthState.HEALTHY | HealthState.UNHEALTHY:
-            return evolve(health, strikes=strikes, struck_at=at.now)
-    return health
+def _blamed(health: Health, event: AttemptFailed, policy: HealthPolicy, at: _At) -> Health:
+    """Judge a server by a failure of its own; what its requests report while it is out of rotation for other reasons changes nothing."""
+    if health.status != "healthy":
+        return evolve(health, struck_at=at.now, strikes=_row(health, event, policy)) if health.state is _UNHEALTHY else health
+    if _is_dead(event.failure):
+        return _ejected(health, event.failure, at, health.strikes)
+    strikes = _row(health, event, policy)
+    if strikes is health.strikes:
+        return health
+    if _is_proven(health, event, strikes, policy):
+        return _ejected(health, event.failure, at, strikes)
+    struck = _doubted(evolve(health, strikes=strikes, struck_at=at.now), policy, at)
+    if event.failure.kind is FailureClass.BROKEN and health.state is not _HALF_OPEN:
+        reason = _reason(event.failure)
+        return _moved(struck, _SUSPECT, at.wall, by_traffic=True, reason=reason, suspected_by=event.client, probe_at=at.now)
+    return struck
 
 
-def _ejected(health: Health, failure: Failure, at: _At, delay: float, strikes: tuple[str, ...]) -> Health:
+def _is_dead(failure: Failure) -> bool:
+    """Return whether a failure cannot be the request's fault: the server was not reached, or hung up before it read any request."""
+    return failure.kind is FailureClass.CONNECT or (failure.kind is FailureClass.BROKEN and not failure.after_request)
+
+
+def _row(health: Health, event: AttemptFailed, policy: HealthPolicy) -> tuple[Strike, ...]:
+    """Return the row of strikes with this failure; the same object if its request has struck already, or the failure is no strike."""
+    if _is_dead(event.failure) or any(number == event.number for _, number in health.strikes):
+        return health.strikes
+    return (*health.strikes, (event.client, event.number))[-_enough(policy) :]
+
+
+def _enough(policy: HealthPolicy) -> int:
+    return max(2, policy.strikes)
+
+
+def _is_proven(health: Health, event: AttemptFailed, strikes: tuple[Strike, ...], policy: HealthPolicy) -> bool:
+    """Return whether strikes prove that the server is at fault, and not a request or a client."""
+    is_shared = len({client for client, _ in strikes}) > 1
+    if health.state is _HALF_OPEN:
+        return is_shared or not health.strikes
+    if event.failure.kind is FailureClass.BROKEN and health.suspected_by not in (None, event.client):
+        return True
+    return is_shared and len(strikes) >= _enough(policy)
+
+
+def _doubted(health: Health, policy: HealthPolicy, at: _At) -> Health:
+    """Let a server be chosen last for a while if one client alone has struck it often enough, each time for longer."""
+    is_enough = len(health.strikes) >= _enough(policy) or health.state is _HALF_OPEN
+    if not is_enough or len({client for client, _ in health.strikes}) > 1 or health.doubted_until > at.now:
+        return health
+    seconds = min(policy.longest_doubt, policy.doubt * 2.0**health.doubts)
+    return evolve(health, doubted_until=at.now + seconds, doubts=_step_after(health.doubts))
+
+
+def _reason(failure: Failure) -> str:
+    return f"requests failed: {failure.reason}"
+
+
+def _ejected(health: Health, failure: Failure, at: _At, strikes: tuple[Strike, ...]) -> Health:
+    is_again = health.state is _HALF_OPEN
     return _moved(
         health,
         _UNHEALTHY,
         at.wall,
         by_traffic=True,
-        reason=f"requests failed: {failure.reason}",
+        reason=_reason(failure),
         strikes=strikes,
         struck_at=at.now,
+        doubted_until=0.0,
         slow_since=None,
-        probe_at=at.now + delay,
+        probe_at=at.now + (_around(_backoff(health.probe_step), at.chance) if is_again else _CONFIRM_AFTER),
         probe_step=_step_after(health.probe_step),
     )
 
@@ -436,23 +506,20 @@ def _probe_passed(health: Health, event: ProbePassed, policy: HealthPolicy, at: 
         last_passed_at=at.wall,
         probe_at=at.now + _regular(policy, at.chance),
     )
-    doubted = bool(health.strikes) and at.now - health.struck_at < policy.strike_memory
-    if health.state is _HEALTHY:
+    struck_until = max(health.struck_at + policy.strike_memory, health.doubted_until) if health.strikes else -inf
+    is_struck = at.now < struck_until
+    if health.state is _HEALTHY or health.state is _SUSPECT:
         is_over = health.slow_since is not None and at.now - health.slow_since >= policy.slow_start
-        return _healthy(health, at.now, at.wall, slow_since=None if is_over else health.slow_since, **({} if doubted else _NO_STRIKES))
+        return _healthy(health, at.now, at.wall, slow_since=None if is_over else health.slow_since, **({} if is_struck else _NO_ROW))
     if health.state is HealthState.PROBING:
         return _healthy(health, at.now, at.wall, **_NO_STRIKES)
     if health.state is _DEACTIVATED and not event.forced:
         if health.consecutive_successes < 2:
             return evolve(health, probe_at=at.now + _CONFIRM_AFTER)
         return _healthy(health, at.now, at.wall, is_slow=True, **_NO_STRIKES)
-    if not doubted and (event.forced or health.state is _HALF_OPEN):
+    if not is_struck and (event.forced or health.state is _HALF_OPEN):
         return _healthy(health, at.now, at.wall, is_slow=True, **_NO_STRIKES)
-    decided_at = health.struck_at + policy.strike_memory if doubted else at.now
-    return _moved(health, _HALF_OPEN, at.wall, probe_at=max(at.now + _around(_CONFIRM_AFTER, at.chance), decided_at))
-
-
-_NO_STRIKES: dict[str, Any] = {"strikes": (), "struck_at": -inf}
+    return _moved(health, _HALF_OPEN, at.wall, probe_at=max(at.now + _around(_CONFIRM_AFTER, at.chance), struck_until))
 
 
 def _probe_failed(health: Health, event: ProbeFailed, policy: HealthPolicy, at: _At) -> Health:

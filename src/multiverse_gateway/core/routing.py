@@ -11,7 +11,7 @@ from typing import Protocol
 
 from attrs import evolve, field, frozen
 
-from multiverse_gateway.core.health import Health, HealthState, supports
+from multiverse_gateway.core.health import Health, HealthState, is_last, supports
 from multiverse_gateway.core.servers import Server, ServerId
 
 _MAX_COMPARED = 500
@@ -28,13 +28,13 @@ class Slots(Protocol):
 
 @frozen(kw_only=True)
 class Candidates:
-    """Who could take a request now.
+    """The servers that could take a request now.
 
-    `ready` keeps the order of registration. `full`: a usable server has as many requests as it may have, so waiting helps.
-    `streaming_unsupported`: a stream is asked for, and no server of the model streams. `returns_in` is in seconds: the earliest end of
-    a pause, or the earliest probe. `last_resort` is a server that only requests found ill, offered to one request at a time when there
-    is nobody else; `last_resort_taken`: that one request runs, so waiting a moment helps. `busy`: the servers that work asked for a
-    pause; the status (429, 503) of the one that returns first.
+    `ready` keeps the order of registration; suspect and doubted servers are among them only if no better server is ready. `full`: a
+    usable server has as many requests as it may have, so waiting helps. `streaming_unsupported`: a stream is asked for, and no server of
+    the model streams. `returns_in` is in seconds: the earliest end of a pause, or the earliest probe. `last_resort` is a server that only
+    requests found unhealthy, offered to one request at a time when no other server is left; `last_resort_taken`: that one request runs,
+    so waiting a moment helps. `busy`: the servers that work asked for a pause; the status (429, 503) of the one that returns first.
     """
 
     ready: Sequence[Server] = ()
@@ -72,7 +72,7 @@ class Model:
 
     @_everybody_from.default
     def _find_everybody_from(self) -> float:
-        pauses = [route.health.resting_until for route in self.routes]
+        pauses = [max(route.health.resting_until, route.health.doubted_until) for route in self.routes]
         return max([*pauses, *(until for route in self.routes for _, until in route.health.unsupported)], default=-inf)
 
     def everybody(self, now: float) -> Candidates | None:
@@ -140,6 +140,7 @@ class Verdict(StrEnum):
     """Whether a server could take a request now, or why not."""
 
     READY = "ready"
+    LAST = "ready, but chosen last"
     TRIED = "tried already"
     NO_STREAMS = "does not stream"
     ILL = "not healthy"
@@ -155,7 +156,7 @@ def verdict(route: Route, load: Slots, *, stream: bool, path: str, excluded: Col
         return Verdict.TRIED
     if stream and not server.capabilities.streaming:
         return Verdict.NO_STREAMS
-    if health.state is not HealthState.HEALTHY and health.state is not HealthState.HALF_OPEN:
+    if health.status != "healthy":
         return Verdict.ILL
     if health.resting_until > now:
         return Verdict.RESTING
@@ -163,11 +164,12 @@ def verdict(route: Route, load: Slots, *, stream: bool, path: str, excluded: Col
         return Verdict.FULL
     if health.unsupported and not supports(health, path, now):
         return Verdict.UNSUPPORTED
-    return Verdict.READY
+    return Verdict.LAST if is_last(health, now) else Verdict.READY
 
 
 def _sort_out(model: Model, load: Slots, stream: bool, path: str, excluded: Collection[ServerId], now: float) -> Candidates:
     ready: list[Server] = []
+    last: list[Server] = []
     reluctant: list[Server] = []
     suspects: list[Route] = []
     full = False
@@ -178,6 +180,8 @@ def _sort_out(model: Model, load: Slots, stream: bool, path: str, excluded: Coll
         found = verdict(route, load, stream=stream, path=path, excluded=excluded, now=now)
         if found is Verdict.READY:
             ready.append(route.server)
+        elif found is Verdict.LAST:
+            last.append(route.server)
         elif found is Verdict.ILL:
             returns_at = min(returns_at, health.probe_at)
             if health.state is HealthState.UNHEALTHY and health.by_traffic and health.resting_until <= now:
@@ -189,6 +193,7 @@ def _sort_out(model: Model, load: Slots, stream: bool, path: str, excluded: Coll
             full = full or supports(health, path, now)
         elif found is Verdict.UNSUPPORTED:
             reluctant.append(route.server)
+    ready = ready or last
     if not ready and not full and not resting:
         ready = reluctant
     if ready:

@@ -151,8 +151,8 @@ class Engine(Protocol):
     def refuses_usage(self, server: Server) -> None:
         """Remember that the server takes no request that asks for the tokens of a stream."""
 
-    def passed(self, server: Server, request_id: str) -> None:
-        """Tell the health machine that an attempt went well."""
+    def passed(self, server: Server) -> None:
+        """Report an attempt that went well to the health machine."""
 
     def report(self, server_id: ServerId, event: HealthEvent) -> None:
         """Tell the health machine anything else."""
@@ -190,9 +190,10 @@ class Exchange:
 
     `due` is the monotonic instant at which the gateway calls `tick`. After `Phase.OVER` the record of what happened stands in
     `status`, `attempts`, `server`, `events`, `sent_bytes`, `error_code`, `first_byte_seconds` and `usage`. `caller` is what its use is
-    counted by. `why`, if it is a list, collects why each server was chosen; `shows_why` hands it to the client. `traceparent` is
-    the client's (W3C Trace Context), for whoever traces. `asks_usage`: the engine asked the server for the tokens of a stream, which the
-    client did not; `refuser` is the server that would not have it, and nobody else is asked then.
+    counted by. Strikes against a server name `source`, the key or address that the request came from, and `number`, the gateway's own
+    number of the request. `why`, if it is a list, collects why each server was chosen; `shows_why` hands it to the client. `traceparent`
+    is the client's (W3C Trace Context), for whoever traces. `asks_usage`: the engine asked the server for the tokens of a stream, which
+    the client did not; `refuser` is the server that would not have it, and nobody else is asked then.
     """
 
     _backoff_server: Server | None
@@ -234,6 +235,7 @@ class Exchange:
         "envelope",
         "error_code",
         "first_byte_seconds",
+        "number",
         "phase",
         "query",
         "refuser",
@@ -241,6 +243,7 @@ class Exchange:
         "sent_bytes",
         "server",
         "shows_why",
+        "source",
         "status",
         "traceparent",
         "tried",
@@ -259,10 +262,13 @@ class Exchange:
         request_id: str,
         arrived: float,
         caller: str = "",
+        source: str = "",
     ) -> None:
         self._engine = engine
         limits = self._limits = engine.limits
         self.caller = caller
+        self.source = source
+        self.number = 0
         self.why: list[Mapping[str, object]] | None = None
         self.shows_why = False
         self.traceparent: str | None = None
@@ -714,7 +720,7 @@ class Exchange:
         self.sent_bytes = len(body)
         self.client.answer(self.status, [(b"content-type", self._content_type), *self._own_headers()], body)
         self._release_slot(None)
-        engine.passed(server, self.request_id)
+        engine.passed(server)
         self._over()
         engine.slot_freed(self.envelope.model)
 
@@ -811,7 +817,7 @@ class Exchange:
             self._blame(server, _TOLD_ERROR)
         else:
             self._release_slot(None)
-            self._engine.passed(server, self.request_id)
+            self._engine.passed(server)
         if self._sending is None:
             self._over()
         else:
@@ -842,7 +848,9 @@ class Exchange:
         self._engine.slot_freed(self.envelope.model)
 
     def _blame(self, server: Server, failure: Failure) -> None:
-        event = AttemptFailed(generation=server.generation, request_id=self.request_id, failure=failure, path=self.envelope.path)
+        event = AttemptFailed(
+            generation=server.generation, client=self.source, number=self.number, failure=failure, path=self.envelope.path
+        )
         self._engine.report(server.id, event)
         self.attempts.append(Attempt(server_id=server.id, failure=failure))
 

@@ -79,9 +79,18 @@ class Servers:
 
 
 def health_row(server_id: ServerId, health: Health) -> dict[str, object]:
-    """Return the row of a server's health."""
+    """Return the row of a server's health.
+
+    A suspect server is stored as a healthy one that requests hold something against: older versions do not know the state.
+    """
     facts = {name: getattr(health, name) for name in SHARED}
-    return {"server_id": server_id, "state": health.state.value, "facts": _json(facts)}
+    state = HealthState.HEALTHY if health.state is HealthState.SUSPECT else health.state
+    return {"server_id": server_id, "state": state.value, "facts": _json(facts)}
+
+
+def _state_of(stored: str, facts: Mapping[str, Any]) -> HealthState:
+    state = HealthState(stored)
+    return HealthState.SUSPECT if state is HealthState.HEALTHY and facts["by_traffic"] else state
 
 
 def healths_of(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[ServerId, Health]]:
@@ -89,7 +98,7 @@ def healths_of(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[ServerId, He
     for row in rows:
         with suppress(ValueError, KeyError, TypeError):
             facts = msgspec.json.decode(row["facts"])
-            yield ServerId(row["server_id"]), Health(state=HealthState(row["state"]), **{**facts, "models": tuple(facts["models"])})
+            yield ServerId(row["server_id"]), Health(state=_state_of(row["state"], facts), **{**facts, "models": tuple(facts["models"])})
 
 
 def shown(health: Health | None) -> tuple[object, ...] | None:

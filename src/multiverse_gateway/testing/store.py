@@ -167,8 +167,10 @@ class StoreContract:
             last_transition_at=3.0,
             models=("tiny", "other"),
         )
-        await store.save_health({ServerId("one"): health}, [])
-        assert (await store.load()).health == {"one": health}
+        for state in (HealthState.DEACTIVATED, HealthState.SUSPECT):
+            kept = attrs.evolve(health, state=state)
+            await store.save_health({ServerId("one"): kept}, [])
+            assert (await store.load()).health == {"one": kept}
 
     async def test_health_of_the_past_is_dropped(self, store: Store) -> None:
         """An older generation's, a removed server's, an unknown one's: no resurrection by a probe in flight."""

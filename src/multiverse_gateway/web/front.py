@@ -258,6 +258,7 @@ class Front:
             request_id=visit.request_id,
             arrived=visit.arrived,
             caller=caller.name,
+            source=caller.quota,
         )
         exchange.traceparent = opening.traceparent
         if opening.explains and caller.name == OPERATOR:

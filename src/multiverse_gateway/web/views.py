@@ -57,6 +57,9 @@ STATES: Mapping[HealthState, State] = {
     HealthState.UNHEALTHY: State("Down", Tone.BAD, "It failed; it gets no requests and comes back by itself once a check passes."),
     HealthState.MISCONFIGURED: State("Key refused", Tone.BAD, "It answers but refuses the stored key; its owner can mend that, by Edit."),
     HealthState.DEACTIVATED: State("Taken out", Tone.BAD, "It failed several checks in a row; it is checked rarely, and comes back alone."),
+    HealthState.SUSPECT: State(
+        "In doubt", Tone.WARN, "It broke off a request or answers late; a check decides, until then others go first."
+    ),
     HealthState.HALF_OPEN: State("Recovering", Tone.WARN, "It answers again and gets one request at a time until it has proven itself."),
     HealthState.PROBING: State("Checking", Tone.IDLE, "It was just registered and waits for its first check."),
     HealthState.HEALTHY: State("Healthy", Tone.GOOD, "It answers its checks and takes requests."),
