@@ -4,6 +4,7 @@ The table is swapped by one assignment; a request that began keeps reading whole
 path of a request: health changes are remembered and saved by `flush`, which the monitor calls.
 """
 
+import asyncio
 import logging
 import random
 import secrets
@@ -53,6 +54,10 @@ from multiverse_gateway.storage import guarded
 SWEEP_SECONDS = 0.05
 REST_SECONDS = 1.0
 """How often a gateway without requests looks whether anything is due."""
+PAUSE_SECONDS = 0.5
+"""A sweep, or the end of a probe, that comes later than this came late because the process was stopped meanwhile."""
+MAX_PAUSED_CHECKS = 3
+"""How often a check is made whose time passed while this process was stopped."""
 SETTLE_SECONDS = 1.0
 """How long requests that are over are tallied before they are counted."""
 COPIED_BYTES = 16384
@@ -137,6 +142,8 @@ class Gateway:
         self._without_usage: set[tuple[ServerId, int]] = set()
         self.body_bytes = 0
         """Bytes of requests' bodies that are kept; whoever keeps some asks `has_room`, adds them and takes them off."""
+        self.answer_bytes = 0
+        """Bytes of servers' answers that are held, beyond what every exchange may hold."""
         self.tail: Any = None
         self.admin_key: Any = None
         self._beginnings: dict[tuple[ServerId, int, str, bytes, bytes, bool], tuple[Endpoint, bytes]] = {}
@@ -229,8 +236,15 @@ class Gateway:
             planned = self.now() + SWEEP_SECONDS
             await anyio.sleep(SWEEP_SECONDS)
             now = self.now()
+            if now - planned > PAUSE_SECONDS:
+                self._postpone(now - planned)
             self._shed(strain.note(now - planned, now))
             self.sweep(now)
+
+    def _postpone(self, seconds: float) -> None:
+        """Move all deadlines after a pause of this process (SIGSTOP, suspend): what lies in the sockets is read first."""
+        for exchange in self.exchanges:
+            exchange.postpone(seconds)
 
     def sweep(self, now: float) -> None:
         """Do what is due at this monotonic instant; called every `SWEEP_SECONDS` while there is anything to do."""
@@ -407,11 +421,15 @@ class Gateway:
         """Probe a server under the timeout; whatever goes wrong is a failed result. Nothing is noted."""
         redact(server.api_key)
         timeout = self.settings.health_check_timeout_seconds
-        began = self.now()
         reason = f"no answer within {timeout:g} seconds: is the server running, and can it be reached from here?"
+        began = self.now()
         try:
-            with anyio.fail_after(timeout):
-                return await self.probe.check(server, self.http)
+            for _ in range(MAX_PAUSED_CHECKS):
+                began = self.now()
+                with anyio.move_on_after(timeout):
+                    return await self.probe.check(server, self.http)
+                if self.now() - began <= timeout + PAUSE_SECONDS:
+                    break  # else this process was stopped, and the server did not get its time
         except TimeoutError:
             pass
         except Exception:  # noqa: BLE001  a probe is a plug-in: whatever it raises is a failed result
@@ -498,7 +516,7 @@ class Gateway:
             body = asking_for_usage(body)
         head = b"%b%b\r\ncontent-length: %d\r\n\r\n" % (beginning, exchange.request_id.encode(), len(body))
         request = (head + body,) if len(body) <= COPIED_BYTES else (head, body)
-        return self._wire.send(server.id, endpoint, request, exchange)
+        return self._wire.send(server.id, endpoint, request, exchange, fresh=envelope.stateful or exchange.replays)
 
     def _beginning(self, server: Server, path: str, query: bytes, content_type: bytes, stream: bool) -> tuple[Endpoint, bytes]:
         """Return where a request goes, and its head up to the value of `x-request-id`: few of them differ."""
@@ -562,11 +580,26 @@ class Gateway:
         if self.admission.anybody_waits:
             give_turns(self.admission.waiters(model))
 
-    # Bodies and exchanges
+    def soon(self, call: Callable[[], None]) -> None:
+        """Call a function in the next turn of the event loop, after everything else that is ready."""
+        asyncio.get_running_loop().call_soon(call)
+
+    # Bodies, answers and exchanges
 
     def has_room(self, count: int) -> bool:
         """Tell whether so many bytes more of bodies may be kept."""
         return self.body_bytes + count <= self.settings.body_budget_bytes
+
+    def hold_answer(self, count: int) -> bool:
+        """Count bytes of an answer that are held; return whether there was room for them."""
+        if self.answer_bytes + count > self.settings.answer_budget_bytes:
+            return False
+        self.answer_bytes += count
+        return True
+
+    def release_answer(self, count: int) -> None:
+        """Count bytes of an answer that are held no more."""
+        self.answer_bytes -= count
 
     def overloaded(self) -> Overloaded:
         """Return the refusal of what this process has no room for."""
@@ -717,6 +750,7 @@ class Gateway:
                 for route in routes
             ],
             body_bytes=self.body_bytes,
+            answer_bytes=self.answer_bytes,
             is_shedding=self.admission.shedding,
             tasks=len(anyio.get_running_tasks()),
         )

@@ -284,6 +284,9 @@ class Settings:
     max_body_bytes: int = _setting(20 * _MIB, "Largest inference request.", _bytes(1024, 1 << 30))
     max_admin_body_bytes: int = _setting(_MIB, "Largest request of any other kind.", _bytes(1024, 1 << 30))
     body_budget_bytes: int = _setting(128 * _MIB, "Memory for all request bodies together.", _bytes(1024, 1 << 40), plain=False)
+    answer_budget_bytes: int = _setting(
+        256 * _MIB, "Memory for all large answers together, until their clients have read them.", _bytes(1024, 1 << 40)
+    )
     max_response_bytes: int = _setting(16 * _MIB, "Largest answer of a server that is no stream.", _bytes(1024, 1 << 30), plain=False)
     max_event_bytes: int = _setting(_MIB, "Largest event of a stream.", _bytes(1024, 1 << 30), plain=False)
     max_stream_bytes: int = _setting(64 * _MIB, "Largest stream.", _bytes(1024, 1 << 40), plain=False)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from attrs import evolve
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from multiverse_gateway.core.errors import (
     BackendBusy,
+    BackendOverloaded,
     GatewayError,
     NoHealthyServer,
     Overloaded,
@@ -54,9 +56,10 @@ def kind_of(failure: Failure | None) -> FailureClass | None:
     return None if failure is None else failure.kind
 
 
-def failed(*kinds: FailureClass, status: int | None = None, retry_after: float | None = None) -> list[Attempt]:
+def failed(*kinds: FailureClass, status: int | None = None, retry_after: float | None = None, body: bytes = b"{}") -> list[Attempt]:
     return [
-        Attempt(ServerId(f"server-{number}"), Failure(kind, "words", status, retry_after=retry_after)) for number, kind in enumerate(kinds)
+        Attempt(ServerId(f"server-{number}"), Failure(kind, "words", status, retry_after=retry_after, body=body))
+        for number, kind in enumerate(kinds)
     ]
 
 
@@ -82,7 +85,7 @@ def decide(
     ("status", "kind"),
     [
         (500, "D"), (502, "D"), (504, "D"), (507, "D"), (521, "D"), (599, "D"),
-        (503, "E"), (429, "E"),
+        (503, "E"), (429, "E"), (529, "E"),
         (404, "G"), (405, "G"), (501, "G"),
         (401, "H"), (403, "H"),
         (408, "I"), (425, "I"),
@@ -205,11 +208,30 @@ def test_a_missing_endpoint_is_no_missing_model(body: bytes) -> None:
     assert kind_of(judge(404, body)) is FailureClass.UNSUPPORTED
 
 
-def test_only_404_speaks_of_a_missing_model() -> None:
-    """The same words under another status mean what the status means."""
+@pytest.mark.parametrize("status", [400, 404, 422])
+def test_a_missing_model_is_missing_under_each_of_its_statuses(status: int) -> None:
+    """Class F of semantics.md: servers answer 400 and 422 for it as well as 404; under 405 the words mean nothing."""
     body = model_not_found("openai", "llama")
-    assert kind_of(judge(400, body, content_type=JSON)) is FailureClass.CLIENT_ERROR
+    assert kind_of(judge(status, body, content_type=JSON)) is FailureClass.NO_MODEL
     assert kind_of(judge(405, body, content_type=JSON)) is FailureClass.UNSUPPORTED
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_a_stored_response_that_is_not_found_is_the_clients_matter(status: int) -> None:
+    """A request that carries the id of a response gets the server's answer, which says nothing about the model."""
+    body = b'{"error": {"message": "Response with id \'resp_ model m\' not found"}}'
+    failure = classify(
+        status, {}, body, stream=False, checks_json=True, now_wall=0.0, request=b'{"previous_response_id": "x"}', names_response=True
+    )
+    assert kind_of(failure) is FailureClass.CLIENT_ERROR
+
+
+def test_words_of_the_request_say_nothing_about_the_server() -> None:
+    """S4: a server that repeats a part of the request is not a server without the model."""
+    body = b'{"error": {"message": "tool \'my model x\' not found"}}'
+    request = b'{"model": "m", "tools": [{"function": {"name": "my model x"}}]}'
+    failure = classify(404, {}, body, stream=False, checks_json=True, now_wall=0.0, request=request)
+    assert kind_of(failure) is FailureClass.UNSUPPORTED
 
 
 @pytest.mark.parametrize(
@@ -334,9 +356,38 @@ def test_the_only_server_is_dialled_once_more(kind: FailureClass) -> None:
 
 
 @pytest.mark.parametrize("kind", list(FailureClass))
-def test_a_stateful_request_is_retried_only_if_it_never_arrived(kind: FailureClass) -> None:
-    """What may have left something behind on a server is not sent to another."""
-    assert isinstance(decide(failed(kind), stateful=True), Retry) is (kind is FailureClass.CONNECT)
+def test_a_stateful_request_is_retried_only_if_no_server_has_done_anything(kind: FailureClass) -> None:
+    """What may have left something behind on a server is not sent to another; a refusal left nothing behind."""
+    assert isinstance(decide(failed(kind), stateful=True), Retry) is (kind.value in "AEFGHI")
+
+
+def test_a_refusal_is_retried_once_and_only_if_it_is_json() -> None:
+    """Class H: the page of a firewall is about the request, and two servers that refuse are no accident."""
+    auth = FailureClass.AUTH
+    assert isinstance(decide(failed(auth, status=403)), Retry)
+    assert isinstance(decide(failed(FailureClass.SERVER_ERROR, auth, status=403)), Retry)
+    assert isinstance(decide(failed(auth, auth, status=403)), GiveUp)
+    assert isinstance(decide(failed(auth, status=403, body=b"<html>no</html>")), GiveUp)
+
+
+def test_a_refusal_speaks_of_a_stored_key_only_where_there_is_one() -> None:
+    """The words for the user name what the gateway knows."""
+    (attempt,) = failed(FailureClass.AUTH, status=403)
+    assert "key that the gateway keeps" in error_of([evolve(attempt, has_key=True)]).message
+    message = error_of([attempt]).message
+    assert "keeps" not in message
+    assert "status 403" in message
+    assert "Host header" in message
+
+
+@pytest.mark.parametrize("others", [0, 3])
+def test_a_request_whose_kept_connection_died_unanswered_goes_to_the_same_server_again(others: int) -> None:
+    """RFC 9112, 9.3.1: the server may have closed it before the request came. A stateful request is not repeated."""
+    stale = [Attempt(ServerId("a"), Failure(FailureClass.BROKEN, "words", is_stale=True))]
+    assert decide(stale, others=others) == Retry(0.0, same_server=True)
+    assert decide(stale, others=others, budget_left=False) == Retry(0.0, same_server=True)
+    assert isinstance(decide(stale, others=others, stateful=True), GiveUp)
+    assert isinstance(decide([*failed(FailureClass.BROKEN, FailureClass.BROKEN), *stale]), GiveUp)
 
 
 @pytest.mark.parametrize("kind", [FailureClass.TIMEOUT, FailureClass.SERVER_ERROR, FailureClass.BUSY, FailureClass.NONSENSE])
@@ -401,7 +452,8 @@ def test_decisions_keep_their_promises(
         assert 0 <= verdict.delay < remaining
         assert kinds[-1] not in FINAL
         assert verdict.same_server == (others == 0)
-        assert kinds[-1] is FailureClass.CONNECT or not (stateful or verdict.same_server)
+        assert kinds[-1] is FailureClass.CONNECT or not verdict.same_server
+        assert not stateful or kinds[-1].value in "AEFGHI"
     else:
         assert (verdict.error is None) != (verdict.relay is None)
         assert (verdict.relay is not None) == (kinds[-1] in RELAYED)
@@ -463,12 +515,12 @@ def test_a_504_lists_what_happened() -> None:
     assert error_of(attempts[:1]).message.startswith("No server could answer: the only attempt failed (500).")
 
 
-@pytest.mark.parametrize(("status", "error"), [(429, BackendBusy), (503, NoHealthyServer)])
+@pytest.mark.parametrize(("status", "error"), [(429, BackendBusy), (503, NoHealthyServer), (529, BackendOverloaded)])
 @pytest.mark.parametrize(
-    ("waits", "wait"), [([3.0], 3.0), ([None], 5.0), ([0.0], 5.0), ([1e9], 60.0), ([30.0, 2.0, 40.0], 2.0), ([0.2], 0.2)]
+    ("waits", "wait"), [([3.0], 3.0), ([None], 1.0), ([0.0], 1.0), ([1e9], 60.0), ([30.0, 2.0, 40.0], 2.0), ([0.2], 0.2)]
 )
 def test_busy_servers_say_when_to_come_back(status: int, error: type[GatewayError], waits: list[float | None], wait: float) -> None:
-    """F10, F12, F13: 429 stays 429 and 503 stays 503, with the earliest return of all servers that asked for a pause."""
+    """F10, F12, F13: 429, 503 and 529 stay what they are, with the earliest return of all servers that asked for a pause."""
     attempts = [Attempt(ServerId("x"), Failure(FailureClass.BUSY, "busy", status, retry_after=each)) for each in waits]
     found = error_of([*failed(FailureClass.CONNECT, retry_after=1.0), *attempts])
     assert type(found) is error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 
@@ -59,6 +59,8 @@ class RecordingClient:
     was_cut: bool = False
     gone: bool = False
     high_water: int | None = None
+    is_slow: bool = False
+    """Whether a whole answer stays in the door's hands until the test calls `taken`."""
     exchange: Exchange | None = None
 
     @property
@@ -83,6 +85,8 @@ class RecordingClient:
         if body:
             self.body(body)
         self.end()
+        if self.exchange is not None and not self.is_slow:
+            self.exchange.taken()
 
     def head(self, status: int, headers: Headers) -> None:
         """Take the only head."""
@@ -195,6 +199,7 @@ class RecordingEngine:
     clock: float = 1000.0
     luck: float = 0.5
     asks_usage: bool = False
+    answer_budget: int = 1 << 40
     load: Load = attrs.field(factory=Load, init=False)
     admission: Admission = attrs.field(init=False)
     table: RoutingTable = attrs.field(init=False)
@@ -203,6 +208,8 @@ class RecordingEngine:
     exchanges: list[Exchange] = attrs.field(factory=list, init=False)
     refusers: list[ServerId] = attrs.field(factory=list, init=False)
     over: list[Exchange] = attrs.field(factory=list, init=False)
+    calls: list[Callable[[], None]] = attrs.field(factory=list, init=False)
+    answer_bytes: int = attrs.field(default=0, init=False)
 
     @admission.default
     def _make_admission(self) -> Admission:
@@ -256,6 +263,22 @@ class RecordingEngine:
         sending = RecordingSending(server, exchange)
         self.sendings.append(sending)
         return sending
+
+    def soon(self, call: Callable[[], None]) -> None:
+        """Keep the call for the test's next `turn`."""
+        self.calls.append(call)
+
+    def hold_answer(self, count: int) -> bool:
+        """Count, as the gateway does."""
+        if self.answer_bytes + count > self.answer_budget:
+            return False
+        self.answer_bytes += count
+        return True
+
+    def release_answer(self, count: int) -> None:
+        """Count, as the gateway does."""
+        self.answer_bytes -= count
+        assert self.answer_bytes >= 0
 
     def refuses_usage(self, server: Server) -> None:
         """Note who is to be asked no more."""
@@ -337,6 +360,12 @@ class RecordingEngine:
         """The newest attempt."""
         return self.sendings[-1]
 
+    def turn(self) -> None:
+        """Make the calls that are ready, as one turn of the event loop does."""
+        calls, self.calls = self.calls, []
+        for call in calls:
+            call()
+
     def wait(self, seconds: float) -> None:
         """Let time pass, then do what is due, as the gateway's sweep does: who is due is decided before anybody is called."""
         self.clock += seconds
@@ -395,5 +424,6 @@ class RecordingEngine:
                 assert exchange.sent_bytes == len(client.data)
         for capped in self.servers:
             assert capped.max_concurrency is None or self.load.in_flight(capped.id) <= capped.max_concurrency
+        assert self.answer_bytes == sum(exchange.held for exchange in self.exchanges)
         if len(self.over) == len(self.exchanges):
             assert not any(self.load.retries_in_flight(model) for model in self.table.models)

@@ -87,6 +87,8 @@ class Envelope:
     path: str
     dialect: Dialect
     leaves_usage: bool = False
+    names_response: bool = False
+    """Whether the request carries the id of a stored response, so that "not found" in an answer speaks of that one."""
     answers_json: bool = field(init=False)
     """Whether the answer is JSON, or a stream of events."""
 
@@ -199,6 +201,7 @@ def read_envelope(path: str, content_type: str, body: bytes) -> Envelope:
         _is_stateful(path, fields),
         options is not _ABSENT and _includes_usage(bytes(options)),
         options is not _ABSENT,
+        fields.previous_response_id is not _ABSENT and bytes(fields.previous_response_id) not in _NO,
     )
 
 
@@ -267,11 +270,19 @@ def asking_for_usage(body: bytes) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _envelope(path: str, model: str, stream: bool, keeps: bool = False, wants_usage: bool = False, says_usage: bool = False) -> Envelope:
+def _envelope(
+    path: str,
+    model: str,
+    stream: bool,
+    keeps: bool = False,
+    wants_usage: bool = False,
+    says_usage: bool = False,
+    names_response: bool = False,
+) -> Envelope:
     """Make an envelope; few of them differ, and to find one costs a quarter of making it."""
     leaves_usage = stream and not says_usage and path in _TELLS_USAGE
     stateful = keeps or not (path in _STATELESS or path == _RESPONSES or path.startswith(_STATELESS_BELOW))
-    return Envelope(model, stream, stateful, wants_usage, path, dialect_of(path), leaves_usage)
+    return Envelope(model, stream, stateful, wants_usage, path, dialect_of(path), leaves_usage, names_response)
 
 
 def _model(value: Any) -> str:

@@ -22,13 +22,15 @@
     ├── InternalError             500  internal_error
     ├── UpstreamFailed            502  upstream_error
     │   ├── UpstreamAuthFailed         upstream_auth_failed
-    │   └── UpstreamBadResponse        upstream_bad_response
+    │   ├── UpstreamBadResponse        upstream_bad_response
+    │   └── AnswerTooLarge             answer_too_large
     ├── Unavailable               503  service_unavailable_error
     │   ├── NoHealthyServer            no_healthy_server
     │   ├── Overloaded                 overloaded
     │   ├── StorageUnavailable         storage_unavailable
     │   │   └── StorageRefused         storage_unavailable
     │   ├── ProbeRefused               probe_failed
+    │   ├── BackendOverloaded     529  upstream_overloaded
     │   └── ShuttingDown               gateway_shutting_down
     ├── UpstreamTimeout           504  upstream_timeout
     └── LoopDetected              508  loop_detected
@@ -236,8 +238,14 @@ class UpstreamBadResponse(UpstreamFailed):
     code = "upstream_bad_response"
 
 
+class AnswerTooLarge(UpstreamFailed):
+    """The answer exceeds a limit of the gateway; another server's would, too."""
+
+    code = "answer_too_large"
+
+
 class Unavailable(GatewayError):
-    """Not now."""
+    """The service cannot answer right now."""
 
     status = 503
     type = "service_unavailable_error"
@@ -270,6 +278,13 @@ class ProbeRefused(Unavailable):
     """The server to be registered did not pass its probe."""
 
     code = "probe_failed"
+
+
+class BackendOverloaded(Unavailable):
+    """Every server of the model asked for a pause, the last one with status 529."""
+
+    status = 529
+    code = "upstream_overloaded"
 
 
 class ShuttingDown(Unavailable):

@@ -1,20 +1,22 @@
-"""What an upstream answer means, whether another attempt is made, and what the client sees when none is left.
+"""What a server's answer means, whether another attempt is made, and what the client sees when none is left.
 
     class                retried elsewhere          seen by the client if no attempt is left
     A  connect           yes                        504
     B  broken            yes                        504
     C  timeout           if time remains            504
     D  server error      yes                        504, lists the attempts
-    E  busy              yes, at once               429 or 503, with Retry-After
-    F  no such model     yes                        404 body of the last server
+    E  busy              yes, at once               429, 503 or 529, with Retry-After
+    F  no such model     yes                        status and body of the last server
     G  unsupported       yes                        last body unchanged
-    H  key refused       yes                        502, never 401: the user's key is fine
+    H  refused           once, if it is JSON        502, never 401: the user's key is fine
     I  transient         yes                        504
     J  client error      never                      status and body unchanged
     K  nonsense          yes                        502
     L  local             never                      503
 
-The class of the last attempt decides what is seen. Stateful requests are retried after A only: nothing reached a server then.
+The class of the last attempt decides what the client sees. A stateful request, which leaves something behind on a server, is retried
+after A, E, F, G, H and I only: then the server refused before it did anything. Each attempt goes to another server, with one exception:
+a stateless request whose kept connection ended unanswered is sent once more, on a new connection to the same server.
 """
 
 import re
@@ -27,9 +29,11 @@ from typing import assert_never
 
 from attrs import frozen
 
+from multiverse_gateway.core.answers import check_json
 from multiverse_gateway.core.content_types import relayed_type
 from multiverse_gateway.core.errors import (
     BackendBusy,
+    BackendOverloaded,
     GatewayError,
     NoHealthyServer,
     Overloaded,
@@ -37,15 +41,14 @@ from multiverse_gateway.core.errors import (
     UpstreamBadResponse,
     UpstreamTimeout,
 )
+from multiverse_gateway.core.refusals import lacks_model
 from multiverse_gateway.core.servers import ServerId
 
-DEFAULT_REST = 5.0
+DEFAULT_REST = 1.0
 """Seconds to wait for a busy server that does not say how long."""
 LONGEST_REST = 60.0
-"""Seconds; what servers ask beyond that is not passed on."""
+"""Seconds; a longer Retry-After of a server is cut to this."""
 
-_NO_MODEL = re.compile(rb"model_not_found|(?<![/\w])model\b.{0,200}?\b(?:not found|does not exist)", re.DOTALL | re.IGNORECASE)
-_NO_MODEL_WITHIN = 2048
 _TUNNEL_MARKS = (b"ERR_NGROK_", b"error code: 1033")
 _SECONDS = re.compile(rb"\d{1,18}(?:\.\d{1,18})?")
 _MAX_DATE = 64
@@ -73,7 +76,8 @@ class Failure:
     """How one attempt ended. `reason` is for people: words, no address, nothing internal. `retry_after` is in seconds, not capped.
 
     `status` and `body` are those of the server's answer, if there was one, and `content_type` is one that may be relayed.
-    `after_request`: the server had read a request before it broke the connection, so the request may be the cause (class B only).
+    `after_request`: the server had the request, or a part of it, when the connection broke. `is_stale`: a kept connection ended
+    unanswered, which the server may have closed before the request was written.
     """
 
     kind: FailureClass
@@ -83,14 +87,16 @@ class Failure:
     body: bytes = b""
     content_type: bytes = b"application/json"
     after_request: bool = False
+    is_stale: bool = False
 
 
 @frozen
 class Attempt:
-    """One failed request to one server."""
+    """One failed request to one server; `has_key` says whether the gateway sent a key that it keeps for the server."""
 
     server_id: ServerId
     failure: Failure
+    has_key: bool = False
 
 
 @frozen(kw_only=True)
@@ -126,12 +132,22 @@ class GiveUp:
 
 
 def classify(
-    status: int, headers: Mapping[bytes, bytes], body: bytes | None, *, stream: bool, checks_json: bool, now_wall: float
+    status: int,
+    headers: Mapping[bytes, bytes],
+    body: bytes | None,
+    *,
+    stream: bool,
+    checks_json: bool,
+    now_wall: float,
+    request: bytes = b"",
+    names_response: bool = False,
 ) -> Failure | None:
-    """Tell what an answer means; `None` is a good one.
+    """Return what is wrong with an answer; `None` is a good one.
 
     Names in `headers` are lower case. `body` is `None` while only the head of a good status is known; of any other status it is
-    the whole body, or its first 64 KiB. `checks_json` holds for the paths whose answers are JSON or events.
+    the whole body, or its first 64 KiB. `checks_json` holds for the paths whose answers are JSON or events. `request` is the body of
+    the request: words that the server only repeats from it say nothing about the server. `names_response`: the request carries the id
+    of a stored response, so that "not found" speaks of that one.
 
     >>> print(classify(200, {b"content-type": b"application/json"}, None, stream=False, checks_json=True, now_wall=0.0))
     None
@@ -144,7 +160,7 @@ def classify(
     if 200 <= status < 300:
         reason = _nonsense(status, headers.get(b"content-encoding"), kind, stream, checks_json)
         return None if reason is None else Failure(FailureClass.NONSENSE, reason, status)
-    found, reason = _meaning(status, body or b"")
+    found, reason = _meaning(status, body or b"", request, names_response)
     if found in _RELAYED and not _is_identity(headers.get(b"content-encoding")):
         found, reason = FailureClass.NONSENSE, _COMPRESSED
     return Failure(
@@ -177,14 +193,16 @@ def _is_tunnel_page(status: int, headers: Mapping[bytes, bytes], kind: bytes, bo
     return body is not None and not _is_json(media_type(kind)) and any(mark in body for mark in _TUNNEL_MARKS)
 
 
-def _meaning(status: int, body: bytes) -> tuple[FailureClass, str]:
+def _meaning(status: int, body: bytes, request: bytes, names_response: bool) -> tuple[FailureClass, str]:
     reason = f"answered with status {status}"
     match status:
         case 401 | 403:
-            return FailureClass.AUTH, f"the stored key was refused with status {status}"
-        case 429 | 503:
+            return FailureClass.AUTH, f"the request was refused with status {status}"
+        case 429 | 503 | 529:
             return FailureClass.BUSY, f"busy (status {status})"
-        case 404 if _NO_MODEL.search(body, 0, _NO_MODEL_WITHIN):
+        case 400 | 404 if names_response:
+            return FailureClass.CLIENT_ERROR, reason
+        case 400 | 404 | 422 if lacks_model(body, request):
             return FailureClass.NO_MODEL, "the server does not have this model"
         case 404 | 405 | 501:
             return FailureClass.UNSUPPORTED, f"the server does not support this endpoint (status {status})"
@@ -248,6 +266,18 @@ def parse_retry_after(value: bytes | None, now_wall: float) -> float | None:
 
 _UNBUDGETED = frozenset({FailureClass.CONNECT, FailureClass.BROKEN})
 """A server that fails so is taken out at once: its requests move once, and cannot become a storm."""
+_NEVER = frozenset({FailureClass.CLIENT_ERROR, FailureClass.LOCAL})
+_HARMLESS = frozenset(
+    {
+        FailureClass.CONNECT,
+        FailureClass.BUSY,
+        FailureClass.NO_MODEL,
+        FailureClass.UNSUPPORTED,
+        FailureClass.AUTH,
+        FailureClass.TRANSIENT,
+    }
+)
+"""After these a stateful request may be sent again: the server refused it before it did anything."""
 
 
 def after_failure(
@@ -265,11 +295,13 @@ def after_failure(
     `others` is the number of usable servers not tried yet, `remaining` the seconds left of the deadline, `chance` a random number
     in [0, 1).
     """
-    kind = attempts[-1].failure.kind
-    may_retry = len(attempts) <= policy.max_retries and kind not in (FailureClass.CLIENT_ERROR, FailureClass.LOCAL)
-    if not may_retry or (stateful and kind is not FailureClass.CONNECT):
+    failure = attempts[-1].failure
+    kind = failure.kind
+    if len(attempts) > policy.max_retries or kind in _NEVER or (stateful and kind not in _HARMLESS):
         return final_error(attempts)
-    retry = _next(kind, len(attempts), others, policy, chance)
+    if kind is FailureClass.AUTH and not _may_be_the_servers_own(attempts):
+        return final_error(attempts)
+    retry = _next(failure, len(attempts), others, policy, chance)
     if retry is not None and not budget_left and kind not in _UNBUDGETED:
         retry = Retry(policy.budget_delay, waits=True)
     needed = policy.min_remaining if kind is FailureClass.TIMEOUT else 0.0
@@ -278,10 +310,18 @@ def after_failure(
     return retry
 
 
-def _next(kind: FailureClass, made: int, others: int, policy: RetryPolicy, chance: float) -> Retry | None:
+def _may_be_the_servers_own(attempts: Sequence[Attempt]) -> bool:
+    """Return whether a refusal may be about the server's key: the first of this request, in JSON, not the page of a firewall."""
+    refusals = [attempt.failure for attempt in attempts if attempt.failure.kind is FailureClass.AUTH]
+    return len(refusals) == 1 and check_json(refusals[0].body)
+
+
+def _next(failure: Failure, made: int, others: int, policy: RetryPolicy, chance: float) -> Retry | None:
+    if failure.is_stale:
+        return Retry(0.0, same_server=True)
     if others > 0:
-        return Retry(0.0 if kind is FailureClass.BUSY else policy.backoff * chance)
-    if kind is FailureClass.CONNECT and made == 1:
+        return Retry(0.0 if failure.kind is FailureClass.BUSY else policy.backoff * chance)
+    if failure.kind is FailureClass.CONNECT and made == 1:
         return Retry(policy.same_server_delay, same_server=True)
     return None
 
@@ -295,12 +335,7 @@ def final_error(attempts: Sequence[Attempt]) -> GiveUp:
         case FailureClass.BUSY:
             return GiveUp(_busy(attempts, last))
         case FailureClass.AUTH:
-            return GiveUp(
-                UpstreamAuthFailed(
-                    "The model's server refused the key that the gateway keeps for it; your own key is fine. "
-                    "Tell the host to update the server's key in the gateway, or choose another model."
-                )
-            )
+            return GiveUp(UpstreamAuthFailed(_refused(attempts[-1])))
         case FailureClass.NONSENSE:
             return GiveUp(
                 UpstreamBadResponse(
@@ -319,15 +354,29 @@ def final_error(attempts: Sequence[Attempt]) -> GiveUp:
             assert_never(last.kind)
 
 
+def _refused(attempt: Attempt) -> str:
+    if attempt.has_key:
+        return (
+            "The model's server refused the key that the gateway keeps for it; your own key is fine. "
+            "Tell the host to update the server's key in the gateway, or choose another model."
+        )
+    return (
+        f"The model's server refused the request with status {attempt.failure.status}; your own key is fine. "
+        "Tell the host: the server may want a key, or its tunnel may send a Host header that it does not accept. "
+        "Or choose another model."
+    )
+
+
 def _busy(attempts: Sequence[Attempt], last: Failure) -> GatewayError:
     waits = [attempt.failure.retry_after or DEFAULT_REST for attempt in attempts if attempt.failure.kind is FailureClass.BUSY]
     return busy_error(last.status, min(LONGEST_REST, *waits))
 
 
 def busy_error(status: int | None, wait: float) -> GatewayError:
-    """Return what the client sees when every server asked for a pause, by the status that it said and the seconds until one returns."""
-    kind = BackendBusy if status == 429 else NoHealthyServer
-    return kind(f"Every server of this model is busy now. Send the request again in {max(1.0, wait):.0f} s.", retry_after=wait)
+    """Return what the client sees when every server asked for a pause: by the status that it sent, and the seconds until one returns."""
+    kinds: Mapping[int | None, type[GatewayError]] = {429: BackendBusy, 529: BackendOverloaded}
+    kind = kinds.get(status, NoHealthyServer)
+    return kind(f"Every server of this model is busy. Send the request again in {max(1.0, wait):.0f} s.", retry_after=wait)
 
 
 def _all_failed(attempts: Sequence[Attempt]) -> str:

@@ -121,6 +121,7 @@ class Moment:
     waiting: Mapping[str, int]
     servers: Sequence[tuple[ServerId, str, str, int]]
     body_bytes: int
+    answer_bytes: int
     is_shedding: bool
     tasks: int
 
@@ -180,6 +181,7 @@ def _gauges(moment: Moment) -> Iterator[Metric]:
         states.add_metric((server_id, model, state), 1)
     yield from (running, states)
     yield GaugeMetricFamily("multiverse_body_bytes", "Memory that request bodies take.", moment.body_bytes)
+    yield GaugeMetricFamily("multiverse_answer_bytes", "Memory that large answers take until clients have read them.", moment.answer_bytes)
     yield GaugeMetricFamily("multiverse_shedding", "1 while requests are refused since the process does not keep up.", moment.is_shedding)
     yield GaugeMetricFamily("multiverse_tasks", "Tasks of the event loop; those of a process at rest do not grow.", moment.tasks)
 

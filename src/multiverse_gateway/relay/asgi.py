@@ -127,6 +127,7 @@ async def answer(client: AsgiClient, exchange: Exchange, scope: Scope, receive: 
         pass
     finally:
         exchange.client_gone()
+        exchange.taken()
         watcher.cancel()
         await asyncio.gather(watcher, return_exceptions=True)
 

@@ -4,6 +4,8 @@ Rules that hold here, whatever the order of inputs and however bytes are cut:
 
 * Before the commit point (the response head) an attempt may be replaced by another one; after it never.
 * At most one attempt runs at a time; its slot is given back exactly once, before the next attempt begins.
+* Of a stream at most `sse.EVENTS_PER_CALL` events are handled before other requests get their turn; the server is not read meanwhile.
+* What is held of an answer beyond `UNCOUNTED_BYTES` counts against the budget of all answers until the client has taken it.
 * The client gets one whole `answer`, or one `head` and after it one of `end` and `cut`; nothing at all once it is gone.
 * A stream is relayed in complete events only, so that the error event of a broken one can never be glued onto half an event.
 
@@ -12,9 +14,9 @@ Inputs are method calls: from the wire (`head`, `body`, `end`, `failed`), the do
 Outputs are calls to the three ports below. Everything runs on one event loop.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import inf
 from typing import Protocol
 
@@ -55,6 +57,8 @@ from multiverse_gateway.relay.heads import Headers
 
 MAX_ERROR_BYTES = 65536
 MAX_HELD_COMMENTS = 65536
+UNCOUNTED_BYTES = 65536
+"""What every exchange may hold of an answer without asking the budget: most answers are smaller."""
 DRAINING_SECONDS = 1.0
 QUEUE_LOOK_SECONDS = 0.25
 """How often who waits looks for itself: a slot may come without an attempt's end, as when a server's pause is over."""
@@ -69,10 +73,10 @@ _TOLD_ERROR = Failure(FailureClass.SERVER_ERROR, "the stream ended with an error
 
 
 class Client(Protocol):
-    """The door's side: one response. During these calls the exchange may be told `client_clogged`, nothing else."""
+    """The door's side: one response. During these calls it may call `client_clogged` and `taken` on the exchange, nothing else."""
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
-        """Send a whole response; nothing else is called then."""
+        """Send a whole response; nothing else is called then. The door calls `taken` once the client has all of it, or is gone."""
 
     def head(self, status: int, headers: Headers) -> None:
         """Send the head of a response whose length is not known; called once."""
@@ -145,6 +149,15 @@ class Engine(Protocol):
     def send(self, server: Server, exchange: "Exchange") -> Sending:
         """Open an attempt; its outcome comes back through the exchange's wire methods, never during this call."""
 
+    def soon(self, call: Callable[[], None]) -> None:
+        """Call a function in the next turn of the event loop, after everything else that is ready."""
+
+    def hold_answer(self, count: int) -> bool:
+        """Count bytes of an answer that are held; return whether there was room for them."""
+
+    def release_answer(self, count: int) -> None:
+        """Count bytes of an answer that are held no more."""
+
     def explain(self, exchange: "Exchange", server: Server, now: float) -> Mapping[str, object]:
         """Say why this server was chosen: who else could have been, and why not."""
 
@@ -193,7 +206,8 @@ class Exchange:
     counted by. Strikes against a server name `source`, the key or address that the request came from, and `number`, the gateway's own
     number of the request. `why`, if it is a list, collects why each server was chosen; `shows_why` hands it to the client. `traceparent`
     is the client's (W3C Trace Context), for whoever traces. `asks_usage`: the engine asked the server for the tokens of a stream, which
-    the client did not; `refuser` is the server that would not have it, and nobody else is asked then.
+    the client did not; `refuser` is the server that would not have it, and nobody else is asked then. `replays`: the attempt repeats one
+    whose kept connection ended unanswered, so the engine opens a new one. `held` is what counts against the budget of all answers.
     """
 
     _backoff_server: Server | None
@@ -209,6 +223,7 @@ class Exchange:
         "_clogged",
         "_committed",
         "_content_type",
+        "_ending",
         "_engine",
         "_events",
         "_excluded",
@@ -216,6 +231,7 @@ class Exchange:
         "_headers",
         "_limits",
         "_moved_at",
+        "_paused",
         "_queued_at",
         "_received",
         "_retrying",
@@ -235,10 +251,12 @@ class Exchange:
         "envelope",
         "error_code",
         "first_byte_seconds",
+        "held",
         "number",
         "phase",
         "query",
         "refuser",
+        "replays",
         "request_id",
         "sent_bytes",
         "server",
@@ -274,6 +292,8 @@ class Exchange:
         self.traceparent: str | None = None
         self.asks_usage = False
         self.refuser: Server | None = None
+        self.replays = False
+        self.held = 0
         self._tokens = (0, 0)
         self.envelope = envelope
         self.client = client
@@ -297,6 +317,8 @@ class Exchange:
         self._retrying = False
         self._committed = False
         self._clogged = False
+        self._paused = False
+        self._ending: Callable[[], None] | None = None
         self._events: EventStream | None = None
         self._chunks: list[bytes] = []
         self._received = 0
@@ -343,20 +365,39 @@ class Exchange:
         self.status = 499
         self._abandon_attempt()
         self._over()
+        self.taken()
 
     def client_clogged(self) -> None:
         """Stop reading from the server until the client has read what was sent."""
-        if self.phase is _RELAYING and self._sending is not None and not self._clogged:
+        if self.phase is _RELAYING and not self._clogged:
             self._clogged = True
             self.due = self.deadline
-            self._sending.pause()
+            self._pause()
 
     def client_drained(self) -> None:
-        """Go on reading."""
+        """Resume reading from the server."""
         if self.phase is _RELAYING and self._clogged:
-            assert self._sending is not None
             self._clogged = False
             self._expect_more()
+            if self._is_behind:
+                self._engine.soon(self._handle_more)
+            else:
+                self._resume()
+
+    def taken(self) -> None:
+        """Stop counting the answer as held: the client has all of it, or is gone."""
+        if self.held:
+            self._engine.release_answer(self.held)
+            self.held = 0
+
+    def _pause(self) -> None:
+        if self._sending is not None and not self._paused:
+            self._paused = True
+            self._sending.pause()
+
+    def _resume(self) -> None:
+        if self._sending is not None and self._paused:
+            self._paused = False
             self._sending.resume()
 
     # From the gateway
@@ -370,6 +411,16 @@ class Exchange:
     def stay(self) -> None:
         """Take note that the queue moves, though it is another one's turn."""
         self._moved_at = self._engine.now()
+
+    def postpone(self, seconds: float) -> None:
+        """Move all deadlines: the process was stopped for so long, and what its sockets hold was not read yet."""
+        self.due += seconds
+        self.deadline += seconds
+        if self.phase is _QUEUED:
+            self._queued_at += seconds
+            self._moved_at += seconds
+        elif self.phase is _BACKOFF and not self._retrying:
+            self._budget_by += seconds
 
     def tick(self) -> None:
         """Do what was to be done at `due`, if that has come: another exchange's tick may just have moved it."""
@@ -432,28 +483,65 @@ class Exchange:
         if self.phase is _DRAINING:
             return
         if events is not None:
-            whole = events.feed(data)
-            while events.has_more:
-                whole += events.feed(b"")
-            if self.phase is _TRYING:
-                self._before_first_event(whole, events)
-            else:
-                if whole:
-                    self.sent_bytes += len(whole)
-                    self.client.body(whole)
-                if not self._clogged:
-                    due = self._engine.now() + self._limits.idle_timeout
-                    self.due = due if due < self.deadline else self.deadline
-            if events.is_over or self._received > self._limits.max_stream_bytes:
-                self._end_by(events)
+            self._relay_events(events, data)
         elif self.envelope.answers_json or not 200 <= self._head_status < 300:
             self._collect(data)
         else:
             self._relay_raw(data)
 
+    def _relay_events(self, events: EventStream, data: bytes) -> None:
+        """Relay the events that a piece completes, as many as make one turn."""
+        whole = events.feed(data)
+        if self.phase is _TRYING:
+            self._before_first_event(whole, events)
+        else:
+            if whole:
+                self.sent_bytes += len(whole)
+                self.client.body(whole)
+            if not self._clogged:
+                due = self._engine.now() + self._limits.idle_timeout
+                self.due = due if due < self.deadline else self.deadline
+        if events.is_over or self._received > self._limits.max_stream_bytes:
+            self._end_by(events)
+        elif events.has_more:
+            self._pause()
+            self._engine.soon(self._handle_more)
+        elif not whole or self.held:
+            self._hold_unfinished(events.unfinished)
+
+    def _hold_unfinished(self, count: int) -> None:
+        """Hold an event of so many bytes that is not complete yet."""
+        if count > UNCOUNTED_BYTES or self.held:
+            self._hold(count)
+
+    @property
+    def _is_behind(self) -> bool:
+        """Whether events were read that are not handled yet."""
+        return self._events is not None and self._events.has_more
+
+    def _handle_more(self) -> None:
+        """Handle the next events of what was read, unless the client has to read first; then resume reading, or take the end."""
+        events = self._events
+        if events is None or not events.has_more or self._clogged or self.phase not in (_TRYING, _RELAYING):
+            return
+        self._relay_events(events, b"")
+        if events.has_more or self._events is not events or self.phase not in (_TRYING, _RELAYING):
+            return
+        if self._ending is not None:
+            ending, self._ending = self._ending, None
+            ending()
+        elif not self._clogged:
+            self._resume()
+
     def end(self) -> None:
-        """Take the regular end of the body."""
+        """Take the regular end of the body, once all events before it were handled."""
         self._sending = None
+        if self._is_behind and self.phase is not _DRAINING:
+            self._ending = self._end
+        else:
+            self._end()
+
+    def _end(self) -> None:
         if self.phase is _DRAINING:
             self._over()
         elif self._events is not None:
@@ -464,22 +552,31 @@ class Exchange:
             else:
                 self._fail_attempt(self._classified())
         elif self.envelope.answers_json:
-            body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-            tokens = read_answer(body)
-            if tokens is None:
-                self._fail_attempt(Failure(kind=FailureClass.NONSENSE, reason="an answer that is not JSON", status=self._head_status))
-                return
-            self._tokens = tokens
-            self._answer(body)
+            self._end_of_json()
+        elif self._committed:
+            self._complete()
         else:
-            if self._committed:
-                self._complete()
-            else:
-                self._answer(b"")
+            self._answer(b"")
+
+    def _end_of_json(self) -> None:
+        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks = []
+        tokens = read_answer(body)
+        if tokens is None:
+            self._fail_attempt(Failure(kind=FailureClass.NONSENSE, reason="an answer that is not JSON", status=self._head_status))
+            return
+        self._tokens = tokens
+        self._answer(body)
 
     def failed(self, failure: Failure) -> None:
-        """Take the end of the connection in any other way."""
+        """Take the end of the connection in any other way, once all events before it were handled."""
         self._sending = None
+        if self._is_behind and self.phase is not _DRAINING:
+            self._ending = partial(self._failed, failure)
+        else:
+            self._failed(failure)
+
+    def _failed(self, failure: Failure) -> None:
         if self.phase is _DRAINING:
             self._over()
         elif self._committed:
@@ -577,20 +674,54 @@ class Exchange:
             self.why.append(engine.explain(self, server, now))
         self._try_began = now
         if self.tried > 1 or self.refuser is not None:
-            self._events = None
-            self._chunks = []
-            self._received = self._head_status = 0
+            self._forget_attempt()
         self._slot = True
         engine.load.started(server.id, self.envelope.model)
         due = now + self._limits.first_byte_timeout
         self.due = due if due < self.deadline else self.deadline
         self._sending = engine.send(server, self)
 
+    def _forget_attempt(self) -> None:
+        """Drop what came of the attempt before; the body of its failure, too, now that another attempt decides what the client sees."""
+        self._events = None
+        self._chunks = []
+        self._received = self._head_status = 0
+        self._paused = False
+        if self.held:
+            last = self.attempts[-1]
+            self.attempts[-1] = attrs.evolve(last, failure=attrs.evolve(last.failure, body=b""))
+            self.taken()
+
+    def _hold(self, count: int) -> bool:
+        """Hold so many bytes of the answer in all; without room for them the request ends, and nobody is to blame."""
+        more = count - self.held
+        if more <= 0:
+            self._engine.release_answer(-more)
+        elif not self._engine.hold_answer(more):
+            self._abandon_attempt()
+            if self._committed:
+                self._break_off(
+                    "The gateway has no room for an event of this size at the moment. Send the request again later.", "overloaded"
+                )
+            else:
+                self._refuse(
+                    Overloaded(
+                        "The gateway has no room for an answer of this size at the moment. Send the request again in a few seconds.",
+                        retry_after=1 + 4 * self._engine.chance(),
+                    )
+                )
+            self._engine.slot_freed(self.envelope.model)
+            return False
+        self.held = count
+        return True
+
     def _collect(self, data: bytes) -> None:
         """Keep a piece of a body that must be known in full; of a server's own error the beginning is enough."""
         self._chunks.append(data)
         if self._received > self._limits.max_response_bytes:
             self._fail_attempt(_TOO_LARGE)
+        elif self._received > UNCOUNTED_BYTES and not self._hold(self._received):
+            return
         elif self._head_status < 300:
             self._expect_more()
         elif self._head_status >= 500 and self._received > MAX_ERROR_BYTES:
@@ -604,7 +735,10 @@ class Exchange:
             stream=self.envelope.stream,
             checks_json=self.envelope.answers_json,
             now_wall=self._engine.wall(),
+            request=self.body_bytes,
+            names_response=self.envelope.names_response,
         )
+        self._chunks = []
         assert failure is not None, "only 2xx are good answers"
         return failure
 
@@ -636,6 +770,7 @@ class Exchange:
 
     def _wait_to_retry(self, retry: Retry, server: Server, now: float) -> None:
         self._backoff_server = server if retry.same_server else None
+        self.replays = self.attempts[-1].failure.is_stale
         self.phase = _BACKOFF
         self.due = min(self.deadline, now + retry.delay)
         if retry.waits:
@@ -656,9 +791,11 @@ class Exchange:
                 self._wait_for_budget(now)
                 return
             self._reserve_retry()
-        if self._backoff_server is not None and self._is_alone(self._backoff_server, now):
-            self._try(self._backoff_server, now)
+        server = self._backoff_server
+        if server is not None and self._has_slot(server) and (self.replays or self._is_alone(server, now)):
+            self._try(server, now)
         else:
+            self.replays = False
             self._choose()
 
     def _wait_for_budget(self, now: float) -> None:
@@ -667,14 +804,15 @@ class Exchange:
         else:
             self.due = min(self.deadline, now + self._engine.retry_policy.budget_delay)
 
-    def _is_alone(self, server: Server, now: float) -> bool:
-        """Tell whether a server is still there, and the only one of its model, with a slot that nobody took during the pause."""
-        if not self._engine.is_registered(server):
-            return False
-        found = self._engine.candidates(self.envelope, self._excluded, now)
+    def _has_slot(self, server: Server) -> bool:
+        """Return whether a server is still registered as it was, with a slot that no other request took meanwhile."""
         cap = server.max_concurrency
-        has_slot = cap is None or self._engine.load.in_flight(server.id) < cap
-        return has_slot and found is not None and not found.ready and not found.full
+        return self._engine.is_registered(server) and (cap is None or self._engine.load.in_flight(server.id) < cap)
+
+    def _is_alone(self, server: Server, now: float) -> bool:
+        """Return whether a server is the only one of its model that could serve the request."""
+        found = self._engine.candidates(self.envelope, self._excluded, now)
+        return found is not None and not found.ready and not found.full
 
     def _finish_as(self, verdict: GiveUp) -> None:
         failure = verdict.relay
@@ -695,6 +833,8 @@ class Exchange:
         return [] if failure.retry_after is None else [(b"retry-after", b"%d" % max(1, round(failure.retry_after)))]
 
     def _refuse(self, error: GatewayError) -> None:
+        self._chunks = []
+        self.taken()
         self.status = error.status
         self.error_code = error.code
         body = error.body()
@@ -791,7 +931,7 @@ class Exchange:
                 self._send(DONE_EVENT)
             self._complete()
             return
-        ending = Failure(kind=FailureClass.BROKEN, reason="the stream ended before its end")
+        ending = Failure(kind=FailureClass.BROKEN, reason="the stream ended before its end", after_request=True)
         if self._committed:
             self._break_stream(ending)
         else:
@@ -810,6 +950,7 @@ class Exchange:
         """End a whole answer, be it an error that the server told itself; the connection may still bring the rest of its own ending."""
         server = self.server
         assert server is not None
+        self.taken()
         self.client.end()
         if self._events is not None and self._events.failed:
             self.error_code = "upstream_error"
@@ -823,8 +964,7 @@ class Exchange:
         else:
             self.phase = _DRAINING
             self.due = self._engine.now() + DRAINING_SECONDS
-            if self._clogged:
-                self._sending.resume()
+            self._resume()
         self._engine.slot_freed(self.envelope.model)
 
     def _tick_relaying(self) -> None:
@@ -849,12 +989,18 @@ class Exchange:
 
     def _blame(self, server: Server, failure: Failure) -> None:
         event = AttemptFailed(
-            generation=server.generation, client=self.source, number=self.number, failure=failure, path=self.envelope.path
+            generation=server.generation,
+            client=self.source,
+            number=self.number,
+            failure=failure,
+            path=self.envelope.path,
+            counts=not failure.is_stale,
         )
         self._engine.report(server.id, event)
-        self.attempts.append(Attempt(server_id=server.id, failure=failure))
+        self.attempts.append(Attempt(server_id=server.id, failure=failure, has_key=server.api_key is not None))
 
     def _break_off(self, message: str, code: str) -> None:
+        self.taken()
         self.error_code = code
         if self._events is not None:
             self._send(error_event(self.envelope.dialect, message, code))
@@ -877,7 +1023,7 @@ class Exchange:
             server.id,
             self.envelope.model,
             seconds=self.first_byte_seconds,
-            failed=failure is not None and failure.kind not in _BLAMELESS,
+            failed=failure is not None and failure.kind not in _BLAMELESS and not failure.is_stale,
             first_byte_timeout=self._limits.first_byte_timeout,
         )
         if self._retrying:
@@ -897,6 +1043,7 @@ class Exchange:
 
     def _over(self) -> None:
         self.phase = _OVER
+        self._ending = None
         if self._retrying:
             self._release_retry()
         self._engine.finished(self)

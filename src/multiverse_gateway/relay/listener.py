@@ -195,6 +195,7 @@ class Connection(asyncio.Protocol):
         "_pieces",
         "_received",
         "_state",
+        "_unread",
         "_unsent",
         "_visit",
         "due",
@@ -222,6 +223,7 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._head: bytes | None = None
         self._clogged = False
+        self._unread: Exchange | None = None
         self._unsent = 0
         self.due = inf
 
@@ -246,6 +248,7 @@ class Connection(asyncio.Protocol):
         self._listener.discard(self)
         self._part()
         self._forget_chunks()
+        self._forget_answer()
 
     def eof_received(self) -> None:
         """Take half a goodbye for a whole one; what is written already may still be read."""
@@ -287,6 +290,7 @@ class Connection(asyncio.Protocol):
             if self._exchange is not None:
                 self._exchange.client_drained()
             else:
+                self._forget_answer()
                 self._finish()
 
     def _watch(self) -> None:
@@ -488,12 +492,18 @@ class Connection(asyncio.Protocol):
     # The answer: relay.exchange.Client
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
-        """Write a whole response; the connection may serve the next request."""
-        self._exchange = None
+        """Write a whole response; the connection may serve the next request once the client has taken it."""
+        self._unread, self._exchange = self._exchange, None
         self._write_whole(status, headers, body)
         self._leave()
         if not self._clogged:
+            self._forget_answer()
             self._finish()
+
+    def _forget_answer(self) -> None:
+        if self._unread is not None:
+            self._unread.taken()
+            self._unread = None
 
     def _write_whole(self, status: int, headers: Headers, body: bytes) -> None:
         head = self._head_of(status, headers, b"content-length: %d\r\n" % len(body))

@@ -4,6 +4,9 @@
 * A receiver hears of one answer and one ending: `end` or `failed`; after `abort` nothing more, and nothing during `send`.
 * A connection is used again only for the same endpoint, after a complete answer, with nothing after it, to a request that was
   written in full.
+* A request is written once. A kept connection that ends unanswered is a failure like any other; whether the request is sent again is
+  decided in `core.failover`.
+* However a server cuts its body into chunks, the receiver gets at most one piece per buffer that is read.
 * At most one buffer is read and `MAX_HEAD_BYTES` are parsed without a byte of the body: nothing here grows with what a server sends.
 * Foreign errors become `Failure` here and nowhere else.
 """
@@ -37,6 +40,8 @@ SWEEPS: Final = 10
 """How often the idle connections are looked over in the time that they may idle."""
 STALE_SECONDS: Final = 2.0
 """A kept connection that ends later than this after the request was not stale: the server had begun to work."""
+LATE_SECONDS: Final = 0.5
+"""A timer that fires later than this was not late by itself: the process was stopped meanwhile, and the server is not to blame."""
 CLOSING_SECONDS: Final = 2.0
 
 _WAITING: Final = 0
@@ -61,10 +66,11 @@ class Receiver(Protocol):
 
 
 def _broken(reason: str) -> Failure:
-    return Failure(FailureClass.BROKEN, reason)
+    return Failure(FailureClass.BROKEN, reason, after_request=True)
 
 
 _CLOSED = _broken("the server closed the connection before its answer was complete")
+_STALE = Failure(FailureClass.BROKEN, "the server closed a kept connection without an answer", is_stale=True)
 _GARBAGE = _broken("the server's answer is no HTTP")
 _STALLED = _broken("the server does not read the request")
 _TOO_LARGE = Failure(FailureClass.NONSENSE, "the head of the server's answer is too large")
@@ -111,6 +117,7 @@ class _Connection(asyncio.BufferedProtocol):
         "_informational",
         "_keep",
         "_parser",
+        "_pieces",
         "_quiet",
         "_receiver",
         "_sending",
@@ -132,6 +139,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._sending: Sending | None = sending
         self._receiver: Receiver | None = None
         self._fields: list[tuple[bytes, bytes]] = []
+        self._pieces: list[bytes] = []
         self._state = _WAITING
         self._quiet = 0
         self._informational = 0
@@ -177,18 +185,15 @@ class _Connection(asyncio.BufferedProtocol):
             self.pool.idle.remove(self)
 
     def _lost(self) -> None:
-        """Take the end of the connection: one that was closed while it was idle is replaced once, in silence."""
+        """Take the end of the connection, which may have been closed while it was idle."""
         sending = self._sending
         if sending is None:
             self._leave_pool()
             self.discard()
             return
         unanswered = self._state == _WAITING and not self._quiet
-        if sending.reused and unanswered and self._wire.time() - self.since < self._wire.stale_timeout:
-            self.discard()
-            sending.dial()
-        else:
-            self.fail(_CLOSED)
+        is_stale = sending.reused and unanswered and self._wire.time() - self.since < self._wire.stale_timeout
+        self.fail(_STALE if is_stale else _CLOSED)
 
     # asyncio.BufferedProtocol
 
@@ -241,6 +246,8 @@ class _Connection(asyncio.BufferedProtocol):
             self._parser.feed_data(self._wire.buffer[:nbytes])
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as problem:
             error = problem
+        if self._pieces:
+            self._pass_on()
         if self._receiver is None:  # aborted by its receiver
             return
         if self._state == _DONE:
@@ -255,10 +262,24 @@ class _Connection(asyncio.BufferedProtocol):
             return self._bad
         if not isinstance(error, httptools.HttpParserCallbackError):
             return _GARBAGE
-        # llhttp stops at an exception of the receiver: it is ours, not the server's.
-        context = {"message": "a receiver failed", "exception": error.__context__, "protocol": self}
+        return self._bug(error.__context__)  # llhttp stops at an exception of the receiver: it is ours, not the server's
+
+    def _bug(self, error: BaseException | None) -> Failure:
+        context = {"message": "a receiver failed", "exception": error, "protocol": self}
         asyncio.get_running_loop().call_exception_handler(context)
         return _BUG
+
+    def _pass_on(self) -> None:
+        """Pass on what one buffer held of the body, in one piece: chunks of a byte each must not cost a call each."""
+        pieces = self._pieces
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        receiver = self._receiver
+        if receiver is not None:
+            try:
+                receiver.body(data)
+            except Exception as error:  # noqa: BLE001  a mistake of ours, which must not be blamed on the server
+                self.fail(self._bug(error))
 
     def _finish(self, *, keep: bool) -> None:
         sending = self._sending
@@ -285,18 +306,23 @@ class _Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """Allow the server some time to read on."""
-        self._unsent = self.transport.get_write_buffer_size()
-        self._stall = asyncio.get_running_loop().call_later(self._wire.write_timeout, self._check_stall)
+        self._watch_writing(self.transport.get_write_buffer_size())
+
+    def _watch_writing(self, unsent: int) -> None:
+        self._unsent = unsent
+        loop = asyncio.get_running_loop()
+        self._stall = loop.call_at(loop.time() + self._wire.write_timeout, self._check_stall)
 
     def resume_writing(self) -> None:
         """Go on."""
         self._forget_stall()
 
     def _check_stall(self) -> None:
-        before = self._unsent
-        self._unsent = self.transport.get_write_buffer_size()
-        if self._unsent < before:
-            self._stall = asyncio.get_running_loop().call_later(self._wire.write_timeout, self._check_stall)
+        assert self._stall is not None
+        unsent = self.transport.get_write_buffer_size()
+        was_stopped = asyncio.get_running_loop().time() > self._stall.when() + LATE_SECONDS
+        if unsent < self._unsent or was_stopped:
+            self._watch_writing(unsent)
         else:
             self.fail(_STALLED)
 
@@ -353,11 +379,10 @@ class _Connection(asyncio.BufferedProtocol):
         raise _StopParsingError
 
     def on_body(self, data: bytes) -> None:
-        """Pass a piece on."""
+        """Keep a piece until the whole buffer is parsed."""
         self._quiet = 0
-        receiver = self._receiver
-        if receiver is not None and self._state == _HEADED:
-            receiver.body(data)
+        if self._state == _HEADED:
+            self._pieces.append(data)
 
     def on_message_complete(self) -> None:
         """Note the end: it is told when it is known whether anything follows."""
@@ -371,7 +396,7 @@ def _size(fields: Sequence[tuple[bytes, bytes]]) -> int:
 
 
 class Sending:
-    """One request on its way; see `Wire.send`. `reused` tells whether it went out on a kept connection."""
+    """One request on its way; see `Wire.send`. `reused` says whether it went out on a kept connection."""
 
     __slots__ = ("_dialling", "_wire", "connection", "over", "paused", "pool", "receiver", "request", "reused")
 
@@ -477,10 +502,13 @@ class Wire:
         """How many connections wait for a request."""
         return sum(len(pool.idle) for pool in self._pools.values())
 
-    def send(self, server: ServerId | None, endpoint: Endpoint, request: Sequence[bytes], receiver: Receiver) -> Sending:
+    def send(
+        self, server: ServerId | None, endpoint: Endpoint, request: Sequence[bytes], receiver: Receiver, *, fresh: bool = False
+    ) -> Sending:
         """Send a request, head and body as built; the answer goes to `receiver`, never during this call.
 
         Connections of a `server` are kept for its next requests; without one the connection is made and closed for this request.
+        A `fresh` request gets a connection of its own, for it must not meet one that the server may have closed already.
         """
         pool = _Pool(endpoint, keeps=False) if server is None else self._pools.get(server)
         if pool is None:
@@ -490,7 +518,7 @@ class Wire:
                 pool = self._replace_pool(server, endpoint)
             pool.endpoint = endpoint
         sending = Sending(self, pool, request, receiver)
-        if pool.idle:
+        if pool.idle and not fresh:
             now = self.time()
             connection = pool.idle.pop()
             if now - connection.since < self._idle_timeout:
@@ -557,12 +585,16 @@ class Wire:
 
     async def dial(self, sending: Sending) -> None:
         """Connect `sending`, or tell why not."""
+        began = self.time()
         try:
             async with asyncio.timeout(self._connect_timeout):
                 await self._connect(sending)
         except _RefusedError as error:
             reason = str(error)
         except TimeoutError:
+            if self.time() - began > self._connect_timeout + LATE_SECONDS and sending.connection is None and not sending.over:
+                await self.dial(sending)  # the process was stopped: the server did not get its time
+                return
             reason = "the connection could not be made in time"
         except ssl.SSLError:
             reason = "the connection could not be secured (TLS)"

@@ -1,0 +1,102 @@
+"""Read what the words of a server's refusal mean: that it does not have the model.
+
+Only the server's own words count. A refusal that repeats words of the request (the name of a tool, the id of a response, a prompt)
+says nothing about the server, or one client's request could take a model away from everybody.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+MAX_WORDS = 2048
+"""Characters of a refusal that are looked at: an error message is shorter."""
+MAX_VALUES = 10_000
+"""Strings of a request that are compared with a refusal."""
+MAX_FORM_BYTES = 1 << 16
+"""Part of a form that is looked at; its files follow or precede the few short fields."""
+
+_ANY_CASE_MODEL = re.compile(rb"model", re.IGNORECASE)
+_LACKS = re.compile(
+    r"model_not_found|\binvalid model name\b|\bfailed to load (?:the )?model\b"
+    r"|(?<![/\w])model\b.{0,200}?\b(?:not found|does not exist|doesn't exist|not loaded|failed to load)\b",
+    re.DOTALL | re.IGNORECASE,
+)
+_CONTEXT = re.compile(r"context[ _](?:length|window|size)", re.IGNORECASE)
+_SPACE = re.compile(r"\s+")
+_IN_QUOTES = {name: re.compile(f"[\"'`] ?{name} ?[\"'`]") for name in ("model", "the model", "a model", "this model")}
+"""Values that may stand in the server's own sentence, where they are in no quotes."""
+_FRAGMENT = 8
+"""Characters on either side of a match that are searched for in the request."""
+
+
+def lacks_model(refusal: bytes, request: bytes) -> bool:
+    """Return whether a refusal says that the server does not have the model; `request` is the body that was refused.
+
+    >>> lacks_model(b'{"error": "model \\'llama3\\' not found"}', b'{"model": "llama3"}')
+    True
+    >>> lacks_model(b'{"error": "tool \\'my model\\' not found"}', b'{"model": "llama3", "tools": ["my model"]}')
+    False
+    """
+    if _ANY_CASE_MODEL.search(refusal) is None:
+        return False
+    code, words = _read(refusal)
+    if code == "model_not_found":
+        return True
+    words = _plain(words)
+    if _LACKS.search(words) is None or _CONTEXT.search(words):
+        return False
+    values = [_plain(value) for value in _values_of(request)]
+    return _says_it_itself(words, [value for value in values if "model" in value])
+
+
+def _says_it_itself(words: str, values: list[str]) -> bool:
+    for value in values:
+        words = _IN_QUOTES[value].sub("\0", words) if value in _IN_QUOTES else words.replace(value, "\0")
+    return any(not _is_repeated(words, match.start(), values) for match in _LACKS.finditer(words))
+
+
+def _is_repeated(words: str, at: int, values: list[str]) -> bool:
+    """Return whether the words around a match stand in the request, as they do where a server repeats a part of a value."""
+    before, after = words[max(0, at - _FRAGMENT) : at + 5], words[at : at + 5 + _FRAGMENT]
+    if at < _FRAGMENT:
+        before = f"\n{before}"  # the beginning of the message, which no value holds
+    return any(before in value or after in value for value in values)
+
+
+def _plain(text: str) -> str:
+    return _SPACE.sub(" ", text).strip().lower()
+
+
+def _read(refusal: bytes) -> tuple[object, str]:
+    """Return the code and the words of a refusal in any of the usual forms; words without JSON count as they are."""
+    try:
+        said = msgspec.json.decode(refusal)
+    except (ValueError, RecursionError):
+        return None, refusal[:MAX_WORDS].decode(errors="replace")
+    error = said.get("error", said) if isinstance(said, dict) else said
+    if not isinstance(error, dict):
+        return None, str(error)[:MAX_WORDS]
+    words = [str(error[name]) for name in ("message", "error", "detail") if error.get(name)]
+    return error.get("code"), " ".join(words)[:MAX_WORDS]
+
+
+def _values_of(request: bytes) -> Iterator[str]:
+    """Return the strings that a request holds, but for the name of the model; of a form its lines."""
+    try:
+        fields = msgspec.json.decode(request)
+    except (ValueError, RecursionError):
+        yield from request[:MAX_FORM_BYTES].decode(errors="replace").splitlines()[:MAX_VALUES]
+        return
+    pending: list[Any] = [value for name, value in fields.items() if name != "model"] if isinstance(fields, dict) else [fields]
+    for _ in range(MAX_VALUES):
+        if not pending:
+            return
+        value = pending.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            pending += [*value, *value.values()]
+        elif isinstance(value, list):
+            pending += value

@@ -1,0 +1,104 @@
+"""What the words of a refusal mean, and that no client can make a server say them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from multiverse_gateway.core.refusals import lacks_model
+
+CHAT = json.dumps({"model": "llama3", "messages": [{"role": "user", "content": "Explain the model of the atom."}]}).encode()
+
+
+def error(message: str) -> bytes:
+    return json.dumps({"error": {"message": message}}).encode()
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        b'{"error":{"code":400,"message":"model not found","type":"invalid_request_error"}}',
+        b'{"error":"model \'llama3\' not found, try pulling it first"}',
+        b'{"object":"error","message":"The model `llama3` does not exist.","code":404}',
+        b'{"error":{"message":"no","code":"model_not_found"}}',
+        b'{"error":"Model \\"llama3\\" is not loaded"}',
+        b'{"error":"Model llama3 failed to load: out of memory"}',
+        b'{"error":{"message":"Failed to load model llama3"}}',
+        b'{"detail":"Invalid model name passed in model=llama3"}',
+        b'{"detail":"Model not found"}',
+        b'["model llama3 not found"]',
+        b"model llama3 not found",
+    ],
+)
+def test_servers_say_in_many_ways_that_they_lack_a_model(refusal: bytes) -> None:
+    assert lacks_model(refusal, CHAT)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        b"",
+        b'{"detail":"Not Found"}',
+        b'{"error":{"message":"This model\'s maximum context length is 4096 tokens; the prompt was not found to fit"}}',
+        b'{"error":{"message":"the model ran out of memory"}}',
+        b'{"error":"remodel not found"}',
+        b'{"error":{"message":null,"code":404}, "model": "not found"}',
+    ],
+)
+def test_other_refusals_say_nothing_about_the_model(refusal: bytes) -> None:
+    assert not lacks_model(refusal, CHAT)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "value"),
+    [
+        ("Response with id 'resp_ model m' not found", "resp_ model m"),
+        ("tool 'model' not found", "model"),
+        ("voice `my model` does not exist", "my model"),
+        ("file 'THE  MODEL\nfile' not found", "the model file"),
+        ("voice 'a very long voice of a model th' not found", "a very long voice of a model that nobody knows"),
+        ("voice '...e of a model that nobody knows' not found", "a very long voice of a model that nobody knows"),
+    ],
+)
+@pytest.mark.parametrize("form", [False, True])
+def test_words_that_a_server_repeats_are_not_its_own(refusal: str, value: str, form: bool) -> None:
+    """S4: whole values, short ones in quotes, other case and white space, and values cut at either end; in JSON and in forms."""
+    request = f'--x\r\ncontent-disposition: form-data; name="voice"\r\n\r\n{value}\r\n--x--'.encode()
+    body = request if form else json.dumps({"model": "llama3", "tools": [{"name": value}]}).encode()
+    assert not lacks_model(error(refusal), body)
+
+
+def test_a_prompt_about_models_does_not_hide_that_a_model_is_missing() -> None:
+    """Common words of a prompt do not count as repeated."""
+    assert lacks_model(error("The model `llama3` does not exist."), CHAT)
+    assert lacks_model(error("model not found"), b'{"model": "llama3", "messages": ["model", "the model", "model \\u00e4"]}')
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
+
+
+@given(TEXT, TEXT, st.sampled_from(["Response '{}' not found", 'file "{}" does not exist', "voice `{}` not found", "{} is not loaded"]))
+def test_no_client_can_make_a_server_say_it(before: str, after: str, sentence: str) -> None:
+    """Whatever a value says about a model, a server that repeats it whole has said nothing."""
+    value = f"{before} model {after}"
+    quoted = "{} is" not in sentence
+    assume(quoted or " ".join(value.lower().split()) not in {"model", "the model", "a model", "this model"})
+    request = json.dumps({"model": "m", "input": [{"deep": value}]}).encode()
+    assert not lacks_model(error(sentence.format(value)), request)
+
+
+@given(st.binary(max_size=200), st.binary(max_size=200))
+def test_nothing_raises(refusal: bytes, request: bytes) -> None:
+    """Both sides may be hostile."""
+    lacks_model(refusal, request)
+    lacks_model(b"model not found" + refusal, request)
+
+
+def test_a_request_of_endless_values_is_looked_at_in_part() -> None:
+    """The work is bounded."""
+    request = json.dumps({"model": "m", "input": ["model"] * 20_000}).encode()
+    assert lacks_model(error("The model `m` does not exist"), request)
+    assert lacks_model(error("The model `m` does not exist"), b'["no", "object"]')
