@@ -55,9 +55,9 @@ def test_every_class_is_there() -> None:
 def test_the_page_says_who_is_retried_and_what_is_seen(kind: FailureClass) -> None:
     """Each class: another server or not, at once or not, and status and code of the last word."""
     row = CLASSES[kind.value]
-    statuses = [429, 503] if kind is FailureClass.BUSY else [500]
+    statuses = [429, 503, 529] if kind is FailureClass.BUSY else [500]
     for status in statuses:
-        attempts = [Attempt(ServerId("a"), Failure(kind, "a reason", status=status))]
+        attempts = [Attempt(ServerId("a"), Failure(kind, "a reason", status=status, body=b"{}"))]
 
         def decide(remaining: float = 60.0, attempts: list[Attempt] = attempts) -> Retry | GiveUp:
             return after_failure(

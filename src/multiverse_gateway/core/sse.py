@@ -188,6 +188,11 @@ class EventStream:
         """Tell whether `DONE_EVENT` is missing if the body ends cleanly here."""
         return self.dialect is Dialect.CHAT and not self.ended and self.complete()
 
+    @property
+    def unfinished(self) -> int:
+        """Bytes that are held: those of an event that is not complete yet, or those that wait while `has_more`."""
+        return len(self._rest)
+
     def complete(self) -> bool:
         """Tell whether the stream is whole if its body ends cleanly here; half an event is as good as none.
 

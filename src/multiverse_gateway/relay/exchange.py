@@ -522,16 +522,19 @@ class Exchange:
     def _handle_more(self) -> None:
         """Handle the next events of what was read, unless the client has to read first; then resume reading, or take the end."""
         events = self._events
-        if events is None or not events.has_more or self._clogged or self.phase not in (_TRYING, _RELAYING):
+        if events is None or not self._is_behind or self._clogged or self.phase not in (_TRYING, _RELAYING):
             return
         self._relay_events(events, b"")
-        if events.has_more or self._events is not events or self.phase not in (_TRYING, _RELAYING):
-            return
-        if self._ending is not None:
+        if self._is_up_to_date(events):
             ending, self._ending = self._ending, None
-            ending()
-        elif not self._clogged:
-            self._resume()
+            if ending is not None:
+                ending()
+            elif not self._clogged:
+                self._resume()
+
+    def _is_up_to_date(self, events: EventStream) -> bool:
+        """Return whether all that was read of the attempt's stream is handled, and the stream is not over."""
+        return self._events is events and not self._is_behind and self.phase in (_TRYING, _RELAYING)
 
     def end(self) -> None:
         """Take the regular end of the body, once all events before it were handled."""
