@@ -351,3 +351,20 @@ class ErrorAnswer:
     """Every error has this form."""
 
     error: ErrorFacts
+
+
+@attrs.frozen(kw_only=True)
+class AnthropicErrorFields:
+    """What went wrong, in the words of Anthropic's API."""
+
+    type: str
+    message: str
+
+
+@attrs.frozen(kw_only=True)
+class AnthropicErrorAnswer:
+    """The form of every error on the calls of Anthropic's API."""
+
+    type: Literal["error"] = "error"
+    error: AnthropicErrorFields
+    request_id: str | None

@@ -363,7 +363,7 @@ def test_the_last_failure_decides_what_the_client_sees(
         stage.wait(0.1)
     assert (stage.tried(), client.status, client.ended) == (tried, status, True)
     assert client.headers[b"x-multiverse-attempts"] == b"%d" % len(tried)
-    assert client.headers.get(b"x-should-retry") == (b"false" if status in (502, 504) else None)
+    assert client.headers.get(b"x-should-retry") == (b"false" if status in (502, 504) or kind is FailureClass.NO_MODEL else None)
     if reason is not None:
         assert code(client) == reason
     if kind is E:

@@ -35,12 +35,45 @@
     ├── UpstreamTimeout           504  upstream_timeout
     └── LoopDetected              508  loop_detected
 
-The bodies follow https://platform.openai.com/docs/guides/error-codes: `{"error": {"message", "type", "param", "code"}}`.
+The bodies follow https://platform.openai.com/docs/guides/error-codes: `{"error": {"message", "type", "param", "code"}}`. Those of
+`/v1/messages` and the calls below it follow https://docs.anthropic.com/en/api/errors:
+`{"type": "error", "error": {"type", "message"}, "request_id"}`.
 """
 
 import json
 import math
 from typing import ClassVar
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+MESSAGES_PATH = "/v1/messages"
+
+
+def anthropic_type(status: int) -> str:
+    """Return the `type` that Anthropic's API gives to errors of a status.
+
+    >>> anthropic_type(404), anthropic_type(405), anthropic_type(502)
+    ('not_found_error', 'invalid_request_error', 'api_error')
+    """
+    return _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+
+
+def is_anthropic(path: str) -> bool:
+    """Return whether the call at a path belongs to Anthropic's API: its clients read errors of Anthropic's form only.
+
+    >>> is_anthropic("/v1/messages/count_tokens"), is_anthropic("/v1/models")
+    (True, False)
+    """
+    return path.startswith(MESSAGES_PATH) and path[len(MESSAGES_PATH) :][:1] in ("", "/")
 
 
 class GatewayError(Exception):
@@ -67,8 +100,11 @@ class GatewayError(Exception):
         if code is not None:
             self.code = code
 
-    def body(self) -> bytes:
-        """Return the JSON body of the answer."""
+    def body(self, path: str = "", request_id: str | None = None) -> bytes:
+        """Return the JSON body of the answer to a call, in the form that clients of the call's path read."""
+        if is_anthropic(path):
+            inner = {"type": anthropic_type(self.status), "message": self.message}
+            return json.dumps({"type": "error", "error": inner, "request_id": request_id}).encode()
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return json.dumps({"error": error}).encode()
 
@@ -115,6 +151,7 @@ class InvalidClientKey(GatewayError):
     status = 401
     type = "invalid_request_error"
     code = "invalid_api_key"
+    final = True
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return the error's headers and the challenge that RFC 9110 asks for."""
@@ -127,6 +164,7 @@ class AdminKeyRequired(GatewayError):
     status = 403
     type = "permission_error"
     code = "insufficient_permissions"
+    final = True
 
 
 class ModelForbidden(GatewayError):
@@ -135,6 +173,7 @@ class ModelForbidden(GatewayError):
     status = 403
     type = "permission_error"
     code = "model_not_allowed"
+    final = True
 
 
 class NotFound(GatewayError):
@@ -149,6 +188,7 @@ class ModelNotFound(NotFound):
     """Nobody registered a server for this model."""
 
     code = "model_not_found"
+    final = True
 
 
 class ServerNotFound(NotFound):
@@ -167,6 +207,7 @@ class UnknownURL(NotFound):
     """The path is none of the gateway's."""
 
     code = "unknown_url"
+    final = True
 
 
 class MethodNotAllowed(GatewayError):
@@ -175,6 +216,7 @@ class MethodNotAllowed(GatewayError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+    final = True
 
 
 class RequestTimeout(GatewayError):
@@ -191,6 +233,7 @@ class RequestTooLarge(GatewayError):
     status = 413
     type = "invalid_request_error"
     code = "request_too_large"
+    final = True
 
 
 class RateLimited(GatewayError):

@@ -89,6 +89,11 @@ class Failure:
     after_request: bool = False
     is_stale: bool = False
 
+    @property
+    def is_final(self) -> bool:
+        """Return whether a client that gets this answer must not repeat the request: the model is missing, or the body is too large."""
+        return self.kind is FailureClass.NO_MODEL or self.status == 413
+
 
 @frozen
 class Attempt:

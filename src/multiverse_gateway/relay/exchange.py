@@ -827,6 +827,8 @@ class Exchange:
         self.status = failure.status or 502
         body = failure.body or b""
         headers = [(b"content-type", failure.content_type), *self._own_headers(), *self._retry_after(failure)]
+        if failure.is_final:
+            headers.append((b"x-should-retry", b"false"))
         self.sent_bytes = len(body)
         self.client.answer(self.status, headers, body)
         self._over()
@@ -840,7 +842,7 @@ class Exchange:
         self.taken()
         self.status = error.status
         self.error_code = error.code
-        body = error.body()
+        body = error.body(self.envelope.path, self.request_id)
         self.sent_bytes = len(body)
         self.client.answer(error.status, [(b"content-type", b"application/json"), *error.headers(), *self._own_headers()], body)
         self._over()

@@ -1,4 +1,4 @@
-"""Every error in one shape, wherever it comes from: OpenAI's, as JSON, with the request id and nothing internal."""
+"""Every error as JSON in OpenAI's form, on `/v1/messages` in Anthropic's, with the request id and nothing internal."""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -34,6 +34,12 @@ _CLOSING: tuple[type[GatewayError], ...] = (RequestTooLarge, RequestTimeout)
 _CLOSE = (b"connection", b"close")
 
 _log = logging.getLogger("multiverse_gateway.api")
+
+
+def path_of(scope: Scope) -> str:
+    """Return the path below the place where the application is mounted."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
 
 
 class BadFraming(BadRequest):
@@ -89,12 +95,14 @@ def refusal_of(error: Exception, method: str, path: str, *, request_id: str | No
         fields = {"request_id": request_id, "method": method, "path": path}
         _log.error("request failed", exc_info=error, extra={"fields": fields})
     headers = [(b"content-type", b"application/json"), *known.headers(), *extra]
-    return Refusal(known.status, headers, known.body(), isinstance(known, (*_CLOSING, BadFraming)))
+    if known.final and path.startswith("/v1/"):
+        headers.append((b"x-multiverse-attempts", b"0"))
+    return Refusal(known.status, headers, known.body(path, request_id), isinstance(known, (*_CLOSING, BadFraming)))
 
 
 def response_of(error: Exception, scope: Scope) -> Response:
     """Make the answer for an error; one that leaves its connection unusable closes it (HTTP/1.1 only, RFC 9113 8.2.2)."""
-    refusal = refusal_of(error, scope.get("method", "?"), scope.get("path", "?"), request_id=scope.get(REQUEST_ID))
+    refusal = refusal_of(error, scope.get("method", "?"), path_of(scope), request_id=scope.get(REQUEST_ID))
     response = Response(refusal.body, status_code=refusal.status)
     response.raw_headers.extend(refusal.headers)
     if refusal.closes and str(scope.get("http_version", "1.1")).startswith("1"):

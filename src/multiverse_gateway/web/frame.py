@@ -22,9 +22,9 @@ from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.web import views
 from multiverse_gateway.web.assets import load_assets
-from multiverse_gateway.web.errors import REQUEST_ID, response_of
+from multiverse_gateway.web.errors import REQUEST_ID, path_of, response_of
 from multiverse_gateway.web.live import Streams
-from multiverse_gateway.web.security import Entrance, is_below, is_secure, path_of
+from multiverse_gateway.web.security import Entrance, is_below, is_secure
 from multiverse_gateway.web.sessions import Session, Sessions, end_note
 from multiverse_gateway.web.views import sentence
 from multiverse_gateway.web.wizard import Form, message_of

@@ -13,7 +13,15 @@ from functools import lru_cache
 import attrs
 
 from multiverse_gateway.core.envelope import read_envelope
-from multiverse_gateway.core.errors import BadRequest, GatewayError, MethodNotAllowed, ModelForbidden, ShuttingDown, UnknownURL
+from multiverse_gateway.core.errors import (
+    BadRequest,
+    GatewayError,
+    MethodNotAllowed,
+    ModelForbidden,
+    ShuttingDown,
+    UnknownURL,
+    is_anthropic,
+)
 from multiverse_gateway.core.usage import OPERATOR
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.relay.exchange import Client, Exchange
@@ -27,6 +35,7 @@ from multiverse_gateway.web.security import (
     check_head,
     client_address,
     cors_headers,
+    id_headers,
     is_below,
     new_id,
     presented_id,
@@ -88,6 +97,8 @@ class Opening:
     """The client's own, if it is a safe one."""
     headers: Headers
     """What every answer gets for it: leave to other origins."""
+    is_anthropic: bool
+    """Whether the call belongs to Anthropic's API, whose answers carry the id in a header of their own."""
     lines: bytes
     """The same as HTTP/1.1 writes it."""
     content_type: bytes
@@ -118,13 +129,16 @@ class Visit:
     def headers(self) -> Headers:
         """What every answer to it gets."""
         quota = [] if self.quota is None else self.quota.headers()
-        return [(b"x-request-id", self.request_id.encode()), *self.opening.headers, *quota]
+        return [*id_headers(self.head.path, self.request_id), *self.opening.headers, *quota]
 
     @property
     def lines(self) -> bytes:
         """The same as HTTP/1.1 writes it."""
         quota = b"" if self.quota is None else self.quota.lines()
-        return b"x-request-id: %b\r\n%b%b" % (self.request_id.encode(), self.opening.lines, quota)
+        identity = self.request_id.encode()
+        if self.opening.is_anthropic:
+            return b"x-request-id: %b\r\nrequest-id: %b\r\n%b%b" % (identity, identity, self.opening.lines, quota)
+        return b"x-request-id: %b\r\n%b%b" % (identity, self.opening.lines, quota)
 
 
 @attrs.frozen
@@ -156,6 +170,7 @@ class Front:
             is_callable=_passes(check_target, head.path, head.query, content_type),
             request_id=presented_id(names),
             headers=headers,
+            is_anthropic=is_anthropic(head.path),
             lines=b"".join([b"%b: %b\r\n" % header for header in headers]),
             content_type=content_type,
             media=content_type.decode("latin-1"),

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from multiverse_gateway.core.errors import BadRequest, GatewayError
+from multiverse_gateway.web.errors import path_of
 from multiverse_gateway.web.frame import Frame, Handler, Visit
 from multiverse_gateway.web.quotas import LocalWindow
 from multiverse_gateway.web.security import (
@@ -18,7 +19,6 @@ from multiverse_gateway.web.security import (
     ClientGone,
     digest,
     is_secure,
-    path_of,
     presented_keys,
     read_body,
     verified,

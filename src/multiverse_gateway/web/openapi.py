@@ -16,14 +16,15 @@ from starlette.routing import BaseRoute, Route
 from multiverse_gateway._version import __version__
 from multiverse_gateway.bodies import Change, ConnectionTest, Registration
 from multiverse_gateway.core import errors
-from multiverse_gateway.core.errors import GatewayError
-from multiverse_gateway.records import ErrorAnswer
+from multiverse_gateway.core.errors import GatewayError, is_anthropic
+from multiverse_gateway.records import AnthropicErrorAnswer, ErrorAnswer
 from multiverse_gateway.web.answers import ApiRoute, Call, json_response
 
 Json = dict[str, Any]
 
 REF = "#/components/schemas/{name}"
 MODEL = "llama-3.2:3b"
+REQUEST_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 SERVER_ID = "0b9c2f6e-4a55-4c1c-9a53-0d1f7a0f7b11"
 _CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hello!"}]}
 INFERENCE: Mapping[str, tuple[str, Json]] = {
@@ -223,7 +224,7 @@ def _inference(path: str, summary: str, example: Json, schemas: _Schemas) -> Jso
         "security": [{"clientKey": []}, {"clientKeyHeader": []}, {}],
         "requestBody": {"required": True, "content": {"application/json": {"schema": body, "example": example}}},
         "responses": {"200": good}
-        | _refusals([*_ANY, *_INFERENCE], schemas)
+        | _refusals([*_ANY, *_INFERENCE], schemas, path)
         | {"4XX": {"description": "A client's mistake, as the server itself answers it.", "content": {"*/*": {"schema": {}}}}},
     }
 
@@ -271,18 +272,18 @@ def _answer(kind: Any, schemas: _Schemas) -> Json:
     return {"description": words, "content": {"application/json": {"schema": schemas.answer(kind)}}}
 
 
-def _refusals(kinds: Iterable[type[GatewayError]], schemas: _Schemas) -> Json:
+def _refusals(kinds: Iterable[type[GatewayError]], schemas: _Schemas, path: str = "") -> Json:
     by_status: dict[int, list[type[GatewayError]]] = {}
     for kind in dict.fromkeys(kinds):
         by_status.setdefault(kind.status, []).append(kind)
-    schema = schemas.answer(ErrorAnswer)
+    schema = schemas.answer(AnthropicErrorAnswer if is_anthropic(path) else ErrorAnswer)
     return {
         str(status): {
             "description": " ".join(inspect.cleandoc(kind.__doc__ or "").split("\n")[0] for kind in found),
             "content": {
                 "application/json": {
                     "schema": schema,
-                    "examples": {kind.code or "invalid": {"value": _refusal(kind)} for kind in found},
+                    "examples": {kind.code or "invalid": {"value": _refusal(kind, path)} for kind in found},
                 }
             },
         }
@@ -290,9 +291,9 @@ def _refusals(kinds: Iterable[type[GatewayError]], schemas: _Schemas) -> Json:
     }
 
 
-def _refusal(kind: type[GatewayError]) -> Json:
+def _refusal(kind: type[GatewayError], path: str) -> Json:
     words = inspect.cleandoc(kind.__doc__ or "").split("\n")[0]
-    found: Json = msgspec.json.decode(GatewayError.body(kind(words)))
+    found: Json = msgspec.json.decode(GatewayError.body(kind(words), path, REQUEST_ID))
     return found
 
 

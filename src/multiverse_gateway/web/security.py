@@ -30,11 +30,12 @@ from multiverse_gateway.core.errors import (
     LoopDetected,
     RequestTimeout,
     RequestTooLarge,
+    is_anthropic,
 )
 from multiverse_gateway.core.servers import ClientKey
 from multiverse_gateway.core.usage import NOBODY, OPERATOR
 from multiverse_gateway.settings import Settings
-from multiverse_gateway.web.errors import REQUEST_ID, App, BadFraming, Message, Receive, Scope, Send, response_of
+from multiverse_gateway.web.errors import REQUEST_ID, App, BadFraming, Message, Receive, Scope, Send, path_of, response_of
 from multiverse_gateway.web.quotas import LocalWindow, RateLimiter, rate_limiter
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -69,6 +70,12 @@ def presented_id(names: Mapping[bytes, bytes]) -> str | None:
 def new_id() -> str:
     """Return an id of 128 random bits."""
     return f"{random.getrandbits(128):032x}"
+
+
+def id_headers(path: str, identity: str) -> list[tuple[bytes, bytes]]:
+    """Return the headers that carry a request's id in the answer to a call: Anthropic's clients read `request-id`."""
+    value = identity.encode()
+    return [(b"x-request-id", value), (b"request-id", value)] if is_anthropic(path) else [(b"x-request-id", value)]
 
 
 def request_id(headers: Headers) -> str:
@@ -525,12 +532,6 @@ def with_defaults(headers: Iterable[tuple[bytes, bytes]], defaults: Iterable[tup
     return present + [(name, value) for name, value in defaults if name not in names]
 
 
-def path_of(scope: Scope) -> str:
-    """Return the path below the place where the application is mounted."""
-    path, root = str(scope["path"]), str(scope.get("root_path", ""))
-    return path[len(root) :] if root and path.startswith(f"{root}/") else path
-
-
 def is_below(path: str, prefix: str) -> bool:
     """Tell whether a path is the prefix or lies under it."""
     return path == prefix or path.startswith(f"{prefix}/")
@@ -588,7 +589,7 @@ class Security:
         headers: Headers = scope["headers"]
         identity = scope[REQUEST_ID] = request_id(headers)
         path = path_of(scope)
-        extra = [(b"x-request-id", identity.encode()), *_SECURITY_HEADERS]
+        extra = [*id_headers(path, identity), *_SECURITY_HEADERS]
         if is_below(path, "/admin") or is_below(path, "/v1"):
             extra.append(_PRIVATE)
         started = anyio.current_time()
