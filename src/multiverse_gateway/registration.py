@@ -7,7 +7,7 @@
 
 import logging
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
@@ -156,11 +156,11 @@ async def register(gateway: Gateway, registration: Registration, *, owner_digest
         return server, existing is None
 
 
-def _freely() -> None:
+async def _freely() -> None:
     """Let a probe be made."""
 
 
-async def update(gateway: Gateway, server_id: ServerId, change: Change, *, before_probe: Callable[[], None] = _freely) -> Server:
+async def update(gateway: Gateway, server_id: ServerId, change: Change, *, before_probe: Callable[[], Awaitable[None]] = _freely) -> Server:
     """Change what the body names and return the record; a new URL, key or model is probed first, and so is a server taken out.
 
     `before_probe` is called before a probe and may raise that there were enough.
@@ -191,7 +191,7 @@ async def update(gateway: Gateway, server_id: ServerId, change: Change, *, befor
                     _note("server changed", server)
                     return server
                 return current
-        before_probe()
+        await before_probe()
         probed = wanted, await _probed(gateway, wanted)
 
 

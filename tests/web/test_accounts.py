@@ -321,3 +321,28 @@ async def test_an_owner_asks_for_few_probes() -> None:
         assert at.probe.checked[-1].endpoint_url == "http://gpu.example:9009"
         assert (await at.client.put(path, json={"weight": 3}, headers=headers)).status_code == 200
         assert (await at.client.put(path, json={"endpoint_url": "http://gpu.example:9999"})).status_code == 200
+
+
+async def test_an_owner_asks_for_few_checks() -> None:
+    """S13: ten a minute by whatever call, from whatever address, for each owner; with the admin key as many as are wanted."""
+    async with stage(trusted_proxies=("127.0.0.1/32",)) as at:
+        mine, other = [await at.register(endpoint_url=f"http://{name}.example") for name in ("mine", "other")]
+        owner = as_owner(mine["owner_token"])
+
+        async def check(server: dict[str, Any], headers: dict[str, str]) -> httpx2.Response:
+            return await at.client.post(f"/admin/servers/{server['id']}/health-check", headers=headers)
+
+        moved = await at.client.put(f"/admin/register/{mine['id']}", json={"endpoint_url": "http://mine.example:9000"}, headers=owner)
+        assert moved.status_code == 200
+        before = len(at.probe.checked)
+        answers = [await check(mine, {**owner, "x-forwarded-for": f"198.51.100.{number}"}) for number in range(200)]
+        assert [answer.status_code for answer in answers] == [200] * 9 + [429] * 191
+        assert len(at.probe.checked) == before + 9
+        assert {answer.json()["error"]["code"] for answer in answers[9:]} == {"rate_limit_exceeded"}
+        assert all(1 <= int(answer.headers["retry-after"]) <= 60 for answer in answers[9:])
+        assert (await check(other, as_owner(other["owner_token"]))).status_code == 200
+        assert [(await check(mine, {})).status_code for _ in range(15)] == [200] * 15
+        again = await at.client.put(f"/admin/register/{mine['id']}", json={"endpoint_url": "http://mine.example:9001"}, headers=owner)
+        assert again.status_code == 429
+        at.clock.advance(60)
+        assert (await check(mine, owner)).status_code == 200

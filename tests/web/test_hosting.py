@@ -12,6 +12,7 @@ from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.protocols import Client
 from multiverse_gateway.stores.memory import MemoryStore
+from multiverse_gateway.web import hosting
 from multiverse_gateway.web.frame import NEXT_PIECE
 from multiverse_gateway.web.live import MAX_STREAMS
 from support.gateways import ADMIN_KEY, Verdicts
@@ -237,10 +238,10 @@ async def test_a_mistake_of_ours_is_a_page_with_an_id(monkeypatch: pytest.Monkey
         server_id = await browser.register()
         await browser.sign_in()
 
-        async def broken(*_: object) -> None:
+        def broken(*_: object, **__: object) -> None:
             raise RuntimeError("a secret of the code")
 
-        monkeypatch.setattr(MemoryStore, "history", broken)
+        monkeypatch.setattr(hosting, "statistics", broken)
         failed = await browser.open(f"/server/{server_id}")
         assert failed.status_code == 500
         assert "The gateway made a mistake" in failed.text

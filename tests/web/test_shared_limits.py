@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
 from multiverse_gateway import Settings
 from multiverse_gateway.core.budget import DAY_SECONDS, DayCounts
+from multiverse_gateway.core.errors import RateLimited
 from multiverse_gateway.web.quotas import RateLimiter, rate_limiter
+from multiverse_gateway.web.security import Entrance
 from support.services import RedisServer
 
 pytestmark = pytest.mark.e2e
@@ -111,3 +114,20 @@ async def test_no_call_waits_for_redis(redis: RedisServer, limiter: Make, harm: 
         assert time.monotonic() < deadline
     other = limiter()
     assert [await allowed(one if number % 2 else other, f"{harm} and back") for number in range(7)] == [True] * 5 + [False] * 2
+
+
+async def test_gateways_count_probes_together(redis: RedisServer) -> None:
+    """Ten a minute are ten, however many processes there are; they use up nothing of the requests to models."""
+    settings = Settings(rate_limit_per_minute=5, rate_limit_storage=redis.url)
+    entrances = [Entrance.of(settings) for _ in range(3)]
+    try:
+        passed = 0
+        for number in range(30):
+            with suppress(RateLimited):
+                await entrances[number % 3].count_probe("owner of a server")
+                passed += 1
+        assert passed == 10
+        assert await allowed(entrances[0].limiter, "owner of a server")
+    finally:
+        for entrance in entrances:
+            await entrance.limiter.aclose()

@@ -172,8 +172,12 @@ def totals(gateway: Gateway) -> Stats:
 def admin_routes(gateway: Gateway, entrance: Entrance) -> list[Route]:
     """Make the routes below `/admin`."""
 
-    def count_probe(request: Request) -> None:
-        entrance.count_probe(request.scope.get(ADDRESS, "unknown"))
+    async def count_probe(request: Request) -> None:
+        await entrance.count_probe(request.scope.get(OWNER) or request.scope.get(ADDRESS, "unknown"))
+
+    async def count_owners_probe(request: Request) -> None:
+        if OWNER in request.scope:
+            await count_probe(request)
 
     async def post_register(request: Request) -> Response:
         """Register a server: it is probed first, and the same model and URL again update the record that is there."""
@@ -186,8 +190,7 @@ def admin_routes(gateway: Gateway, entrance: Entrance) -> list[Route]:
         server_id = _id(request)
         route_of(gateway, server_id)
         change = parse_change(await body_of(request, gateway))
-        limit = {"before_probe": lambda: count_probe(request)} if OWNER in request.scope else {}
-        server = await update(gateway, server_id, change, **limit)
+        server = await update(gateway, server_id, change, before_probe=lambda: count_owners_probe(request))
         return json_response(record_with(gateway, server.id))
 
     async def delete_server(request: Request) -> Response:
@@ -224,8 +227,9 @@ def admin_routes(gateway: Gateway, entrance: Entrance) -> list[Route]:
         return json_response([check_of(result) for result in await gateway.store.history(server_id, limit)])
 
     async def check_now(request: Request) -> Response:
-        """Probe a server now; a check that passes lifts "unhealthy"."""
+        """Probe a server now; a check that passes lifts "unhealthy". With an owner's token, at most 10 times per minute."""
         server_id = _id(request)
+        await count_owners_probe(request)
         result = await check(gateway, server_id)
         route = gateway.table.routes.get(server_id)
         found = attrs.asdict(check_of(result))
@@ -237,7 +241,7 @@ def admin_routes(gateway: Gateway, entrance: Entrance) -> list[Route]:
     async def test(request: Request) -> Response:
         """Probe a server without registering it; at most 10 times per minute."""
         registration = parse_test(await body_of(request, gateway))
-        count_probe(request)
+        await count_probe(request)
         return json_response(await try_connection(gateway, registration))
 
     async def stats(request: Request) -> Response:

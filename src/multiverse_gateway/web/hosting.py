@@ -64,7 +64,7 @@ class Hosting:
             given = {name: visit.query.get(name, "") for name in FIELDS if name != "api_key"} | {"streaming": "on"}
             return self._frame.page(visit, "register.html", active="register", values=given, problems={}, problem="", test=UNTRIED)
         try:
-            self._count_probe(visit)
+            await self._count_probe(visit)
             server, is_new, token = await register_owned(self._gateway, registration_of(visit.form))
         except GatewayError as error:
             return self._form_problem(visit, "register.html", error)
@@ -104,7 +104,7 @@ class Hosting:
 
     async def _test(self, visit: Visit) -> Response:
         try:
-            self._count_probe(visit)
+            await self._count_probe(visit)
             form = dict(visit.form)
             known = route_of(self._gateway, server_id_of(form["server_id"])) if form.get("server_id") else None
             if known is not None and not form.get("api_key") and form.get("endpoint_url", "").strip() == known.server.endpoint_url:
@@ -123,8 +123,8 @@ class Hosting:
 
         return self._frame.pieces(visit, pieces())
 
-    def _count_probe(self, visit: Visit) -> None:
-        self._frame.entrance.count_probe(visit.request.scope.get(ADDRESS, "unknown"))
+    async def _count_probe(self, visit: Visit) -> None:
+        await self._frame.entrance.count_probe(visit.request.scope.get(ADDRESS, "unknown"))
 
     async def _server(self, visit: Visit) -> Response:
         await refreshed(self._gateway)
@@ -184,7 +184,7 @@ class Hosting:
 
     async def _check_now(self, visit: Visit) -> Response:
         server_id = server_id_of(visit.request.path_params["server_id"])
-        self._count_probe(visit)
+        await self._count_probe(visit)
         result = await check(self._gateway, server_id)
         kind = "success" if result.passed else "error"
         took = f"The check passed in {round(1000 * result.duration)} ms." if result.passed else "The check failed: "

@@ -47,7 +47,7 @@ ADDRESS = "multiverse.address"
 CALLER = "multiverse.caller"
 """Where the middleware leaves who sent a request to `/v1`."""
 OWNER = "multiverse.owner"
-"""What the middleware leaves in the scope of a call that an owner's token opened."""
+"""Where the middleware leaves, in the scope of a call that an owner's token opened, what the owner's probes are counted by."""
 HOP = b"x-multiverse-hop"
 MAX_ADMIN_FAILURES = 60
 MAX_PROBES = 10
@@ -263,10 +263,6 @@ def _failures() -> LocalWindow:
     return LocalWindow(MAX_ADMIN_FAILURES)
 
 
-def _probes() -> LocalWindow:
-    return LocalWindow(MAX_PROBES)
-
-
 @attrs.frozen
 class Entrance:
     """The rules of entry as the settings have them; made once, asked by both doors, the admin API and the pages.
@@ -284,7 +280,11 @@ class Entrance:
     wall: Callable[[], float] = time.time
     now: Callable[[], float] = time.monotonic
     _failures: LocalWindow = attrs.field(factory=_failures, init=False)
-    _probes: LocalWindow = attrs.field(factory=_probes, init=False)
+    _probes: RateLimiter = attrs.field(init=False)
+
+    @_probes.default
+    def _make_probes(self) -> RateLimiter:
+        return RateLimiter(MAX_PROBES, self.limiter.storage, now=self.now)
 
     @classmethod
     def of(
@@ -342,14 +342,17 @@ class Entrance:
         if not quota.allowed:
             raise quota.error("Too many wrong admin keys came from your address; wait, then send the right one")
 
-    def count_probe(self, address: str) -> None:
-        """Count a probe that somebody at an address asks for: unlimited, they would tell which ports are open where.
+    async def count_probe(self, caller: str) -> None:
+        """Count a probe that somebody asks for: without a limit, probes would show which ports are open on which address.
+
+        Counted are the connection tests and everything on the pages that makes the gateway dial, by the caller's address; checks and
+        changes with an owner's token, by that token. Gateways on one `RATE_LIMIT_STORAGE` count together.
 
         Raises:
             RateLimited: There were enough within a minute.
         """
-        quota = self._probes.hit(address, self.now())
-        if not quota.allowed:
+        quota = await self._probes.hit(f"probe {caller}")
+        if quota is not None and not quota.allowed:
             wait = max(1, round(quota.wait or 0))
             raise quota.error(f"At most {MAX_PROBES} tries per minute are possible; wait {wait} seconds, then try again")
 
@@ -651,7 +654,7 @@ class Security:
         if presented_keys(headers):
             owner = self._owner_digest(scope)
             if owner is not None and verified(headers, (bytes.fromhex(owner),)) is not None:
-                scope[OWNER] = True
+                scope[OWNER] = f"owner {owner}"
                 return
         self._entrance.count_wrong_admin_key(address)
         raise AdminKeyRequired("The admin key is missing or wrong; send it in the header X-API-Key")
