@@ -382,9 +382,14 @@ def test_rest_has_a_default_and_a_cap(retry_after: float | None, chance: float, 
 
 
 def test_a_missing_model_rests_its_pair() -> None:
-    """F14, H10: the pair rests a minute and its list of models is read again at once; nobody is called ill."""
+    """F14, H10: others are chosen first for a minute and the list of models is read again at once; the server stays healthy."""
     health = after(well(probe_at=150.0), broke(FailureClass.NO_MODEL))
-    assert (health.state, health.resting_until, health.probe_at) == (HealthState.HEALTHY, 160.0, 100.0)
+    assert (health.state, health.doubted_until, health.probe_at) == (HealthState.HEALTHY, 160.0, 100.0)
+    assert is_usable(health, CHAT, 100.0)
+    assert is_last(health, 159.9)
+    assert after(health, passed()).doubted_until == 160.0
+    assert after(health, answered()).doubted_until == 0.0
+    assert after(health, *by("a", 3)).doubted_until == 160.0
     due = after(well(probe_at=90.0), broke(FailureClass.NO_MODEL))
     assert due.probe_at == 90.0
     assert after(Health(state=HealthState.ARCHIVED, probe_at=inf), broke(FailureClass.NO_MODEL)).probe_at == inf
@@ -967,7 +972,7 @@ class Servers(RuleBasedStateMachine):
 TestServers = Servers.TestCase
 
 
-_ITS_OWN = {FailureClass.CONNECT, FailureClass.BUSY, FailureClass.NO_MODEL, FailureClass.AUTH}
+_ITS_OWN = {FailureClass.CONNECT, FailureClass.BUSY, FailureClass.AUTH}
 FROM_A_REQUEST = [kind for kind in FailureClass if kind not in _ITS_OWN]
 """What the requests of a client can make a sound server answer; the others are what it says of itself, or not an answer at all."""
 

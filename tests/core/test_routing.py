@@ -173,9 +173,6 @@ def test_who_rests_is_left_out_until_its_time_has_come() -> None:
     assert names(find(resting, (server("b", cap=9), health()), now=NOW + 3)) == "ab"
     alone = find(resting, (server("c"), health(resting_until=NOW + 30, resting_as=503)))
     assert alone == Candidates(busy=429, returns_in=3.0)
-    loading = find((server("a"), health(resting_until=NOW + 3, resting_as=503)), (server("c"), health(resting_until=NOW + 1)))
-    assert loading == Candidates(busy=503, returns_in=1.0), "the pause of a pair is nothing that a server asked for"
-    assert find((server("c"), health(resting_until=NOW + 1))) == Candidates(returns_in=1.0)
     assert find(resting, (server("c"), health(HealthState.UNHEALTHY, probe_at=NOW + 1))).returns_in == 1.0
 
 
@@ -303,7 +300,7 @@ def routes(draw: st.DrawFn) -> list[tuple[Server, Health]]:
             by_traffic=draw(st.booleans()),
             probe_at=NOW + draw(st.floats(-100, 100)),
             resting_until=draw(st.just(0.0) | st.floats(NOW - 60, NOW + 60)),
-            resting_as=draw(st.sampled_from([None, 429, 503])),
+            resting_as=draw(st.sampled_from([429, 503])),
             struck_at=draw(st.floats(0, NOW)),
             doubted_until=draw(st.just(0.0) | st.floats(NOW - 60, NOW + 60)),
             unsupported=draw(st.just(()) | st.tuples(st.tuples(st.sampled_from(PATHS), st.floats(NOW - 60, NOW + 60)))),

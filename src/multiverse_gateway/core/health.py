@@ -114,7 +114,7 @@ class Health:
     stored; its instants are monotonic. `resting_as` is the status with which the server asked for its pause. `strikes` is the row of
     failures that the server is to blame for, each with its client and the gateway's number of the request, the newest last; `struck_at`
     is the instant of the newest. `suspected_by` is the client whose request the server broke off. The server is chosen last until
-    `doubted_until`; `doubts` counts how often in a row that happened.
+    `doubted_until`, for strikes of one client (`doubts` counts how often in a row) or because it did not have the model.
     """
 
     state: HealthState = HealthState.PROBING
@@ -152,8 +152,8 @@ class Health:
         return self.state is not _DEACTIVATED and self.state is not _ARCHIVED
 
 
-_NO_ROW: dict[str, Any] = {"strikes": (), "struck_at": -inf, "suspected_by": None, "doubted_until": 0.0}
-_NO_STRIKES: dict[str, Any] = {**_NO_ROW, "doubts": 0}
+_NO_ROW: dict[str, Any] = {"strikes": (), "struck_at": -inf, "suspected_by": None}
+_NO_STRIKES: dict[str, Any] = {**_NO_ROW, "doubted_until": 0.0, "doubts": 0}
 
 SHARED = (
     "generation",
@@ -317,7 +317,7 @@ def share(health: Health, policy: HealthPolicy, now: float) -> float:
 
 def is_settled(health: Health) -> bool:
     """Return whether another good answer changes nothing."""
-    return health.state is _HEALTHY and not health.strikes and not health.doubts and health.slow_since is None
+    return health.state is _HEALTHY and not health.strikes and not health.doubted_until and not health.doubts and health.slow_since is None
 
 
 @frozen
@@ -364,7 +364,7 @@ def _attempt_passed(health: Health, policy: HealthPolicy, now: float, wall: floa
         return _healthy(health, now, wall, **_NO_STRIKES)
     if health.state is _HEALTHY:
         is_over = health.slow_since is not None and now - health.slow_since >= policy.slow_start
-        if not health.strikes and not health.doubts and not is_over:
+        if not health.strikes and not health.doubted_until and not health.doubts and not is_over:
             return health
         return evolve(health, slow_since=None if is_over else health.slow_since, **_NO_STRIKES)
     if health.state is _UNHEALTHY and health.by_traffic and health.probe_at > now:
@@ -381,8 +381,7 @@ def _attempt_failed(health: Health, event: AttemptFailed, policy: HealthPolicy, 
             rest = failure.retry_after or _around(policy.resting_default, at.chance)
             return _resting(health, at.now + min(policy.resting_cap, rest), failure.status)
         case FailureClass.NO_MODEL:
-            resting = _resting(health, at.now + policy.pair_rest)
-            return evolve(resting, probe_at=at.now) if health.probe_at > at.now and health.state is not _ARCHIVED else resting
+            return _without_model(health, policy, at.now)
         case FailureClass.UNSUPPORTED:
             return _without(health, event.path, policy, at.now)
         case FailureClass.AUTH:
@@ -470,6 +469,15 @@ def _resting(health: Health, until: float, status: int | None = None) -> Health:
     return evolve(health, resting_until=until, resting_as=status) if until > health.resting_until else health
 
 
+def _without_model(health: Health, policy: HealthPolicy, now: float) -> Health:
+    """Choose the server last for a while and read its list of models again; alone it is still asked, for its own answer says it best."""
+    return evolve(
+        health,
+        doubted_until=max(health.doubted_until, now + policy.pair_rest),
+        probe_at=health.probe_at if health.state is _ARCHIVED else min(health.probe_at, now),
+    )
+
+
 def _without(health: Health, path: str, policy: HealthPolicy, now: float) -> Health:
     others = tuple((name, until) for name, until in health.unsupported if name != path and until > now)
     return evolve(health, unsupported=(*others, (path, now + policy.unsupported_for))[-_MAX_UNSUPPORTED:])
@@ -512,13 +520,13 @@ def _probe_passed(health: Health, event: ProbePassed, policy: HealthPolicy, at: 
         is_over = health.slow_since is not None and at.now - health.slow_since >= policy.slow_start
         return _healthy(health, at.now, at.wall, slow_since=None if is_over else health.slow_since, **({} if is_struck else _NO_ROW))
     if health.state is HealthState.PROBING:
-        return _healthy(health, at.now, at.wall, **_NO_STRIKES)
+        return _healthy(health, at.now, at.wall, **_NO_ROW)
     if health.state is _DEACTIVATED and not event.forced:
         if health.consecutive_successes < 2:
             return evolve(health, probe_at=at.now + _CONFIRM_AFTER)
-        return _healthy(health, at.now, at.wall, is_slow=True, **_NO_STRIKES)
+        return _healthy(health, at.now, at.wall, is_slow=True, **_NO_ROW)
     if not is_struck and (event.forced or health.state is _HALF_OPEN):
-        return _healthy(health, at.now, at.wall, is_slow=True, **_NO_STRIKES)
+        return _healthy(health, at.now, at.wall, is_slow=True, **_NO_ROW)
     return _moved(health, _HALF_OPEN, at.wall, probe_at=max(at.now + _around(_CONFIRM_AFTER, at.chance), struck_until))
 
 

@@ -210,9 +210,8 @@ def _sort_out(model: Model, load: Slots, stream: bool, path: str, excluded: Coll
 
 
 def _asked_by(resting: Sequence[Health]) -> int | None:
-    """Return what the server said that returns first from a pause that it asked for; the rest of a pair was no server's wish."""
-    asked = [health for health in resting if health.resting_as is not None]
-    return min(asked, key=lambda health: health.resting_until).resting_as if asked else None
+    """Return the status with which the server that returns first asked for its pause."""
+    return min(resting, key=lambda health: health.resting_until).resting_as if resting else None
 
 
 def _has_slot(route: Route, load: Slots) -> bool:
