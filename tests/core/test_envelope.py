@@ -499,7 +499,13 @@ def test_a_form_without_one_clear_boundary_is_refused(content_type: str) -> None
 )
 def test_stream_in_a_form_is_a_word(text: bytes, stream: bool) -> None:
     """Forms have no booleans; SDKs write them as words."""
-    assert read(form(MODEL, form_field("stream", text)), SPEECH, FORM).stream is stream
+    assert read(form(MODEL, form_field("stream", text)), "/v1/chat/completions", FORM).stream is stream
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank", "/v1/audio/speech", "/v1/images/generations", "/v1/score", "/v1/unknown"])
+def test_a_path_that_has_no_streams_needs_none(path: str) -> None:
+    """S4: whatever the client asks for, the plain answer is good there, and no server is to blame for it."""
+    assert not read(b'{"model": "m", "stream": true}', path).stream
 
 
 DISPOSITION = 'Content-Disposition: form-data; name="model"'

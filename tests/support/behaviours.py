@@ -111,6 +111,20 @@ def held_stream(goes_on: threading.Event, *, events: int = 5) -> Behaviour:
     return act
 
 
+def held(goes_on: threading.Event, first: bytes, rest: bytes) -> Behaviour:
+    """Send the beginning of an answer (header lines after its status line, and body), and the rest when the test says so."""
+
+    async def act(exchange: Exchange) -> None:
+        beginning = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+        if first:
+            await exchange.send(beginning + first)
+        while not goes_on.is_set():  # noqa: ASYNC110  it belongs to the thread of the test
+            await asyncio.sleep(LET_IT_ARRIVE)
+        await exchange.send(rest if first else beginning + rest)
+
+    return act
+
+
 async def finish(exchange: Exchange, end: Literal["end", "close", "reset", "stall"]) -> None:
     """End an exchange in one of the ways, after what was sent arrived."""
     if end == "stall":

@@ -76,8 +76,9 @@ class Envelope:
 
     A `stateful` request leaves something behind on its server, or depends on what another one left there: it is retried only if the
     server refused it before doing anything. A call that the gateway does not know is stateful.
-    `wants_usage` is `stream_options.include_usage`. `leaves_usage` holds for a stream that could report its tokens, if the client does
-    not set `stream_options`.
+    `stream`: the answer has to be a stream of events. A path that has no streams may be asked for one (embeddings, rerank, audio); its
+    plain answer is as good. `wants_usage` is `stream_options.include_usage`. `leaves_usage` holds for a stream that could report its
+    tokens, if the client does not set `stream_options`.
     """
 
     model: str
@@ -280,9 +281,11 @@ def _envelope(
     names_response: bool = False,
 ) -> Envelope:
     """Make an envelope; few of them differ, and to find one costs a quarter of making it."""
+    dialect = dialect_of(path)
+    stream = stream and dialect is not Dialect.OTHER
     leaves_usage = stream and not says_usage and path in _TELLS_USAGE
     stateful = keeps or not (path in _STATELESS or path == _RESPONSES or path.startswith(_STATELESS_BELOW))
-    return Envelope(model, stream, stateful, wants_usage, path, dialect_of(path), leaves_usage, names_response)
+    return Envelope(model, stream, stateful, wants_usage, path, dialect, leaves_usage, names_response)
 
 
 def _model(value: Any) -> str:
