@@ -70,28 +70,31 @@ def test_a_named_file_must_be_there(tmp_path: Path) -> None:
     [
         ({"MULTIVERSE_PROT": "1"}, r"MULTIVERSE_PROT in the environment is no setting; did you mean MULTIVERSE_PORT\?"),
         ({"MULTIVERSE_ZZZ": "1"}, "MULTIVERSE_ZZZ in the environment is no setting; remove it"),
-        ({"PORT": "eighty"}, "MULTIVERSE_PORT=eighty in the environment cannot be used: write a whole number"),
-        ({"PORT": "70000"}, "MULTIVERSE_PORT=70000 cannot be used: write a number from 0 to 65,535"),
-        ({"HEALTH_CHECK_INTERVAL_SECONDS": "0.5"}, "MULTIVERSE_HEALTH_CHECK_INTERVAL_SECONDS=0.5 cannot be used: .* 1 to 300 seconds"),
+        ({"PORT": "eighty"}, "PORT=eighty in the environment cannot be used: write a whole number"),
+        ({"PORT": "70000"}, "^PORT=70000 in the environment cannot be used: write a number from 0 to 65,535"),
+        (
+            {"HEALTH_CHECK_INTERVAL_SECONDS": "0.5"},
+            "^HEALTH_CHECK_INTERVAL_SECONDS=0.5 in the environment cannot be used: .* 1 to 300 seconds",
+        ),
         ({"HEALTH_CHECK_INTERVAL_SECONDS": "nan"}, "cannot be used: write a number"),
-        ({"ENABLE_CORS": "maybe"}, "MULTIVERSE_ENABLE_CORS=maybe in the environment cannot be used: write true or false"),
-        ({"ADMIN_API_KEY": "hunter2"}, "MULTIVERSE_ADMIN_API_KEY cannot be used: .* at least 16"),
-        ({"CLIENT_API_KEYS": "short"}, "MULTIVERSE_CLIENT_API_KEYS cannot be used"),
-        ({"BACKEND_KEY_SECRET": "short"}, "MULTIVERSE_BACKEND_KEY_SECRET cannot be used"),
-        ({"ALLOW_PRIVATE_NETWORKS": "10.0.0.1/8"}, "MULTIVERSE_ALLOW_PRIVATE_NETWORKS=10.0.0.1/8 cannot be used"),
-        ({"ALLOW_PRIVATE_NETWORKS": "169.254.0.0/16"}, "MULTIVERSE_ALLOW_PRIVATE_NETWORKS=169.254.0.0/16 cannot be used"),
-        ({"TRUSTED_PROXIES": "proxy.example"}, "MULTIVERSE_TRUSTED_PROXIES=proxy.example cannot be used"),
+        ({"ENABLE_CORS": "maybe"}, "ENABLE_CORS=maybe in the environment cannot be used: write true or false"),
+        ({"ADMIN_API_KEY": "hunter2"}, "^ADMIN_API_KEY in the environment cannot be used: .* at least 16"),
+        ({"CLIENT_API_KEYS": "short"}, "^CLIENT_API_KEYS in the environment cannot be used"),
+        ({"BACKEND_KEY_SECRET": "short"}, "^BACKEND_KEY_SECRET in the environment cannot be used"),
+        ({"ALLOW_PRIVATE_NETWORKS": "10.0.0.1/8"}, "^ALLOW_PRIVATE_NETWORKS=10.0.0.1/8 in the environment cannot be used"),
+        ({"ALLOW_PRIVATE_NETWORKS": "169.254.0.0/16"}, "^ALLOW_PRIVATE_NETWORKS=169.254.0.0/16 in the environment cannot be used"),
+        ({"TRUSTED_PROXIES": "proxy.example"}, "^TRUSTED_PROXIES=proxy.example in the environment cannot be used"),
         ({"AUTO_DEREGISTER": "deactivated"}, r"did you mean deactivate\?"),
-        ({"LOG_LEVEL": "LOUD"}, "MULTIVERSE_LOG_LEVEL=LOUD cannot be used: write one of DEBUG"),
-        ({"LOG_FORMAT": "xml"}, "MULTIVERSE_LOG_FORMAT=xml cannot be used"),
-        ({"DATABASE_URL": "multiverse.db"}, "MULTIVERSE_DATABASE_URL=multiverse.db cannot be used"),
+        ({"LOG_LEVEL": "LOUD"}, "^LOG_LEVEL=LOUD in the environment cannot be used: write one of DEBUG"),
+        ({"LOG_FORMAT": "xml"}, "^LOG_FORMAT=xml in the environment cannot be used"),
+        ({"DATABASE_URL": "multiverse.db"}, "^DATABASE_URL=multiverse.db in the environment cannot be used"),
         ({"DATABASE_URL": "sqlite://multiverse.db"}, "sqlite:///multiverse.db"),
-        ({"RATE_LIMIT_STORAGE": "disk"}, "MULTIVERSE_RATE_LIMIT_STORAGE=disk cannot be used"),
-        ({"CORS_ORIGINS": "https://a.example/path"}, "MULTIVERSE_CORS_ORIGINS=https://a.example/path cannot be used"),
-        ({"BALANCER": "round robin"}, "MULTIVERSE_BALANCER=round robin cannot be used"),
+        ({"RATE_LIMIT_STORAGE": "disk"}, "^RATE_LIMIT_STORAGE=disk in the environment cannot be used"),
+        ({"CORS_ORIGINS": "https://a.example/path"}, "^CORS_ORIGINS=https://a.example/path in the environment cannot be used"),
+        ({"BALANCER": "round robin"}, "^BALANCER=round robin in the environment cannot be used"),
         (
             {"CONNECT_TIMEOUT_SECONDS": "130"},
-            "MULTIVERSE_CONNECT_TIMEOUT_SECONDS=130.0 cannot be used: it is longer than MULTIVERSE_FIRST_BYTE",
+            "CONNECT_TIMEOUT_SECONDS=130.0 in the environment cannot be used: it is longer than MULTIVERSE_FIRST_BYTE",
         ),
         ({"FIRST_BYTE_TIMEOUT_SECONDS": "301"}, "it is longer than MULTIVERSE_REQUEST_TIMEOUT_SECONDS=300"),
     ],
@@ -120,6 +123,80 @@ def test_what_is_wrong_in_a_file_stops_the_start(name: str, text: str, message: 
     """The message names the file."""
     (tmp_path / name).write_text(text)
     with pytest.raises(SettingsError, match=message):
+        load_settings(env={}, cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "env", "flags", "message"),
+    [
+        ({}, {"PORT": "70000"}, {}, "PORT=70000 in the environment cannot be used: "),
+        ({}, {"MULTIVERSE_PORT": "70000", "PORT": "1"}, {}, "MULTIVERSE_PORT=70000 in the environment cannot be used: "),
+        ({}, {}, {"port": "70000"}, "--port=70000 cannot be used: "),
+        ({}, {}, {"log_level": "loud"}, "--log-level=LOUD cannot be used: "),
+        ({".env": "PORT=70000\n"}, {}, {}, "PORT=70000 in .env cannot be used: "),
+        ({"multiverse.toml": "port = 70_000\n"}, {}, {}, "port=70000 in {cwd}/multiverse.toml cannot be used: "),
+        ({"multiverse.toml": "port = 70_000\n"}, {"PORT": "80000"}, {}, "PORT=80000 in the environment cannot be used: "),
+        (
+            {".env": "REQUEST_TIMEOUT_SECONDS=5\n"},
+            {"FIRST_BYTE_TIMEOUT_SECONDS": "6"},
+            {},
+            "FIRST_BYTE_TIMEOUT_SECONDS=6.0 in the environment cannot be used: it is longer than REQUEST_TIMEOUT_SECONDS=5;",
+        ),
+        ({}, {"ADMIN_API_KEY": "hunter2"}, {}, "ADMIN_API_KEY in the environment cannot be used: "),
+        ({}, {"DATABASE_URL": "://u:hunter2@db"}, {}, "DATABASE_URL=://u:********@db in the environment cannot be used: "),
+        ({}, {"RATE_LIMIT_STORAGE": "unix:///x"}, {}, "RATE_LIMIT_STORAGE=unix:///x in the environment cannot be used: "),
+        ({"multiverse.toml": 'database_url = "sqlite:///a\\u0000b"\n'}, {}, {}, "database_url=sqlite:///a"),
+    ],
+)
+def test_a_setting_is_called_what_the_user_called_it(
+    files: dict[str, str], env: dict[str, str], flags: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    """With its source, whichever check finds the mistake."""
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        load_settings(env=env, cwd=tmp_path, overrides=flags)
+    assert str(caught.value).startswith(message.replace("{cwd}", str(tmp_path)))
+
+
+@pytest.mark.parametrize("service", ["MULTIVERSE", "MULTIVERSE_GATEWAY", "MULTIVERSE_RATE_LIMIT", "MULTIVERSE_A_PORT"])
+@pytest.mark.parametrize("protocol", ["TCP", "UDP", "SCTP"])
+def test_what_kubernetes_adds_for_a_service_is_passed_over(service: str, protocol: str, tmp_path: Path) -> None:
+    """For any Service of the namespace whose name begins like our settings, the one that makes `MULTIVERSE_PORT` included."""
+    address = f"{protocol.lower()}://10.96.0.12:80"
+    env = {
+        f"{service}_SERVICE_HOST": "10.96.0.12",
+        f"{service}_SERVICE_PORT": "80",
+        f"{service}_SERVICE_PORT_HTTP": "80",
+        f"{service}_SERVICE_PORT_HTTP_ALT": "8080",
+        f"{service}_PORT": address,
+        f"{service}_PORT_80_{protocol}": address,
+        f"{service}_PORT_80_{protocol}_PROTO": protocol.lower(),
+        f"{service}_PORT_80_{protocol}_PORT": "80",
+        f"{service}_PORT_80_{protocol}_ADDR": "10.96.0.12",
+    }
+    assert load_settings(env=env, cwd=tmp_path) == Settings()
+    assert load_settings(env={**env, "PORT": "81"}, cwd=tmp_path).port == 81
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"MULTIVERSE_HTTP_PORT": "8080"},
+        {"MULTIVERSE_PORT": "eighty"},
+        {"MULTIVERSE_PORT": "http://10.96.0.12:80"},
+        {"PORT": "tcp://10.96.0.12:80"},
+        {"MULTIVERSE_SERVICE": "x"},
+        {"MULTIVERSE_PORT_80": "tcp://10.96.0.12:80"},
+        {"MULTIVERSE_PORTS": "tcp://10.96.0.12:80"},
+    ],
+)
+def test_a_misspelt_port_is_still_refused(env: dict[str, str], tmp_path: Path) -> None:
+    """Only what service links make is passed over, and only in the environment."""
+    with pytest.raises(SettingsError, match=next(iter(env))):
+        load_settings(env=env, cwd=tmp_path)
+    (tmp_path / ".env").write_text("MULTIVERSE_GATEWAY_PORT=tcp://10.96.0.12:80\n")
+    with pytest.raises(SettingsError, match=r"MULTIVERSE_GATEWAY_PORT in \.env"):
         load_settings(env={}, cwd=tmp_path)
 
 

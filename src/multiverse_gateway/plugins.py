@@ -4,10 +4,12 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
 from multiverse_gateway.protocols import Balancer, HealthProbe, Store
-from multiverse_gateway.settings import Settings, SettingsError
+from multiverse_gateway.settings import Settings, unusable
 
 GROUP = "multiverse_gateway"
 _PROTOCOLS = {"balancers": Balancer, "probes": HealthProbe, "stores": Store}
+_SETTINGS = {"balancers": "balancer", "probes": "probe", "stores": "database_url"}
+"""The setting that names a plug-in of each kind."""
 
 
 def available(kind: str) -> list[str]:
@@ -23,29 +25,37 @@ def load(kind: str, name: str, settings: Settings) -> Any:
     """Make the plug-in of this name: call its entry point with the settings.
 
     Raises:
-        SettingsError: There is none of this name, or it cannot be loaded, or it lacks a method; the message says which there are, or whose
-            fault it is.
+        SettingsError: There is none of this name, or it cannot be loaded, or it lacks a method; the message names the setting, and the
+            plug-ins that there are, or the package that is to blame.
     """
     for entry in entry_points(group=f"{GROUP}.{kind}", name=name):
-        made = _factory(kind, entry)(settings)
+        made = _factory(kind, entry, settings)(settings)
         missing = sorted(method for method in vars(_PROTOCOLS[kind]) if not method.startswith("_") and not hasattr(made, method))
         if missing:
-            raise SettingsError(f"{name} of the {kind} lacks {', '.join(missing)}: install a version of {_package(entry)} for this gateway")
+            remedy = f"{name} lacks {', '.join(missing)}; install a version of {_package(entry)} for this gateway"
+            raise unusable(settings, _SETTINGS[kind], remedy)
         return made
-    raise SettingsError(
-        f"There is no {name} among the {kind}: write one of {', '.join(available(kind))}, or install the package that has it"
-    )
+    if kind == "stores":
+        remedy = (
+            f"there is no store for {name}://; write sqlite:///./multiverse.db, or postgresql://user@host/database "
+            f"(installed are {', '.join(available(kind))})"
+        )
+    else:
+        remedy = (
+            f"there is no {_SETTINGS[kind]} named {name}; write one of {', '.join(available(kind))}, or install the package that has it"
+        )
+    raise unusable(settings, _SETTINGS[kind], remedy)
 
 
-def _factory(kind: str, entry: EntryPoint) -> Any:
+def _factory(kind: str, entry: EntryPoint, settings: Settings) -> Any:
     try:
         factory = entry.load()
     except (ImportError, AttributeError) as error:
-        raise SettingsError(
-            f"{entry.name} of the {kind} cannot be loaded ({error}): install what its package {_package(entry)} needs"
-        ) from error
+        remedy = f"{entry.name} cannot be loaded ({error}); install what its package {_package(entry)} needs"
+        raise unusable(settings, _SETTINGS[kind], remedy) from error
     if not callable(factory):
-        raise SettingsError(f"{entry.name} of the {kind} cannot be called: tell the authors of its package {_package(entry)}")
+        remedy = f"{entry.name} cannot be called; tell the authors of its package {_package(entry)}"
+        raise unusable(settings, _SETTINGS[kind], remedy)
     return factory
 
 

@@ -84,14 +84,14 @@ def _check_host(_: object, field: "attrs.Attribute[Any]", value: str) -> None:
 
 def _check_database(_: object, field: "attrs.Attribute[Any]", value: str) -> None:
     scheme, separator, rest = value.partition("://")
-    if not separator or not scheme:
+    if not separator or not scheme or not value.isprintable():
         raise _fail(field, _mask_url(value), "write a URL such as sqlite:///./multiverse.db or postgresql://user@host/database")
     if scheme == "sqlite" and not rest.startswith("/"):
         raise _fail(field, value, f"a path follows three slashes: sqlite:///{rest or './multiverse.db'}")
 
 
 def _check_rate_storage(_: object, field: "attrs.Attribute[Any]", value: str) -> None:
-    schemes = ("memory", "redis", "rediss", "valkey", "valkeys", "unix", "redis+unix")
+    schemes = ("memory", "redis", "rediss", "valkey", "valkeys", "redis+unix")
     if value.partition("://")[0] not in schemes or "://" not in value:
         raise _fail(field, _mask_url(value), "write memory://, or redis://host:6379/0 for several gateways")
 
@@ -351,10 +351,24 @@ def _masked(field: "attrs.Attribute[Any]", value: object) -> object:
     return _mask_url(value) if field.metadata["url"] and isinstance(value, str) else value
 
 
+def unusable(settings: Settings, name: str, remedy: str) -> SettingsError:
+    """Return the refusal of a setting whose value turned out to be impossible; `remedy` says why, and what to write instead.
+
+    >>> unusable(Settings(balancer="best"), "balancer", "there is none of this name")
+    SettingsError('MULTIVERSE_BALANCER=best cannot be used: there is none of this name')
+    """
+    field = _FIELDS[name]
+    return _fail(field, _masked(field, getattr(settings, name)), remedy)
+
+
 _FIELDS: Mapping[str, "attrs.Attribute[Any]"] = {field.name: field for field in attrs.fields(Settings)}
 _NAMES: Mapping[str, str] = {PREFIX + name.upper(): name for name in _FIELDS} | {
     name.upper(): name for name, field in _FIELDS.items() if field.metadata["plain"]
 }
+
+
+Written = Mapping[str, tuple[str, str]]
+"""The settings that are given, by canonical name: as the user wrote the name, and in what; a flag says that by itself."""
 
 
 def load_settings(
@@ -362,34 +376,96 @@ def load_settings(
 ) -> Settings:
     """Read all sources and return the settings; `overrides` are the flags by field name, `None` for those not given.
 
-    An empty value means the default. Plain names (`PORT`) count besides the canonical ones (`MULTIVERSE_PORT`).
+    An empty value means the default. Plain names (`PORT`) count besides the canonical ones (`MULTIVERSE_PORT`). What Kubernetes adds to
+    the environment for a Service whose name begins like ours (`MULTIVERSE_GATEWAY_PORT=tcp://10.96.0.12:80`) is passed over.
 
     Raises:
-        SettingsError: A file cannot be read, a name is unknown, or a value cannot work; the message names it and the remedy.
+        SettingsError: A file cannot be read, a name is unknown, or a value cannot work; the message names it as it was written, and the
+            remedy.
     """
     values: dict[str, object] = {}
-    for source, found in (
-        *_toml_source(cwd, config),
-        *_dotenv_source(cwd / ".env"),
-        ("the environment", _by_field(env, "the environment")),
-        ("the command line", {name: value for name, value in (overrides or {}).items() if value is not None}),
-    ):
-        for name, value in found.items():
-            values.pop(name, None)
-            if value != "":
-                values[name] = _convert(_FIELDS[name], value, source)
-    return Settings(**values)  # type: ignore[arg-type]  # _convert made each value fit its field
+    written: dict[str, tuple[str, str]] = {}
+    try:
+        for source, found in _sources(env, cwd, config, overrides or {}):
+            for name, (given, value) in found.items():
+                values.pop(name, None)
+                written[_canonical(name)] = given, source
+                if value != "":
+                    values[name] = _convert(_FIELDS[name], value)
+        return Settings(**values)  # type: ignore[arg-type]  # _convert made each value fit its field
+    except SettingsError as error:
+        raise SettingsError(as_written(str(error), written)) from None
 
 
-def _by_field(pairs: Mapping[str, object], source: str, *, ours: bool = False) -> dict[str, object]:
+def names_written(
+    *, env: Mapping[str, str], cwd: Path, config: Path | None = None, overrides: Mapping[str, object] | None = None
+) -> Written:
+    """Return how the settings that `load_settings` reads from these sources were written, for `as_written`.
+
+    Raises:
+        SettingsError: A file cannot be read, or a name is unknown.
+    """
+    sources = _sources(env, cwd, config, overrides or {})
+    return {_canonical(name): (given, source) for source, found in sources for name, (given, _) in found.items()}
+
+
+def as_written(message: str, written: Written) -> str:
+    """Return a message in which settings have the names that the user knows them by.
+
+    >>> as_written("MULTIVERSE_PORT=70000 cannot be used: write less", {"MULTIVERSE_PORT": ("PORT", "the environment")})
+    'PORT=70000 in the environment cannot be used: write less'
+    """
+
+    def rename(match: re.Match[str]) -> str:
+        known = written.get(match["name"])
+        if known is None:
+            return match[0]
+        given, source = known
+        place = f" in {source}" if source else ""
+        return f"{given}{match['value']}{place}{match['verb']}" if match["verb"] else given
+
+    return re.sub(rf"(?s)(?P<name>{PREFIX}[A-Z_]+)(?:(?P<value>(?:=.*?)?)(?P<verb> cannot be used))?", rename, message)
+
+
+def _canonical(name: str) -> str:
+    return PREFIX + name.upper()
+
+
+_Found = dict[str, tuple[str, object]]
+"""What one source holds, by field: the name as it was written, and the value."""
+
+
+def _sources(env: Mapping[str, str], cwd: Path, config: Path | None, overrides: Mapping[str, object]) -> Iterable[tuple[str, _Found]]:
+    """Yield the sources, the weakest first."""
+    yield from _toml_source(cwd, config)
+    yield from _dotenv_source(cwd / ".env")
+    yield "the environment", _by_field({name: value for name, value in env.items() if not _is_service_link(name, value)}, "the environment")
+    flags = {name: (f"--{name.replace('_', '-')}", value) for name, value in overrides.items() if value is not None}
+    yield "", flags
+
+
+_SERVICE_LINK = re.compile(r".+_SERVICE_(?:HOST|PORT(?:_[A-Z0-9_]+)?)|.+_PORT_[0-9]+_(?:TCP|UDP|SCTP)(?:_[A-Z]+)?")
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """Return whether Kubernetes added a variable for a Service: pods get them for every Service of their namespace.
+
+    >>> _is_service_link("MULTIVERSE_GATEWAY_PORT", "tcp://10.96.0.12:80"), _is_service_link("MULTIVERSE_HTTP_PORT", "8080")
+    (True, False)
+    """
+    is_address = name.endswith("_PORT") and value.startswith(("tcp://", "udp://", "sctp://"))
+    return is_address or _SERVICE_LINK.fullmatch(name) is not None
+
+
+def _by_field(pairs: Mapping[str, object], source: str, *, ours: bool = False) -> _Found:
     """Return the values by field name; the canonical name wins. In a file of our own (`ours`) every name must mean something."""
-    found: dict[str, object] = {}
+    found: _Found = {}
     for name in sorted(pairs, key=lambda name: name.upper().startswith(PREFIX)):
         key = name.upper() if ours or name.upper().startswith(PREFIX) else name
         if ours and PREFIX + key in _NAMES:
             key = PREFIX + key
         if key in _NAMES:
-            found[_NAMES[key]] = pairs[name]
+            found[_NAMES[key]] = name, pairs[name]
         elif ours or key.startswith(PREFIX):
             close = difflib.get_close_matches(key.removeprefix(PREFIX).lower(), _FIELDS, n=1)
             hint = f"did you mean {close[0] if ours else PREFIX + close[0].upper()}?" if close else "remove it"
@@ -397,7 +473,7 @@ def _by_field(pairs: Mapping[str, object], source: str, *, ours: bool = False) -
     return found
 
 
-def _toml_source(cwd: Path, config: Path | None) -> Iterable[tuple[str, dict[str, object]]]:
+def _toml_source(cwd: Path, config: Path | None) -> Iterable[tuple[str, _Found]]:
     path = config or cwd / CONFIG_FILE
     if config is None and not path.exists():
         return
@@ -414,7 +490,7 @@ _LINE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
 _QUOTED = re.compile(r"""(?:"((?:[^"\\]|\\.)*)"|'([^']*)')\s*(?:#.*)?""")
 
 
-def _dotenv_source(path: Path) -> Iterable[tuple[str, dict[str, object]]]:
+def _dotenv_source(path: Path) -> Iterable[tuple[str, _Found]]:
     if not path.is_file():
         return
     try:
@@ -461,13 +537,12 @@ def _words(error: Exception) -> str:
 _TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
-def _convert(field: "attrs.Attribute[Any]", value: object, source: str) -> object:
+def _convert(field: "attrs.Attribute[Any]", value: object) -> object:
     """Make a text, or what TOML or a flag gave, fit the field."""
     try:
         return _CONVERTERS[field.type](field, value)
     except ValueError as error:
-        shown = "" if field.metadata["secret"] else f"={_mask_url(str(value))}"
-        raise SettingsError(f"{PREFIX}{field.name.upper()}{shown} in {source} cannot be used: {error}") from None
+        raise _fail(field, _mask_url(str(value)), str(error)) from None
 
 
 def _to_bool(_: object, value: object) -> bool:

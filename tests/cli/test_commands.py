@@ -97,7 +97,7 @@ def test_wrong_settings_end_with_2() -> None:
     """The message names the setting."""
     result = call("settings", PORT="wrong")
     assert result.exit_code == 2
-    assert "Error: MULTIVERSE_PORT=wrong" in result.output
+    assert "Error: PORT=wrong in the environment cannot be used" in result.output
 
 
 def test_plugins_lists_our_own() -> None:
@@ -110,7 +110,17 @@ def test_plugins_lists_our_own() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--port", "70000"), "MULTIVERSE_PORT=70000"),
+        (("--port", "70000"), "Error: --port=70000 cannot be used"),
+        (("--balancer", "foo"), "Error: --balancer=foo cannot be used: there is no balancer named foo; write one of least_busy"),
+        (("--probe", "foo"), "Error: --probe=foo cannot be used: there is no probe named foo; write one of chat, models"),
+        (
+            ("--database-url", "mysql://u:a-password@x/y"),
+            "Error: --database-url=mysql://u:********@x/y cannot be used: there is no store for",
+        ),
+        (("--database-url", "sqlite:///."), "Error: --database-url=sqlite:///. cannot be used: it names no file"),
+        (("--database-url", "postgresql://db:port/x"), "Error: --database-url cannot be used: write postgresql://"),
+        (("--rate-limit-storage", "redis://host:port"), "Error: --rate-limit-storage=redis://host:port cannot be used: write redis://"),
+        (("--log-file", "/"), "Error: --log-file=/ cannot be used: it cannot be written"),
         (("--config", "missing.toml"), "missing.toml cannot be read"),
         (("--certfile", __file__), "--certfile and --keyfile belong together"),
         (("--admin-api-key", "x"), "No such option"),
@@ -121,6 +131,35 @@ def test_run_refuses_what_cannot_work(arguments: tuple[str, ...], message: str) 
     result = call("run", *arguments)
     assert result.exit_code == 2
     assert message in result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("DATABASE_URL", "mysql://x/y", "there is no store for mysql://"),
+        ("MULTIVERSE_DATABASE_URL", "mysql://x/y", "there is no store for mysql://"),
+        ("BALANCER", "foo", "there is no balancer named foo"),
+        ("MULTIVERSE_BALANCER", "foo", "there is no balancer named foo"),
+        ("PROBE", "foo", "there is no probe named foo"),
+        ("MULTIVERSE_PROBE", "chta", "there is no probe named chta"),
+    ],
+)
+@pytest.mark.parametrize("place", ["the environment", ".env"])
+def test_a_plug_in_that_is_not_there_is_refused_by_the_name_of_its_setting(
+    name: str, value: str, message: str, place: str, empty_directory: Path
+) -> None:
+    """As it was written, where it was written."""
+    if place == ".env":
+        (empty_directory / ".env").write_text(f"{name}={value}\n")
+    result = call("run", "--port", "0", **({} if place == ".env" else {name: value}))
+    assert result.exit_code == 2
+    assert f"Error: {name}={value} in {place} cannot be used: {message}" in result.output
+
+
+def test_an_address_of_another_machine_is_refused_by_the_name_of_its_setting() -> None:
+    result = call("run", MULTIVERSE_HOST="no.such.host.invalid", PORT="0")
+    assert result.exit_code == 1
+    assert "Error: MULTIVERSE_HOST=no.such.host.invalid in the environment cannot be used" in result.output
 
 
 def test_where_a_gateway_is_reached() -> None:

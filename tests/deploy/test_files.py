@@ -112,6 +112,7 @@ def test_kubernetes_manifests_fit_the_gateway() -> None:
     settings = load_settings(env=by_kind["ConfigMap"]["data"], cwd=DEPLOY)
     pod = by_kind["Deployment"]["spec"]["template"]["spec"]
     assert pod["terminationGracePeriodSeconds"] > settings.shutdown_grace_seconds + 5
+    assert pod["enableServiceLinks"] is False
     [container] = pod["containers"]
     probes = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}
     assert probes == {"startup": "/readyz", "readiness": "/readyz", "liveness": "/livez"}

@@ -9,20 +9,20 @@ import attrs
 import click
 
 from multiverse_gateway import plugins
-from multiverse_gateway.cli.common import config_option, json_option, print_json, refuse, settings_here
+from multiverse_gateway.cli.common import config_option, json_option, names_here, print_json, refuse, refuse_setting, settings_here
 from multiverse_gateway.core.errors import StorageUnavailable
-from multiverse_gateway.settings import Settings, SettingsError
+from multiverse_gateway.settings import Settings, SettingsError, as_written
 from multiverse_gateway.stores.sqlite import SqliteStore, back_up, bring_back, database_path, everything, unused
 from multiverse_gateway.stores.vault import key_file, rotated
 
 
-def _database(settings: Settings) -> Path:
+def _database(settings: Settings, config: Path | None = None) -> Path:
     if not settings.database_url.startswith("sqlite:"):
         refuse("This command is for SQLite; use pg_dump and pg_restore for PostgreSQL, and nothing for memory://")
     try:
         return database_path(settings.database_url)
     except SettingsError as error:
-        refuse(str(error))
+        refuse_setting(error, config)
 
 
 def _stamp() -> str:
@@ -39,7 +39,7 @@ def backup_command(file: Path | None, config: Path | None, as_json: bool) -> Non
     Without FILE the copy goes into the folder "backups" beside the database. It is checked before it gets its name, and only its owner
     may read it.
     """
-    path = _database(settings_here(config))
+    path = _database(settings_here(config), config)
     target = file or path.parent / "backups" / f"{path.stem}-{_stamp()}{path.suffix}"
     try:
         held = back_up(path, target)
@@ -65,7 +65,7 @@ def restore_command(file: Path, force: bool, config: Path | None, as_json: bool)
 
     The database that was there is kept beside it.
     """
-    path = _database(settings_here(config))
+    path = _database(settings_here(config), config)
     aside = path.with_name(f"{path.name}.replaced-{_stamp()}")
     try:
         held = bring_back(path, file, aside, force=force)
@@ -94,14 +94,17 @@ def migrate_store_command(source: str, target: str, config: Path | None, as_json
     settings = settings_here(config)
     if not source.startswith("sqlite:") or not target.startswith(("postgres:", "postgresql:")):
         refuse("A registry is copied from sqlite:///FILE to postgresql://…: write the two URLs in this order")
-    path = _database(attrs.evolve(settings, database_url=source))
+    try:
+        path = database_path(source)
+    except SettingsError as error:
+        refuse(as_written(str(error), {"MULTIVERSE_DATABASE_URL": ("SOURCE", "")}))
     if not path.exists():
         raise click.ClickException(f"There is no database {path}")
     try:
         store = plugins.store(attrs.evolve(settings, database_url=target))
         counts = anyio.run(_copy, path, settings.backend_key_secret, store)
     except SettingsError as error:
-        refuse(str(error))
+        refuse(as_written(str(error), {**names_here(config), "MULTIVERSE_DATABASE_URL": ("TARGET", "")}))
     except StorageUnavailable as error:
         raise click.ClickException(error.message) from None
     if as_json:
@@ -131,7 +134,7 @@ def rotate_key_command(config: Path | None) -> None:
     next start encrypts all keys anew.
     """
     settings = settings_here(config)
-    path = _database(settings)
+    path = _database(settings, config)
     if settings.backend_key_secret is not None:
         refuse("The secret is that of MULTIVERSE_BACKEND_KEY_SECRET: write the new one before it, with a comma, and restart the gateway")
     if not path.exists() or not key_file(path).exists():

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
-from multiverse_gateway.settings import Settings, SettingsError, load_settings
+from multiverse_gateway.settings import Settings, SettingsError, Written, as_written, load_settings, names_written
 
 config_option = click.option(
     "--config", type=click.Path(path_type=Path, dir_okay=False), help="TOML file with settings, instead of multiverse.toml here."
@@ -37,6 +37,20 @@ def settings_here(config: Path | None = None, overrides: Mapping[str, object] | 
         return load_settings(env=os.environ, cwd=Path.cwd(), config=config, overrides=overrides or {})
     except SettingsError as error:
         refuse(str(error))
+
+
+def names_here(config: Path | None = None, overrides: Mapping[str, object] | None = None) -> Written:
+    """Return how the settings were written that `settings_here` reads from the same sources, for `as_written`."""
+    return names_written(env=os.environ, cwd=Path.cwd(), config=config, overrides=overrides or {})
+
+
+def refuse_setting(error: SettingsError, config: Path | None = None) -> NoReturn:
+    """End with exit code 2: a setting that was read by `settings_here` cannot be used. The message names it as it was written.
+
+    Raises:
+        Unusable: always.
+    """
+    refuse(as_written(str(error), names_here(config)))
 
 
 def print_json(value: object) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import attrs
 import click
 
-from multiverse_gateway.cli.common import config_option, refuse, settings_here
-from multiverse_gateway.settings import Settings
+from multiverse_gateway.cli.common import config_option, names_here, refuse, settings_here
+from multiverse_gateway.settings import Settings, as_written
 
 _METAVARS: dict[Any, str] = {bool: "true|false", int: "NUMBER", float: "NUMBER"}
 
@@ -58,12 +58,15 @@ def run_command(
             sys.exit(_supervise(settings, sys.argv[1:]))
         from multiverse_gateway.cli.serving import Serving, serve
 
-        sock = bind(settings.host, settings.port, shared=worker)
         tls = (certfile, keyfile) if certfile is not None and keyfile is not None else None
-        settings = attrs.evolve(settings, port=sock.getsockname()[1])
-        sys.exit(serve(Serving(settings, sock, tls=tls, stop_at_eof=stop_at_eof, worker=worker, ready_fd=ready_fd)))
+        with bind(settings.host, settings.port, shared=worker) as sock:
+            settings = attrs.evolve(settings, port=sock.getsockname()[1])
+            serving = Serving(
+                settings, sock, tls=tls, stop_at_eof=stop_at_eof, worker=worker, ready_fd=ready_fd, written=names_here(config, overrides)
+            )
+            sys.exit(serve(serving))
     except OSError as error:
-        raise click.ClickException(str(error)) from None
+        raise click.ClickException(as_written(str(error), names_here(config, overrides))) from None
 
 
 def _supervise(settings: Settings, arguments: list[str]) -> int:
@@ -87,7 +90,9 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except socket.gaierror:
-        raise OSError(f"MULTIVERSE_HOST={host} is no address of this machine; write 127.0.0.1, or 0.0.0.0 for all") from None
+        raise OSError(
+            f"MULTIVERSE_HOST={host} cannot be used: it is no address of this machine; write 127.0.0.1, or 0.0.0.0 for all"
+        ) from None
     sock = socket.socket(family, kind, protocol)
     try:
         if sys.platform != "win32":

@@ -31,7 +31,7 @@ from multiverse_gateway.cli.handover import Hypercorn, misfit
 from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.observability.logging import configure
 from multiverse_gateway.relay.listener import Listener, Patience
-from multiverse_gateway.settings import Settings, SettingsError
+from multiverse_gateway.settings import Settings, SettingsError, Written, as_written, unusable
 
 LAST_SECONDS = 5.0
 HURRIED_SECONDS = 2.0
@@ -46,7 +46,10 @@ _log = logging.getLogger("multiverse_gateway.api")
 
 @attrs.frozen
 class Serving:
-    """What one process serves, and how: the socket is bound to the port of the settings, `tls` is certificate chain and key."""
+    """What one process serves, and how: the socket is bound to the port of the settings, `tls` is certificate chain and key.
+
+    `written` is how the settings were written, for messages about them.
+    """
 
     settings: Settings
     sock: socket.socket
@@ -54,6 +57,7 @@ class Serving:
     stop_at_eof: bool = False
     worker: bool = False
     ready_fd: int | None = None
+    written: Written = attrs.field(factory=dict)
 
     @property
     def url(self) -> str:
@@ -67,13 +71,14 @@ def serve(serving: Serving) -> int:
     try:
         logs = configure(serving.settings)
     except OSError as error:
-        click.echo(f"Error: MULTIVERSE_LOG_FILE={serving.settings.log_file} cannot be written: {error.strerror}", err=True)
+        refusal = unusable(serving.settings, "log_file", f"it cannot be written ({error.strerror}); name a file in a folder that can be")
+        click.echo(f"Error: {as_written(str(refusal), serving.written)}", err=True)
         return 2
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_serve(serving))
     except SettingsError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {as_written(str(error), serving.written)}", err=True)
         return 2
     except (LifespanFailureError, LifespanTimeoutError, GatewayError) as error:
         click.echo(f"Error: the gateway could not start: {reason(str(error))}", err=True)

@@ -56,7 +56,7 @@ def check(settings: Settings) -> None:
         SettingsError: It is not.
     """
     if settings.otel and not _is_installed():
-        raise SettingsError("MULTIVERSE_OTEL=true needs a package: pip install 'multiverse-gateway[otel]'")
+        raise SettingsError("MULTIVERSE_OTEL=true cannot be used: it needs a package: pip install 'multiverse-gateway[otel]'")
 
 
 def _is_installed() -> bool:

@@ -558,7 +558,10 @@ def conninfo(url: str) -> str:
         "client_encoding": "utf8",
     }
     try:
-        return psycopg.conninfo.make_conninfo(**{**defaults, **psycopg.conninfo.conninfo_to_dict(url)})
+        parts = psycopg.conninfo.conninfo_to_dict(url)
+        if not all(port.isdigit() and 0 < int(port) < 65_536 for port in str(parts.get("port") or 5432).split(",") if port):
+            raise psycopg.ProgrammingError("the port")
+        return psycopg.conninfo.make_conninfo(**{**defaults, **parts})
     except psycopg.Error:
         raise SettingsError(
             "MULTIVERSE_DATABASE_URL cannot be used: write postgresql://user:password@host:5432/database, "

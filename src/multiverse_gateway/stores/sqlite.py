@@ -799,7 +799,8 @@ def database_path(database_url: str) -> Path:
     text = database_url.removeprefix("sqlite:///")
     if text in ("", ".", "./", "/", ":memory:"):
         raise SettingsError(
-            f"MULTIVERSE_DATABASE_URL={database_url} names no file: write sqlite:///./multiverse.db, or memory:// for a trial"
+            f"MULTIVERSE_DATABASE_URL={database_url} cannot be used: it names no file; "
+            "write sqlite:///./multiverse.db, or memory:// for a trial"
         )
     return Path(text)
 

@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -13,7 +14,7 @@ import attrs
 
 from multiverse_gateway.core.budget import DAY_SECONDS, DayCounts, day_name, day_of, until_next_day
 from multiverse_gateway.core.errors import DailyLimitReached, RateLimited
-from multiverse_gateway.settings import Settings, SettingsError
+from multiverse_gateway.settings import Settings, unusable
 
 if TYPE_CHECKING:
     from limits.aio.storage import Storage
@@ -290,7 +291,7 @@ def rate_limiter(settings: Settings, day_counts: DayCounts, wall: Callable[[], f
     """Make the limiter that the settings ask for.
 
     Raises:
-        SettingsError: The storage needs a package that is not installed.
+        SettingsError: The storage needs a package that is not installed, or its URL cannot be read.
     """
     url = settings.rate_limit_storage
     if url.startswith("memory:"):
@@ -304,8 +305,10 @@ def rate_limiter(settings: Settings, day_counts: DayCounts, wall: Callable[[], f
         options["implementation"] = "redispy"
     try:
         storage = storage_from_string(f"async+{url}", **options)
-    except ConfigurationError:
-        package = "valkey" if url.startswith("valkey") else "multiverse-gateway[redis]"
-        raise SettingsError(f"MULTIVERSE_RATE_LIMIT_STORAGE needs a package: pip install '{package}'") from None
+    except (ConfigurationError, ValueError):
+        module, package = ("valkey", "valkey") if url.startswith("valkey") else ("redis", "multiverse-gateway[redis]")
+        is_installed = find_spec(module) is not None
+        remedy = "write redis://host:6379/0, with the port" if is_installed else f"it needs a package: pip install '{package}'"
+        raise unusable(settings, "rate_limit_storage", remedy) from None
     assert isinstance(storage, Storage)
     return RateLimiter(settings.rate_limit_per_minute, storage, day_counts=day_counts, wall=wall)
