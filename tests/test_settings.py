@@ -91,6 +91,9 @@ def test_a_named_file_must_be_there(tmp_path: Path) -> None:
         ({"DATABASE_URL": "sqlite://multiverse.db"}, "sqlite:///multiverse.db"),
         ({"RATE_LIMIT_STORAGE": "disk"}, "^RATE_LIMIT_STORAGE=disk in the environment cannot be used"),
         ({"CORS_ORIGINS": "https://a.example/path"}, "^CORS_ORIGINS=https://a.example/path in the environment cannot be used"),
+        ({"CORS_ORIGINS": "null"}, "^CORS_ORIGINS=null in the environment cannot be used"),
+        ({"PUBLIC_URL": "https://a.example/path"}, "^PUBLIC_URL=https://a.example/path in the environment cannot be used"),
+        ({"PUBLIC_URL": "*"}, r"^PUBLIC_URL=\* in the environment cannot be used: write origins such as https://models.example"),
         ({"BALANCER": "round robin"}, "^BALANCER=round robin in the environment cannot be used"),
         (
             {"CONNECT_TIMEOUT_SECONDS": "130"},

@@ -92,7 +92,7 @@ def create_app(
     admin = [*admin_routes(gateway, entrance), *account_routes(gateway)]
     middleware = [
         Middleware(Errors),
-        *([Middleware(Cors, origins=settings.cors_origins)] if settings.enable_cors else []),
+        *([Middleware(Cors, policy=entrance.origins)] if settings.enable_cors else []),
         Middleware(
             Security,
             entrance=entrance,

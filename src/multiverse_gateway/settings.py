@@ -19,6 +19,7 @@ import attrs
 from multiverse_gateway.core.addresses import AddressPolicy
 from multiverse_gateway.core.failover import RetryPolicy
 from multiverse_gateway.core.health import AutoDeregister, HealthPolicy
+from multiverse_gateway.core.origins import ANY, OriginPolicy, normalize_origin
 
 PREFIX = "MULTIVERSE_"
 CONFIG_FILE = "multiverse.toml"
@@ -113,8 +114,14 @@ def _check_client_keys(_: object, field: "attrs.Attribute[Any]", value: tuple[st
 
 def _check_origins(_: object, field: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:
     for origin in value:
-        if origin != "*" and not re.fullmatch(r"https?://[^/\s?#]+", origin):
+        if origin != ANY and normalize_origin(origin.rstrip("/")) is None:
             raise _fail(field, origin, "write origins such as https://class.example without a path, or *")
+
+
+def _check_own_origins(_: object, field: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:
+    for origin in value:
+        if normalize_origin(origin.rstrip("/")) is None:
+            raise _fail(field, origin, "write origins such as https://models.example without a path")
 
 
 def _check_proxies(_: object, field: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:
@@ -306,6 +313,12 @@ class Settings:
         _check_proxies,
         example="127.0.0.1/32",
     )
+    public_url: tuple[str, ...] = _setting(
+        (),
+        "Addresses by which browsers reach this gateway, with commas between them; needed only where a proxy changes the header Host.",
+        _check_own_origins,
+        example="https://models.example",
+    )
     metrics_key: str | None = _setting(
         None,
         "Key that /metrics asks for, as `Authorization: Bearer`. Without it whoever reaches the port may read the figures.",
@@ -326,9 +339,12 @@ class Settings:
         example="10.0.0.0/8,192.168.0.0/16",
     )
     verify_backend_tls: bool = _setting(True, "Verify the certificates of servers; false only while developing.")
-    enable_cors: bool = _setting(False, "Let web pages of other origins use the inference API.")
+    enable_cors: bool = _setting(False, "Let web pages of other origins use the inference API, without cookies.")
     cors_origins: tuple[str, ...] = _setting(
-        (), "Origins allowed then, with commas between them.", _check_origins, example="https://class.example"
+        (),
+        "Origins allowed then, with commas between them; every origin if none is named.",
+        _check_origins,
+        example="https://class.example",
     )
 
     ui: bool = _setting(True, "Serve the pages for browsers.", plain=False)
@@ -627,6 +643,11 @@ def health_policy(settings: Settings) -> HealthPolicy:
 def retry_policy(settings: Settings) -> RetryPolicy:
     """Return what a further attempt depends on."""
     return RetryPolicy(max_retries=settings.max_retry_attempts)
+
+
+def origin_policy(settings: Settings) -> OriginPolicy:
+    """Return which web pages may use the gateway."""
+    return OriginPolicy.parse(settings.public_url, (settings.cors_origins or (ANY,)) if settings.enable_cors else ())
 
 
 def address_policy(settings: Settings) -> AddressPolicy:

@@ -24,6 +24,7 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--host-resolver-rules=MAP gateway.test 127.0.0.1",
 ]
 SETTINGS = {"HEALTH_CHECK_INTERVAL_SECONDS": "1", "HEALTH_CHECK_TIMEOUT_SECONDS": "2", "RATE_LIMIT_PER_MINUTE": "0"}
 XSS = "\"><img src=x onerror=window.hacked=1><script>window.hacked=1</script>'{{7*7}}"

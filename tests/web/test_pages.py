@@ -193,6 +193,7 @@ async def test_a_public_dashboard_shows_neither_addresses_nor_owners() -> None:
         "/register/address",
         "/register/field?name=weight",
         "/logout",
+        "/settings/export",
         "/server/{id}/delete",
         "/server/{id}/check",
         "/server/{id}/edit",
@@ -233,6 +234,164 @@ async def test_a_session_stands_for_the_keys_of_the_apis() -> None:
         assert (await browser.client.post("/admin/test-connection", json=BODY, headers=proof)).status_code == 200
         browser.client.cookies.clear()
         assert (await browser.client.post("/v1/chat/completions", json=asked, headers=proof)).status_code == 401
+
+
+async def test_where_every_site_may_use_the_api_a_session_stands_for_nothing_there() -> None:
+    """S1: its cookie would be sent along; the admin API, which CORS does not open, goes on."""
+    async with browsing(require_client_auth=True, enable_cors=True) as browser:
+        await browser.sign_in()
+        proof = {"origin": "http://gateway", "x-csrf-token": browser._token}
+        asked = {"model": "nobody-has-this", "messages": []}
+        assert (await browser.client.get("/v1/models", headers=proof)).status_code == 401
+        assert (await browser.client.post("/v1/chat/completions", json=asked, headers=proof)).status_code == 401
+        assert (await browser.client.get("/admin/stats")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "origin", "allowed"),
+    [
+        ({}, "https://class.example", None),
+        ({"enable_cors": True}, "https://class.example", "*"),
+        ({"enable_cors": True}, "null", "*"),
+        ({"enable_cors": True, "cors_origins": ("*",)}, "https://class.example", "*"),
+        ({"enable_cors": True, "cors_origins": ("https://Class.example:443/",)}, "https://class.example", "https://class.example"),
+        ({"enable_cors": True, "cors_origins": ("https://class.example",)}, "https://other.example", None),
+        ({"enable_cors": True, "cors_origins": ("https://class.example",)}, "http://[", None),
+        ({"cors_origins": ("https://class.example",)}, "https://class.example", None),
+    ],
+)
+async def test_other_origins_may_read_the_api_where_the_settings_say_so(settings: dict[str, Any], origin: str, allowed: str | None) -> None:
+    """Without cookies, the refusals too; a form of theirs passes then, and a preflight says the same as the answer."""
+    async with browsing(**settings) as browser:
+        headers = {"origin": origin, "sec-fetch-site": "cross-site"}
+        asked = {"model": "nobody-has-this", "messages": []}
+        answers = [
+            await browser.client.get("/v1/models", headers=headers),
+            await browser.client.post("/v1/chat/completions", json=asked, headers=headers),
+            await browser.client.options("/v1/chat/completions", headers={**headers, "access-control-request-method": "POST"}),
+        ]
+        for answer in answers:
+            assert answer.headers.get("access-control-allow-origin") == allowed
+            assert "access-control-allow-credentials" not in answer.headers
+        form = await browser.client.post("/v1/chat/completions", content=b"{}", headers={**headers, "content-type": "text/plain"})
+        assert form.status_code == (400 if allowed else 403)
+        assert "access-control-allow-origin" not in (await browser.client.get("/admin/stats", headers=headers)).headers
+
+
+async def test_a_public_address_is_our_own_origin() -> None:
+    """Behind a proxy that changes `Host`, where the browser says nothing but `Origin`."""
+    proxied = {"origin": "https://models.example", "host": "10.0.0.5:8000"}
+    for public, status in (((), 403), (("https://models.example",), 303)):
+        async with browsing(public_url=public) as browser:
+            form = {"form_token": value_of(await browser.open("/login"), "form_token"), "key": ADMIN_KEY}
+            assert (await browser.send("/login", form, **proxied)).status_code == status
+
+
+async def test_a_session_alone_shows_no_servers_key() -> None:
+    """The keys leave with the admin key only, which a cookie does not stand for; the refusal says what to do."""
+    async with browsing() as browser:
+        await browser.register(api_key="sk-of-a-server")
+        await browser.sign_in()
+        path = "/admin/export?include_keys=true"
+        assert "sk-of-a-server" not in (await browser.client.get("/admin/export")).text
+        proof = {"origin": "http://gateway", "x-csrf-token": browser._token}
+        for headers in ({}, proof, {"x-api-key": "a-wrong-key-of-sixteen"}, {"accept": "text/html", "sec-fetch-site": "same-origin"}):
+            refused = await browser.client.get(path, headers=headers)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (403, "insufficient_permissions")
+            assert "X-API-Key" in refused.json()["error"]["message"]
+        for headers in ({"x-api-key": ADMIN_KEY}, {"authorization": f"Bearer {ADMIN_KEY}"}):
+            assert (await browser.client.get(path, headers=headers)).json()["servers"][0]["api_key"] == "sk-of-a-server"
+
+
+async def test_the_form_that_exports_keys_asks_for_the_admin_key_again() -> None:
+    """It needs our own page, the session and the key; the file is one that importing takes, and no cache keeps it."""
+    async with browsing() as browser:
+        await browser.register(api_key="sk-of-a-server")
+        assert (await browser.send("/settings/export", {"key": ADMIN_KEY})).status_code == 303, "to sign in"
+        await browser.sign_in()
+        assert 'action="/settings/export"' in (await browser.open("/settings")).text
+        assert (await browser.open("/settings/export")).headers["location"] == "/settings"
+        for key in ("", "a-wrong-key-of-sixteen"):
+            refused = await browser.send("/settings/export", {"key": key})
+            assert refused.status_code == 403
+            assert "not the admin key" in refused.text
+            assert "sk-of-a-server" not in refused.text
+        forged = await browser.send("/settings/export", {"key": ADMIN_KEY}, origin="http://evil.example")
+        assert forged.status_code == 403
+        exported = await browser.send("/settings/export", {"key": f" {ADMIN_KEY} "})
+        assert exported.headers["content-disposition"] == 'attachment; filename="multiverse-servers.json"'
+        assert exported.headers["cache-control"] == "no-store"
+        assert exported.json()["servers"][0]["api_key"] == "sk-of-a-server"
+        again = await browser.client.post("/admin/import", json=exported.json(), headers={"x-api-key": ADMIN_KEY})
+        assert again.json()["unchanged"] == 1
+
+
+async def test_guessing_the_key_at_the_export_is_as_slow_as_signing_in() -> None:
+    """The two share the ten attempts a minute."""
+    async with browsing() as browser:
+        await browser.sign_in()
+        for _ in range(9):
+            assert (await browser.send("/settings/export", {"key": "a-wrong-key-of-sixteen"})).status_code == 403
+        throttled = await browser.send("/settings/export", {"key": ADMIN_KEY})
+        assert throttled.status_code == 429
+        assert int(throttled.headers["retry-after"]) > 0
+        assert "Wait" in throttled.text
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://]", "http://[::1", "null", "", "\xff", "http://gateway:99999", "http://a b", "//"])
+async def test_an_unreadable_origin_is_another_one(origin: str) -> None:
+    """Whatever the header holds, the answer is a refusal, never a mistake of ours."""
+    async with browsing() as browser:
+        page = await browser.open("/login")
+        form = {"form_token": value_of(page, "form_token"), "key": ADMIN_KEY}
+        raw = [(b"origin", origin.encode("latin-1"))]
+        assert (await browser.client.post("/login", data=form, headers=raw)).status_code == 403
+        await browser.sign_in()
+        refused = await browser.client.post("/logout", data={"csrf": browser._token}, headers=raw)
+        assert refused.status_code == 403
+        asked = {"model": "nobody-has-this", "messages": []}
+        assert (await browser.client.post("/v1/chat/completions", json=asked, headers=raw)).status_code == 404
+
+
+@pytest.mark.parametrize("host", ["[", "]", "[::1", "a b", "a:b", ":", "\xff", "x" * 300, "a/b?c#d"])
+async def test_an_unreadable_host_breaks_no_page(host: str) -> None:
+    """Neither one that is shown nor one that only sends on to sign in."""
+    async with browsing() as browser:
+        raw = [(b"host", host.encode("latin-1")), (b"accept", b"text/html"), (b"referer", b"http://[")]
+        for path in (
+            "/",
+            "/login",
+            "/dashboard?sort=model",
+            "/logs?level=ERROR",
+            "/docs",
+            "/models",
+            "/nowhere",
+            "/v1/models",
+            "/openapi.json",
+        ):
+            assert (await browser.client.get(path, headers=raw)).status_code in (200, 303, 404), path
+        await browser.sign_in()
+        for path in ("/dashboard", "/test", "/docs", "/models", "/settings", "/keys", "/nowhere"):
+            assert (await browser.client.get(path, headers=raw)).status_code in (200, 404), path
+
+
+@pytest.mark.parametrize("cookie", ['prefs={"a":1}', "k[]=1", "a=b c", "caf\xe9=\xff", "=x", "x" * 3000, "mvg_theme=x", "mvg_session=x"])
+async def test_cookies_of_other_applications_do_no_harm(cookie: str) -> None:
+    """A visitor with them signs in, and the page has the theme that was chosen."""
+    async with browsing() as browser:
+
+        async def send(method: str, path: str, **more: Any) -> Any:
+            ours = "; ".join(f"{name}={value}" for name, value in browser.client.cookies.items())
+            text = f"{cookie}; {ours}; mvg_theme=dark" if ours else cookie
+            raw = [(b"cookie", text.encode("latin-1")), (b"origin", b"http://gateway"), (b"accept", b"text/html")]
+            return await browser.client.request(method, path, headers=raw, **more)
+
+        page = await send("GET", "/login")
+        signed_in = await send("POST", "/login", data={"form_token": value_of(page, "form_token"), "key": ADMIN_KEY})
+        assert signed_in.status_code == 303
+        page = await send("GET", "/dashboard")
+        assert page.status_code == 200
+        assert 'data-theme="dark"' in page.text
 
 
 async def test_a_server_is_registered_by_the_form() -> None:

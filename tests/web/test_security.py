@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from ipaddress import ip_network
 from typing import Any
 
@@ -17,8 +18,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from multiverse_gateway.core.errors import InvalidJSON, LoopDetected, RequestTimeout, RequestTooLarge
+from multiverse_gateway.core.origins import OriginPolicy
 from multiverse_gateway.settings import Settings
-from multiverse_gateway.web.errors import BadFraming, Message, Receive
+from multiverse_gateway.web.errors import BadFraming, Errors, Message, Receive
 from multiverse_gateway.web.security import (
     MAX_ADMIN_FAILURES,
     Caller,
@@ -42,6 +44,9 @@ from multiverse_gateway.web.security import (
     verified,
 )
 from support.gateways import ADMIN_KEY, stage
+
+SEALED = ("nosniff", "sandbox; default-src 'none'")
+"""What keeps browsers from running anything in an answer of the API: content type options and content security policy."""
 
 # Identity
 
@@ -363,7 +368,8 @@ async def test_pages_of_other_origins_reach_the_api_only() -> None:
         return JSONResponse({})
 
     routes = [Route("/v1/models", hello), Route("/admin/servers", hello)]
-    app = Starlette(routes=routes, middleware=[Middleware(Cors, origins=("https://class.example",))])
+    policy = OriginPolicy.parse([], ["https://class.example"])
+    app = Starlette(routes=routes, middleware=[Middleware(Errors), Middleware(Cors, policy=policy)])
     preflight = {
         "origin": "https://class.example",
         "access-control-request-method": "POST",
@@ -372,12 +378,17 @@ async def test_pages_of_other_origins_reach_the_api_only() -> None:
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://gateway") as client:
         allowed = await client.options("/v1/chat/completions", headers=preflight)
         assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "https://class.example")
-        assert (await client.options("/v1/models", headers={**preflight, "origin": "https://evil.example"})).status_code == 400
+        refused = await client.options("/v1/models", headers={**preflight, "origin": "https://evil.example"})
+        assert refused.status_code == 400
+        for answer in (allowed, refused):
+            assert (answer.headers["x-content-type-options"], answer.headers["content-security-policy"]) == SEALED
         assert "access-control-allow-origin" not in (await client.get("/admin/servers", headers=preflight)).headers
 
 
 def test_the_direct_door_says_the_same_about_origins() -> None:
-    origin = [(b"origin", b"https://class.example")]
-    assert dict(cors_headers(origin, ("https://class.example",)))[b"access-control-allow-origin"] == b"https://class.example"
-    assert dict(cors_headers(origin, ("*",)))[b"access-control-allow-origin"] == b"*"
-    assert cors_headers(origin, ()) == cors_headers(origin, ("https://other.example",)) == cors_headers([], ("*",)) == []
+    def allowed(*origins: str, names: Mapping[bytes, bytes] = {b"origin": b"https://class.example"}) -> dict[bytes, bytes]:
+        return dict(cors_headers(names, OriginPolicy.parse([], origins)))
+
+    assert allowed("https://class.example")[b"access-control-allow-origin"] == b"https://class.example"
+    assert allowed("*")[b"access-control-allow-origin"] == b"*"
+    assert allowed() == allowed("https://other.example") == allowed("*", names={}) == {}

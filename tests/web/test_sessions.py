@@ -10,21 +10,22 @@ from http.cookies import SimpleCookie
 import pytest
 
 from multiverse_gateway.core.errors import StorageUnavailable
+from multiverse_gateway.core.origins import OriginPolicy
 from multiverse_gateway.stores.memory import MemoryStore
 from multiverse_gateway.web.sessions import (
     LINK_SECONDS,
     SESSION_SECONDS,
     Session,
     Sessions,
-    cookies,
+    cookie_values,
     end_note,
     form_token,
     is_own_form,
-    is_own_origin,
 )
 from support.gateways import Stage, stage
 
 Headers = list[tuple[bytes, bytes]]
+NONE = OriginPolicy()
 
 
 class BreakableStore(MemoryStore):
@@ -192,7 +193,7 @@ async def test_secrets_do_not_show(sessions: Sessions) -> None:
 )
 def test_only_our_own_pages_may_change_something(headers: Headers, own: bool) -> None:
     """X08: By what browsers say and pages cannot forge."""
-    assert is_own_origin(headers) is own
+    assert NONE.is_own_page(dict(headers)) is own
 
 
 async def test_a_session_stands_for_a_key_only_with_its_token(sessions: Sessions) -> None:
@@ -216,10 +217,10 @@ def test_the_form_to_sign_in_is_bound_to_its_browser() -> None:
     nonce, token = form_token([])
     cookie = with_cookie(nonce, "mvg_form")
     assert form_token(cookie) == (nonce, token)
-    assert is_own_form([*from_us(), *cookie], token)
-    assert not is_own_form(from_us(), token)
-    assert not is_own_form(cookie, token)
-    assert not is_own_form([*from_us(), *cookie], form_token([])[1])
+    assert is_own_form([*from_us(), *cookie], token, NONE)
+    assert not is_own_form(from_us(), token, NONE)
+    assert not is_own_form(cookie, token, NONE)
+    assert not is_own_form([*from_us(), *cookie], form_token([])[1], NONE)
 
 
 @pytest.mark.parametrize("brought", [r'"a\015\012Set-Cookie: mvg_session=stolen"', r'"a\073 Domain=example"', "short", "x" * 33])
@@ -229,7 +230,7 @@ def test_the_forms_secret_is_ours_or_a_new_one(brought: str) -> None:
     nonce, token = form_token(cookie)
     assert re.fullmatch("[A-Za-z0-9_-]{32}", nonce)
     assert form_token(cookie)[0] != nonce
-    assert not is_own_form([*from_us(), *cookie], token)
+    assert not is_own_form([*from_us(), *cookie], token, NONE)
 
 
 async def test_the_link_works_once_and_for_a_quarter_of_an_hour(staged: Stage, sessions: Sessions) -> None:
@@ -270,7 +271,53 @@ def test_the_next_page_says_what_was_done() -> None:
     assert "Max-Age=0" in end_note()
 
 
-def test_cookies_are_read_leniently() -> None:
-    """What cannot be read counts for nothing."""
-    assert cookies([(b"cookie", b"a=1; b=2")]) == {"a": "1", "b": "2"}
-    assert cookies([(b"host", b"x")]) == {}
+STRANGE = [
+    b'prefs={"a":1}',
+    b"k[]=1",
+    b"a=b c",
+    b"caf\xe9=\xff\xfe",
+    "snow\u2603=\u2603".encode(),
+    b"long=" + b"x" * 4000,
+    b"=without a name",
+    b"without a value",
+    b"",
+    b";;; ,=,",
+    b'open="quote',
+    b"path=/; expires=Thu, 01 Jan 1970 00:00:00 GMT",
+    b"$Version=1",
+    b"mvg_session_other=1",
+    b"xmvg_session=1",
+    b"MVG_SESSION=1",
+    b"mvg_session=",
+    b"mvg_session=of-another-application",
+    b'mvg_session="quoted"',
+    b"mvg_session",
+]
+"""Cookies of other applications on the host."""
+
+
+@pytest.mark.parametrize("other", STRANGE)
+async def test_cookies_of_other_applications_lock_nobody_out(sessions: Sessions, other: bytes) -> None:
+    """Whatever they look like, before ours or behind it, in one header or, as HTTP/2 sends them, in several."""
+    token = await sessions.open()
+    ours = f"mvg_session={token}".encode()
+    for sent in (other + b"; " + ours, ours + b"; " + other, other + b";" + ours, other + b"; a=b; " + ours + b";"):
+        assert sessions.find([(b"cookie", sent)]) is not None
+    assert sessions.find([(b"cookie", other), (b"cookie", ours)]) is not None
+    assert sessions.find([(b"cookie", other)]) is None
+
+
+def test_a_cookie_is_found_by_its_exact_name() -> None:
+    """Each of its values is, in their order."""
+    assert list(cookie_values([(b"cookie", b"a=1; b=2; a = 3=4 "), (b"host", b"a=5"), (b"cookie", b"a=")], "a")) == ["1", "3=4", ""]
+
+
+@pytest.mark.parametrize("other", STRANGE)
+def test_notes_and_forms_are_found_among_other_cookies(other: bytes) -> None:
+    """The other two cookies that the pages set."""
+    session = Session("digest", "token")
+    note = SimpleCookie(session.note("success", "done"))["mvg_note"].value.encode()
+    nonce, token = form_token([])
+    cookie = (b"cookie", b"; ".join([other, b"mvg_note=x", b"mvg_form=x", b"mvg_note=" + note, b"mvg_form=" + nonce.encode()]))
+    assert session.noted([cookie]) == ("success", "done")
+    assert is_own_form([*from_us(), cookie], token, NONE)

@@ -8,6 +8,7 @@
     ├── InvalidClientKey          401  invalid_api_key
     ├── AdminKeyRequired          403  permission_error
     ├── ModelForbidden            403  model_not_allowed
+    ├── ForeignForm               403  foreign_form
     ├── NotFound                  404  invalid_request_error
     │   ├── ModelNotFound              model_not_found
     │   ├── ServerNotFound             server_not_found
@@ -173,6 +174,15 @@ class ModelForbidden(GatewayError):
     status = 403
     type = "permission_error"
     code = "model_not_allowed"
+    final = True
+
+
+class ForeignForm(GatewayError):
+    """A web page of another site sent the request, as a form that browsers send without asking."""
+
+    status = 403
+    type = "permission_error"
+    code = "foreign_form"
     final = True
 
 

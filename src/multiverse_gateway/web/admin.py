@@ -26,7 +26,7 @@ from multiverse_gateway.bodies import (
     parse_test,
     read_query,
 )
-from multiverse_gateway.core.errors import ProbeRefused, ServerNotFound, StorageUnavailable
+from multiverse_gateway.core.errors import AdminKeyRequired, ProbeRefused, ServerNotFound, StorageUnavailable
 from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.history import statistics
 from multiverse_gateway.core.servers import Server, ServerId
@@ -62,7 +62,7 @@ from multiverse_gateway.registration import (
 )
 from multiverse_gateway.web.answers import ApiRoute, Call, body_of, json_response
 from multiverse_gateway.web.operations import counts, state_of
-from multiverse_gateway.web.security import ADDRESS, OWNER, Entrance
+from multiverse_gateway.web.security import ADDRESS, HAS_ADMIN_KEY, OWNER, Entrance
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
@@ -264,8 +264,14 @@ def admin_routes(gateway: Gateway, entrance: Entrance) -> list[Route]:
         )
 
     async def export(request: Request) -> Response:
-        """Show the registry as importing takes it."""
-        return json_response(await export_registry(gateway, include_keys=read_query(request.query_params, ExportQuery).include_keys))
+        """Show the registry as importing takes it; the servers' own keys only to a call that carries the admin key."""
+        include_keys = read_query(request.query_params, ExportQuery).include_keys
+        if include_keys and HAS_ADMIN_KEY not in request.scope:
+            raise AdminKeyRequired(
+                "Being signed in is not enough to export the servers' keys. Send the admin key in the header X-API-Key, or use the form "
+                "on the page Settings, which asks for it again."
+            )
+        return json_response(await export_registry(gateway, include_keys=include_keys))
 
     async def post_import(request: Request) -> Response:
         """Register what an export holds, without probing it first; importing twice changes nothing more."""

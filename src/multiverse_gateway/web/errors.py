@@ -20,6 +20,7 @@ from multiverse_gateway.core.errors import (
     RequestTooLarge,
     UnknownURL,
 )
+from multiverse_gateway.web.headers import API_HEADERS, is_below, path_of, with_defaults
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -34,12 +35,6 @@ _CLOSING: tuple[type[GatewayError], ...] = (RequestTooLarge, RequestTimeout)
 _CLOSE = (b"connection", b"close")
 
 _log = logging.getLogger("multiverse_gateway.api")
-
-
-def path_of(scope: Scope) -> str:
-    """Return the path below the place where the application is mounted."""
-    path, root = str(scope["path"]), str(scope.get("root_path", ""))
-    return path[len(root) :] if root and path.startswith(f"{root}/") else path
 
 
 class BadFraming(BadRequest):
@@ -125,8 +120,9 @@ EXCEPTION_HANDLERS: Mapping[Any, Callable[[Request, Exception], Awaitable[Respon
 class Errors:
     """Answer whatever leaves the application, outermost of all middleware: plain ASGI, so that streams stay streams.
 
-    A mistake of ours is logged with its traceback and the request's id, and the client learns only the id. One in mid-answer ends
-    the body: by breaking the connection on HTTP/1.1; on HTTP/2, where an exception would leave the stream open, by its end.
+    Every answer below `/v1` leaves with `API_HEADERS`, whichever part of the gateway gave it. A mistake of ours is logged with its
+    traceback and the request's id, and the client learns only the id. One in mid-answer ends the body: by breaking the connection on
+    HTTP/1.1; on HTTP/2, where an exception would leave the stream open, by its end.
     """
 
     def __init__(self, app: App) -> None:
@@ -138,10 +134,14 @@ class Errors:
             await self._app(scope, receive, send)
             return
         started = ended = False
+        is_api = is_below(path_of(scope), "/v1")
 
         async def noting(message: Message) -> None:
             nonlocal started, ended
-            started = started or message["type"] == "http.response.start"
+            if message["type"] == "http.response.start":
+                started = True
+                if is_api:
+                    message = {**message, "headers": with_defaults(message.get("headers", ()), API_HEADERS)}
             ended = ended or (message["type"] == "http.response.body" and not message.get("more_body", False))
             await send(message)
 
@@ -150,7 +150,7 @@ class Errors:
         except Exception as error:
             response = response_of(error, scope)
             if not started:
-                await response(scope, receive, send)
+                await response(scope, receive, noting)
             elif not ended and not str(scope.get("http_version", "1.1")).startswith("1"):
                 with anyio.move_on_after(2):
                     await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -22,10 +22,11 @@ from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.web import views
 from multiverse_gateway.web.assets import load_assets
-from multiverse_gateway.web.errors import REQUEST_ID, path_of, response_of
+from multiverse_gateway.web.errors import REQUEST_ID, response_of
+from multiverse_gateway.web.headers import is_below, path_of
 from multiverse_gateway.web.live import Streams
-from multiverse_gateway.web.security import Entrance, is_below, is_secure
-from multiverse_gateway.web.sessions import Session, Sessions, end_note
+from multiverse_gateway.web.security import Entrance, is_secure
+from multiverse_gateway.web.sessions import Session, Sessions, cookie_values, end_note
 from multiverse_gateway.web.views import sentence
 from multiverse_gateway.web.wizard import Form, message_of
 
@@ -107,7 +108,7 @@ class Frame:
     def failed(self, visit: Visit) -> tuple[str, str]:
         """Log the exception that is being handled, and return what is said of it, the title and the words."""
         request = visit.request
-        fields = {"request_id": request.scope.get(REQUEST_ID), "path": request.url.path}
+        fields = {"request_id": request.scope.get(REQUEST_ID), "path": path_of(request.scope)}
         _log.exception("a page failed", extra={"fields": fields})
         return "The gateway made a mistake", "Try again; if it stays so, tell the operator the id below."
 
@@ -146,7 +147,7 @@ class Frame:
 
     def _context(self, visit: Visit) -> dict[str, Any]:
         request, assets = visit.request, load_assets()
-        theme = request.cookies.get("mvg_theme", "")
+        themes = cookie_values(request.scope["headers"], "mvg_theme")
         return {
             "url": lambda name, **parameters: self.url(request, name, **parameters),
             "static": lambda path: self.url(request, "static", digest=assets.digest, path=path),
@@ -154,7 +155,7 @@ class Frame:
             "public": not visit.is_operator,
             "csrf": visit.session.token if visit.session else "",
             "version": __version__,
-            "theme": theme if theme in THEMES else "",
+            "theme": next((theme for theme in themes if theme in THEMES), ""),
         }
 
     def render(self, visit: Visit, template: str, **values: Any) -> str:

@@ -27,16 +27,17 @@ from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.relay.exchange import Client, Exchange
 from multiverse_gateway.relay.heads import Headers, RequestHead
 from multiverse_gateway.web.errors import BadFraming, Refusal, refusal_of
+from multiverse_gateway.web.headers import API_HEADERS, is_below
 from multiverse_gateway.web.quotas import Quota
 from multiverse_gateway.web.security import (
     Caller,
     Entrance,
     body_deadline,
     check_head,
+    check_site,
     client_address,
     cors_headers,
     id_headers,
-    is_below,
     new_id,
     presented_id,
     too_large,
@@ -88,7 +89,7 @@ class Opening:
     """What a head says by itself, whoever sends it and whenever: found out once, and kept in its `notes`."""
 
     is_sound: bool
-    """Whether it can be read in one way only, and came through no gateway before."""
+    """Whether it can be read in one way only, came through no gateway before, and from no form of another site."""
     is_listing: bool
     """Whether it is below the list of models, which is only read."""
     is_callable: bool
@@ -96,7 +97,7 @@ class Opening:
     request_id: str | None
     """The client's own, if it is a safe one."""
     headers: Headers
-    """What every answer gets for it: leave to other origins."""
+    """What every answer gets for it: what keeps browsers from running it, and leave to other origins."""
     is_anthropic: bool
     """Whether the call belongs to Anthropic's API, whose answers carry the id in a header of their own."""
     lines: bytes
@@ -161,11 +162,11 @@ class Front:
         return Visit(head, opening, length, peer, self.gateway.now(), opening.request_id or new_id())
 
     def _read(self, head: RequestHead) -> Opening:
-        settings, names = self.gateway.settings, head.names
+        names, origins = head.names, self.entrance.origins
         content_type = names.get(b"content-type", JSON)
-        headers = cors_headers(head.fields, settings.cors_origins) if settings.enable_cors else []
+        headers = [*API_HEADERS, *cors_headers(names, origins)]
         return Opening(
-            is_sound=_passes(check_head, head.fields, names),
+            is_sound=_passes(check_head, head.fields, names) and _passes(check_site, names, origins),
             is_listing=is_below(head.path, "/v1/models"),
             is_callable=_passes(check_target, head.path, head.query, content_type),
             request_id=presented_id(names),
@@ -204,6 +205,7 @@ class Front:
         gateway, head, opening = self.gateway, visit.head, visit.opening
         if not opening.is_sound:
             check_head(head.fields, head.names)
+            check_site(head.names, self.entrance.origins)
         entrance = self.entrance
         visit.caller = entrance.caller("POST", client_address(visit.peer, head.fields, entrance.trusted), head.fields, head.names)
         if opening.is_listing:

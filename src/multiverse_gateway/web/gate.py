@@ -11,8 +11,8 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from multiverse_gateway.core.errors import BadRequest, GatewayError
-from multiverse_gateway.web.errors import path_of
 from multiverse_gateway.web.frame import Frame, Handler, Visit
+from multiverse_gateway.web.headers import path_of
 from multiverse_gateway.web.quotas import LocalWindow
 from multiverse_gateway.web.security import (
     ADDRESS,
@@ -31,6 +31,18 @@ MAX_FIELDS = 100
 
 _TOO_OLD = "This page has grown too old"
 _log = logging.getLogger("multiverse_gateway.ui")
+
+
+@attrs.frozen
+class WrongKey:
+    """Why the admin key that was typed into a form is not accepted: in words, with the status to answer with.
+
+    `wait` is the number of seconds after which another attempt is possible, 0 for at once.
+    """
+
+    status: int
+    words: str
+    wait: int = 0
 
 
 class Gate:
@@ -113,8 +125,8 @@ class Gate:
         if visit.is_fragment or "text/html" not in request.headers.get("accept", "text/html"):
             return Response("Sign in first.", 401, {"cache-control": "no-store"}, media_type="text/plain")
         wanted = path_of(request.scope)
-        if request.url.query:
-            wanted += f"?{request.url.query}"
+        if request.scope["query_string"]:
+            wanted += f"?{request.scope['query_string'].decode('latin-1')}"
         query = urlencode({"next": wanted}) if request.method == "GET" and wanted not in ("/", "/dashboard") else ""
         return self._frame.redirect(request, "login", query)
 
@@ -140,19 +152,28 @@ class Gate:
         except GatewayError as error:
             return self._login_page(visit, error.status, message_of(error))
         visit.form = form
-        if not is_own_form(request.scope["headers"], form.get("form_token", "")):
+        if not is_own_form(request.scope["headers"], form.get("form_token", ""), self._sessions.origins):
             return self._login_page(visit, 403, f"{_TOO_OLD}. Send the key again.")
-        quota = self._sign_ins.hit(request.scope.get(ADDRESS, "unknown"), self._frame.gateway.now())
+        wrong = self.judge_key(request, form.get("key", ""))
+        if wrong is not None:
+            return self._login_page(visit, wrong.status, wrong.words, wait=wrong.wait)
+        return await self._signed_in(visit, form.get("next", ""))
+
+    def judge_key(self, request: Request, key: str) -> WrongKey | None:
+        """Return why a key that was typed into a form is not accepted, or `None` for the admin key.
+
+        Each call counts as an attempt of its address, so that keys cannot be guessed; call it once per form.
+        """
+        address = request.scope.get(ADDRESS, "unknown")
+        quota = self._sign_ins.hit(address, self._frame.gateway.now())
         if not quota.allowed:
             wait = max(1, round(quota.wait or 0))
-            response = self._login_page(visit, 429, f"Too many attempts from your address. Wait {wait} seconds, then try again.", wait=wait)
-            response.headers["retry-after"] = str(wait)
-            return response
-        presented = digest(form.get("key", "").strip().encode("utf-8", "surrogateescape"))
+            return WrongKey(429, f"Too many attempts from your address. Wait {wait} seconds, then try again.", wait)
+        presented = digest(key.strip().encode("utf-8", "surrogateescape"))
         if not any([hmac.compare_digest(presented, known) for known in self._admin_digests()]):  # noqa: C419  all are compared
-            _log.warning("sign-in refused", extra={"fields": {"address": request.scope.get(ADDRESS)}})
-            return self._login_page(visit, 403, "That is not the admin key. It was shown when the gateway started first.")
-        return await self._signed_in(visit, form.get("next", ""))
+            _log.warning("sign-in refused", extra={"fields": {"address": address}})
+            return WrongKey(403, "That is not the admin key. It was shown when the gateway started first.")
+        return None
 
     def _login_page(self, visit: Visit, status: int = 200, problem: str = "", *, wait: int = 0) -> Response:
         request = visit.request
@@ -167,6 +188,8 @@ class Gate:
             next=_own_path(wanted),
             wait=wait,
         )
+        if wait:
+            response.headers["retry-after"] = str(wait)
         secure = is_secure(request.scope, self._frame.entrance.trusted)
         response.headers.append("set-cookie", form_cookie(nonce, secure=secure))
         return response

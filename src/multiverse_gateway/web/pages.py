@@ -18,13 +18,14 @@ from starlette.routing import Route
 
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.records import iso
-from multiverse_gateway.registration import refreshed
+from multiverse_gateway.registration import export_registry, refreshed
 from multiverse_gateway.web import views
 from multiverse_gateway.web.admin import LEVELS, recent_logs
+from multiverse_gateway.web.answers import json_response
 from multiverse_gateway.web.assets import serve_asset
 from multiverse_gateway.web.boards import Boards
 from multiverse_gateway.web.frame import Frame, Visit
-from multiverse_gateway.web.gate import Gate
+from multiverse_gateway.web.gate import Gate, WrongKey
 from multiverse_gateway.web.histories import Histories
 from multiverse_gateway.web.hosting import Hosting
 from multiverse_gateway.web.live import follow_lines
@@ -32,6 +33,7 @@ from multiverse_gateway.web.members import Members
 from multiverse_gateway.web.security import Entrance
 from multiverse_gateway.web.sessions import Sessions
 
+EXPORT_NAME = "multiverse-servers.json"
 LOG_LINES = 200
 COMPONENTS = ("api", "health", "registry", "routing", "ui")
 
@@ -62,6 +64,7 @@ class Pages:
             Route("/logs", page(self._logs), name="ui:logs"),
             Route("/logs/live", page(self._logs_live), name="ui:logs_live"),
             Route("/settings", page(self._settings), name="ui:settings"),
+            Route("/settings/export", page(self._export), methods=["GET", "POST"], name="ui:export"),
             Route("/docs", self._gate.anybody(self._docs), name="ui:docs"),
         ]
 
@@ -140,7 +143,20 @@ class Pages:
         base_url = f"{self._frame.base_url(visit.request)}/v1"
         return self._frame.page(visit, "docs.html", active="docs", base_url=base_url, description=f"{root}/openapi.json")
 
-    async def _settings(self, visit: Visit) -> Response:
+    async def _export(self, visit: Visit) -> Response:
+        """Hand out the registry with the servers' keys to an operator who types the admin key once more: a session is not enough."""
+        if visit.request.method != "POST":
+            return self._frame.redirect(visit.request, "settings")
+        wrong = self._gate.judge_key(visit.request, visit.form.get("key", ""))
+        if wrong is not None:
+            return await self._settings(visit, wrong)
+        await refreshed(self._gateway)
+        response = json_response(await export_registry(self._gateway, include_keys=True))
+        response.headers["content-disposition"] = f'attachment; filename="{EXPORT_NAME}"'
+        response.headers["cache-control"] = "no-store"
+        return response
+
+    async def _settings(self, visit: Visit, wrong: WrongKey | None = None) -> Response:
         settings = self._gateway.settings
         fields = attrs.fields_dict(type(settings))
         shown = [
@@ -152,16 +168,21 @@ class Pages:
             }
             for name, value in settings.masked().items()
         ]
-        return self._frame.page(
+        response = self._frame.page(
             visit,
             "settings.html",
+            status=200 if wrong is None else wrong.status,
             active="settings",
+            wrong=wrong,
             shown=shown,
             database=await _database(settings.database_url),
             started_at=iso(self._gateway.started_at),
             uptime=self._gateway.wall() - self._gateway.started_at,
             totals=self._gateway.statistics(),
         )
+        if wrong is not None and wrong.wait:
+            response.headers["retry-after"] = str(wrong.wait)
+        return response
 
 
 def _written(value: object) -> str:

@@ -24,6 +24,7 @@ from starlette.middleware.cors import CORSMiddleware
 from multiverse_gateway.core.budget import DayCounts
 from multiverse_gateway.core.errors import (
     AdminKeyRequired,
+    ForeignForm,
     GatewayError,
     InvalidClientKey,
     InvalidJSON,
@@ -32,10 +33,12 @@ from multiverse_gateway.core.errors import (
     RequestTooLarge,
     is_anthropic,
 )
+from multiverse_gateway.core.origins import OriginPolicy
 from multiverse_gateway.core.servers import ClientKey
 from multiverse_gateway.core.usage import NOBODY, OPERATOR
-from multiverse_gateway.settings import Settings
-from multiverse_gateway.web.errors import REQUEST_ID, App, BadFraming, Message, Receive, Scope, Send, path_of, response_of
+from multiverse_gateway.settings import Settings, origin_policy
+from multiverse_gateway.web.errors import REQUEST_ID, App, BadFraming, Message, Receive, Scope, Send, response_of
+from multiverse_gateway.web.headers import EXPOSED_HEADERS, headers_for, is_below, path_of, with_defaults
 from multiverse_gateway.web.quotas import LocalWindow, RateLimiter, rate_limiter
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -48,6 +51,8 @@ CALLER = "multiverse.caller"
 """Where the middleware leaves who sent a request to `/v1`."""
 OWNER = "multiverse.owner"
 """Where the middleware leaves, in the scope of a call that an owner's token opened, what the owner's probes are counted by."""
+HAS_ADMIN_KEY = "multiverse.has_admin_key"
+"""What the middleware leaves in the scope of a call to `/admin` that carries the admin key, which a session does not replace everywhere."""
 HOP = b"x-multiverse-hop"
 MAX_ADMIN_FAILURES = 60
 MAX_PROBES = 10
@@ -223,6 +228,19 @@ def check_head(headers: Headers, names: Mapping[bytes, bytes]) -> None:
         raise refused
 
 
+def check_site(names: Mapping[bytes, bytes], policy: OriginPolicy) -> None:
+    """Let pass only a `POST` that no page of another site can have sent as a form.
+
+    Raises:
+        ForeignForm: A page of another site sent it, or may have.
+    """
+    if policy.is_foreign_form(names):
+        raise ForeignForm(
+            "This request looks like a form that a web page of another site sent. Send it as application/json; for a web app on another "
+            "origin, ask the operator of this gateway to allow it (ENABLE_CORS, CORS_ORIGINS)."
+        )
+
+
 # Both doors
 
 
@@ -273,6 +291,7 @@ class Entrance:
 
     limiter: RateLimiter
     trusted: tuple[Network, ...] = ()
+    origins: OriginPolicy = attrs.field(factory=OriginPolicy)
     client_digests: frozenset[bytes] = frozenset()
     require_client_key: bool = False
     signed_in: Callable[[str, Headers], bool] = _nobody
@@ -296,13 +315,18 @@ class Entrance:
         now: Callable[[], float] = time.monotonic,
         day_counts: DayCounts | None = None,
     ) -> "Entrance":
-        """Make the entrance of a gateway; `day_counts` is what it knows of the use of today."""
+        """Make the entrance of a gateway; `day_counts` is what it knows of the use of today.
+
+        Where pages of every site may use the inference API, a session never stands for a key there.
+        """
+        origins = origin_policy(settings)
         return cls(
             rate_limiter(settings, day_counts or DayCounts(), wall),
             tuple(ip_network(text, strict=False) for text in settings.trusted_proxies),
+            origins,
             digests(settings.client_api_keys),
             settings.require_client_auth,
-            signed_in,
+            _nobody if origins.allows_any else signed_in,
             stored_keys,
             wall,
             now,
@@ -511,35 +535,6 @@ async def run_draining(app: App, scope: Scope, receive: Receive, send: Send, *, 
         raise failure
 
 
-# Answers
-
-
-_POLICY = (
-    b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
-    b"form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
-_SECURITY_HEADERS = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"same-origin"),
-    (b"cross-origin-opener-policy", b"same-origin"),
-    (b"content-security-policy", _POLICY),
-)
-_PRIVATE = (b"cache-control", b"no-store")
-
-
-def with_defaults(headers: Iterable[tuple[bytes, bytes]], defaults: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Return headers completed by those of the defaults that are not set yet."""
-    present = list(headers)
-    names = {name.lower() for name, _ in present}
-    return present + [(name, value) for name, value in defaults if name not in names]
-
-
-def is_below(path: str, prefix: str) -> bool:
-    """Tell whether a path is the prefix or lies under it."""
-    return path == prefix or path.startswith(f"{prefix}/")
-
-
 def is_inference(scope: Scope) -> bool:
     """Tell whether a request carries a model."""
     path = path_of(scope)
@@ -592,9 +587,7 @@ class Security:
         headers: Headers = scope["headers"]
         identity = scope[REQUEST_ID] = request_id(headers)
         path = path_of(scope)
-        extra = [*id_headers(path, identity), *_SECURITY_HEADERS]
-        if is_below(path, "/admin") or is_below(path, "/v1"):
-            extra.append(_PRIVATE)
+        extra = [*id_headers(path, identity), *headers_for(path)]
         started = anyio.current_time()
         status = 0
 
@@ -634,12 +627,14 @@ class Security:
         headers: Headers = scope["headers"]
         peer = scope.get("client")
         address = scope[ADDRESS] = client_address(peer[0] if peer else None, headers, self._entrance.trusted)
-        if is_below(path, "/admin") and not self._signed_in(scope):
+        if is_below(path, "/admin"):
             self._check_admin_key(scope, headers, address)
-        names = dict(headers)
+        names = dict(reversed(headers))
         check_head(headers, names)
         if not is_below(path, "/v1"):
             return []
+        if scope["method"] == "POST":
+            check_site(names, self._entrance.origins)
         caller = scope[CALLER] = self._entrance.caller(scope["method"], address, headers, names)
         quota = await self._entrance.limiter.hit(caller.quota, caller.limit)
         if quota is None:
@@ -650,6 +645,9 @@ class Security:
 
     def _check_admin_key(self, scope: Scope, headers: Headers, address: str) -> None:
         if verified(headers, self._admin_digests()) is not None:
+            scope[HAS_ADMIN_KEY] = True
+            return
+        if self._signed_in(scope):
             return
         if presented_keys(headers):
             owner = self._owner_digest(scope)
@@ -663,14 +661,14 @@ class Security:
 class Cors:
     """Let pages of other origins use the inference API, and nothing else of the gateway."""
 
-    def __init__(self, app: App, *, origins: Sequence[str]) -> None:
+    def __init__(self, app: App, *, policy: OriginPolicy) -> None:
         self._app = app
         self._open = CORSMiddleware(
             app,
-            allow_origins=origins,
-            allow_methods=["GET", "POST"],
+            allow_origins=sorted(policy.allowed),
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "x-gateway-server-id", "x-multiverse-attempts", "retry-after", "retry-after-ms"],
+            expose_headers=EXPOSED_HEADERS,
             max_age=600,
         )
 
@@ -680,12 +678,12 @@ class Cors:
         await app(scope, receive, send)
 
 
-def cors_headers(headers: Headers, origins: Collection[str]) -> list[tuple[bytes, bytes]]:
+def cors_headers(names: Mapping[bytes, bytes], policy: OriginPolicy) -> list[tuple[bytes, bytes]]:
     """Return what lets a page of an allowed origin read the answer: for the door that no middleware stands before."""
-    origin = next((value for name, value in headers if name == b"origin"), None)
-    if origin is None or not origins or ("*" not in origins and origin.decode("latin-1") not in origins):
+    origin = names.get(b"origin")
+    if origin is None or not policy.allows(origin):
         return []
-    exposed = b"x-request-id, x-gateway-server-id, x-multiverse-attempts, retry-after, retry-after-ms"
-    if "*" in origins:
-        return [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", exposed)]
-    return [(b"access-control-allow-origin", origin), (b"access-control-expose-headers", exposed), (b"vary", b"Origin")]
+    exposed = (b"access-control-expose-headers", ", ".join(EXPOSED_HEADERS).encode())
+    if policy.allows_any:
+        return [(b"access-control-allow-origin", b"*"), exposed]
+    return [(b"access-control-allow-origin", origin), exposed, (b"vary", b"Origin")]

@@ -11,16 +11,16 @@ import hmac
 import logging
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
-from http.cookies import CookieError, SimpleCookie
-from urllib.parse import urlsplit
 
 import attrs
 from itsdangerous import BadData, URLSafeSerializer
 
 from multiverse_gateway.core.errors import StorageUnavailable
+from multiverse_gateway.core.origins import OriginPolicy
 from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.settings import origin_policy
 from multiverse_gateway.web.security import Headers
 
 SESSION_SECONDS = 12 * 3600.0
@@ -50,9 +50,10 @@ class Session:
 
     def noted(self, headers: Headers) -> tuple[str, str] | None:
         """Return what the page has to say, if a page of this session noted anything; `end_note` takes it away."""
-        with suppress(BadData):
-            kind, words = self._notes.loads(cookies(headers).get(_NOTE, ""))
-            return kind, words
+        for value in cookie_values(headers, _NOTE):
+            with suppress(BadData):
+                kind, words = self._notes.loads(value)
+                return kind, words
         return None
 
     @property
@@ -70,35 +71,28 @@ def cookie_name(name: str, *, secure: bool) -> str:
     return f"__Host-{name}" if secure else name
 
 
-def cookies(headers: Headers) -> Mapping[str, str]:
-    """Return the cookies of a request; what cannot be read counts for nothing."""
-    jar: SimpleCookie = SimpleCookie()
-    for name, value in headers:
-        if name == b"cookie":
-            try:
-                jar.load(value.decode("latin-1"))
-            except CookieError:
-                continue
-    return {name: morsel.value for name, morsel in jar.items()}
+def cookie_values(headers: Headers, name: str) -> Iterator[str]:
+    """Find the values of a cookie, in the order of the request; cookies of other applications are skipped, whatever they look like.
+
+    Other applications on the host, or on its domain, may set cookies that no parser reads, and cookies of our names. So none of them may
+    hide ours: who looks for a cookie tries each value.
+
+    >>> list(cookie_values([(b"cookie", b'prefs={"a":1}; mvg=x; =; mvg=y')], "mvg"))
+    ['x', 'y']
+    """
+    wanted = name.encode()
+    for header, text in headers:
+        if header == b"cookie":
+            for pair in text.split(b";"):
+                found, _, value = pair.partition(b"=")
+                if found.strip(b" \t") == wanted:
+                    yield value.strip(b" \t").decode("latin-1")
 
 
 def set_cookie(name: str, value: str, *, secure: bool, max_age: int) -> str:
     """Return the header that sets a cookie which scripts cannot read and other sites' forms do not send."""
     ending = "; Secure" if secure else ""
     return f"{cookie_name(name, secure=secure)}={value}; HttpOnly; Max-Age={max_age}; Path=/; SameSite=Lax{ending}"
-
-
-def is_own_origin(headers: Headers) -> bool:
-    """Tell whether a request comes from a page of ours, by what browsers say and pages cannot forge.
-
-    `Sec-Fetch-Site` decides where it is sent (HTTPS and localhost), else `Origin` must name the host that was asked.
-    """
-    found = dict(headers)
-    site = found.get(b"sec-fetch-site")
-    if site is not None:
-        return site == b"same-origin"
-    origin, host = found.get(b"origin", b""), found.get(b"host", b"")
-    return bool(host) and urlsplit(origin.decode("latin-1")).netloc.lower() == host.decode("latin-1").lower()
 
 
 def _hash(purpose: str, token: str) -> str:
@@ -110,8 +104,13 @@ class Sessions:
     """The sessions of a gateway."""
 
     gateway: Gateway = attrs.field(repr=False)
+    origins: OriginPolicy = attrs.field(init=False, repr=False)
     _here: dict[str, float] = attrs.field(factory=dict, init=False)
     """What the store could not be told: sessions, and until when they last; 0 for those that were closed."""
+
+    @origins.default
+    def _of_settings(self) -> OriginPolicy:
+        return origin_policy(self.gateway.settings)
 
     # Sessions
 
@@ -193,7 +192,7 @@ class Sessions:
 
     def may_change(self, session: Session, headers: Headers, token: str) -> bool:
         """Tell whether an unsafe request is one of our own pages'."""
-        return is_own_origin(headers) and hmac.compare_digest(session.token.encode(), token.encode())
+        return self.origins.is_own_page(dict(reversed(headers))) and hmac.compare_digest(session.token.encode(), token.encode())
 
     # The link of the first start
 
@@ -210,11 +209,10 @@ class Sessions:
 
 def _tokens(headers: Headers) -> Iterator[tuple[str, str]]:
     """Find what could be a session's token, and the name of its cookie: only over TLS the one with the prefix can be set."""
-    found = cookies(headers)
     for secure in (True, False):
         name = cookie_name(_SESSION, secure=secure)
-        if name in found:
-            yield name, found[name]
+        for token in cookie_values(headers, name):
+            yield name, token
 
 
 # The form to sign in with, which nobody has a session for yet
@@ -228,11 +226,10 @@ def form_token(headers: Headers) -> tuple[str, str]:
 
 def _nonces(headers: Headers) -> Iterator[str]:
     """Find the form's secrets: only what we could have made, since it goes into a header again."""
-    found = cookies(headers)
     for secure in (True, False):
-        nonce = found.get(cookie_name(_FORM, secure=secure), "")
-        if _NONCE.fullmatch(nonce):
-            yield nonce
+        for nonce in cookie_values(headers, cookie_name(_FORM, secure=secure)):
+            if _NONCE.fullmatch(nonce):
+                yield nonce
 
 
 def form_cookie(nonce: str, *, secure: bool) -> str:
@@ -240,6 +237,8 @@ def form_cookie(nonce: str, *, secure: bool) -> str:
     return set_cookie(_FORM, nonce, secure=secure, max_age=int(SESSION_SECONDS))
 
 
-def is_own_form(headers: Headers, token: str) -> bool:
-    """Tell whether the sign-in form came from our own page in the same browser."""
-    return is_own_origin(headers) and any(hmac.compare_digest(_hash(_FORM, nonce).encode(), token.encode()) for nonce in _nonces(headers))
+def is_own_form(headers: Headers, token: str, origins: OriginPolicy) -> bool:
+    """Return whether the sign-in form came from our own page in the same browser."""
+    if not origins.is_own_page(dict(reversed(headers))):
+        return False
+    return any(hmac.compare_digest(_hash(_FORM, nonce).encode(), token.encode()) for nonce in _nonces(headers))

@@ -1,0 +1,71 @@
+"""The headers that every answer gets, by the path that was asked for.
+
+What comes from below `/v1` may have been written by a model server, and anybody may register one. Its content type is a harmless one
+already (`core.content_types`); `nosniff` keeps browsers from guessing another, and the policy leaves a document without scripts, forms
+and an origin of its own, should one ever be shown all the same.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+Header = tuple[bytes, bytes]
+
+API_HEADERS: tuple[Header, ...] = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"sandbox; default-src 'none'"),
+)
+PAGE_HEADERS: tuple[Header, ...] = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+        b"form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    ),
+)
+_NO_STORE: Header = (b"cache-control", b"no-store")
+
+EXPOSED_HEADERS = (
+    "x-request-id",
+    "x-gateway-server-id",
+    "x-multiverse-server",
+    "x-multiverse-attempts",
+    "x-multiverse-why",
+    "x-should-retry",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+    "retry-after",
+    "retry-after-ms",
+    "request-id",
+    "allow",
+    "www-authenticate",
+)
+"""The headers of ours that CORS lets pages of other origins read; browsers show them only a few without."""
+
+
+def with_defaults(headers: Iterable[Header], defaults: Iterable[Header]) -> list[Header]:
+    """Return headers completed by those of the defaults that are not set yet."""
+    present = list(headers)
+    names = {name.lower() for name, _ in present}
+    return present + [(name, value) for name, value in defaults if name not in names]
+
+
+def path_of(scope: Any) -> str:
+    """Return the path below the place where the application is mounted."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
+
+
+def is_below(path: str, prefix: str) -> bool:
+    """Return whether a path is the prefix or lies under it."""
+    return path == prefix or path.startswith(f"{prefix}/")
+
+
+def headers_for(path: str) -> list[Header]:
+    """Return what the answer to a request for a path gets, unless it says otherwise itself."""
+    if is_below(path, "/v1"):
+        return [*API_HEADERS, *(header for header in PAGE_HEADERS if header[0] not in dict(API_HEADERS)), _NO_STORE]
+    return [*PAGE_HEADERS, _NO_STORE] if is_below(path, "/admin") else list(PAGE_HEADERS)
