@@ -1,8 +1,11 @@
-"""Where an event of a stream ends, whether it is well formed, and whether the stream is complete.
+"""Follow a stream of server-sent events: find where events end, check them, and decide whether the stream is complete.
 
-1. Only complete events leave, byte for byte. Half an event never does, so nothing can be glued onto it.
-2. Nothing leaves after the stream's own last event, after an error event, or from the first malformed event on.
-3. A stream without its own last event is complete only if every choice it began has a finish_reason. None is invented.
+1. Only complete events are relayed, byte for byte, so that an error event can never be glued onto half an event.
+   Events with empty data are heartbeats and are dropped, as is everything before the first data event.
+2. Nothing is relayed after the stream's own last event, after an error event, or from the first malformed event on.
+   An error event that clients cannot read as an error is not relayed: the gateway sends its own.
+3. A stream without its own last event is complete only if every choice has a finish_reason, which is a non-empty string other than
+   `"null"`. The gateway never invents one.
 4. One call does a bounded amount of work, whatever a server sends: at most `EVENTS_PER_CALL` events, each at most `max_event_bytes`
    long, in `_MAX_LINES` lines. Costs grow with the number of bytes, never with its square.
 
@@ -19,8 +22,13 @@ import msgspec
 from attrs import define, field
 from msgspec import DecodeError, Meta, Raw, Struct, ValidationError
 
+from multiverse_gateway.core.lenient import legible
+
 MAX_EVENT_BYTES = 1 << 20
-"""Longest relayed event in bytes, its line ends and comments included."""
+"""Longest event of a chat or text completion in bytes, its line ends and comments included."""
+
+MAX_LARGE_EVENT_BYTES = 16 << 20
+"""Longest event of any other stream in bytes: an image or a whole response can be one event."""
 
 DONE_EVENT = b"data: [DONE]\n\n"
 """Last event of a stream of chat or text completions."""
@@ -34,6 +42,7 @@ MAX_REPORTED_TOKENS = 10_000_000
 _MAX_CHOICES = 4096
 _MAX_ODD_CHOICES = 128
 _MAX_LINES = 1 << 14
+_MAX_SEQUENCE_NUMBER = 1 << 53
 _BOM = b"\xef\xbb\xbf"
 _EVENT_END = re.compile(rb"\n(?:\n|\r\n?)|\r\r\n?")
 _COMMENTS = re.compile(rb"(?:(?::[^\r\n\x80-\xff]*+(?:\r\n?|\n))*+(?:\r\n?|\n))++")
@@ -41,7 +50,7 @@ _COMMENTS = re.compile(rb"(?:(?::[^\r\n\x80-\xff]*+(?:\r\n?|\n))*+(?:\r\n?|\n))+
 
 
 class Dialect(Enum):
-    """Tell how a stream names its events, reports errors and ends."""
+    """How a stream names its events, reports errors and ends."""
 
     CHAT = "chat"
     """Chat and text completions: nameless events, `[DONE]` at the end."""
@@ -50,9 +59,10 @@ class Dialect(Enum):
     MESSAGES = "messages"
     """Anthropic Messages: `message_stop` at the end."""
     OTHER = "other"
-    """Anything else: no end of its own."""
+    """Anything else: no last event of its own."""
 
 
+_CHAT = Dialect.CHAT  # a look-up in an enum costs as much as a call
 _DIALECTS = {
     "/v1/chat/completions": Dialect.CHAT,
     "/v1/completions": Dialect.CHAT,
@@ -110,11 +120,20 @@ class _Event(Struct):
 class _Named(_Event):
     response: _Carrier | None = None
     message: _Carrier | None = None
+    sequence_number: Annotated[int, Meta(ge=0, le=_MAX_SEQUENCE_NUMBER)] | None = None
+
+
+class _Object(Struct, gc=False):
+    object: Any = None
 
 
 _NAMELESS: msgspec.json.Decoder[_Event] = msgspec.json.Decoder(_Event)
 _NAMED: msgspec.json.Decoder[_Event] = msgspec.json.Decoder(_Named)
-_OBJECT = msgspec.json.Decoder(dict[str, Raw])
+_FIELDS = msgspec.json.Decoder(dict[str, Raw])
+_OBJECT = msgspec.json.Decoder(_Object)
+_FIELDS_OF_USAGE_EVENT = frozenset(
+    {"id", "object", "created", "model", "system_fingerprint", "service_tier", "obfuscation", "choices", "usage"},
+)
 
 
 class _OddChoice(Struct, gc=False):
@@ -144,22 +163,29 @@ class EventStream:
     max_event_bytes: int = field(default=MAX_EVENT_BYTES, kw_only=True)
     events_per_call: int = field(default=EVENTS_PER_CALL, kw_only=True)
     drops_usage: bool = field(default=False, kw_only=True)
-    """The event that only tells the tokens is read, not passed on: the client did not ask for it."""
+    """The client did not ask for token counts: the event that holds nothing else is read, and not relayed."""
 
     events: int = field(default=0, init=False)
     """Number of data events relayed, the last one included."""
     first_error: bytes | None = field(default=None, init=False)
-    """Payload of the first data event, without white space around it, if that was an error; nothing is returned from it on."""
+    """Data of the first event if that is an error, without white space around it; nothing is returned from it on."""
     ended: bool = field(default=False, init=False)
-    """The stream's own last event, or an error event in the middle, was relayed; what follows is dropped."""
+    """The stream's own last event, or an error event, was relayed; what follows is dropped."""
     failed: bool = field(default=False, init=False)
-    """The stream ended with its own error event."""
+    """The server reported an error after the first event. It was relayed if the stream `ended`; if the stream is `broken` it was not,
+    because clients could not read it as an error."""
     broken: str | None = field(default=None, init=False)
-    """Why nothing more can be relayed, in words."""
+    """Why nothing more can be relayed, for people."""
+    over_limit: bool = field(default=False, init=False)
+    """The stream is `broken` by a limit of the gateway, for which the server is not to blame."""
+    carries_more: bool = field(default=False, init=False)
+    """With `drops_usage`: the event with the token counts held other fields, too, and was relayed. Do not ask this server again."""
     is_over: bool = field(default=False, init=False)
-    """It `ended`, is `broken` or began with an error: nothing more is returned."""
+    """The stream `ended`, is `broken` or began with an error: nothing more is returned."""
     has_more: bool = field(default=False, init=False)
     """Bytes that hold or may hold a whole event are waiting: call `feed(b"")` for the next events, and `finish` only afterwards."""
+    next_sequence_number: int = field(default=0, init=False)
+    """In a Responses stream: one more than the last `sequence_number` relayed."""
     prompt_tokens: int = field(default=0, init=False)
     completion_tokens: int = field(default=0, init=False)
 
@@ -180,13 +206,18 @@ class EventStream:
 
     @property
     def has_data(self) -> bool:
-        """Tell whether a well-formed data event was relayed; comments do not count, nor does `first_error`."""
+        """Return whether a well-formed data event was relayed; comments do not count, nor does `first_error`."""
         return self.events > 0
 
     @property
+    def held_bytes(self) -> int:
+        """Return the length of what is held: an unfinished event, or events that wait for the next call."""
+        return len(self._rest)
+
+    @property
     def needs_done(self) -> bool:
-        """Tell whether `DONE_EVENT` is missing if the body ends cleanly here."""
-        return self.dialect is Dialect.CHAT and not self.ended and self.complete()
+        """Return whether `DONE_EVENT` is missing if the body ends cleanly here."""
+        return self.dialect is _CHAT and not self.ended and self.complete()
 
     @property
     def unfinished(self) -> int:
@@ -194,13 +225,13 @@ class EventStream:
         return len(self._rest)
 
     def complete(self) -> bool:
-        """Tell whether the stream is whole if its body ends cleanly here; half an event is as good as none.
+        """Return whether the stream is whole if its body ends cleanly here; an unfinished event does not count.
 
-        True after an error event in the middle, too: the client has been told, see `failed`.
+        True after an error event that was relayed, too: the client knows, see `failed`.
         """
         if self.is_over:
             return self.ended
-        if self.dialect is Dialect.CHAT:
+        if self.dialect is _CHAT:
             return bool(self._finished) and all(self._finished.values())
         return self.dialect is Dialect.OTHER and self.events > 0 and not self._rest
 
@@ -225,7 +256,7 @@ class EventStream:
             choices = event.choices
             if choices and not (event.error or event.type or event.usage or self._last) and len(choices) == 1:
                 choice = choices[0]
-                if choice.finish_reason is None and choice.index in self._finished:  # which says nothing new
+                if not choice.finish_reason and choice.index in self._finished:  # nothing to take note of
                     self.events += 1
                     return chunk
             return chunk if self._note(event, b"", data) else b""
@@ -249,7 +280,11 @@ class EventStream:
         passed: list[bytes] = []
         for _ in range(self.events_per_call):
             end = self._end_of_comments(chunk, start) if start < size and chunk[start] in b":\n\r" else -1
-            if end < 0:
+            if end >= 0:
+                if not self.events:
+                    passed.append(chunk[begun:start])
+                    begun = end
+            else:
                 end = find_end(chunk, start)
                 if end < 0 or (end == size and chunk.endswith(b"\n\r")):  # the LF of that CR is on its way
                     self.has_more = False
@@ -276,7 +311,7 @@ class EventStream:
         return run.end()
 
     def finish(self) -> bytes:
-        """Take the end of the body: return the event that only waited for the LF of its last line end."""
+        """Take the end of the body, and return the event that was only waiting for the LF of its last line end."""
         rest = bytes(self._rest)
         if not rest.endswith(b"\n\r") or _end_with_returns(rest, 0) != len(rest):
             return b""
@@ -287,41 +322,52 @@ class EventStream:
         self._rest += unfinished
         self._at_start_of_event = not self._rest
         if len(self._rest) > self.max_event_bytes:
-            self._break(f"an event longer than {self.max_event_bytes} bytes")
+            self._break_at_limit(f"an event longer than {self.max_event_bytes} bytes")
 
     def _break(self, reason: str) -> bool:
         self.broken = reason
-        self.is_over = True
-        self.has_more = False
+        self._stop()
         self._rest.clear()
-        self._at_start_of_event = False
         return False
 
+    def _break_at_limit(self, reason: str) -> bool:
+        self.over_limit = True
+        return self._break(reason)
+
     def _admit(self, block: bytes) -> bool:
-        """Judge one complete event, its blank line included; True lets it pass."""
+        """Return whether to relay a complete event, its blank line included, after taking note of what it says."""
         if len(block) > self.max_event_bytes:
-            return self._break(f"an event longer than {self.max_event_bytes} bytes")
+            return self._break_at_limit(f"an event longer than {self.max_event_bytes} bytes")
         if not block.isascii() and not _is_utf8(block):
             return self._break("an event that is not UTF-8")
         if not self._begun:
             self._begun = True
             block = block.removeprefix(_BOM)
         if len(block) > _MAX_LINES and block.count(b"\n") + block.count(b"\r") - block.count(b"\r\n") > _MAX_LINES:
-            return self._break(f"an event of more than {_MAX_LINES} lines")
+            return self._break_at_limit(f"an event of more than {_MAX_LINES} lines")
         name, data = _parse(block)
         if data is None:
-            return True
+            return self._note_error(_Event(), b"") if name == b"error" else self.events > 0
         try:
             event = self._decode(data)
+            if event is None:
+                data = legible(data)
+                event = self._decode(data) or self._read_other(name, data.strip())
         except RecursionError:
-            return self._break("an event whose JSON is nested too deeply")
-        if event is None:
-            event = _Event()
-            if self.dialect is Dialect.CHAT and name != b"error":
-                if data.strip() != b"[DONE]":
-                    return self._break("an event whose data is neither a JSON object nor [DONE]")
-                self._end()
-        return self._note(event, name, data)
+            return self._break_at_limit("an event whose JSON is nested too deeply")
+        return event is not None and self._note(event, name, data)
+
+    def _read_other(self, name: bytes, text: bytes) -> _Event | None:
+        """Judge data that is not a JSON object; `None` if the event is not relayed."""
+        is_chat = self.dialect is _CHAT
+        if name == b"error" or not is_chat:
+            return _Event() if name or text else None
+        if text == b"[DONE]":
+            self._end()
+            return _Event()
+        if text:
+            self._break("an event whose data is neither a JSON object nor [DONE]")
+        return None
 
     def _decode(self, data: bytes) -> _Event | None:
         try:
@@ -332,42 +378,68 @@ class EventStream:
             return None
 
     def _note(self, event: _Event, name: bytes, data: bytes) -> bool:
-        """Remember what a data event says; False if it must not be relayed."""
-        if event.error or event.type == "error" or name == b"error":
-            if not self.events:
-                self.first_error = data.strip()
-                self.is_over = True
-                self.has_more = False
-                self._at_start_of_event = False
-                return False
-            self.failed = True
-            self._end()
-        elif self.drops_usage and event.usage is not None and event.choices == []:
+        """Take note of what a data event says, and return whether to relay it."""
+        choices = event.choices
+        if (
+            event.error
+            or event.type == "error"
+            or name == b"error"
+            or (not choices and (not self.events or self.dialect is _CHAT) and _names_error(data))
+        ):
+            return self._note_error(event, data)
+        if self.drops_usage and event.usage is not None and choices == []:
             self._note_usage(event.usage)
-            return False
+            self.carries_more = _carries_more(data)
+            if not self.carries_more:
+                return False
         self.events += 1
-        if event.choices:
+        if choices:
             finished = self._finished
-            for choice in event.choices[:_MAX_CHOICES]:
-                if choice.finish_reason is not None or choice.index not in finished:
-                    self._note_choice(choice)
+            for choice in choices[:_MAX_CHOICES]:
+                if choice.finish_reason or choice.index not in finished:
+                    self._note_choice(choice, event, data)
         if event.usage is not None:
             self._note_usage(event.usage)
         if self._last:
             self._note_named(event, name)
         return True
 
-    def _note_choice(self, choice: _Choice) -> None:
-        if choice.index in self._finished or len(self._finished) < _MAX_CHOICES:
-            self._finished[choice.index] = choice.finish_reason is not None
+    def _note_error(self, event: _Event, data: bytes) -> bool:
+        if not self.events:
+            self.first_error = data.strip()
+            self._stop()
+            return False
+        self.failed = True
+        if not (event.error or (self.dialect is not _CHAT and (event.type == "error" or _is_object(data)))):
+            return self._break("an error in a form that clients cannot read")
+        self.events += 1
+        self._end()
+        return True
+
+    def _note_choice(self, choice: _Choice, event: _Event, data: bytes) -> None:
+        reason = choice.finish_reason
+        has_finished = type(reason) is str and reason not in ("", "null")
+        finished = self._finished
+        if has_finished and event.usage is None and not any(finished.values()):
+            self._note_timings(data)
+        if choice.index in finished or len(finished) < _MAX_CHOICES:
+            finished[choice.index] = finished.get(choice.index, False) or has_finished
+
+    def _note_timings(self, data: bytes) -> None:
+        """Read the token counts that llama.cpp reports in the last chunk of its own accord."""
+        timings = _fields(_fields(Raw(data)).get("timings"))
+        prompt, cached, completion = [_tokens(timings[name]) if name in timings else 0 for name in ("prompt_n", "cache_n", "predicted_n")]
+        self._note_usage(Usage(min(prompt + cached, MAX_REPORTED_TOKENS), completion))
 
     def _note_usage(self, usage: Usage) -> None:
-        """Keep the latest figures; servers send running totals, and not always both."""
+        """Keep the latest figures: servers send running totals, and not always both."""
         self.prompt_tokens = usage.prompt_tokens or usage.input_tokens or self.prompt_tokens
         self.completion_tokens = usage.completion_tokens or usage.output_tokens or self.completion_tokens
 
     def _note_named(self, event: _Event, name: bytes) -> None:
         if isinstance(event, _Named):
+            if event.sequence_number is not None:
+                self.next_sequence_number = event.sequence_number + 1
             for carrier in (event.response, event.message):
                 if carrier is not None and carrier.usage is not None:
                     self._note_usage(carrier.usage)
@@ -375,9 +447,12 @@ class EventStream:
             self._end()
 
     def _end(self) -> None:
-        self.ended = self.is_over = True
-        self.has_more = False
-        self._at_start_of_event = False
+        self.ended = True
+        self._stop()
+
+    def _stop(self) -> None:
+        self.is_over = True
+        self.has_more = self._at_start_of_event = False
 
 
 def _end(buffer: bytes | bytearray, start: int) -> int:
@@ -391,7 +466,7 @@ def _end_with_returns(buffer: bytes | bytearray, start: int) -> int:
 
 
 def _is_one_event(chunk: bytes) -> bool:
-    """Tell whether a chunk is one line and a blank one, both ended by CR LF."""
+    """Return whether a chunk is one line and a blank one, both ended by CR LF."""
     return chunk.find(13) == len(chunk) - 4 and chunk.endswith(b"\r\n\r\n") and chunk.find(10) == len(chunk) - 3
 
 
@@ -424,10 +499,11 @@ def _parse(block: bytes) -> tuple[bytes, bytes | None]:
 def _decode_loosely(data: bytes) -> _Event | None:
     """Read an event whose fields have types that no specification gives them; None if it is no JSON object."""
     try:
-        fields = _OBJECT.decode(data)
+        fields = _FIELDS.decode(data)
     except DecodeError:
         return None
     kind = _value(fields.get("type"))
+    number = _value(fields.get("sequence_number"))
     return _Named(
         choices=_choices(fields.get("choices")),
         error=_value(fields.get("error")),
@@ -435,6 +511,7 @@ def _decode_loosely(data: bytes) -> _Event | None:
         type=kind if isinstance(kind, str) else None,
         response=_Carrier(_usage(_fields(fields.get("response")).get("usage"))),
         message=_Carrier(_usage(_fields(fields.get("message")).get("usage"))),
+        sequence_number=number if type(number) is int and 0 <= number <= _MAX_SEQUENCE_NUMBER else None,
     )
 
 
@@ -444,7 +521,7 @@ def _choices(raw: Raw | None) -> list[_Choice]:
     except DecodeError:
         return []
     return [
-        _Choice(index if isinstance(index := _value(item.index), int) else 0, _value(item.finish_reason))
+        _Choice(index if type(index := _value(item.index)) is int else 0, _value(item.finish_reason))
         for item in items[:_MAX_ODD_CHOICES]
         if isinstance(item, _OddChoice)
     ]
@@ -474,7 +551,7 @@ def _tokens(raw: Raw) -> int:
 
 def _fields(raw: Raw | None) -> dict[str, Raw]:
     try:
-        return {} if raw is None else _OBJECT.decode(raw)
+        return {} if raw is None else _FIELDS.decode(raw)
     except DecodeError:
         return {}
 
@@ -487,17 +564,44 @@ def _value(raw: Raw | None) -> Any:
         return True
 
 
-def error_event(dialect: Dialect, message: str, code: str) -> bytes:
-    """Write the event that ends a stream after a failure, in the form the dialect's clients know.
+def _names_error(data: bytes) -> bool:
+    """Return whether an event is an error by its `object`, as those of vLLM are."""
+    try:
+        return bool(_OBJECT.decode(data).object == "error")
+    except DecodeError:
+        return False
+
+
+def _is_object(data: bytes) -> bool:
+    try:
+        _FIELDS.decode(data)
+    except DecodeError:
+        return False
+    return True
+
+
+def _carries_more(data: bytes) -> bool:
+    """Return whether an event with token counts holds anything else; members that are null count as absent."""
+    fields = _FIELDS.decode(data)
+    return any(name not in _FIELDS_OF_USAGE_EVENT and bytes(value) != b"null" for name, value in fields.items())
+
+
+def error_event(dialect: Dialect, message: str, code: str, sequence_number: int = 0) -> bytes:
+    """Return the event that ends a stream after a failure, in the form that the clients of its dialect read.
+
+    `sequence_number` is that of a Responses stream. Its event has the form of the Responses API and, in the field `error`, that which makes
+    OpenAI's libraries raise an exception.
 
     >>> error_event(Dialect.MESSAGES, "The server was lost.", "upstream_stream_interrupted")
     b'event: error\\ndata: {"type":"error","error":{"type":"api_error","message":"The server was lost."}}\\n\\n'
     """
     if dialect is Dialect.MESSAGES:
         return _write(b"event: error\n", {"type": "error", "error": {"type": "api_error", "message": message}})
+    error = {"message": message, "type": "server_error", "param": None, "code": code}
     if dialect is Dialect.RESPONSES:
-        return _write(b"event: error\n", {"type": "error", "code": code, "message": message, "param": None})
-    return _write(b"", {"error": {"message": message, "type": "server_error", "param": None, "code": code}})
+        fields = {"type": "error", "sequence_number": sequence_number, "code": code, "message": message, "param": None}
+        return _write(b"event: error\n", {**fields, "error": {"type": "server_error", "code": code, "message": message, "param": None}})
+    return _write(b"", {"error": error})
 
 
 def _write(name: bytes, data: dict[str, Any]) -> bytes:

@@ -1,0 +1,22 @@
+"""Read JSON that is valid, or that every Python client accepts, although the fast parser rejects it.
+
+msgspec rejects half of a surrogate pair in an escape (`"\\ud83d"`), which RFC 8259 allows, and `NaN` and `Infinity`, which Python's `json`
+writes and reads. A server is not to blame for either. The text that `legible` returns serves to look at an answer; what the client gets are
+the original bytes.
+"""
+
+from __future__ import annotations
+
+
+def legible(text: bytes) -> bytes:
+    """Return JSON that msgspec can decode: surrogates become other characters, `NaN` and infinities become `null`.
+
+    Names and strings may change in these characters, and nothing else changes: text that is not JSON stays invalid. Returns `text` itself
+    if there is nothing to replace. Five passes at the speed of a search, because a server chooses the text.
+
+    >>> legible(rb'{"content": "\\ud83d", "logprob": -Infinity}')
+    b'{"content": "\\\\u083d", "logprob": null}'
+    """
+    if b"\\u" in text:  # only the first digit changes, so that `\\ud83d`, a backslash and four letters, stays valid, too
+        text = text.replace(b"\\ud", b"\\u0").replace(b"\\uD", b"\\u0")
+    return text.replace(b"NaN", b"null").replace(b"-Infinity", b"null").replace(b"Infinity", b"null")
