@@ -532,7 +532,7 @@ class Gateway:
         return known
 
     def refuses_usage(self, server: Server) -> None:
-        """Ask this generation of a server for the tokens of a stream no more: it refused, and took the same request without."""
+        """Stop asking this generation of a server for the tokens of a stream: it refuses, or it answers with more than was asked for."""
         self._without_usage.add((server.id, server.generation))
 
     def explain(self, exchange: Exchange, server: Server, now: float) -> Mapping[str, object]:
@@ -828,6 +828,7 @@ def _limits(settings: Settings) -> Limits:
         queue_timeout=settings.queue_timeout_seconds,
         max_response_bytes=settings.max_response_bytes,
         max_event_bytes=settings.max_event_bytes,
+        max_large_event_bytes=settings.max_large_event_bytes,
         max_stream_bytes=settings.max_stream_bytes,
         max_stream_seconds=settings.max_stream_seconds,
     )

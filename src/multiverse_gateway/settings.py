@@ -295,7 +295,10 @@ class Settings:
         256 * _MIB, "Memory for all large answers together, until their clients have read them.", _bytes(1024, 1 << 40)
     )
     max_response_bytes: int = _setting(16 * _MIB, "Largest answer of a server that is no stream.", _bytes(1024, 1 << 30), plain=False)
-    max_event_bytes: int = _setting(_MIB, "Largest event of a stream.", _bytes(1024, 1 << 30), plain=False)
+    max_event_bytes: int = _setting(_MIB, "Largest event of a streamed chat or text completion.", _bytes(1024, 1 << 30), plain=False)
+    max_large_event_bytes: int = _setting(
+        16 * _MIB, "Largest event of any other stream, such as an image or a whole response.", _bytes(1024, 1 << 30), plain=False
+    )
     max_stream_bytes: int = _setting(64 * _MIB, "Largest stream.", _bytes(1024, 1 << 40), plain=False)
 
     count_stream_tokens: bool = _setting(

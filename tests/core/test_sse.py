@@ -263,11 +263,11 @@ def test_any_other_stream_is_complete_between_events() -> None:
     stream.feed(b": ping\n\n")
     assert not stream.complete()
     stream.feed(b"data: audio\n\n")
-    assert (stream.complete(), stream.needs_done, stream.ended, stream.held_bytes) == (True, False, False, 0)
+    assert (stream.complete(), stream.needs_done, stream.ended, stream.unfinished) == (True, False, False, 0)
     stream.feed(b"\r\n")
     assert stream.complete()
     stream.feed(b"data: au")
-    assert (stream.complete(), stream.held_bytes) == (False, 8)
+    assert (stream.complete(), stream.unfinished) == (False, 8)
     assert fed(DONE_EVENT, DONE_EVENT, dialect=Dialect.OTHER)[1] == DONE_EVENT * 2
 
 

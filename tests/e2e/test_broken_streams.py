@@ -63,7 +63,7 @@ def test_the_sdk_learns_of_a_stream_that_broke(stage: Stage, gateway: GatewayPro
     assert caught.value.code == INTERRUPTED
     assert "".join(said).split()[1:] == ["word1"]
     assert scene.backends[0].hits + scene.backends[1].hits == 1
-    assert "unhealthy" in (scene.state(0), scene.state(1))
+    wait_until(lambda: "unhealthy" in (scene.state(0), scene.state(1)), within=5)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_finished_stream_without_done_gets_it(stage: Stage, end: str) -> None:
 
 
 def test_a_stream_that_falls_silent_is_ended(stage: Stage) -> None:
-    """S06: an error event after the idle timeout, the connection to the server closed; three such are three strikes."""
+    """S06: an error event after the idle timeout, and the connection to the server is closed; one client's strikes take nobody out."""
     scene = stage(Backend("silent", behaviours.stall_stream(2)))
     scene.keep_down()
     silent = scene.backends[0]
@@ -112,7 +112,7 @@ def test_a_stream_that_falls_silent_is_ended(stage: Stage) -> None:
         check_interrupted(answer, 2)
     assert IDLE_SECONDS - 0.1 <= got[0].pieces[-1].at - got[0].pieces[0].at <= IDLE_SECONDS + 0.5
     wait_until(lambda: silent.aborted == 3, within=1)
-    assert scene.state() == "unhealthy"
+    assert scene.state() == "healthy"
     scene.wait_for_quiet()
 
 
@@ -142,23 +142,101 @@ def test_an_error_in_mid_stream_is_relayed_once(stage: Stage, end: str) -> None:
     assert answers.DONE not in answer.body
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        b'data: {"type":"error","message":"CUDA out of memory"}\n\n',
+        b'data: {"object":"error","message":"CUDA out of memory","code":500}\n\n',
+        b'event: error\ndata: {"message":"CUDA out of memory"}\n\n',
+        b"event: error\ndata: CUDA out of memory\n\n",
+        b"event: error\ndata: [1]\n\n",
+        b"event: error\n\n",
+    ],
+)
+@pytest.mark.parametrize("rest", [[], [answers.chat_event("sick", "m", {}, finish="stop"), answers.DONE]], ids=["end", "more"])
+def test_the_sdk_raises_for_an_error_of_any_form(stage: Stage, gateway: GatewayProcess, error: bytes, rest: list[bytes]) -> None:
+    """S08: it would take half an answer for a whole one, or fail to parse it; so it gets our own error event and no [DONE]."""
+    words = [answers.chat_event("sick", "m", {"content": word}) for word in ("one ", "two ")]
+    scene = stage(Backend("sick", behaviours.stream([*words, error, *rest])))
+    check_interrupted(stream_of(scene), 2)
+    said: list[str] = []
+    transport = httpx2.HTTPTransport(verify=False, trust_env=False)
+    client = openai.OpenAI(base_url=gateway.base_url, api_key="anything", http_client=httpx2.Client(transport=transport))
+    with client, pytest.raises(openai.APIError) as caught:
+        listen(client, scene.model, said)
+    assert (caught.value.code, said) == (INTERRUPTED, ["one ", "two "])
+
+
+@pytest.mark.parametrize("reason", ['""', "null", "false", '"null"', "0"])
+def test_a_finish_reason_that_says_nothing_finishes_nothing(stage: Stage, reason: str) -> None:
+    """S04: half an answer does not look whole because each of its chunks has an empty finish_reason."""
+    word = b'data: {"choices":[{"index":0,"delta":{"content":"one "},"finish_reason":%b}]}\n\n' % reason.encode()
+    scene = stage(Backend("sick", behaviours.stream([word, word])))
+    answer = stream_of(scene)
+    check_interrupted(answer, 2)
+    assert answers.DONE not in answer.body
+
+
+def test_the_sdk_learns_of_a_responses_stream_that_broke(stage: Stage, gateway: GatewayProcess) -> None:
+    """S01: the error event continues the sequence, and the library raises an exception for it."""
+    events = answers.responses_events("sick", "m")[:2]
+    scene = stage(Backend("sick", behaviours.stream(events, end="close")))
+    transport = httpx2.HTTPTransport(verify=False, trust_env=False)
+    client = openai.OpenAI(base_url=gateway.base_url, api_key="anything", http_client=httpx2.Client(transport=transport))
+    seen: list[str] = []
+    with client, pytest.raises(openai.APIError) as caught:
+        seen += [event.type for event in client.responses.create(model=scene.model, input="Hello", stream=True)]
+    assert caught.value.code == INTERRUPTED
+    with RawClient(gateway.port, timeout=15.0) as raw:
+        raw.request("POST", "/v1/responses", json={"model": scene.model, "input": "Hello", "stream": True})
+        last = raw.read_response().data[-1]
+    assert (last["type"], last["sequence_number"], last["error"]["code"]) == ("error", len(events), INTERRUPTED)
+
+
+@pytest.mark.parametrize(
+    "text", [rb'"\ud83d"', rb'"\ude00\ud83d"', b'"a","logprobs":{"content":[{"logprob":-Infinity}]}', b'"a","score":NaN']
+)
+def test_json_that_clients_read_is_relayed(stage: Stage, text: bytes) -> None:
+    """Half of a surrogate pair is valid JSON, and Python's libraries read NaN: nobody is blamed."""
+    word = b'data: {"choices":[{"index":0,"delta":{"content":%b},"finish_reason":null}]}\n\n' % text
+    events = [word, word, answers.chat_event("odd", "m", {}, finish="stop"), answers.DONE]
+    scene = stage(Backend("odd", behaviours.stream(events)))
+    answer = stream_of(scene)
+    assert (answer.complete, answer.body) == (True, b"".join(events))
+    assert scene.state() == "healthy"
+
+
+def test_heartbeats_and_early_comments_are_dropped(stage: Stage) -> None:
+    """S14: events with empty data anywhere, and comments before the first event."""
+    word, last = answers.chat_event("one", "m", {"content": "one"}), answers.chat_event("one", "m", {}, finish="stop")
+    events = [b": ping\n\n", b"data:\n\n", word, b": ping\n\n", b"data: \n\n", last, answers.DONE]
+    scene = stage(Backend("beating", behaviours.stream(events)))
+    answer = stream_of(scene)
+    assert (answer.complete, answer.body) == (True, word + b": ping\n\n" + last + answers.DONE)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_an_event_without_end_is_cut(stage: Stage, gateway: GatewayProcess) -> None:
-    """S10: at 1 MiB, with an error event, and memory stays flat."""
+    """S10: at 1 MiB, with an error event that names the limit, and memory stays flat; the server is not to blame."""
     scene = stage(Backend("endless", behaviours.endless_line(total=64 << 20, after=1)))
     before = gateway.memory_bytes()
     answer = stream_of(scene)
-    check_interrupted(answer, 1)
+    check_interrupted(answer, 1, code="stream_limit_reached")
+    assert "MAX_EVENT_BYTES" in answer.data[-1]["error"]["message"]
     wait_until(lambda: scene.backends[0].last.outcome is Outcome.ABORTED, within=1)
     assert gateway.memory_bytes() - before < 16 << 20
+    assert scene.state() == "healthy"
     scene.wait_for_quiet()
 
 
-def test_an_event_without_end_at_first_is_another_servers_turn(stage: Stage) -> None:
-    """S10: nothing was relayed yet."""
-    scene = stage(Backend("endless", behaviours.endless_line()), Backend("good"))
-    answer = scene.ask_until_tried(scene.backends[0], stream=True)
-    assert answer.content == bytes(scene.backends[1].last.payload)
+def test_a_first_event_without_end_is_refused(stage: Stage) -> None:
+    """S10: another server would send as much, so nobody else is asked; the server is not to blame."""
+    scene = stage(Backend("endless", behaviours.endless_line()), Backend("spare", behaviours.endless_line()))
+    answer = scene.ask(stream=True)
+    assert (answer.status_code, error_of(answer)["code"], answer.headers["x-should-retry"]) == (502, "answer_too_large", "false")
+    assert "MAX_EVENT_BYTES" in error_of(answer)["message"]
+    assert scene.backends[0].hits + scene.backends[1].hits == 1
+    assert (scene.state(0), scene.state(1)) == ("healthy", "healthy")
 
 
 def test_an_endless_stream_ends_at_the_byte_limit(stage: Stage) -> None:

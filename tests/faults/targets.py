@@ -36,13 +36,19 @@ def pieces_of(data: bytes, places: bytes) -> list[bytes]:
     return [data[start:end] for start, end in pairwise(edges)]
 
 
+def is_part_of(part: bytes, whole: bytes) -> bool:
+    """Return whether nothing was added and the order is the same."""
+    rest = iter(whole)
+    return all(byte in rest for byte in part)
+
+
 def sse(data: bytes) -> None:
-    """However a stream is cut and paced: what leaves is a prefix of what came, in whole events, and never more than one event is held."""
+    """However a stream is cut and paced: what leaves is what came less whole events, and never more than one event is held."""
     dialect, places, body = list(Dialect)[data[0] % 4] if data else Dialect.CHAT, data[1:5], data[5:]
     whole = EventStream(dialect, max_event_bytes=LIMIT, events_per_call=len(body) + 1)
     expected = whole.feed(body) + whole.finish()
     assert not whole.has_more
-    assert body.startswith(expected)
+    assert is_part_of(expected, body)
     stream = EventStream(dialect, max_event_bytes=LIMIT, events_per_call=1 + (data[0] // 4 if data else 0))
     out = b""
     for piece in pieces_of(body, places):
@@ -53,7 +59,7 @@ def sse(data: bytes) -> None:
             assert len(stream._rest) < waiting or not stream.has_more
         assert len(stream._rest) <= LIMIT
     out += stream.finish()
-    assert body.startswith(out)
+    assert is_part_of(out, body)
     assert stream.complete() in (True, False)
     assert not (stream.needs_done and stream.ended)
     if b"\r" not in body:

@@ -210,18 +210,13 @@ class EventStream:
         return self.events > 0
 
     @property
-    def held_bytes(self) -> int:
-        """Return the length of what is held: an unfinished event, or events that wait for the next call."""
-        return len(self._rest)
-
-    @property
     def needs_done(self) -> bool:
         """Return whether `DONE_EVENT` is missing if the body ends cleanly here."""
         return self.dialect is _CHAT and not self.ended and self.complete()
 
     @property
     def unfinished(self) -> int:
-        """Bytes that are held: those of an event that is not complete yet, or those that wait while `has_more`."""
+        """Number of bytes held: of an event that is not complete yet, or of those that wait while `has_more`."""
         return len(self._rest)
 
     def complete(self) -> bool:

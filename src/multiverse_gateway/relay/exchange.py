@@ -27,6 +27,7 @@ from multiverse_gateway.core.answers import read_answer
 from multiverse_gateway.core.content_types import relayed_type
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.errors import (
+    AnswerTooLarge,
     GatewayError,
     ModelNotFound,
     NoHealthyServer,
@@ -52,11 +53,10 @@ from multiverse_gateway.core.health import AttemptFailed, HealthEvent
 from multiverse_gateway.core.load import Load
 from multiverse_gateway.core.routing import Candidates, close_names
 from multiverse_gateway.core.servers import Server, ServerId
-from multiverse_gateway.core.sse import DONE_EVENT, EventStream, error_event
+from multiverse_gateway.core.sse import DONE_EVENT, Dialect, EventStream, error_event
 from multiverse_gateway.relay.heads import Headers
 
 MAX_ERROR_BYTES = 65536
-MAX_HELD_COMMENTS = 65536
 UNCOUNTED_BYTES = 65536
 """What every exchange may hold of an answer without asking the budget: most answers are smaller."""
 DRAINING_SECONDS = 1.0
@@ -69,7 +69,7 @@ LAST_RESORT_SECONDS = 0.05
 _STREAM_HEADERS = [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 _BLAMELESS = frozenset({FailureClass.CLIENT_ERROR, FailureClass.TRANSIENT, FailureClass.LOCAL})
 _TOO_LARGE = Failure(FailureClass.NONSENSE, "an answer larger than the limit")
-_TOLD_ERROR = Failure(FailureClass.SERVER_ERROR, "the stream ended with an error")
+_REPORTED_ERROR = Failure(FailureClass.SERVER_ERROR, "the stream ended with an error")
 
 
 class Client(Protocol):
@@ -114,6 +114,7 @@ class Limits:
     queue_timeout: float = 10.0
     max_response_bytes: int = 16 << 20
     max_event_bytes: int = 1 << 20
+    max_large_event_bytes: int = 16 << 20
     max_stream_bytes: int = 64 << 20
     max_stream_seconds: float = 3600.0
 
@@ -162,7 +163,7 @@ class Engine(Protocol):
         """Say why this server was chosen: who else could have been, and why not."""
 
     def refuses_usage(self, server: Server) -> None:
-        """Remember that the server takes no request that asks for the tokens of a stream."""
+        """Remember not to ask this server for the tokens of a stream: it refuses, or it answers with more than was asked for."""
 
     def passed(self, server: Server) -> None:
         """Report an attempt that went well to the health machine."""
@@ -195,6 +196,7 @@ class Phase(Enum):
     OVER = "over"
 
 
+_CHAT = Dialect.CHAT
 _CHOOSING, _QUEUED, _TRYING, _BACKOFF, _RELAYING, _DRAINING, _OVER = Phase  # a look-up in an enum costs as much as a call
 
 
@@ -474,7 +476,9 @@ class Exchange:
             return
         self._content_type = relayed_type(headers.get(b"content-type"), is_json=envelope.answers_json)
         if media_type(self._content_type) == b"text/event-stream":
-            self._events = EventStream(envelope.dialect, max_event_bytes=self._limits.max_event_bytes, drops_usage=self.asks_usage)
+            limits = self._limits
+            longest = limits.max_event_bytes if envelope.dialect is _CHAT else limits.max_large_event_bytes
+            self._events = EventStream(envelope.dialect, max_event_bytes=longest, drops_usage=self.asks_usage)
 
     def body(self, data: bytes) -> None:
         """Take a piece of the body."""
@@ -900,26 +904,33 @@ class Exchange:
             return
         if events.ended:
             self._complete()
+            return
+        self._abort_sending()
+        if events.failed:
+            self._break_stream(_REPORTED_ERROR)
+        elif events.broken is None or events.over_limit:
+            self._break_stream(None)
         else:
-            self._abort_sending()
-            self._break_stream(None if events.broken is None else Failure(kind=FailureClass.NONSENSE, reason=events.broken))
+            self._break_stream(Failure(kind=FailureClass.NONSENSE, reason=events.broken))
 
     def _before_first_event(self, whole: bytes, events: EventStream) -> None:
         if events.first_error is not None:
             self._fail_attempt(Failure(kind=FailureClass.SERVER_ERROR, reason="the stream began with an error", status=500))
-            return
-        if events.broken is not None and not events.has_data:
-            self._fail_attempt(Failure(kind=FailureClass.NONSENSE, reason=events.broken))
-            return
-        if whole:
-            self._chunks.append(whole)
-        if events.has_data:
+        elif events.has_data:
             self._begin_answer()
-            for piece in self._chunks:
-                self._send(piece)
-            self._chunks = []
-        elif self._received > MAX_HELD_COMMENTS:
-            del self._chunks[:]
+            self._send(whole)
+        elif events.over_limit:
+            self._abandon_attempt()
+            self._refuse(AnswerTooLarge(self._over_limit(events)))
+        elif events.broken is not None:
+            self._fail_attempt(Failure(kind=FailureClass.NONSENSE, reason=events.broken))
+
+    def _over_limit(self, events: EventStream) -> str:
+        setting = "MAX_EVENT_BYTES" if events.dialect is _CHAT else "MAX_LARGE_EVENT_BYTES"
+        return (
+            f"The server sent {events.broken}, and the gateway does not relay it. Ask for less at once, for example fewer choices or a "
+            f"smaller image. The operator sets the limit in bytes with {setting}."
+        )
 
     def _end_of_stream(self, events: EventStream) -> None:
         whole = events.finish()
@@ -959,11 +970,13 @@ class Exchange:
         self.client.end()
         if self._events is not None and self._events.failed:
             self.error_code = "upstream_error"
-            self._release_slot(_TOLD_ERROR)
-            self._blame(server, _TOLD_ERROR)
+            self._release_slot(_REPORTED_ERROR)
+            self._blame(server, _REPORTED_ERROR)
         else:
             self._release_slot(None)
             self._engine.passed(server)
+        if self._events is not None and self._events.carries_more:
+            self._engine.refuses_usage(server)
         if self._sending is None:
             self._over()
         else:
@@ -986,10 +999,15 @@ class Exchange:
         self._release_slot(failure)
         if failure is not None:
             self._blame(server, failure)
-            message = "The server stopped in the middle of its answer. What arrived so far is incomplete; send the request again."
+            happened = "reported an error" if failure is _REPORTED_ERROR else "stopped"
+            message = f"The server {happened} in the middle of its answer. What arrived so far is incomplete; send the request again."
             self._break_off(message, "upstream_stream_interrupted")
         else:
-            self._break_off("The answer grew past the gateway's limit for one stream.", "stream_limit_reached")
+            events = self._events
+            message = "The answer grew past the gateway's limit for one stream."
+            if events is not None and events.over_limit:
+                message = self._over_limit(events)
+            self._break_off(message, "stream_limit_reached")
         self._engine.slot_freed(self.envelope.model)
 
     def _blame(self, server: Server, failure: Failure) -> None:
@@ -1007,8 +1025,9 @@ class Exchange:
     def _break_off(self, message: str, code: str) -> None:
         self.taken()
         self.error_code = code
-        if self._events is not None:
-            self._send(error_event(self.envelope.dialect, message, code))
+        events = self._events
+        if events is not None:
+            self._send(error_event(events.dialect, message, code, events.next_sequence_number))
         self.client.cut()
         self._over()
 
