@@ -2,7 +2,8 @@
 
 1. Reading is strict: unknown fields are errors, types are not converted, each error names its field.
 2. Null stands for the default, where there is one.
-3. What a `Meta` says is a rule for both; its description completes the sentence "FIELD must be ...".
+3. White space around a text is dropped, a line feed at its end included: files and shells add it.
+4. What a `Meta` says is a rule for both; its description completes the sentence "FIELD must be ...".
 """
 
 import re
@@ -323,6 +324,8 @@ def _of_fields(kind: type[Any], _: object = None) -> Callable[[Any, Any], Any]:
 def _bounded(value: Any, kind: Any) -> Any:
     base, *marks = typing.get_args(kind)
     value = _CONVERTER.structure(value, base)
+    if isinstance(value, str):
+        value = value.strip()
     for mark in marks:
         if not isinstance(mark, Meta):
             value = mark(value)

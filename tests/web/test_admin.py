@@ -121,6 +121,44 @@ async def test_a_bad_query_names_its_parameter(path: str, param: str) -> None:
         assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 
+PADDED: dict[str, Any] = {
+    "model_name": " tiny\n",
+    "endpoint_url": "\thttp://gpu.example:8000\r\n",
+    "api_key": "the-key-of-the-server\n",
+    "metadata": {"student_id": "s1\n", "description": "  a card with 8 GB\n\n"},
+}
+
+
+async def check_trimmed(at: Stage) -> None:
+    """Check that the only server is as if nothing had been around its texts."""
+    (server,) = (await at.gateway.store.load()).servers
+    assert (server.model_name, server.endpoint_url, server.api_key) == ("tiny", "http://gpu.example:8000", "the-key-of-the-server")
+    assert (server.metadata.student_id, server.metadata.description) == ("s1", "a card with 8 GB")
+
+
+async def test_white_space_around_a_text_is_dropped() -> None:
+    """A file read by a shell ends with a line feed: registered, changed, tested or imported, it does not count."""
+    async with stage() as at:
+        assert (await at.client.post("/admin/test-connection", json=PADDED)).json()["ok"] is True
+        record = await at.register(**PADDED)
+        await check_trimmed(at)
+        assert (await at.client.post("/admin/register", json=PADDED)).status_code == 200, "the same pair"
+        assert (await at.client.put(f"/admin/register/{record['id']}", json={"model_name": "other"})).status_code == 200
+        assert (await at.client.put(f"/admin/register/{record['id']}", json=PADDED)).status_code == 200
+        await check_trimmed(at)
+        imported = await at.client.post("/admin/import", json={"servers": [{**PADDED, "registration_id": f"{record['id']}\n"}]})
+        assert imported.json() == {"imported": 1, "created": 0, "updated": 0, "unchanged": 1}
+        made = (await at.client.post("/admin/keys", json={"name": " alice\n", "models": ["tiny\n"]})).json()
+        assert (made["name"], made["models"]) == ("alice", ["tiny"])
+        again = await at.client.post("/admin/keys", json={"name": "alice\n"})
+        assert (again.status_code, again.json()["error"]["param"]) == (400, "name"), "the same name"
+        for field, text in (("model_name", "a b"), ("model_name", "\n"), ("api_key", "a\nb"), ("api_key", " ")):
+            refused = await at.client.post("/admin/register", json={**BODY, field: text})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
+        refused = await at.client.post("/admin/register", json={**BODY, "metadata": {"description": "two\nlines"}})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "metadata.description")
+
+
 async def names(at: Stage, **params: Any) -> list[str]:
     return [record["endpoint_url"][7] for record in (await at.client.get("/admin/servers", params=params)).json()]
 

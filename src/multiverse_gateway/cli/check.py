@@ -10,7 +10,7 @@ import click
 import httpx2
 
 from multiverse_gateway._version import __version__
-from multiverse_gateway.cli.common import json_option, print_json, printable, settings_here
+from multiverse_gateway.cli.common import json_option, print_json, printable, settings_here, trimmed
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_endpoint, refusal_of_any
 from multiverse_gateway.settings import Settings
 
@@ -39,6 +39,7 @@ def check_command(url: str, model: str | None, api_key: str | None, allow_privat
     Exit code 0: it could, 1: it could not, and the last step says why.
     """
     settings = settings_here()
+    model, api_key = trimmed(model), trimmed(api_key)
     policy = AddressPolicy.parse("true" if allow_private else settings.allow_private_networks)
     steps = []
     for step in examine(url, model=model, api_key=api_key, policy=policy, settings=settings):

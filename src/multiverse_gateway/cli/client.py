@@ -10,7 +10,7 @@ import click
 import httpx2
 
 from multiverse_gateway._version import __version__
-from multiverse_gateway.cli.common import host_for_url, printable, settings_here
+from multiverse_gateway.cli.common import host_for_url, printable, settings_here, trimmed
 
 TIMEOUT = 60.0
 
@@ -77,6 +77,7 @@ def gateway_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def client_for(gateway_url: str | None, admin_key: str | None) -> Client:
     """Return a client of the gateway named, or of the one that the settings here describe."""
+    gateway_url, admin_key = trimmed(gateway_url), trimmed(admin_key)
     if gateway_url and (admin_key or "MULTIVERSE_ADMIN_API_KEY" not in os.environ) and not Path(".env").exists():
         return Client(_root(gateway_url), admin_key)
     settings = settings_here()

@@ -70,6 +70,15 @@ def printable(text: object) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in str(text))
 
 
+def trimmed(text: str | None) -> str | None:
+    r"""Return an option or a variable without the white space that files and shells add; nothing left means none.
+
+    >>> trimmed("a-key\n"), trimmed(" ")
+    ('a-key', None)
+    """
+    return (text or "").strip() or None
+
+
 def host_for_url(host: str) -> str:
     """Return where a gateway that listens on `host` is reached from this machine, as a URL has it."""
     reached = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host).strip("[]")  # noqa: S104  compared, not bound

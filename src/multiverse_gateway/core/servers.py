@@ -19,15 +19,15 @@ ONE_LINE = "^[^\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]*$"
 """What texts on one line match: no line breaks, no control characters, visible or not."""
 
 
-def _trimmed(text: str) -> str | None:
-    """Drop white space around a text; nothing left means none."""
-    return text.strip() or None
+def _or_none(text: str) -> str | None:
+    """Return a text, or `None` for an empty one."""
+    return text or None
 
 
 _LINE = "one line of at most {:,} characters, without line breaks and invisible control characters"
 _Tokens = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
-_StudentId = Annotated[str, Meta(max_length=MAX_STUDENT_ID, pattern=ONE_LINE, description=_LINE.format(MAX_STUDENT_ID)), _trimmed]
-_Description = Annotated[str, Meta(max_length=MAX_DESCRIPTION, pattern=ONE_LINE, description=_LINE.format(MAX_DESCRIPTION)), _trimmed]
+_StudentId = Annotated[str, Meta(max_length=MAX_STUDENT_ID, pattern=ONE_LINE, description=_LINE.format(MAX_STUDENT_ID)), _or_none]
+_Description = Annotated[str, Meta(max_length=MAX_DESCRIPTION, pattern=ONE_LINE, description=_LINE.format(MAX_DESCRIPTION)), _or_none]
 
 
 @attrs.frozen(kw_only=True)
