@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from multiverse_gateway import plugins
 from multiverse_gateway.accounts import owner_digest
+from multiverse_gateway.core.paths import CALLS
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.keys import admin_key
 from multiverse_gateway.monitor import watch
@@ -31,6 +32,7 @@ from multiverse_gateway.web.models import model_routes
 from multiverse_gateway.web.openapi import openapi_routes
 from multiverse_gateway.web.operations import operations_routes
 from multiverse_gateway.web.pages import Pages
+from multiverse_gateway.web.paths import Paths, ollama_routes
 from multiverse_gateway.web.security import Cors, Entrance, Security
 from multiverse_gateway.web.sessions import Sessions
 
@@ -91,6 +93,7 @@ def create_app(
     inference = Inference(front)
     admin = [*admin_routes(gateway, entrance), *account_routes(gateway)]
     middleware = [
+        Middleware(Paths),
         Middleware(Errors),
         *([Middleware(Cors, policy=entrance.origins)] if settings.enable_cors else []),
         Middleware(
@@ -105,10 +108,11 @@ def create_app(
     app = Starlette(
         routes=[
             *model_routes(gateway),
-            Route("/v1/{path:path}", endpoint=inference, methods=["POST"]),
+            *[Route(path, endpoint=inference, methods=["POST"]) for path in sorted(CALLS)],  # for 405; `Security` takes every POST
             *admin,
             *operations_routes(gateway),
             *openapi_routes(),
+            *ollama_routes(entrance.trusted),
             *(pages.routes() if pages else []),
         ],
         middleware=middleware,

@@ -18,7 +18,7 @@ import attrs
 import cattrs
 from msgspec import Meta
 
-from multiverse_gateway.core.addresses import EndpointError, parse_endpoint
+from multiverse_gateway.core.addresses import EndpointError, parse_root
 from multiverse_gateway.core.errors import BadRequest
 from multiverse_gateway.core.servers import (
     MAX_CONCURRENCY,
@@ -45,7 +45,7 @@ _Kind = TypeVar("_Kind")
 
 def _url(value: str) -> str:
     try:
-        return parse_endpoint(value).url
+        return parse_root(value).url
     except EndpointError as error:
         raise Unfit(f": {error}") from None
 

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, is_openable, parse_endpoint, refusal, refusal_of_any
+from multiverse_gateway.core.addresses import (
+    AddressPolicy,
+    Endpoint,
+    EndpointError,
+    is_openable,
+    parse_endpoint,
+    parse_root,
+    refusal,
+    refusal_of_any,
+)
 
 CLOSED = AddressPolicy()
 PRIVATE = AddressPolicy(allow_private=True)
@@ -429,6 +438,37 @@ def test_the_host_header_follows_from_the_endpoint(text: str, authority: str, tl
     """The authority leaves out the default port and puts IPv6 into brackets."""
     endpoint = parse_endpoint(text)
     assert (endpoint.authority, endpoint.tls) == (authority, tls)
+
+
+@pytest.mark.parametrize(
+    ("url", "root"),
+    [
+        ("http://host:8000/v1/chat/completions", "http://host:8000"),
+        ("http://host:8000/v1/chat/completions/", "http://host:8000"),
+        ("http://host:8000/chat/completions", "http://host:8000"),
+        ("http://host:8000/proxy/v1/embeddings", "http://host:8000/proxy"),
+        ("http://host:8000/v1/models", "http://host:8000"),
+        ("http://host:8000/v1/v1/completions", "http://host:8000"),
+        ("http://host:11434/api/chat", "http://host:11434"),
+        ("http://host:8000/v1/messages/count_tokens", "http://host:8000"),
+        ("http://host:8000/v1/audio/speech", "http://host:8000"),
+        ("http://host:8000/v1/images/generations", "http://host:8000"),
+    ],
+)
+def test_the_url_of_a_call_is_no_root(url: str, root: str) -> None:
+    """The message names the root; a URL of an older registry is read as before."""
+    with pytest.raises(EndpointError, match=f"root, {root}$"):
+        parse_root(url)
+    assert parse_endpoint(url).prefix
+    assert parse_root(root).url == root
+
+
+@pytest.mark.parametrize(
+    "url", ["http://host/embeddings", "http://host/v1/account/name/openai", "http://host/api", "http://host/mychat/completions2"]
+)
+def test_a_path_of_a_proxy_may_be_a_root(url: str) -> None:
+    """A server may live below any other path."""
+    assert parse_root(url).url == url
 
 
 def test_a_missing_scheme_is_explained() -> None:

@@ -97,7 +97,6 @@ def test_usage_is_wanted_only_if_asked_for(options: object) -> None:
         ("/v1/completions", {}, False),
         ("/v1/embeddings", {}, False),
         ("/v1/rerank", {}, False),
-        ("/v2/rerank", {}, False),
         ("/v1/reranking", {}, False),
         ("/v1/score", {}, False),
         ("/v1/moderations", {}, False),

@@ -359,7 +359,7 @@ OTHERS = {
     "one byte": b"P",
     "half a head": request()[:40],
     "the admin API": b"POST /admin/register HTTP/1.1\r\nhost: x\r\n\r\n",
-    "an absolute target": request(path="http://x/v1/chat/completions"),
+    "an absolute target of another call": request(path="http://x/admin/register"),
     "an authority": b"CONNECT x:443 HTTP/1.1\r\nhost: x\r\n\r\n",
     "HTTP/1.0": request().replace(b"HTTP/1.1", b"HTTP/1.0"),
     "HTTP/2.0": request().replace(b"HTTP/1.1", b"HTTP/2.0"),

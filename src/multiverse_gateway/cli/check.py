@@ -11,7 +11,7 @@ import httpx2
 
 from multiverse_gateway._version import __version__
 from multiverse_gateway.cli.common import json_option, print_json, printable, settings_here, trimmed
-from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_endpoint, refusal_of_any
+from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_root, refusal_of_any
 from multiverse_gateway.settings import Settings
 
 MAX_BODY = 1 << 20
@@ -64,7 +64,7 @@ def _print_step(step: Step) -> None:
 def examine(url: str, *, model: str | None, api_key: str | None, policy: AddressPolicy, settings: Settings) -> Iterator[Step]:
     """Go through the steps, and stop where the next one would have nothing to stand on."""
     try:
-        endpoint = parse_endpoint(url)
+        endpoint = parse_root(url)
     except EndpointError as error:
         yield Step("URL", False, str(error), "give the server's root, such as http://gpu.example:8000")
         return

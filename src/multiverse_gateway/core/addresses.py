@@ -17,7 +17,9 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Self
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
+
+from multiverse_gateway.core.paths import CALLS
 
 MAX_URL_LENGTH = 2048
 """Longest accepted URL, in characters."""
@@ -111,6 +113,39 @@ def parse_endpoint(text: str) -> Endpoint:
         raise EndpointError("The host cannot be read; write http://host:port, an IPv6 address in brackets: http://[2001:db8::1]:8000")
     host = _host(parts["name"]) if parts["six"] is None else _ipv6(parts["six"])
     return Endpoint(scheme, host, _port(parts["port"], scheme), _prefix(slash + path))
+
+
+_CALLS = (
+    *sorted(CALLS, key=len, reverse=True),
+    "/v1/models",
+    "/chat/completions",
+    "/completions",
+    "/responses",
+    "/messages",
+    "/api/chat",
+    "/api/generate",
+    "/api/tags",
+    "/api/embed",
+)
+"""Ends of URLs that people copy from examples; a path such as `/embeddings` may as well be that of a whole server behind a proxy."""
+
+
+def parse_root(text: str) -> Endpoint:
+    """Read the URL of a server's root, as registering asks for it: one that ends in the path of a call is rejected.
+
+    >>> parse_root("http://host:8000/models/v1").url
+    'http://host:8000/models'
+
+    Raises:
+        EndpointError: As for `parse_endpoint`, or the URL is that of a call.
+    """
+    endpoint = parse_endpoint(text)
+    prefix = endpoint.prefix.rstrip("/")
+    call = next((call for call in _CALLS if prefix.endswith(call)), None)
+    if call is not None:
+        root = evolve(endpoint, prefix=_prefix(prefix.removesuffix(call)))
+        raise EndpointError(f"The URL ends in the path of a call; write the server's root, {root.url}")
+    return endpoint
 
 
 def _port(text: str | None, scheme: str) -> int:

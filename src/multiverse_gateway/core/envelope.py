@@ -48,7 +48,6 @@ _STATELESS = frozenset(
         "/v1/completions",
         "/v1/embeddings",
         "/v1/rerank",
-        "/v2/rerank",
         "/v1/reranking",
         "/v1/score",
         "/v1/moderations",

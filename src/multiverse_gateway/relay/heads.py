@@ -9,6 +9,8 @@ from typing import Any, Final
 import attrs
 import httptools
 
+from multiverse_gateway.core.paths import api_path, is_api
+
 Headers = list[tuple[bytes, bytes]]
 
 MAX_KNOWN: Final = 512
@@ -23,7 +25,9 @@ _FIELD: Final = b"\r\ncontent-length: "
 
 @attrs.define(eq=False)
 class RequestHead:
-    """The head of a request: names in lower case, `path` decoded; whoever reads it may keep in `notes` what it found out.
+    """The head of a request: names in lower case, `path` decoded and spelled as rules expect it (`core.paths`).
+
+    Whoever reads it may keep in `notes` what it found out.
 
     It may stand for many requests, so the number of `content-length` in `fields` may be another one's.
     """
@@ -52,7 +56,7 @@ class Heads:
     def read(self, data: bytes, end: int) -> tuple[RequestHead, int | None] | None:
         """Read the head before `end`; return it and the length of the body, which is `None` for one in chunks.
 
-        `None` for all of it if it is no `POST` in HTTP/1.1 with a host, is in doubt or asks for an upgrade.
+        `None` for all of it if it is no `POST` to the API in HTTP/1.1 with a host, is in doubt or asks for an upgrade.
         """
         at = data.find(_LENGTH, 0, end) + 7
         if at == 6:  # there is none
@@ -116,6 +120,9 @@ def _read(head: bytes) -> RequestHead | None:
     path, _, query = read.url.partition(b"?")
     if read.keeps is None or b"%" in path or not path.isascii():
         return None
-    found = RequestHead("POST", path.decode("ascii"), query, read.fields, read.keeps)
+    called = api_path("POST", path.decode("ascii"))
+    if not is_api(called):
+        return None
+    found = RequestHead("POST", called, query, read.fields, read.keeps)
     length = found.names.get(b"content-length", b"0")
     return found if b"host" in found.names and length.isdigit() and len(length) <= MAX_DIGITS else None

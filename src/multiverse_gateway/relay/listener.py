@@ -1,6 +1,6 @@
 """The direct door: inference requests on HTTP/1.1, from the callbacks of the socket straight into their exchange.
 
-1. It takes a request only if it is beyond doubt: `POST /v1/...` in HTTP/1.1 with a host, its head whole in the first bytes that arrive
+1. It takes a request only if it is beyond doubt: `POST` to the API in HTTP/1.1 with a host, its head whole in the first bytes that arrive
    and free of errors, nothing to upgrade, nothing behind it. Any other connection is handed over with the bytes read so far, and stays
    with who gets it.
 2. No request has a task or a timer of its own: connections have a `due` that one sweep looks at.
@@ -324,7 +324,7 @@ class Connection(asyncio.Protocol):
     def _begin(self, data: bytes) -> None:
         listener = self._listener
         end = data.find(b"\r\n\r\n") + 4
-        read = listener.heads.read(data, end) if 4 <= end <= listener.head_bytes and data.startswith(b"POST /v1/") else None
+        read = listener.heads.read(data, end) if 4 <= end <= listener.head_bytes and data.startswith(b"POST ") else None
         if read is None:
             self._hand_over(data)
             return

@@ -20,6 +20,7 @@ from multiverse_gateway.core.errors import (
     RequestTooLarge,
     UnknownURL,
 )
+from multiverse_gateway.core.paths import hint
 from multiverse_gateway.web.headers import API_HEADERS, is_below, path_of, with_defaults
 
 Scope = MutableMapping[str, Any]
@@ -62,7 +63,7 @@ def _of_starlette(error: HTTPException, method: str, path: str) -> tuple[Gateway
     headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in (error.headers or {}).items()]
     shown = f"{method[:16]} {path[:128]}".encode(errors="replace").decode()
     if error.status_code == 404:
-        return UnknownURL(f"There is nothing at {shown}; /docs lists what there is"), headers
+        return UnknownURL(hint(path) or f"There is nothing at {shown}; /docs lists what there is"), headers
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
         return MethodNotAllowed(f"{shown} is not possible; use {allowed}"), headers

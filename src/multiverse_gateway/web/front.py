@@ -22,6 +22,7 @@ from multiverse_gateway.core.errors import (
     UnknownURL,
     is_anthropic,
 )
+from multiverse_gateway.core.paths import hint
 from multiverse_gateway.core.usage import OPERATOR
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.relay.exchange import Client, Exchange
@@ -75,6 +76,20 @@ def check_target(path: str, query: bytes, content_type: bytes) -> None:
         raise BadRequest("The header Content-Type cannot be used; send application/json")
 
 
+def check_call(path: str) -> None:
+    """Let pass only the path of a call by POST that may exist; whether one of the servers has it is theirs to say.
+
+    Raises:
+        MethodNotAllowed: The list of models is only read.
+        UnknownURL: The client's base URL is wrong.
+    """
+    if is_below(path, "/v1/models"):
+        raise MethodNotAllowed("Use GET for this call.")
+    advice = hint(path)
+    if advice is not None:
+        raise UnknownURL(advice)
+
+
 def _passes(check: Callable[..., None], *what: object) -> bool:
     """Tell whether a check raises nothing; whoever is to be refused hears it from the check itself, each time anew."""
     try:
@@ -90,8 +105,8 @@ class Opening:
 
     is_sound: bool
     """Whether it can be read in one way only, came through no gateway before, and from no form of another site."""
-    is_listing: bool
-    """Whether it is below the list of models, which is only read."""
+    is_call: bool
+    """Whether its path can be that of a call by POST."""
     is_callable: bool
     """Whether it can be sent on to a server."""
     request_id: str | None
@@ -167,7 +182,7 @@ class Front:
         headers = [*API_HEADERS, *cors_headers(names, origins)]
         return Opening(
             is_sound=_passes(check_head, head.fields, names) and _passes(check_site, names, origins),
-            is_listing=is_below(head.path, "/v1/models"),
+            is_call=_passes(check_call, head.path),
             is_callable=_passes(check_target, head.path, head.query, content_type),
             request_id=presented_id(names),
             headers=headers,
@@ -208,8 +223,8 @@ class Front:
             check_site(head.names, self.entrance.origins)
         entrance = self.entrance
         visit.caller = entrance.caller("POST", client_address(visit.peer, head.fields, entrance.trusted), head.fields, head.names)
-        if opening.is_listing:
-            raise MethodNotAllowed("Use GET for this call.")
+        if not opening.is_call:
+            check_call(head.path)
         if gateway.shutting_down or not gateway.loaded:
             raise ShuttingDown("The gateway is not serving now. Send the request again in a moment.", retry_after=5.0)
         limit = gateway.settings.max_body_bytes

@@ -1,0 +1,104 @@
+"""The one spelling of each API path: clients write their base URL with `/v1` or without, with a slash too many, or as a whole URL.
+
+`api_path` runs before any rule of the gateway, at both doors, so that keys, quotas, limits and routing see `/v1/...` only. It makes API
+paths, and nothing else: a path that becomes none is returned as it came. So no spelling leads to the admin API or to a page that would
+not have led there without it.
+"""
+
+import re
+from typing import Final
+
+PREFIX: Final = "/v1"
+
+CALLS: Final = frozenset(
+    {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/rerank",
+        "/v1/reranking",
+        "/v1/score",
+        "/v1/moderations",
+        "/v1/audio/speech",
+        "/v1/audio/transcriptions",
+        "/v1/audio/translations",
+        "/v1/images/generations",
+        "/v1/images/edits",
+        "/v1/images/variations",
+    }
+)
+"""The calls that clients are known to make, all by POST; any other path below `/v1` is relayed as well if its body names a model."""
+
+_UNPREFIXED: Final = frozenset(call.removeprefix(PREFIX) for call in CALLS)
+_OTHER_NAMES: Final = {"/v2/rerank": "/v1/rerank"}
+_ORIGIN: Final = re.compile(r"https?://[^/?#]+", re.IGNORECASE)
+_SLASHES: Final = re.compile(r"/{2,}")
+_TWICE: Final = re.compile(
+    rf"((?:{'|'.join(sorted(CALLS, key=len, reverse=True))}))/(?:v1/)?(?:chat/|completions|embeddings|responses|messages|models)"
+)
+
+
+def is_api(path: str) -> bool:
+    """Return whether a path belongs to the inference API.
+
+    >>> is_api("/v1"), is_api("/v1/models"), is_api("/v10")
+    (True, True, False)
+    """
+    return path.startswith(PREFIX) and path[3:4] in ("", "/")
+
+
+def without_origin(target: str) -> str:
+    """Return a request target without the origin that its absolute form begins with (RFC 9112, 3.2.2).
+
+    >>> without_origin("http://host:8000/v1/models"), without_origin("/v1/models")
+    ('/v1/models', '/v1/models')
+    """
+    origin = _ORIGIN.match(target)
+    return target[origin.end() :] if origin else target
+
+
+def api_path(method: str, path: str, *, wants_page: bool = False) -> str:
+    """Return the path that the gateway's rules see for a decoded request target without its query.
+
+    Repeated slashes count as one, a slash at the end as none, the origin of an absolute-form target is left out, and the known calls may
+    be made without `/v1`. `wants_page` holds for a browser, which gets the page `/models` and what belongs to it.
+
+    >>> api_path("POST", "//v1//chat/completions/"), api_path("POST", "/chat/completions"), api_path("POST", "http://host/v1/embeddings")
+    ('/v1/chat/completions', '/v1/chat/completions', '/v1/embeddings')
+    >>> api_path("POST", "//admin/register"), api_path("GET", "/models", wants_page=True)
+    ('//admin/register', '/models')
+    """
+    if path.startswith("/v1/") and "//" not in path and path[-1] != "/":  # nearly all
+        return path
+    found = _SLASHES.sub("/", without_origin(path))
+    if found.endswith("/"):
+        found = found[:-1]
+    found = _OTHER_NAMES.get(found, found)
+    if is_api(found):
+        return found
+    if method == "POST":
+        may_lack_prefix = found in _UNPREFIXED or found.startswith("/responses/")
+    else:
+        may_lack_prefix = found.startswith("/responses/") or (
+            method in ("GET", "HEAD") and not wants_page and (found == "/models" or found.startswith("/models/"))
+        )
+    return PREFIX + found if may_lack_prefix and "/." not in found else path
+
+
+def hint(path: str) -> str | None:
+    """Return what a client that called an API path which cannot exist has to change, or `None` if the path may exist.
+
+    >>> hint("/v1/v1/chat/completions")
+    'The path begins with /v1 twice. Let the base URL of your client end in /v1 once.'
+    """
+    if path == PREFIX:
+        return "There is no call at /v1 itself. Add the call's name, as in /v1/chat/completions."
+    if path.startswith("/v1/v1/") or path == "/v1/v1":
+        return "The path begins with /v1 twice. Let the base URL of your client end in /v1 once."
+    twice = _TWICE.match(path)
+    if twice is not None:
+        return f"The base URL of your client contains the call {twice[1]}, to which it adds another. Let the base URL end in /v1."
+    return None

@@ -1,0 +1,66 @@
+"""The ASGI side of `core.paths`: a middleware outside all others, so that every rule sees the one spelling of an API path.
+
+And the paths of an API that the gateway does not have, which say where the one is that it has.
+"""
+
+import re
+from collections.abc import Collection
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from multiverse_gateway.core.errors import UnknownURL
+from multiverse_gateway.core.paths import api_path, is_api, without_origin
+from multiverse_gateway.web.errors import App, Receive, Scope, Send
+from multiverse_gateway.web.headers import path_of
+from multiverse_gateway.web.security import Network, is_secure
+
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(?::\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::\d{1,5})?")
+
+
+class Paths:
+    """Replace the path of an API call in another spelling; pass any other request on as it is."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application."""
+        if scope["type"] == "http":
+            target = str(scope["path"])
+            path = without_origin(target)
+            path = path_of(scope if path == target else {**scope, "path": path})
+            found = api_path(scope["method"], path, wants_page=_wants_page(scope))
+            if is_api(found) and (found != path or path != target):
+                scope = _with_path(scope, found)
+        await self._app(scope, receive, send)
+
+
+def _with_path(scope: Scope, path: str) -> Scope:
+    whole = str(scope.get("root_path", "")) + path
+    return {**scope, "path": whole, "raw_path": quote(whole).encode()}
+
+
+def _wants_page(scope: Scope) -> bool:
+    """Return whether a request comes from a browser that shows a page, from htmx in it, or from its stream of changes."""
+    return any(
+        name == b"hx-request" or (name == b"accept" and (b"text/html" in value or b"text/event-stream" in value))
+        for name, value in scope["headers"]
+    )
+
+
+def ollama_routes(trusted: Collection[Network]) -> list[Route]:
+    """Make the routes of Ollama's own API, which answer every client of it with the base URL of OpenAI's."""
+
+    async def explain(request: Request) -> Response:
+        host = request.headers.get("host", "")
+        scheme = "https" if is_secure(request.scope, trusted) else "http"
+        root = f"{scheme}://{host if _HOST.fullmatch(host) else 'localhost'}{str(request.scope.get('root_path', '')).rstrip('/')}"
+        raise UnknownURL(
+            f"The gateway has OpenAI's API, and not Ollama's own below /api. Use an OpenAI-compatible client with the base URL {root}/v1."
+        )
+
+    methods = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+    return [Route(path, explain, methods=methods) for path in ("/api", "/api/{path:path}")]
