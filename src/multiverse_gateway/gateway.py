@@ -63,7 +63,7 @@ SETTLE_SECONDS = 1.0
 COPIED_BYTES = 16384
 """Up to this size a body is copied behind its head: one buffer is written for less than two."""
 MAX_BEGINNINGS = 1024
-"""Beginnings of requests that are kept: clients choose path, query and content type."""
+"""Beginnings of requests that are kept: clients choose path, query, content type and the headers that are forwarded."""
 MAX_BEGINNING_BYTES = 2048
 """Longer ones are not kept."""
 MAX_EXPLAINED = 20
@@ -146,7 +146,7 @@ class Gateway:
         """Bytes of servers' answers that are held, beyond what every exchange may hold."""
         self.tail: Any = None
         self.admin_key: Any = None
-        self._beginnings: dict[tuple[ServerId, int, str, bytes, bytes, bool], tuple[Endpoint, bytes]] = {}
+        self._beginnings: dict[tuple[ServerId, int, str, bytes, bytes, bool, bytes], tuple[Endpoint, bytes]] = {}
         self.registry_lock = anyio.Lock()
         self._slow: set[ServerId] = set()
         self._fades_at = now() + FADE_SECONDS
@@ -504,7 +504,9 @@ class Gateway:
     def send(self, server: Server, exchange: Exchange) -> Sending:
         """Open an attempt."""
         envelope = exchange.envelope
-        endpoint, beginning = self._beginning(server, envelope.path, exchange.query, exchange.content_type, envelope.stream)
+        endpoint, beginning = self._beginning(
+            server, envelope.path, exchange.query, exchange.content_type, envelope.stream, exchange.forwarded
+        )
         body = exchange.body_bytes
         exchange.asks_usage = (
             envelope.leaves_usage
@@ -518,13 +520,15 @@ class Gateway:
         request = (head + body,) if len(body) <= COPIED_BYTES else (head, body)
         return self._wire.send(server.id, endpoint, request, exchange, fresh=envelope.stateful or exchange.replays)
 
-    def _beginning(self, server: Server, path: str, query: bytes, content_type: bytes, stream: bool) -> tuple[Endpoint, bytes]:
+    def _beginning(
+        self, server: Server, path: str, query: bytes, content_type: bytes, stream: bool, forwarded: bytes = b""
+    ) -> tuple[Endpoint, bytes]:
         """Return where a request goes, and its head up to the value of `x-request-id`: few of them differ."""
-        key = (server.id, server.generation, path, query, content_type, stream)
+        key = (server.id, server.generation, path, query, content_type, stream, forwarded)
         known = self._beginnings.get(key)
         if known is None:
             endpoint = _endpoint(server.endpoint_url)
-            known = endpoint, _head_of(server, endpoint, path, query, content_type, stream)
+            known = endpoint, _head_of(server, endpoint, path, query, content_type, stream, forwarded)
             if len(known[1]) <= MAX_BEGINNING_BYTES:
                 if len(self._beginnings) >= MAX_BEGINNINGS:
                     self._beginnings.clear()
@@ -769,7 +773,7 @@ def _endpoint(url: str) -> Endpoint:
         return Endpoint("http", "0.0.0.0", 80)  # noqa: S104  to be refused, not bound
 
 
-def _head_of(server: Server, endpoint: Endpoint, path: str, query: bytes, content_type: bytes, stream: bool) -> bytes:
+def _head_of(server: Server, endpoint: Endpoint, path: str, query: bytes, content_type: bytes, stream: bool, forwarded: bytes) -> bytes:
     lines = [
         b"POST %b%b HTTP/1.1" % (f"{endpoint.prefix}{path}".encode(), b"?" + query if query else b""),
         b"host: " + endpoint.authority.encode(),
@@ -782,7 +786,7 @@ def _head_of(server: Server, endpoint: Endpoint, path: str, query: bytes, conten
     ]
     if server.api_key is not None:
         lines.append(f"authorization: Bearer {server.api_key}".encode())
-    return b"\r\n".join([*lines, b"x-request-id: "])
+    return b"\r\n".join([*lines, forwarded + b"x-request-id: "])
 
 
 def _rounded(value: float | None) -> float | None:

@@ -64,6 +64,15 @@ async def test_what_the_gateway_has_no_room_for_uses_up_nobodys_quota(length: by
         assert (b"x-ratelimit-remaining-requests", b"0") in let_in.headers
 
 
+async def test_beginnings_differ_by_the_headers_that_are_forwarded() -> None:
+    """One client's betas are not another one's."""
+    async with stage() as at:
+        server = make_server("s")
+        plain, beta = (at.gateway._beginning(server, "/v1/x", b"", b"a/b", False, lines)[1] for lines in (b"", b"openai-beta: a\r\n"))
+        assert beta == plain.replace(b"x-request-id: ", b"openai-beta: a\r\nx-request-id: ")
+        assert at.gateway._beginning(server, "/v1/x", b"", b"a/b", False)[1] is plain
+
+
 async def test_of_a_header_that_comes_twice_the_first_counts() -> None:
     """As it does with most servers; what is read and what is sent on are the same."""
     async with stage() as at:

@@ -207,7 +207,8 @@ class Exchange:
     `status`, `attempts`, `server`, `events`, `sent_bytes`, `error_code`, `first_byte_seconds` and `usage`. `caller` is what its use is
     counted by. Strikes against a server name `source`, the key or address that the request came from, and `number`, the gateway's own
     number of the request. `why`, if it is a list, collects why each server was chosen; `shows_why` hands it to the client. `traceparent`
-    is the client's (W3C Trace Context), for whoever traces. `asks_usage`: the engine asked the server for the tokens of a stream, which
+    is the client's (W3C Trace Context), for whoever traces. `forwarded` holds the lines that the client's headers add to the head of each
+    attempt (`core.forwarding`). `asks_usage`: the engine asked the server for the tokens of a stream, which
     the client did not; `refuser` is the server that would not have it, and nobody else is asked then. `replays`: the attempt repeats one
     whose kept connection ended unanswered, so the engine opens a new one. `held` is what counts against the budget of all answers.
     """
@@ -253,6 +254,7 @@ class Exchange:
         "envelope",
         "error_code",
         "first_byte_seconds",
+        "forwarded",
         "held",
         "number",
         "phase",
@@ -292,6 +294,7 @@ class Exchange:
         self.why: list[Mapping[str, object]] | None = None
         self.shows_why = False
         self.traceparent: str | None = None
+        self.forwarded = b""
         self.asks_usage = False
         self.refuser: Server | None = None
         self.replays = False

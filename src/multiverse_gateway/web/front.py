@@ -22,6 +22,7 @@ from multiverse_gateway.core.errors import (
     UnknownURL,
     is_anthropic,
 )
+from multiverse_gateway.core.forwarding import forwarded_lines
 from multiverse_gateway.core.paths import hint
 from multiverse_gateway.core.usage import OPERATOR
 from multiverse_gateway.gateway import Gateway
@@ -121,6 +122,8 @@ class Opening:
     media: str
     """The content type as text."""
     traceparent: str | None
+    forwarded: bytes
+    """The lines that it adds to the head of the request to a server."""
     explains: bool
     """Whether it asks why a server was chosen."""
 
@@ -191,6 +194,7 @@ class Front:
             content_type=content_type,
             media=content_type.decode("latin-1"),
             traceparent=names.get(b"traceparent", b"").decode("latin-1") or None,
+            forwarded=forwarded_lines(head.fields, names),
             explains=EXPLAIN in names,
         )
 
@@ -293,6 +297,7 @@ class Front:
             source=caller.quota,
         )
         exchange.traceparent = opening.traceparent
+        exchange.forwarded = opening.forwarded
         if opening.explains and caller.name == OPERATOR:
             exchange.why, exchange.shows_why = [], True
         gateway.begin(exchange)
