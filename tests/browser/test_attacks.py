@@ -15,6 +15,7 @@ from browser.conftest import cookies_of_an_operator
 from support import behaviours
 from support.backends import Backend, Behaviour, Exchange
 from support.processes import GatewayProcess
+from support.sockets import serving
 
 pytestmark = pytest.mark.e2e
 
@@ -272,6 +273,34 @@ def test_the_session_shows_no_key_even_to_a_script_of_our_own_origin(visit: Visi
     assert [status for status, _ in fetched] == [403, 200, 200, 200, 200, 200]
     assert all(KEY not in text for _, text in fetched)
     victim.exports = 0
+
+
+ASK = """async ([url, model, headers]) => {
+    try {
+        const answer = await fetch(url, {method: "POST", headers, body: JSON.stringify({model, messages: []})});
+        return [answer.status, answer.headers.get("x-gateway-server-id"), answer.headers.get("x-should-retry")];
+    } catch {
+        return null;
+    }
+}"""
+
+
+@pytest.mark.parametrize(("settings", "leave"), [({}, False), ({"ENABLE_CORS": "true"}, True)])
+def test_a_page_of_another_origin_uses_the_api_only_with_leave(chromium: Any, settings: dict[str, str], leave: bool) -> None:
+    """51: one setting lets every page in, by either spelling of the base URL and with any header; it reads the gateway's headers, too."""
+    backend, site = Backend("well", models=["tiny"]), Backend("site", behaviours.answer(200, BLANK.encode(), content_type="text/html"))
+    with GatewayProcess(settings) as gateway, serving(backend, site):
+        server_id = gateway.register("tiny", backend.url)
+        context = chromium.new_context()
+        page = context.new_page()
+        page.goto(f"{site.url}/")
+        headers = {"content-type": "application/json", "authorization": "Bearer none", "x-stainless-os": "Linux"}
+        for base in (f"{gateway.url}/v1", gateway.url):
+            for model, found in (("tiny", [200, server_id, None]), ("nobody-has-this", [404, None, "false"])):
+                answer = page.evaluate(ASK, [f"{base}/chat/completions", model, headers])
+                assert answer == (found if leave else None)
+        assert backend.hits == 2 * leave
+        context.close()
 
 
 def test_an_operator_exports_with_the_admin_key(

@@ -39,6 +39,8 @@ def test_every_known_call_has_one_spelling(call: str) -> None:
         ("POST", "/v1/unknown/", "/v1/unknown"),
         ("POST", "/responses/resp_1/cancel", "/v1/responses/resp_1/cancel"),
         ("GET", "/responses/resp_1", "/v1/responses/resp_1"),
+        ("OPTIONS", "/chat/completions", "/v1/chat/completions"),
+        ("OPTIONS", "/models", "/v1/models"),
         ("DELETE", "/responses/resp_1/", "/v1/responses/resp_1"),
     ],
 )

@@ -86,6 +86,12 @@ def client(request: pytest.FixtureRequest, gateway: GatewayProcess) -> Iterator[
         ("GET", "/v1/models/MODEL", b"", {"accept": "text/html"}, 200),
         ("GET", "/v1/models/<svg onload=alert(1)>", b"", {"accept": "text/html"}, 404),
         ("GET", "/v1", b"", {"accept": "text/html"}, 404),
+        ("POST", "/chat/completions", b'{"model": "MODEL", "messages": []}', {}, 200),
+        ("POST", "/audio/speech", b'{"model": "nobody-has-this"}', {}, 404),
+        ("POST", "//v1//chat/completions/", b'{"model": "MODEL", "messages": []}', {}, 200),
+        ("POST", "/v1/v1/chat/completions", b'{"model": "MODEL"}', {}, 404),
+        ("GET", "/models", b"", {"accept": "application/json"}, 200),
+        ("OPTIONS", "/chat/completions", b"", {"origin": "http://evil.example", "access-control-request-method": "POST"}, 4),
         ("GET", "/v1/responses/resp_1", b"", {"accept": "text/html"}, 4),
         ("DELETE", "/v1/responses/resp_1", b"", {}, 4),
     ],
@@ -162,6 +168,18 @@ def test_a_form_of_another_site_reaches_no_server(shared: Scene, content_type: s
                 answer = raw.fetch("POST", CHAT, body=body, headers=[("host", f"127.0.0.1:{port}"), *given, *sent])
             assert answer.status == 200, headers
         assert shared.backends[0].hits == hits + len(OURS)
+
+
+@pytest.mark.parametrize(
+    "path", ["/chat/completions", "//v1/chat/completions", "/v1/chat/completions/", "http://any.example/chat/completions"]
+)
+def test_no_spelling_of_the_path_lets_a_form_in(shared: Scene, path: str) -> None:
+    """S1: clients write their base URL with `/v1` or without, and so might a page of another site."""
+    hits = shared.backends[0].hits
+    with RawClient(shared.gateway.port) as raw:
+        headers = [("content-type", "text/plain"), ("origin", "http://evil.example")]
+        assert raw.fetch("POST", path, body=json.dumps(shared.body()).encode(), headers=headers).status == 403
+    assert shared.backends[0].hits == hits
 
 
 @pytest.mark.parametrize("headers", FOREIGN)

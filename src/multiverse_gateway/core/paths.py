@@ -64,7 +64,8 @@ def api_path(method: str, path: str, *, wants_page: bool = False) -> str:
     """Return the path that the gateway's rules see for a decoded request target without its query.
 
     Repeated slashes count as one, a slash at the end as none, the origin of an absolute-form target is left out, and the known calls may
-    be made without `/v1`. `wants_page` holds for a browser, which gets the page `/models` and what belongs to it.
+    be made without `/v1`; so may the OPTIONS request with which a browser asks for leave (CORS). `wants_page` holds for a browser, which
+    gets the page `/models` and what belongs to it.
 
     >>> api_path("POST", "//v1//chat/completions/"), api_path("POST", "/chat/completions"), api_path("POST", "http://host/v1/embeddings")
     ('/v1/chat/completions', '/v1/chat/completions', '/v1/embeddings')
@@ -79,12 +80,11 @@ def api_path(method: str, path: str, *, wants_page: bool = False) -> str:
     found = _OTHER_NAMES.get(found, found)
     if is_api(found):
         return found
-    if method == "POST":
-        may_lack_prefix = found in _UNPREFIXED or found.startswith("/responses/")
-    else:
-        may_lack_prefix = found.startswith("/responses/") or (
-            method in ("GET", "HEAD") and not wants_page and (found == "/models" or found.startswith("/models/"))
-        )
+    may_lack_prefix = (
+        found.startswith("/responses/")
+        or (method in ("POST", "OPTIONS") and found in _UNPREFIXED)
+        or (method in ("GET", "HEAD", "OPTIONS") and not wants_page and (found == "/models" or found.startswith("/models/")))
+    )
     return PREFIX + found if may_lack_prefix and "/." not in found else path
 
 
