@@ -517,11 +517,37 @@ async def test_servers_that_fail_too_often_are_deleted_where_that_is_wanted() ->
         scene.probe.failing[bad] = "no answer"
         scene.clock.advance(60)
         await one_round(monitor)
+        scene.gateway.doomed.clear()  # as in a process that only reads that the server was taken out
         await Monitor(scene.gateway).clear()
         assert len(scene.gateway.table.routes) == 2
         await monitor.clear()
         assert [route.server.endpoint_url for route in scene.gateway.table.routes.values()] == [good]
         assert [server.endpoint_url for server in await scene.gateway.store.removed()] == [bad]
+
+
+async def test_a_check_that_passes_saves_no_server_from_deletion() -> None:
+    """AUTO_DEREGISTER=delete: not a forced check, nor what another process has found meanwhile; registering it again does."""
+    async with stage(auto_deregister="delete", max_consecutive_failures=1) as scene:
+        await leader(scene, servers=3)
+        first, second, third = urls(3)
+        ids = {route.server.endpoint_url: route.server.id for route in scene.gateway.table.routes.values()}
+        for url, server_id in ids.items():
+            scene.probe.failing[url] = "no answer"
+            answer = (await scene.client.post(f"/admin/servers/{server_id}/health-check")).json()
+            assert (answer["passed"], answer["state"]) == (False, "deactivated")
+        scene.probe.failing.clear()
+        answer = (await scene.client.post(f"/admin/servers/{ids[first]}/health-check")).json()
+        assert (answer["passed"], answer["state"]) == (True, "deactivated")
+        await scene.gateway.flush()
+        elsewhere = Health(state=HealthState.HEALTHY, last_checked_at=scene.clock.wall + 1)
+        await scene.gateway.store.save_health({ids[second]: elsewhere}, [])
+        await scene.gateway.refresh(anyway=True)
+        assert health_of(scene, second).state is HealthState.HEALTHY
+        await scene.register(endpoint_url=third)
+        await Monitor(scene.gateway).clear()
+        assert [route.server.endpoint_url for route in scene.gateway.table.routes.values()] == [third]
+        assert not scene.gateway.doomed
+        assert (await scene.client.post(f"/admin/servers/{ids[first]}/health-check")).status_code == 404
 
 
 class Noting(MemoryStore):

@@ -25,9 +25,11 @@ from multiverse_gateway.core.errors import Overloaded, StorageRefused, StorageUn
 from multiverse_gateway.core.failover import RetryPolicy
 from multiverse_gateway.core.health import (
     AttemptPassed,
+    AutoDeregister,
     Health,
     HealthEvent,
     HealthPolicy,
+    HealthState,
     ProbeFailed,
     ProbePassed,
     advance,
@@ -151,6 +153,8 @@ class Gateway:
         self._slow: set[ServerId] = set()
         self._fades_at = now() + FADE_SECONDS
         self._settles_at = now() + SETTLE_SECONDS
+        self.doomed: set[ServerId] = set()
+        """Servers that this process has taken out and the monitor deletes: AUTO_DEREGISTER=delete."""
         self._unsaved: set[ServerId] = set()
         self._results: list[ProbeResult] = []
         self._wire = Wire(
@@ -285,6 +289,7 @@ class Gateway:
             self._wire.drop(server_id)
             self.load.forget(server_id)
             self._unsaved.discard(server_id)
+            self.doomed.discard(server_id)
         self._beginnings.clear()
         self._without_usage &= {(server.id, server.generation) for server in registry.servers}
         self.keys = {bytes.fromhex(key.digest): key for key in registry.keys}
@@ -320,6 +325,7 @@ class Gateway:
         Without a result the health that is known of its generation stays; a new generation starts unproven.
         """
         await self.store.save_server(server)
+        self.doomed.discard(server.id)
         if result is None:
             await self.refresh()
             return
@@ -367,6 +373,8 @@ class Gateway:
                 self._unsaved.add(server_id)
             return
         self._unsaved.add(server_id)
+        if after.state is HealthState.DEACTIVATED and self.health_policy.auto_deregister is AutoDeregister.DELETE:
+            self.doomed.add(server_id)
         if after.status != "healthy":
             self._wire.drop(server_id)
         level = logging.INFO if after.status == "healthy" else logging.WARNING

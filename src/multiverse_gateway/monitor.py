@@ -64,6 +64,11 @@ class Watched(Protocol):
         ...
 
     @property
+    def doomed(self) -> set[ServerId]:
+        """Return the servers that this process has taken out and that are to be deleted."""
+        ...
+
+    @property
     def registry_lock(self) -> anyio.Lock:
         """Return what a change of the registry is made under."""
         ...
@@ -342,17 +347,22 @@ class Monitor:
                 _log.debug("the lease could not be given back; it expires by itself")
 
     async def clear(self) -> None:
-        """Remove the servers that were taken off: AUTO_DEREGISTER=delete.
+        """Delete the servers that were taken out: AUTO_DEREGISTER=delete.
+
+        The process that takes a server out deletes it, whatever other processes have found since; the one that probes deletes what is
+        deactivated for any other reason.
 
         Raises:
-            StorageUnavailable: They cannot be removed.
+            StorageUnavailable: They cannot be deleted; they are next time.
         """
-        if not self.leads:
-            return
-        for server_id in [key for key, route in self._gateway.table.routes.items() if route.health.state is HealthState.DEACTIVATED]:
-            async with self._gateway.registry_lock:
-                route = self._gateway.table.routes.get(server_id)
-                if route is not None and route.health.state is HealthState.DEACTIVATED and await self._gateway.dismiss(server_id):
+        gateway = self._gateway
+        deactivated = {key for key, route in gateway.table.routes.items() if route.health.state is HealthState.DEACTIVATED}
+        for server_id in gateway.doomed | (deactivated if self.leads else set()):
+            async with gateway.registry_lock:
+                route = gateway.table.routes.get(server_id)
+                if route is None or (route.health.state is not HealthState.DEACTIVATED and server_id not in gateway.doomed):
+                    continue
+                if await gateway.dismiss(server_id):
                     _log.warning("server removed after too many failed probes", extra={"fields": {"server": server_id}})
 
     async def probe(self) -> None:

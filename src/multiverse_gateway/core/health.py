@@ -349,6 +349,8 @@ def advance(health: Health, event: HealthEvent, policy: HealthPolicy, *, now: fl
         return _attempt_failed(health, event, policy, at)
     if health.state is _ARCHIVED and not event.forced:
         return health
+    if health.state is _DEACTIVATED and policy.auto_deregister is AutoDeregister.DELETE:
+        return health  # it is about to be deleted, and no check that passes until then keeps it
     if isinstance(event, ProbePassed):
         return _probe_passed(health, event, policy, at)
     return _probe_failed(health, event, policy, at)
