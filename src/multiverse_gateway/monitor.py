@@ -1,7 +1,8 @@
 """What runs beside the requests: follow what others change in the store, save what was found, probe what is due.
 
 1. One process probes: the one that has the seat. Many servers are worth several seats, and those who sit divide the servers among
-   them. A seat is a lease; without a store every process probes: rather twice than not at all.
+   them. A seat is a lease, which ends with its holder where that can be seen (`holders`). Without a store every process probes: rather
+   twice than not at all.
 2. A probe never waits for another one, as long as fewer than `MAX_PARALLEL` run.
 3. When nearly all servers fail, whoever probes lets another process try: its own network may be to blame.
 4. No server is taken off before it is certain that not nearly all others fail as well: then our own network is to blame.
@@ -9,7 +10,6 @@
 """
 
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from hashlib import blake2b
 from math import inf
@@ -23,6 +23,7 @@ from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.core.health import AutoDeregister, HealthState
 from multiverse_gateway.core.routing import Route, RoutingTable
 from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.holders import new_holder
 from multiverse_gateway.protocols import ProbeResult, Store
 from multiverse_gateway.settings import Settings
 
@@ -31,6 +32,8 @@ FOLLOW_SECONDS = 0.5
 USAGE_SECONDS = 5.0
 TICK_SECONDS = 0.25
 LEASE_SECONDS = 5.0
+CLAIM_SECONDS = 1.0
+"""How often a seat is renewed, or looked for: the seat of a process that was killed on the same machine is free at once."""
 YIELD_SECONDS = 3.0
 """How long a seat stays free for others: they look for one more often than that. Who left it probes on until then."""
 YIELD_EVERY = 60.0
@@ -219,7 +222,7 @@ async def watch(gateway: Watched) -> None:
             group.start_soon(_steadily, gateway.learn_use, USAGE_SECONDS, unknown)
             trouble = "the registry cannot be read; routing goes on with what is known"
             group.start_soon(_steadily, gateway.refresh, FOLLOW_SECONDS, trouble, gateway.store.changed)
-            group.start_soon(_steadily, monitor.lead, LEASE_SECONDS / 3, "the store cannot say who probes; this process does")
+            group.start_soon(_steadily, monitor.lead, CLAIM_SECONDS, "the store cannot say who probes; this process does")
             if gateway.settings.auto_deregister == AutoDeregister.DELETE:
                 group.start_soon(_steadily, monitor.clear, FOLLOW_SECONDS, "servers that failed too often cannot be removed")
             group.start_soon(monitor.probe)
@@ -259,7 +262,7 @@ class Monitor:
     def __init__(self, gateway: Watched) -> None:
         self.leads = False
         self._gateway = gateway
-        self._holder = secrets.token_hex(8)
+        self._holder = new_holder()
         self._seat: int | None = None
         self._taken: frozenset[int] = frozenset()
         self._seats: dict[ServerId, int] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from asyncio import gather
 from collections.abc import AsyncIterator
 from itertools import chain
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from multiverse_gateway import Health, HealthState, Server, Settings, SettingsError, Store
 from multiverse_gateway.cli import main
 from multiverse_gateway.core.errors import StorageUnavailable
+from multiverse_gateway.holders import new_holder
 from multiverse_gateway.stores.sqlite import SqliteStore
 from multiverse_gateway.testing.store import StoreContract, make_key, make_result, make_server, make_usage
 from support.fault_proxy import FaultProxy
@@ -271,6 +273,18 @@ async def test_a_frozen_gateway_holds_up_no_other(postgres: PostgresServer, impa
         with pytest.raises(psycopg.Error):
             await frozen.execute("commit")
         await frozen.close()
+
+
+async def test_the_lease_of_a_dead_process_of_this_machine_is_free(postgres: PostgresServer) -> None:
+    """At once; asking takes nothing, and one process gets it when several want it."""
+    head, _, start = new_holder().rpartition("/")
+    dead = f"{head}/{int(start) - 1}"
+    async with opened(postgres.database()) as store:
+        assert await store.claim("probe", dead, 60.0)
+        assert await store.claim("probe", "us", 0.0)
+        claims = await gather(*(store.claim("probe", new_holder(), 60.0) for _ in range(4)))
+        assert sorted(claims) == [False] * 3 + [True]
+        assert not await store.claim("probe", "us", 0.0)
 
 
 # From SQLite

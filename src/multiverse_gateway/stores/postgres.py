@@ -23,6 +23,7 @@ from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound, St
 from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId
 from multiverse_gateway.core.usage import MAX_COUNT, Usage
+from multiverse_gateway.holders import is_gone
 from multiverse_gateway.protocols import ProbeResult, Registry
 from multiverse_gateway.settings import Settings, SettingsError
 from multiverse_gateway.stores.rows import (
@@ -452,19 +453,21 @@ class PostgresStore:
     # For all processes
 
     async def claim(self, role: str, holder: str, ttl: float) -> bool:
-        """Take or renew a lease, by the database's clock; who only asks writes nothing."""
+        """Take or renew a lease, by the database's clock; a call that only asks writes nothing."""
         async with self._asking() as cursor:
             now = await _clock(cursor)
-            if ttl <= 0:
-                held = "select holder from leases where role = %s and until > %s and until <= %s"
-                (known,) = [row["holder"] for row in await _all(cursor, held, [role, now, now + LONGEST_LEASE])] or [None]
-                if known != holder:
-                    return known is None
+            held = "select holder from leases where role = %s and until > %s and until <= %s"
+            (known,) = [row["holder"] for row in await _all(cursor, held, [role, now, now + LONGEST_LEASE])] or [None]
+            dead = known if known is not None and is_gone(known) else None
+            if known not in (None, dead, holder):
+                return False
+            if ttl <= 0 and known != holder:
+                return True
             await cursor.execute(
                 "insert into leases (role, holder, until) values (%(role)s, %(holder)s, %(until)s) on conflict (role) do update "
-                "set holder = excluded.holder, until = excluded.until "
-                "where leases.holder = excluded.holder or leases.until <= %(now)s or leases.until > %(latest)s",
-                {"role": role, "holder": holder, "until": now + ttl, "now": now, "latest": now + LONGEST_LEASE},
+                "set holder = excluded.holder, until = excluded.until where leases.holder = excluded.holder "
+                "or leases.holder = %(dead)s or leases.until <= %(now)s or leases.until > %(latest)s",
+                {"role": role, "holder": holder, "until": now + ttl, "dead": dead, "now": now, "latest": now + LONGEST_LEASE},
             )
             return cursor.rowcount > 0
 

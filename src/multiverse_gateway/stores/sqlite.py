@@ -10,7 +10,6 @@
 """
 
 import logging
-import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound, St
 from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId
 from multiverse_gateway.core.usage import MAX_COUNT, Usage
+from multiverse_gateway.holders import is_gone, new_holder
 from multiverse_gateway.protocols import ProbeResult, Registry
 from multiverse_gateway.settings import Settings, SettingsError
 from multiverse_gateway.stores.copies import InUseError, alone_with, copy_to, replace
@@ -176,7 +176,7 @@ class SqliteStore:
         self.path = path
         self._secret = secret
         self._wall = wall
-        self._holder = secrets.token_hex(8)
+        self._holder = new_holder()
         self._writer: Database | None = None
         self._reader: Database | None = None
         self._vault: Vault | None = None
@@ -771,8 +771,11 @@ def _add_usage(db: Database, batch: str, rows: Sequence[Usage], now: float) -> N
 
 
 def _holder_of(db: Database, role: str, now: float) -> str | None:
+    """Return who holds a lease now: nobody, if the process that took it is dead."""
     row = db.execute("select holder, until from leases where role = ?", [role]).fetchone()
-    return str(row[0]) if row is not None and now < row[1] <= now + LONGEST_LEASE else None
+    if row is None or not now < row[1] <= now + LONGEST_LEASE or is_gone(row[0]):
+        return None
+    return str(row[0])
 
 
 def _claimed(db: Database, role: str, holder: str, ttl: float, now: float) -> bool:

@@ -1,0 +1,68 @@
+"""Who holds a lease: a name that tells the other processes of its machine when the process is dead, so that they need not wait.
+
+1. A name is `TOKEN@PLACE/PID/START`. The token makes it unique, and all that whoever renews a lease compares is the whole name.
+2. The place stands for the kernel since its start, the namespaces of process ids and of time, and the host name: only where all of them are
+   ours does a process id mean the same process to both. Anywhere else, a holder is never taken for dead, and its lease expires by itself.
+3. The start of the process, in ticks of the kernel, tells it from a later one that got the same id.
+4. Where a system does not say these things (all but Linux), a name is the token alone, and nothing is known of its process.
+"""
+
+import os
+import secrets
+import socket
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+def new_holder() -> str:
+    """Return a name for this process as the holder of leases; each call returns another one."""
+    token = secrets.token_hex(8)
+    place, start = _place(), _start_of(os.getpid())
+    return token if place is None or start is None else f"{token}@{place}/{os.getpid()}/{start}"
+
+
+def is_gone(holder: str) -> bool:
+    """Return whether a holder is a process of this machine that has ended; false whenever that is not certain.
+
+    >>> is_gone(new_holder()), is_gone("a name without a process"), is_gone("token@another machine/1/2")
+    (False, False, False)
+    """
+    place, _, rest = holder.partition("@")[2].partition("/")
+    pid, _, start = rest.partition("/")
+    if not place or place != _place() or not (pid.isascii() and pid.isdigit() and start):
+        return False
+    try:
+        os.kill(int(pid), 0)  # not affected by `hidepid`, under which the processes of other users are missing below /proc
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # it is another user's, or no process id at all
+        return False
+    found = _start_of(int(pid))
+    return found is not None and found != start
+
+
+@lru_cache(maxsize=1)
+def _place() -> str | None:
+    """Return what is the same for all processes that know each other by their process ids; `None` where nobody can say."""
+    try:
+        parts = [
+            (_PROC / "sys/kernel/random/boot_id").read_text(),
+            os.readlink(_PROC / "self/ns/pid"),
+            os.readlink(_PROC / "self/ns/time") if (_PROC / "self/ns/time").exists() else "",
+            socket.gethostname(),
+        ]
+    except OSError:
+        return None
+    return blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
+
+
+def _start_of(pid: int) -> str | None:
+    """Return when a process started, in ticks, or "ended" for one that nobody has waited for yet; `None` where nobody can say."""
+    try:
+        fields = (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+        return "ended" if fields[0] in "ZXx" else fields[19]
+    except (OSError, IndexError):
+        return None
