@@ -378,12 +378,30 @@ OTHERS = {
     "a null": request(fields="x-a: \0\r\n"),
     "a space before the colon": request(fields="x-a : b\r\n"),
     "garbage": b"\x16\x03\x01" + b"\xff" * 60,
-    "an empty line first": b"\r\n" + request(),
+    "half an empty line first": b"\r" + request(),
     "a large head": request(fields=f"x-large: {'x' * HEAD_BYTES}\r\n"),
     "two requests at once": request() * 2,
     "a bad chunk at once": CHUNKED + b"zz\r\n",
     "a request behind chunks at once": CHUNKED + chunked(BODY) + request(),
 }
+
+
+@pytest.mark.parametrize("served", [0, 1])
+@pytest.mark.parametrize("empty", [b"\r\n", b"\n", b"\r\n\r\n", b"\n\r\n\n"])
+async def test_empty_lines_before_a_request_are_ignored(empty: bytes, served: int) -> None:
+    """With the request or alone, at the beginning of a connection and after a request that was served: RFC 9112, 2.2."""
+    async with door() as it, it.visitor() as visitor:
+        requests = [request()] * served + [empty + request(), empty, request()]
+        tried = 0
+        for data in requests:
+            await visitor.send(data)
+            if data == empty:
+                continue
+            tried += 1
+            await it.tried(tried)
+            it.hall.engine.last.answer()
+            assert (await visitor.answer()).status == 200
+        assert not it.handed
 
 
 @pytest.mark.parametrize("served", [0, 1])

@@ -134,8 +134,6 @@ def test_keys_are_taken_from_either_header() -> None:
         [(b"content-length", b"+1")],
         [(b"content-length", b"1, 1")],
         [(b"content-length", b"")],
-        [(b"connection", b"upgrade"), (b"upgrade", b"H2C")],
-        [(b"http2-settings", b"AAMAAABkAAQAAP__")],
     ],
 )
 def test_a_request_that_could_be_two_is_refused(headers: Headers) -> None:
@@ -144,7 +142,12 @@ def test_a_request_that_could_be_two_is_refused(headers: Headers) -> None:
 
 @pytest.mark.parametrize(
     "headers",
-    [[], [(b"host", b"a"), (b"content-length", b"12")], [(b"transfer-encoding", b" Chunked")], [(b"upgrade", b"websocket")]],
+    [
+        [],
+        [(b"host", b"a"), (b"content-length", b"12")],
+        [(b"transfer-encoding", b" Chunked")],
+        [(b"upgrade", b"h2c"), (b"http2-settings", b"AAMA")],
+    ],
 )
 def test_an_honest_request_is_not(headers: Headers) -> None:
     assert refuse_bad_framing(headers) is None
@@ -357,7 +360,7 @@ async def test_every_answer_has_an_id_and_safe_headers() -> None:
 
 async def test_bad_framing_ends_the_connection() -> None:
     async with stage() as at:
-        response = await at.client.get("/health", headers={"upgrade": "h2c"})
+        response = await at.client.get("/health", headers={"transfer-encoding": "xchunked"})
         assert (response.status_code, response.headers["connection"]) == (400, "close")
         looped = await at.client.get("/v1/models", headers={"x-multiverse-hop": "1"})
         assert (looped.status_code, looped.json()["error"]["code"]) == (508, "loop_detected")

@@ -14,6 +14,8 @@ from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
 from hypercorn.utils import wrap_app
 
+from multiverse_gateway.cli.guards.shared import GuardedServer
+
 READ_AHEAD = 65536
 PARTS: Mapping[str, tuple[Callable[..., Any], Sequence[str]]] = {
     "hypercorn.asyncio.tcp_server.TCPServer": (TCPServer, ("app", "loop", "config", "context", "state", "reader", "writer")),
@@ -60,7 +62,7 @@ class Hypercorn:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        await TCPServer(self._app, self._loop, self._config, self._context, {}, reader, writer)
+        await GuardedServer(self._app, self._loop, self._config, self._context, {}, reader, writer)
 
     async def finish(self) -> None:
         """Let running requests come to their end. Cancelled, it ends them."""

@@ -189,13 +189,13 @@ def server_config(settings: Settings, tls: tuple[Path, Path] | None) -> GuardedC
     if tls is not None:
         config.certfile, config.keyfile = (str(path) for path in tls)
     config.head_timeout = config.ssl_handshake_timeout = settings.client_head_timeout_seconds
+    config.write_timeout = settings.client_write_timeout_seconds
     config.backlog = 2048
     config.keep_alive_timeout = 75
     config.keep_alive_max_requests = 1_000_000
     config.graceful_timeout = settings.shutdown_grace_seconds + LAST_SECONDS / 2
     config.h11_max_incomplete_size = HEAD_BYTES
     config.h2_max_header_list_size = HEAD_BYTES
-    config.max_app_queue_size = 64  # fewer stall other streams of an HTTP/2 connection
     config.include_server_header = False
     config.accesslog = None
     config.errorlog = logging.getLogger("multiverse_gateway.api.hypercorn")

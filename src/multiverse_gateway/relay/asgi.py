@@ -12,7 +12,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-HIGH_WATER = 65536
+HIGH_WATER = 32768
 
 
 class AsgiClient:
@@ -86,7 +86,8 @@ class AsgiClient:
                     await send(message)
                 finally:
                     self._deadline = None
-                deadline.reschedule(None)
+                if not deadline.expired():  # it is, if the server below kept its cancellation to itself
+                    deadline.reschedule(None)
 
             while not self._gone:
                 await self._wake.wait()

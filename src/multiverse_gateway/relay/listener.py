@@ -1,8 +1,8 @@
 """The direct door: inference requests on HTTP/1.1, from the callbacks of the socket straight into their exchange.
 
 1. It takes a request only if it is beyond doubt: `POST` to the API in HTTP/1.1 with a host, its head whole in the first bytes that arrive
-   and free of errors, nothing to upgrade, nothing behind it. Any other connection is handed over with the bytes read so far, and stays
-   with who gets it.
+   and free of errors, nothing to upgrade, nothing behind it and nothing but empty lines before it. Any other connection is handed over
+   with the bytes read so far, and stays with who gets it.
 2. No request has a task or a timer of its own: connections have a `due` that one sweep looks at.
 3. Reading goes on whatever is being done, so that a client that leaves is noticed; what it sends ahead is kept up to a limit.
 4. A request is answered once. An answer before the end of its body closes the connection, or the little that is missing is dropped.
@@ -10,6 +10,7 @@
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from enum import Enum
@@ -39,6 +40,7 @@ COPIED_BYTES: Final = 4096
 """Up to this size a chunk is copied into its frame; a larger one is passed on beside it."""
 
 _LINES: Final = {status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus}
+_EMPTY_LINES: Final = re.compile(rb"(?:\r?\n)+")
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -326,7 +328,7 @@ class Connection(asyncio.Protocol):
         end = data.find(b"\r\n\r\n") + 4
         read = listener.heads.read(data, end) if 4 <= end <= listener.head_bytes and data.startswith(b"POST ") else None
         if read is None:
-            self._hand_over(data)
+            self._begin_otherwise(data)
             return
         head, length = read
         self._received = received = len(data) - end
@@ -358,6 +360,14 @@ class Connection(asyncio.Protocol):
             self._refuse(error)
         else:
             self._admitted()
+
+    def _begin_otherwise(self, data: bytes) -> None:
+        """Ignore empty lines before a request (RFC 9112, 2.2); hand anything else over."""
+        empty = _EMPTY_LINES.match(data)
+        if empty is None:
+            self._hand_over(data)
+        elif empty.end() < len(data):
+            self._begin(data[empty.end() :])
 
     def _begin_chunks(self, data: bytes, end: int) -> bool:
         """Begin a body in chunks; false if it is in doubt already."""

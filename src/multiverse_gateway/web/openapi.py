@@ -317,13 +317,13 @@ def _example(schema: Json, schemas: Json) -> Any:
 
 def openapi_routes() -> list[Route]:
     """Make the route that shows the description of its application, made when somebody asks first."""
-    made: Json = {}
+    made: dict[str, bytes] = {}
 
     async def openapi(request: Request) -> Response:
         """Describe this API (OpenAPI 3.1)."""
-        if not made:
-            made.update(document(request.app.routes))
-        root = str(request.scope.get("root_path", "")).rstrip("/")
-        return json_response(made | {"servers": [{"url": root or "/"}]}, headers={"cache-control": "no-cache"})
+        root = str(request.scope.get("root_path", "")).rstrip("/") or "/"
+        if root not in made:  # one copy for all clients, however slowly they read it
+            made[root] = bytes(json_response(document(request.app.routes) | {"servers": [{"url": root}]}).body)
+        return Response(made[root], media_type="application/json", headers={"cache-control": "no-cache"})
 
     return [ApiRoute("/openapi.json", name="openapi", GET=Call(endpoint=openapi, answers={200: dict[str, Any]}))]

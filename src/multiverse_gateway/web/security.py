@@ -31,13 +31,14 @@ from multiverse_gateway.core.errors import (
     LoopDetected,
     RequestTimeout,
     RequestTooLarge,
+    UnknownURL,
     is_anthropic,
 )
 from multiverse_gateway.core.origins import OriginPolicy
 from multiverse_gateway.core.servers import ClientKey
 from multiverse_gateway.core.usage import NOBODY, OPERATOR
 from multiverse_gateway.settings import Settings, origin_policy
-from multiverse_gateway.web.errors import REQUEST_ID, App, BadFraming, Message, Receive, Scope, Send, response_of
+from multiverse_gateway.web.errors import REQUEST_ID, App, BadFraming, Message, Receive, Scope, Send, refusal_of, response_of
 from multiverse_gateway.web.headers import EXPOSED_HEADERS, headers_for, is_below, path_of, with_defaults
 from multiverse_gateway.web.quotas import LocalWindow, RateLimiter, rate_limiter
 
@@ -179,7 +180,7 @@ def verified(headers: Headers, known: Collection[bytes]) -> bytes | None:
 
 
 def refuse_bad_framing(headers: Headers) -> GatewayError | None:
-    """Return why a request could be read as two different ones, or `None` (RFC 9112, 6.3: request smuggling; RFC 9113, 3.1: h2c).
+    """Return why a request could be read as two different ones, or `None` (RFC 9112, 6.3: request smuggling).
 
     The connection is closed after the answer.
     """
@@ -195,8 +196,6 @@ def refuse_bad_framing(headers: Headers) -> GatewayError | None:
             codings += 1
             if value.strip().lower() != b"chunked":
                 return BadFraming("The header Transfer-Encoding is not chunked; send the body plain or chunked")
-        elif name == b"http2-settings" or (name == b"upgrade" and b"h2c" in value.lower()):
-            return BadFraming("The connection cannot be upgraded to h2c; use HTTP/2 from its beginning, or HTTP/1.1")
     if hosts > 1:
         return BadFraming("The request names several hosts; send the header Host once")
     if lengths + codings > 1:
@@ -204,7 +203,7 @@ def refuse_bad_framing(headers: Headers) -> GatewayError | None:
     return None
 
 
-_TELLING = frozenset({b"transfer-encoding", b"upgrade", b"http2-settings", HOP})
+_TELLING = frozenset({b"transfer-encoding", HOP})
 """Without one of these, and with no name twice, there is nothing to look at more closely."""
 
 
@@ -213,6 +212,19 @@ def refuse_loop(headers: Headers) -> GatewayError | None:
     if HOP in dict(headers):
         return LoopDetected("This request has come through a gateway already; register the model's own server instead of a gateway")
     return None
+
+
+def asks_for_websocket(method: str, headers: Headers) -> bool:
+    """Return whether a request is the beginning of a WebSocket: of HTTP/1.1 (RFC 6455, 4.1) or of HTTP/2 (RFC 8441)."""
+    if method != "GET":
+        return method == "CONNECT"
+    return any(name == b"upgrade" and b"websocket" in value.lower() for name, value in headers)
+
+
+def no_websocket(path: str) -> UnknownURL:
+    """Return the refusal of a WebSocket; the gateway has none."""
+    shown = path[:128].encode(errors="replace").decode()
+    return UnknownURL(f"There is no WebSocket at {shown}; send the request over plain HTTP, and set `stream` to get the answer in pieces")
 
 
 def check_head(headers: Headers, names: Mapping[bytes, bytes]) -> None:
@@ -549,6 +561,17 @@ def _no_owner(scope: Scope) -> str | None:
     return None
 
 
+async def _refuse_websocket(scope: Scope, send: Send) -> None:
+    """Answer a WebSocket of a server that makes a scope of its own for it: with 404 where the server lets us choose the answer."""
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close"})
+        return
+    path = path_of(scope)
+    refusal = refusal_of(no_websocket(path), "GET", path, request_id=None)
+    await send({"type": "websocket.http.response.start", "status": refusal.status, "headers": refusal.headers})
+    await send({"type": "websocket.http.response.body", "body": refusal.body})
+
+
 class Security:
     """The middleware of everything but inference: identity, key, quota, draining, headers, one record. Plain ASGI.
 
@@ -578,6 +601,9 @@ class Security:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application for a request that may come in, or answer it here."""
+        if scope["type"] == "websocket":
+            await _refuse_websocket(scope, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -629,6 +655,8 @@ class Security:
         address = scope[ADDRESS] = client_address(peer[0] if peer else None, headers, self._entrance.trusted)
         if is_below(path, "/admin"):
             self._check_admin_key(scope, headers, address)
+        if asks_for_websocket(scope["method"], headers):
+            raise no_websocket(path)
         names = dict(reversed(headers))
         check_head(headers, names)
         if not is_below(path, "/v1"):

@@ -1,0 +1,137 @@
+"""HTTP/1.1 of hypercorn, guarded: heads that are late or folded, empty lines before a request, bytes behind the last one."""
+
+import re
+from typing import Any
+
+import h11
+from hypercorn.events import Closed, Event
+from hypercorn.protocol.events import Body, Request
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
+
+from multiverse_gateway.cli.guards.shared import HELD_BYTES, Applications, GuardedConfig, HeadTimer, Outlet
+
+_HEAD_END = re.compile(rb"\n\r?\n")
+_FOLD = re.compile(rb"\n[ \t]")
+_EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
+
+
+def _is_folded(data: bytes) -> bool:
+    """Return whether a head continues in a line that begins with a blank: others may read that as another header (RFC 9112, 5.2)."""
+    end = _HEAD_END.search(data)
+    return _FOLD.search(data, 0, end.start() if end else len(data)) is not None
+
+
+class _Connection(h11.Connection):
+    """The protocol of one connection, stricter than h11 but for two things that RFC 9112 asks servers to accept.
+
+    Empty lines before a request are ignored (2.2), and so is all that follows the last request of a connection (9.6).
+    """
+
+    has_ended = False
+    """Whether the client has left: what it had sent ahead is not looked at any more."""
+
+    def receive_data(self, data: bytes) -> None:
+        """Take bytes, unless nothing more can come."""
+        if self.their_state is not h11.MUST_CLOSE:
+            super().receive_data(data)
+
+    def next_event(self) -> Any:
+        """Return the next event."""
+        if self.has_ended or self.their_state is h11.MUST_CLOSE:
+            return h11.NEED_DATA
+        if self.their_state is h11.IDLE:
+            self._skip_empty_lines()
+            waiting = self.trailing_data[0]
+            if waiting == b"\r":
+                return h11.NEED_DATA
+            if _is_folded(waiting):
+                raise h11.RemoteProtocolError("a header is folded")
+        event = super().next_event()
+        if isinstance(event, h11.Request) and event.http_version == b"1.0" and dict(event.headers).get(b"transfer-encoding") is not None:
+            raise h11.RemoteProtocolError("HTTP/1.0 knows no transfer codings")  # RFC 9112, 6.1
+        return event
+
+    def _skip_empty_lines(self) -> None:
+        empty = _EMPTY_LINES.match(self.trailing_data[0])
+        if empty is not None:
+            self._receive_buffer.maybe_extract_at_most(empty.end())
+
+
+class GuardedH11(H11Protocol):
+    """One connection that speaks HTTP/1.1."""
+
+    config: GuardedConfig
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.connection = self._requests = _Connection(h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size)
+        self.send = self._outlet = Outlet(self.send, self.config.write_timeout)
+        self._applications = Applications(self.task_group)
+        self._head_timer = HeadTimer(self.config.head_timeout, self._give_up)
+
+    async def initiate(self) -> None:
+        """Wait for the first head."""
+        await super().initiate()
+        self._head_timer.begin()
+
+    async def handle(self, event: Event) -> None:
+        """Take bytes; those of an unfinished head start the clock."""
+        await super().handle(event)
+        if isinstance(event, Closed):
+            self._requests.has_ended = True
+            await self.can_read.set()  # hypercorn waits for the end of an answer before it looks at the next request
+            self._head_timer.end()
+            await self._outlet.leave()
+        elif self.stream is None and self.connection.trailing_data[0]:
+            self._head_timer.begin()
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Send what the application says, a large body in pieces; nothing once the client has left."""
+        if not isinstance(event, Body):
+            await super().stream_send(event)
+            return
+        rest = memoryview(event.data)
+        while rest and self.stream is not None:
+            await super().stream_send(Body(stream_id=event.stream_id, data=bytes(rest[:HELD_BYTES])))
+            rest = rest[HELD_BYTES:]
+
+    def release(self) -> None:
+        """Let nothing happen any more: the connection has ended."""
+        self._head_timer.end()
+
+    def _give_up(self) -> None:
+        self.task_group.spawn(self._close_unheard)
+
+    async def _close_unheard(self) -> None:
+        """Close the connection, with an answer to a client that had begun to send a head."""
+        if self.stream is not None:
+            return
+        if self.connection.our_state is h11.IDLE and self.connection.trailing_data[0]:
+            await self._send_error_response(408)
+        await self.send(Closed())
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        """Start the application; it answers what asks for a WebSocket, too, of which hypercorn would make something else."""
+        self._head_timer.end()
+        ends = (self.ssl, self.client, self.server)
+        start: Any = self._applications
+        stream = self.stream = HTTPStream(self.app, self.config, self.context, start, *ends, self.stream_send, STREAM_ID)
+        await stream.handle(
+            Request(
+                stream_id=STREAM_ID,
+                headers=list(request.headers),
+                http_version=request.http_version.decode(),
+                method=request.method.decode("ascii").upper(),
+                raw_path=request.target,
+                state=self.connection_state,
+            )
+        )
+        self.keep_alive_requests += 1
+        await self.context.mark_request()
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        if event.method == b"PRI" and event.target == b"*" and event.http_version == b"2.0":
+            self._head_timer.end()
+            raise H2ProtocolAssumedError(b"PRI * HTTP/2.0\r\n\r\n" + self.connection.trailing_data[0])

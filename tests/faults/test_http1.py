@@ -1,0 +1,146 @@
+"""HTTP/1.1 as real clients speak it, careless or greedy, at both doors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from support.backends import Backend
+from support.processes import DOORS, GatewayProcess, door_setting
+from support.raw_client import RawClient
+from support.sockets import serving, wait_until
+
+pytestmark = pytest.mark.e2e
+
+ASSET = "/static/x/vendor/swagger-ui-bundle.js"
+"""1.7 MB."""
+CHAT = "/v1/chat/completions"
+WRITE_SECONDS = 0.5
+
+
+@pytest.fixture(scope="module", params=DOORS)
+def gateway(request: pytest.FixtureRequest) -> Iterator[GatewayProcess]:
+    """Return a gateway behind each door with a server, and little patience for clients that do not read."""
+    settings = {
+        "MULTIVERSE_CLIENT_WRITE_TIMEOUT_SECONDS": f"{WRITE_SECONDS:g}",
+        "PUBLIC_DASHBOARD": "true",
+        "LOG_LEVEL": "WARNING",
+        **door_setting(request.param),
+    }
+    backend = Backend("good", models=("tiny",))
+    with GatewayProcess(settings) as process, serving(backend):
+        process.register("tiny", backend.url)
+        yield process
+    assert "Traceback" not in process.log_text(), process.log_text()
+
+
+def tasks(gateway: GatewayProcess) -> int:
+    """Return the tasks of the gateway's loop, those of this question included."""
+    text = gateway.call("GET", "/metrics").text
+    return int(float(next(line.split()[-1] for line in text.splitlines() if line.startswith("multiverse_tasks "))))
+
+
+def post(path: str = CHAT, *, fields: str = "", version: str = "1.1", stream: bool = False) -> bytes:
+    """Return a request to a model."""
+    body = json.dumps({"model": "tiny", "messages": [], "stream": stream}).encode()
+    head = f"POST {path} HTTP/{version}\r\nhost: x\r\ncontent-type: application/json\r\n{fields}content-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def get(path: str = "/livez", *, fields: str = "", version: str = "1.1") -> bytes:
+    """Return a request for a page."""
+    return f"GET {path} HTTP/{version}\r\nhost: x\r\n{fields}\r\n".encode()
+
+
+CLOSE = "connection: close\r\n"
+LAST = {
+    "inference": post(fields=CLOSE),
+    "stream": post(fields=CLOSE, stream=True),
+    "list with close": post(fields="connection: keep-alive, Close\r\n"),
+    "inference in HTTP/1.0": post(version="1.0"),
+    "page": get(fields=CLOSE),
+    "page in HTTP/1.0": get(version="1.0"),
+    "models": get("/v1/models", fields=CLOSE),
+}
+"""Requests that are the last of their connection."""
+EXTRA = {
+    "a line end": b"\r\n",
+    "rubbish": b"\0\xff rubbish \r\n\r\n" * 10,
+    "a request": get(),
+    "a large one": b"x" * 200_000,
+}
+
+
+@pytest.mark.parametrize("extra", EXTRA)
+@pytest.mark.parametrize("last", LAST)
+@pytest.mark.parametrize("together", [True, False])
+def test_what_follows_the_last_request_is_ignored(gateway: GatewayProcess, last: str, extra: str, together: bool) -> None:
+    """The request is answered, once, and the connection closed (RFC 9112, 9.6)."""
+    with RawClient(gateway.port) as client:
+        if together:
+            client.send(LAST[last] + EXTRA[extra])
+        else:
+            client.send(LAST[last])
+            with suppress(ConnectionError):  # the answer and the end may come first
+                client.send(EXTRA[extra])
+        answer = client.read_response()
+        assert (answer.status, answer.complete) == (200, True)
+        raw = client.read_to_end()
+    assert raw.count(b"HTTP/1.") == 1
+
+
+EMPTY = {"CRLF": b"\r\n", "LF": b"\n", "several": b"\r\n\r\n\n\r\n", "many": b"\r\n" * 1000}
+
+
+@pytest.mark.parametrize("empty", EMPTY)
+@pytest.mark.parametrize("request_bytes", [post(), get(), get("/v1/models")])
+def test_empty_lines_before_a_request_are_ignored(gateway: GatewayProcess, empty: str, request_bytes: bytes) -> None:
+    """RFC 9112, 2.2: at the beginning, between two requests, together with one, alone, and in pieces."""
+    lines = EMPTY[empty]
+    with RawClient(gateway.port) as client:
+        for pieces in (
+            [lines + request_bytes],
+            [lines, request_bytes],
+            [lines[:1], lines[1:] + request_bytes],
+            [request_bytes + lines, request_bytes],
+        ):
+            for piece in pieces:
+                client.send(piece)
+            for _ in range(sum(request_bytes in piece for piece in pieces)):
+                assert client.read_response().status == 200
+                client.reader.expect()
+
+
+def test_an_empty_line_hides_no_folded_header(gateway: GatewayProcess) -> None:
+    """What is refused in a head is refused behind empty lines, and in the second of two requests, too."""
+    folded = b"GET /livez HTTP/1.1\r\nhost: x\r\nx-a: b\r\n c\r\n\r\n"
+    for before, answers in ((b"\r\n", [400]), (b"\r\n\r\n", [400]), (get(), [200, 400]), (get() + b"\r\n", [200, 400])):
+        with RawClient(gateway.port) as client:
+            client.send(before + folded)
+            for status in answers:
+                assert client.read_response().status == status
+                client.reader.expect()
+
+
+@pytest.mark.parametrize(("path", "count"), [(ASSET, 10), ("/openapi.json", 100), ("/v1/models", 15_000)])
+def test_answers_that_are_not_taken_end(gateway: GatewayProcess, path: str, count: int) -> None:
+    """One large answer or many small ones: the connection is cut off after the write timeout, and no task is left."""
+    before = tasks(gateway)
+    with RawClient(gateway.port, receive_buffer=4096, timeout=0.2) as client:
+        with suppress(OSError):
+            client.send(get(path) * count)
+        wait_until(lambda: tasks(gateway) <= before, within=WRITE_SECONDS + 8)
+
+
+def test_a_client_that_sends_ahead_and_leaves(gateway: GatewayProcess) -> None:
+    """The request behind one that is being answered keeps nothing alive."""
+    before = tasks(gateway)
+    for _ in range(5):
+        with RawClient(gateway.port, receive_buffer=4096) as client:
+            client.send(get(ASSET) * 5)
+            client.read_head()
+            client.abort()
+    wait_until(lambda: tasks(gateway) <= before, within=5)
