@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from e2e.scene import BODY_BYTES, Scene, error_of
 from support import behaviours
 from support.backends import Backend
-from support.processes import DOORS
+from support.processes import DOORS, Door
 from support.raw_client import RawClient
 
 pytestmark = [pytest.mark.e2e, pytest.mark.parametrize("door", DOORS, indirect=True, scope="module")]
@@ -111,6 +113,84 @@ def test_a_form_that_is_none(shared: Scene, content_type: str) -> None:
     answer = shared.client.post("/v1/audio/transcriptions", content=b"--x\r\n\r\n", headers={"content-type": content_type})
     assert answer.status_code == 400
     error_of(answer)
+
+
+CODINGS = {
+    "gzip": gzip.compress(b"{}"),
+    "deflate": zlib.compress(b"{}"),
+    "br": b"\x0b\x01\x80{}\x03",
+    "zstd": b"\x28\xb5\x2f\xfd",
+    "x-gzip": b"x",
+    "identity, gzip": b"x",
+    "GZIP": b"x",
+}
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/responses", "/v1/messages", "/chat/completions", "/v1/audio/transcriptions"])
+@pytest.mark.parametrize("coding", CODINGS)
+def test_a_compressed_body_is_refused_by_name(shared: Scene, path: str, coding: str) -> None:
+    """415 that names the coding and says what to do; no server is asked."""
+    hits = shared.backends[0].hits
+    headers = {"content-type": "application/json", "content-encoding": coding}
+    answer = shared.client.post(path, content=CODINGS[coding], headers=headers)
+    assert answer.status_code == 415
+    message = answer.json()["error"]["message"]
+    assert coding.rpartition(", ")[2].lower() in message
+    assert "compression" in message
+    assert (answer.headers["accept-encoding"], answer.headers["x-should-retry"]) == ("identity", "false")
+    assert shared.backends[0].hits == hits
+
+
+@pytest.mark.parametrize(
+    "more", [b"content-length: 1000\r\n", b"transfer-encoding: chunked\r\n", b"content-length: 5\r\nexpect: 100-continue\r\n"]
+)
+def test_a_compressed_body_is_refused_before_it_comes(shared: Scene, door: Door, more: bytes) -> None:
+    """Nothing of the body need be sent, and the direct door does not tell a client that waits for 100 to send it."""
+    with RawClient(shared.gateway.port) as raw:
+        raw.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-encoding: zstd\r\n%b\r\n" % more)
+        answer = raw.read_response()
+    assert answer.status == 415
+    assert not answer.informational or door == "hypercorn"
+    assert "zstd" in answer.json["error"]["message"]
+
+
+def test_a_coding_that_is_none_is_not_quoted(shared: Scene) -> None:
+    """`identity` means nothing; what is no token is not repeated."""
+    for coding in ("identity", "", "identity, identity"):
+        assert shared.client.post(CHAT, json=shared.body(), headers={"content-encoding": coding}).status_code == 200
+    answer = shared.client.post(CHAT, json=shared.body(), headers={"content-encoding": '<b onclick="x">'})
+    assert answer.status_code == 415
+    assert "onclick" not in answer.text
+
+
+def test_a_compressed_body_of_the_admin_api_is_refused_as_well(shared: Scene) -> None:
+    """The same words as for users."""
+    answer = shared.client.post("/admin/register", content=gzip.compress(b"{}"), headers={"content-encoding": "gzip"})
+    assert (answer.status_code, error_of(answer)["code"]) == (415, "unsupported_content_encoding")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_byte_order_mark_is_taken_off(shared: Scene, stream: bool) -> None:
+    """Programs on Windows write one before JSON, and few servers can read it."""
+    body = json.dumps(shared.body(stream=stream)).encode()
+    answer = shared.client.post(CHAT, content=b"\xef\xbb\xbf" + body, headers={"content-type": "application/json"})
+    assert answer.status_code == 200
+    assert shared.backends[0].last.body == body
+    twice = shared.client.post(CHAT, content=b"\xef\xbb\xbf\xef\xbb\xbf" + body, headers={"content-type": "application/json"})
+    assert (twice.status_code, error_of(twice)["code"]) == (400, "invalid_json")
+
+
+def test_a_byte_order_mark_of_a_server_does_no_harm(stage: Stage) -> None:
+    """Before the list of models that registering asks for."""
+    backend = Backend("windows")
+    backend.behave_models = behaviours.answer(200, b'\xef\xbb\xbf{"data":[]}')
+    assert stage(backend).ask().status_code == 200
+
+
+def test_a_byte_order_mark_of_an_operator_does_no_harm(shared: Scene) -> None:
+    """The admin API reads what an editor saved."""
+    body = b"\xef\xbb\xbf" + json.dumps({"name": f"key of {shared.model}"}).encode()
+    assert shared.client.post("/admin/keys", content=body).status_code in (200, 201)
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "BREW"])

@@ -84,23 +84,20 @@ def test_a_stateful_call_fails_over_if_the_server_did_nothing(stage: Stage, path
 def test_a_stateful_call_is_never_made_twice(stage: Stage, path: str, fields: dict[str, Any], failure: str) -> None:
     """After a server read the request and failed, it may have done the work: one hit in all."""
     scene = stage(Backend("failing", FAILURES[failure]), Backend("sound", GOOD))
-    while True:
-        before = scene.backends[1].hits
-        answer = scene.client.post(path, json={"messages": [], **fields, "model": scene.model})
-        if scene.backends[0].hits:
-            break
+    answer = ask_the_failing(scene, path, fields)
     assert answer.status_code == 504
-    assert (scene.backends[0].hits, scene.backends[1].hits) == (1, before)
+    assert answer.headers["x-multiverse-attempts"] == "1"
+    assert scene.backends[0].hits == 1
 
 
 @pytest.mark.parametrize("failure", ["401", "404", *FAILURES])
 def test_a_transcription_fails_over(stage: Stage, failure: str) -> None:
     """A form may be repeated as JSON may."""
     scene = stage(Backend("failing", (REFUSALS | FAILURES)[failure]), Backend("sound", GOOD))
-    for _ in range(4):
+    attempts = 0
+    while attempts < 4 and not scene.backends[0].hits:
+        attempts += 1
         files = {"file": ("a.wav", b"RIFF", "audio/wav")}
         answer = scene.client.post("/v1/audio/transcriptions", data={"model": scene.model}, files=files)
         assert answer.status_code == 200, answer.text
-        if scene.backends[0].hits:
-            break
-    assert answer.headers["x-multiverse-attempts"] == "2"
+    assert scene.backends[0].hits == 1

@@ -34,6 +34,9 @@ MAX_FORM_PARTS = 256
 JSON_PATHS = frozenset(
     {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/v1/reranking", "/v1/responses", "/v1/messages"}
 )
+BOM = b"\xef\xbb\xbf"
+"""The byte order mark that some clients write before JSON. It is taken off before the body is read or relayed: RFC 8259, 8.1 lets parsers
+ignore it, and many servers do not."""
 _PIECE = 1 << 16
 _LARGE = 1 << 18
 """From this size on, the types of `model` and `stream` are checked before their values are made: a list of 7 million lists is 400 MB."""

@@ -17,6 +17,7 @@
     ├── MethodNotAllowed          405
     ├── RequestTimeout            408  request_timeout
     ├── RequestTooLarge           413  request_too_large
+    ├── CompressedRequest         415  unsupported_content_encoding
     ├── RateLimited               429  rate_limit_exceeded
     │   ├── DailyLimitReached          daily_limit_exceeded
     │   └── BackendBusy                upstream_busy
@@ -244,6 +245,19 @@ class RequestTooLarge(GatewayError):
     type = "invalid_request_error"
     code = "request_too_large"
     final = True
+
+
+class CompressedRequest(GatewayError):
+    """The body is compressed, and the gateway reads plain bodies only."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_content_encoding"
+    final = True
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the error's headers and the coding that is accepted (RFC 9110, 15.5.16)."""
+        return [*super().headers(), (b"accept-encoding", b"identity")]
 
 
 class RateLimited(GatewayError):

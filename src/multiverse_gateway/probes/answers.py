@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import attrs
 import httpx2
 
+from multiverse_gateway.core.envelope import BOM
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.protocols import Client, ProbeResult
 
@@ -80,7 +81,7 @@ async def _answer(http: Client, request: httpx2.Request) -> tuple[int, bytes]:
             body += piece
             if len(body) > MAX_BYTES:
                 raise TooLargeError
-        return response.status_code, bytes(body)
+        return response.status_code, bytes(body).removeprefix(BOM)
     finally:
         await response.aclose()
 

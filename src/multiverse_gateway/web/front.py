@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import attrs
 
-from multiverse_gateway.core.envelope import read_envelope
+from multiverse_gateway.core.envelope import BOM, read_envelope
 from multiverse_gateway.core.errors import (
     BadRequest,
     GatewayError,
@@ -279,6 +279,7 @@ class Front:
             self.hold(visit, len(body) - visit.held)
         if not opening.is_callable:
             check_target(path, visit.head.query, opening.content_type)
+        body = body.removeprefix(BOM)
         envelope = read_envelope(path, opening.media, body)
         caller = visit.caller
         key = caller.key

@@ -42,7 +42,7 @@ _RELAYED = (
 )
 
 _ANY: tuple[type[GatewayError], ...] = (errors.BadRequest, errors.LoopDetected, errors.InternalError)
-_BODIED = (errors.InvalidJSON, errors.RequestTimeout, errors.RequestTooLarge)
+_BODIED = (errors.InvalidJSON, errors.RequestTimeout, errors.RequestTooLarge, errors.CompressedRequest)
 _ADMIN = (errors.AdminKeyRequired, errors.RateLimited)
 _USER = (errors.InvalidClientKey, errors.RateLimited)
 _INFERENCE = (

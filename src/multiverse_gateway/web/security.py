@@ -22,8 +22,10 @@ import msgspec
 from starlette.middleware.cors import CORSMiddleware
 
 from multiverse_gateway.core.budget import DayCounts
+from multiverse_gateway.core.envelope import BOM
 from multiverse_gateway.core.errors import (
     AdminKeyRequired,
+    CompressedRequest,
     ForeignForm,
     GatewayError,
     InvalidClientKey,
@@ -203,8 +205,11 @@ def refuse_bad_framing(headers: Headers) -> GatewayError | None:
     return None
 
 
-_TELLING = frozenset({b"transfer-encoding", HOP})
+_TELLING = frozenset({b"transfer-encoding", b"content-encoding", HOP})
 """Without one of these, and with no name twice, there is nothing to look at more closely."""
+
+
+_CODING = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,32}")
 
 
 def refuse_loop(headers: Headers) -> GatewayError | None:
@@ -227,6 +232,19 @@ def no_websocket(path: str) -> UnknownURL:
     return UnknownURL(f"There is no WebSocket at {shown}; send the request over plain HTTP, and set `stream` to get the answer in pieces")
 
 
+def refuse_compression(headers: Headers) -> GatewayError | None:
+    """Return the refusal of a body in a content coding, or `None`; decoded, a small body could become a huge one."""
+    codings = b",".join(value for name, value in headers if name == b"content-encoding").decode("latin-1").lower().split(",")
+    coding = next((found for found in map(str.strip, codings) if found not in ("", "identity")), None)
+    if coding is None:
+        return None
+    shown = coding if _CODING.fullmatch(coding) else "an unknown coding"
+    return CompressedRequest(
+        f"The request body is compressed ({shown}), and the gateway reads plain JSON only. Switch request compression off in your client; "
+        "in Codex, set `enable_request_compression = false` under `[features]` in config.toml."
+    )
+
+
 def check_head(headers: Headers, names: Mapping[bytes, bytes]) -> None:
     """Let pass only a head that can be read in one way and did not come through a gateway before; `names` is a dictionary of it.
 
@@ -235,7 +253,7 @@ def check_head(headers: Headers, names: Mapping[bytes, bytes]) -> None:
     """
     if len(names) == len(headers) and _TELLING.isdisjoint(names) and names.get(b"content-length", b"0").isdigit():
         return
-    refused = refuse_bad_framing(headers) or refuse_loop(headers)
+    refused = refuse_bad_framing(headers) or refuse_loop(headers) or refuse_compression(headers)
     if refused is not None:
         raise refused
 
@@ -483,6 +501,7 @@ def read_object(body: bytes) -> dict[str, Any]:
     Raises:
         InvalidJSON: It is not UTF-8, not JSON (NaN is not), nested too deeply, or no object.
     """
+    body = body.removeprefix(BOM)
     try:
         body.decode()
         value = msgspec.json.decode(body)
