@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 import attrs
 import httpx2
+from anyio.abc import TaskGroup
 
 from multiverse_gateway._version import __version__
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_endpoint
@@ -142,6 +143,10 @@ class Gateway:
         self._outbox = Outbox(self._ledger)
         self._saving_usage = anyio.Lock()
         self._without_usage: set[tuple[ServerId, int]] = set()
+        self._with_usage: set[tuple[ServerId, int]] = set()
+        self._asking: dict[ServerId, list[Exchange]] = {}
+        """Exchanges that wait for the result of a probe, by the server that keeps them waiting."""
+        self._group: TaskGroup | None = None
         self.body_bytes = 0
         """Bytes of requests' bodies that are kept; whoever keeps some asks `has_room`, adds them and takes them off."""
         self.answer_bytes = 0
@@ -187,6 +192,7 @@ class Gateway:
         failure: Exception | None = None
         try:
             async with anyio.create_task_group() as group:
+                self._group = group
                 group.start_soon(self._sweep)
                 if watch is not None:
                     group.start_soon(watch, self)
@@ -291,7 +297,9 @@ class Gateway:
             self._unsaved.discard(server_id)
             self.doomed.discard(server_id)
         self._beginnings.clear()
-        self._without_usage &= {(server.id, server.generation) for server in registry.servers}
+        known_generations = {(server.id, server.generation) for server in registry.servers}
+        self._without_usage &= known_generations
+        self._with_usage &= known_generations
         self.keys = {bytes.fromhex(key.digest): key for key in registry.keys}
         self.registry = registry
         self.table = build_table(registry.version, registry.servers, health)
@@ -592,6 +600,36 @@ class Gateway:
         if self.admission.anybody_waits:
             give_turns(self.admission.waiters(model))
 
+    def usage_accepted(self, server: Server) -> None:
+        """Remember that this generation of a server answered a stream whose tokens it was asked for."""
+        self._with_usage.add((server.id, server.generation))
+
+    def accepts_usage(self, server: Server) -> bool:
+        """Return whether this generation of a server has answered such a stream before."""
+        return (server.id, server.generation) in self._with_usage
+
+    def ask(self, exchange: Exchange, server: Server) -> None:
+        """Probe a server that keeps an exchange waiting; all exchanges that it keeps waiting share one probe."""
+        waiting = self._asking.get(server.id)
+        if waiting is not None:
+            waiting.append(exchange)
+        elif self._group is not None:
+            self._asking[server.id] = [exchange]
+            self._group.start_soon(self._ask, server)
+
+    async def _ask(self, server: Server) -> None:
+        result = await self.check(server)
+        timed_out = result.duration >= self.settings.health_check_timeout_seconds
+        is_busy = not result.passed and timed_out and self.load.in_flight(server.id) == 1  # it may serve one connection at a time
+        if not is_busy:
+            self.note_result(result)
+        for exchange in self._asking.pop(server.id):
+            exchange.probed(server, alive=result.passed or is_busy)
+
+    def budget_refused(self) -> None:
+        """Count a retry that its model's budget did not let begin in time."""
+        self._meter.refused_retries += 1
+
     def soon(self, call: Callable[[], None]) -> None:
         """Call a function in the next turn of the event loop, after everything else that is ready."""
         asyncio.get_running_loop().call_soon(call)
@@ -763,6 +801,7 @@ class Gateway:
             ],
             body_bytes=self.body_bytes,
             answer_bytes=self.answer_bytes,
+            waiting_retries=sum(exchange.waits_for_budget for exchange in self.exchanges),
             is_shedding=self.admission.shedding,
             tasks=len(anyio.get_running_tasks()),
         )
@@ -839,6 +878,7 @@ def _limits(settings: Settings) -> Limits:
         idle_timeout=settings.idle_timeout_seconds,
         queue_timeout=settings.queue_timeout_seconds,
         max_response_bytes=settings.max_response_bytes,
+        max_embeddings_bytes=settings.max_embeddings_bytes,
         max_event_bytes=settings.max_event_bytes,
         max_large_event_bytes=settings.max_large_event_bytes,
         max_stream_bytes=settings.max_stream_bytes,

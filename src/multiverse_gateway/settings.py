@@ -294,6 +294,9 @@ class Settings:
     answer_budget_bytes: int = _setting(
         256 * _MIB, "Memory for all large answers together, until their clients have read them.", _bytes(1024, 1 << 40)
     )
+    max_embeddings_bytes: int = _setting(
+        64 * _MIB, "Largest answer to a request for embeddings, which is not held whole.", _bytes(1024, 1 << 40)
+    )
     max_response_bytes: int = _setting(16 * _MIB, "Largest answer of a server that is no stream.", _bytes(1024, 1 << 30), plain=False)
     max_event_bytes: int = _setting(_MIB, "Largest event of a streamed chat or text completion.", _bytes(1024, 1 << 30), plain=False)
     max_large_event_bytes: int = _setting(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from multiverse_gateway.core.answers import check_json, read_answer
+from multiverse_gateway.core.answers import PassingJson, check_json, read_answer
 
 
 @pytest.mark.parametrize(
@@ -78,3 +79,50 @@ def test_an_answer_tells_its_tokens(body: bytes, tokens: tuple[int, int] | None)
     """Or none; what is no JSON is no answer."""
     assert read_answer(body) == tokens
     assert check_json(body) is (tokens is not None)
+
+
+# Answers that are relayed while they come
+
+
+def passed(body: bytes, *places: int) -> PassingJson:
+    passing = PassingJson()
+    cuts = [0, *sorted(places), len(body)]
+    for start, end in pairwise(cuts):
+        passing.feed(body[start:end])
+    return passing
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=8), inner),
+)
+
+
+@given(st.lists(VALUES) | st.dictionaries(st.text(max_size=8), VALUES), st.lists(st.integers(0, 200), max_size=5), st.booleans())
+def test_whole_json_passes_however_it_is_cut(value: object, places: list[int], ascii_only: bool) -> None:
+    """Strings with quotes, brackets and backslashes in them included."""
+    body = json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    assume(b"\xed\xa0" not in body and b"\xed\xb0" not in body)
+    assert passed(body, *[min(place, len(body)) for place in places]).is_whole
+    assert passed(b" \n" + body + b"\r\n").is_whole
+
+
+@given(st.lists(VALUES, min_size=1) | st.dictionaries(st.text(max_size=8), VALUES, min_size=1), st.data())
+def test_json_that_was_cut_is_noticed(value: object, data: st.DataObject) -> None:
+    """Wherever its end is missing."""
+    body = json.dumps(value).encode()
+    end = data.draw(st.integers(0, len(body) - 1))
+    assert not passed(body[:end], end // 2).is_whole
+
+
+@pytest.mark.parametrize("body", [b"", b"3", b'"text"', b"{]", b'{"a": "\xff"}', b'["\xc3', b"<html>", b"[1]]", b'{"a": "\\'])
+def test_what_is_no_json_is_not_whole(body: bytes) -> None:
+    assert not passed(body).is_whole
+
+
+def test_the_tokens_of_a_passing_answer_stand_at_either_end() -> None:
+    usage = b'"usage": {"prompt_tokens": 7, "details": {"cached": 1}, "total_tokens": 9}'
+    filling = b'"data": "' + b"x" * 100_000 + b'"'
+    assert passed(b"{" + usage + b"," + filling + b"}", 50_000).tokens == (7, 0)
+    assert passed(b"{" + filling + b"," + usage + b"}", 50_000).tokens == (7, 0)
+    assert passed(b"{" + filling + b"}", 50_000).tokens == (0, 0)

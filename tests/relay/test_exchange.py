@@ -17,6 +17,7 @@ from multiverse_gateway.core.health import HealthState, fresh
 from multiverse_gateway.core.sse import DONE_EVENT, EVENTS_PER_CALL
 from multiverse_gateway.relay.exchange import (
     DRAINING_SECONDS,
+    EMBEDDINGS,
     MAX_ERROR_BYTES,
     QUEUE_LOOK_SECONDS,
     UNCOUNTED_BYTES,
@@ -406,12 +407,12 @@ def test_a_large_explanation_of_a_mistake_is_relayed_whole() -> None:
     assert (client.status, client.data, stage.tried()) == (422, body, ["a"])
 
 
-def test_an_endless_explanation_is_nonsense() -> None:
+def test_an_endless_explanation_is_an_answer_over_the_limit() -> None:
     stage = engine("a", "b", limits=Limits(max_response_bytes=100))
-    stage.start()
+    _, client = stage.start()
     stage.last.head(400)
     stage.last.body(b"x" * 60, b"x" * 60)
-    assert (stage.blamed(), stage.sendings[0].aborted) == ([("a", K)], True)
+    assert (code(client), stage.tried(), stage.blamed()) == ("answer_too_large", ["a"], [])
     stage.check()
 
 
@@ -427,16 +428,17 @@ def test_the_rest_of_a_large_server_error_is_not_waited_for() -> None:
     stage.check()
 
 
-def test_an_answer_larger_than_the_limit_is_nonsense() -> None:
-    """The connection is closed at once, and another server asked (L10)."""
+def test_an_answer_over_the_limit_is_refused_and_blames_nobody() -> None:
+    """Another server's answer would be as large; the client learns the figure, the setting and what helps (L10)."""
     stage = engine("a", "b", limits=Limits(max_response_bytes=10))
     _, client = stage.start()
     stage.last.head()
     stage.last.body(b"[1,2,3,4,5,6,7]")
-    assert (stage.blamed(), stage.sendings[0].aborted) == ([("a", K)], True)
-    stage.wait(0.1)
-    stage.last.answer(body=b"[1,2,3,45]")
-    assert client.data == b"[1,2,3,45]"
+    assert (client.status, stage.tried(), stage.blamed(), stage.last.aborted) == (502, ["a"], [], True)
+    error = json.loads(client.data)["error"]
+    assert error["code"] == "answer_too_large"
+    assert all(word in error["message"] for word in ("10 bytes", "MULTIVERSE_MAX_RESPONSE_BYTES", "max_tokens"))
+    assert client.headers[b"x-should-retry"] == b"false"
     stage.check()
 
 
@@ -544,24 +546,30 @@ def test_an_attempt_after_another_starts_afresh() -> None:
 
 
 def test_a_timeout_is_retried_while_enough_time_remains() -> None:
-    """The attempt is closed before the next begins (F03)."""
+    """While another server could take over, a server gets half of what is left; its attempt is closed before the next begins (F03)."""
     stage = engine("a", "b", limits=Limits(request_timeout=20, first_byte_timeout=14))
     _, client = stage.start()
-    stage.wait(14)
+    stage.wait(9.9)
+    assert stage.blamed() == []
+    stage.wait(0.1)
+    assert stage.asked
+    stage.wait(0)
     assert (stage.sendings[0].aborted, stage.blamed()) == (True, [("a", C)])
     stage.wait(0.1)
     assert stage.tried() == ["a", "b"]
-    stage.wait(5.9)
+    stage.wait(9.9)
     assert (client.status, code(client)) == (504, "upstream_timeout")
     assert stage.blamed() == [("a", C)]
     stage.check()
 
 
 def test_a_timeout_late_in_the_day_is_final() -> None:
-    stage = engine("a", "b", limits=Limits(request_timeout=18, first_byte_timeout=14))
+    stage = engine("a", "b", limits=Limits(request_timeout=9, first_byte_timeout=4))
     _, client = stage.start()
-    stage.wait(14)
+    stage.wait(4)
+    stage.wait(0.5)
     assert (client.status, stage.tried()) == (504, ["a"])
+    assert "no first byte within 4 s (FIRST_BYTE_TIMEOUT_SECONDS)" in json.loads(client.data)["error"]["message"]
     stage.check()
 
 
@@ -1048,7 +1056,11 @@ def test_a_tick_that_is_not_due_does_nothing() -> None:
     stage = queueing(limits=Limits(first_byte_timeout=5, queue_timeout=5))
     first, _ = stage.start()
     second, client = stage.start()
-    stage.wait(5)
+    stage.wait(4)
+    second.due = stage.clock + 1
+    second.deadline = second._queued_at = stage.clock + 100
+    stage.wait(1)
+    stage.find(alive=False)
     assert stage.blamed() == [("a", C)]
     assert (second.phase, client.status) == (Phase.TRYING, None)
     assert first.phase is Phase.OVER
@@ -1079,6 +1091,7 @@ def test_comments_do_not_put_off_the_first_event() -> None:
         stage.last.body(PING)
     assert client.is_silent
     stage.wait(1)
+    stage.find(alive=False)
     assert (client.status, stage.blamed()) == (504, [("a", C)])
     stage.check()
 
@@ -1099,11 +1112,12 @@ def test_a_plain_answer_may_take_longer_than_its_first_byte() -> None:
     stage.last.head()
     stage.last.body(b"[")
     stage.wait(5)
+    stage.find(alive=False)
     assert stage.blamed() == [("a", C)]
 
 
-def test_a_stalled_stream_is_broken_off() -> None:
-    """S06: idle time after the last byte; the server is struck as by a timeout."""
+def test_a_stream_of_a_server_that_fails_a_probe_is_broken_off() -> None:
+    """S06: idle time after the last byte the server is probed; it is struck as by a timeout."""
     stage = engine("a", limits=Limits(idle_timeout=5))
     _, client = stage.start(stream=True)
     stage.last.stream(ONE)
@@ -1112,6 +1126,8 @@ def test_a_stalled_stream_is_broken_off() -> None:
     stage.wait(4)
     assert not client.is_finished
     stage.wait(1)
+    assert not client.is_finished
+    stage.find(alive=False)
     assert trailing_error(client, ONE + PING)["code"] == "upstream_stream_interrupted"
     assert (client.was_cut, stage.last.aborted, stage.blamed()) == (True, True, [("a", C)])
     stage.check()
@@ -1125,7 +1141,139 @@ def test_a_stalled_raw_answer_is_cut() -> None:
     stage.wait(4)
     stage.last.body(b"x")
     stage.wait(5)
+    stage.find(alive=False)
     assert (client.was_cut, client.data, stage.blamed()) == (True, b"xx", [("a", C)])
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", SPEECH, "plain"])
+def test_a_server_that_passes_a_probe_may_be_silent_for_longer(path: str) -> None:
+    """It may be busy with a long prompt; five times the idle time without a byte is the end, and the words say so."""
+    stage = engine("a", limits=Limits(idle_timeout=5))
+    _, client = stage.start(path="/v1/chat/completions" if path == "plain" else path, stream=path == "/v1/chat/completions")
+    stage.last.head(200, JSON if path == "plain" else EVENTS)
+    stage.last.body(b"[" if path == "plain" else ONE)
+    for _ in range(2):
+        stage.wait(5)
+        stage.find(alive=True)
+        stage.wait(19)
+        stage.last.body(b" " if path == "plain" else TWO)
+    stage.wait(5)
+    stage.wait(19)
+    assert stage.blamed() == []
+    stage.wait(1)
+    assert client.is_finished
+    stage.find(alive=False)
+    assert stage.blamed() == [("a", C)]
+    if path != SPEECH:
+        assert b"no data for 25 s (IDLE_TIMEOUT_SECONDS)" in client.data
+    stage.check()
+
+
+def test_data_that_come_while_a_probe_runs_are_proof_of_life() -> None:
+    stage = engine("a", limits=Limits(idle_timeout=5))
+    _, client = stage.start(stream=True)
+    stage.last.stream(ONE)
+    stage.wait(5)
+    stage.last.body(TWO)
+    stage.find(alive=False)
+    assert not client.is_finished
+    assert stage.blamed() == []
+    stage.check()
+
+
+def test_the_only_server_gets_all_the_time_there_is() -> None:
+    """Without a substitute only the deadline counts; a failed probe ends it at once."""
+    stage = engine("a", limits=Limits(request_timeout=300, first_byte_timeout=60))
+    _, client = stage.start()
+    stage.wait(60)
+    stage.find(alive=True)
+    stage.wait(230)
+    assert client.is_silent
+    stage.last.answer()
+    assert client.status == 200
+    _, client = stage.start()
+    stage.wait(60)
+    stage.find(alive=False)
+    assert (client.status, stage.blamed()) == (504, [("a", C)])
+    assert "failed a probe" in json.loads(client.data)["error"]["message"]
+    stage.check()
+
+
+def test_a_slow_server_gets_more_time_for_a_long_prompt() -> None:
+    """Class C: the first byte of a plain answer with 512 tokens may take half as long again; then another server is asked."""
+    stage = engine("a", "b", limits=Limits(request_timeout=1000, first_byte_timeout=100))
+    stage.start()
+    stage.wait(100)
+    stage.find(alive=True)
+    stage.wait(51)
+    assert stage.blamed() == []
+    stage.wait(0.3)
+    assert stage.blamed() == [("a", C)]
+    stage.check()
+
+
+def test_a_probe_of_an_attempt_that_is_over_changes_nothing() -> None:
+    stage = engine("a", "b", limits=Limits(first_byte_timeout=10))
+    exchange, client = stage.start()
+    stage.wait(10)
+    stage.last.fail(B)
+    stage.find(alive=False)
+    stage.wait(0.1)
+    assert (stage.tried(), exchange.phase, client.is_silent) == (["a", "b"], Phase.TRYING, True)
+    stage.check()
+
+
+# Large embeddings
+
+
+def embeddings(size: int) -> bytes:
+    return b'{"data": [{"embedding": [' + b"0.5, " * (size // 5) + b'1]}], "usage": {"prompt_tokens": 7}}'
+
+
+def test_large_embeddings_are_relayed_as_they_come() -> None:
+    """Held up to a mebibyte, so that another server may still answer; beyond it checked as they pass."""
+    stage = engine("a")
+    exchange, client = stage.start(path=EMBEDDINGS)
+    body = embeddings(3 << 20)
+    stage.last.head()
+    stage.last.body(body[: 1 << 20])
+    assert client.is_silent
+    stage.last.body(body[1 << 20 : 2 << 20])
+    assert (client.data, exchange.held) == (body[: 2 << 20], 0)
+    stage.last.body(body[2 << 20 :])
+    stage.last.end()
+    assert (client.data, client.ended, client.length, exchange.usage) == (body, True, None, (7, 0))
+    assert stage.praised() == ["a"]
+    stage.check()
+
+
+@pytest.mark.parametrize("fault", ["end", "text", "limit"])
+def test_large_embeddings_that_are_not_whole_are_cut(fault: str) -> None:
+    """The client can tell, and only a fault of the server's own is a strike."""
+    stage = engine("a", limits=Limits(max_embeddings_bytes=2 << 20))
+    exchange, client = stage.start(path=EMBEDDINGS)
+    stage.last.head()
+    stage.last.body(embeddings(4 << 20)[: (2 << 20) - 10])
+    if fault == "end":
+        stage.last.end()
+    else:
+        stage.last.body(b"\xff" if fault == "text" else b"0" * 11)
+    assert client.was_cut
+    assert stage.blamed() == {"end": [("a", B)], "text": [("a", K)], "limit": []}[fault]
+    assert exchange.error_code == ("stream_limit_reached" if fault == "limit" else "upstream_stream_interrupted")
+    stage.check()
+
+
+def test_small_embeddings_are_held_and_retried() -> None:
+    stage = engine("a", "b")
+    _, client = stage.start(path=EMBEDDINGS)
+    stage.last.head()
+    stage.last.body(embeddings(1000)[:-5])
+    stage.last.end()
+    stage.wait(0.1)
+    stage.last.answer(body=embeddings(1000))
+    assert (client.status, client.data, stage.tried()) == (200, embeddings(1000), ["a", "b"])
+    stage.check()
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -1286,6 +1434,7 @@ def test_a_server_is_not_idle_while_the_client_is_clogged() -> None:
     stage.wait(4)
     assert not client.is_finished
     stage.wait(1)
+    stage.find(alive=False)
     assert (client.was_cut, stage.blamed()) == (True, [("a", C)])
     stage.check()
 
@@ -1705,14 +1854,35 @@ def test_a_retry_without_our_question_is_still_a_retry() -> None:
     stage.check()
 
 
-@pytest.mark.parametrize(("status", "words"), [(400, b"too long"), (500, b"stream_options")])
-def test_any_other_refusal_is_what_it_is(status: int, words: bytes) -> None:
+@pytest.mark.parametrize("status", [400, 415, 422, 500, 501])
+def test_a_server_that_refuses_in_any_words_is_asked_without_our_question(status: int) -> None:
+    """Nobody is blamed before that; what it answers then counts."""
     engine = asking(RecordingEngine([server("a")]))
     _, client = engine.start(stream=True)
-    engine.last.head(status, JSON)
-    engine.last.body(b'{"error": {"message": "%b"}}' % words)
-    engine.last.end()
+    engine.last.answer(status, body=b'{"error": {"message": "Extra fields are not permitted"}}')
+    assert (engine.tried(), client.is_silent, engine.blamed()) == (["a", "a"], True, [])
+    engine.last.answer(status, body=b'{"error": {"message": "too long"}}')
+    assert len(engine.blamed()) == 1
+    assert not client.is_silent
+
+
+@pytest.mark.parametrize("status", [401, 404, 405, 408, 413, 429, 503])
+def test_any_other_refusal_is_what_it_is(status: int) -> None:
+    engine = asking(RecordingEngine([server("a")]))
+    _, client = engine.start(stream=True)
+    engine.last.answer(status, body=b'{"error": {"message": "no"}}')
     assert (engine.tried(), client.is_silent) == (["a"], False)
+
+
+def test_a_server_that_answered_our_question_once_is_believed() -> None:
+    """Its later refusals are about the request."""
+    engine = asking(RecordingEngine([server("a")]))
+    engine.start(stream=True)
+    engine.last.stream(ONE, LAST, DONE_EVENT)
+    engine.last.end()
+    _, client = engine.start(stream=True)
+    engine.last.answer(400, body=b'{"error": {"message": "too long"}}')
+    assert (engine.tried(), client.status) == (["a", "a"], 400)
 
 
 def test_the_tokens_of_an_answer_are_told_and_those_of_a_failure_are_not() -> None:

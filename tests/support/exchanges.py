@@ -210,6 +210,9 @@ class RecordingEngine:
     over: list[Exchange] = attrs.field(factory=list, init=False)
     calls: list[Callable[[], None]] = attrs.field(factory=list, init=False)
     answer_bytes: int = attrs.field(default=0, init=False)
+    acceptors: set[ServerId] = attrs.field(factory=set, init=False)
+    asked: list[tuple[Exchange, Server]] = attrs.field(factory=list, init=False)
+    refused_retries: int = attrs.field(default=0, init=False)
 
     @admission.default
     def _make_admission(self) -> Admission:
@@ -279,6 +282,22 @@ class RecordingEngine:
         """Count, as the gateway does."""
         self.answer_bytes -= count
         assert self.answer_bytes >= 0
+
+    def usage_accepted(self, server: Server) -> None:
+        """Remember the server."""
+        self.acceptors.add(server.id)
+
+    def accepts_usage(self, server: Server) -> bool:
+        """Return whether it was remembered."""
+        return server.id in self.acceptors
+
+    def ask(self, exchange: Exchange, server: Server) -> None:
+        """Note who asked about which server; the test says what its probe finds."""
+        self.asked.append((exchange, server))
+
+    def budget_refused(self) -> None:
+        """Count."""
+        self.refused_retries += 1
 
     def refuses_usage(self, server: Server) -> None:
         """Note who is to be asked no more."""
@@ -359,6 +378,12 @@ class RecordingEngine:
     def last(self) -> RecordingSending:
         """The newest attempt."""
         return self.sendings[-1]
+
+    def find(self, *, alive: bool) -> None:
+        """Let the probes end that were asked for."""
+        asked, self.asked = self.asked, []
+        for exchange, server in asked:
+            exchange.probed(server, alive=alive)
 
     def turn(self) -> None:
         """Make the calls that are ready, as one turn of the event loop does."""

@@ -1,10 +1,12 @@
-"""What a whole answer holds: whether it is JSON, and the tokens that it reports."""
+"""What an answer holds: whether it is JSON, and the tokens that it reports; of a whole one, and of one that is relayed as it comes."""
 
 from __future__ import annotations
 
 import codecs
+import re
 
 import msgspec
+from attrs import define, field
 
 from multiverse_gateway.core.sse import Usage, tokens_of
 
@@ -59,6 +61,65 @@ def read_answer(body: bytes) -> tuple[int, int] | None:
     except (ValueError, RecursionError):
         return None
     return (0, 0) if usage is None else usage.tokens
+
+
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_BEGUN_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+', re.DOTALL)
+_USAGE = re.compile(rb'"usage"\s*:\s*(\{(?:[^{}]|\{[^{}]*\})*\})')
+_ENDS = 2048
+"""Bytes of the beginning and of the end of an answer in which its `usage` is looked for."""
+
+
+@define(eq=False)
+class PassingJson:
+    """Check JSON that is relayed while it comes, because it is too large to be held.
+
+    Only its structure is checked: strings, brackets and UTF-8. That tells a whole answer from one that was cut.
+
+    >>> passing = PassingJson()
+    >>> for piece in (b'{"data": [{"embedding": [0.5, ', b'1]}], "usage": {"prompt_tokens": 7}}'):
+    ...     passing.feed(piece)
+    >>> passing.is_whole, passing.tokens
+    (True, (7, 0))
+    """
+
+    is_broken: bool = field(default=False, init=False)
+    """Whether it cannot become JSON any more."""
+    _depth: int = field(default=0, init=False)
+    _carried: bytes = field(default=b"", init=False)
+    """What stands for the beginning of a string that is not complete yet."""
+    _first: bytes = field(default=b"", init=False)
+    _last: bytes = field(default=b"", init=False)
+    _decoder: codecs.IncrementalDecoder = field(factory=codecs.getincrementaldecoder("utf-8"), init=False)
+
+    def feed(self, piece: bytes) -> None:
+        """Check a piece of the body, in order."""
+        try:
+            self._decoder.decode(piece)
+        except UnicodeDecodeError:
+            self.is_broken = True
+        outside = _STRING.sub(b"", self._carried + piece)
+        begun = _BEGUN_STRING.search(outside)
+        self._carried = b""
+        if begun is not None:
+            self._carried = b'"\\' if begun.end() < len(outside) else b'"'
+            outside = outside[: begun.start()]
+        self._depth += outside.count(b"[") + outside.count(b"{") - outside.count(b"]") - outside.count(b"}")
+        if len(self._first) < _ENDS:
+            self._first += piece[:_ENDS]
+        self._last = (self._last + piece)[-_ENDS:]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a whole object or array, if it ends here."""
+        ends = self._first.lstrip()[:1] + self._last.rstrip()[-1:]
+        return not self.is_broken and not self._depth and not self._carried and ends in (b"{}", b"[]") and not self._decoder.getstate()[0]
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """The prompt and completion tokens that it reports at its beginning or its end, 0 where it does not."""
+        found = _USAGE.search(self._last) or _USAGE.search(self._first)
+        return (0, 0) if found is None else tokens_of(msgspec.Raw(found[1]))
 
 
 def _check_utf8(body: bytes) -> None:

@@ -109,7 +109,8 @@ class RetryPolicy:
     """When another attempt may be made. All but `max_retries` are seconds.
 
     `backoff` is the longest pause before another server, `same_server_delay` that before the only one; after a timeout at least
-    `min_remaining` of the deadline must be left. A retry over the budget asks for it again every `budget_delay`.
+    `min_remaining` of the deadline must be left. A retry over the budget checks for room every `budget_delay`, for `budget_wait` at
+    most, and never past half of what is left of the deadline.
     """
 
     max_retries: int = 2
@@ -117,6 +118,7 @@ class RetryPolicy:
     same_server_delay: float = 0.25
     min_remaining: float = 5.0
     budget_delay: float = 0.25
+    budget_wait: float = 10.0
 
 
 @frozen

@@ -77,6 +77,7 @@ class Meter:
     models: dict[str, ModelMeter] = attrs.field(factory=dict)
     attempts: Counter[tuple[ServerId, str]] = attrs.field(factory=Counter)
     refusals: Counter[str] = attrs.field(factory=Counter)
+    refused_retries: int = 0
     probes: Counter[bool] = attrs.field(factory=Counter)
     probe_seconds: Histogram = attrs.field(factory=lambda: Histogram(PROBE_BOUNDS))
 
@@ -122,6 +123,7 @@ class Moment:
     servers: Sequence[tuple[ServerId, str, str, int]]
     body_bytes: int
     answer_bytes: int
+    waiting_retries: int
     is_shedding: bool
     tasks: int
 
@@ -145,6 +147,9 @@ def families(meter: Meter, moment: Moment) -> Iterator[Metric]:
         events.add_metric((model,), found.events)
         sent.add_metric((model,), found.sent_bytes)
     yield from (requests, seconds, first, tokens, events, sent)
+    yield CounterMetricFamily(
+        "multiverse_retries_refused", "Retries that their model's budget did not let begin in time.", meter.refused_retries
+    )
 
     attempts = CounterMetricFamily(
         "multiverse_attempts",
@@ -181,6 +186,7 @@ def _gauges(moment: Moment) -> Iterator[Metric]:
         states.add_metric((server_id, model, state), 1)
     yield from (running, states)
     yield GaugeMetricFamily("multiverse_body_bytes", "Memory that request bodies take.", moment.body_bytes)
+    yield GaugeMetricFamily("multiverse_retries_waiting", "Retries that wait for their model's budget.", moment.waiting_retries)
     yield GaugeMetricFamily("multiverse_answer_bytes", "Memory that large answers take until clients have read them.", moment.answer_bytes)
     yield GaugeMetricFamily("multiverse_shedding", "1 while requests are refused since the process does not keep up.", moment.is_shedding)
     yield GaugeMetricFamily("multiverse_tasks", "Tasks of the event loop; those of a process at rest do not grow.", moment.tasks)

@@ -23,7 +23,7 @@ from typing import Protocol
 import attrs
 import msgspec
 
-from multiverse_gateway.core.answers import read_answer
+from multiverse_gateway.core.answers import PassingJson, read_answer
 from multiverse_gateway.core.content_types import relayed_type
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.errors import (
@@ -51,12 +51,18 @@ from multiverse_gateway.core.failover import (
 )
 from multiverse_gateway.core.health import AttemptFailed, HealthEvent
 from multiverse_gateway.core.load import Load
+from multiverse_gateway.core.patience import first_byte_allowance
 from multiverse_gateway.core.routing import Candidates, close_names
 from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.core.sse import DONE_EVENT, Dialect, EventStream, error_event
 from multiverse_gateway.relay.heads import Headers
 
 MAX_ERROR_BYTES = 65536
+EMBEDDINGS = "/v1/embeddings"
+MAX_HELD_EMBEDDINGS = 1 << 20
+"""Embeddings up to this size are held until they are known to be whole; larger ones are relayed as they come."""
+SILENCE_FACTOR = 5
+"""A server that passes a probe may be silent in the middle of an answer for so many times the idle timeout."""
 UNCOUNTED_BYTES = 65536
 """What every exchange may hold of an answer without asking the budget: most answers are smaller."""
 DRAINING_SECONDS = 1.0
@@ -68,8 +74,10 @@ LAST_RESORT_SECONDS = 0.05
 
 _STREAM_HEADERS = [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 _BLAMELESS = frozenset({FailureClass.CLIENT_ERROR, FailureClass.TRANSIENT, FailureClass.LOCAL})
-_TOO_LARGE = Failure(FailureClass.NONSENSE, "an answer larger than the limit")
 _REPORTED_ERROR = Failure(FailureClass.SERVER_ERROR, "the stream ended with an error")
+_FAILED_PROBE = Failure(FailureClass.TIMEOUT, "no data, and the server failed a probe")
+_KNOWN_REFUSALS = frozenset({401, 403, 404, 405, 408, 413, 429})
+"""Statuses of 4xx that say something else than that a field of the request is not known."""
 
 
 class Client(Protocol):
@@ -113,6 +121,7 @@ class Limits:
     idle_timeout: float = 60.0
     queue_timeout: float = 10.0
     max_response_bytes: int = 16 << 20
+    max_embeddings_bytes: int = 64 << 20
     max_event_bytes: int = 1 << 20
     max_large_event_bytes: int = 16 << 20
     max_stream_bytes: int = 64 << 20
@@ -149,6 +158,18 @@ class Engine(Protocol):
 
     def send(self, server: Server, exchange: "Exchange") -> Sending:
         """Open an attempt; its outcome comes back through the exchange's wire methods, never during this call."""
+
+    def usage_accepted(self, server: Server) -> None:
+        """Remember that the server answered a stream whose tokens it was asked for."""
+
+    def accepts_usage(self, server: Server) -> bool:
+        """Return whether the server has answered such a stream before."""
+
+    def ask(self, exchange: "Exchange", server: Server) -> None:
+        """Probe a server that keeps the exchange waiting; the result comes through `probed`, never during this call."""
+
+    def budget_refused(self) -> None:
+        """Count a retry that the model's budget did not let begin in time."""
 
     def soon(self, call: Callable[[], None]) -> None:
         """Call a function in the next turn of the event loop, after everything else that is ready."""
@@ -220,6 +241,7 @@ class Exchange:
     _try_began: float
 
     __slots__ = (
+        "_asked_until",
         "_backoff_server",
         "_budget_by",
         "_chunks",
@@ -234,6 +256,7 @@ class Exchange:
         "_headers",
         "_limits",
         "_moved_at",
+        "_passing",
         "_paused",
         "_queued_at",
         "_received",
@@ -307,7 +330,7 @@ class Exchange:
         self.query = query
         self.request_id = request_id
         self.arrived = arrived
-        self.deadline = self.due = arrived + limits.request_timeout
+        self.deadline = self.due = engine.now() + limits.request_timeout  # the body is complete; how long that took does not count
         self.phase = _CHOOSING
         self.attempts: list[Attempt] = []
         self.tried = 0
@@ -324,12 +347,19 @@ class Exchange:
         self._clogged = False
         self._paused = False
         self._ending: Callable[[], None] | None = None
+        self._asked_until = 0.0
+        self._passing: PassingJson | None = None
         self._events: EventStream | None = None
         self._chunks: list[bytes] = []
         self._received = 0
         self._head_status = 0
         self._headers: Mapping[bytes, bytes] = {}
         self._content_type = b""
+
+    @property
+    def waits_for_budget(self) -> bool:
+        """Whether a retry waits until the model's budget lets it begin."""
+        return self.phase is _BACKOFF and not self._retrying
 
     @property
     def events(self) -> int:
@@ -421,10 +451,11 @@ class Exchange:
         """Move all deadlines: the process was stopped for so long, and what its sockets hold was not read yet."""
         self.due += seconds
         self.deadline += seconds
+        self._asked_until += seconds
         if self.phase is _QUEUED:
             self._queued_at += seconds
             self._moved_at += seconds
-        elif self.phase is _BACKOFF and not self._retrying:
+        elif self.waits_for_budget:
             self._budget_by += seconds
 
     def tick(self) -> None:
@@ -442,7 +473,7 @@ class Exchange:
             self._abandon_attempt()
             self._refuse(
                 UpstreamTimeout(
-                    f"No answer within {self._limits.request_timeout:g} seconds. "
+                    f"There was no answer within {self._limits.request_timeout:g} seconds (REQUEST_TIMEOUT_SECONDS). "
                     "Ask for less (for example a smaller max_tokens), stream the answer, or try again later."
                 )
             )
@@ -451,7 +482,7 @@ class Exchange:
         elif phase is _BACKOFF:
             self._after_backoff()
         elif phase is _TRYING:
-            self._fail_attempt(Failure(kind=FailureClass.TIMEOUT, reason="no answer in time"))
+            self._tick_trying(now)
 
     def interrupt(self) -> None:
         """End now, telling the client that the gateway is being stopped."""
@@ -557,7 +588,7 @@ class Exchange:
         elif self._events is not None:
             self._end_of_stream(self._events)
         elif not 200 <= self._head_status < 300:
-            if self.asks_usage and self._head_status in (400, 422) and b"stream_options" in b"".join(self._chunks):
+            if self.asks_usage and self._may_refuse_usage():
                 self._ask_without_usage()
             else:
                 self._fail_attempt(self._classified())
@@ -568,7 +599,17 @@ class Exchange:
         else:
             self._answer(b"")
 
+    def _may_refuse_usage(self) -> bool:
+        """Return whether the server may have refused the field that the gateway added; servers do it in many words."""
+        server, status = self.server, self._head_status
+        assert server is not None
+        refuses = (400 <= status < 500 and status not in _KNOWN_REFUSALS) or status in (500, 501)
+        return refuses and not self._engine.accepts_usage(server)
+
     def _end_of_json(self) -> None:
+        if self._passing is not None:
+            self._end_of_passing(self._passing)
+            return
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks = []
         tokens = read_answer(body)
@@ -687,9 +728,63 @@ class Exchange:
             self._forget_attempt()
         self._slot = True
         engine.load.started(server.id, self.envelope.model)
-        due = now + self._limits.first_byte_timeout
+        timeout = self._limits.first_byte_timeout
+        if 2 * timeout > self.deadline - now and self._has_substitute(now):
+            timeout = (self.deadline - now) / 2
+        due = now + timeout
         self.due = due if due < self.deadline else self.deadline
         self._sending = engine.send(server, self)
+
+    def _has_substitute(self, now: float) -> bool:
+        """Return whether another server could take the request over from the one that is asked."""
+        assert self.server is not None
+        found = self._engine.candidates(self.envelope, self._excluded | {self.server.id}, now)
+        return found is not None and bool(found.ready or found.full)
+
+    # Waiting for a server
+
+    def _tick_trying(self, now: float) -> None:
+        """Give a server more time that may only be slow, once; then fail the attempt."""
+        is_silent = bool(self._chunks) and self._events is None
+        if self.due == self._asked_until:
+            reason = self._silence() if is_silent else f"no first byte within {now - self._try_began:.0f} s (FIRST_BYTE_TIMEOUT_SECONDS)"
+            self._fail_attempt(Failure(kind=FailureClass.TIMEOUT, reason=reason))
+        elif is_silent:
+            self._ask_about_silence()
+        else:
+            self._extend(now)
+
+    def _silence(self) -> str:
+        return f"no data for {self._limits.idle_timeout * SILENCE_FACTOR:g} s (IDLE_TIMEOUT_SECONDS)"
+
+    def _extend(self, now: float) -> None:
+        """Give the server the time that a prompt and an answer of this size may take; a probe tells meanwhile whether it lives."""
+        until = self.deadline
+        if self._has_substitute(now):
+            began = self._try_began
+            allowance = first_byte_allowance(self._limits.first_byte_timeout, self.body_bytes, stream=self.envelope.stream)
+            until = max(now, began + min(allowance, (self.deadline - began) / 2))
+        self._ask(until)
+
+    def _ask_about_silence(self) -> None:
+        """Probe a server that fell silent in the middle of its answer; while it passes, it may be silent for longer."""
+        last = self.due - self._limits.idle_timeout
+        self._ask(min(self.deadline, last + self._limits.idle_timeout * SILENCE_FACTOR))
+
+    def _ask(self, until: float) -> None:
+        assert self.server is not None
+        self.due = self._asked_until = until
+        self._engine.ask(self, self.server)
+
+    def probed(self, server: Server, *, alive: bool) -> None:
+        """Take the result of the probe of a server that kept the exchange waiting; without effect once any data came."""
+        if alive or self.server is not server or self.due != self._asked_until:
+            return
+        if self.phase is _TRYING:
+            self._fail_attempt(_FAILED_PROBE)
+        elif self.phase is _RELAYING:
+            self._abort_sending()
+            self._break_stream(_FAILED_PROBE)
 
     def _forget_attempt(self) -> None:
         """Drop what came of the attempt before; the body of its failure, too, now that another attempt decides what the client sees."""
@@ -727,15 +822,60 @@ class Exchange:
 
     def _collect(self, data: bytes) -> None:
         """Keep a piece of a body that must be known in full; of a server's own error the beginning is enough."""
+        if self._passing is not None:
+            self._pass_on(self._passing, data)
+            return
         self._chunks.append(data)
-        if self._received > self._limits.max_response_bytes:
-            self._fail_attempt(_TOO_LARGE)
+        if self._received > self._limits.max_response_bytes and not self._is_embedding:
+            self._refuse_size(self._limits.max_response_bytes, "MULTIVERSE_MAX_RESPONSE_BYTES")
+        elif self._received > MAX_HELD_EMBEDDINGS and self._is_embedding:
+            self._begin_to_pass()
         elif self._received > UNCOUNTED_BYTES and not self._hold(self._received):
             return
         elif self._head_status < 300:
             self._expect_more()
         elif self._head_status >= 500 and self._received > MAX_ERROR_BYTES:
             self._fail_attempt(self._classified())
+
+    @property
+    def _is_embedding(self) -> bool:
+        return self.envelope.path == EMBEDDINGS and self._head_status < 300
+
+    def _refuse_size(self, limit: int, setting: str) -> None:
+        """Refuse an answer over a limit of the gateway: another server's would be as large, and none is to blame."""
+        self._abandon_attempt()
+        self._refuse(
+            AnswerTooLarge(
+                f"The answer is larger than {limit:,} bytes, the limit of this gateway ({setting}). "
+                "Ask for less, for example with a smaller max_tokens or fewer inputs, or ask the operator to raise the limit."
+            )
+        )
+
+    def _begin_to_pass(self) -> None:
+        """Commit a large answer before its end, and relay what comes of it at once."""
+        self._passing = PassingJson()
+        body, self._chunks = b"".join(self._chunks), []
+        self.taken()
+        self._begin_answer()
+        self._pass_on(self._passing, body)
+
+    def _pass_on(self, passing: PassingJson, data: bytes) -> None:
+        passing.feed(data)
+        self._send(data)
+        self._expect_more()
+        if passing.is_broken:
+            self._abort_sending()
+            self._break_stream(Failure(kind=FailureClass.NONSENSE, reason="an answer that is not JSON", status=self.status))
+        elif self._received > self._limits.max_embeddings_bytes:
+            self._abort_sending()
+            self._break_stream(None)
+
+    def _end_of_passing(self, passing: PassingJson) -> None:
+        if passing.is_whole:
+            self._tokens = passing.tokens
+            self._complete()
+        else:
+            self._break_stream(Failure(kind=FailureClass.BROKEN, reason="the answer ended before its end", after_request=True))
 
     def _classified(self) -> Failure:
         failure = classify(
@@ -784,7 +924,7 @@ class Exchange:
         self.phase = _BACKOFF
         self.due = min(self.deadline, now + retry.delay)
         if retry.waits:
-            self._budget_by = now + self._limits.queue_timeout
+            self._budget_by = now + min(self._engine.retry_policy.budget_wait, (self.deadline - now) / 2)
         else:
             self._reserve_retry()
         if retry.delay <= 0:
@@ -810,6 +950,7 @@ class Exchange:
 
     def _wait_for_budget(self, now: float) -> None:
         if now >= self._budget_by:
+            self._engine.budget_refused()
             self._finish_as(final_error(self.attempts))
         else:
             self.due = min(self.deadline, now + self._engine.retry_policy.budget_delay)
@@ -863,6 +1004,8 @@ class Exchange:
         self.first_byte_seconds = now - self._try_began
         if self.refuser is not None and self.refuser is self.server and self.status < 300:
             self._engine.refuses_usage(self.refuser)
+        elif self.asks_usage and self.server is not None:
+            self._engine.usage_accepted(self.server)
 
     def _answer(self, body: bytes) -> None:
         """Pass a whole answer on."""
@@ -989,11 +1132,14 @@ class Exchange:
         self._engine.slot_freed(self.envelope.model)
 
     def _tick_relaying(self) -> None:
-        self._abort_sending()
         if self._engine.now() >= self.deadline:
+            self._abort_sending()
             self._break_stream(None)
+        elif self.due == self._asked_until:
+            self._abort_sending()
+            self._break_stream(Failure(kind=FailureClass.TIMEOUT, reason=self._silence()))
         else:
-            self._break_stream(Failure(kind=FailureClass.TIMEOUT, reason="the stream stalled"))
+            self._ask_about_silence()
 
     def _break_stream(self, failure: Failure | None) -> None:
         """End a committed answer that cannot be completed; `failure` is `None` when a limit of ours ends it."""
@@ -1003,15 +1149,20 @@ class Exchange:
         if failure is not None:
             self._blame(server, failure)
             happened = "reported an error" if failure is _REPORTED_ERROR else "stopped"
-            message = f"The server {happened} in the middle of its answer. What arrived so far is incomplete; send the request again."
+            why = f": {failure.reason}" if failure.kind is FailureClass.TIMEOUT else ""
+            message = f"The server {happened} in the middle of its answer{why}. What arrived so far is incomplete; send the request again."
             self._break_off(message, "upstream_stream_interrupted")
         else:
-            events = self._events
-            message = "The answer grew past the gateway's limit for one stream."
-            if events is not None and events.over_limit:
-                message = self._over_limit(events)
-            self._break_off(message, "stream_limit_reached")
+            self._break_off(self._limit_in_words(), "stream_limit_reached")
         self._engine.slot_freed(self.envelope.model)
+
+    def _limit_in_words(self) -> str:
+        limits, events = self._limits, self._events
+        if events is not None and events.over_limit:
+            return self._over_limit(events)
+        if self._received > limits.max_stream_bytes:
+            return f"The answer exceeds {limits.max_stream_bytes:,} bytes, the limit of this gateway (MULTIVERSE_MAX_STREAM_BYTES)."
+        return f"The answer takes longer than {limits.max_stream_seconds:g} s, the limit of this gateway (MULTIVERSE_MAX_STREAM_SECONDS)."
 
     def _blame(self, server: Server, failure: Failure) -> None:
         event = AttemptFailed(
