@@ -77,6 +77,7 @@ def check(watched: Watched, name: str) -> None:
         assert wide <= 0, f"{name} scrolls sideways by {wide} px where {width} are there"
     page.set_viewport_size(usual)
     assert violations(page) == [], name
+    assert violations(page, only="label-content-name-mismatch") == [], f"{name}: whoever speaks what is written must reach it (WCAG 2.5.3)"
     page.emulate_media(color_scheme="dark")
     assert violations(page, only="color-contrast") == [], f"{name}, dark"
     page.emulate_media(color_scheme="light")

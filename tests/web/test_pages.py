@@ -60,6 +60,25 @@ async def test_nothing_is_revealed_to_strangers() -> None:
         assert (await browser.open("/")).headers["location"] == "/dashboard"
 
 
+@pytest.mark.parametrize("accept", ["*/*", "application/json", "text/plain, */*;q=0.5", ""])
+@pytest.mark.parametrize("prefix", ["", "/ai"])
+async def test_a_program_that_asks_for_a_page_is_told_how_to_come_in(prefix: str, accept: str) -> None:
+    """28: 401 with a challenge, and words that name both ways; a browser, which asks for HTML, gets the form."""
+    async with browsing(prefix=prefix) as browser:
+        server_id = await browser.register()
+        pages = [path for path in PRIVATE if path != "/models"]  # which is the list of models for a program
+        for path in (*pages, "/server/{id}/delete"):
+            method = "POST" if path.endswith("delete") else "GET"
+            answer = await browser.client.request(method, prefix + path.format(id=server_id), headers={"accept": accept})
+            assert answer.status_code == 401, path
+            assert answer.headers["www-authenticate"].startswith("Bearer ")
+            assert answer.headers["content-type"].startswith("text/plain")
+            assert f" {prefix}/login " in answer.text
+            assert "X-API-Key" in answer.text
+        by_hand = await browser.client.get(f"{prefix}/settings", headers={"accept": accept, "x-api-key": ADMIN_KEY})
+        assert by_hand.status_code == 200
+
+
 async def test_signing_in_leads_to_where_one_wanted_to_go_and_nowhere_else() -> None:
     """A path of ours, never another host."""
     async with browsing() as browser:

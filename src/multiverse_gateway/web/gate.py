@@ -29,6 +29,8 @@ from multiverse_gateway.web.wizard import Form, message_of
 MAX_SIGN_INS = 10
 MAX_FIELDS = 100
 
+_CHALLENGE = 'Bearer realm="Multiverse Gateway"'
+"""What RFC 9110 asks for with a 401. Browsers show no window of their own for it, as they would for `Basic`."""
 _TOO_OLD = "This page has grown too old"
 _log = logging.getLogger("multiverse_gateway.ui")
 
@@ -122,8 +124,10 @@ class Gate:
 
     def _ask_to_sign_in(self, visit: Visit) -> Response:
         request = visit.request
-        if visit.is_fragment or "text/html" not in request.headers.get("accept", "text/html"):
-            return Response("Sign in first.", 401, {"cache-control": "no-store"}, media_type="text/plain")
+        if visit.is_fragment or "text/html" not in request.headers.get("accept", ""):
+            login = self._frame.url(request, "login")
+            words = f"This page is for operators. Sign in at {login} in a browser, or send the admin key in the header X-API-Key.\n"
+            return Response(words, 401, {"cache-control": "no-store", "www-authenticate": _CHALLENGE}, media_type="text/plain")
         wanted = path_of(request.scope)
         if request.scope["query_string"]:
             wanted += f"?{request.scope['query_string'].decode('latin-1')}"
