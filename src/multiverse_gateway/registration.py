@@ -233,6 +233,11 @@ async def saved(gateway: Gateway) -> None:
         await gateway.flush()
 
 
+def is_about_address(reason: str) -> bool:
+    """Return whether the reason of a probe says that the URL itself cannot be used: nothing that it leads to was dialled."""
+    return any(words in reason for words in ("does not dial", "URL cannot be used", "host name leads nowhere"))
+
+
 async def try_connection(gateway: Gateway, registration: Registration) -> TestResult:
     """Probe a server without registering it and say step by step what works, in categories only.
 
@@ -242,6 +247,8 @@ async def try_connection(gateway: Gateway, registration: Registration) -> TestRe
     refuse_address(gateway, registration.endpoint_url)
     result = await gateway.check(candidate(gateway, registration))
     reason = result.reason or "The server did not answer as expected"
+    if is_about_address(reason):
+        return TestResult(ok=False, reason=result.reason, warning=None, steps=[Step(step="address", ok=False, message=reason)])
     reached = result.passed or result.unauthorized
     steps = [
         Step(step="address", ok=True, message="The URL can be used"),

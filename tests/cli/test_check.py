@@ -98,6 +98,15 @@ def test_a_private_address_is_told_and_the_rest_still_checked(scripted: str) -> 
 
 
 @pytest.mark.e2e
+def test_an_address_that_no_setting_opens_names_none() -> None:
+    """A link-local one stays closed whatever is set."""
+    result = call("http://169.254.1.1:8000")
+    assert result.exit_code == 1
+    assert "FAILED  address: a gateway with these settings will not dial it: link-local" in result.output
+    assert "ALLOW_PRIVATE_NETWORKS" not in result.output
+
+
+@pytest.mark.e2e
 def test_another_name_is_a_note(scripted: str) -> None:
     """Many servers take any."""
     result = call(scripted, "--allow-private", "--model", "other")

@@ -255,6 +255,41 @@ async def test_no_payload_gets_through_a_connection_test() -> None:
         assert not [reason for reason in said if str(listeners.port) in reason]
 
 
+@pytest.mark.parametrize(
+    ("address", "names_setting"),
+    [("10.1.2.3", True), ("127.0.0.1", True), ("fd00::7", True), ("169.254.169.254", False), ("192.0.2.1", False), ("fe80::1", False)],
+)
+async def test_a_name_that_leads_to_a_closed_address_is_told_what_would_open_it(address: str, names_setting: bool) -> None:
+    """Wherever a URL is given and tried; nobody is told that the URL can be used, nor of a setting that would not help."""
+    async with doors() as there:
+        there.resolver.answers["gpu.example"] = [[address]]
+        body = {"model_name": "tiny", "endpoint_url": "http://gpu.example:8100"}
+        tested = (await there.call("POST", "/admin/test-connection", body)).json()
+        registered = (await there.call("POST", "/admin/register", body)).json()["error"]["message"]
+        server = await there.plant("http://gpu.example:8100")
+        checked = (await there.call("POST", f"/admin/servers/{server.id}/health-check", None)).json()["reason"]
+        form = {**await there.sign_in(), "endpoint_url": body["endpoint_url"]}
+        page = (await there.client.post("/register/test", data=form, headers={"origin": "http://gateway"})).text
+        assert (tested["ok"], [(step["step"], step["ok"]) for step in tested["steps"]]) == (False, [("address", False)])
+        assert "can be used" not in str(tested)
+        for text in (tested["reason"], tested["steps"][0]["message"], registered, checked, page):
+            assert "does not dial" in text
+            assert ("ALLOW_PRIVATE_NETWORKS" in text) is names_setting, text
+        assert address not in f"{tested} {registered} {checked}"
+        assert re.search(r'<li class="bad">.*<strong>Address allowed</strong>', page)
+        assert not re.search(r'<li class="good">.*<strong>Address allowed</strong>', page)
+
+
+async def test_a_request_refused_by_address_leaves_a_reason_that_names_the_setting() -> None:
+    """On the record of the server, where its host reads it."""
+    async with doors() as there:
+        there.resolver.answers["gpu.example"] = [["10.1.2.3"]]
+        server = await there.plant("http://gpu.example:8100")
+        assert (await there.client.post("/v1/chat/completions", json={"model": "tiny", "messages": []})).status_code == 504
+        record = (await there.call("GET", f"/admin/servers/{server.id}", None)).json()
+        assert "ALLOW_PRIVATE_NETWORKS" in record["reason"]
+
+
 async def test_no_payload_gets_through_import_or_its_later_probe() -> None:
     """X01: literals are refused at once, and of the names that are taken the probe refuses all."""
     async with doors() as there:

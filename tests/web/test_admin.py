@@ -121,6 +121,15 @@ async def test_a_bad_query_names_its_parameter(path: str, param: str) -> None:
         assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 
+async def test_a_name_that_leads_nowhere_is_no_usable_url() -> None:
+    """The connection test says so at the address, and says nothing about steps that were not taken."""
+    async with stage() as at:
+        at.probe.failing[BODY["endpoint_url"]] = "the host name leads nowhere: is it spelt right, and is the tunnel still open?"
+        tested = (await at.client.post("/admin/test-connection", json=BODY)).json()
+        assert (tested["ok"], [(step["step"], step["ok"]) for step in tested["steps"]]) == (False, [("address", False)])
+        assert tested["steps"][0]["message"] == tested["reason"]
+
+
 PADDED: dict[str, Any] = {
     "model_name": " tiny\n",
     "endpoint_url": "\thttp://gpu.example:8000\r\n",

@@ -11,7 +11,7 @@ import httpx2
 
 from multiverse_gateway._version import __version__
 from multiverse_gateway.cli.common import json_option, print_json, printable, settings_here, trimmed
-from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_root, refusal_of_any
+from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, is_openable, parse_root, refusal_of_any
 from multiverse_gateway.settings import Settings
 
 MAX_BODY = 1 << 20
@@ -102,12 +102,10 @@ def _judge(addresses: list[str], port: int, policy: AddressPolicy) -> Step:
     reason = refusal_of_any(addresses, port, policy)
     if reason is None:
         return Step("address", True, "a gateway may dial it")
-    return Step(
-        "address",
-        False,
-        f"a gateway with these settings will not dial it: {reason}",
-        "use a public address or a tunnel, or open the network with MULTIVERSE_ALLOW_PRIVATE_NETWORKS (here: --allow-private)",
-    )
+    remedy = "use a public address or a tunnel"
+    if is_openable(reason):
+        remedy += ", or open the network with MULTIVERSE_ALLOW_PRIVATE_NETWORKS (here: --allow-private)"
+    return Step("address", False, f"a gateway with these settings will not dial it: {reason}", remedy)
 
 
 def _connect(addresses: list[str], port: int, timeout: float) -> Step:

@@ -324,6 +324,15 @@ def is_openable(reason: str) -> bool:
     return reason in _OPENABLE
 
 
+def explained(reason: str) -> str:
+    """Return a refusal with the setting that would allow the address, if one would.
+
+    >>> explained("private address"), explained("metadata address")
+    ('private address, which only ALLOW_PRIVATE_NETWORKS opens', 'metadata address')
+    """
+    return f"{reason}, which only ALLOW_PRIVATE_NETWORKS opens" if is_openable(reason) else reason
+
+
 def refusal(address: str, port: int, policy: AddressPolicy) -> str | None:
     """Return why this address must not be dialled, in words fit for its owner, or None if it may be.
 

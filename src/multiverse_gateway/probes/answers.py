@@ -118,6 +118,10 @@ _CONNECTING: Mapping[str, str] = {
     "refused": "connection refused: is the server running, and does it listen on that address?",
     "in time": "no connection within the time allowed: is the machine on, and is the port open in its firewall?",
     "TLS": "no secure connection (TLS): is the certificate valid, and does the server speak https at all?",
+    "ALLOW_PRIVATE_NETWORKS": (
+        "the URL leads to a private address, which this gateway does not dial: use a public address or a tunnel, "
+        "or ask the operator to open private networks (ALLOW_PRIVATE_NETWORKS)"
+    ),
     "may not be dialled": "the URL leads to an address that this gateway does not dial: use a public one or a tunnel, or ask the operator",
     "name": "the host name leads nowhere: is it spelt right, and is the tunnel still open?",
     "resolve": "the host name leads nowhere: is it spelt right, and is the tunnel still open?",

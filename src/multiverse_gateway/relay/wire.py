@@ -22,7 +22,7 @@ from typing import Final, Protocol, cast
 
 import httptools
 
-from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, refusal_of_any
+from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, explained, refusal_of_any
 from multiverse_gateway.core.failover import Failure, FailureClass
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.relay.names import SystemResolver
@@ -649,7 +649,7 @@ class Wire:
             addresses = [endpoint.host]
         refused = refusal_of_any(addresses, endpoint.port, self._policy())
         if refused is not None:
-            raise _RefusedError(f"the address may not be dialled: {refused}")
+            raise _RefusedError(f"the address may not be dialled: {explained(refused)}")
         return addresses[:MAX_ADDRESSES]
 
     async def _resolved(self, endpoint: Endpoint) -> Sequence[str]:

@@ -15,7 +15,7 @@ from multiverse_gateway.core.servers import Server
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.plugins import load
 from multiverse_gateway.protocols import ProbeResult
-from multiverse_gateway.registration import candidate, refuse_address
+from multiverse_gateway.registration import candidate, is_about_address, refuse_address
 from multiverse_gateway.web.views import sentence
 
 CHAT_SECONDS = 30.0
@@ -246,7 +246,7 @@ class Test:
         return all(step.state != "busy" for step in self.steps)
 
 
-_TITLES = ("Address allowed", "Name found", "Connected", "Let in", "Models listed", "One-token chat")
+_TITLES = ("Name found", "Address allowed", "Connected", "Let in", "Models listed", "One-token chat")
 
 
 UNTRIED = Test(steps=tuple(Step(title=title, state="idle") for title in _TITLES))
@@ -257,9 +257,9 @@ def _fails_at(reason: str, *, unauthorized: bool) -> int:
     """Tell from the category that a probe names at which step it ended."""
     if unauthorized:
         return 3
-    if "does not dial" in reason or "URL cannot be used" in reason:
-        return 0
     if "host name leads nowhere" in reason:
+        return 0
+    if is_about_address(reason):
         return 1
     if any(mark in reason for mark in ("refused", "no connection", "no secure connection", "nothing is connected")):
         return 2
@@ -283,9 +283,9 @@ async def try_steps(gateway: Gateway, registration: Registration, named: str) ->
     try:
         refuse_address(gateway, registration.endpoint_url)
     except BadRequest as error:
-        yield _ended(0, message_of(error))
+        yield _ended(1, message_of(error))
         return
-    yield _under_way(_good(1))
+    yield _under_way(())
     server = candidate(gateway, registration)
     result = await gateway.check(server)
     if not result.passed:
