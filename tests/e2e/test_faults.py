@@ -66,13 +66,16 @@ def test_a_silent_server_is_given_up_at_the_first_byte_timeout(stage: Stage, str
     assert silent.last.outcome is Outcome.ABORTED
     assert silent.last.ended_at is not None
     assert silent.last.ended_at <= good.last.received_at + 0.05  # what one thread sees of two connections may lag a little
-    assert FIRST_BYTE_SECONDS - 0.1 <= silent.last.ended_at - silent.last.received_at <= FIRST_BYTE_SECONDS + 0.5
+    allowed = FIRST_BYTE_SECONDS * (1.0 if stream else 1.512)  # a plain answer may have 512 tokens, and comes whole
+    assert allowed - 0.1 <= silent.last.ended_at - silent.last.received_at <= allowed + 0.5
     assert scene.state(0) == "healthy"
 
 
 def test_a_silent_server_alone(stage: Stage) -> None:
-    """F03, TC-INF-006: 504, and the client need not try again."""
-    answer = stage(Backend("silent", behaviours.stall())).ask()
+    """F03, TC-INF-006: 504 as soon as a probe fails, too, and the client need not try again."""
+    scene = stage(Backend("silent", behaviours.stall()))
+    scene.keep_down()
+    answer = scene.ask()
     assert answer.status_code == 504
     assert error_of(answer)["code"] == "upstream_timeout"
     assert answer.headers["x-should-retry"] == "false"
@@ -84,11 +87,11 @@ def test_a_silent_server_alone(stage: Stage) -> None:
     ids=["reset", "eof", "garbage", "partial head", "truncated body"],
 )
 def test_a_connection_that_breaks_before_the_answer(stage: Stage, fault: behaviours.Behaviour) -> None:
-    """F04: the client gets the answer of another server."""
+    """F04: the client gets the answer of another server; a probe decides at once whether the first one is down."""
     scene = stage(Backend("broken", fault), Backend("good"))
     scene.keep_down()
     assert text_of(scene.ask_until_tried(scene.backends[0])).startswith("good")
-    assert scene.record(0)["health_status"] == "unhealthy"
+    wait_until(lambda: scene.record(0)["health_status"] == "unhealthy", within=5.0)
     assert scene.in_flight() == 0
 
 
@@ -228,13 +231,15 @@ def test_a_server_that_loads_its_model_rests(stage: Stage) -> None:
 def test_a_missing_model_rests_alone(
     stage: Stage, gateway: GatewayProcess, style: Literal["openai", "ollama", "ollama-native", "vllm"]
 ) -> None:
-    """F14: the server goes on serving its other models."""
+    """F14: the server keeps serving its other models, and this one's requests go elsewhere."""
     scene = stage(Backend("partial"), Backend("good"))
     partial = scene.backends[0]
     partial.behave = behaviours.for_model(scene.model, behaviours.model_not_found(style))
     other = gateway.register(f"{scene.model}-other", partial.url)
     assert text_of(scene.ask_until_tried(partial)).startswith("good")
-    assert scene.record(0)["resting"]
+    hits = partial.hits
+    assert [text_of(scene.ask()).split()[0] for _ in range(4)] == ["good"] * 4
+    assert partial.hits == hits
     assert scene.record(0)["health_status"] == "healthy"
     assert text_of(gateway.chat(f"{scene.model}-other")).startswith("partial")
     assert not gateway.server(other)["resting"]
