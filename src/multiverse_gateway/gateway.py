@@ -21,7 +21,7 @@ from anyio.abc import TaskGroup
 from multiverse_gateway._version import __version__
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_endpoint
 from multiverse_gateway.core.budget import DayCounts, day_name, day_of
-from multiverse_gateway.core.envelope import Envelope, asking_for_usage
+from multiverse_gateway.core.envelope import Envelope, asking_for_usage, with_model
 from multiverse_gateway.core.errors import Overloaded, StorageRefused, StorageUnavailable
 from multiverse_gateway.core.failover import RetryPolicy
 from multiverse_gateway.core.health import (
@@ -42,7 +42,7 @@ from multiverse_gateway.core.health import (
 )
 from multiverse_gateway.core.load import FADE_SECONDS, Admission, Load, Strain
 from multiverse_gateway.core.routing import Candidates, RoutingTable, Verdict, build_table, candidates, verdict, with_health
-from multiverse_gateway.core.servers import ClientKey, Server, ServerId
+from multiverse_gateway.core.servers import ClientKey, Server, ServerId, model_key
 from multiverse_gateway.core.usage import NO_OWNER, NO_SERVER, Alike, Counts, Ledger, Outbox, Tally
 from multiverse_gateway.observability.logging import note, redact
 from multiverse_gateway.observability.metrics import Meter, Moment, exposition
@@ -346,7 +346,7 @@ class Gateway:
         await self.refresh()
         if server.id in self.table.routes:
             self.table = with_health(self.table, server.id, health)
-            self.slot_freed(server.model_name)
+            self.slot_freed(model_key(server.model_name))
 
     async def dismiss(self, server_id: ServerId) -> bool:
         """Remove a server durably; when this returns, no new request goes to it. False when there is none."""
@@ -400,7 +400,7 @@ class Gateway:
                 }
             },
         )
-        self.slot_freed(route.server.model_name)
+        self.slot_freed(model_key(route.server.model_name))
 
     async def flush(self) -> None:
         """Save the health that changed and the results of probes since the last call.
@@ -511,7 +511,7 @@ class Gateway:
 
     def model_names(self) -> Sequence[str]:
         """Return the models that have an active server, sorted."""
-        return sorted(name for name, model in self.table.models.items() if any(route.health.is_active for route in model.routes))
+        return sorted(model.name for model in self.table.models.values() if any(route.health.is_active for route in model.routes))
 
     def pick(self, servers: Sequence[Server], envelope: Envelope) -> Server:
         """Ask the balancer."""
@@ -530,6 +530,8 @@ class Gateway:
             and exchange.refuser is None
             and (server.id, server.generation) not in self._without_usage
         )
+        if server.model_name != envelope.written_model:
+            body = with_model(body, exchange.content_type.decode("latin-1"), server.model_name)
         if exchange.asks_usage:
             body = asking_for_usage(body)
         head = b"%b%b\r\ncontent-length: %d\r\n\r\n" % (beginning, exchange.request_id.encode(), len(body))
@@ -796,7 +798,7 @@ class Gateway:
             requests=len(self.exchanges),
             waiting=self.admission.lengths(),
             servers=[
-                (route.server.id, route.server.model_name, route.health.state.value, self.load.in_flight(route.server.id))
+                (route.server.id, model_key(route.server.model_name), route.health.state.value, self.load.in_flight(route.server.id))
                 for route in routes
             ],
             body_bytes=self.body_bytes,

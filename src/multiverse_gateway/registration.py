@@ -18,7 +18,7 @@ from multiverse_gateway.bodies import EXPORT_FORMAT, Change, Imported, Registrat
 from multiverse_gateway.core.addresses import is_openable, parse_endpoint, refusal
 from multiverse_gateway.core.errors import AlreadyRegistered, BadRequest, ProbeRefused, ServerNotFound, StorageUnavailable
 from multiverse_gateway.core.routing import Route
-from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.core.servers import Server, ServerId, model_key
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.protocols import ProbeResult, Registry
 from multiverse_gateway.records import Export, ExportedWithKey, ImportCounts, ServerFacts, Step, TestResult, facts_of, iso_of
@@ -58,7 +58,8 @@ def _identity(server: Server | Registration) -> tuple[str, str, str | None]:
 
 
 def _pair(server: Server | Registration) -> tuple[str, str]:
-    return server.model_name, server.endpoint_url
+    """Return what two registrations of one server have in common."""
+    return model_key(server.model_name), server.endpoint_url
 
 
 def _server(registration: Registration, *, server_id: ServerId, wall: float, registered_at: float | None = None) -> Server:
@@ -145,7 +146,7 @@ async def register(gateway: Gateway, registration: Registration, *, owner_digest
             existing = _with_pair(await gateway.store.load(), registration)
             server = new
             if existing is not None:
-                generation = existing.generation + (existing.api_key != registration.api_key)
+                generation = existing.generation + (_identity(existing) != _identity(registration))
                 owner = existing.owner_digest or owner_digest
                 server = attrs.evolve(existing, **_facts(registration), generation=generation, updated_at=wall, owner_digest=owner)
             try:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from multiverse_gateway.core.envelope import MAX_FORM_PARTS, Envelope, EnvelopeError, asking_for_usage, read_envelope
+from multiverse_gateway.core.envelope import MAX_FORM_PARTS, Envelope, EnvelopeError, asking_for_usage, read_envelope, with_model
 from multiverse_gateway.core.sse import Dialect
 
 CHAT = "/v1/chat/completions"
@@ -598,3 +598,58 @@ def test_asking_for_tokens_adds_one_field(fields: dict[str, Any], before: str) -
     asking = asking_for_usage(body)
     assert asking.replace(b'"stream_options":{"include_usage":true},', b"", 1) == body
     assert json.loads(asking) == {"stream_options": {"include_usage": True}, **json.loads(body)}
+
+
+@pytest.mark.parametrize(
+    ("written", "model"),
+    [
+        ("llama3.2:latest", "llama3.2"),
+        ("llama3.2", "llama3.2"),
+        ("llama3.2:3b", "llama3.2:3b"),
+        (":latest", ":latest"),
+        ("latest", "latest"),
+    ],
+)
+def test_a_model_without_a_tag_is_the_latest(written: str, model: str) -> None:
+    """Ollama gives one model two names; it is routed by the short one, and the body keeps the one that it has."""
+    for envelope in (read({"model": written}), read(form(form_field("model", written.encode())), SPEECH, FORM)):
+        assert (envelope.model, envelope.written_model) == (model, written)
+
+
+@given(
+    st.lists(st.tuples(NAMES, JSON, st.lists(st.booleans(), max_size=6)), max_size=5),
+    st.sampled_from(["m", "llama3.2:latest", "\u00e4 \\"]),
+    st.sampled_from(["", " ", "\n\t"]),
+    st.integers(0, 5),
+)
+def test_another_model_is_written_in_its_place(members: list[tuple[str, Any, list[bool]]], model: str, space: str, at: int) -> None:
+    """Exactly the value of the top-level field changes, wherever it stands, however it is written and whatever else has its name."""
+    pieces = [
+        f'"{spelled(name, escaped)}"{space}:{space}{json.dumps(value)}'
+        for name, value, escaped in members
+        if name not in {"model", "stream"}
+    ]
+    pieces.insert(at, f'"model"{space}:{space}')
+    before, after = (
+        "{" + f"{space},".join(pieces[: min(at, len(pieces) - 1) + 1]),
+        space + "".join(f",{piece}" for piece in pieces[at + 1 :]) + "}",
+    )
+    body = (before + json.dumps(model) + after).encode()
+    assert read(body).written_model == model
+    assert with_model(body, "application/json", "new:latest") == (before + '"new:latest"' + after).encode()
+
+
+@pytest.mark.parametrize("nested", [b'{"model":"m"}', b'["m","m"]', b'"\\"model\\":\\"m\\""'])
+def test_a_model_is_found_among_many_like_it(nested: bytes) -> None:
+    """A large body full of the same name costs no more than any other."""
+    many = b"[" + b",".join([nested] * 50_000) + b"]"
+    for start, end in ((b'{"messages":' + many + b',"model":', b"}"), (b'{"model":', b',"messages":' + many + b"}")):
+        assert with_model(start + b'"m"' + end, "", "n") == start + b'"n"' + end
+
+
+def test_another_model_is_written_into_a_form() -> None:
+    """Files and boundaries stay as they are."""
+    file = ('Content-Disposition: form-data; name="file"; filename="a.wav"', AUDIO)
+    for parts in ((MODEL, file), (file, MODEL)):
+        other = [form_field("model", b"whisper-1:latest") if part is MODEL else part for part in parts]
+        assert with_model(form(*parts), FORM, "whisper-1:latest") == form(*other)

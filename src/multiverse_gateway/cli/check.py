@@ -12,6 +12,7 @@ import httpx2
 from multiverse_gateway._version import __version__
 from multiverse_gateway.cli.common import json_option, print_json, printable, settings_here, trimmed
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, is_openable, parse_root, refusal_of_any
+from multiverse_gateway.core.servers import model_key
 from multiverse_gateway.settings import Settings
 
 MAX_BODY = 1 << 20
@@ -141,7 +142,7 @@ def _talk(http: httpx2.Client, endpoint: Endpoint, model: str | None, settings: 
     if model is None and not names:
         yield Step("models", False, "the list is empty", "load a model, or name the one to use with --model")
         return
-    if model is not None and names and model not in names:
+    if model is not None and names and model_key(model) not in map(model_key, names):
         yield Step("models", True, f"{model} is not in the list: {_some(names)}", "many servers take any name; else register one of these")
     else:
         yield Step("models", True, _some(names) if names else f"the list is empty; {model} is tried all the same")

@@ -21,9 +21,10 @@ from itertools import product
 from typing import Annotated, Any, NoReturn, cast
 
 import msgspec
-from attrs import field, frozen
+from attrs import Factory, field, frozen
 from msgspec import Meta, Raw, Struct, ValidationError
 
+from multiverse_gateway.core.servers import model_key
 from multiverse_gateway.core.sse import Dialect, dialect_of
 
 MAX_MODEL_LENGTH = 256
@@ -92,6 +93,8 @@ class Envelope:
     leaves_usage: bool = False
     names_response: bool = False
     """Whether the request carries the id of a stored response, so that "not found" in an answer speaks of that one."""
+    written_model: str = field(default=Factory(lambda self: self.model, takes_self=True))
+    """The model's name as the body has it; `model` is its key (`core.servers.model_key`)."""
     answers_json: bool = field(init=False)
     """Whether the answer is JSON, or a stream of events."""
 
@@ -177,7 +180,7 @@ def read_envelope(path: str, content_type: str, body: bytes) -> Envelope:
     """
     if content_type != "application/json" and content_type[:10].lower() == "multipart/":
         form = _read_form(content_type, body)
-        return _envelope(path, _model(_text(form, "model")), _stream(_truth(_text(form, "stream"))), says_usage=True)
+        return _envelope(path, _model(_text(body, form, "model")), _stream(_truth(_text(body, form, "stream"))), says_usage=True)
     values: dict[type, Any] = {}
 
     def note(kind: type, value: Any) -> object:
@@ -272,6 +275,43 @@ def asking_for_usage(body: bytes) -> bytes:
     return b"".join((memoryview(body)[:place], _USAGE_FIELD, memoryview(body)[place:]))
 
 
+def with_model(body: bytes, content_type: str, model: str) -> bytes:
+    """Return the body of a request that `read_envelope` accepts with another name of its model; all other bytes stay as they are.
+
+    >>> with_model(b'{"messages": [], "model" : "llama3.2"}', "application/json", "llama3.2:latest")
+    b'{"messages": [], "model" : "llama3.2:latest"}'
+    """
+    if content_type[:10].lower() == "multipart/":
+        place, value = _read_form(content_type, body)["model"], model.encode()
+    else:
+        place, value = _place_of_model(body), msgspec.json.encode(model)
+    return b"".join((memoryview(body)[: place.start], value, memoryview(body)[place.stop :]))
+
+
+class _Named(Struct, gc=False):
+    model: Raw
+
+
+def _place_of_model(body: bytes) -> slice:
+    """Return where a JSON object has the value of its top-level field `model`.
+
+    msgspec does not report positions, but what it returns as `Raw` is a view of the text that it read. So the value is found by
+    overwriting halves of a copy and looking whether the view changes; this takes less time than parsing the text a second time.
+    """
+    text = bytearray(body)
+    value = memoryview(msgspec.json.decode(text, type=_Named).model)
+    first, last = 0, len(text) - len(value)
+    while first < last:
+        middle = (first + last) // 2
+        text[first : middle + 1] = bytes(middle + 1 - first)
+        if value[0]:  # a quotation mark, and not overwritten: the value begins later
+            first = middle + 1
+        else:
+            text[first : middle + 1] = body[first : middle + 1]
+            last = middle
+    return slice(first, first + len(value))
+
+
 @lru_cache(maxsize=1024)
 def _envelope(
     path: str,
@@ -287,7 +327,7 @@ def _envelope(
     stream = stream and dialect is not Dialect.OTHER
     leaves_usage = stream and not says_usage and path in _TELLS_USAGE
     stateful = keeps or not (path in _STATELESS or path == _RESPONSES or path.startswith(_STATELESS_BELOW))
-    return Envelope(model, stream, stateful, wants_usage, path, dialect, leaves_usage, names_response)
+    return Envelope(model_key(model), stream, stateful, wants_usage, path, dialect, leaves_usage, names_response, model)
 
 
 def _model(value: Any) -> str:
@@ -346,9 +386,9 @@ _TRUTH = {"true": True, "1": True, "false": False, "0": False, "": False}
 _MAX_PART_HEAD = 8192
 
 
-def _text(form: dict[str, bytes], name: str) -> str | None:
+def _text(body: bytes, form: dict[str, slice], name: str) -> str | None:
     try:
-        return form[name].decode() if name in form else None
+        return body[form[name]].decode() if name in form else None
     except UnicodeDecodeError:
         raise EnvelopeError(f"The field {name} is not UTF-8; encode it as UTF-8", name) from None
 
@@ -357,10 +397,10 @@ def _truth(text: str | None) -> bool | str | None:
     return None if text is None else _TRUTH.get(text.lower(), text)
 
 
-def _read_form(content_type: str, body: bytes) -> dict[str, bytes]:
-    """Return the fields `model` and `stream` of a form, as far as it has them (RFC 7578)."""
+def _read_form(content_type: str, body: bytes) -> dict[str, slice]:
+    """Return where a form has the values of its fields `model` and `stream`, as far as it has them (RFC 7578)."""
     delimiter = b"\r\n--" + _boundary(content_type)
-    fields: dict[str, bytes] = {}
+    fields: dict[str, slice] = {}
     if not body.startswith((delimiter, delimiter[2:])):
         raise EnvelopeError("The form does not begin with its boundary; send multipart/form-data as clients build it")
     at = len(delimiter) if body.startswith(delimiter) else len(delimiter) - 2
@@ -377,7 +417,7 @@ def _read_form(content_type: str, body: bytes) -> dict[str, bytes]:
         if name in fields:
             raise EnvelopeError(f"The form names {name} twice; send it once", name)
         if name in _FIELDS:
-            fields[name] = body[head_end + 4 : end]
+            fields[name] = slice(head_end + 4, end)
         at = end + len(delimiter)
     raise EnvelopeError(f"The form has too many parts; send at most {MAX_FORM_PARTS - 1}")
 

@@ -12,7 +12,7 @@ from typing import Protocol
 from attrs import evolve, field, frozen
 
 from multiverse_gateway.core.health import Health, HealthState, is_last, supports
-from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.core.servers import Server, ServerId, model_key
 
 _MAX_COMPARED = 500
 _MAX_NAME = 128
@@ -56,7 +56,7 @@ class Route:
 
 @frozen
 class Model:
-    """A model's name and its servers, in the order of registration."""
+    """A model and its servers, in the order of registration; `name` is for people and lists, and `model_key(name)` is its key."""
 
     name: str
     routes: tuple[Route, ...]
@@ -87,7 +87,7 @@ def _is_plain(route: Route) -> bool:
 
 @frozen
 class RoutingTable:
-    """Everything that routing knows, at one moment. `version` is that of the registry it was made from."""
+    """Everything that routing knows, at one moment: models by `model_key`. `version` is that of the registry it was made from."""
 
     version: int
     models: Mapping[str, Model]
@@ -109,8 +109,14 @@ def build_table(version: int, servers: Iterable[Server], health: Mapping[ServerI
         if known is None or known.generation != server.generation:
             known = Health(generation=server.generation)
         route = routes[server.id] = Route(server, known)
-        models.setdefault(server.model_name, []).append(route)
-    return RoutingTable(version, {name: Model(name, tuple(group)) for name, group in models.items()}, routes)
+        models.setdefault(model_key(server.model_name), []).append(route)
+    return RoutingTable(version, {key: Model(_name(key, group), tuple(group)) for key, group in models.items()}, routes)
+
+
+def _name(key: str, routes: Iterable[Route]) -> str:
+    """Return the name that all servers of a model are registered with, or its key if they differ."""
+    names = {route.server.model_name for route in routes}
+    return names.pop() if len(names) == 1 else key
 
 
 def with_health(table: RoutingTable, server_id: ServerId, health: Health) -> RoutingTable:
@@ -119,9 +125,10 @@ def with_health(table: RoutingTable, server_id: ServerId, health: Health) -> Rou
     if old is None:
         return table
     new = Route(old.server, health)
-    model = table.models[old.server.model_name]
+    key = model_key(old.server.model_name)
+    model = table.models[key]
     changed = Model(model.name, tuple(new if route is old else route for route in model.routes))
-    return evolve(table, models={**table.models, model.name: changed}, routes={**table.routes, server_id: new})
+    return evolve(table, models={**table.models, key: changed}, routes={**table.routes, server_id: new})
 
 
 def candidates(model: Model, load: Slots, *, stream: bool, path: str, excluded: Collection[ServerId], now: float) -> Candidates:

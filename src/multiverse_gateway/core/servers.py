@@ -47,6 +47,18 @@ class Metadata:
     description: _Description | None = None
 
 
+_LATEST = ":latest"
+
+
+def model_key(name: str) -> str:
+    """Return what stands for a model wherever models are compared: its name, without the tag that Ollama adds to a name without one.
+
+    >>> model_key("llama3.2:latest"), model_key("llama3.2"), model_key("llama3.2:3b")
+    ('llama3.2', 'llama3.2', 'llama3.2:3b')
+    """
+    return name.removesuffix(_LATEST) or name
+
+
 @attrs.frozen(kw_only=True)
 class Server:
     """One model offered by one server: the unit that is routed to, probed and shown.
@@ -96,5 +108,5 @@ class ClientKey:
         return self.revoked_at is None and (self.expires_at is None or wall < self.expires_at)
 
     def may_use(self, model: str) -> bool:
-        """Tell whether the model is one of those that it is for."""
-        return not self.models or model in self.models
+        """Return whether the model, in any of its spellings, is one of those that it is for."""
+        return not self.models or model_key(model) in map(model_key, self.models)

@@ -5,7 +5,7 @@ from functools import partial
 
 import msgspec
 
-from multiverse_gateway.core.servers import Server
+from multiverse_gateway.core.servers import Server, model_key
 from multiverse_gateway.probes.answers import Finding, ask, headers
 from multiverse_gateway.protocols import Client, ProbeResult
 from multiverse_gateway.settings import Settings
@@ -45,7 +45,7 @@ def judge(model: str, status: int, body: bytes) -> Finding:
     if listed is None:
         return Finding(reason="the answer to /v1/models has no list of models: does the URL lead to an OpenAI-compatible server?")
     names = tuple(_names(listed))[:MAX_MODELS]
-    if names and model not in names:
+    if names and model_key(model) not in map(model_key, names):
         return Finding(models=names, warning="the server does not list the registered model: is the name spelt right?")
     return Finding(models=names)
 

@@ -29,7 +29,7 @@ from multiverse_gateway.bodies import (
 from multiverse_gateway.core.errors import AdminKeyRequired, ProbeRefused, ServerNotFound, StorageUnavailable
 from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.history import statistics
-from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.core.servers import Server, ServerId, model_key
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.protocols import ProbeResult
 from multiverse_gateway.records import (
@@ -140,7 +140,7 @@ async def list_records(gateway: Gateway, query: ServersQuery) -> list[ServerReco
         record
         for record in records
         if (query.include_inactive or record.active)
-        and query.model_name in (None, record.model_name)
+        and (query.model_name is None or model_key(query.model_name) == model_key(record.model_name))
         and query.health_status in (None, record.health_status)
         and query.student_id in (None, record.metadata.student_id)
     ]

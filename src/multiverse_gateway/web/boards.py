@@ -9,6 +9,7 @@ import attrs
 from starlette.responses import Response
 from starlette.routing import Route
 
+from multiverse_gateway.core.servers import model_key
 from multiverse_gateway.registration import refreshed
 from multiverse_gateway.web import live, views
 from multiverse_gateway.web.frame import Frame, Visit
@@ -177,7 +178,7 @@ class Boards:
         wanted = visit.query.get("q", "").strip().casefold()[:200]
         by_model: dict[str, list[views.Row]] = {}
         for row in sight.rows:
-            by_model.setdefault(row.model, []).append(row)
+            by_model.setdefault(model_key(row.model), []).append(row)
         models = self._gateway.table.models
         chosen = (name for name in by_model if name in models and wanted in name.casefold())
         names = sorted(chosen, key=lambda name: (name.casefold(), name))

@@ -8,6 +8,7 @@ from starlette.routing import Route
 
 from multiverse_gateway.core.errors import ModelNotFound
 from multiverse_gateway.core.routing import Model, close_names
+from multiverse_gateway.core.servers import model_key
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.records import ModelItem, ModelList, ModelServers
 from multiverse_gateway.web.answers import ApiRoute, Call, json_response
@@ -35,7 +36,7 @@ def model_item(model: Model) -> ModelItem | None:
 def model_items(gateway: Gateway) -> list[ModelItem]:
     """Return all models that have an active server, by name."""
     models = gateway.table.models
-    return [item for name in sorted(models) if (item := model_item(models[name])) is not None]
+    return [item for model in sorted(models.values(), key=lambda model: model.name) if (item := model_item(model)) is not None]
 
 
 def unknown_model(name: str, names: Sequence[str]) -> ModelNotFound:
@@ -62,7 +63,7 @@ def model_routes(gateway: Gateway) -> list[Route]:
     async def one_model(request: Request) -> Response:
         """Show one model; its id may contain "/"."""
         name = request.path_params["model"]
-        model = gateway.table.models.get(name)
+        model = gateway.table.models.get(model_key(name))
         item = None if model is None else model_item(model)
         if item is None or not _may_use(request, name):
             raise unknown_model(name, gateway.model_names())

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from multiverse_gateway.core.servers import model_key
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.records import iso
 from multiverse_gateway.registration import export_registry, refreshed
@@ -79,16 +80,17 @@ class Pages:
         await refreshed(self._gateway)
         models = self._gateway.table.models
         names = {
-            name: sum(route.health.status == "healthy" for route in models[name].routes)
-            for name in sorted(models, key=lambda name: (name.casefold(), name))
+            model.name: sum(route.health.status == "healthy" for route in model.routes)
+            for model in sorted(models.values(), key=lambda model: (model.name.casefold(), model.name))
         }
         wanted = visit.query.get("model", "")
+        wanted = models[model_key(wanted)].name if model_key(wanted) in models else ""
         return self._frame.page(
             visit,
             "playground.html",
             active="playground",
             names=names,
-            wanted=wanted if wanted in names else "",
+            wanted=wanted,
             base_url=f"{self._frame.base_url(visit.request)}/v1",
             needs_key=self._gateway.settings.require_client_auth,
             hosts={server_id: views.bare_url(route.server.endpoint_url) for server_id, route in self._gateway.table.routes.items()},

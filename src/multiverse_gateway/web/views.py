@@ -306,10 +306,10 @@ def overview(gateway: Gateway) -> Overview:
 def _unserved(gateway: Gateway) -> list[str]:
     """Return the models that nobody serves; what was given up long ago, or waits for its first check, is not missed."""
     missed = []
-    for name, model in gateway.table.models.items():
+    for model in gateway.table.models.values():
         states = {route.health.status for route in model.routes if route.health.state is not HealthState.ARCHIVED}
         if states == {"unhealthy"}:
-            missed.append(name)
+            missed.append(model.name)
     return sorted(missed)
 
 

@@ -11,7 +11,7 @@ import attrs
 from multiverse_gateway.bodies import Registration, parse_change, parse_registration, parse_test
 from multiverse_gateway.core.addresses import EndpointError, parse_endpoint
 from multiverse_gateway.core.errors import BadRequest, GatewayError
-from multiverse_gateway.core.servers import Server
+from multiverse_gateway.core.servers import Server, model_key
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.plugins import load
 from multiverse_gateway.protocols import ProbeResult
@@ -320,7 +320,7 @@ def _listing(result: ProbeResult, named: str) -> Step:
     found = len(result.models)
     if not found:
         return Step(title=_TITLES[4], state="warn", words="The server answers, but lists no models: is one loaded?")
-    if named and named not in result.models:
+    if named and model_key(named) not in map(model_key, result.models):
         return Step(title=_TITLES[4], state="warn", words=f"The server does not list {named}; choose one of its models below.")
     return Step(title=_TITLES[4], state="good", words="1 model found." if found == 1 else f"{found} models found.")
 
