@@ -9,12 +9,23 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from multiverse_gateway.core.answers import PassingJson, check_json, read_answer
+from multiverse_gateway.core.answers import PassingJson, check_json, read_answer, reported_status
 
 
 @pytest.mark.parametrize(
     "body",
-    [b"{}", b"[]", b' \r\n\t{"a": [1, -2.5e3, "\xc3\xa4", null, true]} \n', b'{"a": 1e9999}', b"[" * 200 + b"]" * 200],
+    [
+        b"{}",
+        b"[]",
+        b"\xef\xbb\xbf{}",
+        b"\xef\xbb\xbf [] ",
+        b'{"a":NaN}',
+        b"[-Infinity]",
+        b'["\\ud83d", "\\uDE00"]',
+        b' \r\n\t{"a": [1, -2.5e3, "\xc3\xa4", null, true]} \n',
+        b'{"a": 1e9999}',
+        b"[" * 200 + b"]" * 200,
+    ],
 )
 def test_json_is_json(body: bytes) -> None:
     """Objects and arrays, however odd, pass."""
@@ -24,8 +35,9 @@ def test_json_is_json(body: bytes) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b" ", b"3", b'"text"', b"null", b"{", b'{"a":1}{}', b'{"a":1}x', b'{"a" 1}', b"{1:2}", b"[1,]", b'{"a":NaN}', b'{"a":01}',
-        b'{"a":"\\x"}', b'{"a":"\n"}', b'{"a":tru}', b"<html>", b"\xef\xbb\xbf{}", b'{"a":"\xff"}', b'{"a":"\xed\xa0\x80"}',
+        b"", b" ", b"3", b'"text"', b"null", b"{", b'{"a":1}{}', b'{"a":1}x', b'{"a" 1}', b"{1:2}", b"[1,]", b'{"a":nan}', b'{"a":01}',
+        b'{"a":"\\x"}', b'{"a":"\n"}', b'{"a":tru}', b"<html>", b'{"a":"\xff"}', b'{"a":"\\ud83"}', b'{"a":1NaN}',
+        b"\xef\xbb\xbf\xef\xbb\xbf{}", b'{"a":"\xed\xa0\x80"}',
         b'{"a":"\xc3"}', b"[" * 200_000, b"[" * 100_000 + b"]" * 100_000, b'{"a":' * 100_000,
     ],
 )  # fmt: skip
@@ -62,7 +74,12 @@ def test_characters_across_pieces_are_whole() -> None:
     [
         (b'{"id": 1, "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}}', (7, 2)),
         (b'\n{"usage": {"input_tokens": 7, "output_tokens": 2}}', (7, 2)),
-        (b'{"usage": {"prompt_tokens": 7}, "data": ["\xc3\xa4"]}', (7, 0)),
+        (b'\xef\xbb\xbf{"usage": {"prompt_tokens": 7}, "data": ["\xc3\xa4"]}', (7, 0)),
+        (b'{"usage": {"prompt_tokens": 7, "completion_tokens": 9007199254740992}}', (7, 10_000_000)),
+        (b'{"usage": {"prompt_tokens": -7, "completion_tokens": 1e999}}', (0, 10_000_000)),
+        (b'{"usage": {"prompt_tokens": 2.5, "completion_tokens": "12"}, "object": 7}', (2, 0)),
+        (b'{"usage": {"prompt_tokens": 7}, "error": 1e999, "choices": []}', (7, 0)),
+        (b'{"usage": {"prompt_tokens": 7}, "score": NaN, "text": "\\ud83d"}', (7, 0)),
         (b'{"usage": null}', (0, 0)),
         (b'{"usage": "none"}', (0, 0)),
         (b"{}", (0, 0)),
@@ -71,14 +88,89 @@ def test_characters_across_pieces_are_whole() -> None:
         (b"{", None),
         (b'{"a": "\xff"}', None),
         (b'{"a": ' + b"[" * 100_000, None),
+        (b'{"usage": 7, "a": ' + b"[" * 100_000, None),
         (b"", None),
         (b"3", None),
     ],
 )
-def test_an_answer_tells_its_tokens(body: bytes, tokens: tuple[int, int] | None) -> None:
-    """Or none; what is no JSON is no answer."""
-    assert read_answer(body) == tokens
-    assert check_json(body) is (tokens is not None)
+def test_an_answer_reports_its_tokens(body: bytes, tokens: tuple[int, int] | None) -> None:
+    """Or none; what is no JSON is no answer, and odd figures never break one (S8)."""
+    answer = read_answer(body)
+    assert (None if answer is None else answer.tokens) == tokens
+    assert check_json(body) is (answer is not None)
+    assert answer is None or not answer.reports_error
+
+
+TRUTHY: tuple[object, ...] = ("Unexpected endpoint", {"message": "no memory"}, {"code": 500}, True, 7, ["no memory"], "x" * 1000)
+ERRORS: list[dict[str, object]] = [
+    *[{"error": error} for error in TRUTHY],
+    {"object": "error", "message": "no memory", "code": 400},
+    {"type": "error", "error": {"type": "overloaded_error"}},
+    {"type": "error", "message": "no memory"},
+    {"object": "error", "usage": {"prompt_tokens": 7}, "id": 7},
+    {"object": "error", "usage": 7},
+    {"error": "no memory", "usage": 7, "object": 7, "type": [7]},
+]
+MEMBERS = ("choices", "data", "output", "content", "results")
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_an_error_with_a_good_status_is_no_answer(error: dict[str, object]) -> None:
+    """Unless it has what an answer has; members that are null count as absent."""
+    answer = read_answer(json.dumps(error).encode())
+    assert answer is not None
+    assert answer.reports_error
+    nothing: dict[str, object] = {**error, **dict.fromkeys(MEMBERS)}
+    assert read_answer(json.dumps(nothing, indent=1).encode()) == answer
+    assert read_answer(b"\xef\xbb\xbf\n" + json.dumps({**error, "note": "\ud83d", "free": float("nan")}).encode()) == answer
+    for member in MEMBERS:
+        for value in (b"[]", b'""', b"{}", b"[7]", b"false"):
+            answer = read_answer(json.dumps(error).encode()[:-1] + b', "%b": %b}' % (member.encode(), value))
+            assert answer is not None
+            assert not answer.reports_error
+
+
+@pytest.mark.parametrize("error", [None, "", {}, [], False, 0])
+def test_an_empty_error_is_no_error(error: object) -> None:
+    """OpenAI's Responses API has `error: null` in every answer."""
+    answer = read_answer(json.dumps({"error": error, "object": "list", "usage": {"prompt_tokens": 7}}).encode())
+    assert answer is not None
+    assert (answer.reports_error, answer.tokens) == (False, (7, 0))
+
+
+@pytest.mark.parametrize(
+    ("report", "status"),
+    [
+        ({"error": {"code": 404}}, 404),
+        ({"error": {"code": "503"}}, 503),
+        ({"error": {"code": 429.0, "message": "x"}}, 429),
+        ({"object": "error", "code": 400}, 400),
+        ({"error": "no memory", "code": 401}, 401),
+        ({"error": {"message": "no memory"}, "code": "500"}, 500),
+        ({"error": {"code": "invalid"}, "code": 422}, 422),
+        ({"error": {"code": None, "status": 404}}, None),
+        ({"error": {"code": 200}}, None),
+        ({"error": {"code": 399}}, None),
+        ({"error": {"code": 600}}, None),
+        ({"error": {"code": 1 << 70}}, None),
+        ({"error": {"code": "\u0664\u0660\u0664"}}, None),
+        ({"error": {"code": True}}, None),
+        ({"error": {"code": "404 "}}, None),
+        ({"error": {"code": "model_not_found"}}, None),
+        ({"error": [{"code": 404}]}, None),
+        ({"error": "404"}, None),
+    ],
+)
+def test_an_error_may_name_a_status(report: object, status: int | None) -> None:
+    """As a number or a string of digits, in the error or beside it."""
+    body = json.dumps(report).encode()
+    assert reported_status(body) == reported_status(b"\xef\xbb\xbf" + body) == status
+
+
+@pytest.mark.parametrize("report", [b"", b"no memory", b"[404]", b'{"code": 404', b'"code"', b'{"a":' * 20_000])
+def test_what_is_no_object_names_no_status(report: bytes) -> None:
+    """The error of a stream may be a text."""
+    assert reported_status(report) is None
 
 
 # Answers that are relayed while they come
@@ -92,22 +184,25 @@ def passed(body: bytes, *places: int) -> PassingJson:
     return passing
 
 
-VALUES = st.recursive(
+SMALL_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=8), inner),
 )
 
 
-@given(st.lists(VALUES) | st.dictionaries(st.text(max_size=8), VALUES), st.lists(st.integers(0, 200), max_size=5), st.booleans())
+@given(
+    st.lists(SMALL_VALUES) | st.dictionaries(st.text(max_size=8), SMALL_VALUES), st.lists(st.integers(0, 200), max_size=5), st.booleans()
+)
 def test_whole_json_passes_however_it_is_cut(value: object, places: list[int], ascii_only: bool) -> None:
     """Strings with quotes, brackets and backslashes in them included."""
     body = json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
     assume(b"\xed\xa0" not in body and b"\xed\xb0" not in body)
     assert passed(body, *[min(place, len(body)) for place in places]).is_whole
     assert passed(b" \n" + body + b"\r\n").is_whole
+    assert passed(b"\xef\xbb\xbf" + body, 2).is_whole
 
 
-@given(st.lists(VALUES, min_size=1) | st.dictionaries(st.text(max_size=8), VALUES, min_size=1), st.data())
+@given(st.lists(SMALL_VALUES, min_size=1) | st.dictionaries(st.text(max_size=8), SMALL_VALUES, min_size=1), st.data())
 def test_json_that_was_cut_is_noticed(value: object, data: st.DataObject) -> None:
     """Wherever its end is missing."""
     body = json.dumps(value).encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import pytest
@@ -28,6 +29,7 @@ from multiverse_gateway.core.failover import (
     RetryPolicy,
     after_failure,
     classify,
+    classify_report,
     final_error,
     parse_retry_after,
 )
@@ -277,6 +279,58 @@ def test_nothing_a_server_says_raises(status: int, headers: dict[bytes, bytes], 
     else:
         assert failure.reason.isprintable()
         assert len(failure.reason) < 100
+
+
+# Errors with status 200
+
+
+def report(words: object, code: object = None, **more: object) -> bytes:
+    return json.dumps({"error": {"message": words, "code": code}, **more}).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        (report("no memory"), "D", None),
+        (report("no memory", 500), "D", 500),
+        (report("no memory", "502"), "D", 502),
+        (report("no memory", 1001), "D", None),
+        (report("slow down", 429), "E", 429),
+        (report("loading", "503"), "E", 503),
+        (report("overloaded", 529), "E", 529),
+        (report("model 'tiny' not found", 404), "F", 404),
+        (report("model not found", 400), "F", 400),
+        (report("model 'tiny' not found"), "F", 404),
+        (report("no", "model_not_found"), "F", 404),
+        (report("no such path", 404), "G", 404),
+        (report("not implemented", 501), "G", 501),
+        (report("Unexpected endpoint"), "G", 404),
+        (b'{"error":"Unexpected endpoint or method. (POST /v1/chat/completions)"}', "G", 404),
+        (report("bad key", 401), "H", 401),
+        (report("bad key", "403"), "H", 403),
+        (report("too early", 425), "I", 425),
+        (report("context too long", 400), "J", 400),
+        (report("too large", 413), "J", 413),
+        (b'{"object":"error","message":"context too long","code":400}', "J", 400),
+        (report("?", 505), "K", 505),
+        (b"no memory", "D", None),
+        (b"", "D", None),
+    ],
+)
+def test_an_error_with_a_good_status_has_the_class_of_its_code_or_words(body: bytes, kind: str, status: int | None) -> None:
+    """Semantics 1: numeric code first, then what the words say, else a server error."""
+    failure = classify_report(body, {b"retry-after": b"7"}, now_wall=0.0, request=b'{"model":"tiny"}')
+    assert (failure.kind, failure.status, failure.body, failure.retry_after) == (kind, status, body, 7.0)
+    assert failure.content_type == (JSON if body.startswith(b"{") else b"text/plain; charset=utf-8")
+    assert failure.reason.isprintable()
+
+
+def test_an_error_about_a_stored_response_is_the_clients() -> None:
+    """The request names a response: "not found" is about that one."""
+    missing = report("model response resp_1 not found")
+    assert classify_report(missing, {}, now_wall=0.0, names_response=True).kind is FailureClass.CLIENT_ERROR
+    assert classify_report(report("Unexpected endpoint"), {}, now_wall=0.0, names_response=True).kind is FailureClass.UNSUPPORTED
+    assert classify_report(missing, {}, now_wall=0.0, request=b'{"input":"model response resp_1 not found"}').kind == "D"
 
 
 # Retry-After

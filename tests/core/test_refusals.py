@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from multiverse_gateway.core.refusals import lacks_model
+from multiverse_gateway.core.refusals import lacks_endpoint, lacks_model
 
 CHAT = json.dumps({"model": "llama3", "messages": [{"role": "user", "content": "Explain the model of the atom."}]}).encode()
 
@@ -102,3 +102,14 @@ def test_a_request_of_endless_values_is_looked_at_in_part() -> None:
     request = json.dumps({"model": "m", "input": ["model", 3] * 20_000}).encode()
     assert lacks_model(error("The model `m` does not exist"), request)
     assert lacks_model(error("The model `m` does not exist"), b'["no", "object"]')
+
+
+@pytest.mark.parametrize(
+    "words", ["Unexpected endpoint", "Unexpected endpoint or method. (POST /v1/rerank). Returning 200", "unexpected ENDPOINT"]
+)
+def test_a_missing_endpoint_is_named_by_the_server_itself(words: str) -> None:
+    """LM Studio does so; words that the request holds say nothing."""
+    assert lacks_endpoint(error(words), CHAT)
+    assert not lacks_endpoint(error(words), CHAT + words.upper().encode())
+    assert not lacks_endpoint(error("x" * 3000 + words), CHAT)
+    assert not lacks_endpoint(error("The endpoint was not expected."), CHAT)

@@ -13,16 +13,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Raw
 
+from multiverse_gateway.core.payloads import MAX_REPORTED_TOKENS, tokens_of
 from multiverse_gateway.core.sse import (
     DONE_EVENT,
     EVENTS_PER_CALL,
     MAX_EVENT_BYTES,
-    MAX_REPORTED_TOKENS,
     Dialect,
     EventStream,
     dialect_of,
     error_event,
-    tokens_of,
 )
 
 BOM = b"\xef\xbb\xbf"
@@ -823,6 +822,8 @@ def test_members_that_are_null_carry_nothing() -> None:
     assert (passed, stream.carries_more, stream.prompt_tokens) == (WORD, False, 7)
     unread = b'data: {"choices":[],"usage":{"prompt_tokens":7},"note":"\\ud83d"}\n\n'
     assert fed(WORD, unread, drops_usage=True)[0].carries_more
+    padded = b'data: {"choices":[],"usage":{"prompt_tokens":7}' + b" " * 70_000 + b"}\n\n"
+    assert fed(WORD, padded, drops_usage=True)[0].carries_more, "nobody looks through that"
 
 
 @pytest.mark.parametrize(

@@ -344,3 +344,55 @@ def test_json_instead_of_a_stream_alone(stage: Stage) -> None:
     answer = stage(Backend("confused", behaviours.json_for_stream())).ask(stream=True)
     assert answer.status_code == 502
     assert error_of(answer)["code"] == "upstream_bad_response"
+
+
+REPORTS: dict[str, bytes] = {
+    "no endpoint": b'{"error":"Unexpected endpoint or method. (POST /v1/chat/completions)"}',
+    "no memory": b'{"error":{"message":"CUDA out of memory"}}',
+    "busy": b'{"error":{"message":"slow down","code":429}}',
+    "vLLM": b'{"object":"error","message":"no such path","code":404,"choices":null}',
+}
+
+
+@pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS.keys())
+@pytest.mark.parametrize("how", ["plain", "streamed", "first event"])
+def test_an_error_with_status_200_is_not_an_answer(stage: Stage, report: bytes, how: str) -> None:
+    """Another server answers: openai-python would fail with a TypeError."""
+    first_event = behaviours.stream([b"data: " + report + b"\n\n"])
+    scene = stage(Backend("sick", first_event if how == "first event" else behaviours.answer(200, report)), Backend("good"))
+    answer = scene.ask_until_tried(scene.backends[0], stream=how != "plain")
+    assert answer.status_code == 200
+    assert answer.content == bytes(scene.backends[1].last.payload)
+    assert answer.headers["x-multiverse-attempts"] == "2"
+
+
+@pytest.mark.parametrize("how", ["plain", "streamed", "first event"])
+def test_a_clients_error_with_status_200_raises_what_it_means(stage: Stage, gateway: GatewayProcess, how: str) -> None:
+    """It is sent with its own status, and no other server is asked."""
+    report = b'{"error":{"message":"context too long","type":"invalid_request_error","code":400}}'
+    fault = behaviours.stream([b"data: " + report + b"\n\n"]) if how == "first event" else behaviours.answer(200, report)
+    scene = stage(Backend("one", fault), Backend("two", fault))
+    transport = httpx2.HTTPTransport(verify=False, trust_env=False)
+    client = openai.OpenAI(base_url=gateway.base_url, api_key="anything", http_client=httpx2.Client(transport=transport))
+    with client, pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model=scene.model, messages=[{"role": "user", "content": "Hello"}], stream=how != "plain")
+    assert "context too long" in caught.value.message
+    assert scene.backends[0].hits + scene.backends[1].hits == 1
+    assert (scene.state(0), scene.state(1)) == ("healthy", "healthy")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'\xef\xbb\xbf{"choices":[{"index":0,"message":{"content":"one"},"finish_reason":"stop"}]}',
+        rb'{"choices":[{"index":0,"message":{"content":"\ud83d"},"finish_reason":"stop"}]}',
+        b'{"choices":[{"index":0,"message":{"content":"one"},"logprobs":{"content":[{"logprob":-Infinity}]}}],"score":NaN}',
+    ],
+)
+def test_json_that_clients_read_is_relayed(stage: Stage, body: bytes) -> None:
+    """A byte order mark, half of a surrogate pair and NaN are no fault of the server."""
+    scene = stage(Backend("odd", behaviours.answer(200, body)))
+    answer = scene.ask()
+    assert (answer.status_code, answer.content) == (200, body)
+    assert answer.json()["choices"]
+    assert scene.state() == "healthy"

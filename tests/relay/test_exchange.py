@@ -442,12 +442,62 @@ def test_an_answer_over_the_limit_is_refused_and_blames_nobody() -> None:
     stage.check()
 
 
-def test_a_json_answer_to_a_stream_is_nonsense() -> None:
-    """The SDK would read it as an empty answer (F21)."""
+@pytest.mark.parametrize("pieces", [(b"{}",), (b'{"choices":', b"[]}"), (b"{" + b" " * MAX_ERROR_BYTES,)])
+def test_a_json_answer_to_a_stream_is_nonsense(pieces: tuple[bytes, ...]) -> None:
+    """The SDK would read it as an empty answer (F21). No more of it is read than an error has."""
     stage = engine("a")
     _, client = stage.start(stream=True)
     stage.last.head(200, JSON)
-    assert (client.status, stage.last.aborted, stage.blamed()) == (502, True, [("a", K)])
+    stage.last.body(*pieces)
+    if not stage.last.aborted:
+        assert client.is_silent
+        stage.last.end()
+    assert (client.status, code(client), stage.blamed()) == (502, "upstream_bad_response", [("a", K)])
+    stage.check()
+
+
+REPORTS: list[tuple[bytes, FailureClass]] = [
+    (b'{"error":{"message":"out of memory"}}', D),
+    (b'{"error":"Unexpected endpoint"}', G),
+    (b'{"error":{"message":"model not found","code":404}}', F),
+    (b'{"error":{"message":"slow down","code":"429"}}', E),
+    (b'{"error":{"message":"bad key","code":401}}', H),
+]
+
+
+@pytest.mark.parametrize("how", ["plain", "streamed", "first event"])
+@pytest.mark.parametrize(("report", "kind"), REPORTS)
+def test_an_error_with_status_200_moves_the_request(report: bytes, kind: FailureClass, how: str) -> None:
+    """It is a failure, not an answer: of its own class, and another server answers."""
+    stage = engine("a", "b")
+    stream = how != "plain"
+    _, client = stage.start(stream=stream)
+    if how == "first event":
+        stage.last.stream(b"data: " + report + b"\n\n")
+    else:
+        stage.last.answer(200, JSON, report)
+    assert (client.status, stage.blamed()) == (None, [("a", kind)])
+    stage.wait(0.1)
+    if stream:
+        stage.last.stream(ONE, LAST, DONE_EVENT)
+    else:
+        stage.last.answer(200, JSON, b"{}")
+    assert (client.status, stage.tried(), stage.praised()) == (200, ["a", "b"], ["b"])
+    stage.check()
+
+
+@pytest.mark.parametrize("how", ["plain", "streamed", "first event"])
+def test_a_clients_error_with_status_200_is_sent_with_its_own_status(how: str) -> None:
+    """The client's libraries raise the exception of that status; nobody is blamed and no other server is asked."""
+    stage = engine("a", "b")
+    report = b'{"object":"error","message":"context too long","code":400}'
+    _, client = stage.start(stream=how != "plain")
+    if how == "first event":
+        stage.last.stream(b"data: " + report + b"\n\n")
+    else:
+        stage.last.answer(200, JSON, report)
+    assert (client.status, client.data, client.headers[b"content-type"]) == (400, report, b"application/json")
+    assert stage.tried() == ["a"]
     stage.check()
 
 
@@ -1307,7 +1357,9 @@ def test_an_endless_stream_is_stopped_by_time() -> None:
     stage.check()
 
 
-@pytest.mark.parametrize(("path", "setting"), [("/v1/chat/completions", "MAX_EVENT_BYTES"), ("/v1/responses", "MAX_LARGE_EVENT_BYTES")])
+@pytest.mark.parametrize(
+    ("path", "setting"), [("/v1/chat/completions", "MULTIVERSE_MAX_EVENT_BYTES"), ("/v1/responses", "MULTIVERSE_MAX_LARGE_EVENT_BYTES")]
+)
 def test_an_event_over_the_limit_is_nobodys_fault(path: str, setting: str) -> None:
     """S10: there is no other attempt, because another server would send as much, and no strike; the message names limit and setting."""
     stage = engine("a", "b", limits=Limits(max_event_bytes=1000, max_large_event_bytes=1000))

@@ -1,4 +1,7 @@
-"""What an answer holds: whether it is JSON, and the tokens that it reports; of a whole one, and of one that is relayed as it comes."""
+"""Read an answer: whether it is JSON, which tokens it reports, and whether it is an error that the server sent with status 200.
+
+Most answers are read whole; `PassingJson` checks those that are relayed as they come.
+"""
 
 from __future__ import annotations
 
@@ -7,60 +10,149 @@ import re
 
 import msgspec
 from attrs import define, field
+from msgspec import DecodeError, Raw, Struct
 
-from multiverse_gateway.core.sse import Usage, tokens_of
+from multiverse_gateway.core.lenient import legible
+from multiverse_gateway.core.payloads import Usage, is_truthy, tokens_of, value_of
 
 _PIECE = 1 << 16
-_JSON = msgspec.json.Decoder(msgspec.Raw)
+_BOM = b"\xef\xbb\xbf"
+_SPACE = b" \t\r\n"
+_ABSENT = Raw(b"null")
+_DIGITS = 3
+"""Digits of a status."""
 
 
-class _Answer(msgspec.Struct, gc=False):
+class Answer(Struct, frozen=True, gc=False):
+    """What the gateway reads of a whole answer: the tokens that it reports, and whether it reports an error instead."""
+
+    tokens: tuple[int, int] = (0, 0)
+    """Prompt and completion tokens, 0 where none are reported."""
+    reports_error: bool = False
+
+
+class _Fields(Struct, gc=False):
     usage: Usage | None = None
+    error: Raw = Raw(b"")
+    object: str | None = None
+    type: str | None = None
 
 
-class _LooseAnswer(msgspec.Struct, gc=False):
-    usage: msgspec.Raw = msgspec.Raw(b"null")
+class _OddFields(Struct, gc=False):
+    usage: Raw = _ABSENT
+    error: Raw = _ABSENT
+    object: Raw = _ABSENT
+    type: Raw = _ABSENT
 
 
-_ANSWER = msgspec.json.Decoder(_Answer)
-_LOOSE_ANSWER = msgspec.json.Decoder(_LooseAnswer)
+class _Contents(Struct, gc=False):
+    choices: Raw = _ABSENT
+    data: Raw = _ABSENT
+    output: Raw = _ABSENT
+    content: Raw = _ABSENT
+    results: Raw = _ABSENT
+
+
+class _Coded(Struct, gc=False):
+    error: Raw = _ABSENT
+    code: Raw = _ABSENT
+
+
+_JSON = msgspec.json.Decoder(Raw)
+_decode_fields = msgspec.json.Decoder(_Fields).decode
+_ODD_FIELDS = msgspec.json.Decoder(_OddFields)
+_CONTENTS = msgspec.json.Decoder(_Contents)
+_CODED = msgspec.json.Decoder(_Coded)
+_NO_TOKENS = Answer()
+_ERROR = Answer(reports_error=True)
 
 
 def check_json(body: bytes) -> bool:
     """Return whether a body is one whole JSON object or array in UTF-8, however deep or large.
 
+    A byte order mark before it is accepted (RFC 8259, 8.1), and so is what Python's `json` reads beyond the standard; see `legible`.
+
     >>> check_json(b'{"choices": []}'), check_json(b'{"choices": ['), check_json(b"3")
     (True, False, False)
     """
-    if body.lstrip(b" \t\r\n")[:1] not in (b"{", b"["):
+    text = body.removeprefix(_BOM)
+    if text.lstrip(_SPACE)[:1] not in (b"{", b"["):
         return False
     try:
-        _JSON.decode(body)
-        if not body.isascii():
-            _check_utf8(body)
+        try:
+            _JSON.decode(text)
+        except DecodeError:
+            _JSON.decode(legible(text))
     except (ValueError, RecursionError):
         return False
-    return True
+    return text.isascii() or _is_utf8(text)
 
 
-def read_answer(body: bytes) -> tuple[int, int] | None:
-    """Return the prompt and completion tokens that a JSON answer reports, 0 where it does not; `None` when it is no whole JSON.
+def read_answer(body: bytes) -> Answer | None:
+    """Return what a JSON answer reports; `None` when it is no whole JSON object or array.
 
-    >>> read_answer(b'{"usage": {"prompt_tokens": 7, "completion_tokens": 2}}'), read_answer(b"[]"), read_answer(b"{")
-    ((7, 2), (0, 0), None)
+    An answer reports an error if it has a truthy `error`, or `object` or `type` is `"error"`, and none of `choices`, `data`, `output`,
+    `content` and `results`. Members that are null count as absent.
+
+    >>> read_answer(b'{"usage": {"prompt_tokens": 7, "completion_tokens": 2}}')
+    Answer(tokens=(7, 2), reports_error=False)
+    >>> read_answer(b'{"error": "Unexpected endpoint"}').reports_error, read_answer(b"[]"), read_answer(b"{")
+    (True, Answer(tokens=(0, 0), reports_error=False), None)
     """
-    if not body.lstrip(b" \t\r\n").startswith(b"{"):
-        return (0, 0) if check_json(body) else None
+    text = body
     try:
-        if not body.isascii():
-            _check_utf8(body)
-        try:
-            usage = _ANSWER.decode(body).usage
-        except msgspec.ValidationError:
-            return tokens_of(_LOOSE_ANSWER.decode(body).usage)
+        fields = _decode_fields(text)
+    except (ValueError, RecursionError):
+        text = legible(body.removeprefix(_BOM))
+        odd = _read_odd_fields(text)
+        if odd is None:
+            return _NO_TOKENS if check_json(body) else None
+        fields = odd
+    if not body.isascii() and not _is_utf8(body):
+        return None
+    is_error = (fields.error and is_truthy(fields.error)) or fields.object == "error" or fields.type == "error"
+    if is_error and not _has_contents(text):
+        return _ERROR
+    return _NO_TOKENS if fields.usage is None else Answer(fields.usage.tokens)
+
+
+def _read_odd_fields(text: bytes) -> _Fields | None:
+    """Decode fields with types or numbers that no specification gives them; `None` if the text is no object."""
+    try:
+        odd = _ODD_FIELDS.decode(text)
     except (ValueError, RecursionError):
         return None
-    return (0, 0) if usage is None else usage.tokens
+    is_error = "error" in (value_of(odd.object), value_of(odd.type))
+    return _Fields(Usage(*tokens_of(odd.usage)), odd.error, "error" if is_error else None)
+
+
+def _has_contents(text: bytes) -> bool:
+    contents = _CONTENTS.decode(text)
+    return any(getattr(contents, name) != _ABSENT for name in _Contents.__struct_fields__)
+
+
+def reported_status(report: bytes) -> int | None:
+    """Return the status that an error names by a numeric `code`, or a string of digits, from 400 to 599.
+
+    >>> reported_status(b'{"error": {"code": 404}}'), reported_status(b'{"object": "error", "code": "503"}'), reported_status(b"oops")
+    (404, 503, None)
+    """
+    try:
+        text = legible(report.removeprefix(_BOM))
+        outer = _CODED.decode(text)
+    except (DecodeError, RecursionError):
+        return None
+    try:
+        inner = _CODED.decode(outer.error)
+    except DecodeError:
+        inner = outer
+    return _status(value_of(inner.code)) or _status(value_of(outer.code))
+
+
+def _status(code: object) -> int | None:
+    if isinstance(code, str) and len(code) == _DIGITS and code.isascii() and code.isdigit():
+        code = int(code)
+    return int(code) if isinstance(code, int | float) and 400 <= code < 600 else None
 
 
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
@@ -112,19 +204,23 @@ class PassingJson:
     @property
     def is_whole(self) -> bool:
         """Whether it is a whole object or array, if it ends here."""
-        ends = self._first.lstrip()[:1] + self._last.rstrip()[-1:]
+        ends = self._first.removeprefix(_BOM).lstrip()[:1] + self._last.rstrip()[-1:]
         return not self.is_broken and not self._depth and not self._carried and ends in (b"{}", b"[]") and not self._decoder.getstate()[0]
 
     @property
     def tokens(self) -> tuple[int, int]:
         """The prompt and completion tokens that it reports at its beginning or its end, 0 where it does not."""
         found = _USAGE.search(self._last) or _USAGE.search(self._first)
-        return (0, 0) if found is None else tokens_of(msgspec.Raw(found[1]))
+        return (0, 0) if found is None else tokens_of(Raw(found[1]))
 
 
-def _check_utf8(body: bytes) -> None:
-    """Raise for text that is not UTF-8, which msgspec does not check; decode in pieces, because 16 MiB at once can take 64 MiB."""
+def _is_utf8(body: bytes) -> bool:
+    """Return whether text is UTF-8, which msgspec does not check; decode in pieces, because 16 MiB at once can take 64 MiB."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    for start in range(0, len(body), _PIECE):
-        decoder.decode(body[start : start + _PIECE])
-    decoder.decode(b"", True)
+    try:
+        for start in range(0, len(body), _PIECE):
+            decoder.decode(body[start : start + _PIECE])
+        decoder.decode(b"", True)
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -29,7 +29,7 @@ from typing import assert_never
 
 from attrs import frozen
 
-from multiverse_gateway.core.answers import check_json
+from multiverse_gateway.core.answers import check_json, reported_status
 from multiverse_gateway.core.content_types import relayed_type
 from multiverse_gateway.core.errors import (
     BackendBusy,
@@ -41,7 +41,7 @@ from multiverse_gateway.core.errors import (
     UpstreamBadResponse,
     UpstreamTimeout,
 )
-from multiverse_gateway.core.refusals import lacks_model
+from multiverse_gateway.core.refusals import lacks_endpoint, lacks_model
 from multiverse_gateway.core.servers import ServerId
 
 DEFAULT_REST = 1.0
@@ -180,6 +180,38 @@ def classify(
     )
 
 
+def classify_report(
+    report: bytes, headers: Mapping[bytes, bytes], *, now_wall: float, request: bytes = b"", names_response: bool = False
+) -> Failure:
+    """Return the failure that a server reports with status 200: as a whole answer, or as the first event of a stream.
+
+    Its class is that of the numeric `code` in it, and else of its words; without either it is a server error. `report` is the body, or the
+    data of the event; the other parameters are those of `classify`.
+
+    >>> classify_report(b'{"error": {"code": 429, "message": "slow down"}}', {}, now_wall=0.0).kind
+    <FailureClass.BUSY: 'E'>
+    >>> classify_report(b'{"error": "Unexpected endpoint"}', {}, now_wall=0.0).kind
+    <FailureClass.UNSUPPORTED: 'G'>
+    """
+    status = reported_status(report)
+    found, reason = FailureClass.SERVER_ERROR, "reported an error with status 200"
+    if status is None and (lacks_endpoint(report, request) or lacks_model(report, request)):
+        status = 404
+        names_response = names_response and not lacks_endpoint(report, request)
+    if status is not None:
+        found, reason = _meaning(status, report, request, names_response)
+    return Failure(
+        found,
+        reason,
+        status,
+        parse_retry_after(headers.get(b"retry-after"), now_wall),
+        report,
+        b"application/json" if check_json(report) else b"text/plain; charset=utf-8",
+    )
+
+
+JSON_FOR_STREAM = "the answer to a streaming request is JSON"
+"""Reason of the failure that `classify` returns for such a head: its body may still report another error."""
 _COMPRESSED = "the answer is compressed, which nobody asked for"
 _RELAYED = frozenset({FailureClass.NO_MODEL, FailureClass.UNSUPPORTED, FailureClass.CLIENT_ERROR})
 
@@ -235,8 +267,10 @@ def _nonsense(status: int, coding: bytes | None, kind: bytes, stream: bool, chec
     if media in (b"text/html", b"application/xhtml+xml"):
         return "the answer is a web page"
     if stream:
+        if checks_json and (not media or _is_json(media)):
+            return JSON_FOR_STREAM
         if _is_json(media) or (checks_json and media != b"text/event-stream"):
-            return "a stream was asked for, and the answer is none"
+            return "the answer to a streaming request is not a stream"
     elif checks_json and media and not _is_json(media):
         return "the answer is not JSON"
     return None

@@ -17,6 +17,7 @@ MAX_VALUES = 10_000
 MAX_FORM_BYTES = 1 << 16
 """Part of a form that is looked at; its files follow or precede the few short fields."""
 
+_UNEXPECTED_ENDPOINT = b"unexpected endpoint"
 _ANY_CASE_MODEL = re.compile(rb"model", re.IGNORECASE)
 _LACKS = re.compile(
     r"model_not_found|\binvalid model name\b|\bfailed to load (?:the )?model\b"
@@ -49,6 +50,15 @@ def lacks_model(refusal: bytes, request: bytes) -> bool:
         return False
     values = [_plain(value) for value in _values_of(request)]
     return _says_it_itself(words, [value for value in values if "model" in value])
+
+
+def lacks_endpoint(refusal: bytes, request: bytes) -> bool:
+    """Return whether a refusal says that the server does not have the endpoint, as LM Studio does with status 200.
+
+    >>> lacks_endpoint(b'{"error": "Unexpected endpoint or method. (POST /v1/rerank)"}', b'{"model": "llama3"}')
+    True
+    """
+    return _UNEXPECTED_ENDPOINT in refusal[:MAX_WORDS].lower() and _UNEXPECTED_ENDPOINT not in request.lower()
 
 
 def _says_it_itself(words: str, values: list[str]) -> bool:

@@ -16,13 +16,25 @@ from __future__ import annotations
 
 import re
 from enum import Enum
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 from attrs import define, field
-from msgspec import DecodeError, Meta, Raw, Struct, ValidationError
 
 from multiverse_gateway.core.lenient import legible
+from multiverse_gateway.core.payloads import (
+    Choice,
+    Chunk,
+    NamedEvent,
+    Usage,
+    carries_more,
+    decode_chunk,
+    is_truthy,
+    names_error,
+    read_chunk,
+    read_event,
+    timed_tokens,
+)
 
 MAX_EVENT_BYTES = 1 << 20
 """Longest event of a chat or text completion in bytes, its line ends and comments included."""
@@ -36,13 +48,8 @@ DONE_EVENT = b"data: [DONE]\n\n"
 EVENTS_PER_CALL = 64
 """Events that one call of `EventStream.feed` handles; a run of comments and blank lines counts as one."""
 
-MAX_REPORTED_TOKENS = 10_000_000
-"""Prompt or completion tokens that are believed of one answer: a larger figure counts as this one, so that no server can overflow a sum."""
-
 _MAX_CHOICES = 4096
-_MAX_ODD_CHOICES = 128
 _MAX_LINES = 1 << 14
-_MAX_SEQUENCE_NUMBER = 1 << 53
 _BOM = b"\xef\xbb\xbf"
 _EVENT_END = re.compile(rb"\n(?:\n|\r\n?)|\r\r\n?")
 _COMMENTS = re.compile(rb"(?:(?::[^\r\n\x80-\xff]*+(?:\r\n?|\n))*+(?:\r\n?|\n))++")
@@ -62,7 +69,6 @@ class Dialect(Enum):
     """Anything else: no last event of its own."""
 
 
-_CHAT = Dialect.CHAT  # a look-up in an enum costs as much as a call
 _DIALECTS = {
     "/v1/chat/completions": Dialect.CHAT,
     "/v1/completions": Dialect.CHAT,
@@ -82,66 +88,6 @@ def dialect_of(path: str) -> Dialect:
     <Dialect.CHAT: 'chat'>
     """
     return _DIALECTS.get(path, Dialect.OTHER)
-
-
-_Tokens = Annotated[int, Meta(ge=0, le=MAX_REPORTED_TOKENS)]
-
-
-class _Choice(Struct, gc=False):
-    index: int = 0
-    finish_reason: Any = None
-
-
-class Usage(Struct, gc=False):
-    """The tokens that an answer reports, under OpenAI's names or Anthropic's."""
-
-    prompt_tokens: _Tokens = 0
-    completion_tokens: _Tokens = 0
-    input_tokens: _Tokens = 0
-    output_tokens: _Tokens = 0
-
-    @property
-    def tokens(self) -> tuple[int, int]:
-        """Prompt and completion tokens, 0 where nothing is reported."""
-        return self.prompt_tokens or self.input_tokens, self.completion_tokens or self.output_tokens
-
-
-class _Carrier(Struct, gc=False):
-    usage: Usage | None = None
-
-
-class _Event(Struct):
-    choices: list[_Choice] | None = None
-    error: Any = None
-    usage: Usage | None = None
-    type: str | None = None
-
-
-class _Named(_Event):
-    response: _Carrier | None = None
-    message: _Carrier | None = None
-    sequence_number: Annotated[int, Meta(ge=0, le=_MAX_SEQUENCE_NUMBER)] | None = None
-
-
-class _Object(Struct, gc=False):
-    object: Any = None
-
-
-_NAMELESS: msgspec.json.Decoder[_Event] = msgspec.json.Decoder(_Event)
-_NAMED: msgspec.json.Decoder[_Event] = msgspec.json.Decoder(_Named)
-_FIELDS = msgspec.json.Decoder(dict[str, Raw])
-_OBJECT = msgspec.json.Decoder(_Object)
-_FIELDS_OF_USAGE_EVENT = frozenset(
-    {"id", "object", "created", "model", "system_fingerprint", "service_tier", "obfuscation", "choices", "usage"},
-)
-
-
-class _OddChoice(Struct, gc=False):
-    index: Raw = Raw(b"0")
-    finish_reason: Raw = Raw(b"null")
-
-
-_ODD_CHOICES = msgspec.json.Decoder(list[_OddChoice | list[Raw] | str | int | float | bool | None])
 
 
 @define(eq=False)
@@ -189,16 +135,21 @@ class EventStream:
     prompt_tokens: int = field(default=0, init=False)
     completion_tokens: int = field(default=0, init=False)
 
-    _decoder: msgspec.json.Decoder[_Event] = field(init=False)
+    _is_chat: bool = field(init=False)
     _last: frozenset[str] = field(init=False)
     _finished: dict[int, bool] = field(factory=dict, init=False)
     _rest: bytearray = field(factory=bytearray, init=False)
-    _at_start_of_event: bool = field(default=True, init=False)
+    _is_fast: bool = field(init=False)
+    """The next chunk may be one event of a chat, the usual case: nothing waits, and the stream is not over."""
     _begun: bool = field(default=False, init=False)
 
-    @_decoder.default
-    def _decoder_of_dialect(self) -> msgspec.json.Decoder[_Event]:
-        return _NAMED if self.dialect in (Dialect.RESPONSES, Dialect.MESSAGES) else _NAMELESS
+    @_is_chat.default
+    def _is_chat_of_dialect(self) -> bool:
+        return self.dialect is Dialect.CHAT
+
+    @_is_fast.default
+    def _is_fast_of_dialect(self) -> bool:
+        return self._is_chat
 
     @_last.default
     def _last_of_dialect(self) -> frozenset[str]:
@@ -212,7 +163,7 @@ class EventStream:
     @property
     def needs_done(self) -> bool:
         """Return whether `DONE_EVENT` is missing if the body ends cleanly here."""
-        return self.dialect is _CHAT and not self.ended and self.complete()
+        return self._is_chat and not self.ended and self.complete()
 
     @property
     def unfinished(self) -> int:
@@ -226,7 +177,7 @@ class EventStream:
         """
         if self.is_over:
             return self.ended
-        if self.dialect is _CHAT:
+        if self._is_chat:
             return bool(self._finished) and all(self._finished.values())
         return self.dialect is Dialect.OTHER and self.events > 0 and not self._rest
 
@@ -236,7 +187,7 @@ class EventStream:
         That is `chunk` itself if it holds nothing but whole events.
         """
         if (
-            self._at_start_of_event
+            self._is_fast
             and chunk.startswith(b"data: {")
             and (_is_one_event(chunk) if 13 in chunk else chunk.find(10) == len(chunk) - 2 and chunk.endswith(b"\n"))
             and len(chunk) <= self.max_event_bytes
@@ -244,12 +195,12 @@ class EventStream:
         ):
             data = chunk[6:-2]
             try:
-                event = self._decoder.decode(data)
-            except (DecodeError, RecursionError):
+                event = decode_chunk(data)
+            except (msgspec.DecodeError, RecursionError):
                 return self._sort(chunk)
             self._begun = True
             choices = event.choices
-            if choices and not (event.error or event.type or event.usage or self._last) and len(choices) == 1:
+            if choices and not (event.error or event.type or event.usage) and len(choices) == 1:
                 choice = choices[0]
                 if not choice.finish_reason and choice.index in self._finished:  # nothing to take note of
                     self.events += 1
@@ -294,7 +245,7 @@ class EventStream:
         else:
             self.has_more = start < size
             rest += chunk[start:]
-            self._at_start_of_event = not rest
+            self._is_fast = self._is_chat and not rest
         return b"".join([*passed, chunk[begun:start]]) if passed else chunk[:start]
 
     def _end_of_comments(self, chunk: bytes, start: int) -> int:
@@ -315,7 +266,7 @@ class EventStream:
 
     def _keep(self, unfinished: bytes) -> None:
         self._rest += unfinished
-        self._at_start_of_event = not self._rest
+        self._is_fast = self._is_chat and not self._rest
         if len(self._rest) > self.max_event_bytes:
             self._break_at_limit(f"an event longer than {self.max_event_bytes} bytes")
 
@@ -342,49 +293,28 @@ class EventStream:
             return self._break_at_limit(f"an event of more than {_MAX_LINES} lines")
         name, data = _parse(block)
         if data is None:
-            return self._note_error(_Event(), b"") if name == b"error" else self.events > 0
+            return self._note_error(b"", is_readable=False) if name == b"error" else self.events > 0
         try:
-            event = self._decode(data)
-            if event is None:
-                data = legible(data)
-                event = self._decode(data) or self._read_other(name, data.strip())
+            if self._is_chat:
+                chunk = read_chunk(data) or read_chunk(data := legible(data))
+                if chunk is not None:
+                    return self._note(chunk, name, data)
+            else:
+                event = read_event(data) or read_event(data := legible(data))
+                if event is not None:
+                    return self._note_named(event, name, data)
         except RecursionError:
             return self._break_at_limit("an event whose JSON is nested too deeply")
-        return event is not None and self._note(event, name, data)
+        return self._note_other(name, data.strip())
 
-    def _read_other(self, name: bytes, text: bytes) -> _Event | None:
-        """Judge data that is not a JSON object; `None` if the event is not relayed."""
-        is_chat = self.dialect is _CHAT
-        if name == b"error" or not is_chat:
-            return _Event() if name or text else None
-        if text == b"[DONE]":
-            self._end()
-            return _Event()
-        if text:
-            self._break("an event whose data is neither a JSON object nor [DONE]")
-        return None
-
-    def _decode(self, data: bytes) -> _Event | None:
-        try:
-            return self._decoder.decode(data)
-        except ValidationError:
-            return _decode_loosely(data)
-        except DecodeError:
-            return None
-
-    def _note(self, event: _Event, name: bytes, data: bytes) -> bool:
-        """Take note of what a data event says, and return whether to relay it."""
-        choices = event.choices
-        if (
-            event.error
-            or event.type == "error"
-            or name == b"error"
-            or (not choices and (not self.events or self.dialect is _CHAT) and _names_error(data))
-        ):
-            return self._note_error(event, data)
-        if self.drops_usage and event.usage is not None and choices == []:
-            self._note_usage(event.usage)
-            self.carries_more = _carries_more(data)
+    def _note(self, chunk: Chunk, name: bytes, data: bytes) -> bool:
+        """Take note of what an event of a chat says, and return whether to relay it."""
+        choices = chunk.choices
+        if chunk.error or chunk.type == "error" or name == b"error" or (not choices and names_error(data)):
+            return self._note_error(data, is_readable=bool(chunk.error))
+        if self.drops_usage and chunk.usage is not None and choices == []:
+            self._note_usage(chunk.usage)
+            self.carries_more = carries_more(data)
             if not self.carries_more:
                 return False
         self.events += 1
@@ -392,54 +322,65 @@ class EventStream:
             finished = self._finished
             for choice in choices[:_MAX_CHOICES]:
                 if choice.finish_reason or choice.index not in finished:
-                    self._note_choice(choice, event, data)
-        if event.usage is not None:
-            self._note_usage(event.usage)
-        if self._last:
-            self._note_named(event, name)
+                    self._note_choice(choice, chunk, data)
+        if chunk.usage is not None:
+            self._note_usage(chunk.usage)
         return True
 
-    def _note_error(self, event: _Event, data: bytes) -> bool:
+    def _note_named(self, event: NamedEvent, name: bytes, data: bytes) -> bool:
+        """Take note of what an event of any other stream says, and return whether to relay it."""
+        has_error = bool(event.error) and is_truthy(event.error)
+        if has_error or event.type == "error" or name == b"error" or (not self.events and names_error(data)):
+            return self._note_error(data, is_readable=True)
+        self.events += 1
+        if event.sequence_number is not None:
+            self.next_sequence_number = event.sequence_number + 1
+        if event.usage is not None:
+            self._note_usage(event.usage)
+        if event.response is not None and event.response.usage is not None:
+            self._note_usage(event.response.usage)
+        if event.message is not None and event.message.usage is not None:
+            self._note_usage(event.message.usage)
+        if (event.type or name.decode()) in self._last:
+            self._end()
+        return True
+
+    def _note_other(self, name: bytes, text: bytes) -> bool:
+        """Judge an event whose data, stripped, is not a JSON object, and return whether to relay it."""
+        if name == b"error":
+            return self._note_error(text, is_readable=False)
+        if not text and (self._is_chat or not name):
+            return False
+        if self._is_chat and text != b"[DONE]":
+            return self._break("an event whose data is neither a JSON object nor [DONE]")
+        self.events += 1
+        if self._is_chat or name.decode() in self._last:
+            self._end()
+        return True
+
+    def _note_error(self, data: bytes, *, is_readable: bool) -> bool:
         if not self.events:
             self.first_error = data.strip()
             self._stop()
             return False
         self.failed = True
-        if not (event.error or (self.dialect is not _CHAT and (event.type == "error" or _is_object(data)))):
+        if not is_readable:
             return self._break("an error in a form that clients cannot read")
         self.events += 1
         self._end()
         return True
 
-    def _note_choice(self, choice: _Choice, event: _Event, data: bytes) -> None:
-        reason = choice.finish_reason
-        has_finished = type(reason) is str and reason not in ("", "null")
+    def _note_choice(self, choice: Choice, chunk: Chunk, data: bytes) -> None:
         finished = self._finished
-        if has_finished and event.usage is None and not any(finished.values()):
-            self._note_timings(data)
+        if choice.has_finished and chunk.usage is None and not any(finished.values()):
+            self._note_usage(Usage(*timed_tokens(data)))
         if choice.index in finished or len(finished) < _MAX_CHOICES:
-            finished[choice.index] = finished.get(choice.index, False) or has_finished
-
-    def _note_timings(self, data: bytes) -> None:
-        """Read the token counts that llama.cpp reports in the last chunk of its own accord."""
-        timings = _fields(_fields(Raw(data)).get("timings"))
-        prompt, cached, completion = [_tokens(timings[name]) if name in timings else 0 for name in ("prompt_n", "cache_n", "predicted_n")]
-        self._note_usage(Usage(min(prompt + cached, MAX_REPORTED_TOKENS), completion))
+            finished[choice.index] = finished.get(choice.index, False) or choice.has_finished
 
     def _note_usage(self, usage: Usage) -> None:
         """Keep the latest figures: servers send running totals, and not always both."""
         self.prompt_tokens = usage.prompt_tokens or usage.input_tokens or self.prompt_tokens
         self.completion_tokens = usage.completion_tokens or usage.output_tokens or self.completion_tokens
-
-    def _note_named(self, event: _Event, name: bytes) -> None:
-        if isinstance(event, _Named):
-            if event.sequence_number is not None:
-                self.next_sequence_number = event.sequence_number + 1
-            for carrier in (event.response, event.message):
-                if carrier is not None and carrier.usage is not None:
-                    self._note_usage(carrier.usage)
-        if (event.type or name.decode()) in self._last:
-            self._end()
 
     def _end(self) -> None:
         self.ended = True
@@ -447,7 +388,7 @@ class EventStream:
 
     def _stop(self) -> None:
         self.is_over = True
-        self.has_more = self._at_start_of_event = False
+        self.has_more = self._is_fast = False
 
 
 def _end(buffer: bytes | bytearray, start: int) -> int:
@@ -489,96 +430,6 @@ def _parse(block: bytes) -> tuple[bytes, bytes | None]:
     if len(values) == 1:
         return name, values[0]
     return name, b"\n".join(values) if values else None
-
-
-def _decode_loosely(data: bytes) -> _Event | None:
-    """Read an event whose fields have types that no specification gives them; None if it is no JSON object."""
-    try:
-        fields = _FIELDS.decode(data)
-    except DecodeError:
-        return None
-    kind = _value(fields.get("type"))
-    number = _value(fields.get("sequence_number"))
-    return _Named(
-        choices=_choices(fields.get("choices")),
-        error=_value(fields.get("error")),
-        usage=_usage(fields.get("usage")),
-        type=kind if isinstance(kind, str) else None,
-        response=_Carrier(_usage(_fields(fields.get("response")).get("usage"))),
-        message=_Carrier(_usage(_fields(fields.get("message")).get("usage"))),
-        sequence_number=number if type(number) is int and 0 <= number <= _MAX_SEQUENCE_NUMBER else None,
-    )
-
-
-def _choices(raw: Raw | None) -> list[_Choice]:
-    try:
-        items = [] if raw is None else _ODD_CHOICES.decode(raw)
-    except DecodeError:
-        return []
-    return [
-        _Choice(index if type(index := _value(item.index)) is int else 0, _value(item.finish_reason))
-        for item in items[:_MAX_ODD_CHOICES]
-        if isinstance(item, _OddChoice)
-    ]
-
-
-def _usage(usage: Raw | None) -> Usage:
-    fields = _fields(usage)
-    return Usage(**{key: _tokens(fields[key]) for key in Usage.__struct_fields__ if key in fields})
-
-
-def tokens_of(usage: Raw) -> tuple[int, int]:
-    """Return the prompt and completion tokens that the field `usage` of an answer reports, 0 where it reports none.
-
-    >>> tokens_of(Raw(b'{"prompt_tokens": 7, "completion_tokens": 2.0, "total_tokens": "nine"}'))
-    (7, 2)
-    """
-    return _usage(usage).tokens
-
-
-def _tokens(raw: Raw) -> int:
-    """Return a number of tokens between 0 and `MAX_REPORTED_TOKENS`, 0 for anything that is not a number."""
-    try:
-        return int(min(max(float(bytes(raw)), 0), MAX_REPORTED_TOKENS))
-    except ValueError:
-        return 0
-
-
-def _fields(raw: Raw | None) -> dict[str, Raw]:
-    try:
-        return {} if raw is None else _FIELDS.decode(raw)
-    except DecodeError:
-        return {}
-
-
-def _value(raw: Raw | None) -> Any:
-    """Decode a value; True stands for one that is there but cannot be represented, such as an endless number."""
-    try:
-        return None if raw is None else msgspec.json.decode(raw)
-    except DecodeError:
-        return True
-
-
-def _names_error(data: bytes) -> bool:
-    """Return whether an event is an error by its `object`, as those of vLLM are."""
-    try:
-        return bool(_OBJECT.decode(data).object == "error")
-    except DecodeError:
-        return False
-
-
-def _is_object(data: bytes) -> bool:
-    try:
-        _FIELDS.decode(data)
-    except DecodeError:
-        return False
-    return True
-
-
-def _carries_more(data: bytes) -> bool:
-    """Return whether an event with token counts holds anything else; members that are null count as absent."""
-    fields = _FIELDS.decode(data)
-    return any(name not in _FIELDS_OF_USAGE_EVENT and bytes(value) != b"null" for name, value in fields.items())
 
 
 def error_event(dialect: Dialect, message: str, code: str, sequence_number: int = 0) -> bytes:

@@ -37,6 +37,7 @@ from multiverse_gateway.core.errors import (
     UpstreamTimeout,
 )
 from multiverse_gateway.core.failover import (
+    JSON_FOR_STREAM,
     Attempt,
     Failure,
     FailureClass,
@@ -46,6 +47,7 @@ from multiverse_gateway.core.failover import (
     after_failure,
     busy_error,
     classify,
+    classify_report,
     final_error,
     media_type,
 )
@@ -505,7 +507,7 @@ class Exchange:
         envelope = self.envelope
         wall = self._engine.wall()
         failure = classify(status, headers, None, stream=envelope.stream, checks_json=envelope.answers_json, now_wall=wall)
-        if failure is not None:
+        if failure is not None and failure.reason != JSON_FOR_STREAM:
             self._fail_attempt(failure)
             return
         self._content_type = relayed_type(headers.get(b"content-type"), is_json=envelope.answers_json)
@@ -612,12 +614,28 @@ class Exchange:
             return
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks = []
-        tokens = read_answer(body)
-        if tokens is None:
+        answer = read_answer(body)
+        if answer is None:
             self._fail_attempt(Failure(kind=FailureClass.NONSENSE, reason="an answer that is not JSON", status=self._head_status))
-            return
-        self._tokens = tokens
-        self._answer(body)
+        elif answer.reports_error:
+            self._fail_attempt(self._reported(body))
+        elif self.envelope.stream:
+            self._fail_attempt(self._not_a_stream())
+        else:
+            self._tokens = answer.tokens
+            self._answer(body)
+
+    def _reported(self, report: bytes) -> Failure:
+        return classify_report(
+            report,
+            self._headers,
+            now_wall=self._engine.wall(),
+            request=self.body_bytes,
+            names_response=self.envelope.names_response,
+        )
+
+    def _not_a_stream(self) -> Failure:
+        return Failure(kind=FailureClass.NONSENSE, reason=JSON_FOR_STREAM, status=self._head_status)
 
     def failed(self, failure: Failure) -> None:
         """Take the end of the connection in any other way, once all events before it were handled."""
@@ -833,7 +851,10 @@ class Exchange:
         elif self._received > UNCOUNTED_BYTES and not self._hold(self._received):
             return
         elif self._head_status < 300:
-            self._expect_more()
+            if self.envelope.stream and self._received > MAX_ERROR_BYTES:
+                self._fail_attempt(self._not_a_stream())
+            else:
+                self._expect_more()
         elif self._head_status >= 500 and self._received > MAX_ERROR_BYTES:
             self._fail_attempt(self._classified())
 
@@ -1061,7 +1082,7 @@ class Exchange:
 
     def _before_first_event(self, whole: bytes, events: EventStream) -> None:
         if events.first_error is not None:
-            self._fail_attempt(Failure(kind=FailureClass.SERVER_ERROR, reason="the stream began with an error", status=500))
+            self._fail_attempt(self._reported(events.first_error))
         elif events.has_data:
             self._begin_answer()
             self._send(whole)
@@ -1072,7 +1093,7 @@ class Exchange:
             self._fail_attempt(Failure(kind=FailureClass.NONSENSE, reason=events.broken))
 
     def _over_limit(self, events: EventStream) -> str:
-        setting = "MAX_EVENT_BYTES" if events.dialect is _CHAT else "MAX_LARGE_EVENT_BYTES"
+        setting = "MULTIVERSE_MAX_EVENT_BYTES" if events.dialect is _CHAT else "MULTIVERSE_MAX_LARGE_EVENT_BYTES"
         return (
             f"The server sent {events.broken}, and the gateway does not relay it. Ask for less at once, for example fewer choices or a "
             f"smaller image. The operator sets the limit in bytes with {setting}."
