@@ -93,6 +93,9 @@ def test_a_named_file_must_be_there(tmp_path: Path) -> None:
         ({"CORS_ORIGINS": "https://a.example/path"}, "^CORS_ORIGINS=https://a.example/path in the environment cannot be used"),
         ({"CORS_ORIGINS": "null"}, "^CORS_ORIGINS=null in the environment cannot be used"),
         ({"PUBLIC_URL": "https://a.example/path"}, "^PUBLIC_URL=https://a.example/path in the environment cannot be used"),
+        ({"ROOT_PATH": "ai"}, "^ROOT_PATH=ai in the environment cannot be used: write a path such as /ai"),
+        ({"ROOT_PATH": "/admin"}, "^ROOT_PATH=/admin in the environment cannot be used"),
+        ({"ROOT_PATH": "/a/../b"}, r"^ROOT_PATH=/a/\.\./b in the environment cannot be used"),
         ({"PUBLIC_URL": "*"}, r"^PUBLIC_URL=\* in the environment cannot be used: write origins such as https://models.example"),
         ({"BALANCER": "round robin"}, "^BALANCER=round robin in the environment cannot be used"),
         (

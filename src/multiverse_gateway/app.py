@@ -93,7 +93,7 @@ def create_app(
     inference = Inference(front)
     admin = [*admin_routes(gateway, entrance), *account_routes(gateway)]
     middleware = [
-        Middleware(Paths),
+        Middleware(Paths, root=settings.root_path.rstrip("/")),
         Middleware(Errors),
         *([Middleware(Cors, policy=entrance.origins)] if settings.enable_cors else []),
         Middleware(

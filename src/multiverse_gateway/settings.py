@@ -20,6 +20,7 @@ from multiverse_gateway.core.addresses import AddressPolicy
 from multiverse_gateway.core.failover import RetryPolicy
 from multiverse_gateway.core.health import AutoDeregister, HealthPolicy
 from multiverse_gateway.core.origins import ANY, OriginPolicy, normalize_origin
+from multiverse_gateway.core.paths import is_root
 
 PREFIX = "MULTIVERSE_"
 CONFIG_FILE = "multiverse.toml"
@@ -116,6 +117,11 @@ def _check_origins(_: object, field: "attrs.Attribute[Any]", value: tuple[str, .
     for origin in value:
         if origin != ANY and normalize_origin(origin.rstrip("/")) is None:
             raise _fail(field, origin, "write origins such as https://class.example without a path, or *")
+
+
+def _check_root(_: object, field: "attrs.Attribute[Any]", value: str) -> None:
+    if not is_root(value.rstrip("/")):
+        raise _fail(field, value, "write a path such as /ai, which begins with none of the gateway's own paths")
 
 
 def _check_own_origins(_: object, field: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:
@@ -318,6 +324,12 @@ class Settings:
         "Proxies whose X-Forwarded-For is believed, as networks with commas between them; nobody by default.",
         _check_proxies,
         example="127.0.0.1/32",
+    )
+    root_path: str = _setting(
+        "",
+        "Path below which a proxy serves the gateway, such as /ai; the proxy may leave it in the paths of requests or take it off.",
+        _check_root,
+        example="/ai",
     )
     public_url: tuple[str, ...] = _setting(
         (),

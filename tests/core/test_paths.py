@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multiverse_gateway.core.paths import CALLS, api_path, hint, is_api, without_origin
+from multiverse_gateway.core.paths import CALLS, OWN_SEGMENTS, api_path, below, hint, is_api, is_root, without_origin
 
 CHAT = "/v1/chat/completions"
 
@@ -139,3 +139,48 @@ def test_a_path_that_may_exist_has_no_hint(path: str) -> None:
     """Calls that the gateway does not know are the servers' to judge."""
     assert hint(path) is None
     assert re.fullmatch(r"/v1/\S+", path)
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "rest"),
+    [
+        ("/ai/v1/models", "/ai", "/v1/models"),
+        ("/v1/models", "/ai", "/v1/models"),
+        ("/ai", "/ai", "/"),
+        ("/ai/", "/ai", "/"),
+        ("/ai/ai/x", "/ai", "/ai/x"),
+        ("/aim/x", "/ai", "/aim/x"),
+        ("/AI/x", "/ai", "/AI/x"),
+        ("/a/b/x", "/a/b", "/x"),
+        ("/a/x", "/a/b", "/a/x"),
+        ("//ai/x", "/ai", "//ai/x"),
+        ("/x", "", "/x"),
+    ],
+)
+def test_the_root_of_a_proxy_is_taken_off_once(path: str, root: str, rest: str) -> None:
+    """Where it is there; a path that only begins alike is another one."""
+    assert below(path, root) == rest
+
+
+@given(st.text("/aiv1.", max_size=20), st.sampled_from(["", "/ai", "/a/i"]))
+def test_what_is_below_a_root_is_a_path(path: str, root: str) -> None:
+    """Taking the root off never makes a path that was not there: putting it before gives the same again."""
+    path = f"/{path}"
+    assert below(root + path, root) == path
+    assert below(path, root).startswith("/")
+
+
+@pytest.mark.parametrize("root", ["", "/ai", "/ai/gateway", "/AI", "/~user/x-y_z.1", "/v10", "/administration"])
+def test_a_proxy_may_serve_below_most_paths(root: str) -> None:
+    """Such as these."""
+    assert is_root(root)
+
+
+@pytest.mark.parametrize(
+    "root",
+    ["ai", "/", "/ai/", "//ai", "/a//b", "/a/../b", "/.", "/a b", "/a?b", "/%61", "/ä", "http://x", *(f"/{name}" for name in OWN_SEGMENTS)],
+)
+def test_but_below_none_that_could_be_taken_for_another(root: str) -> None:
+    """Neither what is no plain path nor what the gateway's own paths begin with."""
+    assert not is_root(root)
+    assert not is_root(f"{root}/x") or root in ("", "/")

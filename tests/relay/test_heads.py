@@ -121,3 +121,23 @@ def test_what_clients_make_up_takes_no_memory_without_end() -> None:
     before = len(heads._known)
     assert read(heads, head(HOST, b"X-Long: " + b"x" * MAX_KNOWN_BYTES)) is not None
     assert len(heads._known) == before
+
+
+@pytest.mark.parametrize(
+    ("root", "target", "path"),
+    [
+        ("", b"/v1/x", "/v1/x"),
+        ("/ai", b"/ai/v1/x", "/v1/x"),
+        ("/ai", b"/v1/x", "/v1/x"),
+        ("/ai", b"/ai/chat/completions?a=b", "/v1/chat/completions"),
+        ("/ai", b"http://host/ai/v1/x", "/v1/x"),
+        ("/ai", b"/ai/admin/x", None),
+        ("/ai", b"/ai/ai/v1/x", None),
+        ("", b"/ai/v1/x", None),
+    ],
+)
+def test_the_root_of_a_proxy_is_no_part_of_the_path(root: str, target: bytes, path: str | None) -> None:
+    """So that the door serves such requests itself, whether the proxy takes it off or not."""
+    data = b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n" % target
+    read = Heads(root).read(data, len(data))
+    assert (None if read is None else read[0].path) == path

@@ -74,6 +74,7 @@ PLAIN_NAMES = frozenset(
         "VERIFY_BACKEND_TLS",
         "TRUSTED_PROXIES",
         "PUBLIC_URL",
+        "ROOT_PATH",
         "AUTO_DEREGISTER",
         "CONNECT_TIMEOUT_SECONDS",
         "FIRST_BYTE_TIMEOUT_SECONDS",

@@ -13,6 +13,7 @@ import attrs
 import pytest
 
 from multiverse_gateway import registration
+from multiverse_gateway.core.paths import OWN_SEGMENTS
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey
 from multiverse_gateway.protocols import ProbeResult
@@ -304,6 +305,9 @@ async def test_a_public_address_is_our_own_origin() -> None:
         async with browsing(public_url=public) as browser:
             form = {"form_token": value_of(await browser.open("/login"), "form_token"), "key": ADMIN_KEY}
             assert (await browser.send("/login", form, **proxied)).status_code == status
+            if public:
+                assert "https://models.example/v1" in (await browser.open("/docs", host="10.0.0.5:8000")).text
+                assert "http://gateway/v1" not in (await browser.open("/docs")).text
 
 
 async def test_a_session_alone_shows_no_servers_key() -> None:
@@ -1071,3 +1075,10 @@ async def test_registering_on_the_page_shows_the_owners_token_once() -> None:
         form = {"model_name": "tiny", "endpoint_url": "http://gpu.example:8000", "streaming": "on"}
         assert "mvg-owner-" in (await browser.send("/register", form)).text
         assert "mvg-owner-" not in (await browser.send("/register", form)).text
+
+
+async def test_no_proxy_can_serve_the_gateway_below_a_path_of_its_own() -> None:
+    """36: every first segment of a route is one that `ROOT_PATH` may not begin with."""
+    async with browsing() as browser:
+        paths = [str(getattr(route, "path", "")) for route in browser.app.routes]
+        assert {path.split("/")[1] for path in paths} - {""} <= OWN_SEGMENTS

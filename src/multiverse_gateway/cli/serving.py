@@ -153,7 +153,8 @@ async def _serve_directly(serving: Serving, app: Any, config: GuardedConfig, end
         write=settings.client_write_timeout_seconds,
         dropping=settings.client_body_timeout_seconds,
     )
-    listener = Listener(app.state.front, others.take, patience=patience, head_bytes=HEAD_BYTES)
+    root = settings.root_path.rstrip("/")
+    listener = Listener(app.state.front, others.take, patience=patience, head_bytes=HEAD_BYTES, root=root)
     tls = config.create_ssl_context()
     server = await asyncio.get_running_loop().create_server(
         listener.protocol,

@@ -32,6 +32,13 @@ CALLS: Final = frozenset(
 )
 """The calls that clients are known to make, all by POST; any other path below `/v1` is relayed as well if its body names a model."""
 
+OWN_SEGMENTS: Final = frozenset(call.split("/")[index] for call in CALLS for index in (1, 2)) | {
+    *("v2", "models", "api", "admin", "health", "livez", "readyz", "metrics", "openapi.json", "docs"),
+    *("login", "logout", "session", "link", "static", "dashboard", "register", "server", "test", "keys", "logs", "settings"),
+}
+"""What the gateway's own paths begin with. A proxy cannot serve it below one of them: `/chat/completions` would mean two calls."""
+
+_ROOT: Final = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)*")
 _UNPREFIXED: Final = frozenset(call.removeprefix(PREFIX) for call in CALLS)
 _OTHER_NAMES: Final = {"/v2/rerank": "/v1/rerank"}
 _ORIGIN: Final = re.compile(r"https?://[^/?#]+", re.IGNORECASE)
@@ -58,6 +65,26 @@ def without_origin(target: str) -> str:
     """
     origin = _ORIGIN.match(target)
     return target[origin.end() :] if origin else target
+
+
+def is_root(root: str) -> bool:
+    """Return whether a proxy can serve the gateway below a path, which has no slash at its end.
+
+    >>> is_root("/ai/gateway"), is_root(""), is_root("ai"), is_root("/admin"), is_root("/a/../b")
+    (True, True, False, False, False)
+    """
+    return not root or (_ROOT.fullmatch(root) is not None and root.split("/")[1] not in OWN_SEGMENTS)
+
+
+def below(path: str, root: str) -> str:
+    """Return a path without the root below which a proxy serves the gateway; some proxies leave it in the path, others take it off.
+
+    >>> below("/ai/v1/models", "/ai"), below("/v1/models", "/ai"), below("/ai", "/ai"), below("/aim", "/ai")
+    ('/v1/models', '/v1/models', '/', '/aim')
+    """
+    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+        return path[len(root) :] or "/"
+    return path
 
 
 def api_path(method: str, path: str, *, wants_page: bool = False) -> str:

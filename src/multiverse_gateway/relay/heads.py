@@ -9,7 +9,7 @@ from typing import Any, Final
 import attrs
 import httptools
 
-from multiverse_gateway.core.paths import api_path, is_api
+from multiverse_gateway.core.paths import api_path, below, is_api, without_origin
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -48,9 +48,10 @@ class RequestHead:
 
 
 class Heads:
-    """The heads that a door reads, and those that it read before."""
+    """The heads that a door reads, and those that it read before; `root` is the path below which a proxy serves the gateway."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: str = "") -> None:
+        self._root = root
         self._known: dict[bytes, RequestHead] = {}
 
     def read(self, data: bytes, end: int) -> tuple[RequestHead, int | None] | None:
@@ -67,7 +68,7 @@ class Heads:
         head = self._known.get(key)
         if head is not None and number.isdigit() and len(number) <= MAX_DIGITS:
             return head, int(number)
-        head = _read(data[:end])
+        head = _read(data[:end], self._root)
         if head is None:
             return None
         if b"transfer-encoding" in head.names:
@@ -106,7 +107,7 @@ class _Parser:
         self.keeps = self.parser.should_keep_alive()
 
 
-def _read(head: bytes) -> RequestHead | None:
+def _read(head: bytes, root: str) -> RequestHead | None:
     line = head[: head.find(b"\r\n")]
     if not (line.startswith(b"POST ") and line.endswith(b" HTTP/1.1")):
         return None
@@ -120,7 +121,7 @@ def _read(head: bytes) -> RequestHead | None:
     path, _, query = read.url.partition(b"?")
     if read.keeps is None or b"%" in path or not path.isascii():
         return None
-    called = api_path("POST", path.decode("ascii"))
+    called = api_path("POST", below(without_origin(path.decode("ascii")), root))
     if not is_api(called):
         return None
     found = RequestHead("POST", called, query, read.fields, read.keeps)

@@ -638,17 +638,25 @@ class Connection(asyncio.Protocol):
 class Listener:
     """All connections of the direct door in this process; `protocol` makes one for each that is accepted.
 
-    `hand_over` gets the transport of a connection that is not for this door, and the bytes that were read of it. Made on the event
-    loop that it serves.
+    `hand_over` gets the transport of a connection that is not for this door, and the bytes that were read of it. `root` is the path below
+    which a proxy serves the gateway. Made on the event loop that it serves.
     """
 
-    def __init__(self, front: Front, hand_over: Callable[[asyncio.Transport, bytes], None], *, patience: Patience, head_bytes: int) -> None:
+    def __init__(
+        self,
+        front: Front,
+        hand_over: Callable[[asyncio.Transport, bytes], None],
+        *,
+        patience: Patience,
+        head_bytes: int,
+        root: str = "",
+    ) -> None:
         self.front = front
         self.hand_over = hand_over
         self.patience = patience
         self.head_bytes = head_bytes
         self.closing = False
-        self.heads = Heads()
+        self.heads = Heads(root)
         self.connections: set[Connection] = set()
         self.date = b""
         self.time = asyncio.get_running_loop().time

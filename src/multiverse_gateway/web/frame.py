@@ -19,6 +19,7 @@ from starlette.routing import NoMatchFound
 
 from multiverse_gateway._version import __version__
 from multiverse_gateway.core.errors import GatewayError
+from multiverse_gateway.core.origins import normalize_origin
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.web import views
 from multiverse_gateway.web.assets import load_assets
@@ -232,10 +233,13 @@ class Frame:
         return self._streams.response(events)
 
     def base_url(self, request: Request) -> str:
-        """Return the address of this gateway as the visitor wrote it."""
+        """Return the address of this gateway as the visitor wrote it, or its public one where a proxy hides that."""
         scheme = "https" if is_secure(request.scope, self.entrance.trusted) else "http"
-        host = request.headers.get("host", "localhost")
-        return f"{scheme}://{host}{str(request.scope.get('root_path', '')).rstrip('/')}"
+        origin = f"{scheme}://{request.headers.get('host', 'localhost')}"
+        public = self.gateway.settings.public_url
+        if public and normalize_origin(origin) not in self.entrance.origins.public:
+            origin = public[0].rstrip("/")
+        return origin + str(request.scope.get("root_path", "")).rstrip("/")
 
 
 def _text(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[str, str]]:

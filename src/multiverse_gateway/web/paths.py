@@ -12,35 +12,38 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from multiverse_gateway.core.errors import UnknownURL
-from multiverse_gateway.core.paths import api_path, is_api, without_origin
+from multiverse_gateway.core.paths import api_path, below, is_api, without_origin
 from multiverse_gateway.web.errors import App, Receive, Scope, Send
-from multiverse_gateway.web.headers import path_of
 from multiverse_gateway.web.security import Network, is_secure
 
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(?::\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::\d{1,5})?")
 
 
 class Paths:
-    """Replace the path of an API call in another spelling; pass any other request on as it is."""
+    """Replace the path of an API call in another spelling; pass any other request on as it is.
 
-    def __init__(self, app: App) -> None:
+    `root` is the path below which a proxy serves the gateway. Whether the proxy leaves it in the path or not, all that is inside finds it
+    there, and in `root_path` as ASGI has it: so rules and routing take off the same, once.
+    """
+
+    def __init__(self, app: App, *, root: str = "") -> None:
         self._app = app
+        self._root = root
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application."""
-        if scope["type"] == "http":
-            target = str(scope["path"])
-            path = without_origin(target)
-            path = path_of(scope if path == target else {**scope, "path": path})
-            found = api_path(scope["method"], path, wants_page=_wants_page(scope))
-            if is_api(found) and (found != path or path != target):
-                scope = _with_path(scope, found)
-        await self._app(scope, receive, send)
+        await self._app(self._respelled(scope) if scope["type"] == "http" else scope, receive, send)
 
-
-def _with_path(scope: Scope, path: str) -> Scope:
-    whole = str(scope.get("root_path", "")) + path
-    return {**scope, "path": whole, "raw_path": quote(whole).encode()}
+    def _respelled(self, scope: Scope) -> Scope:
+        target, mount = str(scope["path"]), str(scope.get("root_path", ""))
+        path = below(below(target, self._root), mount)
+        called = api_path(scope["method"], below(below(without_origin(target), self._root), mount), wants_page=_wants_page(scope))
+        if is_api(called):
+            path = called
+        root = self._root + mount
+        if root + path == target and root == mount:
+            return scope
+        return {**scope, "root_path": root, "path": root + path, "raw_path": quote(root + path).encode()}
 
 
 def _wants_page(scope: Scope) -> bool:
