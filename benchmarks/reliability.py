@@ -14,8 +14,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
+import json
 import random
 import resource
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -33,8 +36,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from support import behaviours
 from support.backends import Backend, Outcome
+from support.h2_client import H2Client
 from support.processes import GatewayProcess
-from support.raw_client import AsyncRawClient, EndedError
+from support.raw_client import AsyncRawClient, EndedError, RawClient
 from support.sockets import free_port, until
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -430,6 +434,169 @@ async def addresses(bench: Bench) -> None:
     )
 
 
+UPLOADED = 2_000_000
+ANSWER_BYTES = 6 << 20
+MAX_HELD_BYTES = 256 << 20
+"""The default of `ANSWER_BUDGET_BYTES`."""
+HOSTILE = {"CR CR": b"\r\r", "LF LF": b"\n\n", "comments": b": x\n\n", "empty objects": b"data:{}\n\n"}
+
+HOSTILE_SERVER = """
+import socket, sys, threading
+
+block = bytes.fromhex(sys.argv[1]) * 10_000
+listening = socket.create_server(("127.0.0.1", int(sys.argv[2])), backlog=64)
+models = b'{"object":"list","data":[{"id":"hostile","object":"model"}]}'
+
+def serve(connection):
+    with connection:
+        try:
+            request = b""
+            while b"\\r\\n\\r\\n" not in request:
+                request += connection.recv(65536)
+            if request.startswith(b"GET"):
+                connection.sendall(b"HTTP/1.1 200 OK\\r\\nconnection: close\\r\\ncontent-type: application/json\\r\\n\\r\\n" + models)
+                return
+            connection.sendall(b"HTTP/1.1 200 OK\\r\\nconnection: close\\r\\ncontent-type: text/event-stream\\r\\n\\r\\n")
+            while True:
+                connection.sendall(block)
+        except OSError:
+            pass
+
+while True:
+    threading.Thread(target=serve, args=listening.accept()[:1], daemon=True).start()
+"""
+"""Sends the same bytes for ever, as fast as they are taken, in a process of its own."""
+
+
+def leave_on_http2(port: int, path: str, streams: int, *, resets: bool) -> None:
+    """Ask for something on many streams and leave them: each by itself, or all with their connection."""
+    with H2Client(port) as client:
+        asked = [client.ask("GET", path) for _ in range(streams)]
+        client.status(asked[0])
+        if resets:
+            for stream in asked:
+                client.reset(stream)
+            client.status(client.ask("GET", "/livez"))
+
+
+async def quiet_tasks(bench: Bench, most: int) -> int:
+    """Return the tasks once there are no more than `most`, or after a while."""
+    for _ in range(100):
+        found = await bench.tasks()
+        if found <= most:
+            break
+        await asyncio.sleep(0.05)
+    return found
+
+
+async def left_on_http2(bench: Bench) -> None:
+    count, streams, turn = bench.count(10_000), 90, itertools.count()
+    path = "/static/x/vendor/swagger-ui-bundle.js"
+
+    async def one() -> None:
+        await asyncio.to_thread(leave_on_http2, bench.gateway.port, path, streams, resets=next(turn) % 2 == 0)
+
+    await at_once(-(-count // streams), 4, one)  # what is needed at once differs, and Python keeps the most that it ever needed
+    tasks, before = await bench.tasks(), bench.gateway.memory_bytes()
+    await at_once(-(-count // streams), 4, one)
+    left = await quiet_tasks(bench, tasks) - tasks
+    grown = (bench.gateway.memory_bytes() - before) / 2**20
+    bench.tell(
+        f"after {count} requests on HTTP/2 that were left: tasks, memory",
+        f"{max(0, left)}, {grown:+.1f} MB",
+        "0, ≤ 5 MB",
+        left <= 0 and grown <= 5,
+    )
+
+
+async def refused_uploads(bench: Bench) -> None:
+    count = bench.count(1000)
+    data = b"\0" * UPLOADED
+
+    async def one() -> None:
+        with suppress(OSError, EndedError, TimeoutError):
+            async with AsyncRawClient(bench.gateway.port, timeout=20) as client:
+                await client.fetch("POST", "/admin/register", body=data)
+
+    await at_once(count // 2, 8, one)
+    tasks, before = await bench.tasks(), bench.gateway.memory_bytes()
+    await at_once(count, 8, one)
+    left = await quiet_tasks(bench, tasks) - tasks
+    grown = (bench.gateway.memory_bytes() - before) / 2**20
+    bench.tell(
+        f"after {count} refused uploads of {UPLOADED / 1e6:g} MB: tasks, memory",
+        f"{max(0, left)}, {grown:+.1f} MB",
+        "0, ≤ 5 MB",
+        left <= 0 and grown <= 5,
+    )
+
+
+async def held_answers(bench: Bench) -> None:
+    """Whole answers that no client reads: they are held, or refused when there are too many, and others are served meanwhile."""
+    count = bench.count(300)
+    answer = b'{"object":"chat.completion","choices":[{"index":0,"message":{"content":"' + b"x" * ANSWER_BYTES + b'"}}]}'
+    async with AsyncExitStack() as stack:
+        model = await bench.scene(stack, Backend("large", behaviours.answer(200, answer)))
+        other = await bench.scene(stack, Backend("other"))
+        await bench.ask(other)
+        before = bench.gateway.memory_bytes()
+        clients = [stack.enter_context(RawClient(bench.gateway.port, receive_buffer=4096, timeout=60)) for _ in range(count)]
+        for client in clients:
+            client.request("POST", CHAT, json=body(model))
+        heads = [await asyncio.to_thread(client.read_head) for client in clients]
+        refused = [head.status for head in heads].count(503)
+        held = bench.gateway.memory_bytes() - before
+        served = [(await bench.ask(other))[0] for _ in range(20)].count(200)
+    bench.tell(
+        f"{count} answers of {ANSWER_BYTES >> 20} MiB that no client reads: memory; other requests served",
+        f"{held / 2**20:.0f} MB ({refused} refused); {served} of 20",
+        f"≤ {1.25 * MAX_HELD_BYTES / 2**20:.0f} MB; 20",
+        held <= 1.25 * MAX_HELD_BYTES and served == 20,
+    )
+
+
+async def hostile_streams(bench: Bench) -> None:
+    """Eight streams that bring nothing but work; the servers that send them and the clients that take them are other processes."""
+    for words, piece in HOSTILE.items():
+        port, seconds = free_port(), []
+        async with AsyncExitStack() as stack:
+            command = [sys.executable, "-c", HOSTILE_SERVER, piece.hex(), str(port)]
+            server = await asyncio.create_subprocess_exec(*command)
+            stack.callback(server.kill)
+            await until(lambda port=port: is_listening(port))  # type: ignore[misc]
+            bench.number += 1
+            hostile = f"hostile-{bench.number}"
+            await asyncio.to_thread(bench.gateway.register, hostile, f"http://127.0.0.1:{port}")
+            model = await bench.scene(stack, Backend("good"))
+            url, data = f"{bench.gateway.url}{CHAT}", json.dumps(body(hostile, stream=True))
+            for _ in range(8):
+                curl = await asyncio.create_subprocess_exec(
+                    "curl", "-sN", "-o", "/dev/null", "-H", "content-type: application/json", "-d", data, url, stdout=subprocess.DEVNULL
+                )
+                stack.callback(kill, curl)
+            await asyncio.sleep(0.5)
+            for _ in range(bench.count(200)):
+                began = time.monotonic()
+                status, _ = await bench.ask(model)
+                seconds.append(time.monotonic() - began)
+                assert status == 200
+        p99 = 1000 * quantiles(seconds, n=100)[98]
+        bench.tell(f"others' requests beside 8 streams of {words}, p99", f"{p99:.1f} ms", "≤ 50 ms", p99 <= 50)
+
+
+def kill(process: asyncio.subprocess.Process) -> None:
+    """End a process, if it has not ended by itself."""
+    with suppress(ProcessLookupError):
+        process.kill()
+
+
+def is_listening(port: int) -> bool:
+    """Return whether somebody listens."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
 FIGURES = (
     resets,
     dead,
@@ -444,6 +611,10 @@ FIGURES = (
     restarts,
     addresses,
     drift,
+    left_on_http2,
+    refused_uploads,
+    held_answers,
+    hostile_streams,
 )
 
 
@@ -495,6 +666,15 @@ async def soak(minutes: float, seed: int) -> int:
             model = await bench.scene(stack, *backends, max_concurrency=8)
 
             async def client_once() -> None:
+                if chance.random() < 0.02:
+                    with suppress(OSError, AssertionError):
+                        await asyncio.to_thread(leave_on_http2, gateway.port, "/openapi.json", 20, resets=chance.random() < 0.5)
+                    return
+                if chance.random() < 0.02:
+                    with suppress(OSError, EndedError, TimeoutError):
+                        async with AsyncRawClient(gateway.port, timeout=15) as uploading:
+                            await uploading.fetch("POST", "/admin/register", body=bytes(UPLOADED))
+                    return
                 try:
                     async with AsyncRawClient(gateway.port, timeout=15) as client:
                         await client.request("POST", CHAT, json=body(model, stream=chance.random() < 0.6))
