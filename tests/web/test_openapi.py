@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from starlette.routing import Mount, Route
 
 from multiverse_gateway import GatewayError, Settings, create_app
+from multiverse_gateway.accounts import csv_of
 from multiverse_gateway.bodies import (
     Change,
     ConnectionTest,
@@ -26,9 +28,12 @@ from multiverse_gateway.bodies import (
     read,
 )
 from multiverse_gateway.core.addresses import EndpointError, parse_root
+from multiverse_gateway.core.envelope import read_envelope
 from multiverse_gateway.core.paths import CALLS
+from multiverse_gateway.core.sse import EventStream, dialect_of
 from multiverse_gateway.web.answers import ApiRoute
-from multiverse_gateway.web.openapi import INFERENCE, body_schemas, document, example_of
+from multiverse_gateway.web.openapi import body_schemas, document, example_of
+from multiverse_gateway.web.relayed import RELAYED
 from support import behaviours
 from support.backends import Backend
 from support.processes import GatewayProcess
@@ -53,12 +58,49 @@ def test_every_route_is_described() -> None:
     pages = {path for path in plain if not path.startswith(("/v1", "/admin"))}
     assert plain - pages == CALLS
     described = {route.path.replace(":path", "") for route in APP.routes if isinstance(route, ApiRoute)}
-    assert set(DOCUMENT["paths"]) == described | set(INFERENCE)
+    assert set(DOCUMENT["paths"]) == described | set(RELAYED)
     for path, item in DOCUMENT["paths"].items():
         for method, operation in item.items():
             assert len(operation["description"]) > 15, (method, path)
             assert all(answer["description"] for answer in operation["responses"].values()), (method, path)
             assert {"400", "500"} <= set(operation["responses"]), (method, path)
+
+
+def test_every_good_answer_has_a_schema_and_an_example_that_fits() -> None:
+    """Relayed calls, texts and lists included: whoever writes a client sees what comes back."""
+    components = {"components": {"schemas": DOCUMENT["components"]["schemas"]}}
+    seen = 0
+    for path, item in DOCUMENT["paths"].items():
+        for method, operation in item.items():
+            good = {status: answer for status, answer in operation["responses"].items() if status.startswith("2")}
+            assert good, (method, path)
+            for status, answer in good.items():
+                assert answer["content"], (method, path, status)
+                for media, content in answer["content"].items():
+                    where = (method, path, status, media)
+                    assert content["schema"], where
+                    assert content["example"], where
+                    validator = jsonschema_rs.validator_for({**content["schema"], **components})
+                    assert validator.is_valid(content["example"]), where
+                    seen += 1
+    assert seen > 30
+
+
+@pytest.mark.parametrize("path", [path for path, relayed in RELAYED.items() if relayed.stream is not None])
+def test_the_example_of_a_stream_is_a_whole_one(path: str) -> None:
+    """What the description shows is relayed and counted as complete; a call without streams shows none."""
+    relayed = RELAYED[path]
+    assert relayed.stream is not None
+    stream = EventStream(dialect_of(path), max_event_bytes=1 << 16)
+    stream.feed(relayed.stream.encode())
+    assert (stream.broken, stream.complete()) == (None, True)
+    assert read_envelope(path, "application/json", json.dumps(relayed.body).encode()).model
+
+
+def test_the_columns_of_the_example_are_those_of_the_answer() -> None:
+    """A spreadsheet gets what the description shows."""
+    shown = DOCUMENT["paths"]["/admin/usage"]["get"]["responses"]["200"]["content"]["text/csv"]["example"]
+    assert shown.splitlines()[0] == csv_of([]).splitlines()[0]
 
 
 def test_the_document_is_valid() -> None:

@@ -12,6 +12,11 @@ from multiverse_gateway.records import KeyRecord, MadeKey, OwnerToken, UsageRepo
 from multiverse_gateway.registration import refreshed, server_id_of
 from multiverse_gateway.web.answers import ApiRoute, Call, body_of, json_response
 
+_CSV = {
+    "text/csv": "day,model,server,owner,client,client_id,requests,failed,prompt_tokens,completion_tokens\r\n"
+    "2026-05-01,llama-3.2:3b,,,alice,,42,1,1200,3400\r\n"
+}
+
 
 def account_routes(gateway: Gateway) -> list[Route]:
     """Make the routes."""
@@ -62,6 +67,8 @@ def account_routes(gateway: Gateway) -> list[Route]:
         ),
         ApiRoute(
             "/admin/usage",
-            GET=Call(endpoint=usage, query=UsageQuery, answers={200: (UsageReport, "text/csv")}, errors=(StorageUnavailable,)),
+            GET=Call(
+                endpoint=usage, query=UsageQuery, answers={200: (UsageReport, "text/csv")}, examples=_CSV, errors=(StorageUnavailable,)
+            ),
         ),
     ]

@@ -169,6 +169,13 @@ def totals(gateway: Gateway) -> Stats:
 # Routes
 
 
+_LOG = {
+    "application/json": [
+        {"number": 1, "timestamp": "2026-05-01T12:00:00.000Z", "level": "INFO", "component": "health", "message": "server is healthy now"}
+    ]
+}
+
+
 def admin_routes(gateway: Gateway, entrance: Entrance) -> list[Route]:
     """Make the routes below `/admin`."""
 
@@ -314,7 +321,10 @@ def admin_routes(gateway: Gateway, entrance: Entrance) -> list[Route]:
         ),
         ApiRoute("/admin/test-connection", POST=Call(endpoint=test, body=ConnectionTest, answers={200: TestResult})),
         ApiRoute("/admin/stats", GET=Call(endpoint=stats, answers={200: Stats})),
-        ApiRoute("/admin/logs", GET=Call(endpoint=logs, query=LogsQuery, answers={200: list[dict[str, Any]]})),
+        ApiRoute(
+            "/admin/logs",
+            GET=Call(endpoint=logs, query=LogsQuery, answers={200: list[dict[str, Any]]}, examples=_LOG),
+        ),
         ApiRoute("/admin/export", GET=Call(endpoint=export, query=ExportQuery, answers={200: Export}, errors=(StorageUnavailable,))),
         ApiRoute("/admin/import", POST=Call(endpoint=post_import, body=Import, answers={200: ImportCounts}, errors=(StorageUnavailable,))),
     ]

@@ -41,7 +41,8 @@ class Call:
     """One method of a path, and what the API's description says of it besides the docstring of its endpoint.
 
     `answers` are the types of what it answers with, by status; a text is a media type, several stand in a tuple. `query` and `body` are
-    those of what it takes; `errors` the refusals that are its own: what any call of its kind is refused with is known. `for_owners`:
+    those of what it takes; `examples` of answers, by media type, are needed where the type does not say what an answer looks like;
+    `errors` the refusals that are its own: what any call of its kind is refused with is known. `for_owners`:
     the token of the server's owner will do.
     """
 
@@ -49,6 +50,7 @@ class Call:
     answers: Mapping[int, Any]
     query: type | None = None
     body: type | None = None
+    examples: Mapping[str, Any] = attrs.field(factory=dict)
     errors: tuple[type[GatewayError], ...] = ()
     for_owners: bool = False
 

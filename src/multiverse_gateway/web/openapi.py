@@ -19,23 +19,13 @@ from multiverse_gateway.core import errors
 from multiverse_gateway.core.errors import GatewayError, is_anthropic
 from multiverse_gateway.records import AnthropicErrorAnswer, ErrorAnswer
 from multiverse_gateway.web.answers import ApiRoute, Call, json_response
+from multiverse_gateway.web.relayed import MODEL, RELAYED, Relayed
+from multiverse_gateway.web.samples import SERVER_ID, sample
 
 Json = dict[str, Any]
 
 REF = "#/components/schemas/{name}"
-MODEL = "llama-3.2:3b"
 REQUEST_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
-SERVER_ID = "0b9c2f6e-4a55-4c1c-9a53-0d1f7a0f7b11"
-_CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hello!"}]}
-INFERENCE: Mapping[str, tuple[str, Json]] = {
-    "/v1/chat/completions": ("Answer a conversation", _CHAT),
-    "/v1/completions": ("Continue a text", {"model": MODEL, "prompt": "Once upon a time"}),
-    "/v1/embeddings": ("Turn texts into vectors", {"model": "bge-m3", "input": "a text"}),
-    "/v1/responses": ("Answer in the form of OpenAI's Responses", {"model": MODEL, "input": "Hello!"}),
-    "/v1/messages": ("Answer in the form of Anthropic's Messages", {**_CHAT, "max_tokens": 100}),
-    "/v1/rerank": ("Sort texts by how well they fit", {"model": "bge-reranker", "query": "a question", "documents": ["a text"]}),
-}
-"""The best known calls that are relayed, and what is sent to them; every other path below `/v1` is relayed, too."""
 _RELAYED = (
     "{}. The body's bytes reach a server of the model unchanged and its answer comes back unchanged, streamed where `stream` is true; "
     "of the body the gateway reads `model` and `stream` only. A server that fails before the answer begins is replaced by another one."
@@ -79,6 +69,7 @@ _TAGS = {
     "admin": "For hosts and operators.",
     "operations": "For machines that watch the gateway.",
 }
+_JSON = "application/json"
 _OPERATION_ID = re.compile(r"[^a-z0-9]+")
 
 
@@ -91,8 +82,8 @@ def document(routes: Iterable[BaseRoute]) -> Json:
     for path, method, call in calls:
         operation = _operation(path, method, call, schemas)
         paths.setdefault(path.replace(":path", ""), {})[method.lower()] = operation
-    for path, (summary, example) in INFERENCE.items():
-        paths[path] = {"post": _inference(path, summary, example, schemas)}
+    for path, relayed in RELAYED.items():
+        paths[path] = {"post": _inference(path, relayed, schemas)}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -177,7 +168,7 @@ def _operation(path: str, method: str, call: Call, schemas: _Schemas) -> Json:
         "summary": re.split(r"[:;.]", words)[0],
         "description": words,
         "parameters": [*_path_parameters(path), *(_query_parameters(call.query, schemas) if call.query else ())],
-        "responses": {str(status): _answer(kind, schemas) for status, kind in call.answers.items()},
+        "responses": {str(status): _answer(kind, schemas, call.examples) for status, kind in call.answers.items()},
     }
     if call.body is not None:
         refused += _BODIED
@@ -195,7 +186,7 @@ def _operation(path: str, method: str, call: Call, schemas: _Schemas) -> Json:
     return operation
 
 
-def _inference(path: str, summary: str, example: Json, schemas: _Schemas) -> Json:
+def _inference(path: str, relayed: Relayed, schemas: _Schemas) -> Json:
     body = {
         "type": "object",
         "required": ["model"],
@@ -211,18 +202,20 @@ def _inference(path: str, summary: str, example: Json, schemas: _Schemas) -> Jso
         "x-gateway-server-id": {"description": "The server that answered.", "schema": {"type": "string"}},
         "x-multiverse-attempts": {"description": "How many attempts it took.", "schema": {"type": "integer"}},
     }
-    good = {
+    good: Json = {
         "description": "The server's own answer, of any status below 300.",
         "headers": headers,
-        "content": {"application/json": {"schema": {}}, "text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"application/json": {"schema": relayed.schema, "example": relayed.answer}},
     }
+    if relayed.stream is not None:
+        good["content"]["text/event-stream"] = {"schema": {"type": "string"}, "example": relayed.stream}
     return {
         "operationId": _identity("POST", path),
         "tags": ["inference"],
-        "summary": summary,
-        "description": _RELAYED.format(summary),
+        "summary": relayed.summary,
+        "description": _RELAYED.format(relayed.summary),
         "security": [{"clientKey": []}, {"clientKeyHeader": []}, {}],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": body, "example": example}}},
+        "requestBody": {"required": True, "content": {"application/json": {"schema": body, "example": relayed.body}}},
         "responses": {"200": good}
         | _refusals([*_ANY, *_INFERENCE], schemas, path)
         | {"4XX": {"description": "A client's mistake, as the server itself answers it.", "content": {"*/*": {"schema": {}}}}},
@@ -262,14 +255,16 @@ def _sent(schema: Json) -> Json:
     return (kinds[0] if len(kinds) == 1 else schema) | default
 
 
-def _answer(kind: Any, schemas: _Schemas) -> Json:
+def _answer(kind: Any, schemas: _Schemas, examples: Mapping[str, Any]) -> Json:
     if isinstance(kind, tuple):
-        first, *others = [_answer(each, schemas) for each in kind]
+        first, *others = [_answer(each, schemas, examples) for each in kind]
         return first | {"content": {name: content for answer in (first, *others) for name, content in answer["content"].items()}}
     if isinstance(kind, str):
-        return {"description": "Text.", "content": {kind: {"schema": {"type": "string"}}}}
+        return {"description": "Text.", "content": {kind: {"schema": {"type": "string"}, "example": examples[kind]}}}
     words = "A list." if getattr(kind, "__origin__", None) is list else inspect.cleandoc(kind.__doc__ or "").split("\n")[0]
-    return {"description": words, "content": {"application/json": {"schema": schemas.answer(kind)}}}
+    schema = schemas.answer(kind)
+    example = examples[_JSON] if _JSON in examples else sample(schema, schemas.components)
+    return {"description": words, "content": {_JSON: {"schema": schema, "example": example}}}
 
 
 def _refusals(kinds: Iterable[type[GatewayError]], schemas: _Schemas, path: str = "") -> Json:
@@ -315,6 +310,9 @@ def _example(schema: Json, schemas: Json) -> Any:
     return schema["examples"][0]
 
 
+_EXAMPLE = {_JSON: {"openapi": "3.1.0", "info": {"title": "Multiverse Gateway", "version": __version__}, "paths": {}}}
+
+
 def openapi_routes() -> list[Route]:
     """Make the route that shows the description of its application, made when somebody asks first."""
     made: dict[str, bytes] = {}
@@ -326,4 +324,4 @@ def openapi_routes() -> list[Route]:
             made[root] = bytes(json_response(document(request.app.routes) | {"servers": [{"url": root}]}).body)
         return Response(made[root], media_type="application/json", headers={"cache-control": "no-cache"})
 
-    return [ApiRoute("/openapi.json", name="openapi", GET=Call(endpoint=openapi, answers={200: dict[str, Any]}))]
+    return [ApiRoute("/openapi.json", name="openapi", GET=Call(endpoint=openapi, answers={200: dict[str, Any]}, examples=_EXAMPLE))]

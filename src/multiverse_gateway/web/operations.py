@@ -17,6 +17,7 @@ from multiverse_gateway.web.answers import ApiRoute, Call, json_response
 from multiverse_gateway.web.security import digests, verified
 
 STORE_PATIENCE = 2.0
+_FIGURES = {"text/plain": 'multiverse_requests_total{model="llama-3.2:3b",status="200"} 42\n'}
 _FRESH = {"cache-control": "no-store"}
 
 
@@ -94,7 +95,7 @@ def operations_routes(gateway: Gateway) -> list[Route]:
         return Response(gateway.metrics(), headers=_FRESH, media_type=CONTENT_TYPE)
 
     return [
-        ApiRoute("/metrics", GET=Call(endpoint=metrics, answers={200: "text/plain"}, errors=(AdminKeyRequired,))),
+        ApiRoute("/metrics", GET=Call(endpoint=metrics, answers={200: "text/plain"}, examples=_FIGURES, errors=(AdminKeyRequired,))),
         ApiRoute("/health", GET=Call(endpoint=show_health, answers={200: Health})),
         ApiRoute("/livez", GET=Call(endpoint=live, answers={200: Word})),
         ApiRoute("/readyz", GET=Call(endpoint=ready, answers={200: Word}, errors=(ShuttingDown, Unavailable))),
