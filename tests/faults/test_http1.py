@@ -144,3 +144,18 @@ def test_a_client_that_sends_ahead_and_leaves(gateway: GatewayProcess) -> None:
             client.read_head()
             client.abort()
     wait_until(lambda: tasks(gateway) <= before, within=5)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/admin/register", "/nothing", "/login", "/livez"])
+@pytest.mark.parametrize("chunked", [True, False])
+def test_uploads_that_are_left(gateway: GatewayProcess, path: str, chunked: bool) -> None:
+    """Whether they are refused, too large or read: when the client leaves in the middle, no task is left."""
+    before = tasks(gateway)
+    framing = "transfer-encoding: chunked" if chunked else "content-length: 3000000"
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{framing}\r\n\r\n".encode()
+    for leave in (RawClient.abort, RawClient.half_close):
+        with RawClient(gateway.port, timeout=0.5) as client, suppress(OSError):
+            client.send(head + (b"100000\r\n" if chunked else b"") + b" " * (1 << 20))
+            leave(client)
+            client.read_to_end()
+    wait_until(lambda: tasks(gateway) <= before, within=5)

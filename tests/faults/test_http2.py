@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -33,6 +34,7 @@ from support.backends import Backend
 from support.certificates import write_certificate
 from support.h2_client import H2Client, frame
 from support.processes import GatewayProcess
+from support.require import require_program
 from support.sockets import serving, wait_until
 
 pytestmark = pytest.mark.e2e
@@ -426,6 +428,45 @@ def test_many_streams_share_a_connection(stage: Stage) -> None:
         for thread in threads:
             thread.join()
     assert found == [expected] * 20
+
+
+def test_the_end_of_the_process_waits_for_streams() -> None:
+    """A stream that runs comes to its end, another is refused so that it may be sent elsewhere, and then the connection is closed."""
+    backend, gate = Backend("good", models=("tiny",)), behaviours.Gate()
+    backend.behave = gate.held()
+    with serving(backend), GatewayProcess(SETTINGS) as gateway:
+        gateway.register("tiny", backend.url)
+        with H2Client(gateway.port) as client:
+            running = client.ask("POST", CHAT, body(stream=True))
+            wait_until(lambda: backend.running)
+            gateway.terminate()
+            wait_until(lambda: is_refused(client))
+            gate.open()
+            assert client.status(running) == 200
+            assert client.body(running).endswith(b"data: [DONE]\n\n")
+            assert client.read(h2.events.ConnectionTerminated) is not None
+        assert gateway.wait() == 0
+        assert "Traceback" not in gateway.log_text()
+
+
+def is_refused(client: H2Client) -> bool:
+    """Return whether a new stream is refused."""
+    stream = client.ask("GET", "/livez")
+    while (event := client.read(h2.events.Event, stream)) is not None:
+        if isinstance(event, h2.events.StreamReset):
+            return event.error_code == h2.errors.ErrorCodes.REFUSED_STREAM
+        if isinstance(event, h2.events.StreamEnded):
+            return False
+    raise AssertionError("the connection ended")
+
+
+def test_curl_speaks_http2(stage: Stage) -> None:
+    """With prior knowledge, and by ALPN."""
+    curl = require_program("curl", "a client of HTTP/2")
+    how = ["--http2-prior-knowledge"] if stage.trust is None else ["--http2", "--insecure"]
+    command = [curl, "-s", "-w", "%{http_version} %{response_code}", "-d", body().decode(), "-H", "content-type: application/json"]
+    done = subprocess.run([*command, *how, f"{stage.gateway.url}{CHAT}"], capture_output=True, text=True, check=True, timeout=10)
+    assert done.stdout.endswith("2 200")
 
 
 # Hypercorn's own HTTP/2

@@ -16,7 +16,7 @@ from hypercorn.utils import wrap_app
 
 from multiverse_gateway.cli.guards.shared import GuardedServer
 
-READ_AHEAD = 65536
+READ_AHEAD = 32768
 PARTS: Mapping[str, tuple[Callable[..., Any], Sequence[str]]] = {
     "hypercorn.asyncio.tcp_server.TCPServer": (TCPServer, ("app", "loop", "config", "context", "state", "reader", "writer")),
     "hypercorn.asyncio.worker_context.WorkerContext": (WorkerContext, ("max_requests",)),
