@@ -6,6 +6,7 @@ path of a request: health changes are remembered and saved by `flush`, which the
 
 import asyncio
 import logging
+import math
 import random
 import secrets
 import time
@@ -19,12 +20,16 @@ import httpx2
 from anyio.abc import TaskGroup
 
 from multiverse_gateway._version import __version__
+from multiverse_gateway.access import ask_for_access
+from multiverse_gateway.core.access import CONFIRMING_PATH, Access, confirming_path
+from multiverse_gateway.core.activity import Activity
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_endpoint
 from multiverse_gateway.core.budget import DayCounts, day_name, day_of
 from multiverse_gateway.core.envelope import Envelope, asking_for_usage, with_model
 from multiverse_gateway.core.errors import Overloaded, StorageRefused, StorageUnavailable
-from multiverse_gateway.core.failover import RetryPolicy
+from multiverse_gateway.core.failover import FailureClass, RetryPolicy
 from multiverse_gateway.core.health import (
+    AttemptFailed,
     AttemptPassed,
     AutoDeregister,
     Health,
@@ -33,9 +38,12 @@ from multiverse_gateway.core.health import (
     HealthState,
     ProbeFailed,
     ProbePassed,
+    ProbeTimedOut,
+    Refused,
     advance,
     followed,
     fresh,
+    is_refused,
     is_settled,
     resume,
     share,
@@ -60,6 +68,9 @@ REST_SECONDS = 1.0
 PAUSE_SECONDS = 0.5
 """A sweep, or the end of a probe, that comes later than this came late because the process was stopped meanwhile."""
 MAX_PAUSED_CHECKS = 3
+CONFIRM_SECONDS = 60.0
+"""How often at most a server that refused a request is asked whether it refuses the gateway."""
+BUSY = "the server is busy: it sends answers to other requests, and did not answer the check in time"
 """How often a check is made whose time passed while this process was stopped."""
 SETTLE_SECONDS = 1.0
 """How long requests that are over are tallied before they are counted."""
@@ -162,6 +173,9 @@ class Gateway:
         """Servers that this process has taken out and the monitor deletes: AUTO_DEREGISTER=delete."""
         self._unsaved: set[ServerId] = set()
         self._results: list[ProbeResult] = []
+        self._refusals: dict[ServerId, str] = {}
+        """API paths on which servers refused a request, until that is confirmed or not."""
+        self._confirmed_at: dict[ServerId, float] = {}
         self._wire = Wire(
             policy=lambda: self.address_policy,
             resolve=resolve,
@@ -296,6 +310,7 @@ class Gateway:
             self.load.forget(server_id)
             self._unsaved.discard(server_id)
             self.doomed.discard(server_id)
+            self._confirmed_at.pop(server_id, None)
         self._beginnings.clear()
         known_generations = {(server.id, server.generation) for server in registry.servers}
         self._without_usage &= known_generations
@@ -369,6 +384,8 @@ class Gateway:
         if route is None:
             return
         before = route.health
+        if isinstance(event, AttemptFailed) and event.failure.kind is FailureClass.AUTH and event.generation == before.generation:
+            self._refusals.setdefault(server_id, confirming_path(event.path))
         after = advance(before, event, self.health_policy, now=self.now(), wall=self.wall(), chance=self.chance())
         if after is before:
             return
@@ -434,10 +451,28 @@ class Gateway:
                     _health_log.error("the store refuses the health of a server; it is not saved", extra={"fields": {"server": server_id}})
 
     async def check(self, server: Server) -> ProbeResult:
-        """Probe a server under the timeout; whatever goes wrong is a failed result. Nothing is noted."""
+        """Probe a server under the timeout, and say what it did for others meanwhile; whatever goes wrong is a failed result.
+
+        A server that is not registered as it is here, or that refused the gateway, must also let in a request with its key.
+        Nothing is noted.
+        """
         redact(server.api_key)
+        before = self._activity(server)
+        result = await self._probed(server)
+        path = self._confirming_path(server)
+        if result.passed and path is not None and not result.let_in:
+            access = await self._access(server, path)
+            refused = access.refusal is not None
+            return attrs.evolve(result, passed=not refused, reason=access.refusal, unauthorized=refused, let_in=access.granted)
+        if not result.timed_out:
+            return result
+        activity = self._activity(server)
+        result = attrs.evolve(result, is_busy=activity.shows_life_since(before), allowed_until=activity.allowed_until)
+        return attrs.evolve(result, reason=BUSY) if result.is_busy else result
+
+    async def _probed(self, server: Server) -> ProbeResult:
         timeout = self.settings.health_check_timeout_seconds
-        reason = f"no answer within {timeout:g} seconds: is the server running, and can it be reached from here?"
+        reason, timed_out = f"no answer within {timeout:g} seconds: is the server running, and can it be reached from here?", True
         began = self.now()
         try:
             for _ in range(MAX_PAUSED_CHECKS):
@@ -450,7 +485,7 @@ class Gateway:
             pass
         except Exception:  # noqa: BLE001  a probe is a plug-in: whatever it raises is a failed result
             _health_log.exception("the probe itself failed", extra={"fields": {"server": server.id}})
-            reason = "the probe itself failed; the operator finds the cause in the log"
+            reason, timed_out = "the probe itself failed; the operator finds the cause in the log", False
         return ProbeResult(
             server_id=server.id,
             generation=server.generation,
@@ -458,7 +493,55 @@ class Gateway:
             checked_at=self.wall(),
             duration=self.now() - began,
             reason=reason,
+            timed_out=timed_out,
         )
+
+    def _activity(self, server: Server) -> Activity:
+        """Return what the machine of a server does for this process now; it may serve several models."""
+        running = [
+            exchange
+            for exchange in self.exchanges
+            if exchange.is_attempting and exchange.server is not None and exchange.server.endpoint_url == server.endpoint_url
+        ]
+        return Activity(
+            answers=self.meter.answers(server.id),
+            received={(exchange.number, exchange.tried): exchange.received for exchange in running},
+            allowed_until=max((exchange.due for exchange in running), default=None),
+        )
+
+    def _confirming_path(self, server: Server) -> str | None:
+        """Return the API path on which the server has to let the gateway in, or `None` if there is no doubt about that."""
+        route = self.table.routes.get(server.id)
+        is_known = route is not None and _identity(route.server) == _identity(server)
+        return is_refused(route.health) if route is not None and is_known else CONFIRMING_PATH
+
+    async def _access(self, server: Server, path: str) -> Access:
+        with anyio.move_on_after(self.settings.health_check_timeout_seconds):
+            return await ask_for_access(server, self.http, path)
+        return Access()
+
+    def doubted_accesses(self) -> Sequence[tuple[Server, str]]:
+        """Return the servers that refused a request, each with the API path on which this is to be confirmed now; each is returned once.
+
+        A server is returned at most once in `CONFIRM_SECONDS`; a refusal in between waits.
+        """
+        now = self.now()
+        found = []
+        for server_id, path in list(self._refusals.items()):
+            route = self.table.routes.get(server_id)
+            if route is not None and is_refused(route.health) is None:
+                if now < self._confirmed_at.get(server_id, -math.inf) + CONFIRM_SECONDS:
+                    continue
+                self._confirmed_at[server_id] = now
+                found.append((route.server, path))
+            del self._refusals[server_id]
+        return found
+
+    async def confirm_access(self, server: Server, path: str) -> None:
+        """Ask a server that refused a request whether it refuses the gateway, and take it out if it does."""
+        access = await self._access(server, path)
+        if access.refusal is not None:
+            self.report(server.id, Refused(generation=server.generation, reason=access.refusal, path=path))
 
     async def probe_server(self, server: Server, *, forced: bool = False) -> ProbeResult:
         """Probe a registered server and note what was found."""
@@ -467,31 +550,21 @@ class Gateway:
         return result
 
     def note_result(self, result: ProbeResult, *, forced: bool = False, correlated: bool = False) -> None:
-        """Advance the server's health by a probe's result and keep the result for the next `flush`."""
-        if result.server_id not in self.table.routes:
+        """Advance the server's health by a probe's result; keep the result for the next `flush` if it was a verdict."""
+        before = self.table.routes.get(result.server_id)
+        if before is None:
             return
-        self._results.append(result)
-        self._meter.probe(result.passed, result.duration)
-        if result.passed:
-            self.report(
-                result.server_id,
-                ProbePassed(generation=result.generation, warning=result.warning, models=result.models, forced=forced),
-            )
-        else:
-            self.report(
-                result.server_id,
-                ProbeFailed(
-                    generation=result.generation,
-                    reason=result.reason or "the probe failed",
-                    unauthorized=result.unauthorized,
-                    correlated=correlated,
-                    forced=forced,
-                ),
-            )
+        self.report(result.server_id, _event_of(result, forced=forced, correlated=correlated))
+        after = self.table.routes[result.server_id]
+        is_verdict = not result.timed_out or after.health.last_checked_at != before.health.last_checked_at
+        outcome = "passed" if result.passed else "failed" if is_verdict else "undecided"
+        self._meter.probe(outcome, result.duration)
+        if is_verdict:
+            self._results.append(result)
         _health_log.log(
             logging.DEBUG if result.passed else logging.INFO,
             "probe %s",
-            "passed" if result.passed else "failed",
+            outcome,
             extra={"fields": {"server": result.server_id, "seconds": round(result.duration, 3), "reason": result.reason}},
         )
 
@@ -812,6 +885,19 @@ class Gateway:
     def statistics(self) -> Mapping[str, int]:
         """Return the counts of this process since its start."""
         return attrs.asdict(self.totals)
+
+
+def _identity(server: Server) -> tuple[str, str, str | None]:
+    return server.model_name, server.endpoint_url, server.api_key
+
+
+def _event_of(result: ProbeResult, *, forced: bool, correlated: bool) -> HealthEvent:
+    generation, reason = result.generation, result.reason or "the probe failed"
+    if result.passed:
+        return ProbePassed(generation, result.warning, result.models, forced=forced, let_in=result.let_in)
+    if result.timed_out:
+        return ProbeTimedOut(generation, reason, result.is_busy, result.allowed_until, correlated=correlated, forced=forced)
+    return ProbeFailed(generation, reason, unauthorized=result.unauthorized, correlated=correlated, forced=forced)
 
 
 def _endpoint(url: str) -> Endpoint:

@@ -10,7 +10,7 @@
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from math import inf
 from typing import Protocol
@@ -103,6 +103,14 @@ class Watched(Protocol):
 
     def note_result(self, result: ProbeResult, *, forced: bool = False, correlated: bool = False) -> None:
         """Advance a server's health by a result; results of removed servers and of older generations are dropped."""
+        ...
+
+    def doubted_accesses(self) -> Sequence[tuple[Server, str]]:
+        """Return the servers that refused a request, each with the API path on which this is to be confirmed now; each is returned once."""
+        ...
+
+    async def confirm_access(self, server: Server, path: str) -> None:
+        """Ask a server whether it refuses the gateway, and take it out if it does."""
         ...
 
     async def dismiss(self, server_id: ServerId) -> bool:
@@ -374,6 +382,8 @@ class Monitor:
             while True:
                 self._wake = anyio.Event()
                 self.start(group)
+                for server, path in self._gateway.doubted_accesses():
+                    group.start_soon(self._confirm, server, path)
                 with anyio.move_on_after(TICK_SECONDS):
                     await self._wake.wait()
 
@@ -409,6 +419,13 @@ class Monitor:
             if was_full:
                 self._wake.set()
 
+    async def _confirm(self, server: Server, path: str) -> None:
+        """Find out whether a server that refused a request refuses the gateway; every process does that for its own requests."""
+        try:
+            await self._gateway.confirm_access(server, path)
+        except Exception:  # noqa: BLE001  the edge of the loops: told, and tried again
+            _log.exception("a refusal could not be confirmed", extra={"fields": {"server": server.id}})
+
     def note(self, result: ProbeResult, began: float) -> None:
         """Judge and hand on the result of a probe that began at this monotonic instant."""
         routes = self._share()
@@ -416,7 +433,7 @@ class Monitor:
         if route is None or route.server.generation != result.generation:
             return
         self._evidence.keep(routes)
-        reached = result.passed or result.unauthorized
+        reached = result.passed or result.unauthorized or result.is_busy
         self._evidence.note(result.server_id, began, reached=reached)
         self._tell(self._evidence.is_widespread(routes))
         self._gateway.note_result(result, correlated=not reached and self._is_doubtful(route, routes))

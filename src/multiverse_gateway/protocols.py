@@ -59,7 +59,10 @@ class ProbeResult:
 
     `checked_at` is epoch seconds, `duration` seconds. `reason` is one sentence in words for people, without secrets and without
     anything that the server sent; `None` when the probe passed. `warning` is a sentence about a probe that passed nevertheless.
-    `models` are the names that the server listed, at most 1,000.
+    `models` are the names that the server listed, at most 1,000. `let_in`: the server also let in a request that needs its key, if it
+    wants one. `timed_out`: there was no answer within the time allowed. The gateway sets `is_busy` if bytes of other answers of the
+    server arrived meanwhile, and `allowed_until`, the monotonic instant until which the requests that run on it may take. These four are
+    not stored.
     """
 
     server_id: ServerId
@@ -71,6 +74,10 @@ class ProbeResult:
     warning: str | None = None
     unauthorized: bool = False
     models: tuple[str, ...] = ()
+    let_in: bool = False
+    timed_out: bool = False
+    is_busy: bool = False
+    allowed_until: float | None = None
 
 
 class HealthProbe(Protocol):

@@ -69,7 +69,7 @@ class ServerRecord(ServerFacts):
     status: Literal["registered", "deregistered"]
     health_status: Status
     state: str
-    resting: Annotated[bool, Meta(description="it asked for a pause, which lasts")]
+    resting: Annotated[bool, Meta(description="it asked for a pause, which lasts, or it did not have the model a moment ago")]
     reason: str | None
     warning: str | None
     consecutive_failures: int

@@ -23,10 +23,13 @@ from multiverse_gateway.core.health import (
     HealthState,
     ProbeFailed,
     ProbePassed,
+    ProbeTimedOut,
+    Refused,
     advance,
     followed,
     fresh,
     is_last,
+    is_refused,
     is_usable,
     resume,
     share,
@@ -140,6 +143,8 @@ def test_events_of_another_generation_are_dropped(state: HealthState, generation
         ProbePassed(generation, forced=True),
         ProbeFailed(generation, "no"),
         AttemptPassed(generation),
+        ProbeTimedOut(generation, "no", forced=True),
+        Refused(generation, "no", CHAT),
         *(AttemptFailed(generation, "r", 1, Failure(kind, "no"), CHAT) for kind in FailureClass),
     ]
     for event in events:
@@ -384,12 +389,12 @@ def test_rest_has_a_default_and_a_cap(retry_after: float | None, chance: float, 
 def test_a_missing_model_rests_its_pair() -> None:
     """F14, H10: others are chosen first for a minute and the list of models is read again at once; the server stays healthy."""
     health = after(well(probe_at=150.0), broke(FailureClass.NO_MODEL))
-    assert (health.state, health.doubted_until, health.probe_at) == (HealthState.HEALTHY, 160.0, 100.0)
+    assert (health.state, health.lacking_until, health.probe_at) == (HealthState.HEALTHY, 160.0, 100.0)
     assert is_usable(health, CHAT, 100.0)
     assert is_last(health, 159.9)
-    assert after(health, passed()).doubted_until == 160.0
-    assert after(health, answered()).doubted_until == 0.0
-    assert after(health, *by("a", 3)).doubted_until == 160.0
+    assert after(health, passed()).lacking_until == 160.0
+    assert after(health, answered()).lacking_until == 0.0
+    assert after(health, broke(FailureClass.NO_MODEL), now=120.0).lacking_until == 180.0
     due = after(well(probe_at=90.0), broke(FailureClass.NO_MODEL))
     assert due.probe_at == 90.0
     assert after(Health(state=HealthState.ARCHIVED, probe_at=inf), broke(FailureClass.NO_MODEL)).probe_at == inf
@@ -419,24 +424,69 @@ def test_what_is_remembered_is_bounded() -> None:
     assert not supports(health, "/v1/999", 100.0)
 
 
+def refused(path: str = CHAT) -> Refused:
+    return Refused(1, "words", path)
+
+
+def let_in(*, forced: bool = False) -> ProbePassed:
+    return ProbePassed(1, forced=forced, let_in=True)
+
+
+@ANY_STATE
+def test_a_refused_prompt_changes_nothing(state: HealthState) -> None:
+    """Outside case 38: a firewall may refuse the words of one request; only a request of the gateway's own counts."""
+    health = Health(state=state)
+    assert after(health, broke(FailureClass.AUTH)) is health
+
+
 @pytest.mark.parametrize("make", [well, half_open, struck_out])
 def test_a_refused_key_needs_its_owner(make: Callable[[], Health]) -> None:
-    """F17: misconfigured, with a reason; looked at again at the usual pace."""
-    health = after(make(), broke(FailureClass.AUTH))
+    """F17: misconfigured, with a reason; looked at again at the usual pace, until the server lets a request in."""
+    health = after(make(), refused())
     assert (health.state, health.reason, health.by_traffic) == (HealthState.MISCONFIGURED, "words", False)
     assert health.probe_at == pytest.approx(100.0 + 50.0 * 0.95)
     assert health.probe_step == 0
+    assert is_refused(health) == CHAT
     assert not is_usable(health, CHAT, 100.0)
-    mended = after(health, passed())
+    mended = after(health, let_in())
     assert mended.state is HealthState.HALF_OPEN
     assert after(mended, answered()).state is HealthState.HEALTHY
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_an_open_list_of_models_does_not_end_a_refusal(forced: bool) -> None:
+    """Outside case 15: the list needs no key and chat does: passed probes prove nothing, not even after the server was down."""
+    health = after(well(), refused("/v1/embeddings"), *[passed(forced=forced)] * 5)
+    assert (health.state, is_refused(health), health.reason) == (HealthState.MISCONFIGURED, "/v1/embeddings", "words")
+    assert health.probe_at == pytest.approx(100.0 + 50.0 * 0.95)
+    down = after(health, failed())
+    assert (down.state, down.reason, is_refused(down)) == (HealthState.UNHEALTHY, "the probe failed", "/v1/embeddings")
+    back = after(down, passed(forced=forced))
+    assert (back.state, is_refused(back)) == (HealthState.MISCONFIGURED, "/v1/embeddings")
+    assert "let one in" in (back.reason or "")
+    assert after(down, let_in()).state is HealthState.HALF_OPEN
+    off = after(health, failed(), failed(), failed())
+    assert off.state is HealthState.DEACTIVATED
+    assert after(off, passed()).state is HealthState.DEACTIVATED
+    assert after(off, passed(), passed()).state is HealthState.MISCONFIGURED
+    assert after(off, let_in(), let_in()).state is HealthState.HEALTHY
+
+
+def test_a_refusal_that_another_process_found_is_confirmed_by_chat() -> None:
+    """Which call was refused is not stored; a server that another process found healthy is refused no more."""
+    known = followed(well(), Health(state=HealthState.MISCONFIGURED), POLICY, now=100.0, wall=WALL)
+    assert is_refused(known) == CHAT
+    assert after(known, passed()).state is HealthState.MISCONFIGURED
+    assert after(known, failed(), passed()).state is HealthState.MISCONFIGURED
+    here = after(well(), refused("/v1/embeddings"))
+    assert is_refused(followed(here, Health(state=HealthState.MISCONFIGURED), POLICY, now=100.0, wall=WALL)) == "/v1/embeddings"
+    assert is_refused(followed(here, Health(state=HealthState.HEALTHY), POLICY, now=100.0, wall=WALL)) is None
 
 
 @pytest.mark.parametrize("state", [HealthState.DEACTIVATED, HealthState.ARCHIVED])
 def test_a_refused_key_does_not_bring_a_server_back(state: HealthState) -> None:
     """A late 401 does not make an inactive server active."""
-    health = Health(state=state)
-    assert after(health, broke(FailureClass.AUTH)) is health
+    assert after(Health(state=state), refused()).state is state
 
 
 def test_an_unauthorized_probe_is_a_wrong_key() -> None:
@@ -447,6 +497,50 @@ def test_an_unauthorized_probe_is_a_wrong_key() -> None:
     assert after(struck_out(), failed(unauthorized=True)).state is HealthState.MISCONFIGURED
     assert after(health, failed()).state is HealthState.UNHEALTHY
     assert after(deactivated(), failed(unauthorized=True)).state is HealthState.DEACTIVATED
+
+
+# Busy is not dead
+
+
+def slow(*, is_busy: bool = False, allowed_until: float | None = None, forced: bool = False) -> ProbeTimedOut:
+    return ProbeTimedOut(1, "no answer in time", is_busy, allowed_until, forced=forced)
+
+
+@ANY_STATE
+def test_bytes_that_arrive_are_proof_of_life(state: HealthState) -> None:
+    """Outside case 9: a probe's timeout is then neither passed nor failed, however often."""
+    health = Health(state=state, consecutive_failures=2, excused_until=110.0, last_checked_at=WALL)
+    later = after(health, *[slow(is_busy=True, forced=True)] * 5)
+    assert later.state is (HealthState.HEALTHY if state is HealthState.SUSPECT else state)
+    assert (later.consecutive_failures, later.last_checked_at, later.excused_until) == (2, WALL, 0.0)
+    assert later.probe_at > 100.0
+
+
+def test_a_running_request_excuses_timeouts_until_its_time_is_over() -> None:
+    """The server is suspect meanwhile: chosen last; afterwards the timeout counts as failed."""
+    health = after(well(), slow(allowed_until=200.0))
+    assert (health.state, health.consecutive_failures, health.excused_until) == (HealthState.SUSPECT, 0, 200.0)
+    assert health.reason == "no answer in time"
+    assert 101.0 <= health.probe_at <= 200.0
+    assert is_last(health, 100.0)
+    health = after(health, slow(allowed_until=300.0), now=150.0)
+    assert (health.state, health.excused_until, health.probe_at) == (HealthState.SUSPECT, 200.0, 197.5)
+    assert after(health, slow(allowed_until=300.0), now=199.0).probe_at == 200.0
+    failing = after(health, slow(allowed_until=300.0), now=200.0)
+    assert (failing.state, failing.consecutive_failures, failing.by_traffic) == (HealthState.UNHEALTHY, 1, False)
+    assert after(health, slow(), now=151.0).state is HealthState.UNHEALTHY, "nothing runs on it any more"
+    assert after(health, failed(), now=151.0).state is HealthState.UNHEALTHY, "refused is refused"
+    assert after(health, passed(), now=151.0).state is HealthState.HEALTHY
+    answering = after(health, answered(), slow(allowed_until=300.0), now=199.0)
+    assert (answering.state, answering.excused_until) == (HealthState.SUSPECT, 300.0), "an answer begins a new time"
+
+
+@pytest.mark.parametrize("state", [HealthState.PROBING, HealthState.HALF_OPEN, HealthState.UNHEALTHY, HealthState.DEACTIVATED])
+def test_a_running_request_excuses_in_every_state(state: HealthState) -> None:
+    """No state changes, and nothing is counted."""
+    health = after(Health(state=state), slow(allowed_until=200.0))
+    assert (health.state, health.consecutive_failures) == (state, 0)
+    assert after(health, slow(allowed_until=200.0), now=200.0).consecutive_failures == 1
 
 
 # Probes
@@ -633,10 +727,10 @@ def test_a_good_probe_clears_old_strikes() -> None:
 @ANY_STATE
 def test_a_forced_good_probe_lifts_any_state(state: HealthState) -> None:
     """FR-API-REG: "check now" makes a server healthy that is well; half only if requests struck it a moment ago."""
-    health = after(Health(state=state, probe_at=inf, reason="down"), passed(forced=True))
+    health = after(Health(state=state, probe_at=inf, reason="down"), let_in(forced=True))
     assert (health.state, health.reason) == (HealthState.HEALTHY, None)
     assert health.probe_at < 200.0
-    struck = after(Health(state=state, strikes=(("a", 1),), struck_at=90.0), passed(forced=True))
+    struck = after(Health(state=state, strikes=(("a", 1),), struck_at=90.0), let_in(forced=True))
     trusted = state in (HealthState.HEALTHY, HealthState.SUSPECT, HealthState.PROBING)
     assert struck.state is (HealthState.HEALTHY if trusted else HealthState.HALF_OPEN)
 
@@ -763,7 +857,9 @@ KINDS = st.sampled_from(list(FailureClass))
 CLIENTS = st.sampled_from("xyz")
 NUMBERS = st.integers(0, 9)
 EVENTS: st.SearchStrategy[HealthEvent] = st.one_of(
-    st.builds(ProbePassed, st.just(1), forced=st.booleans()),
+    st.builds(ProbePassed, st.just(1), forced=st.booleans(), let_in=st.booleans()),
+    st.builds(ProbeTimedOut, st.just(1), st.just("no"), st.booleans(), st.none() | st.floats(0, 4000), st.booleans(), st.booleans()),
+    st.builds(Refused, st.just(1), st.just("no"), st.sampled_from([CHAT, "/v1/embeddings"])),
     st.builds(ProbeFailed, st.just(1), st.just("no"), unauthorized=st.booleans(), correlated=st.booleans(), forced=st.booleans()),
     st.builds(AttemptPassed, st.just(1)),
     st.builds(
@@ -790,7 +886,7 @@ def test_any_history_heals(history: list[tuple[HealthEvent, float, float]]) -> N
     for _ in range(2):
         assert health.probe_at - now <= 900 * 1.2 + 1e-6
         now = max(now, health.probe_at)
-        health = after(health, passed(), now=now)
+        health = after(health, let_in(), now=now)
     assert health.status == "healthy"
     assert is_usable(health, "/v1/audio/speech", max(now, health.resting_until))
     assert health.resting_until - now <= 60.0 + 1e-6
@@ -909,17 +1005,42 @@ class Servers(RuleBasedStateMachine):
         forced=st.booleans(),
         unauthorized=st.booleans(),
         correlated=st.booleans(),
+        let_in=st.booleans(),
         stale=st.booleans(),
         chance=st.floats(0, 1, exclude_max=True),
     )
-    def probe(self, name: str, passes: bool, forced: bool, unauthorized: bool, correlated: bool, stale: bool, chance: float) -> None:
-        """Hear of a probe; stale ones began before the last update."""
+    def probe(
+        self, name: str, passes: bool, forced: bool, unauthorized: bool, correlated: bool, let_in: bool, stale: bool, chance: float
+    ) -> None:
+        """Report a probe; stale ones began before the last update."""
         generation = self.health(name).generation - stale
         if passes:
-            self.report(ServerId(name), ProbePassed(generation, forced=forced), chance)
+            self.report(ServerId(name), ProbePassed(generation, forced=forced, let_in=let_in), chance)
         else:
             event = ProbeFailed(generation, "no", unauthorized=unauthorized, correlated=correlated, forced=forced)
             self.report(ServerId(name), event, chance)
+
+    @rule(
+        name=st.sampled_from("abc"),
+        is_busy=st.booleans(),
+        seconds=st.none() | st.floats(0, 600),
+        correlated=st.booleans(),
+        chance=st.floats(0, 1, exclude_max=True),
+    )
+    def time_out(self, name: str, is_busy: bool, seconds: float | None, correlated: bool, chance: float) -> None:
+        """Report a probe that got no answer in time."""
+        before = self.health(name)
+        allowed_until = None if seconds is None else self.now + seconds
+        self.report(ServerId(name), ProbeTimedOut(before.generation, "no", is_busy, allowed_until, correlated), chance)
+        if is_busy:
+            assert self.health(name).consecutive_failures == before.consecutive_failures
+            assert self.health(name).is_active == before.is_active
+
+    @rule(name=st.sampled_from("abc"), path=st.sampled_from([CHAT, "/v1/embeddings"]))
+    def refuse(self, name: str, path: str) -> None:
+        """Report that the gateway's own request was refused."""
+        self.report(ServerId(name), Refused(self.health(name).generation, "no", path))
+        assert self.health(name).status != "healthy"
 
     @rule(name=st.sampled_from("abc"))
     def update(self, name: str) -> None:
@@ -972,7 +1093,7 @@ class Servers(RuleBasedStateMachine):
 TestServers = Servers.TestCase
 
 
-_ITS_OWN = {FailureClass.CONNECT, FailureClass.BUSY, FailureClass.AUTH}
+_ITS_OWN = {FailureClass.CONNECT, FailureClass.BUSY}
 FROM_A_REQUEST = [kind for kind in FailureClass if kind not in _ITS_OWN]
 """What the requests of a client can make a sound server answer; the others are what it says of itself, or not an answer at all."""
 

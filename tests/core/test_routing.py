@@ -194,7 +194,7 @@ def test_a_half_open_server_takes_one_request() -> None:
     assert find(half, load=loaded(a=1)) == Candidates(full=True)
 
 
-@pytest.mark.parametrize("reason", [{"state": HealthState.SUSPECT}, {"doubted_until": NOW + 5}])
+@pytest.mark.parametrize("reason", [{"state": HealthState.SUSPECT}, {"doubted_until": NOW + 5}, {"lacking_until": NOW + 5}])
 def test_suspect_and_doubted_servers_are_chosen_last(reason: dict[str, Any]) -> None:
     """S12: they are ready only if no better server is; before those that do not know the call, and within their caps."""
     last = server("a"), attrs.evolve(health(), **reason)
@@ -206,7 +206,7 @@ def test_suspect_and_doubted_servers_are_chosen_last(reason: dict[str, Any]) -> 
     assert names(find(last, (server("b"), health(resting_until=NOW + 9)))) == "a"
     assert names(find(last, (server("b"), health(unsupported=((CHAT, NOW + 9),))))) == "a"
     assert find((server("a", cap=1), last[1]), load=loaded(a=1)) == Candidates(full=True)
-    if "doubted_until" in reason:
+    if "state" not in reason:
         assert names(find(last, (server("b"), health()), now=NOW + 5)) == "ab"
 
 
@@ -303,6 +303,7 @@ def routes(draw: st.DrawFn) -> list[tuple[Server, Health]]:
             resting_as=draw(st.sampled_from([429, 503])),
             struck_at=draw(st.floats(0, NOW)),
             doubted_until=draw(st.just(0.0) | st.floats(NOW - 60, NOW + 60)),
+            lacking_until=draw(st.just(0.0) | st.floats(NOW - 60, NOW + 60)),
             unsupported=draw(st.just(()) | st.tuples(st.tuples(st.sampled_from(PATHS), st.floats(NOW - 60, NOW + 60)))),
         )
         found.append((each, known))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -11,6 +13,7 @@ from typing import Any
 import anyio
 import attrs
 import httpx2
+import pytest
 from starlette.applications import Starlette
 
 from multiverse_gateway.app import create_app, lifespan
@@ -19,8 +22,8 @@ from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
-from support import behaviours
-from support.backends import Backend
+from support import answers, behaviours
+from support.backends import Backend, Behaviour, Exchange, answer_well, list_models, reject_nothing
 from support.fault_proxy import FaultProxy
 from support.gateways import ADMIN_KEY
 from support.sockets import LoopServer, until
@@ -58,11 +61,14 @@ class Watched:
         assert answer.status_code == 201, answer.text
         return ServerId(answer.json()["registration_id"])
 
-    async def ask(self, model: str = "tiny", *, address: str = "127.0.0.1") -> httpx2.Response:
+    async def ask(
+        self, model: str = "tiny", *, address: str = "127.0.0.1", path: str = CHAT, content: str = "Hello", stream: bool = False
+    ) -> httpx2.Response:
         """Ask as the client at an address."""
         transport = httpx2.ASGITransport(self.app, client=(address, 1))
         async with httpx2.AsyncClient(transport=transport, base_url="http://gateway", timeout=20) as client:
-            return await client.post(CHAT, json={"model": model, "messages": []})
+            messages = [{"role": "user", "content": content}]
+            return await client.post(path, json={"model": model, "messages": messages, "input": content, "stream": stream})
 
     async def models(self) -> list[str]:
         return [model["id"] for model in (await self.client.get("/v1/models")).json()["data"]]
@@ -267,3 +273,204 @@ async def test_many_return_at_once_under_load() -> None:
         assert set(answers) <= {200, 503}
         assert all(there.gateway.load.share(server) < 0.5 for server in servers if there.state(server) == "healthy")
         assert there.gateway.load.total == 0
+
+
+# Refusals
+
+
+def firewall(exchange: Exchange) -> Behaviour:
+    """Return the page of a firewall for one prompt, and a good answer for all others."""
+    return behaviours.html_page(403) if b"forbidden" in exchange.request.body else answer_well
+
+
+async def behind_a_firewall(exchange: Exchange) -> None:
+    await firewall(exchange)(exchange)
+
+
+async def test_a_refused_prompt_takes_no_model_away() -> None:
+    """Outside case 38: two servers whose firewall refuses one prompt: everybody else is served, and no state changes."""
+    backends = Backend("one", behind_a_firewall, models=("tiny",)), Backend("two", behind_a_firewall, models=("tiny",))
+    async with watched(*backends) as there:
+        servers = [await there.register(backend) for backend in backends]
+        asked = sum(len(backend.accesses) for backend in backends)
+        for _ in range(4):
+            assert (await there.ask(content="forbidden")).status_code == 502
+            assert (await there.ask(content="hi")).status_code == 200
+        await until(lambda: sum(len(backend.accesses) for backend in backends) > asked)
+        for _ in range(3):
+            there.clock.advance(10)
+            assert (await there.ask(content="forbidden")).status_code == 502
+            await anyio.sleep(0.3)
+        assert sum(len(backend.accesses) for backend in backends) - asked <= 2, "once a minute"
+        assert [there.state(server) for server in servers] == ["healthy"] * 2
+        assert all(access.body == b"{}" and access.path == CHAT for backend in backends for access in backend.accesses)
+
+
+@pytest.mark.parametrize(("path", "confirmed_by"), [(CHAT, CHAT), ("/v1/embeddings", "/v1/embeddings"), ("/v1/audio/speech", CHAT)])
+@pytest.mark.parametrize("key", [None, "a-key"])
+async def test_a_refused_key_takes_a_server_out_until_it_is_let_in(path: str, confirmed_by: str, key: str | None) -> None:
+    """Outside case 15: the list of models stays open to everybody, and no probe of it brings the server back: no user pays for it again."""
+    backend = Backend("locked", models=("tiny",))
+    async with watched(backend) as there:
+        server = await there.register(backend, **({} if key is None else {"api_key": key}))
+        backend.behave = backend.behave_access = behaviours.unauthorized()
+        asked = len(backend.accesses)
+        answer = await there.ask(path=path)
+        assert answer.status_code == 502
+        assert ("key that the gateway keeps" in answer.json()["error"]["message"]) == (key is not None)
+        await until(lambda: there.state(server) == "misconfigured")
+        access = backend.accesses[asked]
+        assert (access.path, access.header("authorization")) == (confirmed_by, None if key is None else f"Bearer {key}")
+        reason = (await there.client.get(f"/admin/servers/{server}", headers=KEY)).json()["reason"]
+        assert ("stored key" in reason) == (key is not None)
+        hits = backend.hits
+        for _ in range(4):
+            asked = len(backend.accesses)
+            there.clock.advance(60)
+            await until(lambda asked=asked: len(backend.accesses) > asked)  # type: ignore[misc]
+            assert (await there.ask(path=path)).status_code == 503
+            check = await there.client.post(f"/admin/servers/{server}/health-check", headers=KEY)
+            assert (check.json()["passed"], there.state(server)) == (False, "misconfigured")
+        assert backend.hits == hits
+        backend.behave = answer_well
+        backend.behave_access = reject_nothing
+        there.clock.advance(60)
+        await until(lambda: there.state(server) in ("half_open", "healthy"))
+        assert (await there.ask()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("refusal", "words"), [(behaviours.status(401), "asks for a key"), (behaviours.answer(403, b"", content_type=None), "Host header")]
+)
+async def test_a_server_whose_chat_asks_for_a_key_is_not_registered(refusal: Behaviour, words: str) -> None:
+    """Outside cases 15 and 20: its list of models is open; the words name the remedy, and no stored key where there is none."""
+    backend = Backend("locked", models=("tiny",), behave_access=refusal)
+    async with watched(backend) as there:
+        body = {"model_name": "tiny", "endpoint_url": backend.url}
+        refused = await there.client.post("/admin/register", json=body, headers=KEY)
+        assert refused.status_code == 503
+        assert words in refused.json()["error"]["message"]
+        assert "stored" not in refused.json()["error"]["message"]
+        tried = await there.client.post("/admin/test-connection", json=body, headers=KEY)
+        assert [step["ok"] for step in tried.json()["steps"]] == [True, True, False]
+        assert not there.gateway.table.routes
+
+
+# Busy
+
+
+class OneAtATime:
+    """A server that handles one connection at a time, as some small ones do: all others wait in its queue."""
+
+    def __init__(self, behave: Behaviour) -> None:
+        self.goes_on = threading.Event()
+        """Set by the test when the answer may end."""
+        self._lock = asyncio.Lock()
+        self.backend = Backend("single", self._alone(behave), models=("tiny",), behave_models=self._alone(list_models))
+
+    def _alone(self, then: Behaviour) -> Behaviour:
+        async def behave(exchange: Exchange) -> None:
+            async with self._lock:
+                await then(exchange)
+
+        return behave
+
+    async def sees_probes(self, count: int) -> None:
+        """Wait until so many more probes have come."""
+        before = len(self.backend.probes)
+        await until(lambda: len(self.backend.probes) >= before + count, within=20)
+
+
+def drip(single: list[OneAtATime]) -> Behaviour:
+    """Stream events without pause until the test ends it."""
+
+    async def behave(exchange: Exchange) -> None:
+        events = answers.events(CHAT, speaker="single", model=exchange.model, count=3)
+        assert events is not None
+        await exchange.start_stream()
+        await exchange.chunk(events[0])
+        while not single[0].goes_on.is_set():
+            await exchange.chunk(events[1])
+            await asyncio.sleep(0.05)
+        for event in events[2:]:
+            await exchange.chunk(event)
+        await exchange.end()
+
+    return behave
+
+
+def late(single: list[OneAtATime]) -> Behaviour:
+    """Send nothing until the test says so, then a whole answer."""
+
+    async def behave(exchange: Exchange) -> None:
+        while not single[0].goes_on.is_set():  # noqa: ASYNC110  it belongs to the thread of the test
+            await asyncio.sleep(0.05)
+        await answer_well(exchange)
+
+    return behave
+
+
+OFTEN = {"health_check_interval_seconds": 1, "first_byte_timeout_seconds": 20.0}
+
+
+async def test_a_server_that_streams_is_not_dead() -> None:
+    """Outside case 9: it handles one connection at a time and streams for longer than three probes: it stays as it was."""
+    known: list[OneAtATime] = []
+    single = OneAtATime(drip(known))
+    known.append(single)
+    async with watched(single.backend, **OFTEN) as there, anyio.create_task_group() as group:
+        server = await there.register(single.backend)
+        given: list[httpx2.Response] = []
+
+        async def ask() -> None:
+            given.append(await there.ask(stream=True))
+
+        group.start_soon(ask)
+        await until(lambda: single.backend.running == 1)
+        for _ in range(4):
+            await single.sees_probes(1)
+            assert there.state(server) == "healthy"
+        assert await there.models() == ["tiny"]
+        single.goes_on.set()
+        await until(lambda: bool(given))
+        assert given[0].text.endswith("data: [DONE]\n\n")
+        health = there.gateway.table.routes[server].health
+        await until(lambda: (there.gateway.table.routes[server].health.last_checked_at or 0) > (health.last_checked_at or 0))
+        assert (there.state(server), there.gateway.table.routes[server].health.consecutive_failures) == ("healthy", 0)
+        history = (await there.client.get(f"/admin/servers/{server}/history", headers=KEY)).json()
+        assert all(check["passed"] for check in history)
+
+
+async def test_a_server_that_is_silent_over_a_prompt_is_suspect_and_not_dead() -> None:
+    """The same, but no byte comes: the server is chosen last until its answer is there, and nothing counts against it."""
+    known: list[OneAtATime] = []
+    single = OneAtATime(late(known))
+    known.append(single)
+    async with watched(single.backend, **OFTEN) as there, anyio.create_task_group() as group:
+        server = await there.register(single.backend)
+        given: list[httpx2.Response] = []
+
+        async def ask() -> None:
+            given.append(await there.ask())
+
+        group.start_soon(ask)
+        await until(lambda: there.state(server) == "suspect", within=20)
+        await single.sees_probes(3)
+        assert (there.state(server), there.gateway.table.routes[server].health.consecutive_failures) == ("suspect", 0)
+        single.goes_on.set()
+        await until(lambda: there.state(server) == "healthy")
+        await until(lambda: bool(given))
+        assert given[0].status_code == 200
+
+
+async def test_a_server_that_hangs_is_dead_when_its_request_has_had_its_time() -> None:
+    """Probes count from then on, however many requests run on it."""
+    backend = Backend("hung", behaviours.stall(), models=("tiny",))
+    async with watched(backend, health_check_interval_seconds=1, first_byte_timeout_seconds=1.5) as there:
+        server = await there.register(backend)
+        backend.behave_models = behaviours.stall()
+        async with anyio.create_task_group() as group:
+            group.start_soon(there.ask)
+            await until(lambda: there.state(server) == "suspect", within=20)
+            await until(lambda: there.state(server) in ("unhealthy", "deactivated"), within=20)
+        assert there.gateway.table.routes[server].health.consecutive_failures >= 1

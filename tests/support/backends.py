@@ -365,6 +365,21 @@ async def list_models(exchange: Exchange) -> None:
     await exchange.answer(200, answers.model_list(exchange.backend.models))
 
 
+async def reject_nothing(exchange: Exchange) -> None:
+    """Answer an empty object as every server does that lets the gateway in."""
+    await exchange.answer(400, answers.error_body("a model is required", kind="invalid_request_error"))
+
+
+def is_for_models(request: Received) -> bool:
+    """Return whether a request is for the model list."""
+    return request.method == "GET" and request.path.endswith("/models")
+
+
+def is_for_access(request: Received) -> bool:
+    """Return whether a gateway asks whether it is let in."""
+    return request.method == "POST" and request.body == b"{}"
+
+
 class Backend(LoopServer):
     """A model server whose behaviour is a script."""
 
@@ -375,6 +390,7 @@ class Backend(LoopServer):
         *,
         models: Sequence[str] = ("test-model",),
         behave_models: Behaviour | Sequence[Behaviour] = list_models,
+        behave_access: Behaviour | Sequence[Behaviour] = reject_nothing,
         host: str = "127.0.0.1",
         port: int | None = None,
         tls: ssl.SSLContext | None = None,
@@ -388,11 +404,14 @@ class Backend(LoopServer):
         self._tls = tls
         self._script = script_of(behave)
         self._models_script = script_of(behave_models)
+        self._access_script = script_of(behave_access)
         self._links: set[Link] = set()
         self.requests: list[Received] = []
-        """All requests but those for the model list."""
+        """All requests but those for the model list and those with an empty object."""
         self.probes: list[Received] = []
         """Requests for the model list."""
+        self.accesses: list[Received] = []
+        """Requests with an empty object, by which a gateway finds out whether it is let in."""
         self.errors: list[Exception] = []
         """Mistakes in behaviours; the first one is raised when the backend is left."""
         self.connections = 0
@@ -426,6 +445,15 @@ class Backend(LoopServer):
         self._models_script = script_of(behaviours)
 
     @property
+    def behave_access(self) -> Behaviour | list[Behaviour]:
+        """The same for a POST of an empty object."""
+        return self._access_script
+
+    @behave_access.setter
+    def behave_access(self, behaviours: Behaviour | Sequence[Behaviour]) -> None:
+        self._access_script = script_of(behaviours)
+
+    @property
     def hits(self) -> int:
         """How many requests came, without those for the model list."""
         return len(self.requests)
@@ -454,7 +482,7 @@ class Backend(LoopServer):
         """Start all counts and records anew. Requests that still run are no longer seen."""
 
         def clear() -> None:
-            self.requests, self.probes = [], []
+            self.requests, self.probes, self.accesses = [], [], []
             self.connections = self.garbage = 0
             self.most_running = self.running
 
@@ -505,9 +533,12 @@ class Backend(LoopServer):
 
     def note_request(self, request: Received) -> Behaviour:
         """Record a request and choose its behaviour."""
-        if request.method == "GET" and request.path.endswith("/models"):
+        if is_for_models(request):
             self.probes.append(request)
             script = self._models_script
+        elif is_for_access(request):
+            self.accesses.append(request)
+            script = self._access_script
         else:
             self.requests.append(request)
             self.running += 1
@@ -519,5 +550,5 @@ class Backend(LoopServer):
         """Record the end of a request."""
         if request.ended_at is None:
             request.ended_at = time.monotonic()
-        if not (request.method == "GET" and request.path.endswith("/models")):
+        if not is_for_models(request) and not is_for_access(request):
             self.running -= 1

@@ -71,6 +71,7 @@ class Verdicts:
             warning=self.warnings.get(url) if reason is None else None,
             unauthorized=denied,
             models=("tiny",) if reason is None else (),
+            let_in=reason is None,
         )
 
 

@@ -51,10 +51,13 @@ def test_a_chart_has_a_round_scale(duration: float, top: str) -> None:
 
 
 def test_a_healthy_server_may_have_something_to_say() -> None:
-    """That it rests, or that it does not list its model."""
+    """That it rests, that others are chosen first and why, or that it does not list its model."""
     health = Health(state=HealthState.HEALTHY, warning="it lists other models")
     assert reason_of(health, 10.0) == "It lists other models."
     assert reason_of(evolve(health, resting_until=11.0), 10.0) == "Busy: it asked for a pause."
+    assert "chosen first" in (reason_of(evolve(health, doubted_until=11.0), 10.0) or "")
+    assert "the model" in (reason_of(evolve(health, lacking_until=11.0), 10.0) or "")
+    assert reason_of(Health(state=HealthState.SUSPECT, reason="it hung up"), 10.0) == "It hung up."
     assert reason_of(Health(state=HealthState.PROBING), 0.0) is None
 
 

@@ -5,7 +5,7 @@
     SUSPECT        chosen last; probed at once             a good probe or answer: HEALTHY; a failed probe, B for another client: UNHEALTHY
     UNHEALTHY      out; probed after 1, 2, 4 … 60 s        a good probe: HALF_OPEN; failed probes in a row: DEACTIVATED
     HALF_OPEN      gets one request at a time              it passes, or a later probe does: HEALTHY; it fails: UNHEALTHY
-    MISCONFIGURED  out; its stored key was refused         a good probe: HALF_OPEN
+    MISCONFIGURED  out; it refuses the gateway             a good probe that lets the gateway in: HALF_OPEN
     DEACTIVATED    taken off; probed after 1, 2, 4 … 15 min   two good probes: HEALTHY; silent for days: ARCHIVED
     ARCHIVED       not probed any more                     a forced good probe, or its owner's update
 
@@ -18,6 +18,10 @@ Rules that hold whatever happens:
 4. Every state but ARCHIVED has a next probe: time alone leaves no server stuck.
 5. A good probe does not erase strikes of the last 30 s: a server may list its models and still fail to answer.
 6. Any answer that proves life (a success, a client error) ends the row of strikes.
+7. A refused request (401, 403) says nothing about the server: the gateway confirms it with a request of its own. A server that refuses
+   that one is MISCONFIGURED until it lets such a request in; a list of models that is open to everybody proves nothing.
+8. A busy server is not dead: while bytes of its answers arrive, a probe's timeout is no verdict; while a running request has time left, the
+   timeout only makes the server SUSPECT.
 """
 
 from collections.abc import Mapping
@@ -27,11 +31,13 @@ from typing import Any, Literal
 
 from attrs import evolve, frozen
 
+from multiverse_gateway.core.access import CONFIRMING_PATH
 from multiverse_gateway.core.failover import Failure, FailureClass
 
 LEAST_SHARE = 0.25
 """Part of its usual traffic that a server gets at the start of its slow start."""
 
+_REFUSED = "the server refused the gateway's requests, and has not let one in since"
 _MAX_UNSUPPORTED = 32
 _CONFIRM_AFTER = 1.0
 _PROBE_CAP = 60.0
@@ -114,7 +120,9 @@ class Health:
     stored; its instants are monotonic. `resting_as` is the status with which the server asked for its pause. `strikes` is the row of
     failures that the server is to blame for, each with its client and the gateway's number of the request, the newest last; `struck_at`
     is the instant of the newest. `suspected_by` is the client whose request the server broke off. The server is chosen last until
-    `doubted_until`, for strikes of one client (`doubts` counts how often in a row) or because it did not have the model.
+    `doubted_until` for strikes of one client (`doubts` counts how often in a row), and until `lacking_until` because it did not have the
+    model.
+    `refused_path` is the API path on which the server refused the gateway. Until `excused_until` the timeouts of probes do not count.
     """
 
     state: HealthState = HealthState.PROBING
@@ -139,6 +147,9 @@ class Health:
     suspected_by: str | None = None
     doubted_until: float = 0.0
     doubts: int = 0
+    lacking_until: float = 0.0
+    refused_path: str | None = None
+    excused_until: float = 0.0
     unsupported: tuple[tuple[str, float], ...] = ()
 
     @property
@@ -153,7 +164,7 @@ class Health:
 
 
 _NO_ROW: dict[str, Any] = {"strikes": (), "struck_at": -inf, "suspected_by": None}
-_NO_STRIKES: dict[str, Any] = {**_NO_ROW, "doubted_until": 0.0, "doubts": 0}
+_NO_STRIKES: dict[str, Any] = {**_NO_ROW, "doubted_until": 0.0, "doubts": 0, "lacking_until": 0.0, "excused_until": 0.0}
 
 SHARED = (
     "generation",
@@ -172,12 +183,16 @@ SHARED = (
 
 @frozen
 class ProbePassed:
-    """A probe found the server well. `forced`: somebody asked for it."""
+    """A probe found the server well.
+
+    `forced`: somebody asked for it. `let_in`: the server also let in a request that needs the key, if it wants one.
+    """
 
     generation: int
     warning: str | None = None
     models: tuple[str, ...] = ()
     forced: bool = False
+    let_in: bool = False
 
 
 @frozen
@@ -189,6 +204,31 @@ class ProbeFailed:
     unauthorized: bool = False
     correlated: bool = False
     forced: bool = False
+
+
+@frozen
+class ProbeTimedOut:
+    """A probe got no answer in time.
+
+    `is_busy`: bytes of other answers of the server arrived meanwhile. `allowed_until` is the monotonic instant until which the requests
+    that run on the server may take; `None` if none runs. `correlated` and `forced` as in `ProbeFailed`.
+    """
+
+    generation: int
+    reason: str
+    is_busy: bool = False
+    allowed_until: float | None = None
+    correlated: bool = False
+    forced: bool = False
+
+
+@frozen
+class Refused:
+    """The server refused a request of the gateway's own to the API path, sent with the stored key if there is one."""
+
+    generation: int
+    reason: str
+    path: str
 
 
 @frozen
@@ -214,7 +254,7 @@ class AttemptFailed:
     counts: bool = True
 
 
-HealthEvent = ProbePassed | ProbeFailed | AttemptPassed | AttemptFailed
+HealthEvent = ProbePassed | ProbeFailed | ProbeTimedOut | Refused | AttemptPassed | AttemptFailed
 
 
 def fresh(generation: int, *, now: float, wall: float, policy: HealthPolicy | None = None) -> Health:
@@ -249,6 +289,7 @@ def resume(stored: Health, policy: HealthPolicy, *, now: float, wall: float) -> 
         resting_as=None,
         slow_since=None,
         unsupported=(),
+        refused_path=None,
         **_NO_STRIKES,
     )
 
@@ -271,6 +312,8 @@ def followed(current: Health, stored: Health, policy: HealthPolicy, *, now: floa
     is_struck = current.by_traffic and current.state is not _SUSPECT and now - current.struck_at < policy.strike_memory
     state = _HALF_OPEN if stored.state is _HEALTHY and is_struck else stored.state
     health = evolve(current, state=state, **{name: getattr(stored, name) for name in SHARED})
+    if health.status == "healthy":
+        health = evolve(health, refused_path=None)
     is_other = stored.state is not current.state
     if is_other and stored.state is _HEALTHY and current.state is not HealthState.PROBING and current.state is not _SUSPECT:
         health = evolve(health, slow_since=now)
@@ -297,8 +340,13 @@ def is_usable(health: Health, path: str, now: float) -> bool:
 
 
 def is_last(health: Health, now: float) -> bool:
-    """Return whether a usable server is chosen only if no better one is ready: it is suspect or doubted."""
-    return health.state is _SUSPECT or health.doubted_until > now
+    """Return whether a usable server is chosen only if no better one is ready: it is suspect or doubted, or lacked the model."""
+    return health.state is _SUSPECT or last_until(health) > now
+
+
+def last_until(health: Health) -> float:
+    """Return until when a server in rotation is chosen last, a monotonic instant; in the past unless requests held something against it."""
+    return max(health.doubted_until, health.lacking_until)
 
 
 def supports(health: Health, path: str, now: float) -> bool:
@@ -317,7 +365,12 @@ def share(health: Health, policy: HealthPolicy, now: float) -> float:
 
 def is_settled(health: Health) -> bool:
     """Return whether another good answer changes nothing."""
-    return health.state is _HEALTHY and not health.strikes and not health.doubted_until and not health.doubts and health.slow_since is None
+    return health.state is _HEALTHY and not _is_struck(health) and health.slow_since is None
+
+
+def _is_struck(health: Health) -> bool:
+    """Return whether failed requests left anything that a good answer ends."""
+    return bool(health.strikes or health.doubts or health.lacking_until)
 
 
 @frozen
@@ -347,12 +400,16 @@ def advance(health: Health, event: HealthEvent, policy: HealthPolicy, *, now: fl
     at = _At(now, wall, chance)
     if isinstance(event, AttemptFailed):
         return _attempt_failed(health, event, policy, at)
+    if isinstance(event, Refused):
+        return _misconfigured(health, event.reason, event.path, policy, at)
     if health.state is _ARCHIVED and not event.forced:
         return health
     if health.state is _DEACTIVATED and policy.auto_deregister is AutoDeregister.DELETE:
         return health  # it is about to be deleted, and no check that passes until then keeps it
     if isinstance(event, ProbePassed):
         return _probe_passed(health, event, policy, at)
+    if isinstance(event, ProbeTimedOut):
+        return _probe_timed_out(health, event, policy, at)
     return _probe_failed(health, event, policy, at)
 
 
@@ -366,7 +423,7 @@ def _attempt_passed(health: Health, policy: HealthPolicy, now: float, wall: floa
         return _healthy(health, now, wall, **_NO_STRIKES)
     if health.state is _HEALTHY:
         is_over = health.slow_since is not None and now - health.slow_since >= policy.slow_start
-        if not health.strikes and not health.doubted_until and not health.doubts and not is_over:
+        if not _is_struck(health) and not is_over:
             return health
         return evolve(health, slow_since=None if is_over else health.slow_since, **_NO_STRIKES)
     if health.state is _UNHEALTHY and health.by_traffic and health.probe_at > now:
@@ -386,8 +443,6 @@ def _attempt_failed(health: Health, event: AttemptFailed, policy: HealthPolicy, 
             return _without_model(health, policy, at.now)
         case FailureClass.UNSUPPORTED:
             return _without(health, event.path, policy, at.now)
-        case FailureClass.AUTH:
-            return _misconfigured(health, failure.reason, policy, at)
         case FailureClass.CLIENT_ERROR:
             return _attempt_passed(health, policy, at.now, at.wall)
     return health
@@ -475,7 +530,7 @@ def _without_model(health: Health, policy: HealthPolicy, now: float) -> Health:
     """Choose the server last for a while and read its list of models again; alone it is still asked, for its own answer says it best."""
     return evolve(
         health,
-        doubted_until=max(health.doubted_until, now + policy.pair_rest),
+        lacking_until=now + policy.pair_rest,
         probe_at=health.probe_at if health.state is _ARCHIVED else min(health.probe_at, now),
     )
 
@@ -485,9 +540,18 @@ def _without(health: Health, path: str, policy: HealthPolicy, now: float) -> Hea
     return evolve(health, unsupported=(*others, (path, now + policy.unsupported_for))[-_MAX_UNSUPPORTED:])
 
 
-def _misconfigured(health: Health, reason: str, policy: HealthPolicy, at: _At, **changes: Any) -> Health:
-    """Take a server out whose key is wrong, at the usual pace of probes: it answers, and only its owner can help."""
-    if health.state is _DEACTIVATED or health.state is _ARCHIVED:
+def is_refused(health: Health) -> str | None:
+    """Return the API path on which the server has to let the gateway in before it gets requests again; `None` if it refuses nothing.
+
+    A process that did not see the refusal itself does not know the path, and takes that of chat.
+    """
+    return health.refused_path or (CONFIRMING_PATH if health.state is HealthState.MISCONFIGURED else None)
+
+
+def _misconfigured(health: Health, reason: str, path: str, policy: HealthPolicy, at: _At) -> Health:
+    """Take a server out that refuses the gateway, at the usual pace of probes: it answers, and only its owner can help."""
+    health = evolve(health, refused_path=path)
+    if not health.is_active:
         return health
     return _moved(
         health,
@@ -498,7 +562,6 @@ def _misconfigured(health: Health, reason: str, policy: HealthPolicy, at: _At, *
         slow_since=None,
         probe_at=at.now + _regular(policy, at.chance),
         probe_step=0,
-        **changes,
     )
 
 
@@ -515,7 +578,11 @@ def _probe_passed(health: Health, event: ProbePassed, policy: HealthPolicy, at: 
         last_checked_at=at.wall,
         last_passed_at=at.wall,
         probe_at=at.now + _regular(policy, at.chance),
+        refused_path=None if event.let_in else is_refused(health),
+        excused_until=0.0,
     )
+    if health.refused_path is not None:
+        return _still_refused(health, at)
     struck_until = max(health.struck_at + policy.strike_memory, health.doubted_until) if health.strikes else -inf
     is_struck = at.now < struck_until
     if health.state is _HEALTHY or health.state is _SUSPECT:
@@ -532,6 +599,39 @@ def _probe_passed(health: Health, event: ProbePassed, policy: HealthPolicy, at: 
     return _moved(health, _HALF_OPEN, at.wall, probe_at=max(at.now + _around(_CONFIRM_AFTER, at.chance), struck_until))
 
 
+def _still_refused(health: Health, at: _At) -> Health:
+    """Keep a server out that passed a probe which does not show whether it lets the gateway in."""
+    if health.state is _DEACTIVATED and health.consecutive_successes < 2:
+        return evolve(health, probe_at=at.now + _CONFIRM_AFTER)
+    reason = health.reason if health.state is HealthState.MISCONFIGURED else _REFUSED
+    return _moved(health, HealthState.MISCONFIGURED, at.wall, by_traffic=False, reason=reason, probe_step=0)
+
+
+def _probe_timed_out(health: Health, event: ProbeTimedOut, policy: HealthPolicy, at: _At) -> Health:
+    """Judge a server that did not answer a probe in time: it may be busy with our requests."""
+    if event.is_busy:
+        known = evolve(health, excused_until=0.0, probe_at=at.now + _pause(health, policy, at.chance))
+        return _healthy(known, at.now, at.wall) if health.state is _SUSPECT else known
+    excused_until = health.excused_until or event.allowed_until or 0.0
+    if event.allowed_until is None or excused_until <= at.now:
+        failed = ProbeFailed(event.generation, event.reason, correlated=event.correlated, forced=event.forced)
+        return _probe_failed(health, failed, policy, at)
+    probe_at = min(at.now + _pause(health, policy, at.chance), max(excused_until, at.now + _CONFIRM_AFTER))
+    excused = evolve(health, excused_until=excused_until, probe_at=probe_at)
+    if health.state is _HEALTHY or health.state is _SUSPECT:
+        return _moved(excused, _SUSPECT, at.wall, by_traffic=True, reason=event.reason)
+    return excused
+
+
+def _pause(health: Health, policy: HealthPolicy, chance: float) -> float:
+    """Return the seconds to the next probe after one without a verdict: as long as before."""
+    if health.state is _ARCHIVED:
+        return inf
+    if health.state is _DEACTIVATED:
+        return _around(min(_DEACTIVATED_CAP, _DEACTIVATED_UNIT * 2.0**health.probe_step), chance)
+    return _around(_backoff(health.probe_step), chance) if health.state is _UNHEALTHY else _regular(policy, chance)
+
+
 def _probe_failed(health: Health, event: ProbeFailed, policy: HealthPolicy, at: _At) -> Health:
     before = health
     health = evolve(
@@ -542,11 +642,13 @@ def _probe_failed(health: Health, event: ProbeFailed, policy: HealthPolicy, at: 
         reason=event.reason,
         warning=None,
         last_checked_at=at.wall,
+        refused_path=is_refused(health),
+        excused_until=0.0,
     )
     if not health.is_active:
         return _still_inactive(health, event, policy, at)
     if event.unauthorized:
-        return _misconfigured(health, event.reason, policy, at)
+        return _misconfigured(health, event.reason, health.refused_path or CONFIRMING_PATH, policy, at)
     is_last = health.consecutive_failures >= policy.max_consecutive_failures and not event.correlated
     if is_last and policy.auto_deregister is not AutoDeregister.OFF:
         delay = _around(_DEACTIVATED_UNIT, at.chance)

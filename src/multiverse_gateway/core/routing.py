@@ -11,7 +11,7 @@ from typing import Protocol
 
 from attrs import evolve, field, frozen
 
-from multiverse_gateway.core.health import Health, HealthState, is_last, supports
+from multiverse_gateway.core.health import Health, HealthState, is_last, last_until, supports
 from multiverse_gateway.core.servers import Server, ServerId, model_key
 
 _MAX_COMPARED = 500
@@ -72,7 +72,7 @@ class Model:
 
     @_everybody_from.default
     def _find_everybody_from(self) -> float:
-        pauses = [max(route.health.resting_until, route.health.doubted_until) for route in self.routes]
+        pauses = [max(route.health.resting_until, last_until(route.health)) for route in self.routes]
         return max([*pauses, *(until for route in self.routes for _, until in route.health.unsupported)], default=-inf)
 
     def everybody(self, now: float) -> Candidates | None:

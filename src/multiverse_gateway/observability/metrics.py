@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from multiverse_gateway._version import __version__
-from multiverse_gateway.core.failover import Attempt
+from multiverse_gateway.core.failover import Attempt, FailureClass
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.usage import Tally, bounded
 
@@ -57,6 +57,17 @@ class Histogram:
         return found
 
 
+ANSWERED = (
+    "ok",
+    *(
+        kind.name.lower()
+        for kind in FailureClass
+        if kind not in (FailureClass.CONNECT, FailureClass.BROKEN, FailureClass.TIMEOUT, FailureClass.LOCAL)
+    ),
+)
+"""Outcomes of attempts to which the server gave an answer."""
+
+
 @attrs.define(eq=False)
 class ModelMeter:
     """What happened to the requests for one model."""
@@ -78,7 +89,7 @@ class Meter:
     attempts: Counter[tuple[ServerId, str]] = attrs.field(factory=Counter)
     refusals: Counter[str] = attrs.field(factory=Counter)
     refused_retries: int = 0
-    probes: Counter[bool] = attrs.field(factory=Counter)
+    probes: Counter[str] = attrs.field(factory=Counter)
     probe_seconds: Histogram = attrs.field(factory=lambda: Histogram(PROBE_BOUNDS))
 
     def requests(self, tally: Tally) -> None:
@@ -103,9 +114,13 @@ class Meter:
         for attempt in attempts:
             self.attempts[attempt.server_id, attempt.failure.kind.name.lower()] += 1
 
-    def probe(self, passed: bool, seconds: float) -> None:
-        """Count a probe."""
-        self.probes[passed] += 1
+    def answers(self, server_id: ServerId) -> int:
+        """Return how many attempts on a server ended with an answer, of whatever kind."""
+        return sum(self.attempts[server_id, outcome] for outcome in ANSWERED)
+
+    def probe(self, outcome: str, seconds: float) -> None:
+        """Count a probe: passed, failed, or undecided because the server is busy."""
+        self.probes[outcome] += 1
         self.probe_seconds.note(seconds)
 
     def forget(self, models: Mapping[str, object], servers: Mapping[ServerId, object]) -> None:
@@ -164,8 +179,8 @@ def families(meter: Meter, moment: Moment) -> Iterator[Metric]:
         refusals.add_metric((code,), count)
     yield refusals
     probes = CounterMetricFamily("multiverse_probes", "Probes of servers by this process.", labels=("result",))
-    probes.add_metric(("passed",), meter.probes[True])
-    probes.add_metric(("failed",), meter.probes[False])
+    for outcome in ("passed", "failed", "undecided"):
+        probes.add_metric((outcome,), meter.probes[outcome])
     yield probes
     yield HistogramMetricFamily(
         "multiverse_probe_seconds", "Time that probes took.", buckets=meter.probe_seconds.buckets(), sum_value=meter.probe_seconds.total

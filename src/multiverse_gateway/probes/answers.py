@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import attrs
 import httpx2
 
+from multiverse_gateway.core.access import refusal_of
 from multiverse_gateway.core.envelope import BOM
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.protocols import Client, ProbeResult
@@ -18,12 +19,14 @@ MAX_BYTES = 1 << 20
 
 @attrs.frozen(kw_only=True)
 class Finding:
-    """What an answer says: `reason` is `None` when it is good."""
+    """What an answer means: `reason` is `None` when it is good. `let_in`, `timed_out` and the rest are those of `ProbeResult`."""
 
     reason: str | None = None
     warning: str | None = None
     unauthorized: bool = False
     models: tuple[str, ...] = ()
+    let_in: bool = False
+    timed_out: bool = False
 
 
 class TooLargeError(Exception):
@@ -44,7 +47,7 @@ async def ask(server: Server, http: Client, request: httpx2.Request, judge: Judg
     try:
         status, body = await _answer(http, request)
     except (httpx2.RequestError, httpx2.InvalidURL, TooLargeError, CodedError) as error:
-        finding = Finding(reason=_trouble(error))
+        finding = Finding(reason=_trouble(error), timed_out=_is_timeout(error))
     else:
         finding = _refusal(server, status) or judge(status, body)
     return ProbeResult(
@@ -57,18 +60,9 @@ async def ask(server: Server, http: Client, request: httpx2.Request, judge: Judg
         warning=finding.warning,
         unauthorized=finding.unauthorized,
         models=finding.models,
+        let_in=finding.let_in,
+        timed_out=finding.timed_out,
     )
-
-
-def headers(server: Server) -> Mapping[str, str]:
-    """Return the headers of a probe: the server's own key, what takes ngrok's warning page away, and the mark by which a loop is found."""
-    common = {
-        "accept": "application/json",
-        "accept-encoding": "identity",
-        "ngrok-skip-browser-warning": "1",
-        "x-multiverse-hop": "1",
-    }
-    return common if server.api_key is None else {**common, "authorization": f"Bearer {server.api_key}"}
 
 
 async def _answer(http: Client, request: httpx2.Request) -> tuple[int, bytes]:
@@ -88,13 +82,9 @@ async def _answer(http: Client, request: httpx2.Request) -> tuple[int, bytes]:
 
 def _refusal(server: Server, status: int) -> Finding | None:
     """Judge the statuses that mean the same whatever was asked."""
-    if status in (401, 403):
-        remedy = (
-            "the server asks for a key: register it with its api_key"
-            if server.api_key is None
-            else "the server refuses the stored key: update its api_key"
-        )
-        return Finding(reason=remedy, unauthorized=True)
+    refusal = refusal_of(status, has_key=server.api_key is not None)
+    if refusal is not None:
+        return Finding(reason=refusal, unauthorized=True)
     if 300 <= status < 400:
         return Finding(reason="the server answers with a redirect: register the address that it leads to")
     if status in (429, 503):
@@ -126,6 +116,10 @@ _CONNECTING: Mapping[str, str] = {
     "name": "the host name leads nowhere: is it spelt right, and is the tunnel still open?",
     "resolve": "the host name leads nowhere: is it spelt right, and is the tunnel still open?",
 }
+
+
+def _is_timeout(error: Exception) -> bool:
+    return isinstance(error, httpx2.TimeoutException) or (isinstance(error, httpx2.ConnectError) and "in time" in str(error))
 
 
 def _trouble(error: Exception) -> str:

@@ -5,8 +5,9 @@ from functools import partial
 
 import msgspec
 
+from multiverse_gateway.access import headers
 from multiverse_gateway.core.servers import Server, model_key
-from multiverse_gateway.probes.answers import Finding, ask, headers
+from multiverse_gateway.probes.answers import Finding, ask
 from multiverse_gateway.protocols import Client, ProbeResult
 from multiverse_gateway.settings import Settings
 

@@ -369,6 +369,16 @@ class Exchange:
         return self._events.events if self._events is not None else 0
 
     @property
+    def is_attempting(self) -> bool:
+        """Whether an attempt runs on a server, which is then `server`."""
+        return self._slot
+
+    @property
+    def received(self) -> int:
+        """Bytes of the server's answer that arrived so far; its head counts as one."""
+        return self._received + (self._head_status != 0)
+
+    @property
     def excluded(self) -> frozenset[ServerId]:
         """The servers that were tried."""
         return self._excluded

@@ -55,7 +55,9 @@ class State:
 
 STATES: Mapping[HealthState, State] = {
     HealthState.UNHEALTHY: State("Down", Tone.BAD, "It failed; it gets no requests and comes back by itself once a check passes."),
-    HealthState.MISCONFIGURED: State("Key refused", Tone.BAD, "It answers but refuses the stored key; its owner can mend that, by Edit."),
+    HealthState.MISCONFIGURED: State(
+        "Access refused", Tone.BAD, "It answers but refuses the gateway; its owner can fix its key or tunnel."
+    ),
     HealthState.DEACTIVATED: State("Taken out", Tone.BAD, "It failed several checks in a row; it is checked rarely, and comes back alone."),
     HealthState.SUSPECT: State(
         "In doubt", Tone.WARN, "It broke off a request or answers late; a check decides, until then others go first."
@@ -198,6 +200,12 @@ def reason_of(health: Health, now: float) -> str | None:
         return None if health.reason is None else sentence(health.reason)
     if health.resting_until > now:
         return "Busy: it asked for a pause."
+    if health.state is HealthState.SUSPECT and health.reason is not None:
+        return sentence(health.reason)
+    if health.lacking_until > now:
+        return "It did not have the model a moment ago; other servers are chosen first."
+    if health.doubted_until > now:
+        return "Requests of one client failed here; other servers are chosen first."
     return None if health.warning is None else sentence(health.warning)
 
 
