@@ -22,7 +22,7 @@ from anyio.abc import TaskGroup
 from multiverse_gateway._version import __version__
 from multiverse_gateway.access import ask_for_access
 from multiverse_gateway.core.access import CONFIRMING_PATH, Access, confirming_path
-from multiverse_gateway.core.activity import Activity
+from multiverse_gateway.core.activity import Activity, Running
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_endpoint
 from multiverse_gateway.core.budget import DayCounts, day_name, day_of
 from multiverse_gateway.core.envelope import Envelope, asking_for_usage, with_model
@@ -467,7 +467,7 @@ class Gateway:
         if not result.timed_out:
             return result
         activity = self._activity(server)
-        result = attrs.evolve(result, is_busy=activity.shows_life_since(before), allowed_until=activity.allowed_until)
+        result = attrs.evolve(result, is_busy=activity.shows_life_since(before), running=activity.oldest)
         return attrs.evolve(result, reason=BUSY) if result.is_busy else result
 
     async def _probed(self, server: Server) -> ProbeResult:
@@ -503,10 +503,11 @@ class Gateway:
             for exchange in self.exchanges
             if exchange.is_attempting and exchange.server is not None and exchange.server.endpoint_url == server.endpoint_url
         ]
+        oldest = min(running, key=lambda exchange: exchange.number, default=None)
         return Activity(
             answers=self.meter.answers(server.id),
             received={(exchange.number, exchange.tried): exchange.received for exchange in running},
-            allowed_until=max((exchange.due for exchange in running), default=None),
+            oldest=None if oldest is None else Running((oldest.number, oldest.tried), oldest.due),
         )
 
     def _confirming_path(self, server: Server) -> str | None:
@@ -694,12 +695,10 @@ class Gateway:
 
     async def _ask(self, server: Server) -> None:
         result = await self.check(server)
-        timed_out = result.duration >= self.settings.health_check_timeout_seconds
-        is_busy = not result.passed and timed_out and self.load.in_flight(server.id) == 1  # it may serve one connection at a time
-        if not is_busy:
-            self.note_result(result)
+        self.note_result(result)
+        is_alone = result.timed_out and self.load.in_flight(server.id) == 1  # it may serve one connection at a time
         for exchange in self._asking.pop(server.id):
-            exchange.probed(server, alive=result.passed or is_busy)
+            exchange.probed(server, alive=result.passed or result.is_busy or is_alone)
 
     def budget_refused(self) -> None:
         """Count a retry that its model's budget did not let begin in time."""
@@ -896,7 +895,7 @@ def _event_of(result: ProbeResult, *, forced: bool, correlated: bool) -> HealthE
     if result.passed:
         return ProbePassed(generation, result.warning, result.models, forced=forced, let_in=result.let_in)
     if result.timed_out:
-        return ProbeTimedOut(generation, reason, result.is_busy, result.allowed_until, correlated=correlated, forced=forced)
+        return ProbeTimedOut(generation, reason, result.is_busy, result.running, correlated=correlated, forced=forced)
     return ProbeFailed(generation, reason, unauthorized=result.unauthorized, correlated=correlated, forced=forced)
 
 

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import attrs
 import httpx2
 
+from multiverse_gateway.core.activity import Running
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId
@@ -61,8 +62,7 @@ class ProbeResult:
     anything that the server sent; `None` when the probe passed. `warning` is a sentence about a probe that passed nevertheless.
     `models` are the names that the server listed, at most 1,000. `let_in`: the server also let in a request that needs its key, if it
     wants one. `timed_out`: there was no answer within the time allowed. The gateway sets `is_busy` if bytes of other answers of the
-    server arrived meanwhile, and `allowed_until`, the monotonic instant until which the requests that run on it may take. These four are
-    not stored.
+    server arrived meanwhile, and `running` to the oldest attempt that runs on it. These four are not stored.
     """
 
     server_id: ServerId
@@ -77,7 +77,7 @@ class ProbeResult:
     let_in: bool = False
     timed_out: bool = False
     is_busy: bool = False
-    allowed_until: float | None = None
+    running: Running | None = None
 
 
 class HealthProbe(Protocol):

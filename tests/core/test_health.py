@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from multiverse_gateway.core.activity import Running
 from multiverse_gateway.core.failover import Failure, FailureClass
 from multiverse_gateway.core.health import (
     AttemptFailed,
@@ -502,37 +503,40 @@ def test_an_unauthorized_probe_is_a_wrong_key() -> None:
 # Busy is not dead
 
 
-def slow(*, is_busy: bool = False, allowed_until: float | None = None, forced: bool = False) -> ProbeTimedOut:
-    return ProbeTimedOut(1, "no answer in time", is_busy, allowed_until, forced=forced)
+def slow(*, is_busy: bool = False, allowed_until: float | None = None, number: int = 1, forced: bool = False) -> ProbeTimedOut:
+    running = None if allowed_until is None else Running((number, 1), allowed_until)
+    return ProbeTimedOut(1, "no answer in time", is_busy, running, forced=forced)
 
 
 @ANY_STATE
 def test_bytes_that_arrive_are_proof_of_life(state: HealthState) -> None:
     """Outside case 9: a probe's timeout is then neither passed nor failed, however often."""
-    health = Health(state=state, consecutive_failures=2, excused_until=110.0, last_checked_at=WALL)
+    health = Health(state=state, consecutive_failures=2, excused=Running((1, 1), 110.0), last_checked_at=WALL)
     later = after(health, *[slow(is_busy=True, forced=True)] * 5)
     assert later.state is (HealthState.HEALTHY if state is HealthState.SUSPECT else state)
-    assert (later.consecutive_failures, later.last_checked_at, later.excused_until) == (2, WALL, 0.0)
+    assert (later.consecutive_failures, later.last_checked_at, later.excused) == (2, WALL, None)
     assert later.probe_at > 100.0
 
 
 def test_a_running_request_excuses_timeouts_until_its_time_is_over() -> None:
     """The server is suspect meanwhile: chosen last; afterwards the timeout counts as failed."""
     health = after(well(), slow(allowed_until=200.0))
-    assert (health.state, health.consecutive_failures, health.excused_until) == (HealthState.SUSPECT, 0, 200.0)
+    assert (health.state, health.consecutive_failures) == (HealthState.SUSPECT, 0)
     assert health.reason == "no answer in time"
     assert 101.0 <= health.probe_at <= 200.0
     assert is_last(health, 100.0)
-    health = after(health, slow(allowed_until=300.0), now=150.0)
-    assert (health.state, health.excused_until, health.probe_at) == (HealthState.SUSPECT, 200.0, 197.5)
-    assert after(health, slow(allowed_until=300.0), now=199.0).probe_at == 200.0
-    failing = after(health, slow(allowed_until=300.0), now=200.0)
+    health = after(health, slow(allowed_until=300.0, number=2), now=150.0)
+    assert (health.state, health.probe_at) == (HealthState.SUSPECT, 197.5)
+    assert after(health, slow(allowed_until=300.0, number=2), now=199.0).probe_at == 200.0
+    extended = after(health, slow(allowed_until=300.0), now=199.0)
+    assert after(extended, slow(allowed_until=300.0), now=299.0).state is HealthState.SUSPECT, "its time was extended"
+    failing = after(health, slow(allowed_until=300.0, number=2), now=200.0)
     assert (failing.state, failing.consecutive_failures, failing.by_traffic) == (HealthState.UNHEALTHY, 1, False)
     assert after(health, slow(), now=151.0).state is HealthState.UNHEALTHY, "nothing runs on it any more"
     assert after(health, failed(), now=151.0).state is HealthState.UNHEALTHY, "refused is refused"
     assert after(health, passed(), now=151.0).state is HealthState.HEALTHY
-    answering = after(health, answered(), slow(allowed_until=300.0), now=199.0)
-    assert (answering.state, answering.excused_until) == (HealthState.SUSPECT, 300.0), "an answer begins a new time"
+    answering = after(health, answered(), slow(allowed_until=300.0, number=2), now=199.0)
+    assert after(answering, slow(allowed_until=300.0, number=2), now=299.0).state is HealthState.SUSPECT, "an answer begins a new time"
 
 
 @pytest.mark.parametrize("state", [HealthState.PROBING, HealthState.HALF_OPEN, HealthState.UNHEALTHY, HealthState.DEACTIVATED])
@@ -856,9 +860,10 @@ def test_after_a_restart(state: str, age: float | None, resumed: str) -> None:
 KINDS = st.sampled_from(list(FailureClass))
 CLIENTS = st.sampled_from("xyz")
 NUMBERS = st.integers(0, 9)
+RUNNING = st.none() | st.builds(Running, st.tuples(st.integers(1, 3), st.just(1)), st.floats(0, 4000))
 EVENTS: st.SearchStrategy[HealthEvent] = st.one_of(
     st.builds(ProbePassed, st.just(1), forced=st.booleans(), let_in=st.booleans()),
-    st.builds(ProbeTimedOut, st.just(1), st.just("no"), st.booleans(), st.none() | st.floats(0, 4000), st.booleans(), st.booleans()),
+    st.builds(ProbeTimedOut, st.just(1), st.just("no"), st.booleans(), RUNNING, st.booleans(), st.booleans()),
     st.builds(Refused, st.just(1), st.just("no"), st.sampled_from([CHAT, "/v1/embeddings"])),
     st.builds(ProbeFailed, st.just(1), st.just("no"), unauthorized=st.booleans(), correlated=st.booleans(), forced=st.booleans()),
     st.builds(AttemptPassed, st.just(1)),
@@ -1023,15 +1028,16 @@ class Servers(RuleBasedStateMachine):
     @rule(
         name=st.sampled_from("abc"),
         is_busy=st.booleans(),
-        seconds=st.none() | st.floats(0, 600),
+        number=st.none() | st.integers(1, 3),
+        seconds=st.floats(0, 600),
         correlated=st.booleans(),
         chance=st.floats(0, 1, exclude_max=True),
     )
-    def time_out(self, name: str, is_busy: bool, seconds: float | None, correlated: bool, chance: float) -> None:
+    def time_out(self, name: str, is_busy: bool, number: int | None, seconds: float, correlated: bool, chance: float) -> None:
         """Report a probe that got no answer in time."""
         before = self.health(name)
-        allowed_until = None if seconds is None else self.now + seconds
-        self.report(ServerId(name), ProbeTimedOut(before.generation, "no", is_busy, allowed_until, correlated), chance)
+        running = None if number is None else Running((number, 1), self.now + seconds)
+        self.report(ServerId(name), ProbeTimedOut(before.generation, "no", is_busy, running, correlated), chance)
         if is_busy:
             assert self.health(name).consecutive_failures == before.consecutive_failures
             assert self.health(name).is_active == before.is_active

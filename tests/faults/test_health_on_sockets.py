@@ -466,7 +466,7 @@ async def test_a_server_that_is_silent_over_a_prompt_is_suspect_and_not_dead() -
 async def test_a_server_that_hangs_is_dead_when_its_request_has_had_its_time() -> None:
     """Probes count from then on, however many requests run on it."""
     backend = Backend("hung", behaviours.stall(), models=("tiny",))
-    async with watched(backend, health_check_interval_seconds=1, first_byte_timeout_seconds=1.5) as there:
+    async with watched(backend, health_check_interval_seconds=1, first_byte_timeout_seconds=1.0, request_timeout_seconds=3.0) as there:
         server = await there.register(backend)
         backend.behave_models = behaviours.stall()
         async with anyio.create_task_group() as group:

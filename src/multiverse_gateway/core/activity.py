@@ -4,18 +4,29 @@ from collections.abc import Mapping
 
 from attrs import frozen
 
+AttemptKey = tuple[int, int]
+"""The gateway's number of a request, and the number of its attempt."""
+
+
+@frozen
+class Running:
+    """An attempt that runs, and the monotonic instant until which it may take at present."""
+
+    key: AttemptKey
+    allowed_until: float
+
 
 @frozen(kw_only=True)
 class Activity:
     """What a server has done for this process up to one moment.
 
-    `answers` is the number of its answers so far. `received` holds the bytes that arrived for each running attempt, by the numbers of its
-    request and attempt. `allowed_until` is the monotonic instant until which the last of them may take; `None` if none runs.
+    `answers` is the number of its answers so far. `received` holds the bytes that arrived for each running attempt; `oldest` is the
+    first of these attempts, `None` if none runs.
     """
 
     answers: int = 0
-    received: Mapping[tuple[int, int], int] = {}
-    allowed_until: float | None = None
+    received: Mapping[AttemptKey, int] = {}
+    oldest: Running | None = None
 
     def shows_life_since(self, before: "Activity") -> bool:
         """Return whether any byte of an answer arrived since an earlier moment.

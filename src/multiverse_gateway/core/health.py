@@ -32,6 +32,7 @@ from typing import Any, Literal
 from attrs import evolve, frozen
 
 from multiverse_gateway.core.access import CONFIRMING_PATH
+from multiverse_gateway.core.activity import Running
 from multiverse_gateway.core.failover import Failure, FailureClass
 
 LEAST_SHARE = 0.25
@@ -122,7 +123,7 @@ class Health:
     is the instant of the newest. `suspected_by` is the client whose request the server broke off. The server is chosen last until
     `doubted_until` for strikes of one client (`doubts` counts how often in a row), and until `lacking_until` because it did not have the
     model.
-    `refused_path` is the API path on which the server refused the gateway. Until `excused_until` the timeouts of probes do not count.
+    `refused_path` is the API path on which the server refused the gateway. Timeouts of probes are `excused` by an attempt that runs.
     """
 
     state: HealthState = HealthState.PROBING
@@ -149,7 +150,7 @@ class Health:
     doubts: int = 0
     lacking_until: float = 0.0
     refused_path: str | None = None
-    excused_until: float = 0.0
+    excused: Running | None = None
     unsupported: tuple[tuple[str, float], ...] = ()
 
     @property
@@ -164,7 +165,7 @@ class Health:
 
 
 _NO_ROW: dict[str, Any] = {"strikes": (), "struck_at": -inf, "suspected_by": None}
-_NO_STRIKES: dict[str, Any] = {**_NO_ROW, "doubted_until": 0.0, "doubts": 0, "lacking_until": 0.0, "excused_until": 0.0}
+_NO_STRIKES: dict[str, Any] = {**_NO_ROW, "doubted_until": 0.0, "doubts": 0, "lacking_until": 0.0, "excused": None}
 
 SHARED = (
     "generation",
@@ -210,14 +211,14 @@ class ProbeFailed:
 class ProbeTimedOut:
     """A probe got no answer in time.
 
-    `is_busy`: bytes of other answers of the server arrived meanwhile. `allowed_until` is the monotonic instant until which the requests
-    that run on the server may take; `None` if none runs. `correlated` and `forced` as in `ProbeFailed`.
+    `is_busy`: bytes of other answers of the server arrived meanwhile. `running` is the oldest attempt that runs on the server, if any.
+    `correlated` and `forced` as in `ProbeFailed`.
     """
 
     generation: int
     reason: str
     is_busy: bool = False
-    allowed_until: float | None = None
+    running: Running | None = None
     correlated: bool = False
     forced: bool = False
 
@@ -579,7 +580,7 @@ def _probe_passed(health: Health, event: ProbePassed, policy: HealthPolicy, at: 
         last_passed_at=at.wall,
         probe_at=at.now + _regular(policy, at.chance),
         refused_path=None if event.let_in else is_refused(health),
-        excused_until=0.0,
+        excused=None,
     )
     if health.refused_path is not None:
         return _still_refused(health, at)
@@ -610,17 +611,24 @@ def _still_refused(health: Health, at: _At) -> Health:
 def _probe_timed_out(health: Health, event: ProbeTimedOut, policy: HealthPolicy, at: _At) -> Health:
     """Judge a server that did not answer a probe in time: it may be busy with our requests."""
     if event.is_busy:
-        known = evolve(health, excused_until=0.0, probe_at=at.now + _pause(health, policy, at.chance))
+        known = evolve(health, excused=None, probe_at=at.now + _pause(health, policy, at.chance))
         return _healthy(known, at.now, at.wall) if health.state is _SUSPECT else known
-    excused_until = health.excused_until or event.allowed_until or 0.0
-    if event.allowed_until is None or excused_until <= at.now:
+    excused = _excuse(health.excused, event.running)
+    if excused is None or excused.allowed_until <= at.now:
         failed = ProbeFailed(event.generation, event.reason, correlated=event.correlated, forced=event.forced)
         return _probe_failed(health, failed, policy, at)
-    probe_at = min(at.now + _pause(health, policy, at.chance), max(excused_until, at.now + _CONFIRM_AFTER))
-    excused = evolve(health, excused_until=excused_until, probe_at=probe_at)
+    wait = min(_pause(health, policy, at.chance), max(excused.allowed_until - at.now, _CONFIRM_AFTER))
+    known = evolve(health, excused=excused, probe_at=at.now + wait)
     if health.state is _HEALTHY or health.state is _SUSPECT:
-        return _moved(excused, _SUSPECT, at.wall, by_traffic=True, reason=event.reason)
-    return excused
+        return _moved(known, _SUSPECT, at.wall, by_traffic=True, reason=event.reason)
+    return known
+
+
+def _excuse(before: Running | None, running: Running | None) -> Running | None:
+    """Return the attempt that excuses a timeout: the first one since the last sign of life, whose time may have been extended meanwhile."""
+    if running is None or before is None or before.key == running.key:
+        return running
+    return before
 
 
 def _pause(health: Health, policy: HealthPolicy, chance: float) -> float:
@@ -643,7 +651,7 @@ def _probe_failed(health: Health, event: ProbeFailed, policy: HealthPolicy, at: 
         warning=None,
         last_checked_at=at.wall,
         refused_path=is_refused(health),
-        excused_until=0.0,
+        excused=None,
     )
     if not health.is_active:
         return _still_inactive(health, event, policy, at)
