@@ -44,8 +44,8 @@ ALLOWED = re.compile(
 )
 def test_harmless_types_are_relayed_unchanged(value: bytes) -> None:
     """They keep plain parameters, too, on every path."""
-    assert relayed_type(value, is_json=False) == value
-    assert relayed_type(value, is_json=True) == value
+    assert relayed_type(value, False) == value
+    assert relayed_type(value, True) == value
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def test_harmless_types_are_relayed_unchanged(value: bytes) -> None:
 )
 def test_every_other_type_becomes_one_that_no_browser_renders(value: bytes, relayed: bytes) -> None:
     """Markup and text become plain text; what cannot be read, or is none of them, becomes bytes to save."""
-    assert relayed_type(value, is_json=False) == relayed
-    assert relayed_type(value, is_json=True) == relayed
+    assert relayed_type(value, False) == relayed
+    assert relayed_type(value, True) == relayed
 
 
 @pytest.mark.parametrize(
@@ -128,14 +128,14 @@ def test_every_other_type_becomes_one_that_no_browser_renders(value: bytes, rela
 )
 def test_parameters_that_are_not_plain_are_dropped(value: bytes, relayed: bytes) -> None:
     """The type itself is harmless, so it stays."""
-    assert relayed_type(value, is_json=False) == relayed
+    assert relayed_type(value, False) == relayed
 
 
 @pytest.mark.parametrize("value", [None, b"", b" ", b"\t"])
 def test_an_answer_without_a_type_is_what_its_path_answers_with(value: bytes | None) -> None:
     """JSON where the API answers with JSON, bytes where it may be anything."""
-    assert relayed_type(value, is_json=True) == JSON
-    assert relayed_type(value, is_json=False) == BINARY
+    assert relayed_type(value, True) == JSON
+    assert relayed_type(value, False) == BINARY
 
 
 KINDS = st.sampled_from([b"text", b"image", b"audio", b"video", b"application", b"multipart", b"message", b"*", b""])
@@ -148,6 +148,6 @@ SUBTYPES = st.sampled_from([b"html", b"xhtml+xml", b"svg+xml", b"xml", b"plain",
 )
 def test_nothing_but_the_list_is_ever_relayed(value: bytes, is_json: bool) -> None:
     """Whatever a server writes, the header is one of the list, in printable ASCII, and relaying it again changes nothing."""
-    relayed = relayed_type(value, is_json=is_json)
+    relayed = relayed_type(value, is_json)
     assert ALLOWED.fullmatch(relayed), relayed
-    assert relayed_type(relayed, is_json=is_json) == relayed
+    assert relayed_type(relayed, is_json) == relayed

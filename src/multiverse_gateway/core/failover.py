@@ -176,7 +176,7 @@ def classify(
         status,
         parse_retry_after(headers.get(b"retry-after"), now_wall),
         body or b"",
-        relayed_type(kind, is_json=checks_json),
+        relayed_type(kind, checks_json),
     )
 
 

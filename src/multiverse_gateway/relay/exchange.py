@@ -49,7 +49,6 @@ from multiverse_gateway.core.failover import (
     classify,
     classify_report,
     final_error,
-    media_type,
 )
 from multiverse_gateway.core.health import AttemptFailed, HealthEvent
 from multiverse_gateway.core.load import Load
@@ -520,8 +519,8 @@ class Exchange:
         if failure is not None and failure.reason != JSON_FOR_STREAM:
             self._fail_attempt(failure)
             return
-        self._content_type = relayed_type(headers.get(b"content-type"), is_json=envelope.answers_json)
-        if media_type(self._content_type) == b"text/event-stream":
+        self._content_type = relayed_type(headers.get(b"content-type"), envelope.answers_json)
+        if self._content_type.startswith(b"text/event-stream"):  # in lower case now, and no other allowed type begins so
             limits = self._limits
             longest = limits.max_event_bytes if envelope.dialect is _CHAT else limits.max_large_event_bytes
             self._events = EventStream(envelope.dialect, max_event_bytes=longest, drops_usage=self.asks_usage)
