@@ -44,6 +44,27 @@ def test_the_canonical_name_wins_over_the_plain_one(tmp_path: Path) -> None:
     assert load_settings(env={"PORT": "2"}, cwd=tmp_path).port == 2
 
 
+@pytest.mark.parametrize(
+    ("env", "address", "key"),
+    [
+        ({}, 60, 600),
+        ({"RATE_LIMIT_PER_MINUTE": "60"}, 60, 60),
+        ({"RATE_LIMIT_PER_MINUTE": "5"}, 5, 5),
+        ({"RATE_LIMIT_PER_MINUTE": "0"}, 0, 0),
+        ({"RATE_LIMIT_PER_MINUTE": ""}, 60, 600),
+        ({"KEY_RATE_LIMIT_PER_MINUTE": "5"}, 60, 5),
+        ({"RATE_LIMIT_PER_MINUTE": "0", "MULTIVERSE_KEY_RATE_LIMIT_PER_MINUTE": "7"}, 0, 7),
+        ({"RATE_LIMIT_PER_MINUTE": "5", "KEY_RATE_LIMIT_PER_MINUTE": ""}, 5, 5),
+    ],
+)
+def test_the_limit_of_an_address_holds_for_keys_where_only_that_is_set(env: dict[str, str], address: int, key: int, tmp_path: Path) -> None:
+    """NFR-SEC-004: also where it is set to its default; in Python any other value does."""
+    settings = load_settings(env=env, cwd=tmp_path)
+    assert (settings.rate_limit_per_minute, settings.key_rate_limit_per_minute) == (address, key)
+    assert Settings(rate_limit_per_minute=5).key_rate_limit_per_minute == 5
+    assert attrs.evolve(settings, port=81).key_rate_limit_per_minute == key
+
+
 def test_host_needs_the_prefix(tmp_path: Path) -> None:
     """Shells set HOST to the name of the machine."""
     assert load_settings(env={"HOST": "laptop"}, cwd=tmp_path).host == "127.0.0.1"

@@ -25,6 +25,8 @@ from multiverse_gateway.core.paths import is_root
 PREFIX = "MULTIVERSE_"
 CONFIG_FILE = "multiverse.toml"
 MIN_ADMIN_KEY_LENGTH = 16
+UNKNOWN_PER_MINUTE = 60
+KEY_PER_MINUTE = 600
 _MIB = 1 << 20
 _MASK = "********"
 _PASSWORD = re.compile(r"(?<=://)([^/@\s]*?):[^/\s]*@")
@@ -179,6 +181,12 @@ def _at_most(limit: float, other: str) -> Any:
     return attrs.Factory(lambda settings: min(limit, getattr(settings, other)), takes_self=True)
 
 
+def _key_rate_limit(settings: "Settings") -> int:
+    """Return the default limit of a key: that of an address, where it is not the default one."""
+    limit = settings.rate_limit_per_minute
+    return KEY_PER_MINUTE if limit == UNKNOWN_PER_MINUTE else limit
+
+
 def _setting(
     default: Any, description: str, *checks: _Check, plain: bool = True, secret: bool = False, example: str | None = None, url: bool = False
 ) -> Any:
@@ -315,7 +323,17 @@ class Settings:
         "Ask servers for the token counts of those streams whose clients do not say whether they want them; clients do not see them.",
         plain=False,
     )
-    rate_limit_per_minute: int = _setting(60, "Inference requests per client and minute; 0 for no limit.", _between(0, 1_000_000))
+    rate_limit_per_minute: int = _setting(
+        UNKNOWN_PER_MINUTE,
+        "Inference requests per minute from an address without a client key; 0 for no limit. "
+        "Model lists, and requests from this machine that no proxy forwarded, do not count.",
+        _between(0, 1_000_000),
+    )
+    key_rate_limit_per_minute: int = _setting(
+        attrs.Factory(_key_rate_limit, takes_self=True),
+        "Inference requests per minute with a client key; 0 for no limit. The one above holds for keys too where only that is set.",
+        _between(0, 1_000_000),
+    )
     rate_limit_storage: str = _setting(
         "memory://", "Where requests are counted: memory://, or redis://host:6379/0 for several gateways.", _check_rate_storage, url=True
     )
@@ -426,6 +444,8 @@ def load_settings(
                 written[_canonical(name)] = given, source
                 if value != "":
                     values[name] = _convert(_FIELDS[name], value)
+        if "rate_limit_per_minute" in values:  # also when it is set to its default
+            values.setdefault("key_rate_limit_per_minute", values["rate_limit_per_minute"])
         return Settings(**values)  # type: ignore[arg-type]  # _convert made each value fit its field
     except SettingsError as error:
         raise SettingsError(as_written(str(error), written)) from None

@@ -126,9 +126,10 @@ def test_the_limit_is_that_of_all_together(cluster: Cluster) -> None:
     def statuses() -> list[int]:
         with httpx2.Client(headers=cluster.visitor(), trust_env=False) as client:
             urls = [gateway.url for gateway in cluster.gateways]
-            return [client.get(f"{urls[number % 3]}/v1/models").status_code for number in range(LIMIT + 6)]
+            body = {"model": "unknown", "messages": []}
+            return [client.post(f"{urls[number % 3]}/v1/chat/completions", json=body).status_code for number in range(LIMIT + 6)]
 
-    wait_until(lambda: statuses() == [200] * LIMIT + [429] * 6, within=60)
+    wait_until(lambda: statuses() == [404] * LIMIT + [429] * 6, within=60)
 
 
 def test_one_gateway_probes_and_another_takes_over(cluster: Cluster) -> None:

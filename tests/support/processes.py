@@ -67,6 +67,7 @@ PLAIN_NAMES = frozenset(
         "ENABLE_CORS",
         "CORS_ORIGINS",
         "RATE_LIMIT_PER_MINUTE",
+        "KEY_RATE_LIMIT_PER_MINUTE",
         "RATE_LIMIT_STORAGE",
         "MAX_BODY_BYTES",
         "MAX_ADMIN_BODY_BYTES",

@@ -34,6 +34,7 @@ from multiverse_gateway.web.security import (
     cors_headers,
     digest,
     digests,
+    is_forwarded,
     presented_keys,
     read_body,
     read_object,
@@ -166,7 +167,7 @@ def test_only_a_verified_key_is_a_quota_of_its_own() -> None:
     entrance = Entrance.of(Settings(client_api_keys=("a-good-client-key",)))
     peer = "192.0.2.1"
     found = digest("a-good-client-key").hex()
-    for key, caller in ((b"invented", Caller(peer)), (b"a-good-client-key", Caller(found, f"setting:{found[:8]}"))):
+    for key, caller in ((b"invented", Caller(peer)), (b"a-good-client-key", Caller(found, f"setting:{found[:8]}", limit=600))):
         headers = [(b"authorization", b"Bearer " + key)]
         assert entrance.caller("POST", peer, headers, dict(headers)) == caller
 
@@ -324,18 +325,64 @@ async def test_wrong_admin_keys_are_throttled_and_the_right_one_is_not() -> None
 async def test_the_api_is_limited_and_says_so() -> None:
     """NFR-SEC-004: every answer tells what is left; the refusal tells how long to wait. Operations are never limited."""
     async with stage(rate_limit_per_minute=2) as at:
-        first = await at.client.get("/v1/models")
+        at.client.headers["via"] = "1.1 proxy"
+        first = await at.client.get("/v1/files")
         assert (first.headers["x-ratelimit-limit-requests"], first.headers["x-ratelimit-remaining-requests"]) == ("2", "1")
         assert first.headers["x-ratelimit-reset-requests"] == "1m0s"
-        await at.client.get("/v1/models")
-        refused = await at.client.get("/v1/models")
+        await at.client.get("/v1/files")
+        refused = await at.client.get("/v1/files")
         assert refused.status_code == 429
         assert refused.json()["error"]["code"] == "rate_limit_exceeded"
         assert 1 <= int(refused.headers["retry-after"]) <= 60
         assert 0 < int(refused.headers["retry-after-ms"]) <= 60_000
         assert refused.headers["x-ratelimit-remaining-requests"] == "0"
-        assert (await at.client.get("/health")).status_code == 200
-        assert (await at.client.get("/admin/stats")).status_code == 200
+        for path in ("/health", "/admin/stats", "/v1/models"):
+            assert (await at.client.get(path)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("peer", "headers", "is_local"),
+    [
+        ("127.0.0.1", {}, True),
+        ("127.8.9.1", {}, True),
+        ("::1", {}, True),
+        ("::ffff:127.0.0.1", {}, True),
+        ("192.0.2.1", {}, False),
+        ("::ffff:192.0.2.1", {}, False),
+        ("10.0.0.1", {}, False),
+        ("", {}, False),
+        (None, {}, False),
+        ("127.0.0.1", {b"x-forwarded-for": b""}, False),
+        ("::1", {b"forwarded": b"for=_hidden"}, False),
+        ("127.0.0.1", {b"via": b"1.1 varnish"}, False),
+        ("127.0.0.1", {b"cf-connecting-ip": b"127.0.0.1"}, False),
+        ("127.0.0.1", {b"x-forwarded": b"1"}, True),
+    ],
+)
+def test_a_client_of_this_machine_is_told_from_a_proxy(peer: str | None, headers: dict[bytes, bytes], is_local: bool) -> None:
+    """By the other end of the connection and the headers that proxies and tunnels add."""
+    assert Entrance.of(Settings()).is_local(peer, is_forwarded(headers)) is is_local
+
+
+@pytest.mark.parametrize(
+    ("peer", "trusted", "remedy"),
+    [
+        ("127.0.0.1", (), "TRUSTED_PROXIES=127.0.0.1/32"),
+        ("127.0.0.1", ("10.0.0.0/8",), "TRUSTED_PROXIES=127.0.0.1/32"),
+        ("::1", (), "TRUSTED_PROXIES=::1/128"),
+        ("127.0.0.1", ("127.0.0.1/32",), None),
+        ("192.0.2.1", (), None),
+    ],
+)
+def test_a_proxy_that_is_not_trusted_is_warned_of_once(
+    peer: str, trusted: tuple[str, ...], remedy: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If it is on this machine; from elsewhere anybody may send such headers."""
+    entrance = Entrance.of(Settings(trusted_proxies=trusted))
+    for _ in range(3):
+        assert not entrance.is_local(peer, True)
+    assert entrance.proxy.remedy == remedy
+    assert len(caplog.records) == (remedy is not None)
 
 
 async def test_client_keys_open_the_api_where_they_are_asked_for() -> None:

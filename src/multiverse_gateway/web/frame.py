@@ -179,6 +179,7 @@ class Frame:
             notes=[note] if note else [],
             request_id=request.scope.get(REQUEST_ID, ""),
             reveals=reveals,
+            proxy_remedy=self.entrance.proxy.remedy if visit.is_operator else None,
             **values,
         )
         response = HTMLResponse(html, status, {"cache-control": "no-store", "vary": "HX-Request, Cookie"})

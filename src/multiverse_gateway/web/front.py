@@ -40,6 +40,7 @@ from multiverse_gateway.web.security import (
     client_address,
     cors_headers,
     id_headers,
+    is_forwarded,
     new_id,
     presented_id,
     too_large,
@@ -124,6 +125,8 @@ class Opening:
     traceparent: str | None
     forwarded: bytes
     """The lines that it adds to the head of the request to a server."""
+    is_forwarded: bool
+    """Whether a proxy or a tunnel has passed it on."""
     explains: bool
     """Whether it asks why a server was chosen."""
 
@@ -195,6 +198,7 @@ class Front:
             media=content_type.decode("latin-1"),
             traceparent=names.get(b"traceparent", b"").decode("latin-1") or None,
             forwarded=forwarded_lines(head.fields, names),
+            is_forwarded=is_forwarded(names),
             explains=EXPLAIN in names,
         )
 
@@ -207,8 +211,7 @@ class Front:
         self._check(visit)
         caller = visit.caller
         key = caller.key
-        limiter = self.entrance.limiter
-        quota = limiter.hit_local(caller.quota) if key is None else limiter.hit_local(caller.quota, key.rate_limit, key.daily_limit)
+        quota = self.entrance.limiter.hit_local(caller.quota, caller.limit, None if key is None else key.daily_limit)
         if quota is not None:
             self._charge(visit, quota)
 
@@ -225,8 +228,10 @@ class Front:
         if not opening.is_sound:
             check_head(head.fields, head.names)
             check_site(head.names, self.entrance.origins)
-        entrance = self.entrance
-        visit.caller = entrance.caller("POST", client_address(visit.peer, head.fields, entrance.trusted), head.fields, head.names)
+        entrance, peer = self.entrance, visit.peer
+        address = client_address(peer, head.fields, entrance.trusted)
+        is_local = entrance.is_local(peer, opening.is_forwarded)
+        visit.caller = entrance.caller("POST", address, head.fields, head.names, is_local=is_local)
         if not opening.is_call:
             check_call(head.path)
         if gateway.shutting_down or not gateway.loaded:
@@ -239,7 +244,7 @@ class Front:
 
     def _charge(self, visit: Visit, quota: Quota) -> None:
         if not quota.allowed:
-            raise quota.error()
+            raise self.entrance.too_many(visit.caller, quota)
         visit.quota = quota
 
     def hold(self, visit: Visit, count: int) -> None:

@@ -161,12 +161,13 @@ class Pages:
     async def _settings(self, visit: Visit, wrong: WrongKey | None = None) -> Response:
         settings = self._gateway.settings
         fields = attrs.fields_dict(type(settings))
+        usual = type(settings)()
         shown = [
             {
                 "name": f"MULTIVERSE_{name.upper()}",
                 "value": _written(value),
                 "description": fields[name].metadata["description"],
-                "is_set": getattr(settings, name) != fields[name].default,
+                "is_set": getattr(settings, name) != getattr(usual, name),
             }
             for name, value in settings.masked().items()
         ]

@@ -3,6 +3,7 @@
 1. What a rule says stands here once; the inference doors call the same functions.
 2. On `/admin` the key is checked before anything else about the request, its path and its body included.
 3. Only a key that was verified names a caller; any other is counted by its address, or a new key would be a new quota.
+4. A client on this machine has no limit per minute, unless a header shows that a proxy or a tunnel forwarded the request.
 """
 
 import hashlib
@@ -31,6 +32,7 @@ from multiverse_gateway.core.errors import (
     InvalidClientKey,
     InvalidJSON,
     LoopDetected,
+    RateLimited,
     RequestTimeout,
     RequestTooLarge,
     UnknownURL,
@@ -39,10 +41,10 @@ from multiverse_gateway.core.errors import (
 from multiverse_gateway.core.origins import OriginPolicy
 from multiverse_gateway.core.servers import ClientKey
 from multiverse_gateway.core.usage import NOBODY, OPERATOR
-from multiverse_gateway.settings import Settings, origin_policy
+from multiverse_gateway.settings import KEY_PER_MINUTE, Settings, origin_policy
 from multiverse_gateway.web.errors import REQUEST_ID, App, BadFraming, Message, Receive, Scope, Send, refusal_of, response_of
 from multiverse_gateway.web.headers import EXPOSED_HEADERS, headers_for, is_below, path_of, with_defaults
-from multiverse_gateway.web.quotas import LocalWindow, RateLimiter, rate_limiter
+from multiverse_gateway.web.quotas import LocalWindow, Quota, RateLimiter, rate_limiter
 
 Headers = Sequence[tuple[bytes, bytes]]
 """Names in lower case, in order, repetitions kept: what ASGI calls `scope["headers"]`."""
@@ -280,16 +282,15 @@ def _nobody(method: str, headers: Headers) -> bool:
 
 @attrs.frozen
 class Caller:
-    """Who sent a request: `quota` is what its calls are counted by, `name` what its use is, `key` the client key kept in the store."""
+    """Who sent a request: `quota` is what its calls are counted by, `name` what its use is, `key` the client key kept in the store.
+
+    `limit` is in calls per minute, 0 for no limit; `None` stands for the limit of an address.
+    """
 
     quota: str
     name: str = NOBODY
     key: ClientKey | None = None
-
-    @property
-    def limit(self) -> int | None:
-        """The calls per minute that its key is for, where that says so; 0 for no limit."""
-        return None if self.key is None else self.key.rate_limit
+    limit: int | None = None
 
     @property
     def daily_limit(self) -> int | None:
@@ -298,9 +299,45 @@ class Caller:
 
 
 @lru_cache(maxsize=1024)
-def _stranger(address: str) -> Caller:
-    """Return who has no key, known by the address: most requests of some networks."""
-    return Caller(address)
+def _stranger(address: str, limit: int | None) -> Caller:
+    """Return a caller without a key, known by the address: most requests of some networks."""
+    return Caller(address, limit=limit)
+
+
+@lru_cache(maxsize=1024)
+def is_loopback(peer: str | None) -> bool:
+    """Return whether the other end of a connection is on this machine.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("::ffff:127.0.0.1"), is_loopback("192.0.2.1"), is_loopback(None)
+    (True, True, False, False)
+    """
+    ip = _parse(peer or "")
+    return ip is not None and ip.is_loopback
+
+
+_FORWARDING = frozenset({b"x-forwarded-for", b"forwarded", b"via", b"cf-connecting-ip", b"x-real-ip"})
+
+
+def is_forwarded(names: Mapping[bytes, bytes]) -> bool:
+    """Return whether a proxy or a tunnel has left its mark in the headers: the client is not the other end of the connection then."""
+    return not _FORWARDING.isdisjoint(names)
+
+
+@attrs.define(eq=False)
+class ProxyWatch:
+    """Notice that requests come through a proxy on this machine that `TRUSTED_PROXIES` does not name: its clients share one limit."""
+
+    remedy: str | None = None
+    """What to set; `None` as long as there was no such request."""
+
+    def note(self, peer: str) -> None:
+        """Take note of such a request; the first one is logged."""
+        if self.remedy is None:
+            self.remedy = f"TRUSTED_PROXIES={'::1/128' if peer == '::1' else '127.0.0.1/32'}"
+            _log.warning(
+                "requests come through a proxy on this machine that is not trusted, so all its clients share one rate limit",
+                extra={"fields": {"set": self.remedy}},
+            )
 
 
 def _no_keys() -> Mapping[bytes, ClientKey]:
@@ -320,6 +357,7 @@ class Entrance:
     """
 
     limiter: RateLimiter
+    key_limit: int = KEY_PER_MINUTE
     trusted: tuple[Network, ...] = ()
     origins: OriginPolicy = attrs.field(factory=OriginPolicy)
     client_digests: frozenset[bytes] = frozenset()
@@ -328,8 +366,14 @@ class Entrance:
     stored_keys: Callable[[], Mapping[bytes, ClientKey]] = _no_keys
     wall: Callable[[], float] = time.time
     now: Callable[[], float] = time.monotonic
+    proxy: ProxyWatch = attrs.field(factory=ProxyWatch, init=False)
     _failures: LocalWindow = attrs.field(factory=_failures, init=False)
     _probes: RateLimiter = attrs.field(init=False)
+    _trusts_loopback: bool = attrs.field(init=False)
+
+    @_trusts_loopback.default
+    def _find_loopback(self) -> bool:
+        return any(ip_address(text) in network for text in ("127.0.0.1", "::1") for network in self.trusted)
 
     @_probes.default
     def _make_probes(self) -> RateLimiter:
@@ -352,6 +396,7 @@ class Entrance:
         origins = origin_policy(settings)
         return cls(
             rate_limiter(settings, day_counts or DayCounts(), wall),
+            settings.key_rate_limit_per_minute,
             tuple(ip_network(text, strict=False) for text in settings.trusted_proxies),
             origins,
             digests(settings.client_api_keys),
@@ -362,8 +407,19 @@ class Entrance:
             now,
         )
 
-    def caller(self, method: str, address: str, headers: Headers, names: Mapping[bytes, bytes]) -> Caller:
-        """Return who sent a request from an address.
+    def is_local(self, peer: str | None, forwarded: bool) -> bool:
+        """Return whether a client on this machine sent a request; a proxy on this machine that is not trusted is noted.
+
+        `peer` is the other end of the connection, `forwarded` what `is_forwarded` says of the headers.
+        """
+        if not is_loopback(peer):
+            return False
+        if forwarded and not self._trusts_loopback and peer is not None:
+            self.proxy.note(peer)
+        return not forwarded
+
+    def caller(self, method: str, address: str, headers: Headers, names: Mapping[bytes, bytes], *, is_local: bool = False) -> Caller:
+        """Return who sent a request from an address; without a key a client on this machine (`is_local`) has no limit per minute.
 
         Raises:
             InvalidClientKey: A client key is required, and there is none that works.
@@ -371,20 +427,33 @@ class Entrance:
         if b"authorization" in names or b"x-api-key" in names:
             found = verified(headers, self.client_digests) if self.client_digests else None
             if found is not None:
-                return Caller(found.hex(), f"setting:{found.hex()[:8]}")
+                return Caller(found.hex(), f"setting:{found.hex()[:8]}", limit=self.key_limit)
             stored = self.stored_keys()
             for presented in presented_keys(headers) if stored else ():
                 key = stored.get(digest(presented))
                 if key is not None and key.works(self.wall()):
-                    return Caller(key.id, key.id, key)
+                    return Caller(key.id, key.id, key, self.key_limit if key.rate_limit is None else key.rate_limit)
         if b"cookie" in names and self.signed_in(method, headers):
-            return Caller(address, OPERATOR)
+            return Caller(address, OPERATOR, limit=0 if is_local else None)
         if self.require_client_key:
             raise InvalidClientKey(
                 "The API key is missing or wrong; send yours as `Authorization: Bearer KEY` (api_key of the openai library), "
                 "or ask the operator of this gateway for one"
             )
-        return _stranger(address)
+        return _stranger(address, 0 if is_local else None)
+
+    def too_many(self, caller: Caller, quota: Quota) -> RateLimited:
+        """Return the refusal of a call over the caller's limit: a caller without a key learns that keys have a limit of their own."""
+        if caller.name == NOBODY and self._has_keys():
+            return quota.error(
+                "Too many requests came from your address. Wait, or use a key, which has a limit of its own: send it as "
+                "`Authorization: Bearer KEY` (api_key of the openai library); the operator of this gateway has keys"
+            )
+        return quota.error()
+
+    def _has_keys(self) -> bool:
+        wall = self.wall()
+        return bool(self.client_digests) or any(key.works(wall) for key in self.stored_keys().values())
 
     def count_wrong_admin_key(self, address: str) -> None:
         """Count that somebody at an address came without the admin key to where it is needed, whichever way.
@@ -682,12 +751,16 @@ class Security:
             return []
         if scope["method"] == "POST":
             check_site(names, self._entrance.origins)
-        caller = scope[CALLER] = self._entrance.caller(scope["method"], address, headers, names)
-        quota = await self._entrance.limiter.hit(caller.quota, caller.limit)
+        entrance = self._entrance
+        is_local = entrance.is_local(peer[0] if peer else None, is_forwarded(names))
+        caller = scope[CALLER] = entrance.caller(scope["method"], address, headers, names, is_local=is_local)
+        if is_below(path, "/v1/models"):  # clients read the list before each request, and as often as they like
+            return []
+        quota = await entrance.limiter.hit(caller.quota, caller.limit)
         if quota is None:
             return []
         if not quota.allowed:
-            raise quota.error()
+            raise entrance.too_many(caller, quota)
         return quota.headers()
 
     def _check_admin_key(self, scope: Scope, headers: Headers, address: str) -> None:
