@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -646,6 +647,31 @@ def test_an_event_of_very_many_lines_breaks_the_stream(line: bytes, end: bytes) 
     assert (stream.broken, out) == (None, many)
     stream, out = fed(line + end + many, dialect=Dialect.OTHER)
     assert (stream.broken, out, stream.over_limit) == ("an event of more than 16384 lines", b"", True)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+@pytest.mark.parametrize("space", [b"", b" "])
+def test_long_lines_of_data_are_read_like_short_ones(space: bytes, end: bytes) -> None:
+    """They take another way, on which they are copied less often."""
+    for length in (1, 16_377, 16_378, 16_379, 16_380, 100_000):
+        lines = [b"id: 7", b"data:" + space + b"x" * length, b"event: error", b"data", b"data:" + space + b"y" * length, b""]
+        stream, _ = fed(end.join(lines) + end, dialect=Dialect.RESPONSES)
+        assert stream.first_error == b"x" * length + b"\n\n" + b"y" * length
+
+
+def test_a_large_event_is_not_copied_many_times() -> None:
+    """What is held of an event is counted once, so handling it may take no more than about as much again."""
+    event = b'event: x\ndata: {"type":"x","b64_json":"' + b"A" * (4 << 20) + b'"}\n\n'
+    stream = EventStream(Dialect.RESPONSES, max_event_bytes=16 << 20)
+    stream.feed(event[:-1])
+    tracemalloc.start()
+    try:
+        before = stream.unfinished
+        assert len(stream.feed(event[-1:])) == len(event)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.5 * before
 
 
 def test_only_the_first_odd_choices_of_an_event_are_looked_at() -> None:

@@ -12,10 +12,9 @@ import msgspec
 from attrs import define, field
 from msgspec import DecodeError, Raw, Struct
 
-from multiverse_gateway.core.lenient import legible
+from multiverse_gateway.core.lenient import is_utf8, legible
 from multiverse_gateway.core.payloads import Usage, is_truthy, tokens_of, value_of
 
-_PIECE = 1 << 16
 _BOM = b"\xef\xbb\xbf"
 _SPACE = b" \t\r\n"
 _ABSENT = Raw(b"null")
@@ -85,7 +84,7 @@ def check_json(body: bytes) -> bool:
             _JSON.decode(legible(text))
     except (ValueError, RecursionError):
         return False
-    return text.isascii() or _is_utf8(text)
+    return is_utf8(text)
 
 
 def read_answer(body: bytes) -> Answer | None:
@@ -108,7 +107,7 @@ def read_answer(body: bytes) -> Answer | None:
         if odd is None:
             return _NO_TOKENS if check_json(body) else None
         fields = odd
-    if not body.isascii() and not _is_utf8(body):
+    if not body.isascii() and not is_utf8(body):
         return None
     is_error = (fields.error and is_truthy(fields.error)) or fields.object == "error" or fields.type == "error"
     if is_error and not _has_contents(text):
@@ -212,15 +211,3 @@ class PassingJson:
         """The prompt and completion tokens that it reports at its beginning or its end, 0 where it does not."""
         found = _USAGE.search(self._last) or _USAGE.search(self._first)
         return (0, 0) if found is None else tokens_of(Raw(found[1]))
-
-
-def _is_utf8(body: bytes) -> bool:
-    """Return whether text is UTF-8, which msgspec does not check; decode in pieces, because 16 MiB at once can take 64 MiB."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        for start in range(0, len(body), _PIECE):
-            decoder.decode(body[start : start + _PIECE])
-        decoder.decode(b"", True)
-    except UnicodeDecodeError:
-        return False
-    return True

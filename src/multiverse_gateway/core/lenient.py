@@ -7,6 +7,10 @@ the original bytes.
 
 from __future__ import annotations
 
+import codecs
+
+_PIECE = 1 << 16
+
 
 def legible(text: bytes) -> bytes:
     """Return JSON that msgspec can decode: surrogates become other characters, `NaN` and infinities become `null`.
@@ -20,3 +24,24 @@ def legible(text: bytes) -> bytes:
     if b"\\u" in text:  # only the first digit changes, so that `\\ud83d`, a backslash and four letters, stays valid, too
         text = text.replace(b"\\ud", b"\\u0").replace(b"\\uD", b"\\u0")
     return text.replace(b"NaN", b"null").replace(b"-Infinity", b"null").replace(b"Infinity", b"null")
+
+
+def is_utf8(text: bytes) -> bool:
+    """Return whether text is UTF-8, which msgspec does not check; long text is decoded in pieces, because 16 MiB at once can take 64 MiB.
+
+    >>> is_utf8("ä".encode()), is_utf8(b"\\xff"), is_utf8(b"\\xc3")
+    (True, False, False)
+    """
+    if text.isascii():
+        return True
+    try:
+        if len(text) <= _PIECE:
+            text.decode()
+            return True
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        for start in range(0, len(text), _PIECE):
+            decoder.decode(text[start : start + _PIECE])
+        decoder.decode(b"", True)
+    except UnicodeDecodeError:
+        return False
+    return True
