@@ -13,8 +13,9 @@ import pytest
 from e2e.scene import IMPATIENT, Scene, operator
 from support import answers, behaviours
 from support.backends import Backend, Exchange, answer_well
-from support.processes import GatewayProcess
+from support.processes import GatewayProcess, LlamaServer
 from support.raw_client import RawClient
+from support.require import require
 from support.sockets import wait_until
 
 pytestmark = pytest.mark.e2e
@@ -52,12 +53,12 @@ def totals(scene: Scene) -> tuple[int, int, int, int]:
 
 def test_the_counts_are_those_of_the_answers(stage: Stage) -> None:
     """Plain and streamed, asked for or not, over failovers and streams that die in the middle."""
-    cuts, stalls = behaviours.cut_stream(3), behaviours.stall_stream(2)
+    cuts, breaks = behaviours.cut_stream(3), behaviours.reset_stream(2)
     scene = stage(
         Backend("good"),
         Backend("resets", behaviours.reset_first()),
         Backend("cuts", behaviours.when_streamed(cuts, answer_well)),
-        Backend("stalls", behaviours.when_streamed(stalls, answer_well)),
+        Backend("breaks", behaviours.when_streamed(breaks, answer_well)),
     )
     requests = failed = prompt = completion = 0
     for number in range(60):
@@ -120,6 +121,48 @@ def test_a_server_that_knows_no_stream_options_serves_nevertheless(stage: Stage)
     assert totals(scene) == (3, 1, 0, 0)
 
 
+def test_what_a_server_says_beside_the_token_counts_is_not_lost(stage: Stage) -> None:
+    """Like llama.cpp: `timings` stand in the event with the counts if they are asked for, and else in the last chunk, for us to read."""
+    timings = {"cache_n": 4, "prompt_n": TOKENS[0] - 4, "predicted_n": TOKENS[1], "predicted_per_second": 21.5}
+
+    async def timed(exchange: Exchange) -> None:
+        asked = exchange.request.asked("stream_options") is not None
+        word = answers.chat_event("timed", exchange.model, {"content": "one"})
+        last = answers.chat_event("timed", exchange.model, {}, finish="stop")
+        told = b', "timings": %b}\n\n' % json.dumps(timings).encode()
+        counts = b'data: {"choices": [], "usage": %b' % json.dumps(answers.USAGE).encode()
+        ending = [last, counts + told] if asked else [last.removesuffix(b"}\n\n") + told]
+        await behaviours.stream([word, *ending, answers.DONE])(exchange)
+
+    backend = Backend("timed", timed)
+    scene = stage(backend)
+    for number in range(3):
+        answer = scene.ask(stream=True)
+        assert answer.text.count('"predicted_per_second": 21.5') == 1
+        assert answer.text.endswith("data: [DONE]\n\n")
+        assert ('"usage"' in answer.text) is (number == 0)
+    assert [request.asked("stream_options") is not None for request in backend.requests] == [True, False, False]
+    assert totals(scene) == (3, 0, 3 * TOKENS[0], 3 * TOKENS[1])
+
+
+def test_a_real_llama_server_keeps_its_timings_and_its_counts(gateway: GatewayProcess, operating: httpx2.Client) -> None:
+    """Of each stream, asked for the counts or not."""
+    for package in ("xllamacpp", "gguf"):
+        require(package, "it makes and serves a real model")
+    with LlamaServer("timed-llama") as llama:
+        answer = operating.post("/admin/register", json={"model_name": "timed-llama", "endpoint_url": llama.url})
+        assert answer.status_code == 201, answer.text
+        body = {"model": "timed-llama", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
+        usage = operating.post("/v1/chat/completions", json=body).json()["usage"]
+        for _ in range(2):
+            text = operating.post("/v1/chat/completions", json={**body, "stream": True}).text
+            assert text.count('"timings"') == 1
+            assert text.endswith("data: [DONE]\n\n")
+        rows = operating.get("/admin/usage", params={"by": "model", "model": "timed-llama"}).json()["rows"]
+        operating.delete(f"/admin/register/{answer.json()['registration_id']}")
+    assert [(row["prompt_tokens"], row["completion_tokens"]) for row in rows] == [(3 * usage["prompt_tokens"], 3 * 8)]
+
+
 def test_use_is_counted_by_key_and_owner(stage: Stage) -> None:
     """By the name of the key that was sent."""
     scene = stage(Backend("good"), metadata={"student_id": "s1"})
@@ -141,6 +184,7 @@ def test_the_figures_for_prometheus(stage: Stage) -> None:
     for _ in range(4):
         assert scene.ask().status_code == 200
     scene.client.post("/v1/chat/completions", json={**scene.body(), "model": "nobody-has-this"})
+    wait_until(lambda: scene.state(0) == "unhealthy", within=5)
     text = scene.client.get("/metrics", headers={"x-api-key": ""}).text
     for line in (
         f'multiverse_requests_total{{model="{scene.model}",status="200"}} 4.0',
