@@ -15,7 +15,7 @@ import attrs
 
 from multiverse_gateway.bodies import NewKey, Registration, UsageQuery
 from multiverse_gateway.core.errors import BadRequest, KeyNotFound, StorageUnavailable
-from multiverse_gateway.core.servers import ClientKey, Server, ServerId
+from multiverse_gateway.core.servers import ClientKey, Server, ServerId, model_key
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey, summed
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.keys import key_digest, new_key
@@ -161,7 +161,7 @@ async def usage_report(gateway: Gateway, query: UsageQuery) -> UsageReport:
     def without(key: UsageKey) -> UsageKey:
         return UsageKey(
             key.day if "day" in by else "",
-            key.model if "model" in by else "",
+            model_key(key.model) if "model" in by else "",
             key.server_id if "server" in by else ServerId(""),
             key.owner if "owner" in by else "",
             key.client if "client" in by else "",
@@ -179,7 +179,7 @@ def client_names(gateway: Gateway) -> dict[str, str]:
 
 def _is_wanted(key: UsageKey, query: UsageQuery, names: dict[str, str]) -> bool:
     return (
-        query.model in (None, key.model)
+        (query.model is None or model_key(query.model) == model_key(key.model))
         and query.server in (None, key.server_id)
         and query.owner in (None, key.owner)
         and query.client in (None, key.client, names.get(key.client))

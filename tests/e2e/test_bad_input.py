@@ -98,10 +98,11 @@ def shared(shared_scene: Callable[..., Scene]) -> Scene:
 
 @pytest.mark.parametrize("content_type", ["", "text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin-1"])
 def test_the_content_type_does_not_decide(shared: Scene, content_type: str) -> None:
-    """JSON is read whatever it is called, as clients in the wild do."""
-    content = json.dumps(shared.body()).encode()
+    """JSON is read whatever it is called, as clients in the wild do; a server that would read a form of that type reads JSON, too."""
+    content = json.dumps(shared.body(user="&model=another&x=")).encode()
     answer = shared.client.post(CHAT, content=content, headers={"content-type": content_type} if content_type else {})
     assert answer.status_code == 200
+    assert shared.backends[0].last.header("content-type") == "application/json"
 
 
 @pytest.mark.parametrize(
@@ -181,10 +182,11 @@ def test_a_byte_order_mark_is_taken_off(shared: Scene, stream: bool) -> None:
 
 
 def test_a_byte_order_mark_of_a_server_does_no_harm(stage: Stage) -> None:
-    """Before the list of models that registering asks for."""
-    backend = Backend("windows")
+    """Before an answer, and before the list of models that registering asks for."""
+    backend = Backend("windows", behaviours.answer(200, b'\xef\xbb\xbf{"choices":[],"usage":{"prompt_tokens":3}}'))
     backend.behave_models = behaviours.answer(200, b'\xef\xbb\xbf{"data":[]}')
-    assert stage(backend).ask().status_code == 200
+    answer = stage(backend).ask()
+    assert (answer.status_code, json.loads(answer.content)["choices"]) == (200, [])
 
 
 def test_a_byte_order_mark_of_an_operator_does_no_harm(shared: Scene) -> None:

@@ -32,7 +32,7 @@ async def odd_if_asked(exchange: Exchange) -> None:
     await (behaviours.redirect("/elsewhere") if exchange.request.asked("max_tokens") == 5 else behaviours.answer_well)(exchange)
 
 
-@pytest.fixture(scope="module", params=DOORS)
+@pytest.fixture(scope="module", params=[*DOORS, "http/2"])
 def send(request: pytest.FixtureRequest) -> Iterator[Send]:
     """Return a function that sends a request to a gateway with several models, by each door and in each protocol."""
     settings = {

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 
@@ -235,6 +236,20 @@ def test_no_host_of_a_client_is_quoted_unread(ask: Ask, host: str) -> None:
     answer = ask("GET", "/api/tags", headers=[("host", host)])
     assert answer.status in (400, 404)
     assert host.encode() not in answer.body
+
+
+@pytest.mark.parametrize("target", ["/v1/messages", "/messages", "/messages/", "//v1//messages/", "/v1/v1/messages", "//admin/servers"])
+def test_http2_has_the_same_spellings(gateway: GatewayProcess, target: str) -> None:
+    """Whichever protocol carries a path, the same rules see it."""
+    transport = httpx2.HTTPTransport(http1=False, http2=True, trust_env=False)
+    with httpx2.Client(transport=transport, timeout=20.0) as client:
+        for key, status in ((KEY, 200), ("wrong", 401)):
+            answer = client.post(gateway.url + target, json=body(), headers={"x-api-key": key})
+            if "admin" in target:
+                assert answer.status_code in (404, 405)
+            else:
+                assert answer.status_code == (404 if status == 200 and "v1/v1" in target else status)
+                assert "request-id" in answer.headers or "v1/v1" in target
 
 
 @pytest.mark.parametrize("base", ["", "/", "/v1", "/v1/", "//v1"])

@@ -169,6 +169,15 @@ _AnyBody = cast(
 _ODD_NAME = re.compile(r"at `\$\.(\w+)`$")
 
 
+def is_form(content_type: str) -> bool:
+    """Return whether a body of this type is read as a form; every other body is read as JSON, and servers must be told so.
+
+    >>> is_form("Multipart/form-data; boundary=x"), is_form("application/x-www-form-urlencoded")
+    (True, False)
+    """
+    return content_type[:10].lower() == "multipart/"
+
+
 def read_envelope(path: str, content_type: str, body: bytes) -> Envelope:
     """Read the envelope of a request to the API path: of a form if `content_type` is multipart, else of a JSON object.
 
@@ -178,7 +187,7 @@ def read_envelope(path: str, content_type: str, body: bytes) -> Envelope:
     Raises:
         EnvelopeError: The request has no readable model, or could be read in more than one way.
     """
-    if content_type != "application/json" and content_type[:10].lower() == "multipart/":
+    if content_type != "application/json" and is_form(content_type):
         form = _read_form(content_type, body)
         return _envelope(path, _model(_text(body, form, "model")), _stream(_truth(_text(body, form, "stream"))), says_usage=True)
     values: dict[type, Any] = {}
@@ -281,7 +290,7 @@ def with_model(body: bytes, content_type: str, model: str) -> bytes:
     >>> with_model(b'{"messages": [], "model" : "llama3.2"}', "application/json", "llama3.2:latest")
     b'{"messages": [], "model" : "llama3.2:latest"}'
     """
-    if content_type[:10].lower() == "multipart/":
+    if is_form(content_type):
         place, value = _read_form(content_type, body)["model"], model.encode()
     else:
         place, value = _place_of_model(body), msgspec.json.encode(model)

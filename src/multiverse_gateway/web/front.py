@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import attrs
 
-from multiverse_gateway.core.envelope import BOM, read_envelope
+from multiverse_gateway.core.envelope import BOM, is_form, read_envelope
 from multiverse_gateway.core.errors import (
     BadRequest,
     GatewayError,
@@ -122,6 +122,8 @@ class Opening:
     content_type: bytes
     media: str
     """The content type as text."""
+    sent_type: bytes
+    """The content type that a server gets: of a form its own, else JSON, as which the gateway reads every other body."""
     traceparent: str | None
     forwarded: bytes
     """The lines that it adds to the head of the request to a server."""
@@ -196,6 +198,7 @@ class Front:
             lines=b"".join([b"%b: %b\r\n" % header for header in headers]),
             content_type=content_type,
             media=content_type.decode("latin-1"),
+            sent_type=content_type if is_form(content_type.decode("latin-1")) else JSON,
             traceparent=names.get(b"traceparent", b"").decode("latin-1") or None,
             forwarded=forwarded_lines(head.fields, names),
             is_forwarded=is_forwarded(names),
@@ -295,7 +298,7 @@ class Front:
             envelope,
             client,
             body=body,
-            content_type=opening.content_type,
+            content_type=opening.sent_type,
             query=visit.head.query,
             request_id=visit.request_id,
             arrived=visit.arrived,
