@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 import attrs
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from multiverse_gateway.core.servers import Capabilities, ClientKey, Metadata, Server
 from multiverse_gateway.core.usage import Counts
@@ -255,6 +255,9 @@ class ModelItem:
     available_servers: int
     total_servers: int
     multiverse: ModelServers
+    context_length: Annotated[
+        int | UnsetType, Meta(description="tokens that fit into the context of each server; left out where no server has told")
+    ] = UNSET
 
 
 @attrs.frozen(kw_only=True)
@@ -267,7 +270,7 @@ class ModelList:
 
 @attrs.frozen(kw_only=True)
 class KeyRecord:
-    """A client key, without the key itself. `rate_limit` is per minute; null is what holds for everybody. Days are of UTC."""
+    """A client key, without the key itself. `rate_limit` is per minute; null is what holds for all keys. Days are of UTC."""
 
     id: Uuid
     name: str

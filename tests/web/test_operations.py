@@ -93,3 +93,20 @@ async def test_an_unknown_model_is_told_with_those_there_are() -> None:
         error = response.json()["error"]
         assert (response.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
         assert "llama-3" in error["message"]
+
+
+async def test_models_show_the_context_that_every_server_has() -> None:
+    """The smallest of those that are known, of servers that are not taken out; nothing where none is known."""
+    async with stage(max_consecutive_failures=1) as at:
+        for number, length in enumerate([8192, None, 4096]):
+            capabilities = {} if length is None else {"context_length": length}
+            await at.register(model_name="several", endpoint_url=f"http://gpu-{number}.example", capabilities=capabilities)
+        gone = await at.register(model_name="several", endpoint_url="http://gone.example", capabilities={"context_length": 2048})
+        await at.register(model_name="silent")
+        at.probe.failing["http://gone.example"] = "no answer"
+        await at.client.post(f"/admin/servers/{gone['id']}/health-check")
+        listed = {item["id"]: item for item in (await at.client.get("/v1/models")).json()["data"]}
+        assert listed["several"]["context_length"] == 4096
+        assert "context_length" not in listed["silent"]
+        assert (await at.client.get("/v1/models/several")).json() == listed["several"]
+        assert (await at.client.get("/v1/models/silent")).json() == listed["silent"]

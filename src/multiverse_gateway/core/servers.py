@@ -88,7 +88,7 @@ class Server:
 class ClientKey:
     """A user's key to the inference API, as it is kept: of the key itself only `digest`, its SHA-256 in hexadecimal.
 
-    `expires_at` and `revoked_at` end it. `rate_limit` is in requests per minute; `None` is what holds for everybody, 0 no limit.
+    `expires_at` and `revoked_at` end it. `rate_limit` is in requests per minute; `None` is what holds for all keys, 0 no limit.
     `daily_limit` is in requests to models per day (UTC); `None` is no limit. `models` are those that it may use; none named means all.
     Instants are epoch seconds.
     """

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
@@ -19,8 +20,13 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Write JSON in ASCII, which also takes what is no valid Unicode; `content` may hold records."""
-    body = json.dumps(content, allow_nan=False, separators=(",", ":"), default=attrs.asdict)
+    body = json.dumps(content, allow_nan=False, separators=(",", ":"), default=_members)
     return Response(body, status, headers, media_type="application/json")
+
+
+def _members(record: Any) -> dict[str, Any]:
+    """Return what a record holds, without members that are not set."""
+    return attrs.asdict(record, filter=lambda _, value: value is not UNSET)
 
 
 async def body_of(request: Request, gateway: Gateway) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -18,7 +19,10 @@ OWNER = "multiverse-gateway"
 
 
 def model_item(model: Model) -> ModelItem | None:
-    """Return a model as OpenAI's list shows it, and how many servers it has; `None` when none of them is active."""
+    """Return a model as OpenAI's list shows it, and how many servers it has; `None` when none of them is active.
+
+    Any of the active servers may get a request, so the smallest context is what a client may rely on.
+    """
     active = [route for route in model.routes if route.health.is_active]
     if not active:
         return None
@@ -30,6 +34,7 @@ def model_item(model: Model) -> ModelItem | None:
         available_servers=healthy,
         total_servers=len(active),
         multiverse=ModelServers(servers_healthy=healthy, servers_total=len(active)),
+        context_length=min((length for route in active if (length := route.server.capabilities.context_length) is not None), default=UNSET),
     )
 
 
