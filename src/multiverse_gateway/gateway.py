@@ -43,6 +43,7 @@ from multiverse_gateway.core.health import (
     advance,
     followed,
     fresh,
+    has_answered,
     is_refused,
     is_settled,
     resume,
@@ -372,11 +373,16 @@ class Gateway:
             self.follow(attrs.evolve(self.registry, servers=servers, health={}))
         return removed
 
-    def passed(self, server: Server) -> None:
+    def passed(self, server: Server, path: str) -> None:
         """Note that an attempt went well; for a server that is settled nothing changes."""
         route = self.table.routes.get(server.id)
-        if route is not None and not is_settled(route.health):
-            self.report(server.id, AttemptPassed(generation=server.generation))
+        if route is not None and not is_settled(route.health, path):
+            self.report(server.id, AttemptPassed(server.generation, path))
+
+    def has_answered(self, server: Server, path: str) -> bool:
+        """Return whether this generation of a server has answered the API path before."""
+        route = self.table.routes.get(server.id)
+        return route is not None and route.server.generation == server.generation and has_answered(route.health, path)
 
     def report(self, server_id: ServerId, event: HealthEvent) -> None:
         """Advance a server's health and swap the table when that changed anything; unknown servers are ignored."""

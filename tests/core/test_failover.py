@@ -582,3 +582,25 @@ def test_busy_servers_say_when_to_come_back(status: int, error: type[GatewayErro
     assert (b"retry-after", str(max(1, round(wait))).encode()) in found.headers()
     assert f"again in {max(1.0, wait):.0f} s" in found.message
     assert (b"x-should-retry", b"false") not in found.headers()
+
+
+def test_a_page_that_may_be_the_servers_own_is_no_proof() -> None:
+    """A server may repeat the words of a request, so only a header or status of a tunnel takes it out at once; else a probe decides."""
+    page = {b"content-type": b"text/html"}
+    sure = classify(404, {**page, b"ngrok-error-code": b"ERR_NGROK_3200"}, b"", stream=False, checks_json=True, now_wall=0.0)
+    assert sure is not None
+    assert (sure.kind, sure.after_request) == (FailureClass.BROKEN, False)
+    echo = classify(422, {b"content-type": b"text/plain"}, b"unknown role ERR_NGROK_1", stream=False, checks_json=True, now_wall=0.0)
+    assert echo is not None
+    assert (echo.kind, echo.after_request) == (FailureClass.BROKEN, True)
+
+
+@pytest.mark.parametrize(("body", "kind"), [(b"<html>", FailureClass.BROKEN), (b'{"detail": "Not Found"}', FailureClass.UNSUPPORTED)])
+def test_a_server_that_has_answered_a_call_knows_it(body: bytes, kind: FailureClass) -> None:
+    """Outside case 16: a 404 without JSON is the page of its tunnel then."""
+
+    def found(answered_before: bool) -> FailureClass | None:
+        failure = classify(404, {}, body, stream=False, checks_json=True, now_wall=0.0, answered_before=answered_before)
+        return None if failure is None else failure.kind
+
+    assert (found(True), found(False)) == (kind, FailureClass.UNSUPPORTED)

@@ -29,8 +29,10 @@ from multiverse_gateway.core.health import (
     advance,
     followed,
     fresh,
+    has_answered,
     is_last,
     is_refused,
+    is_settled,
     is_usable,
     resume,
     share,
@@ -93,7 +95,7 @@ def strikers(health: Health) -> str:
 
 
 def well(**changes: Any) -> Health:
-    return attrs.evolve(fresh(1, now=0.0, wall=WALL), **changes)
+    return attrs.evolve(fresh(1, now=0.0, wall=WALL), **{"answered": (CHAT,), **changes})
 
 
 def struck_out(now: float = 100.0) -> Health:
@@ -380,11 +382,25 @@ def test_resting_keeps_the_later_deadline() -> None:
 
 
 @pytest.mark.parametrize(
-    ("retry_after", "chance", "rest"), [(None, 0.0, 4.0), (None, 0.5, 5.0), (0.0, 0.5, 5.0), (1e9, 0.5, 60.0), (inf, 0.5, 60.0)]
+    ("retry_after", "chance", "rest"), [(None, 0.0, 0.8), (None, 0.5, 1.0), (0.0, 0.5, 1.0), (1e9, 0.5, 60.0), (inf, 0.5, 60.0)]
 )
 def test_rest_has_a_default_and_a_cap(retry_after: float | None, chance: float, rest: float) -> None:
-    """F12: nothing said means 5 s ± 20 %, too much means 60 s."""
+    """F12: nothing said means 1 s ± 20 %, too much means 60 s."""
     assert after(well(), broke(FailureClass.BUSY, retry_after=retry_after), chance=chance).resting_until == pytest.approx(100.0 + rest)
+
+
+def test_a_rest_without_an_end_grows_until_the_server_answers() -> None:
+    """Outside case 45: 1, 2, 4, 8, 10 s in a row; refusals during one rest count once, and an answer starts over."""
+    health, now, rests = well(), 100.0, []
+    for _ in range(6):
+        health = after(health, *[broke(FailureClass.BUSY)] * 3, now=now)
+        rests.append(health.resting_until - now)
+        now = health.resting_until
+    assert rests == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    health = after(health, broke(FailureClass.BUSY, retry_after=3.0), now=now)
+    assert health.resting_until == now + 3.0
+    health = after(health, answered(), broke(FailureClass.BUSY), now=now + 3.0)
+    assert health.resting_until == now + 4.0
 
 
 def test_a_missing_model_rests_its_pair() -> None:
@@ -411,14 +427,43 @@ def test_an_unsupported_endpoint_is_remembered() -> None:
     assert is_usable(health, "/v1/embeddings", 100.0)
     again = after(health, broke(FailureClass.UNSUPPORTED), now=200.0)
     assert again.unsupported == ((CHAT, 800.0),)
+    page = AttemptFailed(1, "r", 1, Failure(FailureClass.UNSUPPORTED, "no", 404), CHAT)
+    found = after(well(probe_at=150.0), page)
+    assert found.probe_at == 100.0, "it may be the page of a tunnel that is offline"
+    assert after(attrs.evolve(found, probe_at=150.0), page).probe_at == 150.0
+    assert after(well(probe_at=150.0), broke(FailureClass.UNSUPPORTED)).probe_at == 150.0
     other = AttemptFailed(1, "r", 1, Failure(FailureClass.UNSUPPORTED, "no"), "/v1/rerank")
     assert len(after(again, other, now=200.0).unsupported) == 2
     assert len(after(again, other, now=900.0).unsupported) == 1
 
 
+@pytest.mark.parametrize("event", [broke(FailureClass.CONNECT), failed()])
+def test_what_a_server_does_not_know_is_forgotten_when_it_goes_down(event: HealthEvent) -> None:
+    """Outside case 16: it may come back as another one."""
+    health = after(well(), broke(FailureClass.UNSUPPORTED), event)
+    assert supports(health, CHAT, 100.0)
+
+
+def test_an_answer_shows_that_a_call_is_known() -> None:
+    """A page that says otherwise is its tunnel's from then on."""
+    health = after(well(answered=()), broke(FailureClass.UNSUPPORTED), AttemptPassed(1, CHAT))
+    assert supports(health, CHAT, 100.0)
+    assert has_answered(health, CHAT)
+    assert not has_answered(health, "/v1/embeddings")
+    assert is_settled(health, CHAT)
+    assert not is_settled(health, "/v1/embeddings")
+    rejected = AttemptFailed(1, "r", 1, Failure(FailureClass.CLIENT_ERROR, "no"), "/v1/embeddings")
+    assert has_answered(after(health, rejected), "/v1/embeddings")
+    assert is_settled(after(health, rejected), "/v1/embeddings")
+
+
 def test_what_is_remembered_is_bounded() -> None:
-    """A client that tries a thousand paths does not fill the memory."""
+    """A client that tries a thousand paths does not fill the memory, and costs nothing after a few."""
     health = well()
+    for number in range(1000):
+        health = after(health, AttemptPassed(1, f"/v1/{number}"))
+    assert len(health.answered) == 32
+    assert is_settled(health, "/v1/9999")
     for number in range(1000):
         health = after(health, AttemptFailed(1, "r", 1, Failure(FailureClass.UNSUPPORTED, "no"), f"/v1/{number}"))
     assert len(health.unsupported) == 32
@@ -866,7 +911,7 @@ EVENTS: st.SearchStrategy[HealthEvent] = st.one_of(
     st.builds(ProbeTimedOut, st.just(1), st.just("no"), st.booleans(), RUNNING, st.booleans(), st.booleans()),
     st.builds(Refused, st.just(1), st.just("no"), st.sampled_from([CHAT, "/v1/embeddings"])),
     st.builds(ProbeFailed, st.just(1), st.just("no"), unauthorized=st.booleans(), correlated=st.booleans(), forced=st.booleans()),
-    st.builds(AttemptPassed, st.just(1)),
+    st.builds(AttemptPassed, st.just(1), st.sampled_from(["", CHAT, "/v1/embeddings"])),
     st.builds(
         AttemptFailed,
         st.just(1),

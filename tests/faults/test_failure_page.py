@@ -94,6 +94,7 @@ def test_the_figures_are_the_defaults() -> None:
     """Three failed probes, three strikes, a quarter of the share."""
     policy = HealthPolicy()
     assert (policy.max_consecutive_failures, policy.strikes, policy.slow_start, policy.strike_memory) == (3, 3, 30.0, 30.0)
-    assert (policy.resting_default, policy.resting_cap, policy.pair_rest, policy.unsupported_for) == (5.0, 60.0, 60.0, 600.0)
+    assert (policy.resting_default, policy.longest_default, policy.resting_cap) == (1.0, 10.0, 60.0)
+    assert (policy.pair_rest, policy.unsupported_for, policy.doubt, policy.longest_doubt) == (60.0, 600.0, 30.0, 300.0)
     assert RetryPolicy().max_retries == 2
     assert re.search(r"250 ms", PAGE)

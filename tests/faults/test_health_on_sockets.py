@@ -360,6 +360,38 @@ async def test_a_server_whose_chat_asks_for_a_key_is_not_registered(refusal: Beh
         assert not there.gateway.table.routes
 
 
+@pytest.mark.parametrize("path", [CHAT, "/v1/embeddings", "/v1/completions"])
+async def test_a_tunnels_page_is_not_the_servers(path: str) -> None:
+    """Outside case 16: the tunnel says "not found" for a moment: the server gets this call again as soon as it is back."""
+    one, two = Backend("one", models=("tiny",)), Backend("two", models=("tiny",))
+    async with watched(one, two) as there:
+        server = await there.register(one)
+        await there.register(two)
+        while not one.hits:
+            assert (await there.ask(path=path)).status_code == 200
+        one.behave = one.behave_models = one.behave_access = behaviours.html_page(404)
+        hits = one.hits
+        while one.hits == hits:
+            assert (await there.ask(path=path)).status_code == 200
+        await until(lambda: there.state(server) == "unhealthy")
+        one.behave, one.behave_models, one.behave_access = answer_well, list_models, reject_nothing
+        await there.reaches(server, HealthState.HALF_OPEN)
+        hits = one.hits
+        for _ in range(4):
+            assert (await there.ask(path=path)).status_code == 200
+        assert one.hits > hits
+
+
+async def test_a_call_that_a_server_never_knew_is_left_to_others() -> None:
+    """The same page, from a server that has not answered the call before: it does not know it."""
+    one, two = Backend("one", behaviours.html_page(404), models=("tiny",)), Backend("two", models=("tiny",))
+    async with watched(one, two) as there:
+        server = await there.register(one)
+        await there.register(two)
+        assert [(await there.ask()).status_code for _ in range(6)] == [200] * 6
+        assert (one.hits, there.state(server)) == (1, "healthy")
+
+
 # Busy
 
 

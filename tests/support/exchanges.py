@@ -8,7 +8,7 @@ import attrs
 
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.failover import Failure, FailureClass, RetryPolicy
-from multiverse_gateway.core.health import AttemptFailed, AttemptPassed, Health, HealthEvent, HealthPolicy, advance, fresh
+from multiverse_gateway.core.health import AttemptFailed, AttemptPassed, Health, HealthEvent, HealthPolicy, advance, fresh, has_answered
 from multiverse_gateway.core.load import Admission, Load
 from multiverse_gateway.core.routing import Candidates, RoutingTable, build_table, candidates, with_health
 from multiverse_gateway.core.servers import Capabilities, Server, ServerId
@@ -307,9 +307,14 @@ class RecordingEngine:
         """Say who was chosen."""
         return {"server": server.id}
 
-    def passed(self, server: Server) -> None:
+    def passed(self, server: Server, path: str) -> None:
         """Report to the real health machine."""
-        self.report(server.id, AttemptPassed(generation=server.generation))
+        self.report(server.id, AttemptPassed(server.generation, path))
+
+    def has_answered(self, server: Server, path: str) -> bool:
+        """Ask the real health, as the gateway does."""
+        route = self.table.routes.get(server.id)
+        return route is not None and has_answered(route.health, path)
 
     def report(self, server_id: ServerId, event: HealthEvent) -> None:
         """Advance the real health, as the gateway does."""

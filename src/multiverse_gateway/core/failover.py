@@ -148,13 +148,15 @@ def classify(
     now_wall: float,
     request: bytes = b"",
     names_response: bool = False,
+    answered_before: bool = False,
 ) -> Failure | None:
     """Return what is wrong with an answer; `None` is a good one.
 
     Names in `headers` are lower case. `body` is `None` while only the head of a good status is known; of any other status it is
     the whole body, or its first 64 KiB. `checks_json` holds for the paths whose answers are JSON or events. `request` is the body of
     the request: words that the server only repeats from it say nothing about the server. `names_response`: the request carries the id
-    of a stored response, so that "not found" speaks of that one.
+    of a stored response, so that "not found" speaks of that one. `answered_before`: the server has answered this call, so that a page
+    that says "not found" is its tunnel's.
 
     >>> print(classify(200, {b"content-type": b"application/json"}, None, stream=False, checks_json=True, now_wall=0.0))
     None
@@ -162,8 +164,11 @@ def classify(
     <FailureClass.BUSY: 'E'>
     """
     kind = headers.get(b"content-type", b"")
-    if _is_tunnel_page(status, headers, kind, body):
-        return Failure(FailureClass.BROKEN, "the server's tunnel is offline", status)
+    if status == 530 or b"ngrok-error-code" in headers:
+        return Failure(FailureClass.BROKEN, _OFFLINE, status)
+    if body is not None and _is_tunnel_page(status, kind, body, answered_before=answered_before):
+        # The page may be the server's own and repeat words of the request, so a probe decides.
+        return Failure(FailureClass.BROKEN, _OFFLINE, status, after_request=True)
     if 200 <= status < 300:
         reason = _nonsense(status, headers.get(b"content-encoding"), kind, stream, checks_json)
         return None if reason is None else Failure(FailureClass.NONSENSE, reason, status)
@@ -212,6 +217,7 @@ def classify_report(
 
 JSON_FOR_STREAM = "the answer to a streaming request is JSON"
 """Reason of the failure that `classify` returns for such a head: its body may still report another error."""
+_OFFLINE = "the server's tunnel is offline"
 _COMPRESSED = "the answer is compressed, which nobody asked for"
 _RELAYED = frozenset({FailureClass.NO_MODEL, FailureClass.UNSUPPORTED, FailureClass.CLIENT_ERROR})
 
@@ -226,10 +232,10 @@ def media_type(content_type: bytes) -> bytes:
     return content_type.partition(b";")[0].strip().lower()
 
 
-def _is_tunnel_page(status: int, headers: Mapping[bytes, bytes], kind: bytes, body: bytes | None) -> bool:
-    if status == 530 or b"ngrok-error-code" in headers:
+def _is_tunnel_page(status: int, kind: bytes, body: bytes, *, answered_before: bool) -> bool:
+    if status == 404 and answered_before and not check_json(body):
         return True
-    return body is not None and not _is_json(media_type(kind)) and any(mark in body for mark in _TUNNEL_MARKS)
+    return not _is_json(media_type(kind)) and any(mark in body for mark in _TUNNEL_MARKS)
 
 
 def _meaning(status: int, body: bytes, request: bytes, names_response: bool) -> tuple[FailureClass, str]:

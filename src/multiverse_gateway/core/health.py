@@ -40,6 +40,7 @@ LEAST_SHARE = 0.25
 
 _REFUSED = "the server refused the gateway's requests, and has not let one in since"
 _MAX_UNSUPPORTED = 32
+_MAX_ANSWERED = 32
 _CONFIRM_AFTER = 1.0
 _PROBE_CAP = 60.0
 _DEACTIVATED_UNIT = 60.0
@@ -80,7 +81,8 @@ class HealthPolicy:
     strikes: int = 3
     interval: float = 60.0
     timeout: float = 10.0
-    resting_default: float = 5.0
+    resting_default: float = 1.0
+    longest_default: float = 10.0
     resting_cap: float = 60.0
     pair_rest: float = 60.0
     unsupported_for: float = 600.0
@@ -118,12 +120,15 @@ class Health:
 
     `consecutive_failures` and `consecutive_successes` count probes. `by_traffic`: requests took it out or made it suspect, and no probe has
     failed since. The three `last_…` instants are epoch seconds. From `probe_at` on, everything is local to the process and never
-    stored; its instants are monotonic. `resting_as` is the status with which the server asked for its pause. `strikes` is the row of
+    stored; its instants are monotonic. `resting_as` is the status with which the server asked for its pause, `rests` how
+    often in a row it did so without saying for how long. `strikes` is the row of
     failures that the server is to blame for, each with its client and the gateway's number of the request, the newest last; `struck_at`
     is the instant of the newest. `suspected_by` is the client whose request the server broke off. The server is chosen last until
     `doubted_until` for strikes of one client (`doubts` counts how often in a row), and until `lacking_until` because it did not have the
     model.
-    `refused_path` is the API path on which the server refused the gateway. Timeouts of probes are `excused` by an attempt that runs.
+    `unsupported` holds API paths that the server does not know, each with the instant until which that is remembered; it is forgotten when
+    the server goes down. `answered` are the paths that it has answered. `refused_path` is the API path on which the server refused the
+    gateway. Timeouts of probes are `excused` by an attempt that runs.
     """
 
     state: HealthState = HealthState.PROBING
@@ -142,6 +147,7 @@ class Health:
     probe_step: int = 0
     resting_until: float = 0.0
     resting_as: int | None = None
+    rests: int = 0
     slow_since: float | None = None
     strikes: tuple[Strike, ...] = ()
     struck_at: float = -inf
@@ -152,6 +158,7 @@ class Health:
     refused_path: str | None = None
     excused: Running | None = None
     unsupported: tuple[tuple[str, float], ...] = ()
+    answered: tuple[str, ...] = ()
 
     @property
     def status(self) -> Literal["healthy", "unhealthy", "unknown"]:
@@ -165,7 +172,7 @@ class Health:
 
 
 _NO_ROW: dict[str, Any] = {"strikes": (), "struck_at": -inf, "suspected_by": None}
-_NO_STRIKES: dict[str, Any] = {**_NO_ROW, "doubted_until": 0.0, "doubts": 0, "lacking_until": 0.0, "excused": None}
+_NO_STRIKES: dict[str, Any] = {**_NO_ROW, "doubted_until": 0.0, "doubts": 0, "rests": 0, "lacking_until": 0.0, "excused": None}
 
 SHARED = (
     "generation",
@@ -234,9 +241,10 @@ class Refused:
 
 @frozen
 class AttemptPassed:
-    """A request was answered in full."""
+    """A request to the API path was answered in full."""
 
     generation: int
+    path: str = ""
 
 
 @frozen
@@ -290,6 +298,7 @@ def resume(stored: Health, policy: HealthPolicy, *, now: float, wall: float) -> 
         resting_as=None,
         slow_since=None,
         unsupported=(),
+        answered=(),
         refused_path=None,
         **_NO_STRIKES,
     )
@@ -364,14 +373,24 @@ def share(health: Health, policy: HealthPolicy, now: float) -> float:
     return LEAST_SHARE + (1.0 - LEAST_SHARE) * max(0.0, now - health.slow_since) / policy.slow_start
 
 
-def is_settled(health: Health) -> bool:
-    """Return whether another good answer changes nothing."""
-    return health.state is _HEALTHY and not _is_struck(health) and health.slow_since is None
+def is_settled(health: Health, path: str) -> bool:
+    """Return whether another good answer to the API path changes nothing."""
+    return health.state is _HEALTHY and not _is_struck(health) and health.slow_since is None and _is_noted(health, path)
+
+
+def has_answered(health: Health, path: str) -> bool:
+    """Return whether the server has answered the API path before, so that a page that says "not found" cannot be its own."""
+    return path in health.answered
+
+
+def _is_noted(health: Health, path: str) -> bool:
+    """Return whether there is nothing to remember of an answer: clients choose paths, so there is a limit."""
+    return not path or path in health.answered or len(health.answered) >= _MAX_ANSWERED
 
 
 def _is_struck(health: Health) -> bool:
     """Return whether failed requests left anything that a good answer ends."""
-    return bool(health.strikes or health.doubts or health.lacking_until)
+    return bool(health.strikes or health.doubts or health.rests or health.lacking_until)
 
 
 @frozen
@@ -397,7 +416,7 @@ def advance(health: Health, event: HealthEvent, policy: HealthPolicy, *, now: fl
     if event.generation != health.generation:
         return health
     if isinstance(event, AttemptPassed):
-        return health if is_settled(health) else _attempt_passed(health, policy, now, wall)
+        return health if is_settled(health, event.path) else _attempt_passed(_noted(health, event.path), policy, now, wall)
     at = _At(now, wall, chance)
     if isinstance(event, AttemptFailed):
         return _attempt_failed(health, event, policy, at)
@@ -415,6 +434,14 @@ def advance(health: Health, event: HealthEvent, policy: HealthPolicy, *, now: fl
 
 
 # Requests
+
+
+def _noted(health: Health, path: str) -> Health:
+    """Remember that the server answered a path, and that it knows this call after all."""
+    unsupported = tuple(entry for entry in health.unsupported if entry[0] != path)
+    if unsupported != health.unsupported:
+        health = evolve(health, unsupported=unsupported)
+    return health if _is_noted(health, path) else evolve(health, answered=(*health.answered, path))
 
 
 def _attempt_passed(health: Health, policy: HealthPolicy, now: float, wall: float) -> Health:
@@ -438,14 +465,15 @@ def _attempt_failed(health: Health, event: AttemptFailed, policy: HealthPolicy, 
         case FailureClass.CONNECT | FailureClass.BROKEN | FailureClass.TIMEOUT | FailureClass.SERVER_ERROR | FailureClass.NONSENSE:
             return _blamed(health, event, policy, at) if event.counts else health
         case FailureClass.BUSY:
-            rest = failure.retry_after or _around(policy.resting_default, at.chance)
-            return _resting(health, at.now + min(policy.resting_cap, rest), failure.status)
+            return _resting(health, failure, policy, at)
         case FailureClass.NO_MODEL:
             return _without_model(health, policy, at.now)
         case FailureClass.UNSUPPORTED:
-            return _without(health, event.path, policy, at.now)
+            known = _without(health, event.path, policy, at.now)
+            is_page = failure.status == 404 and supports(health, event.path, at.now)  # or the page of a tunnel that is offline
+            return _probed_at_once(known, at.now) if is_page else known
         case FailureClass.CLIENT_ERROR:
-            return _attempt_passed(health, policy, at.now, at.wall)
+            return _attempt_passed(_noted(health, event.path), policy, at.now, at.wall)
     return health
 
 
@@ -517,23 +545,34 @@ def _ejected(health: Health, failure: Failure, at: _At, strikes: tuple[Strike, .
         strikes=strikes,
         struck_at=at.now,
         doubted_until=0.0,
+        unsupported=(),
         slow_since=None,
         probe_at=at.now + (_around(_backoff(health.probe_step), at.chance) if is_again else _CONFIRM_AFTER),
         probe_step=_step_after(health.probe_step),
     )
 
 
-def _resting(health: Health, until: float, status: int | None = None) -> Health:
-    return evolve(health, resting_until=until, resting_as=status) if until > health.resting_until else health
+def _resting(health: Health, failure: Failure, policy: HealthPolicy, at: _At) -> Health:
+    """Let a busy server rest for as long as it asked; if it did not say, for longer each time in a row, until it answers."""
+    rests = health.rests
+    if failure.retry_after:
+        seconds = min(policy.resting_cap, failure.retry_after)
+    else:
+        rests = max(1, rests) if health.resting_until > at.now else _step_after(rests)
+        seconds = _around(min(policy.longest_default, policy.resting_default * 2.0 ** (rests - 1)), at.chance)
+    until = at.now + seconds
+    if until <= health.resting_until:
+        return health
+    return evolve(health, resting_until=until, resting_as=failure.status, rests=rests)
 
 
 def _without_model(health: Health, policy: HealthPolicy, now: float) -> Health:
     """Choose the server last for a while and read its list of models again; alone it is still asked, for its own answer says it best."""
-    return evolve(
-        health,
-        lacking_until=now + policy.pair_rest,
-        probe_at=health.probe_at if health.state is _ARCHIVED else min(health.probe_at, now),
-    )
+    return _probed_at_once(evolve(health, lacking_until=now + policy.pair_rest), now)
+
+
+def _probed_at_once(health: Health, now: float) -> Health:
+    return health if health.state is _ARCHIVED or health.probe_at <= now else evolve(health, probe_at=now)
 
 
 def _without(health: Health, path: str, policy: HealthPolicy, now: float) -> Health:
@@ -652,6 +691,7 @@ def _probe_failed(health: Health, event: ProbeFailed, policy: HealthPolicy, at: 
         last_checked_at=at.wall,
         refused_path=is_refused(health),
         excused=None,
+        unsupported=(),
     )
     if not health.is_active:
         return _still_inactive(health, event, policy, at)

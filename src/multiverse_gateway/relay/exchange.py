@@ -187,8 +187,11 @@ class Engine(Protocol):
     def refuses_usage(self, server: Server) -> None:
         """Remember not to ask this server for the tokens of a stream: it refuses, or it answers with more than was asked for."""
 
-    def passed(self, server: Server) -> None:
+    def passed(self, server: Server, path: str) -> None:
         """Report an attempt that went well to the health machine."""
+
+    def has_answered(self, server: Server, path: str) -> bool:
+        """Return whether the server has answered this call before."""
 
     def report(self, server_id: ServerId, event: HealthEvent) -> None:
         """Tell the health machine anything else."""
@@ -908,6 +911,7 @@ class Exchange:
             self._break_stream(Failure(kind=FailureClass.BROKEN, reason="the answer ended before its end", after_request=True))
 
     def _classified(self) -> Failure:
+        assert self.server is not None
         failure = classify(
             self._head_status,
             self._headers,
@@ -917,6 +921,7 @@ class Exchange:
             now_wall=self._engine.wall(),
             request=self.body_bytes,
             names_response=self.envelope.names_response,
+            answered_before=self._head_status == 404 and self._engine.has_answered(self.server, self.envelope.path),
         )
         self._chunks = []
         assert failure is not None, "only 2xx are good answers"
@@ -1045,7 +1050,7 @@ class Exchange:
         self.sent_bytes = len(body)
         self.client.answer(self.status, [(b"content-type", self._content_type), *self._own_headers()], body)
         self._release_slot(None)
-        engine.passed(server)
+        engine.passed(server, self.envelope.path)
         self._over()
         engine.slot_freed(self.envelope.model)
 
@@ -1150,7 +1155,7 @@ class Exchange:
             self._blame(server, _REPORTED_ERROR)
         else:
             self._release_slot(None)
-            self._engine.passed(server)
+            self._engine.passed(server, self.envelope.path)
         if self._events is not None and self._events.carries_more:
             self._engine.refuses_usage(server)
         if self._sending is None:
