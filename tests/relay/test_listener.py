@@ -539,6 +539,22 @@ async def test_a_slow_body_is_refused() -> None:
         assert await visitor.end() == "eof"
 
 
+async def test_a_pause_of_the_process_refuses_no_body() -> None:
+    """S9: a sweep that comes late moves what is due; the next one, in time, finds nothing to do."""
+    async with door(body_seconds=5.0) as it, it.visitor() as visitor:
+        await visitor.send(request(b"{", length=2))
+        await until(lambda: bool(it.hall.held))
+        now = it.listener.time()
+        for time in (now + 1000.0, now + 1000.2):
+            it.listener.time = lambda time=time: time  # type: ignore[misc]
+            it.listener._sweeper.cancel()
+            it.listener._sweep()
+        await visitor.send(b"}")
+        await it.tried()
+        it.hall.engine.last.answer()
+        assert (await visitor.answer()).status == 200
+
+
 async def test_a_refused_body_without_end_is_not_read_for_ever() -> None:
     async with door(refusal=InvalidClientKey("Send a key."), dropping=0.0) as it, it.visitor() as visitor:
         await visitor.send(request(b"", length=1 << 30))

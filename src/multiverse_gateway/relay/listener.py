@@ -34,6 +34,8 @@ SPARED_BYTES: Final = 65536
 DROPPED_BYTES: Final = 64 << 20
 """Most that is read of a body that nobody wants."""
 SWEEP_SECONDS: Final = 0.25
+LATE_SECONDS: Final = 0.5
+"""A sweep that comes later than this came late because the process was stopped meanwhile."""
 FAREWELL_SECONDS: Final = 0.5
 """How long a connection that was made right before the end may take until its first request, to be told so."""
 COPIED_BYTES: Final = 4096
@@ -300,6 +302,11 @@ class Connection(asyncio.Protocol):
         self.due = self._listener.time() + self._listener.patience.write
 
     # Time
+
+    def postpone(self, seconds: float) -> None:
+        """Move what is due, and the beginning of a body: the process was stopped for so long."""
+        self.due += seconds
+        self._begun += seconds
 
     def tick(self) -> None:
         """Do what was to be done at `due`."""
@@ -661,6 +668,7 @@ class Listener:
         self.date = b""
         self.time = asyncio.get_running_loop().time
         self._empty = asyncio.Event()
+        self._planned = self.time()
         self._sweep()
 
     def protocol(self) -> Connection:
@@ -695,6 +703,10 @@ class Listener:
     def _sweep(self) -> None:
         now = self.time()
         self.date = b"date: %b\r\n" % formatdate(usegmt=True).encode()
+        if now - self._planned > LATE_SECONDS:  # what lies in the sockets is read before anything times out
+            for connection in self.connections:
+                connection.postpone(now - self._planned)
+        self._planned = now + SWEEP_SECONDS
         for connection in [connection for connection in self.connections if connection.due <= now]:
             connection.tick()
         self._sweeper = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
