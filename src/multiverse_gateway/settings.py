@@ -294,7 +294,7 @@ class Settings:
         10.0, "Seconds in which the head of a client's request must have arrived.", _seconds(0.05, 300), plain=False
     )
     client_body_timeout_seconds: float = _setting(
-        30.0, "Seconds in which a client's request must have arrived.", _seconds(0.05, 3600), plain=False
+        30.0, "Seconds that may pass between two pieces of a request's body.", _seconds(0.05, 3600), plain=False
     )
     client_write_timeout_seconds: float = _setting(
         60.0, "Seconds that a client may refuse to take more of an answer.", _seconds(0.05, 3600), plain=False

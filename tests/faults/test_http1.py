@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -19,6 +20,7 @@ ASSET = "/static/x/vendor/swagger-ui-bundle.js"
 """1.7 MB."""
 CHAT = "/v1/chat/completions"
 WRITE_SECONDS = 0.5
+PAUSE_SECONDS = 0.5
 
 
 @pytest.fixture(scope="module", params=DOORS)
@@ -26,6 +28,7 @@ def gateway(request: pytest.FixtureRequest) -> Iterator[GatewayProcess]:
     """Return a gateway behind each door with a server, and little patience for clients that do not read."""
     settings = {
         "MULTIVERSE_CLIENT_WRITE_TIMEOUT_SECONDS": f"{WRITE_SECONDS:g}",
+        "MULTIVERSE_CLIENT_BODY_TIMEOUT_SECONDS": f"{PAUSE_SECONDS:g}",
         "PUBLIC_DASHBOARD": "true",
         "LOG_LEVEL": "WARNING",
         **door_setting(request.param),
@@ -159,3 +162,50 @@ def test_uploads_that_are_left(gateway: GatewayProcess, path: str, chunked: bool
             leave(client)
             client.read_to_end()
     wait_until(lambda: tasks(gateway) <= before, within=5)
+
+
+UPLOADS = {
+    "inference": (CHAT, json.dumps({"model": "tiny", "messages": []}), 200),
+    "admin": ("/admin/test-connection", json.dumps({"endpoint_url": "no URL"}), 400),
+    "page": ("/login", "key=wrong", 403),
+}
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.parametrize("upload", UPLOADS)
+def test_a_slow_upload_arrives(gateway: GatewayProcess, upload: str, chunked: bool) -> None:
+    """However long it takes in all; only a pause is too long."""
+    path, text, status = UPLOADS[upload]
+    kind = "application/json" if text[0] == "{" else "application/x-www-form-urlencoded"
+    body = text.encode() + b" " * 100
+    framing = "transfer-encoding: chunked" if chunked else f"content-length: {len(body)}"
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\nx-api-key: {gateway.admin_key}\r\ncontent-type: {kind}\r\n{framing}\r\n\r\n"
+    with RawClient(gateway.port) as client:
+        client.send(head.encode())
+        for start in range(0, len(body), len(body) // 6):
+            piece = body[start : start + len(body) // 6]
+            client.send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+            time.sleep(PAUSE_SECONDS / 4)
+        if chunked:
+            client.send(b"0\r\n\r\n")
+        assert client.read_response().status == status
+    with RawClient(gateway.port) as client:
+        client.send(head.encode() + (b"1\r\n{\r\n" if chunked else b"{"))
+        assert client.read_response().status == 408
+
+
+@pytest.mark.parametrize("path", ["/admin/register", CHAT, "/login"])
+@pytest.mark.parametrize("chunked", [True, False])
+def test_refused_uploads_give_their_memory_back(gateway: GatewayProcess, path: str, chunked: bool) -> None:
+    """Without the collector, which looks seldom."""
+
+    def refuse(count: int) -> None:
+        for _ in range(count):
+            with RawClient(gateway.port) as client:
+                answer = client.fetch("POST", path, body=b"\0" * 2_000_000, headers=[("content-type", "application/json")], chunked=chunked)
+                assert answer.status in (400, 403, 413, 415, 429)
+
+    refuse(10)
+    before = gateway.memory_bytes()
+    refuse(50)
+    assert gateway.memory_bytes() - before < 5 << 20

@@ -102,7 +102,7 @@ class Hall:
         visit.held += count
         self.held += count
 
-    def body_deadline(self, received: int) -> float:
+    def body_deadline(self, received: int, elapsed: float) -> float:
         return self.body_seconds
 
     def too_slow(self) -> GatewayError:

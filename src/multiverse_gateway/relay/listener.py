@@ -92,8 +92,8 @@ class Front(Protocol):
     def hold(self, visit: Any, count: int) -> None:
         """Count bytes of the body, or raise the answer if there is no room."""
 
-    def body_deadline(self, received: int) -> float:
-        """Return the seconds after its beginning by which more of a body must have come."""
+    def body_deadline(self, received: int, elapsed: float) -> float:
+        """Return the seconds after its beginning by which more of a body must arrive; its last piece arrived after `elapsed` seconds."""
 
     def too_slow(self) -> GatewayError:
         """Return the refusal of a body that came too slowly."""
@@ -435,7 +435,8 @@ class Connection(asyncio.Protocol):
         return True
 
     def _await_body(self) -> None:
-        self.due = self._begun + self._listener.front.body_deadline(self._received)
+        listener = self._listener
+        self.due = self._begun + listener.front.body_deadline(self._received, listener.time() - self._begun)
 
     def _read(self, data: bytes) -> None:
         pieces = self._read_chunks(data) if self._left is None else self._read_plain(data, self._left)

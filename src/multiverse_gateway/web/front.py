@@ -266,9 +266,9 @@ class Front:
         gateway.body_bytes += count
         visit.held += count
 
-    def body_deadline(self, received: int) -> float:
-        """Return the seconds after its beginning by which more of a body must have come."""
-        return body_deadline(received, self.gateway.settings.client_body_timeout_seconds)
+    def body_deadline(self, received: int, elapsed: float) -> float:
+        """Return the seconds after its beginning by which more of a body must arrive; its last piece arrived after `elapsed` seconds."""
+        return body_deadline(received, elapsed, self.gateway.settings.client_body_timeout_seconds)
 
     def too_slow(self) -> GatewayError:
         """Return the refusal of a body that did not come in time."""

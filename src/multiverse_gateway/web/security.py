@@ -257,7 +257,10 @@ def check_head(headers: Headers, names: Mapping[bytes, bytes]) -> None:
         return
     refused = refuse_bad_framing(headers) or refuse_loop(headers) or refuse_compression(headers)
     if refused is not None:
-        raise refused
+        try:
+            raise refused
+        finally:
+            del refused  # else this frame and the error keep each other alive, and with them all that was read of the request
 
 
 def check_site(names: Mapping[bytes, bytes], policy: OriginPolicy) -> None:
@@ -484,7 +487,9 @@ class Entrance:
 
 
 GRACE = 5.0
-LEAST_RATE = 1024
+"""Seconds for which a body may come as slowly as it likes."""
+LEAST_RATE = 16 * 1024
+"""Bytes per second that a body must come at on average, after `GRACE`."""
 MAX_DRAINED = 64 << 20
 
 
@@ -500,25 +505,26 @@ def declared_length(headers: Headers) -> int | None:
     return None
 
 
-def refuse_length(headers: Headers, limit: int) -> GatewayError | None:
-    """Return the refusal of a body that says itself that it is too large, or `None`."""
-    length = declared_length(headers)
-    return too_large(limit) if length is not None and length > limit else None
-
-
 def too_large(limit: int) -> RequestTooLarge:
     """Return the refusal of a body over the limit."""
     return RequestTooLarge(f"The body is larger than {limit:,} bytes; send a smaller one")
 
 
-def body_deadline(received: int, timeout: float) -> float:
-    """Return the seconds after its beginning by which more of a body must have come: `timeout` at last, 1 KiB/s after 5 s."""
-    return min(timeout, GRACE + (received + 1) / LEAST_RATE)
+def body_deadline(received: int, elapsed: float, pause: float) -> float:
+    """Return the seconds after its beginning by which more of a body must arrive.
+
+    The last of the `received` bytes arrived `elapsed` seconds after the beginning; the next may take `pause` seconds, unless the whole
+    body would then be slower than `LEAST_RATE`.
+
+    >>> body_deadline(0, 0.0, 30.0), body_deadline(1 << 20, 60.0, 30.0), body_deadline(1 << 20, 10.0, 30.0)
+    (5.0, 69.0, 40.0)
+    """
+    return min(elapsed + pause, GRACE + received / LEAST_RATE)
 
 
 def too_slow() -> RequestTimeout:
     """Return the refusal of a body that did not come in time."""
-    return RequestTimeout("The body did not arrive in time; send it faster, or a smaller one")
+    return RequestTimeout(f"The body arrived too slowly; send at least {LEAST_RATE // 1024} KiB per second, without long pauses")
 
 
 def _hold_anything(count: int) -> None:
@@ -528,7 +534,7 @@ def _hold_anything(count: int) -> None:
 async def read_body(
     receive: Receive,
     limit: int,
-    timeout: float,  # noqa: ASYNC109  it grows with the body
+    pause: float,
     *,
     headers: Headers = (),
     hold: Callable[[int], None] = _hold_anything,
@@ -537,18 +543,17 @@ async def read_body(
 
     Raises:
         RequestTooLarge: It is larger than `limit` bytes, which `headers` may tell before anything is read.
-        RequestTimeout: It is not there after `timeout` seconds, or comes too slowly.
+        RequestTimeout: Nothing of it arrives for `pause` seconds, or it arrives too slowly.
         ClientGone: The caller left.
     """
-    refused = refuse_length(headers, limit)
-    if refused is not None:
-        raise refused
+    if (declared_length(headers) or 0) > limit:
+        raise too_large(limit)
     begun = anyio.current_time()
     pieces: list[bytes] = []
     size = 0
     with anyio.CancelScope() as scope:
         while True:
-            scope.deadline = begun + body_deadline(size, timeout)
+            scope.deadline = begun + body_deadline(size, anyio.current_time() - begun, pause)
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
@@ -632,7 +637,10 @@ async def run_draining(app: App, scope: Scope, receive: Receive, send: Send, *, 
             failure = error
         group.cancel_scope.cancel()
     if failure is not None:
-        raise failure
+        try:
+            raise failure
+        finally:
+            failure = None  # else this frame and the error keep each other alive
 
 
 def is_inference(scope: Scope) -> bool:
