@@ -87,6 +87,8 @@ def test_characters_across_pieces_are_whole() -> None:
         (b"[1", None),
         (b"{", None),
         (b'{"a": "\xff"}', None),
+        (b'{"object": "\xff"}', None),
+        (b'{"error": {"code": "\xff"}}', None),
         (b'{"a": ' + b"[" * 100_000, None),
         (b'{"usage": 7, "a": ' + b"[" * 100_000, None),
         (b"", None),
@@ -167,7 +169,20 @@ def test_an_error_may_name_a_status(report: object, status: int | None) -> None:
     assert reported_status(body) == reported_status(b"\xef\xbb\xbf" + body) == status
 
 
-@pytest.mark.parametrize("report", [b"", b"no memory", b"[404]", b'{"code": 404', b'"code"', b'{"a":' * 20_000])
+@pytest.mark.parametrize(
+    "report",
+    [
+        b'{"code": "\xff"}',
+        b'{"error": {"code": "\xff"}}',
+        b'{"error": "\xff"}',
+        b"",
+        b"no memory",
+        b"[404]",
+        b'{"code": 404',
+        b'"code"',
+        b'{"a":' * 20_000,
+    ],
+)
 def test_what_is_no_object_names_no_status(report: bytes) -> None:
     """The error of a stream may be a text."""
     assert reported_status(report) is None

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from multiverse_gateway.core.lenient import legible
@@ -29,7 +29,7 @@ def shape(value: object) -> object:
     """Return what is left of a value when its texts and numbers are taken away."""
     if isinstance(value, list):
         return [shape(item) for item in value]
-    return {len(value): [shape(item) for item in value.values()]} if isinstance(value, dict) else None
+    return {len(value): [shape(item) for item in value.values()]} if isinstance(value, dict) and value else None
 
 
 @given(VALUES, st.text(alphabet="\ud83d\udc00\ude00a"))
@@ -40,6 +40,14 @@ def test_whatever_python_writes_becomes_legible(value: object, surrogates: str) 
 
 
 @given(st.lists(PIECES).map("".join))
+@example(r'"\NaN"')
+@example(r'"\Infinity"')
+@example(r'"\-Infinity"')
+@example(r'"\uNaN0"')
+@example("1NaN")
+@example("1Infinity")
+@example("-NaN")
+@example("{NaN:1}")
 def test_what_is_not_json_stays_invalid(text: str) -> None:
     """If the legible text is JSON, then a lenient reader takes the original as well."""
     try:

@@ -16,10 +16,11 @@ import httpx2
 
 from multiverse_gateway.cli.guards.http1 import _is_folded
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_endpoint, refusal_of_any
-from multiverse_gateway.core.answers import check_json
+from multiverse_gateway.core.answers import check_json, read_answer
 from multiverse_gateway.core.envelope import EnvelopeError, read_envelope
 from multiverse_gateway.core.errors import GatewayError
-from multiverse_gateway.core.failover import Failure, FailureClass, classify, parse_retry_after
+from multiverse_gateway.core.failover import Failure, FailureClass, classify, classify_report, parse_retry_after
+from multiverse_gateway.core.payloads import MAX_REPORTED_TOKENS
 from multiverse_gateway.core.sse import Dialect, EventStream
 from multiverse_gateway.relay.wire import MAX_HEAD_BYTES, Sending, Wire, _Connection, _Pool
 from multiverse_gateway.web.front import check_target
@@ -149,8 +150,14 @@ def answer(data: bytes) -> None:
         assert failure.retry_after is None or failure.retry_after >= 0
     said = parse_retry_after(top, 1e9)
     assert said is None or said >= 0
-    if check_json(body):
-        json.loads(body)
+    read = read_answer(body)
+    assert (read is not None) is check_json(body)
+    if read is not None:
+        json.loads(body, parse_int=float)
+        assert all(0 <= tokens <= MAX_REPORTED_TOKENS for tokens in read.tokens)
+    reported = classify_report(body, headers, now_wall=1e9, request=top)
+    assert reported.status is None or 400 <= reported.status < 600
+    assert reported.reason.isprintable()
 
 
 @attrs.define
@@ -251,6 +258,7 @@ def seeds(name: str) -> Iterator[bytes]:
             b"\x00\x10\x20\x80\xa0" + events,
             b"\x00\xf0\xf8\xfc\xff" + events.replace(b"\n", b"\r\n"),
             b"\x01\x10\x20\x80\xa0event: response.completed\ndata: {}\n\n: ping\r\r",
+            b"\x00\x10\x20\x80\xa0" + events[:62] + b'data:\n\n: x\n\nevent: error\ndata: {"object":"error","a":"\\ud83d","b":NaN}\n\n',
         ),
         "envelope": (
             b'j{"model": "tiny", "messages": [], "stream": true}',
@@ -267,6 +275,7 @@ def seeds(name: str) -> Iterator[bytes]:
             b"\x00\x64content-type: application/json\n\n{}",
             b"\x01\x49retry-after: Thu, 01 Jan 2026 00:00:00 GMT\n\n" + b'{"error": {"code": "model_not_found"}}',
             b"\x01\x30ngrok-error-code: ERR_NGROK_3200\n\n<html>",
+            b'\x00\x64x: y\n\n\xef\xbb\xbf{"error": {"code": "404"}, "usage": {"prompt_tokens": -Infinity}, "data": ["\\ud83d"]}',
         ),
         "wire": (
             b"\x10\x20\x80\xa0" + json_answer + b"content-length: 2\r\n\r\n{}",

@@ -244,10 +244,10 @@ def _count(raw: Raw) -> int:
 
 
 def value_of(raw: Raw) -> Any:
-    """Decode a short value; True stands for one that is long or cannot be represented, such as an endless number."""
+    """Decode a short value; True stands for one that is long or cannot be represented: an endless number, text that is not UTF-8."""
     try:
         return msgspec.json.decode(raw) if len(raw) <= _MAX_VALUE_BYTES else True
-    except DecodeError:
+    except ValueError:
         return True
 
 
