@@ -396,6 +396,25 @@ def test_a_large_value_that_is_not_a_model_is_not_built() -> None:
         assert peak < 4 * len(body), name
 
 
+@pytest.mark.parametrize("padding", [b"", b" " * 300_000])
+@pytest.mark.parametrize(
+    ("body", "param", "code"),
+    [
+        (b'{"model":1e999}', "model", None),
+        (b'{"model":7}', "model", None),
+        (b'{"model":"m","stream":1}', "stream", None),
+        (b"[1]", None, "invalid_json"),
+        (b"7", None, "invalid_json"),
+        (b'{"model":"m"', None, "invalid_json"),
+    ],
+)
+def test_a_large_body_is_refused_as_a_small_one(padding: bytes, body: bytes, param: str | None, code: str | None) -> None:
+    """The types of a large one are checked first; what is wrong is said alike."""
+    error = refused(padding + body)
+    assert (error.param, error.code) == (param, code)
+    assert "which some servers" not in error.message
+
+
 def test_a_body_of_too_many_unknown_names_is_rejected() -> None:
     """Millions of names that the gateway does not know would hold up every other request while they are compared."""
     assert "fields" in refused(b'{"model":"m"' + b',"":1' * 1_100_000 + b"}").message

@@ -166,7 +166,7 @@ _UsualBody = cast(
 _AnyBody = cast(
     type[_Body], msgspec.defstruct("_AnyBody", [(name, _Unfit, "") for name in _ODD_NAMES], bases=(_Body,), gc=False, rename=_ODD_NAMES)
 )
-_ODD_NAME = re.compile(r"at `\$\.(\w+)`$")
+_FIELD = re.compile(r"at `\$\.(\w+)`$")
 
 
 def is_form(content_type: str) -> bool:
@@ -244,13 +244,8 @@ def _decode_any(body: bytes, note: Callable[[type, Any], object]) -> _Body:
     try:
         return msgspec.json.decode(body, type=_AnyBody, dec_hook=note)
     except ValidationError as error:
-        odd = _ODD_NAME.search(str(error))
-        if odd is None:
-            raise
-        name = "model" if len(odd[1]) == len("model") else "stream"
-        raise EnvelopeError(
-            f"The body has a field `{odd[1]}`, which some servers read as `{name}`. Spell it `{name}`, and send it once.", name
-        ) from None
+        _refuse_field(error)
+        raise
 
 
 def _check_types(body: bytes) -> None:
@@ -258,11 +253,24 @@ def _check_types(body: bytes) -> None:
     try:
         msgspec.json.decode(body, type=_Types)
     except ValidationError as error:
-        if str(error).endswith("$.model`"):
-            _model(0)
-        if str(error).endswith("$.stream`"):
-            _stream(0)
+        _refuse_field(error)
         raise
+
+
+def _refuse_field(error: ValidationError) -> None:
+    """Raise what is wrong with the top-level field that msgspec names in its message, if it names one."""
+    field = _FIELD.search(str(error))
+    if field is None:
+        return
+    written = field[1]
+    if written == "model":
+        _model(0)
+    if written == "stream":
+        _stream(0)
+    name = "model" if len(written) == len("model") else "stream"
+    raise EnvelopeError(
+        f"The body has a field `{written}`, which some servers read as `{name}`. Spell it `{name}`, and send it once.", name
+    )
 
 
 def _includes_usage(options: bytes) -> bool:
@@ -379,8 +387,6 @@ def _refuse(body: bytes, error: ValueError | RecursionError) -> NoReturn:
         message = "The body is empty; send a JSON object with the field model"
     elif not isinstance(error, ValidationError):
         message = f"The body is not valid JSON ({error}); send a JSON object"
-    elif body.lstrip().startswith(b"{"):
-        message = "The body contains a number that is too large; send a smaller one"
     else:
         message = "The body is not a JSON object; send an object with the field model"
     raise EnvelopeError(message, code="invalid_json") from error
