@@ -260,6 +260,30 @@ def test_a_form_of_another_site_does_not_even_reach_the_server(visit: Visit, hos
     assert hostile.hits == before
 
 
+SEND = """async ([url, model]) => {
+    const body = JSON.stringify({model, input: 0, messages: []});
+    const bodies = [body, new Blob([body]), new Blob([body], {type: "application/json"}), new URLSearchParams({model}), new FormData()];
+    for (const sent of bodies) {
+        const options = {method: "POST", mode: "no-cors", credentials: "include", body: sent};
+        await fetch(url, options).catch(() => null);
+        await fetch(url, {...options, headers: {"content-type": "application/json"}}).catch(() => null);
+    }
+}"""
+
+
+def test_nor_does_what_a_script_of_another_site_sends(visit: Visit, hostile: Backend) -> None:
+    """Without asking first, it can send text, forms and bodies without a type; what it calls JSON is sent as text, or not at all."""
+    with Backend("site", behaviours.answer(200, BLANK.encode(), content_type="text/html")) as site:
+        victim = visit(f"{site.url}/")
+        hostile.behave = told(200)
+        before = hostile.hits
+        statuses: list[int] = []
+        victim.page.on("response", lambda answer: statuses.append(answer.status))
+        victim.page.evaluate(SEND, [f"{victim.gateway}/v1/audio/speech", victim.model])
+        assert hostile.hits == before
+        assert set(statuses) == {403}
+
+
 def test_the_session_shows_no_key_even_to_a_script_of_our_own_origin(visit: Visit) -> None:
     """Should a script run there after all, what it can fetch holds no key of a server."""
     victim = visit("GATEWAY/blank")
