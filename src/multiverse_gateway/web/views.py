@@ -55,9 +55,7 @@ class State:
 
 STATES: Mapping[HealthState, State] = {
     HealthState.UNHEALTHY: State("Down", Tone.BAD, "It failed; it gets no requests and comes back by itself once a check passes."),
-    HealthState.MISCONFIGURED: State(
-        "Access refused", Tone.BAD, "It answers but refuses the gateway; its owner can fix its key or tunnel."
-    ),
+    HealthState.MISCONFIGURED: State("No access", Tone.BAD, "It answers but refuses the gateway; its owner can fix its key or tunnel."),
     HealthState.DEACTIVATED: State("Taken out", Tone.BAD, "It failed several checks in a row; it is checked rarely, and comes back alone."),
     HealthState.SUSPECT: State(
         "In doubt", Tone.WARN, "It broke off a request or answers late; a check decides, until then others go first."
