@@ -61,8 +61,9 @@ class ProbeResult:
     `checked_at` is epoch seconds, `duration` seconds. `reason` is one sentence in words for people, without secrets and without
     anything that the server sent; `None` when the probe passed. `warning` is a sentence about a probe that passed nevertheless.
     `models` are the names that the server listed, at most 1,000. `let_in`: the server also let in a request that needs its key, if it
-    wants one. `timed_out`: there was no answer within the time allowed. The gateway sets `is_busy` if bytes of other answers of the
-    server arrived meanwhile, and `running` to the oldest attempt that runs on it. These four are not stored.
+    wants one. `timed_out`: there was no answer within the time allowed. `lacks_chat`: the server was asked to chat and has no chat. The
+    gateway sets `is_busy` if bytes of other answers of the server arrived meanwhile, and `running` to the oldest attempt that runs on it.
+    These five are not stored.
     """
 
     server_id: ServerId
@@ -76,6 +77,7 @@ class ProbeResult:
     models: tuple[str, ...] = ()
     let_in: bool = False
     timed_out: bool = False
+    lacks_chat: bool = False
     is_busy: bool = False
     running: Running | None = None
 

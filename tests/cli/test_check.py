@@ -52,7 +52,7 @@ class Answers(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.rfile.read(int(self.headers.get("content-length") or 0))
         answers: dict[str, tuple[int, dict[str, str], bytes]] = self.server.answers  # type: ignore[attr-defined]
-        status, headers, body = answers[self.command]
+        status, headers, body = answers.get(self.path, answers[self.command])
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -143,6 +143,11 @@ def test_a_closed_port() -> None:
     ("method", "answer", "words"),
     [
         ("GET", (401, {}, b""), "asks for a key"),
+        ("GET", (403, {}, b""), "Host header"),
+        ("POST", (401, {}, b""), "asks for a key"),
+        ("POST", (403, {}, b""), "Host header"),
+        ("POST", (404, {}, b'{"error": {"message": "model \'tiny\' not found"}}'), "does not know the model"),
+        ("POST", (500, {}, b"out of memory"), "status 500"),
         ("GET", (302, {"location": "/x"}, b""), "redirects"),
         ("GET", (404, {}, b""), "the path is not there"),
         ("GET", (404, {"ngrok-error-code": "ERR_NGROK_3200"}, b""), "nothing is behind it"),
@@ -163,3 +168,36 @@ def test_what_is_wrong_is_said(strange: tuple[dict[str, Any], str], method: str,
     assert result.exit_code == 1
     assert words in result.output
     assert "->" in result.output
+
+
+NO_CHAT: Any = (400, {}, b'{"error": {"message": "\\"tiny\\" does not support chat"}}')
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/v1/embeddings", b'{"data": [{"embedding": [0.1]}]}', "no chat: tiny makes embeddings"),
+        ("/v1/rerank", b'{"results": [{"index": 0}]}', "no chat: tiny ranks documents"),
+        ("/v1/completions", b'{"choices": [{"text": "x"}]}', "no chat: tiny completes text"),
+        ("/v1/audio/speech", b"", "no chat"),
+    ],
+)
+@pytest.mark.parametrize("refusal", [NO_CHAT, (404, {}, b'{"detail": "Not Found"}'), (501, {}, b"")])
+def test_a_server_without_chat_can_be_used(strange: tuple[dict[str, Any], str], refusal: Any, path: str, body: bytes, words: str) -> None:
+    """Outside case 21: as one for embeddings."""
+    answers, url = strange
+    answers |= {"POST": (404, {}, b""), "/v1/chat/completions": refusal, path: (200, {}, body)}
+    result = call(url, "--allow-private")
+    assert result.exit_code == 0, result.output
+    assert words in result.output
+    assert "A gateway can use this server." in result.output
+
+
+@pytest.mark.e2e
+def test_a_key_that_was_given_is_called_refused(strange: tuple[dict[str, Any], str]) -> None:
+    """And only then."""
+    answers, url = strange
+    answers["GET"] = (401, {}, b"")
+    assert "refuses the key" in call(url, "--allow-private", "--api-key", "wrong").output
+    assert "refuses the key" not in call(url, "--allow-private").output

@@ -43,6 +43,11 @@ def status(code: int) -> Answer:
     return answer
 
 
+async def chatless(request: httpx2.Request) -> httpx2.Response:
+    """List a model, and know no chat."""
+    return httpx2.Response(200, json={"data": [{"id": "tiny"}]}) if request.method == "GET" else httpx2.Response(404)
+
+
 async def rambles(request: httpx2.Request) -> httpx2.Response:
     """Answer with a page, as a tunnel or a router does."""
     return httpx2.Response(200, html="<html>Welcome</html>")
@@ -62,7 +67,8 @@ async def hangs(request: httpx2.Request) -> httpx2.Response:
     ("answer", "state", "words"),
     [
         (status(200), "good", "tiny answers."),
-        (status(404), "warn", "(status 404): is the name spelt right? Embedding models need not chat."),
+        (chatless, "good", "tiny has no chat, as a model for embeddings."),
+        (status(404), "warn", "/v1/models answers with status 404"),
         (rambles, "warn", "The answer to a chat completion is no JSON"),
         (breaks, "warn", "The connection broke before the answer was complete"),
         (hangs, "warn", "is the server overloaded or still loading its model?"),
@@ -78,7 +84,7 @@ async def test_the_last_step_asks_for_one_token(answer: Answer, state: str, word
         assert last == state
         assert words in found.text
         assert ("It works." in found.text) is (state == "good")
-    (asked,) = servers.asked
+    asked = servers.asked[0]
     assert str(asked.url) == "http://gpu.example:8000/v1/chat/completions"
     assert asked.headers["authorization"] == "Bearer sk-typed"
 

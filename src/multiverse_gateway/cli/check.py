@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -11,7 +11,10 @@ import httpx2
 
 from multiverse_gateway._version import __version__
 from multiverse_gateway.cli.common import json_option, print_json, printable, settings_here, trimmed
+from multiverse_gateway.core.abilities import lacks_chat
+from multiverse_gateway.core.access import HOST_HEADER
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, is_openable, parse_root, refusal_of_any
+from multiverse_gateway.core.refusals import lacks_model
 from multiverse_gateway.core.servers import model_key
 from multiverse_gateway.settings import Settings
 
@@ -153,17 +156,45 @@ def _chat(http: httpx2.Client, endpoint: Endpoint, model: str, settings: Setting
     body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
     began = time.monotonic()
     timeout = settings.first_byte_timeout_seconds
-    answer = _request(http, "POST", f"{endpoint.url}/v1/chat/completions", "chat", timeout, json=body, timeout=timeout)
+    answer = _request(
+        http, "POST", f"{endpoint.url}/v1/chat/completions", "chat", timeout, json=body, timeout=timeout, accepts_refusal=True
+    )
     if isinstance(answer, Step):
         return answer
+    if lacks_chat(answer.status_code, answer.content):
+        return _other_abilities(http, endpoint, model, timeout)
+    if answer.status_code != 200:
+        return _bad_status("chat", answer, has_key=_has_key(http))
     choices = _json(answer).get("choices")
     if not isinstance(choices, list) or not choices:
         return Step("chat", False, "the answer has no choices", "is this an OpenAI-compatible chat model?")
     return Step("chat", True, f"{model} made one token in {time.monotonic() - began:.1f} s")
 
 
-def _request(http: httpx2.Client, method: str, url: str, name: str, within: float, **more: Any) -> httpx2.Response | Step:
-    """Return a good answer, or the step that says what was wrong with it."""
+OTHER_CALLS: Mapping[str, tuple[str, Mapping[str, object], str]] = {
+    "/v1/embeddings": ("makes embeddings", {"input": "Hi"}, "data"),
+    "/v1/rerank": ("ranks documents", {"query": "Hi", "documents": ["Hi"]}, "results"),
+    "/v1/completions": ("completes text", {"prompt": "Hi", "max_tokens": 1}, "choices"),
+}
+"""Calls that a server without chat may know: what it does then, what is asked besides the model, and the list that the answer holds."""
+
+
+def _other_abilities(http: httpx2.Client, endpoint: Endpoint, model: str, timeout: float) -> Step:
+    for path, (words, fields, listed) in OTHER_CALLS.items():
+        answer = _request(http, "POST", f"{endpoint.url}{path}", "chat", timeout, json={"model": model, **fields}, timeout=timeout)
+        if not isinstance(answer, Step) and isinstance(_json(answer).get(listed), list):
+            return Step("chat", True, f"no chat: {model} {words}")
+    return Step("chat", True, "no chat", "is it meant to chat? If so, load a chat model, or give the model a chat template")
+
+
+def _has_key(http: httpx2.Client) -> bool:
+    return "authorization" in http.headers
+
+
+def _request(
+    http: httpx2.Client, method: str, url: str, name: str, within: float, *, accepts_refusal: bool = False, **more: Any
+) -> httpx2.Response | Step:
+    """Return a good answer, with `accepts_refusal` one of any status, or the step that says what was wrong with it."""
     try:
         with http.stream(method, url, **more) as answer:
             size = 0
@@ -182,23 +213,28 @@ def _request(http: httpx2.Client, method: str, url: str, name: str, within: floa
             name, False, f"the connection broke ({str(error) or type(error).__name__})", "is it https or http? Look at the server's log"
         )
     whole = httpx2.Response(answer.status_code, headers=_plain(answer), content=b"".join(pieces))
-    return whole if whole.status_code == 200 else _bad_status(name, whole)
+    return whole if accepts_refusal or whole.status_code == 200 else _bad_status(name, whole, has_key=_has_key(http))
 
 
 def _plain(answer: httpx2.Response) -> list[tuple[str, str]]:
     return [(key, value) for key, value in answer.headers.items() if key not in ("content-encoding", "transfer-encoding", "content-length")]
 
 
-def _bad_status(name: str, answer: httpx2.Response) -> Step:
+def _bad_status(name: str, answer: httpx2.Response, *, has_key: bool) -> Step:
     status = answer.status_code
     if "ngrok-error-code" in answer.headers or "ERR_NGROK" in answer.text[:4096]:
         return Step(name, False, "the tunnel answers, but nothing is behind it", "start the server, then the tunnel to its port")
-    if status in (401, 403):
-        return Step(
-            name, False, f"the server asks for a key (status {status})", "give its key with --api-key, and the same when registering"
-        )
+    if status == 403:
+        key = "is the key right?" if has_key else "a server that wants a key gets it with --api-key."
+        return Step(name, False, "the server refuses access (status 403)", f"{key} {HOST_HEADER}")
+    if status == 401 and has_key:
+        return Step(name, False, "the server refuses the key (status 401)", "give its key with --api-key, and the same when registering")
+    if status == 401:
+        return Step(name, False, "the server asks for a key (status 401)", "give its key with --api-key, and the same when registering")
     if 300 <= status < 400:
         return Step(name, False, f"the server redirects (status {status})", "give the URL that it redirects to; a gateway follows none")
+    if status == 404 and lacks_model(answer.content, b""):
+        return Step(name, False, "the server does not know the model (status 404)", "give one of its models with --model")
     if status == 404:
         return Step(name, False, "the path is not there (status 404)", "give the root URL, without /v1; is it an OpenAI-compatible server?")
     if status in (429, 503):

@@ -14,7 +14,7 @@ CONFIRMING_PATH = "/v1/chat/completions"
 _UNDECIDED = frozenset({407, 502, 504, 530})
 """Statuses of proxies and tunnels: the server itself may never have seen the request."""
 _WANTS_KEY = "the server asks for a key: register it with its api_key"
-_HOST_HEADER = "Ollama does so behind a tunnel that does not rewrite the Host header (ngrok: --host-header=rewrite)"
+HOST_HEADER = "Ollama does so behind a tunnel that does not rewrite the Host header (ngrok: --host-header=rewrite)"
 
 
 @frozen
@@ -49,7 +49,7 @@ def refusal_of(status: int, *, has_key: bool) -> str | None:
         return "the server refuses the stored key: update its api_key" if has_key else _WANTS_KEY
     if status == 403:
         ours = "is the stored api_key right?" if has_key else "a server that wants a key is registered with its api_key."
-        return f"the server refuses access (status 403): {ours} {_HOST_HEADER}"
+        return f"the server refuses access (status 403): {ours} {HOST_HEADER}"
     return None
 
 

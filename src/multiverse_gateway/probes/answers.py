@@ -27,6 +27,7 @@ class Finding:
     models: tuple[str, ...] = ()
     let_in: bool = False
     timed_out: bool = False
+    lacks_chat: bool = False
 
 
 class TooLargeError(Exception):
@@ -62,6 +63,7 @@ async def ask(server: Server, http: Client, request: httpx2.Request, judge: Judg
         models=finding.models,
         let_in=finding.let_in,
         timed_out=finding.timed_out,
+        lacks_chat=finding.lacks_chat,
     )
 
 

@@ -1,10 +1,16 @@
-"""Ask a server for one token: slower and surer than its list of models."""
+"""Ask a server for one token: slower and surer than its list of models.
 
+A server without chat is left alone: its list of models decides.
+"""
+
+import attrs
 import msgspec
 
 from multiverse_gateway.access import headers
+from multiverse_gateway.core.abilities import lacks_chat
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.probes.answers import Finding, ask
+from multiverse_gateway.probes.models import ModelsProbe
 from multiverse_gateway.protocols import Client, ProbeResult
 from multiverse_gateway.settings import Settings
 
@@ -12,7 +18,8 @@ from multiverse_gateway.settings import Settings
 class ChatProbe:
     """`POST {endpoint_url}/v1/chat/completions` with the registered name and `max_tokens` 1: an answer with choices passes.
 
-    It keeps a model loaded that its server would drop when idle, and takes a slot of the server for a moment.
+    It keeps a model loaded that its server would drop when idle, and takes a slot of the server for a moment. A server that has no chat,
+    such as one for embeddings, passes with its list of models, as `ModelsProbe` judges it.
     """
 
     async def check(self, server: Server, http: Client) -> ProbeResult:
@@ -24,7 +31,11 @@ class ChatProbe:
             headers={**headers(server), "content-type": "application/json"},
             content=msgspec.json.encode(body),
         )
-        return await ask(server, http, request, judge)
+        result = await ask(server, http, request, judge)
+        if result.passed or not result.lacks_chat:
+            return result
+        listed = await ModelsProbe().check(server, http)
+        return attrs.evolve(listed, let_in=listed.passed, lacks_chat=True)
 
 
 def judge(status: int, body: bytes) -> Finding:
@@ -33,8 +44,10 @@ def judge(status: int, body: bytes) -> Finding:
     >>> judge(200, b'{"choices": [{"message": {"content": "H"}}]}').reason is None
     True
     """
+    if lacks_chat(status, body):
+        return Finding(reason=f"the server has no chat (status {status})", lacks_chat=True)
     if status == 404:
-        return Finding(reason="the server does not know the registered model or has no chat (status 404): is the name spelt right?")
+        return Finding(reason="the server does not know the registered model (status 404): is the name spelt right?")
     if status != 200:
         return Finding(reason=f"a chat completion is answered with status {status}: does the model run, and can it chat?")
     try:
@@ -44,7 +57,7 @@ def judge(status: int, body: bytes) -> Finding:
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or not choices:
         return Finding(reason="the answer to a chat completion has no choices: does the model run, and can it chat?")
-    return Finding()
+    return Finding(let_in=True)
 
 
 def create(settings: Settings) -> ChatProbe:

@@ -330,9 +330,11 @@ async def _chat(gateway: Gateway, server: Server) -> Step:
     try:
         with anyio.move_on_after(CHAT_SECONDS):
             result = await load("probes", "chat", gateway.settings).check(server, gateway.http)
+            if result.passed and result.lacks_chat:
+                return Step(title=title, state="good", words=f"{server.model_name} has no chat, as a model for embeddings. It can be used.")
             if result.passed:
                 return Step(title=title, state="good", words=f"{server.model_name} answers.")
-            words = f"{sentence(result.reason or 'no answer')} Embedding models need not chat."
+            words = f"{sentence(result.reason or 'no answer')}"
     except Exception:  # noqa: BLE001  whatever a stranger's server does is a failed step, in a category only
         words = "The connection broke before an answer came. Is the model still loading?"
     return Step(title=title, state="warn", words=words)
