@@ -125,6 +125,7 @@ def test_a_path_becomes_an_api_path_or_stays(method: str, path: str, wants_page:
         ("/v1/completions/models", "base URL"),
         ("/v1/embeddings/embeddings", "base URL"),
         ("/v1/messages/messages", "base URL"),
+        ("/v1/engines/big/completions", "model in the body"),
     ],
 )
 def test_a_wrong_base_url_is_explained(path: str, word: str) -> None:

@@ -136,6 +136,27 @@ def test_every_spelling_has_the_same_limits(gateway: GatewayProcess, ask: Ask, b
 
 
 @EVERY
+def test_every_spelling_is_guarded_against_browsers(ask: Ask, backend: Backend, spell: Callable[[str], str]) -> None:
+    """A form of another site is refused, and no answer is a document in the gateway's origin."""
+    hits = backend.hits
+    foreign = [("content-type", "text/plain"), ("sec-fetch-site", "cross-site"), ("origin", "http://evil.example")]
+    assert ask("POST", spell("/chat/completions"), headers=foreign, body=body()).status == 403
+    assert backend.hits == hits
+    for answer in (ask("POST", spell("/chat/completions"), body=body()), ask("POST", spell("/chat/completions"), key=None, body=body())):
+        named = dict(answer.headers)
+        assert named["x-content-type-options"] == "nosniff"
+        assert named["content-security-policy"].startswith("sandbox")
+
+
+def test_a_model_in_the_path_is_not_used_instead_of_the_one_in_the_body(ask: Ask, backend: Backend) -> None:
+    """Servers with the old engines API take the model from the path, which a key could be for no longer."""
+    hits = backend.hits
+    for target in ("/v1/engines/big/completions", "/v1//engines/big/embeddings", "/v1/engines/big/chat/completions/"):
+        assert ask("POST", target, body=body()).status == 404
+    assert backend.hits == hits
+
+
+@EVERY
 def test_models_are_listed_in_every_spelling(ask: Ask, spell: Callable[[str], str]) -> None:
     """Programs get the list, and one model; what asks for HTML gets the page where a page has the path."""
     assert [model["id"] for model in ask("GET", spell("/models")).json["data"]] == ["tiny"]

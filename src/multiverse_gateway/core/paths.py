@@ -125,6 +125,8 @@ def hint(path: str) -> str | None:
         return "There is no call at /v1 itself. Add the call's name, as in /v1/chat/completions."
     if path.startswith("/v1/v1/") or path == "/v1/v1":
         return "The path begins with /v1 twice. Let the base URL of your client end in /v1 once."
+    if path.startswith("/v1/engines/"):  # a server could use the model in the path, and the gateway counts the one in the body
+        return "OpenAI has removed the engines API. Call /v1/completions or /v1/embeddings, and name the model in the body."
     twice = _TWICE.match(path)
     if twice is not None:
         return f"The base URL of your client contains the call {twice[1]}, to which it adds another. Let the base URL end in /v1."
