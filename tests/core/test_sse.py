@@ -550,6 +550,8 @@ def test_error_events_have_the_form_of_their_dialect() -> None:
     assert error_event(Dialect.MESSAGES, "lost", "x", 7) == (
         b'event: error\ndata: {"type":"error","error":{"type":"api_error","message":"lost"}}\n\n'
     )
+    for code in ("gateway_shutting_down", "overloaded"):
+        assert b'"type":"overloaded_error"' in error_event(Dialect.MESSAGES, "later", code)
 
 
 def test_the_next_sequence_number_follows_the_last_one_relayed() -> None:

@@ -581,6 +581,23 @@ def test_comments_before_the_first_event_are_not_kept() -> None:
     assert client.data == ONE
 
 
+@pytest.mark.parametrize("flood", [b"x\n\n", b": ping\n\n", b"\n", b"data:\n\n"])
+def test_a_stream_without_any_event_is_given_up_at_the_limit_of_streams(flood: bytes) -> None:
+    """Whatever its server sends instead of events, in one piece or in many; no more of it is held."""
+    stage = engine("a", "b", limits=Limits(max_stream_bytes=10_000))
+    _, client = stage.start(stream=True)
+    stage.last.head(200, EVENTS)
+    for _ in range(11):
+        stage.last.body(flood * (1000 // len(flood)))
+    stage.last.body(b"x" * 1000)
+    assert (stage.sendings[0].aborted, stage.blamed()) == (True, [("a", K)])
+    stage.wait(0.1)
+    stage.last.head(200, EVENTS)
+    stage.last.body(flood * (20_000 // len(flood)))
+    assert (client.status, code(client), stage.blamed()) == (502, "upstream_bad_response", [("a", K), ("b", K)])
+    stage.check()
+
+
 def test_an_attempt_after_another_starts_afresh() -> None:
     """Nothing of the first attempt's answer remains."""
     stage = engine("a", "b")

@@ -52,6 +52,8 @@ EVENTS_PER_CALL = 64
 _MAX_CHOICES = 4096
 _MAX_LINES = 1 << 14
 _LONG = 1 << 14
+_OVERLOADED = frozenset({"gateway_shutting_down", "overloaded"})
+"""Codes after which Anthropic's clients may try again later: those of 503."""
 _BOM = b"\xef\xbb\xbf"
 _EVENT_END = re.compile(rb"\n(?:\n|\r\n?)|\r\r\n?")
 _COMMENTS = re.compile(rb"(?:(?::[^\r\n\x80-\xff]*+(?:\r\n?|\n))*+(?:\r\n?|\n))++")
@@ -458,7 +460,8 @@ def error_event(dialect: Dialect, message: str, code: str, sequence_number: int 
     b'event: error\\ndata: {"type":"error","error":{"type":"api_error","message":"The server was lost."}}\\n\\n'
     """
     if dialect is Dialect.MESSAGES:
-        return _write(b"event: error\n", {"type": "error", "error": {"type": "api_error", "message": message}})
+        kind = "overloaded_error" if code in _OVERLOADED else "api_error"
+        return _write(b"event: error\n", {"type": "error", "error": {"type": kind, "message": message}})
     error = {"message": message, "type": "server_error", "param": None, "code": code}
     if dialect is Dialect.RESPONSES:
         fields = {"type": "error", "sequence_number": sequence_number, "code": code, "message": message, "param": None}

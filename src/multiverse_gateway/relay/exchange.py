@@ -76,6 +76,7 @@ LAST_RESORT_SECONDS = 0.05
 _STREAM_HEADERS = [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 _BLAMELESS = frozenset({FailureClass.CLIENT_ERROR, FailureClass.TRANSIENT, FailureClass.LOCAL})
 _REPORTED_ERROR = Failure(FailureClass.SERVER_ERROR, "the stream ended with an error")
+_NO_EVENT = Failure(FailureClass.NONSENSE, "a stream of comments without any event")
 _FAILED_PROBE = Failure(FailureClass.TIMEOUT, "no data, and the server failed a probe")
 _KNOWN_REFUSALS = frozenset({401, 403, 404, 405, 408, 413, 429})
 """Statuses of 4xx that say something else than that a field of the request is not known."""
@@ -546,6 +547,8 @@ class Exchange:
         whole = events.feed(data)
         if self.phase is _TRYING:
             self._before_first_event(whole, events)
+            if self._events is not events:
+                return
         else:
             if whole:
                 self.sent_bytes += len(whole)
@@ -1105,6 +1108,8 @@ class Exchange:
             self._refuse(AnswerTooLarge(self._over_limit(events)))
         elif events.broken is not None:
             self._fail_attempt(Failure(kind=FailureClass.NONSENSE, reason=events.broken))
+        elif self._received > self._limits.max_stream_bytes:
+            self._fail_attempt(_NO_EVENT)
 
     def _over_limit(self, events: EventStream) -> str:
         setting = "MULTIVERSE_MAX_EVENT_BYTES" if events.dialect is _CHAT else "MULTIVERSE_MAX_LARGE_EVENT_BYTES"
