@@ -1077,6 +1077,17 @@ async def test_registering_on_the_page_shows_the_owners_token_once() -> None:
         assert "mvg-owner-" not in (await browser.send("/register", form)).text
 
 
+async def test_a_mounted_gateway_may_have_a_proxy_before_it() -> None:
+    """36: the path of the proxy comes before the path of the application."""
+    async with browsing(prefix="/mounted", root_path="/ai") as browser:
+        assert (await browser.open("/")).headers["location"] == "/ai/mounted/dashboard"
+        page = await browser.open("/login")
+        assert 'action="/ai/mounted/login"' in page.text
+        assert (await browser.sign_in()).headers["location"] == "/ai/mounted/dashboard"
+        assert (await browser.client.get("/mounted/chat/completions")).status_code == 404
+        assert (await browser.client.post("/mounted/chat/completions", json={"model": "x"})).json()["error"]["code"] == "model_not_found"
+
+
 async def test_no_proxy_can_serve_the_gateway_below_a_path_of_its_own() -> None:
     """36: every first segment of a route is one that `ROOT_PATH` may not begin with."""
     async with browsing() as browser:
