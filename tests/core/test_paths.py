@@ -125,6 +125,9 @@ def test_a_path_becomes_an_api_path_or_stays(method: str, path: str, wants_page:
         ("/v1/completions/models", "base URL"),
         ("/v1/embeddings/embeddings", "base URL"),
         ("/v1/messages/messages", "base URL"),
+        ("/v1/chat/completions/audio/speech", "base URL"),
+        ("/v1/chat/completions/files", "base URL"),
+        ("/v1/messages/count_tokens/messages", "base URL"),
         ("/v1/engines/big/completions", "model in the body"),
     ],
 )
@@ -135,7 +138,17 @@ def test_a_wrong_base_url_is_explained(path: str, word: str) -> None:
     assert word in advice
 
 
-@pytest.mark.parametrize("path", ["/v1/responses/resp_1/cancel", "/v1/responses/compact", "/v1/messages/batches", "/v1/v1x", "/v1/unknown"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/responses/resp_1/cancel",
+        "/v1/responses/compact",
+        "/v1/messages/batches",
+        "/v1/chat/completions/chatcmpl-1/messages",
+        "/v1/v1x",
+        "/v1/unknown",
+    ],
+)
 def test_a_path_that_may_exist_has_no_hint(path: str) -> None:
     """Calls that the gateway does not know are the servers' to judge."""
     assert hint(path) is None

@@ -43,9 +43,8 @@ _UNPREFIXED: Final = frozenset(call.removeprefix(PREFIX) for call in CALLS)
 _OTHER_NAMES: Final = {"/v2/rerank": "/v1/rerank"}
 _ORIGIN: Final = re.compile(r"https?://[^/?#]+", re.IGNORECASE)
 _SLASHES: Final = re.compile(r"/{2,}")
-_TWICE: Final = re.compile(
-    rf"((?:{'|'.join(sorted(CALLS, key=len, reverse=True))}))/(?:v1/)?(?:chat/|completions|embeddings|responses|messages|models)"
-)
+_BEGINNINGS: Final = "|".join(sorted({call.split("/")[2] for call in CALLS} | {"models", "files"}))
+_TWICE: Final = re.compile(rf"({'|'.join(sorted(CALLS, key=len, reverse=True))})/(?:v1/)?(?:{_BEGINNINGS})(?:/|$)")
 
 
 def is_api(path: str) -> bool:
@@ -119,12 +118,12 @@ def hint(path: str) -> str | None:
     """Return what a client that called an API path which cannot exist has to change, or `None` if the path may exist.
 
     >>> hint("/v1/v1/chat/completions")
-    'The path begins with /v1 twice. Let the base URL of your client end in /v1 once.'
+    'The path begins with /v1 twice. Write it once in the base URL of your client, or leave it out if the client adds it.'
     """
     if path == PREFIX:
         return "There is no call at /v1 itself. Add the call's name, as in /v1/chat/completions."
     if path.startswith("/v1/v1/") or path == "/v1/v1":
-        return "The path begins with /v1 twice. Let the base URL of your client end in /v1 once."
+        return "The path begins with /v1 twice. Write it once in the base URL of your client, or leave it out if the client adds it."
     if path.startswith("/v1/engines/"):  # a server could use the model in the path, and the gateway counts the one in the body
         return "OpenAI has removed the engines API. Call /v1/completions or /v1/embeddings, and name the model in the body."
     twice = _TWICE.match(path)
