@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
 
+from support import behaviours
 from support.backends import Backend
 from support.processes import DOORS, GatewayProcess, door_setting
 from support.raw_client import RawClient
+from support.require import require_program
 from support.sockets import serving, wait_until
 
 pytestmark = pytest.mark.e2e
@@ -33,11 +36,18 @@ def gateway(request: pytest.FixtureRequest) -> Iterator[GatewayProcess]:
         "LOG_LEVEL": "WARNING",
         **door_setting(request.param),
     }
-    backend = Backend("good", models=("tiny",))
-    with GatewayProcess(settings) as process, serving(backend):
-        process.register("tiny", backend.url)
+    with GatewayProcess(settings) as process:
         yield process
-    assert "Traceback" not in process.log_text(), process.log_text()
+        assert "Traceback" not in process.log_text(), process.log_text()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def backend(gateway: GatewayProcess) -> Iterator[Backend]:
+    """Return the server that every test may ask."""
+    it = Backend("good", models=("tiny",))
+    with serving(it):
+        gateway.register("tiny", it.url)
+        yield it
 
 
 def tasks(gateway: GatewayProcess) -> int:
@@ -128,7 +138,7 @@ def test_an_empty_line_hides_no_folded_header(gateway: GatewayProcess) -> None:
                 client.reader.expect()
 
 
-@pytest.mark.parametrize(("path", "count"), [(ASSET, 10), ("/openapi.json", 100), ("/v1/models", 15_000)])
+@pytest.mark.parametrize(("path", "count"), [(ASSET, 10), ("/openapi.json", 100)])
 def test_answers_that_are_not_taken_end(gateway: GatewayProcess, path: str, count: int) -> None:
     """One large answer or many small ones: the connection is cut off after the write timeout, and no task is left."""
     before = tasks(gateway)
@@ -209,3 +219,69 @@ def test_refused_uploads_give_their_memory_back(gateway: GatewayProcess, path: s
     before = gateway.memory_bytes()
     refuse(50)
     assert gateway.memory_bytes() - before < 5 << 20
+
+
+H2C = "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n"
+
+
+@pytest.mark.parametrize("request_bytes", [post(fields=H2C), post(fields=H2C, stream=True), get(fields=H2C), get("/v1/models", fields=H2C)])
+def test_the_offer_of_http2_is_ignored(gateway: GatewayProcess, request_bytes: bytes) -> None:
+    """RFC 9110, 7.8: answered in HTTP/1.1, and the connection goes on."""
+    with RawClient(gateway.port) as client:
+        for _ in range(3):
+            client.send(request_bytes)
+            answer = client.read_response()
+            assert (answer.status, answer.informational, answer.complete) == (200, [], True)
+            client.reader.expect()
+
+
+def test_a_client_that_offers_http2_and_leaves_is_noticed(gateway: GatewayProcess, backend: Backend) -> None:
+    """While its request is being answered, as any other."""
+    backend.behave = behaviours.stall()
+    with RawClient(gateway.port) as client:
+        client.send(post(fields=H2C))
+        wait_until(lambda: backend.running)
+    wait_until(lambda: not backend.running)
+    backend.behave = behaviours.good()
+
+
+def test_curl_asks_for_http2(gateway: GatewayProcess) -> None:
+    """`--http2` on a plain connection offers the upgrade; bodies, streams and chunks arrive whole."""
+    curl = require_program("curl", "a client that offers h2c")
+    for stream in (False, True):
+        body = json.dumps({"model": "tiny", "messages": [], "stream": stream})
+        for more in ([], ["-H", "transfer-encoding: chunked"]):
+            command = [curl, "-s", "--http2", "-w", " %{http_version} %{response_code}", "-H", "content-type: application/json", *more]
+            command += ["-d", body, f"{gateway.url}{CHAT}"]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+            assert done.stdout.endswith(" 1.1 200"), done.stdout
+            assert ("[DONE]" in done.stdout) == stream
+
+
+WEBSOCKET = "connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+
+
+@pytest.mark.parametrize("fields", [WEBSOCKET, "connection: upgrade\r\nupgrade: WebSocket\r\n", WEBSOCKET.replace("13", "8")])
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/realtime?model=tiny", "/livez", "/dashboard", "/nothing"])
+def test_there_are_no_websockets(gateway: GatewayProcess, path: str, fields: str) -> None:
+    """404 with the usual error, whatever the path, and however well the handshake is made; the connection goes on."""
+    with RawClient(gateway.port) as client:
+        for _ in range(2):
+            client.send(get(path, fields=fields))
+            answer = client.read_response()
+            assert answer.status == 404
+            assert answer.json["error"]["code"] == "unknown_url"
+            assert "WebSocket" in answer.json["error"]["message"]
+            client.reader.expect()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_nothing_goes_wrong_when_an_answer_closes_its_connection(gateway: GatewayProcess, version: str, stream: bool) -> None:
+    """The fixture looks for tracebacks in the log."""
+    for fields in ("", CLOSE, "connection: keep-alive\r\n"):
+        for _ in range(5):
+            with RawClient(gateway.port) as client:
+                client.send(post(fields=fields, version=version, stream=stream))
+                answer = client.read_response()
+                assert (answer.status, answer.complete) == (200, True)

@@ -33,6 +33,8 @@ class HttpServer:
     offered: int = 0
     """How many messages the door has tried to send."""
     error: Exception | None = None
+    keeps_cancellations: bool = False
+    """Whether it returns as if nothing had been, as hypercorn does while it closes a connection."""
     _left: anyio.Event = attrs.field(factory=anyio.Event)
     _changed: asyncio.Condition = attrs.field(factory=asyncio.Condition)
     _received: int = 0
@@ -49,7 +51,11 @@ class HttpServer:
         """Take a message when the gate is open."""
         self.offered += 1
         await self._tell()
-        await self.gate.wait()
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            if not self.keeps_cancellations:
+                raise
         if self.error is not None:
             raise self.error
         self.sent.append(message)
@@ -364,3 +370,13 @@ async def test_a_head_without_a_body_goes_out_with_the_end() -> None:
     async with door() as it:
         it.stage.last.answer(400, JSON, b"")
     assert (it.http.headers[b"content-length"], it.http.data, it.http.more) == (b"0", b"", [False])
+
+
+async def test_a_server_below_that_keeps_a_cancellation_to_itself() -> None:
+    """The client leaves while the last message is being sent: nothing is raised."""
+    async with door(is_open=False) as it:
+        it.http.keeps_cancellations = True
+        it.stage.last.answer()
+        await it.http.until(lambda: it.http.offered == 1)
+        it.http.leave()
+    assert it.errors == []

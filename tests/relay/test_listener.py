@@ -366,8 +366,7 @@ OTHERS = {
     "HTTP/0.9": b"POST /v1/chat/completions\r\n\r\n",
     "no host": request().replace(b"Host: x\r\n", b""),
     "a percent sign": request(path="/v1/chat%2Fcompletions"),
-    "an upgrade": request(fields="connection: upgrade\r\nupgrade: websocket\r\n"),
-    "an upgrade to h2c": request(fields="connection: upgrade\r\nupgrade: h2c\r\n"),
+    "an upgrade before chunks": CHUNKED.replace(b"\r\n\r\n", b"\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n", 1),
     "length and coding": request(fields="transfer-encoding: chunked\r\n"),
     "two lengths": request(fields="content-length: 17\r\n"),
     "a length with a sign": request().replace(b"content-length: ", b"content-length: +"),
@@ -384,6 +383,19 @@ OTHERS = {
     "a bad chunk at once": CHUNKED + b"zz\r\n",
     "a request behind chunks at once": CHUNKED + chunked(BODY) + request(),
 }
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "websocket", "TLS/1.0, h2c"])
+async def test_the_offer_of_another_protocol_is_ignored(protocol: str) -> None:
+    """RFC 9110, 7.8: answered in HTTP/1.1, again and again on one connection, as the JDK's client sends it."""
+    fields = f"connection: Upgrade, HTTP2-Settings\r\nupgrade: {protocol}\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\n"
+    async with door() as it, it.visitor() as visitor:
+        for number in range(3):
+            await visitor.send(request(fields=fields))
+            await it.tried(number + 1)
+            it.hall.engine.last.answer()
+            assert (await visitor.answer()).status == 200
+        assert not it.handed
 
 
 @pytest.mark.parametrize("served", [0, 1])

@@ -86,8 +86,9 @@ class AsgiClient:
                     await send(message)
                 finally:
                     self._deadline = None
-                if not deadline.expired():  # it is, if the server below kept its cancellation to itself
-                    deadline.reschedule(None)
+                if deadline.expired():  # and the server below kept the cancellation to itself, as hypercorn does while it closes
+                    raise TimeoutError
+                deadline.reschedule(None)
 
             while not self._gone:
                 await self._wake.wait()

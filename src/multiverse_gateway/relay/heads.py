@@ -114,7 +114,9 @@ def _read(head: bytes, root: str) -> RequestHead | None:
     read = _Parser()
     try:
         read.parser.feed_data(head)
-    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+    except httptools.HttpParserUpgrade:
+        pass  # only an offer (RFC 9110, 7.8), which the JDK's client makes with every request; the head is whole
+    except httptools.HttpParserError:
         return None
     finally:
         del read.parser  # which holds its methods: no cycle is left for the collector

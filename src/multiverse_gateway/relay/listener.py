@@ -1,7 +1,7 @@
 """The direct door: inference requests on HTTP/1.1, from the callbacks of the socket straight into their exchange.
 
 1. It takes a request only if it is beyond doubt: `POST` to the API in HTTP/1.1 with a host, its head whole in the first bytes that arrive
-   and free of errors, nothing to upgrade, nothing behind it and nothing but empty lines before it. Any other connection is handed over
+   and free of errors, nothing behind it and nothing but empty lines before it. Any other connection is handed over
    with the bytes read so far, and stays with who gets it.
 2. No request has a task or a timer of its own: connections have a `due` that one sweep looks at.
 3. Reading goes on whatever is being done, so that a client that leaves is noticed; what it sends ahead is kept up to a limit.
@@ -381,7 +381,7 @@ class Connection(asyncio.Protocol):
         try:
             chunks = self._chunks = _Chunks(data[:end])
             self._pieces = chunks.feed(data[end:])
-        except httptools.HttpParserError:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):  # llhttp reads no chunks behind the offer of an upgrade
             return False
         return not chunks.has_extra
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import h11
 from hypercorn.events import Closed, Event
-from hypercorn.protocol.events import Body, Request
+from hypercorn.protocol.events import Body, Request, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
@@ -24,9 +24,10 @@ def _is_folded(data: bytes) -> bool:
 
 
 class _Connection(h11.Connection):
-    """The protocol of one connection, stricter than h11 but for two things that RFC 9112 asks servers to accept.
+    """The protocol of one connection, stricter than h11 but for three things that servers must or may ignore.
 
-    Empty lines before a request are ignored (2.2), and so is all that follows the last request of a connection (9.6).
+    They are empty lines before a request (RFC 9112, 2.2), all that follows the last request of a connection (RFC 9112, 9.6), and the
+    offer of another protocol (RFC 9110, 7.8).
     """
 
     has_ended = False
@@ -49,8 +50,10 @@ class _Connection(h11.Connection):
             if _is_folded(waiting):
                 raise h11.RemoteProtocolError("a header is folded")
         event = super().next_event()
-        if isinstance(event, h11.Request) and event.http_version == b"1.0" and dict(event.headers).get(b"transfer-encoding") is not None:
-            raise h11.RemoteProtocolError("HTTP/1.0 knows no transfer codings")  # RFC 9112, 6.1
+        if isinstance(event, h11.Request):
+            self._cstate.pending_switch_proposals.clear()  # else h11 reads nothing more, not even that the client left, until the answer
+            if event.http_version == b"1.0" and b"transfer-encoding" in dict(event.headers):
+                raise h11.RemoteProtocolError("HTTP/1.0 knows no transfer codings")  # RFC 9112, 6.1
         return event
 
     def _skip_empty_lines(self) -> None:
@@ -89,6 +92,8 @@ class GuardedH11(H11Protocol):
 
     async def stream_send(self, event: StreamEvent) -> None:
         """Send what the application says, a large body in pieces; nothing once the client has left."""
+        if self.stream is None and not isinstance(event, StreamClosed):
+            return
         if not isinstance(event, Body):
             await super().stream_send(event)
             return
