@@ -22,7 +22,7 @@ from anyio.abc import TaskGroup
 from multiverse_gateway._version import __version__
 from multiverse_gateway.access import ask_for_access
 from multiverse_gateway.core.access import CONFIRMING_PATH, Access, confirming_path
-from multiverse_gateway.core.activity import Activity, Running
+from multiverse_gateway.core.activity import ELSEWHERE, Activity, Running, busy_role, held_seconds
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_endpoint
 from multiverse_gateway.core.budget import DayCounts, day_name, day_of
 from multiverse_gateway.core.envelope import Envelope, asking_for_usage, with_model
@@ -473,6 +473,9 @@ class Gateway:
         if not result.timed_out:
             return result
         activity = self._activity(server)
+        if activity.oldest is None and await self._is_busy_elsewhere(server):
+            elsewhere = Running(ELSEWHERE, self.now() + held_seconds(self.settings.health_check_timeout_seconds))
+            activity = attrs.evolve(activity, oldest=elsewhere)
         result = attrs.evolve(result, is_busy=activity.shows_life_since(before), running=activity.oldest)
         return attrs.evolve(result, reason=BUSY) if result.is_busy else result
 
@@ -515,6 +518,22 @@ class Gateway:
             received={(exchange.number, exchange.tried): exchange.received for exchange in running},
             oldest=None if oldest is None else Running((oldest.number, oldest.tried), oldest.due),
         )
+
+    async def _is_busy_elsewhere(self, server: Server) -> bool:
+        """Return whether another process has requests running on the machine of a server, as far as the store can say."""
+        try:
+            return not await self.store.claim(busy_role(server.endpoint_url), "", 0.0)
+        except StorageUnavailable:
+            return False
+
+    def busy_machines(self) -> set[str]:
+        """Return the URLs of servers on which requests of this process have been running for longer than half of a probe's time."""
+        now, least = self.now(), self.settings.health_check_timeout_seconds / 2
+        return {
+            exchange.server.endpoint_url
+            for exchange in self.exchanges
+            if exchange.is_attempting and exchange.server is not None and exchange.due > now >= exchange.attempt_began + least
+        }
 
     def _confirming_path(self, server: Server) -> str | None:
         """Return the API path on which the server has to let the gateway in, or `None` if there is no doubt about that."""

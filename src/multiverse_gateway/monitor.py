@@ -19,6 +19,7 @@ import anyio
 import anyio.abc
 import attrs
 
+from multiverse_gateway.core.activity import busy_role, held_seconds, hold_seconds
 from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.core.health import AutoDeregister, HealthState
 from multiverse_gateway.core.routing import Route, RoutingTable
@@ -103,6 +104,10 @@ class Watched(Protocol):
 
     def note_result(self, result: ProbeResult, *, forced: bool = False, correlated: bool = False) -> None:
         """Advance a server's health by a result; results of removed servers and of older generations are dropped."""
+        ...
+
+    def busy_machines(self) -> Collection[str]:
+        """Return the URLs of servers on which requests of this process have been running for a while."""
         ...
 
     def doubted_accesses(self) -> Sequence[tuple[Server, str]]:
@@ -231,6 +236,8 @@ async def watch(gateway: Watched) -> None:
             trouble = "the registry cannot be read; routing goes on with what is known"
             group.start_soon(_steadily, gateway.refresh, FOLLOW_SECONDS, trouble, gateway.store.changed)
             group.start_soon(_steadily, monitor.lead, CLAIM_SECONDS, "the store cannot say who probes; this process does")
+            often = hold_seconds(gateway.settings.health_check_timeout_seconds)
+            group.start_soon(_steadily, monitor.hold, often, "other processes cannot know which servers are busy")
             if gateway.settings.auto_deregister == AutoDeregister.DELETE:
                 group.start_soon(_steadily, monitor.clear, FOLLOW_SECONDS, "servers that failed too often cannot be removed")
             group.start_soon(monitor.probe)
@@ -356,6 +363,18 @@ class Monitor:
                 await self._claim(seat, 0.0)
             except StorageUnavailable:
                 _log.debug("the lease could not be given back; it expires by itself")
+
+    async def hold(self) -> None:
+        """Say on which machines requests of this process run, unless it probes them all: a probe that gets no answer proves little then.
+
+        Raises:
+            StorageUnavailable: The other processes cannot know.
+        """
+        if self.leads and len(self._taken) < 2:
+            return
+        ttl = held_seconds(self._gateway.settings.health_check_timeout_seconds)
+        for url in self._gateway.busy_machines():
+            await self._gateway.store.claim(busy_role(url), self._holder, ttl)
 
     async def clear(self) -> None:
         """Delete the servers that were taken out: AUTO_DEREGISTER=delete.

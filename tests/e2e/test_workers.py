@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -11,7 +13,7 @@ import httpx2
 import pytest
 
 from multiverse_gateway.monitor import FOLLOW_SECONDS, LEASE_SECONDS
-from support.backends import Backend, Exchange, list_models
+from support.backends import Backend, Exchange, answer_well, list_models
 from support.processes import ADMIN_KEY, GatewayProcess
 from support.raw_client import RawClient
 from support.sockets import wait_until
@@ -121,6 +123,56 @@ def test_one_worker_probes_and_another_takes_over(gateway: GatewayProcess) -> No
         assert backend.only_prober() in children(gateway.pid) - {prober}
         assert gateway.chat("probed").status_code == 200
         assert gateway.admin("DELETE", f"/register/{server}").status_code == 200
+
+
+class Single(Probed):
+    """A server that handles one connection at a time: all others wait in its queue."""
+
+    def __init__(self, gateway: GatewayProcess) -> None:
+        """Prepare."""
+        super().__init__(gateway)
+        self.lock = asyncio.Lock()
+        self.may_end = threading.Event()
+        self.behave = self.answer
+
+    async def note(self, exchange: Exchange) -> None:
+        """Answer a probe when everybody before is served."""
+        async with self.lock:
+            await super().note(exchange)
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Answer a request when the test says so."""
+        async with self.lock:
+            while not self.may_end.is_set():  # noqa: ASYNC110  it belongs to the thread of the test
+                await asyncio.sleep(0.02)
+            await answer_well(exchange)
+
+
+def test_a_server_that_is_busy_with_requests_of_another_worker_is_not_dead() -> None:
+    """Outside case 9: whichever worker a request came to, the one that probes knows of it."""
+    often = {"HEALTH_CHECK_INTERVAL_SECONDS": "1", "HEALTH_CHECK_TIMEOUT_SECONDS": "1"}
+    question = {"model": "probed", "messages": []}
+    with GatewayProcess(often, args=("--workers", "2")) as gateway, Single(gateway) as backend, ExitStack() as stack:
+        server = gateway.register("probed", backend.url)
+        wait_until(lambda: backend.only_prober(3), within=30)
+        prober = backend.only_prober(3)
+
+        def another() -> RawClient | None:
+            client = stack.enter_context(RawClient(gateway.port, timeout=30))
+            client.fetch("GET", "/v1/models")
+            pid = holder(children(gateway.pid), (client.host, client.port), client.socket.getsockname())
+            return None if pid in (None, prober) else client
+
+        client = next(found for found in iter(another, "") if found is not None)
+        client.request("POST", "/v1/chat/completions", json=question)
+        wait_until(lambda: backend.running == 1)
+        probes = len(backend.probes)
+        wait_until(lambda: len(backend.probes) >= probes + 4, within=30)
+        record = gateway.server(server)
+        assert (record["state"] in ("healthy", "suspect"), record["consecutive_failures"]) == (True, 0), record
+        backend.may_end.set()
+        assert client.read_response().status == 200
+        wait_until(lambda: gateway.server(server)["state"] == "healthy", within=10)
 
 
 def pages(gateway: GatewayProcess, cookie: str) -> set[int]:

@@ -17,9 +17,11 @@ import pytest
 from starlette.applications import Starlette
 
 from multiverse_gateway.app import create_app, lifespan
+from multiverse_gateway.core.activity import busy_role
 from multiverse_gateway.core.health import HealthState
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.monitor import LEASE_ROLE
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
 from support import answers, behaviours
@@ -91,12 +93,12 @@ class Watched:
 
 
 @asynccontextmanager
-async def watched(*backends: LoopServer, **settings: Any) -> AsyncIterator[Watched]:
+async def watched(*backends: LoopServer, store: MemoryStore | None = None, **settings: Any) -> AsyncIterator[Watched]:
     """Run it with its backends; probes have a third of a second of real time."""
     clock = Clock()
     usual = {"health_check_timeout_seconds": 0.3, "connect_timeout_seconds": 0.3, "first_byte_timeout_seconds": 2.0}
     given = {"admin_api_key": ADMIN_KEY, "rate_limit_per_minute": 0, "allow_private_networks": "true", **usual, **settings}
-    app = create_app(Settings(**given), store=MemoryStore(), now=clock)
+    app = create_app(Settings(**given), store=MemoryStore() if store is None else store, now=clock)
     async with AsyncExitStack() as running:
         for backend in backends:
             await running.enter_async_context(backend)
@@ -446,7 +448,7 @@ def late(single: list[OneAtATime]) -> Behaviour:
     return behave
 
 
-OFTEN = {"health_check_interval_seconds": 1, "first_byte_timeout_seconds": 20.0}
+OFTEN: dict[str, Any] = {"health_check_interval_seconds": 1, "first_byte_timeout_seconds": 20.0}
 
 
 async def test_a_server_that_streams_is_not_dead() -> None:
@@ -510,3 +512,40 @@ async def test_a_server_that_hangs_is_dead_when_its_request_has_had_its_time() -
             await until(lambda: there.state(server) == "suspect", within=20)
             await until(lambda: there.state(server) in ("unhealthy", "deactivated"), within=20)
         assert there.gateway.table.routes[server].health.consecutive_failures >= 1
+
+
+async def test_a_server_is_excused_while_another_process_waits_for_it() -> None:
+    """The process that probes asks the store when it has no request of its own on the server."""
+    backend = Backend("busy", models=("tiny",))
+    async with watched(backend, health_check_interval_seconds=1) as there:
+        server = await there.register(backend)
+        store, role = there.gateway.store, busy_role(backend.url)
+        assert await store.claim(role, "another process", 60.0)
+        backend.behave_models = behaviours.stall()
+        await until(lambda: there.state(server) == "suspect", within=20)
+        probes = len(backend.probes)
+        await until(lambda: len(backend.probes) >= probes + 3, within=20)
+        assert there.gateway.table.routes[server].health.consecutive_failures == 0
+        assert await store.claim(role, "another process", 0.0)
+        await until(lambda: there.gateway.table.routes[server].health.consecutive_failures > 0, within=20)
+
+
+async def test_a_process_that_does_not_probe_says_where_its_requests_run() -> None:
+    """As long as they do; then the lease expires by itself."""
+    goes_on = threading.Event()
+    backend = Backend("busy", behaviours.held_stream(goes_on), models=("tiny",))
+    store = MemoryStore()
+    assert await store.claim(LEASE_ROLE, "another process", 60.0)
+    async with watched(backend, store=store) as there, anyio.create_task_group() as group:
+        await there.register(backend)
+
+        async def is_held() -> bool:
+            return not await store.claim(busy_role(backend.url), "somebody", 0.0)
+
+        assert not await is_held()
+        group.start_soon(lambda: there.ask(stream=True))
+        while not await is_held():  # noqa: ASYNC110  the store says it to who asks
+            await anyio.sleep(0.05)
+        goes_on.set()
+        while await is_held():  # noqa: ASYNC110
+            await anyio.sleep(0.05)

@@ -1,6 +1,8 @@
 """What a server does for this process while it is probed: a server that sends bytes is alive, whether or not it answers the probe."""
 
 from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Final
 
 from attrs import frozen
 
@@ -36,3 +38,28 @@ class Activity:
         (True, False)
         """
         return self.answers > before.answers or any(count > before.received.get(key, 0) for key, count in self.received.items())
+
+
+ELSEWHERE: Final = (0, 0)
+"""Stands for an attempt of another process, of which only its existence is known."""
+_LONGEST_HOLD = 5.0
+_HOLDS = 3
+
+
+def hold_seconds(probe_timeout: float) -> float:
+    """Return how often, in seconds, a process says that it has requests running on a machine: sooner than a probe of it times out."""
+    return min(_LONGEST_HOLD, probe_timeout / 4)
+
+
+def held_seconds(probe_timeout: float) -> float:
+    """Return for how many seconds other processes believe that."""
+    return _HOLDS * hold_seconds(probe_timeout)
+
+
+def busy_role(endpoint_url: str) -> str:
+    """Return the name of the lease by which a process says that it has requests running on a machine.
+
+    >>> busy_role("http://a") == busy_role("http://a") != busy_role("http://b")
+    True
+    """
+    return f"busy-{blake2b(endpoint_url.encode(), digest_size=16).hexdigest()}"

@@ -377,6 +377,11 @@ class Exchange:
         return self._slot
 
     @property
+    def attempt_began(self) -> float:
+        """The monotonic instant at which the attempt began that runs."""
+        return self._try_began
+
+    @property
     def received(self) -> int:
         """Bytes of the server's answer that arrived so far; its head counts as one."""
         return self._received + (self._head_status != 0)
