@@ -541,38 +541,34 @@ class Exchange:
         if self.phase is _DRAINING:
             return
         if events is not None:
-            self._relay_events(events, data)
+            whole = events.feed(data)
+            if self.phase is _TRYING:
+                self._before_first_event(whole, events)
+                if self._events is not events:
+                    return
+            else:
+                if whole:
+                    self.sent_bytes += len(whole)
+                    self.client.body(whole)
+                if not self._clogged:
+                    due = self._engine.now() + self._limits.idle_timeout
+                    self.due = due if due < self.deadline else self.deadline
+            if events.is_over or self._received > self._limits.max_stream_bytes:
+                self._end_by(events)
+            elif not whole or self.held or events.has_more:
+                self._hold_unfinished(events)
         elif self.envelope.answers_json or not 200 <= self._head_status < 300:
             self._collect(data)
         else:
             self._relay_raw(data)
 
-    def _relay_events(self, events: EventStream, data: bytes) -> None:
-        """Relay the events that a piece completes, as many as make one turn."""
-        whole = events.feed(data)
-        if self.phase is _TRYING:
-            self._before_first_event(whole, events)
-            if self._events is not events:
-                return
-        else:
-            if whole:
-                self.sent_bytes += len(whole)
-                self.client.body(whole)
-            if not self._clogged:
-                due = self._engine.now() + self._limits.idle_timeout
-                self.due = due if due < self.deadline else self.deadline
-        if events.is_over or self._received > self._limits.max_stream_bytes:
-            self._end_by(events)
-        elif events.has_more:
+    def _hold_unfinished(self, events: EventStream) -> None:
+        """Hold what was read of a stream and not relayed: events for the next turns, or a large event that is not complete yet."""
+        if events.has_more:
             self._pause()
             self._engine.soon(self._handle_more)
-        elif not whole or self.held:
-            self._hold_unfinished(events.unfinished)
-
-    def _hold_unfinished(self, count: int) -> None:
-        """Hold an event of so many bytes that is not complete yet."""
-        if count > UNCOUNTED_BYTES or self.held:
-            self._hold(count)
+        elif events.unfinished > UNCOUNTED_BYTES or self.held:
+            self._hold(events.unfinished)
 
     @property
     def _is_behind(self) -> bool:
@@ -584,7 +580,7 @@ class Exchange:
         events = self._events
         if events is None or not self._is_behind or self._clogged or self.phase not in (_TRYING, _RELAYING):
             return
-        self._relay_events(events, b"")
+        self.body(b"")
         if self._is_up_to_date(events):
             ending, self._ending = self._ending, None
             if ending is not None:
@@ -597,18 +593,15 @@ class Exchange:
         return self._events is events and not self._is_behind and self.phase in (_TRYING, _RELAYING)
 
     def end(self) -> None:
-        """Take the regular end of the body, once all events before it were handled."""
+        """Take the regular end of the body; that of a stream once all events before it are handled."""
         self._sending = None
-        if self._is_behind and self.phase is not _DRAINING:
-            self._ending = self._end
-        else:
-            self._end()
-
-    def _end(self) -> None:
         if self.phase is _DRAINING:
             self._over()
         elif self._events is not None:
-            self._end_of_stream(self._events)
+            if self._events.has_more:
+                self._ending = partial(self._end_of_stream, self._events)
+            else:
+                self._end_of_stream(self._events)
         elif not 200 <= self._head_status < 300:
             if self.asks_usage and self._may_refuse_usage():
                 self._ask_without_usage()
@@ -633,7 +626,8 @@ class Exchange:
             self._end_of_passing(self._passing)
             return
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks = []
+        if self.held:
+            self._chunks = []  # the client may take long to read the answer: hold it once
         answer = read_answer(body)
         if answer is None:
             self._fail_attempt(Failure(kind=FailureClass.NONSENSE, reason="an answer that is not JSON", status=self._head_status))

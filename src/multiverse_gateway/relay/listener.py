@@ -515,7 +515,9 @@ class Connection(asyncio.Protocol):
         self._write_whole(status, headers, body)
         self._leave()
         if not self._clogged:
-            self._forget_answer()
+            if self._unread is not None and self._unread.held:
+                self._unread.taken()
+            self._unread = None
             self._finish()
 
     def _forget_answer(self) -> None:

@@ -246,8 +246,15 @@ class _Connection(asyncio.BufferedProtocol):
             self._parser.feed_data(self._wire.buffer[:nbytes])
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as problem:
             error = problem
-        if self._pieces:
-            self._pass_on()
+        pieces, receiver = self._pieces, self._receiver
+        if pieces:
+            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)  # chunks of a byte each must not cost a call each
+            pieces.clear()
+            if receiver is not None:
+                try:
+                    receiver.body(data)
+                except Exception as mistake:  # noqa: BLE001  it is ours, and must not be blamed on the server
+                    self.fail(self._bug(mistake))
         if self._receiver is None:  # aborted by its receiver
             return
         if self._state == _DONE:
@@ -268,18 +275,6 @@ class _Connection(asyncio.BufferedProtocol):
         context = {"message": "a receiver failed", "exception": error, "protocol": self}
         asyncio.get_running_loop().call_exception_handler(context)
         return _BUG
-
-    def _pass_on(self) -> None:
-        """Pass on what one buffer held of the body, in one piece: chunks of a byte each must not cost a call each."""
-        pieces = self._pieces
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
-        receiver = self._receiver
-        if receiver is not None:
-            try:
-                receiver.body(data)
-            except Exception as error:  # noqa: BLE001  a mistake of ours, which must not be blamed on the server
-                self.fail(self._bug(error))
 
     def _finish(self, *, keep: bool) -> None:
         sending = self._sending
