@@ -87,3 +87,9 @@ async def test_a_server_that_should_chat_and_does_not_fails(status: int, body: b
         return httpx2.Response(200, json={"data": [{"id": "tiny"}]})
 
     assert not (await check(chat.create(Settings()), answer)).passed
+
+
+@pytest.mark.parametrize("text", [rb'"\ud83d"', b'"H", "logprob": -Infinity'])
+def test_one_token_may_be_half_a_character(text: bytes) -> None:
+    """Its answer is valid JSON, or what Python's libraries read: the server is not to blame."""
+    assert judge(200, b'{"choices": [{"text": %b}]}' % text).reason is None

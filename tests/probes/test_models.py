@@ -68,3 +68,10 @@ def test_a_model_that_is_not_listed_is_only_a_warning() -> None:
 def test_any_answer_is_judged(status: int, body: bytes) -> None:
     finding = judge("tiny", status, body)
     assert finding.reason is None or status != 200 or not finding.models
+
+
+def test_a_list_that_only_the_fast_parser_rejects_passes() -> None:
+    """Half of a surrogate pair or NaN somewhere in it; names with escapes stay what they are."""
+    finding = judge("tiny", 200, rb'{"data": [{"id": "tiny", "score": NaN}, {"id": "\ud55c"}]}')
+    assert (finding.reason, finding.models[0]) == (None, "tiny")
+    assert judge("tiny", 200, rb'{"data": [{"id": "tiny"}, {"id": "\ud55c"}]}').models == ("tiny", "\ud55c")

@@ -1879,6 +1879,24 @@ def test_a_refusal_is_remembered_only_of_a_server_that_takes_the_rest() -> None:
     stage.check()
 
 
+@pytest.mark.parametrize("how", ["answer", "first event"])
+@pytest.mark.parametrize(
+    "error", [b'{"error":{"message":"extra fields are not permitted","code":400}}', b'{"error":"unexpected argument"}']
+)
+def test_a_server_may_refuse_our_own_question_with_status_200(how: str, error: bytes) -> None:
+    """It is the same refusal: made again without the question, and nobody is blamed."""
+    stage = asking(engine("a", "b"))
+    exchange, client = stage.start(stream=True)
+    if how == "answer":
+        stage.last.answer(200, JSON, error)
+    else:
+        stage.last.stream(b"data: " + error + b"\n\n")
+    assert (stage.tried(), client.is_silent, exchange.tried, stage.blamed()) == (["a", "a"], True, 1, [])
+    stage.last.stream(ONE, LAST, DONE_EVENT)
+    assert (client.data, stage.refusers) == (ONE + LAST + DONE_EVENT, ["a"])
+    stage.check()
+
+
 @pytest.mark.parametrize("more", [b"", b',"timings":null', b',"timings":{"predicted_n":2}'])
 def test_a_server_that_answers_our_question_with_more_is_not_asked_again(more: bytes) -> None:
     """What it says beside the token counts reaches the client, as it would have without the question."""

@@ -8,6 +8,7 @@ import msgspec
 
 from multiverse_gateway.access import headers
 from multiverse_gateway.core.abilities import lacks_chat
+from multiverse_gateway.core.lenient import decode
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.probes.answers import Finding, ask
 from multiverse_gateway.probes.models import ModelsProbe
@@ -51,8 +52,8 @@ def judge(status: int, body: bytes) -> Finding:
     if status != 200:
         return Finding(reason=f"a chat completion is answered with status {status}: does the model run, and can it chat?")
     try:
-        answer = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        answer = decode(body)
+    except (ValueError, RecursionError):
         return Finding(reason="the answer to a chat completion is no JSON: does the URL lead to an OpenAI-compatible server?")
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or not choices:

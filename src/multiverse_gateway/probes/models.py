@@ -3,9 +3,8 @@
 from collections.abc import Iterable
 from functools import partial
 
-import msgspec
-
 from multiverse_gateway.access import headers
+from multiverse_gateway.core.lenient import decode
 from multiverse_gateway.core.servers import Server, model_key
 from multiverse_gateway.probes.answers import Finding, ask
 from multiverse_gateway.protocols import Client, ProbeResult
@@ -39,8 +38,8 @@ def judge(model: str, status: int, body: bytes) -> Finding:
     if status != 200:
         return Finding(reason=f"/v1/models answers with status {status}: does the URL lead to an OpenAI-compatible server?")
     try:
-        answer = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        answer = decode(body)
+    except (ValueError, RecursionError):
         return Finding(reason="the answer to /v1/models is no JSON: does the URL lead to an OpenAI-compatible server?")
     listed = _listed(answer)
     if listed is None:

@@ -603,7 +603,7 @@ class Exchange:
             else:
                 self._end_of_stream(self._events)
         elif not 200 <= self._head_status < 300:
-            if self.asks_usage and self._may_refuse_usage():
+            if self._may_refuse_usage(self._head_status):
                 self._ask_without_usage()
             else:
                 self._fail_attempt(self._classified())
@@ -614,10 +614,12 @@ class Exchange:
         else:
             self._answer(b"")
 
-    def _may_refuse_usage(self) -> bool:
+    def _may_refuse_usage(self, status: int) -> bool:
         """Return whether the server may have refused the field that the gateway added; servers do it in many words."""
-        server, status = self.server, self._head_status
+        server = self.server
         assert server is not None
+        if not self.asks_usage:
+            return False
         refuses = (400 <= status < 500 and status not in _KNOWN_REFUSALS) or status in (500, 501)
         return refuses and not self._engine.accepts_usage(server)
 
@@ -632,21 +634,27 @@ class Exchange:
         if answer is None:
             self._fail_attempt(Failure(kind=FailureClass.NONSENSE, reason="an answer that is not JSON", status=self._head_status))
         elif answer.reports_error:
-            self._fail_attempt(self._reported(body))
+            self._fail_as_reported(body)
         elif self.envelope.stream:
             self._fail_attempt(self._not_a_stream())
         else:
             self._tokens = answer.tokens
             self._answer(body)
 
-    def _reported(self, report: bytes) -> Failure:
-        return classify_report(
+    def _fail_as_reported(self, report: bytes) -> None:
+        """Fail the attempt, or make it again without what the gateway added: the server reported an error with status 200."""
+        failure = classify_report(
             report,
             self._headers,
             now_wall=self._engine.wall(),
             request=self.body_bytes,
             names_response=self.envelope.names_response,
         )
+        if self._may_refuse_usage(failure.status or 500):
+            self._abort_sending()
+            self._ask_without_usage()
+        else:
+            self._fail_attempt(failure)
 
     def _not_a_stream(self) -> Failure:
         return Failure(kind=FailureClass.NONSENSE, reason=JSON_FOR_STREAM, status=self._head_status)
@@ -1098,7 +1106,7 @@ class Exchange:
 
     def _before_first_event(self, whole: bytes, events: EventStream) -> None:
         if events.first_error is not None:
-            self._fail_attempt(self._reported(events.first_error))
+            self._fail_as_reported(events.first_error)
         elif events.has_data:
             self._begin_answer()
             self._send(whole)
