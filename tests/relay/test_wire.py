@@ -237,7 +237,7 @@ BROKEN = {
     "no last chunk": act.raw(CHUNKED + b"2\r\nab\r\n"),
     "an odd chunk size": act.raw(CHUNKED + b"xyz\r\nab\r\n", end="stall"),
     "two lengths": act.raw(OK + b"content-length: 2\r\ncontent-length: 3\r\n\r\nabc", end="stall"),
-    "length and chunks": act.raw(OK + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n", end="stall"),
+    "two lengths and chunks": act.raw(OK + b"content-length: 2\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n", end="stall"),
     "a split header": act.split_header(),
     "a folded header": act.raw(OK + b"x: a\r\n b\r\n\r\n", end="stall"),
     "NUL in a header": act.raw(OK + b"x: a\0b\r\n\r\n", end="stall"),
@@ -293,6 +293,21 @@ async def test_a_head_within_the_limits_passes(wires: Wires, alice: Backend, cou
     alice.behave = act.raw(OK + lines + b"content-length: 2\r\n\r\n{}", end="stall")
     told = await ask(wires(), alice.url)
     assert (told.content, len(told.headers)) == (b"{}", count)
+
+
+@pytest.mark.parametrize("length", [0, 2, 10_000])
+@pytest.mark.parametrize("comes_first", [True, False])
+async def test_chunks_win_over_a_length(wires: Wires, alice: Backend, length: int, comes_first: bool) -> None:
+    """RFC 9112, 6.3: the answer is read in chunks, and its connection is not used again."""
+    lines = [b"content-length: %d\r\n" % length, b"transfer-encoding: chunked\r\n"]
+    head = OK + b"".join(lines if comes_first else reversed(lines)) + b"\r\n"
+    alice.behave = act.raw(head + b"5\r\nhello\r\n0\r\n\r\n", end="stall")
+    wire = wires()
+    for _ in range(2):
+        told = await ask(wire, alice.url)
+        assert (told.content, told.said[-1]) == (b"hello", "end")
+        assert b"content-length" not in told.headers
+    await until(lambda: alice.open_connections == 0)
 
 
 # Keeping connections

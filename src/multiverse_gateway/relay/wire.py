@@ -112,6 +112,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_bad",
+        "_doubtful",
         "_extra",
         "_fields",
         "_informational",
@@ -136,6 +137,7 @@ class _Connection(asyncio.BufferedProtocol):
     def __init__(self, wire: "Wire", sending: "Sending") -> None:
         self._wire = wire
         self._parser = httptools.HttpResponseParser(self)
+        self._parser.set_dangerous_leniencies(lenient_chunked_length=True)  # chunks win: see `on_headers_complete`
         self._sending: Sending | None = sending
         self._receiver: Receiver | None = None
         self._fields: list[tuple[bytes, bytes]] = []
@@ -144,6 +146,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._quiet = 0
         self._informational = 0
         self._unbounded = False
+        self._doubtful = False
         self._keep = False
         self._extra = False
         self._bad: Failure | None = None
@@ -355,6 +358,8 @@ class _Connection(asyncio.BufferedProtocol):
             self._unbounded = b"content-length" not in headers
         elif coding.lower() == b"chunked":
             self._unbounded = False
+            if headers.pop(b"content-length", None) is not None:  # it counts for nothing beside chunks (RFC 9112, 6.3)
+                self._doubtful = True
         else:
             self._stop(_CODED)
         self._state = _HEADED
@@ -383,7 +388,7 @@ class _Connection(asyncio.BufferedProtocol):
         """Note the end: it is told when it is known whether anything follows."""
         if self._state == _HEADED:
             self._state = _DONE
-            self._keep = self._parser.should_keep_alive()
+            self._keep = self._parser.should_keep_alive() and not self._doubtful
 
 
 def _size(fields: Sequence[tuple[bytes, bytes]]) -> int:
