@@ -376,8 +376,10 @@ class Gateway:
     def passed(self, server: Server, path: str) -> None:
         """Note that an attempt went well; for a server that is settled nothing changes."""
         route = self.table.routes.get(server.id)
-        if route is not None and not is_settled(route.health, path):
-            self.report(server.id, AttemptPassed(server.generation, path))
+        if route is not None:
+            health = route.health
+            if not (health.is_undisturbed and path in health.answered) and not is_settled(health, path):
+                self.report(server.id, AttemptPassed(server.generation, path))
 
     def has_answered(self, server: Server, path: str) -> bool:
         """Return whether this generation of a server has answered the API path before."""

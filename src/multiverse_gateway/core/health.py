@@ -29,7 +29,7 @@ from enum import StrEnum
 from math import inf
 from typing import Any, Literal
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from multiverse_gateway.core.access import CONFIRMING_PATH
 from multiverse_gateway.core.activity import Running
@@ -159,6 +159,12 @@ class Health:
     excused: Running | None = None
     unsupported: tuple[tuple[str, float], ...] = ()
     answered: tuple[str, ...] = ()
+    is_undisturbed: bool = field(init=False, repr=False)
+    """Whether another good answer changes nothing but `answered`; looked up for each request, so it is computed once."""
+
+    @is_undisturbed.default
+    def _is_undisturbed(self) -> bool:
+        return self.state is HealthState.HEALTHY and self.slow_since is None and not _is_struck(self)
 
     @property
     def status(self) -> Literal["healthy", "unhealthy", "unknown"]:
@@ -375,7 +381,7 @@ def share(health: Health, policy: HealthPolicy, now: float) -> float:
 
 def is_settled(health: Health, path: str) -> bool:
     """Return whether another good answer to the API path changes nothing."""
-    return health.state is _HEALTHY and not _is_struck(health) and health.slow_since is None and _is_noted(health, path)
+    return health.is_undisturbed and _is_noted(health, path)
 
 
 def has_answered(health: Health, path: str) -> bool:

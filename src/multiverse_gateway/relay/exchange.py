@@ -128,6 +128,12 @@ class Limits:
     max_large_event_bytes: int = 16 << 20
     max_stream_bytes: int = 64 << 20
     max_stream_seconds: float = 3600.0
+    unchecked_bytes: int = attrs.field(init=False)
+    """What may come of a body before the other limits and the budget are looked at."""
+
+    @unchecked_bytes.default
+    def _least_limit(self) -> int:
+        return min(UNCOUNTED_BYTES, self.max_response_bytes)
 
 
 class Engine(Protocol):
@@ -624,12 +630,13 @@ class Exchange:
         return refuses and not self._engine.accepts_usage(server)
 
     def _end_of_json(self) -> None:
-        if self._passing is not None:
-            self._end_of_passing(self._passing)
-            return
-        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        if self.held:
+        chunks = self._chunks
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        if self._received > UNCOUNTED_BYTES:
             self._chunks = []  # the client may take long to read the answer: hold it once
+            if self._passing is not None:
+                self._end_of_passing(self._passing)
+                return
         answer = read_answer(body)
         if answer is None:
             self._fail_attempt(Failure(kind=FailureClass.NONSENSE, reason="an answer that is not JSON", status=self._head_status))
@@ -862,17 +869,10 @@ class Exchange:
 
     def _collect(self, data: bytes) -> None:
         """Keep a piece of a body that must be known in full; of a server's own error the beginning is enough."""
-        if self._passing is not None:
-            self._pass_on(self._passing, data)
-            return
         self._chunks.append(data)
-        if self._received > self._limits.max_response_bytes and not self._is_embedding:
-            self._refuse_size(self._limits.max_response_bytes, "MULTIVERSE_MAX_RESPONSE_BYTES")
-        elif self._received > MAX_HELD_EMBEDDINGS and self._is_embedding:
-            self._begin_to_pass()
-        elif self._received > UNCOUNTED_BYTES and not self._hold(self._received):
+        if self._received > self._limits.unchecked_bytes and not self._may_keep(data):
             return
-        elif self._head_status < 300:
+        if self._head_status < 300:
             if self.envelope.stream and self._received > MAX_ERROR_BYTES:
                 self._fail_attempt(self._not_a_stream())
             else:
@@ -880,9 +880,24 @@ class Exchange:
         elif self._head_status >= 500 and self._received > MAX_ERROR_BYTES:
             self._fail_attempt(self._classified())
 
-    @property
-    def _is_embedding(self) -> bool:
-        return self.envelope.path == EMBEDDINGS and self._head_status < 300
+    def _may_keep(self, data: bytes) -> bool:
+        """Return whether a large body is still held; else it is relayed as it comes, or the request is over."""
+        if self._passing is not None:
+            self._chunks = []
+            self._pass_on(self._passing, data)
+        elif self.envelope.path == EMBEDDINGS and self._head_status < 300:
+            if self._received <= MAX_HELD_EMBEDDINGS:
+                return self._count(self._received)
+            self._begin_to_pass()
+        elif self._received > self._limits.max_response_bytes:
+            self._refuse_size(self._limits.max_response_bytes, "MULTIVERSE_MAX_RESPONSE_BYTES")
+        else:
+            return self._count(self._received)
+        return False
+
+    def _count(self, count: int) -> bool:
+        """Hold so many bytes of a body, unless every exchange may hold as many."""
+        return count <= UNCOUNTED_BYTES or self._hold(count)
 
     def _refuse_size(self, limit: int, setting: str) -> None:
         """Refuse an answer over a limit of the gateway: another server's would be as large, and none is to blame."""

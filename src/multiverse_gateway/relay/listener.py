@@ -511,14 +511,15 @@ class Connection(asyncio.Protocol):
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
         """Write a whole response; the connection may serve the next request once the client has taken it."""
-        self._unread, self._exchange = self._exchange, None
+        exchange, self._exchange = self._exchange, None
         self._write_whole(status, headers, body)
         self._leave()
-        if not self._clogged:
-            if self._unread is not None and self._unread.held:
-                self._unread.taken()
-            self._unread = None
-            self._finish()
+        if self._clogged:
+            self._unread = exchange
+            return
+        if exchange is not None and exchange.held:
+            exchange.taken()
+        self._finish()
 
     def _forget_answer(self) -> None:
         if self._unread is not None:

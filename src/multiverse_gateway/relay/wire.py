@@ -6,7 +6,7 @@
   written in full.
 * A request is written once. A kept connection that ends unanswered is a failure like any other; whether the request is sent again is
   decided in `core.failover`.
-* However a server cuts its body into chunks, the receiver gets at most one piece per buffer that is read.
+* However a server cuts its body into chunks, the receiver gets at most two pieces per buffer that is read.
 * At most one buffer is read and `MAX_HEAD_BYTES` are parsed without a byte of the body: nothing here grows with what a server sends.
 * Foreign errors become `Failure` here and nowhere else.
 """
@@ -116,6 +116,7 @@ class _Connection(asyncio.BufferedProtocol):
         "_extra",
         "_fields",
         "_informational",
+        "_is_first",
         "_keep",
         "_parser",
         "_pieces",
@@ -142,6 +143,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._receiver: Receiver | None = None
         self._fields: list[tuple[bytes, bytes]] = []
         self._pieces: list[bytes] = []
+        self._is_first = True
         self._state = _WAITING
         self._quiet = 0
         self._informational = 0
@@ -244,20 +246,14 @@ class _Connection(asyncio.BufferedProtocol):
         if sending.paused:
             self.transport.pause_reading()  # uvloop begins to read after `connection_made`, whatever that wished
         self._quiet += nbytes
+        self._is_first = True
         error: Exception | None = None
         try:
             self._parser.feed_data(self._wire.buffer[:nbytes])
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as problem:
             error = problem
-        pieces, receiver = self._pieces, self._receiver
-        if pieces:
-            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)  # chunks of a byte each must not cost a call each
-            pieces.clear()
-            if receiver is not None:
-                try:
-                    receiver.body(data)
-                except Exception as mistake:  # noqa: BLE001  it is ours, and must not be blamed on the server
-                    self.fail(self._bug(mistake))
+        if self._pieces:
+            self._pass_on()
         if self._receiver is None:  # aborted by its receiver
             return
         if self._state == _DONE:
@@ -278,6 +274,17 @@ class _Connection(asyncio.BufferedProtocol):
         context = {"message": "a receiver failed", "exception": error, "protocol": self}
         asyncio.get_running_loop().call_exception_handler(context)
         return _BUG
+
+    def _pass_on(self) -> None:
+        """Pass on the rest of a buffer in one piece: chunks of a byte each must not cost a call each."""
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        receiver = self._receiver
+        if receiver is not None:
+            try:
+                receiver.body(data)
+            except Exception as error:  # noqa: BLE001  a mistake of ours, which must not be blamed on the server
+                self.fail(self._bug(error))
 
     def _finish(self, *, keep: bool) -> None:
         sending = self._sending
@@ -379,10 +386,15 @@ class _Connection(asyncio.BufferedProtocol):
         raise _StopParsingError
 
     def on_body(self, data: bytes) -> None:
-        """Keep a piece until the whole buffer is parsed."""
+        """Pass on the first piece of a buffer, which most often is the only one; keep the others until all of it is parsed."""
         self._quiet = 0
-        if self._state == _HEADED:
-            self._pieces.append(data)
+        receiver = self._receiver
+        if receiver is not None and self._state == _HEADED:
+            if self._is_first:
+                self._is_first = False
+                receiver.body(data)
+            else:
+                self._pieces.append(data)
 
     def on_message_complete(self) -> None:
         """Note the end: it is told when it is known whether anything follows."""
