@@ -138,16 +138,15 @@ class _StreamOptions(Struct, gc=False):
     include_usage: Raw = _ABSENT
 
 
-_KNOWN_NAMES = (  # noqa: SIM905  a list of 70 lines otherwise
-    "messages input prompt max_tokens temperature top_p n stop seed user tools tool_choice parallel_tool_calls response_format "
-    "max_completion_tokens presence_penalty frequency_penalty logit_bias logprobs top_logprobs reasoning_effort metadata modalities audio "
-    "prediction service_tier verbosity functions function_call prompt_cache_key safety_identifier "
-    "suffix echo best_of encoding_format dimensions instructions max_output_tokens include reasoning text "
-    "truncation system stop_sequences top_k thinking query documents top_n return_documents min_p repetition_penalty repeat_penalty "
-    "ignore_eos min_tokens stop_token_ids skip_special_tokens chat_template_kwargs guided_json cache_prompt n_predict grammar "
-    "keep_alive options voice speed size quality"
+_KNOWN_NAMES = (  # noqa: SIM905  a list of 40 lines otherwise
+    "messages model "
+    "background chat_template_kwargs conversation encoding_format frequency_penalty include input instructions logprobs "
+    "max_completion_tokens max_output_tokens max_tokens metadata min_p n parallel_tool_calls presence_penalty previous_response_id prompt "
+    "query documents reasoning reasoning_effort repetition_penalty response_format seed stop stop_sequences store stream stream_options "
+    "system temperature text thinking tool_choice tools top_k top_n top_p user"
 ).split()
-"""Parameters of OpenAI, Anthropic, vLLM, llama.cpp and Ollama. A name that is missing here costs time, nothing else."""
+"""The usual parameters of OpenAI, Anthropic and vLLM, nearly in the order in which OpenAI's libraries write them: msgspec looks for a name
+behind the one before it, and each name that is missing in a body costs 3 ns. A parameter that is missing here costs 2 µs, nothing else."""
 
 
 def _spellings(name: str) -> list[str]:
@@ -159,9 +158,15 @@ def _spellings(name: str) -> list[str]:
 _Unfit = Annotated[str, Meta(min_length=1, max_length=0)]
 """A type without values: any value of such a field is a `ValidationError`."""
 _ODD_NAMES = {f"odd_{number}": name for number, name in enumerate(_spellings("model") + _spellings("stream"))}
+_OWN = {field.name: field for field in msgspec.structs.fields(_Body)}
 _UsualBody = cast(
     type[_Body],
-    msgspec.defstruct("_UsualBody", [(name, Raw, _ABSENT) for name in _KNOWN_NAMES], bases=(_Body,), gc=False, forbid_unknown_fields=True),
+    msgspec.defstruct(
+        "_UsualBody",
+        [(name, _OWN[name].type, _OWN[name].default) if name in _OWN else (name, Raw, _ABSENT) for name in _KNOWN_NAMES],
+        gc=False,
+        forbid_unknown_fields=True,
+    ),
 )
 _AnyBody = cast(
     type[_Body], msgspec.defstruct("_AnyBody", [(name, _Unfit, "") for name in _ODD_NAMES], bases=(_Body,), gc=False, rename=_ODD_NAMES)
@@ -208,16 +213,13 @@ def read_envelope(path: str, content_type: str, body: bytes) -> Envelope:
             fields = _decode_any(body, note)
     except (ValueError, RecursionError) as error:
         _refuse(body, error)
-    options = fields.stream_options
-    return _envelope(
-        path,
-        _model(values.get(_Model)),
-        _stream(values.get(_Stream)),
-        _is_stateful(path, fields),
-        options is not _ABSENT and _includes_usage(bytes(options)),
-        options is not _ABSENT,
-        fields.previous_response_id is not _ABSENT and bytes(fields.previous_response_id) not in _NO,
-    )
+    model, stream, options = _model(values.get(_Model)), _stream(values.get(_Stream)), fields.stream_options
+    says_usage = options is not _ABSENT
+    wants_usage = says_usage and _includes_usage(bytes(options))
+    if fields.store is fields.background is fields.previous_response_id is fields.conversation:  # nearly always: all are absent
+        return _envelope(path, model, stream, path == _RESPONSES, wants_usage, says_usage)
+    names_response = bytes(fields.previous_response_id) not in _NO
+    return _envelope(path, model, stream, _is_stateful(path, fields), wants_usage, says_usage, names_response)
 
 
 _NO = frozenset({b"", b"null", b"false"})
@@ -225,8 +227,6 @@ _NO = frozenset({b"", b"null", b"false"})
 
 def _is_stateful(path: str, fields: _Body) -> bool:
     """Return whether a JSON request leaves something on its server, or needs what is there; a response is stored unless it says not to."""
-    if fields.background is fields.previous_response_id is fields.conversation is fields.store and path != _RESPONSES:  # all are absent
-        return False
     if path == _RESPONSES and bytes(fields.store) != b"false":
         return True
     return any(bytes(value) not in _NO for value in (fields.store, fields.background, fields.previous_response_id, fields.conversation))
