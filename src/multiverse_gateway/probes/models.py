@@ -30,8 +30,9 @@ class ModelsProbe:
 def judge(model: str, status: int, body: bytes) -> Finding:
     """Say what an answer to GET /v1/models is worth for a server that is registered with `model`.
 
-    >>> judge("tiny", 200, b'{"data": [{"id": "tiny"}]}')
-    Finding(reason=None, warning=None, unauthorized=False, models=('tiny',))
+    >>> finding = judge("tiny", 200, b'{"data": [{"id": "tiny"}]}')
+    >>> finding.reason is None, finding.models
+    (True, ('tiny',))
     >>> judge("tiny", 200, b"<html>").reason
     'the answer to /v1/models is no JSON: does the URL lead to an OpenAI-compatible server?'
     """
