@@ -461,7 +461,7 @@ class Gateway:
     async def check(self, server: Server) -> ProbeResult:
         """Probe a server under the timeout, and say what it did for others meanwhile; whatever goes wrong is a failed result.
 
-        A server that is not registered as it is here, or that refused the gateway, must also let in a request with its key.
+        A server that was not probed yet as it is, or that refused the gateway, must also let in a request with its key.
         Nothing is noted.
         """
         redact(server.api_key)
@@ -540,8 +540,9 @@ class Gateway:
     def _confirming_path(self, server: Server) -> str | None:
         """Return the API path on which the server has to let the gateway in, or `None` if there is no doubt about that."""
         route = self.table.routes.get(server.id)
-        is_known = route is not None and _identity(route.server) == _identity(server)
-        return is_refused(route.health) if route is not None and is_known else CONFIRMING_PATH
+        if route is None or route.health.state is HealthState.PROBING or _identity(route.server) != _identity(server):
+            return CONFIRMING_PATH
+        return is_refused(route.health)
 
     async def _access(self, server: Server, path: str) -> Access:
         with anyio.move_on_after(self.settings.health_check_timeout_seconds):

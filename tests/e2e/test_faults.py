@@ -200,14 +200,14 @@ def past() -> str:
 @pytest.mark.parametrize(
     ("said", "least", "most"),
     [
-        ("soon", 4, 6),
-        ("-5", 4, 6),
-        ("1e3", 4, 6),
-        ("", 4, 6),
+        ("soon", 1, 2),
+        ("-5", 1, 2),
+        ("1e3", 1, 2),
+        ("", 1, 2),
         ("1000000000", 55, 60),
-        ("9" * 400, 4, 60),
-        (past(), 4, 6),
-        ("Thu, 99 Nonsense 2026 25:61:61 GMT", 4, 6),
+        ("9" * 400, 1, 60),
+        (past(), 1, 2),
+        ("Thu, 99 Nonsense 2026 25:61:61 GMT", 1, 2),
     ],
     ids=["words", "negative", "exponent", "empty", "huge", "endless", "past", "nonsense"],
 )

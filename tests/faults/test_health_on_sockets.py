@@ -360,6 +360,13 @@ async def test_a_server_whose_chat_asks_for_a_key_is_not_registered(refusal: Beh
         tried = await there.client.post("/admin/test-connection", json=body, headers=KEY)
         assert [step["ok"] for step in tried.json()["steps"]] == [True, True, False]
         assert not there.gateway.table.routes
+        assert (await there.client.post("/admin/import", json={"servers": [body]}, headers=KEY)).status_code == 200
+        (server,) = there.gateway.table.routes
+        await until(lambda: there.state(server) == "misconfigured")
+        backend.behave_access = reject_nothing
+        update = await there.client.put(f"/admin/register/{server}", json={"api_key": "the-key"}, headers=KEY)
+        assert (update.status_code, there.state(server)) == (200, "healthy"), "a new key begins anew"
+        assert backend.accesses[-1].header("authorization") == "Bearer the-key"
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/embeddings", "/v1/completions"])
