@@ -202,6 +202,7 @@ def passed(body: bytes, *places: int) -> PassingJson:
 SMALL_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=10,
 )
 
 

@@ -530,6 +530,24 @@ def test_the_latest_usage_is_kept(usages: list[dict[str, Any] | None], expected:
     assert (stream.prompt_tokens, stream.completion_tokens) == expected
 
 
+@pytest.mark.parametrize("carrier", ["response", "message"])
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        ({"input_tokens": 7, "output_tokens": 2}, (7, 2)),
+        ({"input_tokens": 2**53, "output_tokens": 10**400}, (10_000_000, 10_000_000)),
+        ({"input_tokens": -1, "output_tokens": "12"}, (0, 0)),
+        ([], (0, 0)),
+    ],
+)
+def test_the_usage_of_named_events_is_capped_as_well(carrier: str, usage: object, expected: tuple[int, int]) -> None:
+    """It stands in the response or the message that an event carries (S8)."""
+    for dialect in (Dialect.RESPONSES, Dialect.MESSAGES):
+        last = event({"type": "x", carrier: {"usage": usage}, "sequence_number": 3}, "x")
+        stream, out = fed(last, dialect=dialect)
+        assert (out, stream.prompt_tokens, stream.completion_tokens, stream.next_sequence_number) == (last, *expected, 4)
+
+
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_our_error_event_is_read_as_an_error(dialect: Dialect) -> None:
     """What the gateway writes at the end of a stream is an error in the eyes of its own parser (S01)."""
