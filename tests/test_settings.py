@@ -171,6 +171,13 @@ def test_what_is_wrong_in_a_file_stops_the_start(name: str, text: str, message: 
         ),
         ({}, {"ADMIN_API_KEY": "hunter2"}, {}, "ADMIN_API_KEY in the environment cannot be used: "),
         ({}, {"DATABASE_URL": "://u:hunter2@db"}, {}, "DATABASE_URL=://u:********@db in the environment cannot be used: "),
+        ({}, {"BALANCER": "mysql://u:hunter2@db"}, {}, "BALANCER=mysql://u:********@db in the environment cannot be used: "),
+        (
+            {},
+            {"ALLOW_PRIVATE_NETWORKS": "redis://u:hunter2@db"},
+            {},
+            "ALLOW_PRIVATE_NETWORKS=redis://u:********@db in the environment cannot be used: 'redis://u:********@db' is no network",
+        ),
         ({}, {"RATE_LIMIT_STORAGE": "unix:///x"}, {}, "RATE_LIMIT_STORAGE=unix:///x in the environment cannot be used: "),
         ({"multiverse.toml": 'database_url = "sqlite:///a\\u0000b"\n'}, {}, {}, "database_url=sqlite:///a"),
     ],

@@ -18,11 +18,10 @@ from benchmarks.scaling.plan import Call, Outcome, Plan
 
 from multiverse_gateway.core.health import Health, ProbeFailed, ProbePassed, advance, fresh
 from multiverse_gateway.core.servers import ServerId
-from multiverse_gateway.monitor import FOLLOW_SECONDS, LEASE_SECONDS, MAX_PARALLEL, USAGE_SECONDS, seat_of, seats
+from multiverse_gateway.monitor import FOLLOW_SECONDS, MAX_PARALLEL, USAGE_SECONDS, claim_period, seat_of, seats
 from multiverse_gateway.stores.postgres import GATHER_SECONDS
 from multiverse_gateway.stores.rows import shown
 
-LEAD_SECONDS = LEASE_SECONDS / 3
 TRANSACTIONS = 2
 """How many PostgreSQL counts per call: the pool looks first whether the connection still works."""
 
@@ -147,7 +146,7 @@ class Member:
         for loop, period in (
             (self.follow, FOLLOW_SECONDS),
             (self.flush, FOLLOW_SECONDS),
-            (self.lead, LEAD_SECONDS),
+            (self.lead, claim_period(seats(self._plan.servers))),
             (self.flush_usage, USAGE_SECONDS),
         ):
             self._world.clock.later(chance.random() * period, loop)
@@ -208,7 +207,7 @@ class Member:
     def lead(self) -> None:
         """Keep the seat and ask for the others, or try to get one of them."""
         costs, count = self._plan.costs, seats(self._plan.servers)
-        again = self._again(LEAD_SECONDS, self.lead)
+        again = self._again(claim_period(count), self.lead)
         if self.number >= count:
             self._call(costs.claim, then=again, times=count)
         elif count == 1:

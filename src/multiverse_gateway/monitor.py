@@ -33,8 +33,6 @@ FOLLOW_SECONDS = 0.5
 USAGE_SECONDS = 5.0
 TICK_SECONDS = 0.25
 LEASE_SECONDS = 5.0
-CLAIM_SECONDS = 1.0
-"""How often a seat is renewed, or looked for: the seat of a process that was killed on the same machine is free at once."""
 YIELD_SECONDS = 3.0
 """How long a seat stays free for others: they look for one more often than that. Who left it probes on until then."""
 YIELD_EVERY = 60.0
@@ -207,6 +205,18 @@ def seats(servers: int) -> int:
     return min(MOST_SEATS, max(1, -(-servers // SERVERS_PER_SEAT)))
 
 
+def claim_period(count: int) -> float:
+    """Return the seconds after which a process renews its seat or looks for one, where there are so many.
+
+    The seat of a process that was killed on the same machine is free at once, so the only seat is looked for more often. Each of several is
+    asked for by every process without one, which at many gateways is most of the load of their database.
+
+    >>> claim_period(1), claim_period(2) < LEASE_SECONDS / 2
+    (1.0, True)
+    """
+    return 1.0 if count == 1 else LEASE_SECONDS / 3
+
+
 def seat_of(server_id: ServerId, taken: Collection[int]) -> int:
     """Return the seat from which a server is probed: when one is taken or left, only the servers that it gets or had move."""
     return max(taken, key=lambda seat: blake2b(f"{seat} {server_id}".encode(), digest_size=8).digest())
@@ -235,7 +245,7 @@ async def watch(gateway: Watched) -> None:
             group.start_soon(_steadily, gateway.learn_use, USAGE_SECONDS, unknown)
             trouble = "the registry cannot be read; routing goes on with what is known"
             group.start_soon(_steadily, gateway.refresh, FOLLOW_SECONDS, trouble, gateway.store.changed)
-            group.start_soon(_steadily, monitor.lead, CLAIM_SECONDS, "the store cannot say who probes; this process does")
+            group.start_soon(_steadily, monitor.lead, 1.0, "the store cannot say who probes; this process does", monitor.rest)
             often = hold_seconds(gateway.settings.health_check_timeout_seconds)
             group.start_soon(_steadily, monitor.hold, often, "other processes cannot know which servers are busy")
             if gateway.settings.auto_deregister == AutoDeregister.DELETE:
@@ -314,6 +324,10 @@ class Monitor:
         leads, self.leads = self.leads, self._seat is not None
         if leads is not self.leads:
             _log.info("this process probes" if self.leads else "another process probes", extra={"fields": {"seat": self._seat}})
+
+    async def rest(self, seconds: float) -> None:
+        """Wait until it is time for `lead` again: so many seconds, or more where there are several seats."""
+        await anyio.sleep(max(seconds, claim_period(seats(len(self._gateway.table.routes)))))
 
     def _yields(self) -> bool:
         """Tell whether another process shall probe now: at the beginning of widespread failures, and each minute while they last."""

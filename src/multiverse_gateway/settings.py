@@ -46,7 +46,7 @@ def _show_secret(value: object) -> str:
 
 def _fail(field: "attrs.Attribute[Any]", value: object, remedy: str) -> SettingsError:
     shown = "" if field.metadata["secret"] else f"={value}"
-    return SettingsError(f"{PREFIX}{field.name.upper()}{shown} cannot be used: {remedy}")
+    return SettingsError(_mask_url(f"{PREFIX}{field.name.upper()}{shown} cannot be used: {remedy}"))
 
 
 _Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
