@@ -19,7 +19,7 @@ from multiverse_gateway.monitor import FOLLOW_SECONDS, seats
 
 PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "scaling.md"
 CALM = Plan(gateways=3, servers=100, outages_per_hour=0.0)
-MEASURED = [(1, 10, 6), (3, 10, 16), (1, 100, 7), (3, 100, 17), (1, 1000, 19), (3, 1000, 53)]
+MEASURED = [(1, 10, 7), (3, 10, 19), (1, 100, 8), (3, 100, 19), (1, 1000, 19), (3, 1000, 53)]
 """Gateways, servers and transactions per second, as the page on scaling has them."""
 
 plans = st.builds(

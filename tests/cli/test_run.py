@@ -1,17 +1,19 @@
 """The commands `run` and `demo` as processes."""
 
+import itertools
 import os
 import signal
 import socket
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import anyio
 import httpx2
 import pytest
 
-from multiverse_gateway.cli.supervisor import Ends, supervise
+from multiverse_gateway.cli.supervisor import EARLY_ENDS, Ends, supervise
 from support import behaviours
 from support.backends import Backend
 from support.processes import Child, GatewayProcess, environment
@@ -39,6 +41,34 @@ async def test_a_crash_loop_ends_with_1(capfd: pytest.CaptureFixture[str]) -> No
     with anyio.fail_after(60):
         assert await supervise([sys.executable, "-c", "raise SystemExit(3)"], 1) == 1
     assert "the gateway stops" in capfd.readouterr().err
+
+
+ONE_LASTS = """
+import os, pathlib, sys
+lasting = pathlib.Path("lasting")
+if lasting.exists():
+    with open("ended", "a") as file:
+        file.write(" ".join(sys.argv[1:2]) + "\\n")
+    raise SystemExit(3)
+lasting.touch()
+os.write(int(sys.argv[-1]), b".")
+sys.stdin.buffer.read(1)
+"""
+
+
+@pytest.mark.e2e
+async def test_workers_that_last_outlive_a_crash_loop_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What keeps a new worker from starting ends no worker that serves; later workers are told that there are others."""
+    monkeypatch.chdir(tmp_path)
+    ended = tmp_path / "ended"
+    jumps = itertools.count(0.0, 7.0)  # each look at the clock is seven seconds later: the one that lasts is old soon
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(supervise, [sys.executable, "-c", ONE_LASTS], 2, now=lambda: next(jumps)))
+            while not ended.exists() or len(ended.read_text().splitlines()) <= EARLY_ENDS:  # noqa: ASYNC110  another process writes it
+                await anyio.sleep(0.05)
+            assert "--join" in ended.read_text()
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.e2e

@@ -1250,3 +1250,11 @@ def test_a_probe_elsewhere_does_not_wipe_off_what_ones_own_requests_found(struck
     current = Health(state=HealthState.UNHEALTHY, by_traffic=True, struck_at=struck_at)
     known = followed(current, Health(state=HealthState.HEALTHY), HealthPolicy(), now=100.0, wall=1000.0)
     assert known.state is state
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_no_check_saves_a_server_that_is_to_be_deleted(forced: bool) -> None:
+    """Under AUTO_DEREGISTER=delete what is deactivated stays so, until it is gone."""
+    policy = HealthPolicy(auto_deregister=AutoDeregister.DELETE)
+    health = deactivated()
+    assert after(health, passed(forced=forced), passed(forced=forced), failed(forced=forced), policy=policy) is health

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -17,6 +20,7 @@ from multiverse_gateway.testing.store import make_server
 from support.backends import Backend
 from support.processes import GatewayProcess
 from support.sockets import serving, wait_until
+from support.workers import children
 
 pytestmark = pytest.mark.e2e
 CHAT = "tiny"
@@ -41,6 +45,11 @@ class Place:
     def register(self, model: str) -> int:
         """Try to register a server, and return the status."""
         return self.gateway.admin("POST", "/register", {"model_name": model, "endpoint_url": self.server.url}).status_code
+
+    def wait_for_workers(self, count: int) -> None:
+        """Wait until so many processes serve, each of which knows the model."""
+        wait_until(lambda: listeners(self.gateway.port) == count, within=30)
+        wait_until(lambda: all(self.gateway.chat(CHAT).status_code == 200 for _ in range(10 * count)), within=10)
 
     def models(self) -> set[str]:
         """Return the models of the registered servers."""
@@ -76,6 +85,12 @@ class Place:
         assert [self.gateway.chat(CHAT, stream=stream).status_code for stream in (False, True)] == [200, 200]
         assert self.gateway.call("GET", "/readyz").status_code == 200
         assert self.models() == {CHAT}
+
+
+def listeners(port: int) -> int:
+    """Return how many sockets listen on a port: each worker has one (Linux)."""
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[1].endswith(f":{port:04X}") and row[3] == "0A" for row in rows)
 
 
 @contextmanager
@@ -153,9 +168,11 @@ def test_a_removed_file_ends_neither_the_gateway_nor_its_shutdown() -> None:
         assert place.register("another") == 201
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="workers share a port on Linux only")
 def test_no_worker_acknowledges_a_write_that_is_lost() -> None:
     """Each of several processes on one file notices it; of all that was acknowledged while the file came and went, all is there."""
     with placed(MULTIVERSE_WORKERS="2") as place:
+        place.wait_for_workers(2)
         acknowledged = {CHAT}
         for turn in range(3):
             put_back = moved(place, "")
@@ -169,6 +186,26 @@ def test_no_worker_acknowledges_a_write_that_is_lost() -> None:
         assert place.gateway.stop() == 0
         place.gateway.start()
         assert place.models() == acknowledged
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers share a port on Linux only")
+def test_a_worker_that_starts_meanwhile_makes_no_database() -> None:
+    """Restarted or replacing the others: nothing is lost when the file is put back, and the others serve until then."""
+    with placed(MULTIVERSE_WORKERS="2") as place:
+        place.wait_for_workers(2)
+        put_back = folder_moved(place)
+        before = children(place.gateway.pid)
+        os.kill(min(before), signal.SIGKILL)
+        wait_until(lambda: "was moved or removed; put it back" in place.gateway.log_text(), within=10)
+        place.gateway.signal(signal.SIGUSR2)
+        wait_until(lambda: "so the old ones go on" in place.gateway.log_text(), within=20)
+        assert place.gateway.chat(CHAT).status_code == 200
+        assert place.register("lost") == 503
+        assert not place.database.exists()
+        put_back()
+        wait_until(lambda: len(children(place.gateway.pid)) == 2, within=20)
+        wait_until(lambda: place.reason() is None and place.register("kept") in (200, 201), within=10)
+        assert place.models() == {CHAT, "kept"}
 
 
 async def test_another_database_that_took_the_place_keeps_its_journal(tmp_path: Path) -> None:

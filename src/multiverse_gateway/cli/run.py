@@ -33,6 +33,7 @@ def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--replaceable", is_flag=True, help="Serve in a child process that SIGUSR2 replaces by a new one (Linux).")
 @click.option("--stop-at-eof", is_flag=True, hidden=True, help="Stop when standard input ends: the parent is gone.")
 @click.option("--worker", is_flag=True, hidden=True, help="Serve beside others on one port, and leave Ctrl-C to the parent.")
+@click.option("--join", is_flag=True, hidden=True, help="Serve beside others on one database, and make none if it is gone.")
 @click.option("--ready-fd", type=int, hidden=True, help="Descriptor to write a byte to when it serves.")
 @setting_options
 def run_command(
@@ -42,6 +43,7 @@ def run_command(
     replaceable: bool,
     stop_at_eof: bool,
     worker: bool,
+    join: bool,
     ready_fd: int | None,
     **overrides: object,
 ) -> None:
@@ -56,6 +58,8 @@ def run_command(
     try:
         if (settings.workers > 1 or replaceable) and not worker:
             sys.exit(_supervise(settings, sys.argv[1:]))
+        if join:
+            _require_database(settings)
         from multiverse_gateway.cli.serving import Serving, serve
 
         tls = (certfile, keyfile) if certfile is not None and keyfile is not None else None
@@ -67,6 +71,18 @@ def run_command(
             sys.exit(serve(serving))
     except OSError as error:
         raise click.ClickException(as_written(str(error), names_here(config, overrides))) from None
+
+
+def _require_database(settings: Settings) -> None:
+    """Refuse to start without the file that the other workers use: it was moved or removed, and a new, empty one would lose what they know.
+
+    Raises:
+        OSError: It is gone.
+    """
+    from multiverse_gateway.stores.sqlite import database_path
+
+    if settings.database_url.startswith("sqlite:") and not database_path(settings.database_url).exists():
+        raise OSError(f"the database file {database_path(settings.database_url)} was moved or removed; put it back, or stop the gateway")
 
 
 def _supervise(settings: Settings, arguments: list[str]) -> int:

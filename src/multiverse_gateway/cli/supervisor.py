@@ -1,11 +1,13 @@
 """Keep several serving processes alive on one port.
 
 1. A worker that ended is started again, later each time it ends early.
-2. Workers that keep ending at once are a fault that restarts do not mend: all stop, and the exit code says so.
+2. Workers that keep ending at once are a fault that restarts do not mend: all stop, and the exit code says so. While others have been
+   serving for longer, restarts are tried again and again: what keeps a new worker from starting does not end those.
 3. The parent stops a worker through its standard input: "." or its end means "finish", "!" means "now", and "r" that others serve
    already. It ends with the parent, too.
 4. SIGUSR2 replaces all workers: new ones start from whatever is installed by then, and the old ones finish when all new ones serve.
    When one of the new ones does not come to serve, they are ended, and the old ones go on.
+5. Once a worker has served there is a database. A later worker joins those that use it, and makes no new one if it is gone.
 """
 
 import os
@@ -71,8 +73,13 @@ class _Worker:
 class _Crew:
     """Workers that are kept alive together, until others take over."""
 
-    running: set[anyio.abc.Process] = attrs.field(factory=set)
+    running: dict[anyio.abc.Process, float] = attrs.field(factory=dict)
+    """The processes, with the instants at which they began."""
     relieved: bool = False
+
+    def lasts(self, now: float) -> bool:
+        """Return whether one of them has been running for longer than workers that end early."""
+        return any(now - begun >= EARLY_SECONDS for begun in self.running.values())
 
 
 @attrs.define
@@ -84,6 +91,7 @@ class _Pool:
     crew: _Crew = attrs.field(factory=_Crew)
     ends: Ends = Ends()
     running: set[anyio.abc.Process] = attrs.field(factory=set)
+    has_served: bool = False
     replacing: bool = False
     stopping: bool = False
     exit_code: int = 0
@@ -108,7 +116,7 @@ class _Pool:
             if self._is_over(crew):
                 return
             self.ends = self.ends.after(self.now() - begun)
-            if code == UNUSABLE or self.ends.is_loop:
+            if code == UNUSABLE or (self.ends.is_loop and not crew.lasts(self.now())):
                 click.echo(
                     f"Worker {number} ended with code {code} right after its start, and so will others; the gateway stops.", err=True
                 )
@@ -121,17 +129,24 @@ class _Pool:
     async def _run(self, crew: _Crew, worker: _Worker | None) -> int:
         """Wait for the end of a worker, of a new one by default, and return its code."""
         try:
-            worker = worker or await self._start(crew)
+            if worker is None:
+                worker = await self._start(crew)
+                self.tasks.start_soon(self._note_ready, worker)
         except OSError as error:
             click.echo(f"A worker cannot be started: {error.strerror}.", err=True)
             return 1
-        worker.ready.close()
         return await worker.process.wait()
+
+    async def _note_ready(self, worker: _Worker) -> None:
+        """Wait until a worker serves, or has ended."""
+        if await worker.serves():
+            self.has_served = True
+        worker.ready.close()
 
     async def _start(self, crew: _Crew) -> _Worker:
         ready, told = os.pipe()
         try:
-            command = [*self.command, "--ready-fd", str(told)]
+            command = [*self.command, *(["--join"] if self.has_served else []), "--ready-fd", str(told)]
             process = await anyio.open_process(command, stdin=subprocess.PIPE, stdout=None, stderr=None, pass_fds=[told])
         except OSError:
             os.close(ready)
@@ -139,7 +154,7 @@ class _Pool:
         finally:
             os.close(told)
         self.running.add(process)
-        crew.running.add(process)
+        crew.running[process] = self.now()
         self.tasks.start_soon(self._forget, process, crew)
         if self._is_over(crew):
             await self._tell(process, b".")
@@ -148,7 +163,7 @@ class _Pool:
     async def _forget(self, process: anyio.abc.Process, crew: _Crew) -> None:
         await process.wait()
         self.running.discard(process)
-        crew.running.discard(process)
+        crew.running.pop(process, None)
 
     async def replace(self) -> None:
         """Let new workers take over from the old ones, if all of the new ones come to serve."""
@@ -201,7 +216,8 @@ class _Pool:
 async def supervise(command: Sequence[str], workers: int, *, now: Callable[[], float] = time.monotonic) -> int:
     """Run `workers` processes of the command until a signal stops them, and return the exit code.
 
-    The command gets the option `--ready-fd NUMBER`: a descriptor to write a byte to when the process serves.
+    The command gets the option `--ready-fd NUMBER`: a descriptor to write a byte to when the process serves; and, when a worker has served
+    before, the option `--join`.
     """
     async with anyio.create_task_group() as signals:
         async with anyio.create_task_group() as tasks:

@@ -151,9 +151,6 @@ class Ledger:
         """Add a row of counts."""
         self._sums[usage.key] = self._sums.get(usage.key, _NOTHING) + usage.counts
 
-    def __len__(self) -> int:
-        return len(self._sums)
-
     def take(self) -> list[Usage]:
         """Return the rows counted since the last call."""
         sums, self._sums = self._sums, {}
