@@ -15,6 +15,7 @@ import attrs
 
 from multiverse_gateway.bodies import NewKey, Registration, UsageQuery
 from multiverse_gateway.core.errors import BadRequest, KeyNotFound, StorageUnavailable
+from multiverse_gateway.core.routing import listed_name
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId, model_key
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey, summed
 from multiverse_gateway.gateway import Gateway
@@ -161,7 +162,7 @@ async def usage_report(gateway: Gateway, query: UsageQuery) -> UsageReport:
     def without(key: UsageKey) -> UsageKey:
         return UsageKey(
             key.day if "day" in by else "",
-            model_key(key.model) if "model" in by else "",
+            listed_name(gateway.table, key.model) if "model" in by else "",
             key.server_id if "server" in by else ServerId(""),
             key.owner if "owner" in by else "",
             key.client if "client" in by else "",

@@ -50,7 +50,7 @@ from multiverse_gateway.core.health import (
     share,
 )
 from multiverse_gateway.core.load import FADE_SECONDS, Admission, Load, Strain
-from multiverse_gateway.core.routing import Candidates, RoutingTable, Verdict, build_table, candidates, verdict, with_health
+from multiverse_gateway.core.routing import Candidates, RoutingTable, Verdict, build_table, candidates, listed_name, verdict, with_health
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId, model_key
 from multiverse_gateway.core.usage import NO_OWNER, NO_SERVER, Alike, Counts, Ledger, Outbox, Tally
 from multiverse_gateway.observability.logging import note, redact
@@ -800,7 +800,7 @@ class Gateway:
     def _tally(self, exchange: Exchange, day: int) -> Tally:
         model, server = exchange.envelope.model, exchange.server
         alike = Alike(
-            model=model,
+            model=listed_name(self.table, model),
             is_known=model in self.table.models,
             server_id=NO_SERVER if server is None else server.id,
             owner=NO_OWNER if server is None else server.metadata.student_id or NO_OWNER,
@@ -892,13 +892,18 @@ class Gateway:
     def metrics(self) -> bytes:
         """Return the figures of this process as Prometheus reads them."""
         meter = self.meter
-        meter.forget(self.table.models, self.table.routes)
+        meter.forget({model.name for model in self.table.models.values()}, self.table.routes)
         routes = self.table.routes.values()
         moment = Moment(
             requests=len(self.exchanges),
-            waiting=self.admission.lengths(),
+            waiting={listed_name(self.table, model): length for model, length in self.admission.lengths().items()},
             servers=[
-                (route.server.id, model_key(route.server.model_name), route.health.state.value, self.load.in_flight(route.server.id))
+                (
+                    route.server.id,
+                    listed_name(self.table, route.server.model_name),
+                    route.health.state.value,
+                    self.load.in_flight(route.server.id),
+                )
                 for route in routes
             ],
             body_bytes=self.body_bytes,

@@ -115,10 +115,24 @@ def test_one_server_is_registered_once(gateway: GatewayProcess, backends: tuple[
     assert len(gateway.admin("GET", "/servers").json()) == before
 
 
-def test_use_is_counted_for_one_model(gateway: GatewayProcess, client: httpx2.Client) -> None:
-    """Metrics have one name for it."""
-    for name in (SHORT, LONG):
-        client.post("/v1/chat/completions", json={"model": name, "messages": []})
+def test_use_is_counted_for_one_model(gateway: GatewayProcess, client: httpx2.Client, backends: tuple[Backend, Backend]) -> None:
+    """Metrics and counts of use have the name that the list has."""
+    gateway.register("alone:latest", backends[0].url)
+    for name in (SHORT, LONG, "alone", "alone:latest"):
+        assert client.post("/v1/chat/completions", json={"model": name, "messages": []}).status_code == 200
     figures = client.get("/metrics").text
-    assert f'"{SHORT}"' in figures
-    assert f'"{LONG}"' not in figures
+    for name, is_listed in ((SHORT, True), (LONG, False), ("alone:latest", True), ("alone", False)):
+        assert (f'"{name}"' in figures) is is_listed
+    for name in ("alone", "alone:latest"):
+        (row,) = gateway.admin("GET", f"/usage?by=model&model={name}").json()["rows"]
+        assert (row["model"], row["requests"]) == ("alone:latest", 2)
+
+
+def test_the_pages_have_one_entry(gateway: GatewayProcess, client: httpx2.Client) -> None:
+    """The page of models, found by either name, and the playground."""
+    headers = {"x-api-key": gateway.admin_key, "accept": "text/html"}
+    for query in ("", f"?q={SHORT}"):
+        page = client.get(f"/models{query}", headers=headers)
+        assert page.status_code == 200
+        assert page.text.count(f">{SHORT}<") >= 1
+    assert f'value="{SHORT}" selected' in client.get(f"/test?model={LONG}", headers=headers).text

@@ -94,6 +94,17 @@ class RoutingTable:
     routes: Mapping[ServerId, Route]
 
 
+def listed_name(table: RoutingTable, name: str) -> str:
+    """Return the name by which a model is listed, however it is written; the same name for a model that is not registered.
+
+    >>> server = Server(id="a", model_name="llama:latest", endpoint_url="http://a", registered_at=0, created_at=0, updated_at=0)
+    >>> listed_name(build_table(1, [server], {}), "llama"), listed_name(build_table(1, [], {}), "llama")
+    ('llama:latest', 'llama')
+    """
+    model = table.models.get(model_key(name))
+    return name if model is None else model.name
+
+
 def build_table(version: int, servers: Iterable[Server], health: Mapping[ServerId, Health]) -> RoutingTable:
     """Make the table of these servers; one whose health is missing, or of another generation, starts unproven.
 

@@ -5,7 +5,7 @@ A label takes few values: a model is one that is registered (else `other`), a se
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import attrs
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
@@ -123,7 +123,7 @@ class Meter:
         self.probes[outcome] += 1
         self.probe_seconds.note(seconds)
 
-    def forget(self, models: Mapping[str, object], servers: Mapping[ServerId, object]) -> None:
+    def forget(self, models: Collection[str], servers: Mapping[ServerId, object]) -> None:
         """Drop the figures of what is not registered any more."""
         self.models = {name: meter for name, meter in self.models.items() if name in models or name == OTHER}
         self.attempts = Counter({key: count for key, count in self.attempts.items() if key[0] in servers})

@@ -180,9 +180,9 @@ class Boards:
         for row in sight.rows:
             by_model.setdefault(model_key(row.model), []).append(row)
         models = self._gateway.table.models
-        chosen = (name for name in by_model if name in models and wanted in name.casefold())
-        names = sorted(chosen, key=lambda name: (name.casefold(), name))
-        return [views.model_card(models[name], by_model[name], number) for number, name in enumerate(names)]
+        chosen = [(models[key], rows) for key, rows in by_model.items() if key in models and wanted in models[key].name.casefold()]
+        chosen.sort(key=lambda card: (card[0].name.casefold(), card[0].name))
+        return [views.model_card(model, rows, number) for number, (model, rows) in enumerate(chosen)]
 
     def _models_parts(self, visit: Visit, cards: Sequence[views.ModelCard], sight: Sight) -> Parts:
         fragments = {"counts": self._frame.render(visit, "_counts.html", overview=sight.overview)}
