@@ -13,7 +13,7 @@ import pytest
 from support import behaviours
 from support.backends import Backend
 from support.processes import DOORS, GatewayProcess, door_setting
-from support.raw_client import RawClient
+from support.raw_client import EndedError, RawClient
 from support.require import require_program
 from support.sockets import serving, wait_until
 
@@ -243,6 +243,44 @@ def test_a_client_that_offers_http2_and_leaves_is_noticed(gateway: GatewayProces
         wait_until(lambda: backend.running)
     wait_until(lambda: not backend.running)
     backend.behave = behaviours.good()
+
+
+AHEAD = {"a line end": b"\r\n", "a request": get(), "half a request": get()[:20], "a few": get() * 20, "too much": b"x" * 200_000}
+
+
+@pytest.mark.parametrize("ahead", AHEAD)
+def test_a_client_that_sends_ahead_and_leaves_is_noticed(gateway: GatewayProcess, backend: Backend, ahead: str) -> None:
+    """What lies behind a request that is being answered does not hide the end of the connection."""
+    backend.behave = behaviours.stall()
+    with RawClient(gateway.port) as client:
+        client.send(post() + AHEAD[ahead])
+        wait_until(lambda: backend.running)
+    wait_until(lambda: not backend.running)
+    backend.behave = behaviours.good()
+
+
+@pytest.mark.parametrize("first", [post(), post(stream=True), get()])
+def test_requests_that_were_sent_ahead_are_answered_in_order(gateway: GatewayProcess, first: bytes) -> None:
+    """Whole, in pieces, with bodies, and more than is read ahead at once, up to where the connection is closed."""
+    last = post("/v1/nothing")
+    with RawClient(gateway.port) as client:
+        for data in (first + get() + last, first[:-3], first[-3:] + get()[:9], get()[9:] + last[:-9], last[-9:]):
+            client.send(data)
+        for status in (200, 200, 404) * 2:
+            answer = client.read_response()
+            assert (answer.status, answer.complete) == (status, True)
+            client.reader.expect()
+    with RawClient(gateway.port) as client:
+        client.send(first + get() * 5000)
+        while True:
+            try:
+                assert client.read_head().status == 200
+            except EndedError:
+                break
+            assert client.read_response().complete
+            client.reader.expect()
+            if client.response.ended_by is not None and not client.reader.unread:
+                break
 
 
 def test_curl_asks_for_http2(gateway: GatewayProcess) -> None:

@@ -1,5 +1,6 @@
 """HTTP/1.1 of hypercorn, guarded: heads that are late or folded, empty lines before a request, bytes behind the last one."""
 
+import asyncio
 import re
 from typing import Any
 
@@ -11,6 +12,9 @@ from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protoco
 from hypercorn.protocol.http_stream import HTTPStream
 
 from multiverse_gateway.cli.guards.shared import HELD_BYTES, Applications, GuardedConfig, HeadTimer, Outlet
+
+AHEAD_BYTES = 65_536
+"""What a client may send before its answer is complete."""
 
 _HEAD_END = re.compile(rb"\n\r?\n")
 _FOLD = re.compile(rb"\n[ \t]")
@@ -28,6 +32,9 @@ class _Connection(h11.Connection):
 
     They are empty lines before a request (RFC 9112, 2.2), all that follows the last request of a connection (RFC 9112, 9.6), and the
     offer of another protocol (RFC 9110, 7.8).
+
+    What a client sends before its answer is complete is kept, so that reading goes on and a client that leaves is noticed. A client that
+    sends more than `AHEAD_BYTES` has its connection closed after the answer.
     """
 
     has_ended = False
@@ -39,8 +46,10 @@ class _Connection(h11.Connection):
             super().receive_data(data)
 
     def next_event(self) -> Any:
-        """Return the next event."""
-        if self.has_ended or self.their_state is h11.MUST_CLOSE:
+        """Return the next event; that of the next request only when the current one is answered."""
+        if self.their_state is h11.DONE and len(self._receive_buffer) > AHEAD_BYTES:
+            self._cstate.process_keep_alive_disabled()
+        if self.has_ended or self.their_state in (h11.DONE, h11.MUST_CLOSE):
             return h11.NEED_DATA
         if self.their_state is h11.IDLE:
             self._skip_empty_lines()
@@ -72,6 +81,7 @@ class GuardedH11(H11Protocol):
         self.connection = self._requests = _Connection(h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size)
         self.send = self._outlet = Outlet(self.send, self.config.write_timeout)
         self._applications = Applications(self.task_group)
+        self._reading = asyncio.Lock()
         self._head_timer = HeadTimer(self.config.head_timeout, self._give_up)
 
     async def initiate(self) -> None:
@@ -84,11 +94,10 @@ class GuardedH11(H11Protocol):
         await super().handle(event)
         if isinstance(event, Closed):
             self._requests.has_ended = True
-            await self.can_read.set()  # hypercorn waits for the end of an answer before it looks at the next request
             self._head_timer.end()
             await self._outlet.leave()
-        elif self.stream is None and self.connection.trailing_data[0]:
-            self._head_timer.begin()
+        else:
+            self._time_head()
 
     async def stream_send(self, event: StreamEvent) -> None:
         """Send what the application says, a large body in pieces; nothing once the client has left."""
@@ -101,6 +110,25 @@ class GuardedH11(H11Protocol):
         while rest and self.stream is not None:
             await super().stream_send(Body(stream_id=event.stream_id, data=bytes(rest[:HELD_BYTES])))
             rest = rest[HELD_BYTES:]
+
+    async def _handle_events(self) -> None:
+        async with self._reading:  # the reader, and the end of an answer, behind which another request may wait already
+            await super()._handle_events()
+
+    async def _maybe_recycle(self) -> None:
+        await super()._maybe_recycle()
+        if self.connection.our_state is h11.IDLE and self.connection.trailing_data[0]:
+            self.task_group.spawn(self._go_on)
+
+    async def _go_on(self) -> None:
+        """Look at what the client sent ahead."""
+        await self._handle_events()
+        self._time_head()
+
+    def _time_head(self) -> None:
+        """Start the clock if a head has begun."""
+        if self.stream is None and self.connection.trailing_data[0] and not self._requests.has_ended:
+            self._head_timer.begin()
 
     def release(self) -> None:
         """Let nothing happen any more: the connection has ended."""
@@ -137,6 +165,6 @@ class GuardedH11(H11Protocol):
         await self.context.mark_request()
 
     async def _check_protocol(self, event: h11.Request) -> None:
-        if event.method == b"PRI" and event.target == b"*" and event.http_version == b"2.0":
+        if event.method == b"PRI" and event.target == b"*" and event.http_version == b"2.0" and not self.keep_alive_requests:
             self._head_timer.end()
             raise H2ProtocolAssumedError(b"PRI * HTTP/2.0\r\n\r\n" + self.connection.trailing_data[0])
