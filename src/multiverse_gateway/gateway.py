@@ -318,6 +318,9 @@ class Gateway:
         self._with_usage &= known_generations
         self.keys = {bytes.fromhex(key.digest): key for key in registry.keys}
         self.registry = registry
+        for server_id, route in known.items():
+            if route.health.status == "healthy" and server_id in health and health[server_id].status != "healthy":
+                self._wire.drop(server_id)  # an idle connection of ours may be what keeps it from answering another process
         self.table = build_table(registry.version, registry.servers, health)
         self.loaded = True
         self._slow |= {server_id for server_id, known in health.items() if known.slow_since is not None}
@@ -467,6 +470,8 @@ class Gateway:
         redact(server.api_key)
         before = self._activity(server)
         result = await self._probed(server)
+        if result.timed_out and self._wire.close_idle(_endpoint(server.endpoint_url)):
+            result = await self._probed(server)  # a server that handles one connection at a time waited for the next request on ours
         path = self._confirming_path(server)
         if result.passed and path is not None and not result.let_in:
             access = await self._access(server, path)

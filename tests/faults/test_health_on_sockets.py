@@ -6,8 +6,9 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import anyio
@@ -25,6 +26,7 @@ from multiverse_gateway.monitor import LEASE_ROLE
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
 from support import answers, behaviours
+from support.answers import model_list
 from support.backends import Backend, Behaviour, Exchange, answer_well, list_models, reject_nothing
 from support.fault_proxy import FaultProxy
 from support.gateways import ADMIN_KEY
@@ -556,3 +558,53 @@ async def test_a_process_that_does_not_probe_says_where_its_requests_run() -> No
         goes_on.set()
         while await is_held():  # noqa: ASYNC110
             await anyio.sleep(0.05)
+
+
+class KeepsAlive(BaseHTTPRequestHandler):
+    """A model server made with Python's own, which handles one connection at a time and keeps it."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.answer(model_list(("tiny",)))
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.answer(b'{"choices": [{"message": {"role": "assistant", "content": "Hi"}}]}')
+
+    def answer(self, body: bytes) -> None:
+        """Answer with JSON."""
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def single_connection() -> Iterator[str]:
+    """Run such a server on a thread and give its root URL."""
+    with HTTPServer(("127.0.0.1", 0), KeepsAlive) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+async def test_a_connection_that_the_gateway_keeps_does_not_make_a_server_dead() -> None:
+    """Outside case 9: the server waits for a request on it and answers no probe: the connection is closed, and the server probed again."""
+    async with watched(health_check_interval_seconds=1) as there:
+        with single_connection() as url:
+            body = {"model_name": "tiny", "endpoint_url": url}
+            made = await there.client.post("/admin/register", json=body, headers=KEY)
+            server = ServerId(made.json()["registration_id"])
+            for _ in range(2):
+                assert (await there.ask()).status_code == 200
+                checked = there.gateway.table.routes[server].health.last_checked_at or 0
+                await until(lambda checked=checked: (there.gateway.table.routes[server].health.last_checked_at or 0) > checked)  # type: ignore[misc]
+                assert (there.state(server), there.gateway.table.routes[server].health.consecutive_failures) == ("healthy", 0)
+            assert (await there.client.delete(f"/admin/register/{server}", headers=KEY)).status_code == 200

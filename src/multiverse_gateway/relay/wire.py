@@ -553,6 +553,16 @@ class Wire:
         if pool is not None:
             pool.close()
 
+    def close_idle(self, endpoint: Endpoint) -> bool:
+        """Close the connections to an endpoint that wait for a request; return whether there were any."""
+        idle = [connection for pool in self._pools.values() if pool.endpoint == endpoint for connection in pool.idle]
+        for pool in self._pools.values():
+            if pool.endpoint == endpoint:
+                pool.idle.clear()
+        for connection in idle:
+            connection.discard()
+        return bool(idle)
+
     async def aclose(self) -> None:
         """Close everything, at once; who still waits for an answer is told. Returns when no socket and no task is left."""
         self._closing = asyncio.get_running_loop().create_future()
