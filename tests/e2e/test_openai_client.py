@@ -259,7 +259,7 @@ CALLED = (
 def test_tools_pass_byte_for_byte(stage: Stage, gateway: GatewayProcess, http: str, stream: bool) -> None:
     """FR-ROUTE-005, FR-API-INF-003, 007: what the client sends reaches the server, and back, as the very same bytes; its key does not."""
     sent: list[bytes] = []
-    events = [b": c\r\n\r\n", b'data: {"choices":[{"index":0,"finish_reason":"tool_calls","delta":{"x":1.50}}]}\n\n', answers.DONE]
+    events = [b'data: {"choices":[{"index":0,"finish_reason":"tool_calls","delta":{"x":1.50}}]}\n\n', b": c\r\n\r\n", answers.DONE]
     reply = behaviours.stream(events) if stream else behaviours.answer(200, CALLED)
     scene = stage(Backend("tools", reply))
     transport = httpx2.HTTPTransport(http1=http == "1.1", http2=http == "2", verify=False, trust_env=False)
