@@ -9,6 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from multiverse_gateway.core.refusals import lacks_endpoint, lacks_model
+from support.memory import peak_of_memory
 
 CHAT = json.dumps({"model": "llama3", "messages": [{"role": "user", "content": "Explain the model of the atom."}]}).encode()
 
@@ -102,6 +103,31 @@ def test_a_request_of_endless_values_is_looked_at_in_part() -> None:
     request = json.dumps({"model": "m", "input": ["model", 3] * 20_000}).encode()
     assert lacks_model(error("The model `m` does not exist"), request)
     assert lacks_model(error("The model `m` does not exist"), b'["no", "object"]')
+
+
+TINY = b"[]," * 300_000 + b"[]"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "request_body"),
+    [
+        (b'{"error": {"message": "model m not found"}, "more": [%b]}' % TINY, CHAT),
+        (error("model m not found"), b'{"model": "m", "input": [%b]}' % TINY),
+        (error("model m not found"), b'{"model": "m", "input": [%b]}' % (b'"model",' * 100_000 + b"1")),
+    ],
+)
+def test_neither_side_can_stop_the_gateway_with_tiny_values(refusal: bytes, request_body: bytes) -> None:
+    """S6, S7: what takes seconds and hundreds of megabytes to decode is not decoded; a refusal of that size says nothing."""
+    with peak_of_memory() as peak:
+        assert lacks_model(refusal, request_body) == (len(refusal) < 1000)
+    assert peak() < 2 << 20
+
+
+def test_a_large_request_does_not_hide_what_a_server_repeats() -> None:
+    """S4: words of a request with a picture in it are not the server's, and a model that is missing is still noticed."""
+    request = json.dumps({"model": "llama3", "input": ["x" * 300_000, "a voice of the model prince"]}).encode()
+    assert not lacks_model(error("There is no voice of the model prince: it was not found"), request)
+    assert lacks_model(error("model 'llama3' not found"), request)
 
 
 @pytest.mark.parametrize(

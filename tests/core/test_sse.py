@@ -24,6 +24,7 @@ from multiverse_gateway.core.sse import (
     dialect_of,
     error_event,
 )
+from support.memory import peak_of_memory
 
 BOM = b"\xef\xbb\xbf"
 DIALECTS = list(Dialect)
@@ -219,6 +220,23 @@ def test_a_flood_of_choices_is_not_remembered() -> None:
     stream, _ = fed(*flood, event({"choices": [{"index": 0, "finish_reason": "stop"}]}))
     assert len(stream._finished) == 4096
     assert not stream.complete()
+
+
+@pytest.mark.parametrize("value", [b"[],", b"{},", b'{"index":1},', b'{"index":null},'])
+@pytest.mark.parametrize("name", [b"choices", b"error", b"other"])
+def test_an_event_of_tiny_values_is_not_decoded(value: bytes, name: bytes) -> None:
+    """S7: a server cannot keep all others waiting with events that take long to decode; they are relayed, and the stream goes on."""
+    event = b'data: {"choices":[],"%b":[%b0]}\n\n' % (name, value * (900_000 // len(value)))
+    stream, out = fed(chunk())
+    with peak_of_memory() as peak:
+        for start in range(0, len(event), 65_536):  # as the wire reads
+            out += stream.feed(event[start : start + 65_536])
+    assert out == chunk() + event
+    assert peak() < 6 * len(event)
+    assert stream.failed == (name == b"error")
+    if not stream.failed:
+        assert stream.feed(chunk(finish="stop") + DONE_EVENT)
+        assert stream.complete()
 
 
 @pytest.mark.parametrize("name", ["completed", "failed", "incomplete"])

@@ -14,6 +14,10 @@ TOKENS_PER_TIMEOUT = 1000
 """Tokens of a plain answer for which a server gets its time once more."""
 USUAL_TOKENS = 512
 """Tokens that a plain answer is expected to have at most where the request sets no limit, or a higher one."""
+MAX_READ_BYTES = 1 << 18
+"""Size of the bodies whose JSON is read. Decoding a larger one could take seconds, so all of it but its images counts as text."""
+MAX_IMAGES = 256
+"""Images and files that are left out of a large body."""
 
 _TEXTS = ("messages", "prompt", "input", "system", "tools")
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
@@ -25,10 +29,22 @@ def first_byte_allowance(timeout: float, body: bytes, *, stream: bool) -> float:
     >>> first_byte_allowance(120.0, b'{"prompt": "Hello", "max_tokens": 250}', stream=False)
     150.025
     """
+    body = _without_images(body)
+    if len(body) > MAX_READ_BYTES:
+        is_json = body.lstrip()[:1] == b"{"
+        return timeout * (1 + is_json * len(body) / BYTES_PER_TIMEOUT + (not stream) * USUAL_TOKENS / TOKENS_PER_TIMEOUT)
     fields = _fields(body)
     text = sum(_length(fields.get(name)) for name in _TEXTS)
     tokens = 0 if stream else _most_tokens(fields)
     return timeout * (1 + text / BYTES_PER_TIMEOUT + tokens / TOKENS_PER_TIMEOUT)
+
+
+def _without_images(body: bytes) -> bytes:
+    """Return a large body without the `data:` URLs in it, and any other as it is."""
+    if len(body) <= MAX_READ_BYTES:
+        return body
+    first, *others = body.split(b'"data:', MAX_IMAGES)
+    return b'""'.join([first, *(other.partition(b'"')[2] for other in others)])
 
 
 def _fields(body: bytes) -> dict[str, Any]:

@@ -12,6 +12,11 @@ import msgspec
 
 MAX_WORDS = 2048
 """Characters of a refusal that are looked at: an error message is shorter."""
+MAX_REFUSAL_BYTES = 1 << 16
+"""Size of the refusals whose JSON is read; a larger one is no error message. Decoded, tiny values take many times their length in time and
+memory, and a server chooses how many there are."""
+MAX_REQUEST_BYTES = 1 << 18
+"""Size of the requests whose JSON is read; of a larger one only the text around each `model` is compared."""
 MAX_VALUES = 10_000
 """Strings of a request that are compared with a refusal."""
 MAX_FORM_BYTES = 1 << 16
@@ -30,6 +35,9 @@ _IN_QUOTES = {name: re.compile(f"[\"'`] ?{name} ?[\"'`]") for name in ("model", 
 """Values that may stand in the server's own sentence, where they are in no quotes."""
 _FRAGMENT = 8
 """Characters on either side of a match that are searched for in the request."""
+_PIECE = 64
+"""Bytes on either side of a `model` in a large request that are compared."""
+_MAX_PIECES = 1000
 
 
 def lacks_model(refusal: bytes, request: bytes) -> bool:
@@ -40,7 +48,7 @@ def lacks_model(refusal: bytes, request: bytes) -> bool:
     >>> lacks_model(b'{"error": "tool \\'my model\\' not found"}', b'{"model": "llama3", "tools": ["my model"]}')
     False
     """
-    if _ANY_CASE_MODEL.search(refusal) is None:
+    if len(refusal) > MAX_REFUSAL_BYTES or _ANY_CASE_MODEL.search(refusal) is None:
         return False
     code, words = _read(refusal)
     if code == "model_not_found":
@@ -93,7 +101,10 @@ def _read(refusal: bytes) -> tuple[object, str]:
 
 
 def _values_of(request: bytes) -> Iterator[str]:
-    """Return the strings that a request holds, but for the name of the model; of a form its lines."""
+    """Return the strings that a request holds, but for the name of the model: of a form the lines, of a large request pieces."""
+    if len(request) > MAX_REQUEST_BYTES:
+        yield from _pieces_of(request)
+        return
     try:
         fields = msgspec.json.decode(request)
     except (ValueError, RecursionError):
@@ -110,3 +121,14 @@ def _values_of(request: bytes) -> Iterator[str]:
             pending += [*value, *value.values()]
         elif isinstance(value, list):
             pending += value
+
+
+def _pieces_of(request: bytes) -> Iterator[str]:
+    """Return the text around each `model` in a request, at most `_MAX_PIECES` pieces."""
+    text = request.lower()
+    at = -1
+    for _ in range(_MAX_PIECES):
+        at = text.find(b"model", at + 1)
+        if at < 0:
+            return
+        yield text[max(0, at - _PIECE) : at + _PIECE].decode(errors="replace")
