@@ -121,7 +121,7 @@ EVERYTHING = {"version", "changed", "load", "save_health", "add_usage", "request
 
 async def until(done: Callable[[], bool]) -> None:
     """Wait until something is so."""
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         while not done():  # noqa: ASYNC110  # the store of a plug-in sets no events
             await anyio.sleep(0.01)
 
