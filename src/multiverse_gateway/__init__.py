@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from multiverse_gateway.core.errors import AlreadyRegistered, GatewayError, ServerNotFound, StorageUnavailable
     from multiverse_gateway.core.health import Health, HealthState
     from multiverse_gateway.core.servers import Capabilities, ClientKey, Metadata, Server, ServerId
+    from multiverse_gateway.core.stored import StoredResponse
     from multiverse_gateway.core.usage import Counts, Usage, UsageKey
     from multiverse_gateway.gateway import Gateway
-    from multiverse_gateway.protocols import Balancer, HealthProbe, LoadView, ProbeResult, Registry, Scoring, Store
+    from multiverse_gateway.protocols import Balancer, HealthProbe, LoadView, ProbeResult, Registry, ResponseStore, Scoring, Store
     from multiverse_gateway.settings import Settings, SettingsError, load_settings
 
 _HOMES = {
@@ -40,6 +41,7 @@ _HOMES = {
     "Metadata": "multiverse_gateway.core.servers",
     "ProbeResult": "multiverse_gateway.protocols",
     "Registry": "multiverse_gateway.protocols",
+    "ResponseStore": "multiverse_gateway.protocols",
     "Scoring": "multiverse_gateway.protocols",
     "Server": "multiverse_gateway.core.servers",
     "ServerId": "multiverse_gateway.core.servers",
@@ -48,6 +50,7 @@ _HOMES = {
     "SettingsError": "multiverse_gateway.settings",
     "StorageUnavailable": "multiverse_gateway.core.errors",
     "Store": "multiverse_gateway.protocols",
+    "StoredResponse": "multiverse_gateway.core.stored",
     "Usage": "multiverse_gateway.core.usage",
     "UsageKey": "multiverse_gateway.core.usage",
     "create_app": "multiverse_gateway.app",
@@ -72,6 +75,7 @@ __all__ = [
     "Metadata",
     "ProbeResult",
     "Registry",
+    "ResponseStore",
     "Scoring",
     "Server",
     "ServerId",
@@ -80,6 +84,7 @@ __all__ = [
     "SettingsError",
     "StorageUnavailable",
     "Store",
+    "StoredResponse",
     "Usage",
     "UsageKey",
     "__version__",

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import attrs
@@ -26,7 +26,7 @@ from multiverse_gateway.core.activity import ELSEWHERE, Activity, Running, busy_
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_endpoint
 from multiverse_gateway.core.budget import DayCounts, day_name, day_of
 from multiverse_gateway.core.envelope import Envelope, asking_for_usage, with_model
-from multiverse_gateway.core.errors import Overloaded, StorageRefused, StorageUnavailable
+from multiverse_gateway.core.errors import GatewayError, Overloaded, StorageRefused, StorageUnavailable
 from multiverse_gateway.core.failover import FailureClass, RetryPolicy
 from multiverse_gateway.core.health import (
     AttemptFailed,
@@ -50,13 +50,33 @@ from multiverse_gateway.core.health import (
     share,
 )
 from multiverse_gateway.core.load import FADE_SECONDS, Admission, Load, Strain
-from multiverse_gateway.core.routing import Candidates, RoutingTable, Verdict, build_table, candidates, listed_name, verdict, with_health
+from multiverse_gateway.core.routing import (
+    Candidates,
+    RoutingTable,
+    Verdict,
+    build_table,
+    candidates,
+    candidates_at,
+    listed_name,
+    server_at,
+    verdict,
+    with_health,
+)
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId, model_key
+from multiverse_gateway.core.stored import (
+    KEPT_SECONDS,
+    StoredResponse,
+    StoredResponses,
+    model_elsewhere,
+    response_key,
+    response_not_found,
+    usable_id,
+)
 from multiverse_gateway.core.usage import NO_OWNER, NO_SERVER, Alike, Counts, Ledger, Outbox, Tally
 from multiverse_gateway.observability.logging import note, redact
 from multiverse_gateway.observability.metrics import Meter, Moment, exposition
 from multiverse_gateway.observability.telemetry import Observe
-from multiverse_gateway.protocols import Balancer, HealthProbe, ProbeResult, Registry, Scoring, Store
+from multiverse_gateway.protocols import Balancer, HealthProbe, ProbeResult, Registry, ResponseStore, Scoring, Store
 from multiverse_gateway.relay.exchange import Exchange, Limits, Phase, Sending, give_turns
 from multiverse_gateway.relay.transport import WireTransport
 from multiverse_gateway.relay.wire import Resolver, Wire
@@ -73,6 +93,10 @@ CONFIRM_SECONDS = 60.0
 """How often at most a server that refused a request is asked whether it refuses the gateway."""
 BUSY = "the server is busy: it sends answers to other requests, and did not answer the check in time"
 """How often a check is made whose time passed while this process was stopped."""
+GATHER_SECONDS = 0.1
+"""How long further responses are waited for before their places are saved together."""
+LOOK_AGAIN_SECONDS = (0.2, 0.4)
+"""Pauses after which the store is asked again for a response that it does not know: another process may just be saving it."""
 SETTLE_SECONDS = 1.0
 """How long requests that are over are tallied before they are counted."""
 COPIED_BYTES = 16384
@@ -166,6 +190,13 @@ class Gateway:
         self.tail: Any = None
         self.admin_key: Any = None
         self._beginnings: dict[tuple[ServerId, int, str, bytes, bytes, bool, bytes], tuple[Endpoint, bytes]] = {}
+        self._responses = StoredResponses()
+        keeps_responses = hasattr(store, "save_responses") and hasattr(store, "find_response")
+        self._response_store: ResponseStore | None = cast(ResponseStore, self.store) if keeps_responses else None
+        self._response_noted = anyio.Event()
+        self._locating: list[tuple[Exchange, str]] = []
+        """Exchanges whose stored response the store has to be asked for, with its key."""
+        self._locating_began = anyio.Event()
         self.registry_lock = anyio.Lock()
         self._slow: set[ServerId] = set()
         self._fades_at = now() + FADE_SECONDS
@@ -209,6 +240,8 @@ class Gateway:
             async with anyio.create_task_group() as group:
                 self._group = group
                 group.start_soon(self._sweep)
+                if self._response_store is not None:
+                    group.start_soon(self._locate_all, self._response_store)
                 if watch is not None:
                     group.start_soon(watch, self)
                 try:
@@ -230,6 +263,7 @@ class Gateway:
         last_steps = (
             (self.flush, "the last health checks could not be saved"),
             (self.flush_usage, "the last counts of use could not be saved"),
+            (self.flush_responses, "the places of the last stored responses could not be saved"),
             (self.store.aclose, "the store could not be closed"),
         )
         for step, trouble in last_steps:
@@ -605,11 +639,106 @@ class Gateway:
     # What exchanges ask for
 
     def candidates(self, envelope: Envelope, excluded: frozenset[ServerId], now: float) -> Candidates | None:
-        """Return who could serve the request now; `None` for a model that nobody registered."""
+        """Return who could serve the request now; `None` for a model that nobody registered, and for a server that is gone."""
         model = self.table.models.get(envelope.model)
         if model is None:
             return None
+        if envelope.server_id is not None:
+            return candidates_at(model, self.load, envelope, excluded=excluded, now=now)
         return candidates(model, self.load, stream=envelope.stream, path=envelope.path, excluded=excluded, now=now)
+
+    def locate(self, exchange: Exchange) -> None:
+        """Find the server of the stored response that an exchange needs: in memory at once, else in the store."""
+        response_id = usable_id(exchange.envelope.response_id)
+        if response_id is None:
+            exchange.not_located(response_not_found())
+            return
+        key = response_key(exchange.source, response_id)
+        known = self._responses.find(key, self.wall())
+        if known is not None:
+            self._place(exchange, known)
+        elif self._response_store is None:
+            exchange.not_located(response_not_found())
+        else:
+            self._locating.append((exchange, key))
+            self._locating_began.set()
+
+    async def _locate_all(self, store: ResponseStore) -> None:
+        """Start a task for each exchange that needs the store: the doors call from outside any task."""
+        async with anyio.create_task_group() as group:
+            while True:
+                self._locating_began = anyio.Event()
+                waiting, self._locating = self._locating, []
+                for exchange, key in waiting:
+                    group.start_soon(self._locate, exchange, key, store)
+                await self._locating_began.wait()
+
+    async def _locate(self, exchange: Exchange, key: str, store: ResponseStore) -> None:
+        """Ask the store, and again if it does not know: another process may just be saving what it has answered with."""
+        try:
+            known = await store.find_response(key)
+            for pause in LOOK_AGAIN_SECONDS:
+                if known is None:
+                    await anyio.sleep(pause)
+                    known = await store.find_response(key)
+            if known is not None and not self._has(known):  # its server may be so new that this process has not heard of it
+                await self.refresh()
+        except GatewayError:
+            message = "The gateway cannot look up the stored response now. Send the request again in a few seconds."
+            exchange.not_located(StorageUnavailable(message, retry_after=5.0))
+            return
+        if known is None or known.until <= self.wall():
+            exchange.not_located(response_not_found())
+        else:
+            self._responses.learn(known)
+            self._place(exchange, known)
+
+    def _has(self, known: StoredResponse) -> bool:
+        route = self.table.routes.get(known.server_id)
+        return route is not None and route.server.generation == known.generation
+
+    def _place(self, exchange: Exchange, known: StoredResponse) -> None:
+        """Send an exchange to the server that has the response, as the server of the model that it asks for."""
+        if not self._has(known):
+            exchange.not_located(response_not_found())
+            return
+        holder = self.table.routes[known.server_id].server
+        name = exchange.envelope.model or model_key(holder.model_name)
+        server = server_at(holder, self.table.models.get(name))
+        if server is None:
+            exchange.not_located(model_elsewhere(name))
+        else:
+            exchange.located(server)
+
+    def response_stored(self, exchange: Exchange, response_id: str) -> None:
+        """Remember which server keeps a response for its caller; the store gets it within a fraction of a second."""
+        server = exchange.server
+        assert server is not None
+        key = response_key(exchange.source, response_id)
+        self._responses.add(StoredResponse(key, server.id, server.generation, self.wall() + KEPT_SECONDS))
+        self._response_noted.set()
+
+    async def response_noted(self, within: float) -> None:
+        """Return a moment after a response was made, or after so many seconds."""
+        with anyio.move_on_after(within):
+            await self._response_noted.wait()
+        await anyio.sleep(GATHER_SECONDS)
+
+    async def flush_responses(self) -> None:
+        """Save where the responses are that were made since the last call.
+
+        Raises:
+            StorageUnavailable: They cannot be saved; they are kept for the next call.
+        """
+        self._response_noted = anyio.Event()
+        responses = self._responses.unsaved
+        if not responses or self._response_store is None:
+            return
+        try:
+            await self._response_store.save_responses(responses)
+        except StorageRefused:
+            _registry_log.error("the store refuses the places of stored responses; only this process knows them")
+        self._responses.saved(responses)
 
     def is_registered(self, server: Server) -> bool:
         """Tell whether the table still has the server in this generation."""
@@ -627,6 +756,8 @@ class Gateway:
     def send(self, server: Server, exchange: Exchange) -> Sending:
         """Open an attempt."""
         envelope = exchange.envelope
+        if envelope.is_lookup:
+            return self._look_up(server, exchange)
         endpoint, beginning = self._beginning(
             server, envelope.path, exchange.query, exchange.content_type, envelope.stream, exchange.forwarded
         )
@@ -644,6 +775,17 @@ class Gateway:
         head = b"%b%b\r\ncontent-length: %d\r\n\r\n" % (beginning, exchange.request_id.encode(), len(body))
         request = (head + body,) if len(body) <= COPIED_BYTES else (head, body)
         return self._wire.send(server.id, endpoint, request, exchange, fresh=envelope.stateful or exchange.replays)
+
+    def _look_up(self, server: Server, exchange: Exchange) -> Sending:
+        """Open an attempt for what is stored: a request whose head is made for it alone, and which has a body only if it is a POST."""
+        envelope, endpoint, method = exchange.envelope, _endpoint(server.endpoint_url), exchange.envelope.method
+        beginning = _head_of(
+            server, endpoint, envelope.path, exchange.query, exchange.content_type, envelope.stream, exchange.forwarded, method
+        )
+        body = exchange.body_bytes if method == "POST" else b""
+        length = b"content-length: %d\r\n" % len(body) if method == "POST" else b""
+        request = b"%b%b\r\n%b\r\n%b" % (beginning, exchange.request_id.encode(), length, body)
+        return self._wire.send(server.id, endpoint, (request,), exchange, fresh=True)
 
     def _beginning(
         self, server: Server, path: str, query: bytes, content_type: bytes, stream: bool, forwarded: bytes = b""
@@ -668,7 +810,7 @@ class Gateway:
         """Say why a server was chosen: what each of the model's servers was judged as, and what the balancer compared."""
         envelope, excluded = exchange.envelope, exchange.excluded
         model = self.table.models.get(envelope.model)
-        routes = () if model is None else model.routes
+        routes = [] if model is None else [route for route in model.routes if envelope.server_id in (None, route.server.id)]
         found = [
             (route, verdict(route, self.load, stream=envelope.stream, path=envelope.path, excluded=excluded, now=now)) for route in routes
         ]
@@ -945,15 +1087,24 @@ def _endpoint(url: str) -> Endpoint:
         return Endpoint("http", "0.0.0.0", 80)  # noqa: S104  to be refused, not bound
 
 
-def _head_of(server: Server, endpoint: Endpoint, path: str, query: bytes, content_type: bytes, stream: bool, forwarded: bytes) -> bytes:
+def _head_of(
+    server: Server,
+    endpoint: Endpoint,
+    path: str,
+    query: bytes,
+    content_type: bytes,
+    stream: bool,
+    forwarded: bytes,
+    method: str = "POST",
+) -> bytes:
     lines = [
-        b"POST %b%b HTTP/1.1" % (f"{endpoint.prefix}{path}".encode(), b"?" + query if query else b""),
+        b"%b %b%b HTTP/1.1" % (method.encode(), f"{endpoint.prefix}{path}".encode(), b"?" + query if query else b""),
         b"host: " + endpoint.authority.encode(),
         b"user-agent: " + USER_AGENT.encode(),
         b"accept-encoding: identity",
         b"ngrok-skip-browser-warning: 1",
         b"x-multiverse-hop: 1",
-        b"content-type: " + (content_type or b"application/json"),
+        *([b"content-type: " + (content_type or b"application/json")] if method == "POST" else []),
         b"accept: text/event-stream" if stream else b"accept: */*",
     ]
     if server.api_key is not None:

@@ -88,6 +88,14 @@ class Watched(Protocol):
         """Save what was used since the last call, in one batch."""
         ...
 
+    async def flush_responses(self) -> None:
+        """Save where the responses are that were made since the last call."""
+        ...
+
+    async def response_noted(self, within: float) -> None:
+        """Return a moment after a response was made, or after so many seconds."""
+        ...
+
     async def learn_use(self) -> None:
         """Learn what client keys with a daily limit have used today, at other processes too."""
         ...
@@ -241,6 +249,8 @@ async def watch(gateway: Watched) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(_steadily, gateway.flush, FOLLOW_SECONDS, "results of probes cannot be saved; they are kept")
             group.start_soon(_steadily, gateway.flush_usage, USAGE_SECONDS, "counts of use cannot be saved; they are kept")
+            lost = "the places of stored responses cannot be saved; other processes do not know them yet"
+            group.start_soon(_steadily, gateway.flush_responses, FOLLOW_SECONDS, lost, gateway.response_noted)
             unknown = "the counts of today cannot be read; daily limits go on with what is known"
             group.start_soon(_steadily, gateway.learn_use, USAGE_SECONDS, unknown)
             trouble = "the registry cannot be read; routing goes on with what is known"

@@ -13,6 +13,7 @@ from multiverse_gateway.core.activity import Running
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId
+from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import Usage
 
 Client = httpx2.AsyncClient
@@ -194,4 +195,19 @@ class Store(Protocol):
 
     async def aclose(self) -> None:
         """Close; everything acknowledged is on disk."""
+        ...
+
+
+class ResponseStore(Protocol):
+    """What a store may do besides: keep where stored responses are, for all processes.
+
+    With a store that does not, each process knows the responses that it relayed itself. Raises what a `Store` raises.
+    """
+
+    async def save_responses(self, responses: Sequence[StoredResponse]) -> None:
+        """Insert or replace a batch by key. Responses whose time is over are deleted, and the oldest beyond 100,000."""
+        ...
+
+    async def find_response(self, key: str) -> StoredResponse | None:
+        """Return where a response is; one whose time is over may still be found."""
         ...

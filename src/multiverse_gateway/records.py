@@ -4,7 +4,7 @@ Instants are ISO 8601 with zone.
 """
 
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import attrs
 from msgspec import UNSET, Meta, UnsetType
@@ -266,6 +266,30 @@ class ModelList:
 
     object: Literal["list"] = "list"
     data: list[ModelItem]
+
+
+@attrs.frozen(kw_only=True)
+class StoredAnswer:
+    """The response, as the server that made it keeps it."""
+
+    id: str
+    object: str
+
+
+@attrs.frozen(kw_only=True)
+class DeletedResponse:
+    """What the server says of a response that it has deleted."""
+
+    id: str
+    deleted: bool
+
+
+@attrs.frozen(kw_only=True)
+class InputItems:
+    """The items of a response's input, as the server that made it keeps them."""
+
+    object: Literal["list"] = "list"
+    data: list[dict[str, Any]]
 
 
 @attrs.frozen(kw_only=True)

@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from multiverse_gateway.core.errors import GatewayError, StorageRefused
-from multiverse_gateway.protocols import Store
+from multiverse_gateway.protocols import ResponseStore, Store
 
-CALLS = frozenset(name for name, member in vars(Store).items() if isfunction(member) and not name.startswith("_")) - {"open"}
+CALLS = frozenset(
+    name
+    for protocol in (Store, ResponseStore)
+    for name, member in vars(protocol).items()
+    if isfunction(member) and not name.startswith("_")
+) - {"open"}
 """The calls of a store that are guarded. What `open` raises stops the start, and its author needs to see it."""
 
 _log = logging.getLogger("multiverse_gateway.registry")

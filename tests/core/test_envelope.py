@@ -672,3 +672,56 @@ def test_another_model_is_written_into_a_form() -> None:
     for parts in ((MODEL, file), (file, MODEL)):
         other = [form_field("model", b"whisper-1:latest") if part is MODEL else part for part in parts]
         assert with_model(form(*parts), FORM, "whisper-1:latest") == form(*other)
+
+
+# Stored responses
+
+
+RESPONSES = "/v1/responses"
+
+
+@pytest.mark.parametrize("path", [RESPONSES, f"{RESPONSES}/compact"])
+@pytest.mark.parametrize("rest", [{}, {"Model_": 1, "unknown": {"Previous_Response_Id": "x"}}])
+def test_the_response_that_a_request_continues_is_known(path: str, rest: dict[str, Any]) -> None:
+    """Wherever responses are made; the envelope is stateful, and "not found" speaks of that response."""
+    found = read({"model": "llama", "previous_response_id": "resp_1", **rest}, path)
+    assert (found.response_id, found.names_response, found.stateful) == ("resp_1", True, True)
+    for empty in (None, ""):
+        assert read({"model": "llama", "previous_response_id": empty, **rest}, path).response_id is None
+    assert read({"model": "llama", **rest}, path).response_id is None
+
+
+def test_other_calls_continue_no_response() -> None:
+    """A field of that name means nothing there, but makes the call stateful as ever."""
+    for path in (CHAT, "/v1/responsesx"):
+        found = read({"model": "llama", "previous_response_id": 7}, path)
+        assert (found.response_id, found.stateful) == (None, True)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        '"previous_response_id": "a", "previous_response_id": "b"',
+        '"previous_response_id": null, "previous_response_id": "b"',
+        '"previous_response_id": "a", "previous\\u005fresponse_id": "a"',
+        '"previous_response_id": "a", "PREVIOUS_RESPONSE_ID": "b"',
+        '"Previous_response_id": "b"',
+        '"previou\\u017f_re\\u017fpon\\u017fe_id": "b"',
+        '"previous_response_id": 7',
+        '"previous_response_id": false',
+        '"previous_response_id": ["a"]',
+        '"previous_response_id": {"a": "b"}, "previous_response_id": "c"',
+    ],
+)
+def test_a_body_that_names_two_responses_is_refused(fields: str) -> None:
+    """Or that some server could read so, or whose response is no text: the gateway checks whose response it is."""
+    with pytest.raises(EnvelopeError) as raised:
+        read(f'{{"model": "llama", {fields}}}', RESPONSES)
+    assert raised.value.param == "previous_response_id"
+
+
+@pytest.mark.parametrize(("path", "stored"), [(RESPONSES, True), (f"{RESPONSES}/compact", False), (CHAT, False)])
+def test_only_responses_are_stored(path: str, stored: bool) -> None:
+    assert read({"model": "llama"}, path).stores_response is stored
+    assert not read({"model": "llama", "store": False}, path).stores_response
+    assert read({"model": "llama", "store": False, "background": True}, path).stores_response is stored

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from multiverse_gateway.core.health import Health, HealthState, is_last, is_usable
 from multiverse_gateway.core.load import Load
-from multiverse_gateway.core.routing import Candidates, Model, Route, RoutingTable, build_table, candidates, close_names, with_health
+from multiverse_gateway.core.routing import (
+    Candidates,
+    Model,
+    Route,
+    RoutingTable,
+    build_table,
+    candidates,
+    close_names,
+    server_at,
+    with_health,
+)
 from multiverse_gateway.core.servers import Capabilities, Server, ServerId
 
 CHAT = "/v1/chat/completions"
@@ -385,3 +395,15 @@ def test_names_that_differ_in_case_only_are_one() -> None:
     assert close_names("model", ["Model", "MODEL"]) == ["Model"]
     assert len(close_names("model", [f"model{number}" for number in range(10_000)])) == 3
     assert close_names("model", []) == []
+
+
+# Stored responses
+
+
+def test_the_servers_at_one_url_have_the_same_responses() -> None:
+    """The server itself comes first; another model's at the same URL will do; no other does."""
+    here = server("here")
+    twin, elsewhere = attrs.evolve(here, id=ServerId("a twin")), server("elsewhere")
+    for servers, expected in (([twin, here], here), ([elsewhere, twin], twin), ([elsewhere], None)):
+        assert server_at(here, build_table(1, servers, {}).models["llama"]) == expected
+    assert server_at(here, None) is None

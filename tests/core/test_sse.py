@@ -929,3 +929,27 @@ def test_an_error_is_never_taken_out() -> None:
 def test_tokens_are_numbers_or_nothing(usage: bytes) -> None:
     """More than `MAX_REPORTED_TOKENS` counts as that many, so that no answer can overflow a sum."""
     assert all(0 <= tokens <= MAX_REPORTED_TOKENS for tokens in tokens_of(Raw(usage)))
+
+
+# Stored responses
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([{"response": {"id": "resp_1"}}, {"response": {"id": "resp_2"}}], ["resp_1"]),
+        ([{"x": 1}, {"response": {"id": None}}, {"response": {}}, {"response": {"id": "resp_2"}}], ["resp_2"]),
+        ([{"response": {"id": "resp_1", "usage": "odd"}}], ["resp_1"]),
+        ([{"response": {"id": 7, "usage": None}}], [7]),
+        ([{"response": "odd", "message": 7}], []),
+        ([{"message": {"id": "msg_1"}}], []),
+    ],
+)
+def test_a_stream_tells_the_id_of_its_response_once(events: list[dict[str, Any]], expected: list[object]) -> None:
+    """At the first event that has one, whatever else is in it."""
+    told: list[object] = []
+    stream = EventStream(Dialect.RESPONSES, on_response=told.append)
+    for event in events:
+        stream.feed(b"event: x\ndata: %b\n\n" % json.dumps(event).encode())
+    assert told == expected
+    assert (stream.on_response is None) == bool(expected)

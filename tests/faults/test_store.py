@@ -116,7 +116,10 @@ class TypeErrors(MemoryStore):
         return call
 
 
-EVERYTHING = {"version", "changed", "load", "save_health", "add_usage", "requests_on", "usage", "history", "removed", "claim", "aclose"}
+EVERYTHING = {"version", "changed", "load", "save_health", "add_usage", "requests_on", "usage", "history", "removed", "claim", "aclose"} | {
+    "save_responses",
+    "find_response",
+}
 
 
 async def until(done: Callable[[], bool]) -> None:

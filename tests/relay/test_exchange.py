@@ -12,9 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.failover import Failure, FailureClass, RetryPolicy
 from multiverse_gateway.core.health import HealthState, fresh
+from multiverse_gateway.core.routing import build_table
+from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.sse import DONE_EVENT, EVENTS_PER_CALL
+from multiverse_gateway.core.stored import lookup_of, response_not_found
 from multiverse_gateway.relay.exchange import (
     DRAINING_SECONDS,
     EMBEDDINGS,
@@ -2302,3 +2306,170 @@ def test_a_wait_for_the_retry_budget_is_moved_too() -> None:
     stage.wait(0.25)
     assert exchange.phase is Phase.BACKOFF
     assert client.is_silent
+
+
+# Stored responses
+
+
+RESPONSES = "/v1/responses"
+
+
+def look_up(method: str = "GET", rest: str = "", query: bytes = b"") -> Envelope:
+    found = lookup_of(method, f"{RESPONSES}/resp_1{rest}", query)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("fields", [{"path": RESPONSES, "stateful": True, "response_id": "resp_1"}, {"asked": look_up()}], ids=str)
+def test_a_request_for_a_stored_response_goes_to_the_server_that_has_it(fields: dict[str, Any]) -> None:
+    """Nothing is sent before the gateway knows which that is, and no other server is tried when it fails."""
+    stage = engine("a", "b")
+    exchange, client = stage.start(**fields)
+    assert (stage.locating, stage.tried(), exchange.phase) == ([exchange], [], Phase.CHOOSING)
+    exchange.located(stage.servers[1])
+    assert stage.tried() == ["b"]
+    stage.last.answer(503)
+    assert (client.status, code(client), stage.tried()) == (503, "no_healthy_server", ["b"])
+    stage.check()
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_the_servers_own_refusal_of_a_response_is_relayed(status: int) -> None:
+    stage = engine("a", "b")
+    exchange, client = stage.start(asked=look_up())
+    exchange.located(stage.servers[0])
+    stage.last.answer(status, body=error_body("gone"))
+    assert (client.status, client.data, stage.tried()) == (status, error_body("gone"), ["a"])
+    assert [kind for _, kind in stage.blamed()] == [FailureClass.CLIENT_ERROR]
+    stage.check()
+
+
+def test_a_response_that_nobody_has_is_refused() -> None:
+    """With the gateway's own error, which clients do not repeat."""
+    stage = engine("a")
+    exchange, client = stage.start(asked=look_up())
+    exchange.not_located(response_not_found())
+    assert (client.status, code(client), client.headers[b"x-should-retry"]) == (404, "response_not_found", b"false")
+    assert not stage.tried()
+    stage.check()
+
+
+def test_a_client_that_left_meanwhile_is_forgotten() -> None:
+    """What the look-up finds is of no use any more."""
+    for found in (True, False):
+        stage = engine("a")
+        exchange, client = stage.start(asked=look_up())
+        client.gone = True
+        exchange.client_gone()
+        if found:
+            exchange.located(stage.servers[0])
+        else:
+            exchange.not_located(response_not_found())
+        assert (client.is_silent, stage.tried(), exchange.status) == (True, [], 499)
+        stage.check()
+
+
+def test_looking_for_a_response_ends_with_the_deadline() -> None:
+    stage = engine("a")
+    _, client = stage.start(asked=look_up())
+    stage.wait(300)
+    assert (client.status, code(client)) == (504, "upstream_timeout")
+
+
+@pytest.mark.parametrize("change", [RecordingEngine.remove, RecordingEngine.change])
+def test_a_server_that_leaves_before_its_turn_takes_the_response_with_it(change: Callable[[RecordingEngine, str], None]) -> None:
+    """A request that waits for its slot gets the same answer as for an unknown response."""
+    stage = RecordingEngine([server("a", cap=1), server("b", cap=1)])
+    stage.start()
+    exchange, client = stage.start(path=RESPONSES, stateful=True, response_id="resp_1")
+    exchange.located(stage.servers[0])
+    assert exchange.phase is Phase.QUEUED
+    change(stage, "a")
+    exchange.turn()
+    assert (client.status, code(client)) == (404, "response_not_found")
+
+
+def test_a_request_that_waits_for_its_own_server_holds_up_no_other() -> None:
+    """Another server's slot is of no use to it."""
+    stage = RecordingEngine([server("a", cap=1), server("b", cap=1)])
+    stage.start()
+    stage.start()
+    busy = stage.sendings[1]
+    bound, _ = stage.start(path=RESPONSES, stateful=True, response_id="resp_1")
+    bound.located(stage.servers[0])
+    other, _ = stage.start()
+    assert (bound.phase, other.phase) == (Phase.QUEUED, Phase.QUEUED)
+    busy.answer()
+    assert (bound.phase, other.phase, stage.tried()) == (Phase.QUEUED, Phase.TRYING, ["a", "b", "b"])
+
+
+def test_a_look_up_needs_no_slot() -> None:
+    """It can end the request that has the only one."""
+    stage = RecordingEngine([server("a")])
+    stage.table = build_table(1, [server("a", cap=1)], {ServerId("a"): stage.health("a")})
+    stage.start()
+    exchange, _ = stage.start(asked=look_up("POST", "/cancel"))
+    exchange.located(stage.table.routes[ServerId("a")].server)
+    assert stage.tried() == ["a", "a"]
+
+
+@pytest.mark.parametrize("state", [HealthState.UNHEALTHY, HealthState.DEACTIVATED])
+def test_a_server_that_is_down_has_its_responses_still(state: HealthState) -> None:
+    """503 with the time to wait: the client asks again, and no other server is asked."""
+    stage = engine("a", "b")
+    stage.set_health("a", state=state, probe_at=1007.0)
+    exchange, client = stage.start(asked=look_up())
+    exchange.located(stage.servers[0])
+    assert (client.status, code(client), client.headers[b"retry-after"]) == (503, "no_healthy_server", b"7")
+    assert b"stored response" in client.data
+    assert not stage.tried()
+
+
+def test_a_look_up_tells_nothing_about_speed_or_use() -> None:
+    """Its tokens were counted when the response was made, and it takes no time that could be compared."""
+    stage = engine("a")
+    exchange, client = stage.start(asked=look_up())
+    exchange.located(stage.servers[0])
+    stage.clock += 3
+    stage.last.answer(body=b'{"id":"resp_1","usage":{"input_tokens":7,"output_tokens":5}}')
+    assert (client.status, exchange.usage, stage.load.latency(ServerId("a"))) == (200, (0, 0), None)
+    assert not stage.stored
+    exchange, _ = stage.start(asked=look_up())
+    exchange.located(stage.servers[0])
+    stage.last.answer(405)
+    assert not [path for path, _ in stage.health("a").unsupported if "resp_1" in path]
+
+
+def test_a_look_up_may_be_streamed() -> None:
+    """With one `cache-control`, which the front adds to every look-up."""
+    stage = engine("a")
+    exchange, client = stage.start(asked=look_up(query=b"stream=true"))
+    exchange.located(stage.servers[0])
+    stage.last.stream(*responses_events("a", MODEL))
+    assert client.ended
+    assert b"cache-control" not in client.headers
+
+
+@pytest.mark.parametrize("stateful", [True, False])
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_id_of_a_response_is_remembered_before_the_client_can_use_it(stateful: bool, stream: bool) -> None:
+    """Unless the response is not stored. A stream tells its id once, with its first event."""
+    stage = engine("a")
+    _, client = stage.start(path=RESPONSES, stateful=stateful, stream=stream)
+    if stream:
+        events = responses_events("a", MODEL)
+        stage.last.stream(events[0])
+        assert stage.stored == [("a", "resp_a")] * stateful
+        stage.last.body(*events[1:])
+    else:
+        stage.last.answer(body=b'{"id":"resp_a"}')
+    assert client.ended
+    assert stage.stored == [("a", "resp_a")] * stateful
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"id":7}', b'{"id":""}', b'{"id":"%b"}' % (b"x" * 2000), b"[]"])
+def test_an_answer_without_a_usable_id_is_relayed_all_the_same(body: bytes) -> None:
+    stage = engine("a")
+    _, client = stage.start(path=RESPONSES, stateful=True)
+    stage.last.answer(body=body)
+    assert (client.status, client.data, stage.stored) == (200, body, [])

@@ -19,7 +19,7 @@ from multiverse_gateway import GatewayError, Health, HealthState, ServerId, Stor
 from multiverse_gateway.core.servers import Capabilities, Metadata
 from multiverse_gateway.stores.memory import MemoryStore
 from multiverse_gateway.stores.sqlite import SqliteStore
-from multiverse_gateway.testing.store import make_key, make_result, make_server, make_usage
+from multiverse_gateway.testing.store import make_key, make_response, make_result, make_server, make_usage
 from support.require import require
 from support.services import SECRET, PostgresServer
 
@@ -116,6 +116,12 @@ class Agreement(RuleBasedStateMachine):
     @rule(digest=st.sampled_from(["d1", "d2"]), is_open=st.booleans())
     def session(self, digest: str, is_open: bool) -> None:
         self.both("open_session", digest, 1e10) if is_open else self.both("close_session", digest)
+
+    @rule(keys=st.lists(st.sampled_from("abc"), max_size=3, unique=True), server=IDS, until=st.sampled_from([1.0, 1e10]))
+    def responses(self, keys: list[str], server: str, until: float) -> None:
+        self.both("save_responses", [make_response(key, server_id=server, until=until) for key in keys])
+        for key in "abc":
+            self.both("find_response", key)
 
     @rule(name=IDS)
     def history(self, name: str) -> None:

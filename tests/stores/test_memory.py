@@ -6,10 +6,10 @@ import pytest
 
 from multiverse_gateway import Store
 from multiverse_gateway.stores.memory import MemoryStore
-from multiverse_gateway.testing.store import StoreContract
+from multiverse_gateway.testing.store import ResponseStoreContract, StoreContract
 
 
-class TestMemoryStore(StoreContract):
+class TestMemoryStore(StoreContract, ResponseStoreContract):
     """In dictionaries."""
 
     @pytest.fixture

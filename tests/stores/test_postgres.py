@@ -18,7 +18,15 @@ from multiverse_gateway.cli import main
 from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.holders import new_holder
 from multiverse_gateway.stores.sqlite import SqliteStore
-from multiverse_gateway.testing.store import StoreContract, make_key, make_result, make_server, make_usage
+from multiverse_gateway.testing.store import (
+    ResponseStoreContract,
+    StoreContract,
+    make_key,
+    make_response,
+    make_result,
+    make_server,
+    make_usage,
+)
 from support.fault_proxy import FaultProxy
 from support.require import require
 from support.services import SECRET, PostgresServer
@@ -31,7 +39,7 @@ from multiverse_gateway.stores.postgres import PostgresStore, create  # noqa: E4
 pytestmark = pytest.mark.e2e
 
 
-class TestPostgresStore(StoreContract):
+class TestPostgresStore(StoreContract, ResponseStoreContract):
     """In a schema of a real server."""
 
     @pytest.fixture
@@ -128,19 +136,31 @@ async def test_a_newer_database_is_refused(postgres: PostgresServer) -> None:
 
 
 async def test_an_older_database_keeps_its_keys_and_learns_what_is_new(postgres: PostgresServer) -> None:
-    """Keys without a daily limit have none, and can get one."""
+    """Keys without a daily limit have none, and can get one; the places of stored responses are kept from now on."""
     url = postgres.database()
     schema = url.rpartition("%3D")[2]
     plain = make_key("bob", daily_limit=None)
     async with opened(url) as store:
         await store.save_key(plain)
     postgres.execute(
-        f"alter table {schema}.client_keys drop column daily_limit", f"delete from {schema}.migrations where name = 'daily_limits'"
+        f"alter table {schema}.client_keys drop column daily_limit",
+        f"drop table {schema}.responses",
+        f"delete from {schema}.migrations where name in ('daily_limits', 'stored_responses')",
     )
     async with opened(url) as store:
         assert (await store.load()).keys == (plain,)
         await store.save_key(make_key())
         assert set((await store.load()).keys) == {plain, make_key()}
+        await store.save_responses([make_response()])
+        assert await store.find_response(make_response().key) == make_response()
+
+
+async def test_the_oldest_stored_responses_are_dropped(postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When there are too many: what clients make is bounded."""
+    monkeypatch.setattr(postgres_module, "MOST_RESPONSES", 3)
+    async with opened(postgres.database()) as store:
+        await store.save_responses([make_response(str(number), until=1e10 + number) for number in (4, 1, 3, 2)])
+        assert [number for number in range(1, 5) if await store.find_response(str(number)) is None] == [1]
 
 
 async def test_a_gateway_reads_on_while_a_newer_one_adds_to_the_tables(postgres: PostgresServer) -> None:
@@ -305,6 +325,7 @@ async def filled(path: Path) -> SqliteStore:
     await store.save_key(make_key())
     await store.add_usage("first", [make_usage("2026-05-01"), make_usage("2026-05-02", client="")])
     await store.secret("admin_key_sha256", "ab" * 32)
+    await store.save_responses([make_response(), make_response("b" * 64)])
     return store
 
 
@@ -315,7 +336,7 @@ def break_sums(path: Path) -> None:
             db.execute("update usage set prompt_tokens = ? where model = ?", [held, model])
 
 
-async def contents(store: Store) -> list[object]:
+async def contents(store: SqliteStore | PostgresStore) -> list[object]:
     """Return what a store holds."""
     registry = await store.load()
     return [
@@ -326,6 +347,7 @@ async def contents(store: Store) -> list[object]:
         [await store.history(server.id, 200) for server in registry.servers],
         await store.usage("2026-01-01", "2026-12-31"),
         await store.secret("admin_key_sha256", "another"),
+        [await store.find_response(letter * 64) for letter in "abc"],
     ]
 
 

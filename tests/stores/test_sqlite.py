@@ -26,12 +26,20 @@ from multiverse_gateway.stores import sqlite
 from multiverse_gateway.stores.rows import health_row, result_row, server_row
 from multiverse_gateway.stores.sqlite import SqliteStore
 from multiverse_gateway.stores.vault import key_file, open_vault
-from multiverse_gateway.testing.store import StoreContract, make_key, make_result, make_server, make_usage
+from multiverse_gateway.testing.store import (
+    ResponseStoreContract,
+    StoreContract,
+    make_key,
+    make_response,
+    make_result,
+    make_server,
+    make_usage,
+)
 
 KEY = "a-marker-key-of-a-server"
 
 
-class TestSqliteStore(StoreContract):
+class TestSqliteStore(StoreContract, ResponseStoreContract):
     """In a file."""
 
     @pytest.fixture
@@ -200,6 +208,15 @@ async def test_files_that_others_could_read_become_private(tmp_path: Path) -> No
     assert {stat.S_IMODE(file.stat().st_mode) for file in (path, key_file(path))} == {0o600}
 
 
+async def test_the_oldest_stored_responses_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When there are too many: what clients make is bounded."""
+    monkeypatch.setattr(sqlite, "MOST_RESPONSES", 3)
+    store = await opened(tmp_path / "registry.db")
+    await store.save_responses([make_response(str(number), until=1e10 + number) for number in (4, 1, 3, 2)])
+    assert [number for number in range(1, 5) if await store.find_response(str(number)) is None] == [1]
+    await store.aclose()
+
+
 async def test_a_newer_file_is_refused(tmp_path: Path) -> None:
     """An older gateway does not touch what it does not know."""
     path = tmp_path / "registry.db"
@@ -248,8 +265,10 @@ async def test_an_old_file_keeps_everything_and_learns_what_is_new(tmp_path: Pat
     await store.save_key(make_key())
     await store.add_usage("first", [make_usage("2026-05-01")])
     await store.open_session("ef" * 32, 1e10)
+    await store.save_responses([make_response()])
     await store.aclose()
     store = await opened(path)
+    assert await store.find_response(make_response().key) == make_response()
     registry = await store.load()
     assert registry.servers == (attrs.evolve(servers[0], owner_digest="cd" * 32), servers[1])
     assert (registry.keys, registry.sessions) == ((make_key(),), {"ef" * 32: 1e10})

@@ -10,7 +10,7 @@ from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.failover import Failure, FailureClass, RetryPolicy
 from multiverse_gateway.core.health import AttemptFailed, AttemptPassed, Health, HealthEvent, HealthPolicy, advance, fresh, has_answered
 from multiverse_gateway.core.load import Admission, Load
-from multiverse_gateway.core.routing import Candidates, RoutingTable, build_table, candidates, with_health
+from multiverse_gateway.core.routing import Candidates, RoutingTable, build_table, candidates, candidates_at, with_health
 from multiverse_gateway.core.servers import Capabilities, Server, ServerId
 from multiverse_gateway.core.sse import dialect_of
 from multiverse_gateway.relay.exchange import Client, Exchange, Limits, Phase, give_turns
@@ -37,9 +37,12 @@ def server(name: str, *, model: str = MODEL, cap: int | None = None, streaming: 
     )
 
 
-def envelope(*, stream: bool = False, path: str = CHAT, model: str = MODEL, stateful: bool = False) -> Envelope:
+def envelope(
+    *, stream: bool = False, path: str = CHAT, model: str = MODEL, stateful: bool = False, response_id: str | None = None
+) -> Envelope:
     """Return what the gateway knows of a request."""
-    return Envelope(model=model, stream=stream, stateful=stateful, wants_usage=False, path=path, dialect=dialect_of(path))
+    dialect = dialect_of(path)
+    return Envelope(model=model, stream=stream, stateful=stateful, wants_usage=False, path=path, dialect=dialect, response_id=response_id)
 
 
 def failure(kind: FailureClass, status: int | None = None) -> Failure:
@@ -213,6 +216,8 @@ class RecordingEngine:
     acceptors: set[ServerId] = attrs.field(factory=set, init=False)
     asked: list[tuple[Exchange, Server]] = attrs.field(factory=list, init=False)
     refused_retries: int = attrs.field(default=0, init=False)
+    locating: list[Exchange] = attrs.field(factory=list, init=False)
+    stored: list[tuple[ServerId, str]] = attrs.field(factory=list, init=False)
 
     @admission.default
     def _make_admission(self) -> Admission:
@@ -243,7 +248,18 @@ class RecordingEngine:
         model = self.table.models.get(envelope.model)
         if model is None:
             return None
+        if envelope.server_id is not None:
+            return candidates_at(model, self.load, envelope, excluded=excluded, now=now)
         return candidates(model, self.load, stream=envelope.stream, path=envelope.path, excluded=excluded, now=now)
+
+    def locate(self, exchange: Exchange) -> None:
+        """Note who looks for a stored response; the test says where it is."""
+        self.locating.append(exchange)
+
+    def response_stored(self, exchange: Exchange, response_id: str) -> None:
+        """Note the response and the server that has it."""
+        assert exchange.server is not None
+        self.stored.append((exchange.server.id, response_id))
 
     def is_registered(self, server: Server) -> bool:
         """Ask the table, as the gateway does."""
@@ -261,7 +277,8 @@ class RecordingEngine:
     def send(self, server: Server, exchange: Exchange) -> RecordingSending:
         """Note the attempt; the earlier one of the exchange must be closed by now."""
         assert not [sending for sending in self.of(exchange) if sending.is_live], "two attempts at a time"
-        assert server.max_concurrency is None or self.load.in_flight(server.id) <= server.max_concurrency, "over the cap"
+        is_within = server.max_concurrency is None or self.load.in_flight(server.id) <= server.max_concurrency
+        assert is_within or exchange.envelope.is_lookup, "over the cap"
         exchange.asks_usage = self.asks_usage and exchange.refuser is None and server.id not in self.refusers
         sending = RecordingSending(server, exchange)
         self.sendings.append(sending)
@@ -350,11 +367,11 @@ class RecordingEngine:
         """Return the attempts of an exchange."""
         return [sending for sending in self.sendings if sending.exchange is exchange]
 
-    def exchange(self, client: Client, **fields: object) -> Exchange:
-        """Make an exchange that is not started yet; `fields` are those of `envelope`."""
+    def exchange(self, client: Client, *, asked: Envelope | None = None, **fields: object) -> Exchange:
+        """Make an exchange that is not started yet, of the envelope or of one with the `fields`."""
         exchange = Exchange(
             self,
-            envelope(**fields),  # type: ignore[arg-type]
+            asked or envelope(**fields),  # type: ignore[arg-type]
             client,
             body=b"{}",
             content_type=b"application/json",
@@ -370,7 +387,7 @@ class RecordingEngine:
     def begin(self, client: RecordingClient | None = None, **fields: object) -> tuple[Exchange, RecordingClient]:
         """Make an exchange with a recording client."""
         client = client or RecordingClient()
-        client.exchange = self.exchange(client, **fields)
+        client.exchange = self.exchange(client, **fields)  # type: ignore[arg-type]
         return client.exchange, client
 
     def start(self, client: RecordingClient | None = None, **fields: object) -> tuple[Exchange, RecordingClient]:

@@ -2,7 +2,8 @@
 
 1. The server must read the same `model` and `stream` as the gateway did: a body that has either twice is rejected, and so
    is a form that two parsers could read differently. Go's JSON parser ignores case (Unicode simple folding), and the last of several
-   such names counts: a body in which `Model` or `\u017ftream` stands at the top level is rejected, too.
+   such names counts: a body in which `Model` or `\u017ftream` stands at the top level is rejected, too. The same holds for
+   `previous_response_id` where responses are made: the gateway checks whose response it is.
 2. A body may be hostile: too deep, not UTF-8, not JSON, its numbers endless. Each of these raises an `EnvelopeError`, never another
    exception, and costs little more time and memory than a proper body of the same size.
 
@@ -21,10 +22,10 @@ from itertools import product
 from typing import Annotated, Any, NoReturn, cast
 
 import msgspec
-from attrs import Factory, field, frozen
+from attrs import Factory, evolve, field, frozen
 from msgspec import Meta, Raw, Struct, ValidationError
 
-from multiverse_gateway.core.servers import model_key
+from multiverse_gateway.core.servers import ServerId, model_key
 from multiverse_gateway.core.sse import Dialect, dialect_of
 
 MAX_MODEL_LENGTH = 256
@@ -35,6 +36,10 @@ MAX_FORM_PARTS = 256
 JSON_PATHS = frozenset(
     {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/v1/reranking", "/v1/responses", "/v1/messages"}
 )
+RESPONSES = "/v1/responses"
+"""Where responses are made. The calls below it (`compact`, `input_tokens`) may continue a stored response, too."""
+LOOKUP = f"{RESPONSES}/*"
+"""What stands for the path of every call for a stored response where paths are remembered."""
 BOM = b"\xef\xbb\xbf"
 """The byte order mark that some clients write before JSON. It is taken off before the body is read or relayed: RFC 8259, 8.1 lets parsers
 ignore it, and many servers do not."""
@@ -45,7 +50,6 @@ _MOST_COLONS = 1_000_000
 """A body with unknown names and more colons is rejected: reading its names could take longer than 100 ms."""
 _TELLS_USAGE = frozenset({"/v1/chat/completions", "/v1/completions"})
 _USAGE_FIELD = b'"stream_options":{"include_usage":true},'
-_RESPONSES = "/v1/responses"
 _STATELESS = frozenset(
     {
         "/v1/chat/completions",
@@ -82,6 +86,10 @@ class Envelope:
     `stream`: the answer has to be a stream of events. A path that has no streams may be asked for one (embeddings, rerank, audio); its
     plain answer is as good. `wants_usage` is `stream_options.include_usage`. `leaves_usage` holds for a stream that could report its
     tokens, if the client does not set `stream_options`.
+
+    `response_id` is that of the stored response that the request needs; `server_id` and `generation` are set once the gateway knows which
+    server has it, and then no other server may answer. `is_lookup`: the request asks only for what is stored, or ends it, and makes
+    nothing: it carries no model and no body that is read.
     """
 
     model: str
@@ -95,12 +103,30 @@ class Envelope:
     """Whether the request carries the id of a stored response, so that "not found" in an answer speaks of that one."""
     written_model: str = field(default=Factory(lambda self: self.model, takes_self=True))
     """The model's name as the body has it; `model` is its key (`core.servers.model_key`)."""
+    response_id: str | None = None
+    server_id: ServerId | None = None
+    generation: int = 0
+    method: str = "POST"
+    is_lookup: bool = False
     answers_json: bool = field(init=False)
     """Whether the answer is JSON, or a stream of events."""
+    stores_response: bool = field(init=False)
+    """Whether the server keeps what it answers, so that later requests may name it."""
+
+    call: str = field(init=False)
+    """The path as it is remembered of servers: one for all look-ups, whose own paths hold ids."""
 
     @answers_json.default
     def _is_answered_with_json(self) -> bool:
-        return self.path in JSON_PATHS
+        return self.path in JSON_PATHS or self.is_lookup
+
+    @call.default
+    def _is_called(self) -> str:
+        return LOOKUP if self.is_lookup else self.path
+
+    @stores_response.default
+    def _is_stored(self) -> bool:
+        return self.path == RESPONSES and self.stateful
 
 
 class _Model:
@@ -111,7 +137,11 @@ class _Stream:
     """Stands for the value of `stream`."""
 
 
-_MARKS: dict[type, Any] = {_Model: _Model(), _Stream: _Stream()}
+class _ResponseId:
+    """Stands for the value of `previous_response_id`."""
+
+
+_MARKS: dict[type, Any] = {_Model: _Model(), _Stream: _Stream(), _ResponseId: _ResponseId()}
 _TWICE = object()
 _ABSENT = Raw(b"")
 
@@ -131,6 +161,15 @@ class _Types(Struct, gc=False):
     stream: bool | None = None
 
 
+class _Continuation(Struct, gc=False):
+    previous_response_id: str | None = None
+
+
+class _Continuations(Struct, gc=False):
+    previous_response_id: _ResponseId = _MARKS[_ResponseId]
+
+
+_PREVIOUS = "previous_response_id"
 _USUAL_OPTIONS = frozenset({b'{"include_usage":true}', b'{"include_usage": true}'})
 
 
@@ -211,15 +250,46 @@ def read_envelope(path: str, content_type: str, body: bytes) -> Envelope:
         except ValidationError:
             values.clear()
             fields = _decode_any(body, note)
+            if _makes_responses(path):
+                _refuse_odd_continuation(body)
     except (ValueError, RecursionError) as error:
         _refuse(body, error)
     model, stream, options = _model(values.get(_Model)), _stream(values.get(_Stream)), fields.stream_options
     says_usage = options is not _ABSENT
     wants_usage = says_usage and _includes_usage(bytes(options))
     if fields.store is fields.background is fields.previous_response_id is fields.conversation:  # nearly always: all are absent
-        return _envelope(path, model, stream, path == _RESPONSES, wants_usage, says_usage)
+        return _envelope(path, model, stream, path == RESPONSES, wants_usage, says_usage)
     names_response = bytes(fields.previous_response_id) not in _NO
-    return _envelope(path, model, stream, _is_stateful(path, fields), wants_usage, says_usage, names_response)
+    envelope = _envelope(path, model, stream, _is_stateful(path, fields), wants_usage, says_usage, names_response)
+    if fields.previous_response_id is not _ABSENT and _makes_responses(path):
+        return evolve(envelope, response_id=_response_id(body))
+    return envelope
+
+
+def _makes_responses(path: str) -> bool:
+    return path.startswith(RESPONSES) and path[len(RESPONSES) :][:1] in ("", "/")
+
+
+def _response_id(body: bytes) -> str | None:
+    """Return the response that a body continues, `None` for an empty one.
+
+    Raises:
+        EnvelopeError: It is not a text, or stands there twice.
+    """
+    try:
+        msgspec.json.decode(body, type=_Continuation)
+    except ValidationError:
+        raise EnvelopeError("The field previous_response_id is not a string; send the id of a response", "previous_response_id") from None
+    found: list[Any] = []
+
+    def note(kind: type, value: Any) -> object:
+        found.append(value)
+        return _MARKS[kind]
+
+    msgspec.json.decode(body, type=_Continuations, dec_hook=note)
+    if len(found) > 1:
+        raise EnvelopeError("The body names previous_response_id twice; send it once", "previous_response_id")
+    return found[0] or None
 
 
 _NO = frozenset({b"", b"null", b"false"})
@@ -227,7 +297,7 @@ _NO = frozenset({b"", b"null", b"false"})
 
 def _is_stateful(path: str, fields: _Body) -> bool:
     """Return whether a JSON request leaves something on its server, or needs what is there; a response is stored unless it says not to."""
-    if path == _RESPONSES and bytes(fields.store) != b"false":
+    if path == RESPONSES and bytes(fields.store) != b"false":
         return True
     return any(bytes(value) not in _NO for value in (fields.store, fields.background, fields.previous_response_id, fields.conversation))
 
@@ -246,6 +316,13 @@ def _decode_any(body: bytes, note: Callable[[type, Any], object]) -> _Body:
     except ValidationError as error:
         _refuse_field(error)
         raise
+
+
+def _refuse_odd_continuation(body: bytes) -> None:
+    """Refuse a name that some servers read as `previous_response_id`."""
+    for name in msgspec.json.decode(body, type=dict[str, Raw]):
+        if name != _PREVIOUS and len(name) == len(_PREVIOUS) and name.casefold() == _PREVIOUS:
+            raise EnvelopeError(f"The body has a field `{name}`, which some servers read as `{_PREVIOUS}`. Spell it so.", _PREVIOUS)
 
 
 def _check_types(body: bytes) -> None:
@@ -343,7 +420,7 @@ def _envelope(
     dialect = dialect_of(path)
     stream = stream and dialect is not Dialect.OTHER
     leaves_usage = stream and not says_usage and path in _TELLS_USAGE
-    stateful = keeps or not (path in _STATELESS or path == _RESPONSES or path.startswith(_STATELESS_BELOW))
+    stateful = keeps or not (path in _STATELESS or path == RESPONSES or path.startswith(_STATELESS_BELOW))
     return Envelope(model_key(model), stream, stateful, wants_usage, path, dialect, leaves_usage, names_response, model)
 
 

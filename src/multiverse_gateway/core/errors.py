@@ -13,6 +13,7 @@
     │   ├── ModelNotFound              model_not_found
     │   ├── ServerNotFound             server_not_found
     │   ├── KeyNotFound                key_not_found
+    │   ├── ResponseNotFound           response_not_found
     │   └── UnknownURL                 unknown_url
     ├── MethodNotAllowed          405
     ├── RequestTimeout            408  request_timeout
@@ -212,6 +213,13 @@ class KeyNotFound(NotFound):
     """There is no client key with this id."""
 
     code = "key_not_found"
+
+
+class ResponseNotFound(NotFound):
+    """The stored response is unknown, is another caller's, or is on a server that is gone."""
+
+    code = "response_not_found"
+    final = True
 
 
 class UnknownURL(NotFound):

@@ -56,8 +56,11 @@ class Usage(Struct, gc=False):
         return self.prompt_tokens or self.input_tokens, self.completion_tokens or self.output_tokens
 
 
-class _Carrier(Struct, gc=False):
+class Carrier(Struct, gc=False):
+    """A response or a message as far as an event tells of it; `value_of` decodes its `id`."""
+
     usage: Usage | None = None
+    id: Raw = _ABSENT
 
 
 class Chunk(Struct):
@@ -74,8 +77,8 @@ class NamedEvent(Struct):
 
     type: str | None = None
     sequence_number: _SequenceNumber | None = None
-    response: _Carrier | None = None
-    message: _Carrier | None = None
+    response: Carrier | None = None
+    message: Carrier | None = None
     usage: Usage | None = None
     error: Raw = Raw(b"")
 
@@ -104,6 +107,7 @@ class _OddUsage(Struct, gc=False):
 
 class _OddCarrier(Struct, gc=False):
     usage: Raw = _ABSENT
+    id: Raw = _ABSENT
 
 
 class _Timed(Struct, gc=False):
@@ -175,8 +179,8 @@ def read_event(data: bytes) -> NamedEvent | None:
         return NamedEvent(
             type=_text(odd.type),
             sequence_number=number if type(number) is int and 0 <= number <= _MAX_SEQUENCE_NUMBER else None,
-            response=_Carrier(_odd_usage(_odd_carrier(odd.response).usage)),
-            message=_Carrier(_odd_usage(_odd_carrier(odd.message).usage)),
+            response=_carrier(odd.response),
+            message=_carrier(odd.message),
             usage=_odd_usage(odd.usage),
             error=odd.error,
         )
@@ -191,11 +195,12 @@ def _odd_event(data: bytes) -> _OddEvent | None:
         return None
 
 
-def _odd_carrier(raw: Raw) -> _OddCarrier:
+def _carrier(raw: Raw) -> Carrier:
     try:
-        return _ODD_CARRIER.decode(raw)
+        odd = _ODD_CARRIER.decode(raw)
     except DecodeError:
-        return _OddCarrier()
+        return Carrier()
+    return Carrier(_odd_usage(odd.usage), odd.id)
 
 
 def _is_bloated(data: bytes | Raw) -> bool:

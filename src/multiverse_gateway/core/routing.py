@@ -11,6 +11,7 @@ from typing import Protocol
 
 from attrs import evolve, field, frozen
 
+from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.health import Health, HealthState, is_last, last_until, supports
 from multiverse_gateway.core.servers import Server, ServerId, model_key
 
@@ -152,6 +153,38 @@ def candidates(model: Model, load: Slots, *, stream: bool, path: str, excluded: 
         if everybody is not None:
             return everybody
     return _sort_out(model, load, stream, path, excluded, now)
+
+
+class _NoLoad:
+    """The load as a request sees it that needs no slot."""
+
+    def in_flight(self, server_id: ServerId) -> int:
+        """Return 0."""
+        return 0
+
+
+_NO_LOAD = _NoLoad()
+
+
+def server_at(server: Server, model: Model | None) -> Server | None:
+    """Return the server of a model that is the same as another one, or runs at the same URL: it has the same stored responses."""
+    servers = [] if model is None else [route.server for route in model.routes]
+    if any(other.id == server.id for other in servers):
+        return server
+    return next((other for other in servers if other.endpoint_url == server.endpoint_url), None)
+
+
+def candidates_at(model: Model, load: Slots, envelope: Envelope, *, excluded: Collection[ServerId], now: float) -> Candidates | None:
+    """Tell whether the server that a request is bound to could take it now; `None` when it is gone or was changed.
+
+    A request for what is stored needs no slot: it takes a moment, and has to be able to end one that holds the only slot.
+    """
+    bound = (envelope.server_id, envelope.generation)
+    routes = tuple(route for route in model.routes if (route.server.id, route.server.generation) == bound)
+    if not routes:
+        return None
+    slots = _NO_LOAD if envelope.is_lookup else load
+    return candidates(Model(model.name, routes), slots, stream=envelope.stream, path=envelope.path, excluded=excluded, now=now)
 
 
 class Verdict(StrEnum):

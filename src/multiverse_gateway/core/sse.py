@@ -15,7 +15,7 @@ Source: WHATWG HTML, 9.2 Server-sent events; OpenAI and Anthropic streaming refe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import Any
 
@@ -24,6 +24,7 @@ from attrs import define, field
 
 from multiverse_gateway.core.lenient import is_utf8, legible
 from multiverse_gateway.core.payloads import (
+    Carrier,
     Choice,
     Chunk,
     NamedEvent,
@@ -35,6 +36,7 @@ from multiverse_gateway.core.payloads import (
     read_chunk,
     read_event,
     timed_tokens,
+    value_of,
 )
 
 MAX_EVENT_BYTES = 1 << 20
@@ -114,6 +116,8 @@ class EventStream:
     events_per_call: int = field(default=EVENTS_PER_CALL, kw_only=True)
     drops_usage: bool = field(default=False, kw_only=True)
     """The client did not ask for token counts: the event that holds nothing else is read, and not relayed."""
+    on_response: Callable[[object], None] | None = field(default=None, kw_only=True)
+    """Called once, with the `id` of the response that a Responses stream tells of; forgotten then, so that no cycle is left."""
 
     events: int = field(default=0, init=False)
     """Number of data events relayed, the last one included."""
@@ -343,13 +347,22 @@ class EventStream:
             self.next_sequence_number = event.sequence_number + 1
         if event.usage is not None:
             self._note_usage(event.usage)
-        if event.response is not None and event.response.usage is not None:
-            self._note_usage(event.response.usage)
+        if event.response is not None:
+            if self.on_response is not None:
+                self._tell_response(self.on_response, event.response)
+            if event.response.usage is not None:
+                self._note_usage(event.response.usage)
         if event.message is not None and event.message.usage is not None:
             self._note_usage(event.message.usage)
         if (event.type or name.decode()) in self._last:
             self._end()
         return True
+
+    def _tell_response(self, on_response: Callable[[object], None], response: Carrier) -> None:
+        value = value_of(response.id)
+        if value is not None:
+            self.on_response = None
+            on_response(value)
 
     def _note_other(self, name: bytes, text: bytes) -> bool:
         """Judge an event whose data, stripped, is not a JSON object, and return whether to relay it."""

@@ -116,7 +116,7 @@ def observer(tracers: Any, meters: Any) -> Observe:
         facts = describe(exchange)
         prompt, completion = exchange.usage
         details: dict[str, Any] = {
-            "http.request.method": "POST",
+            "http.request.method": exchange.envelope.method,
             "url.path": exchange.envelope.path,
             "multiverse.request_id": exchange.request_id,
             "multiverse.attempts": exchange.tried,

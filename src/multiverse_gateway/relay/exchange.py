@@ -54,8 +54,9 @@ from multiverse_gateway.core.health import AttemptFailed, HealthEvent
 from multiverse_gateway.core.load import Load
 from multiverse_gateway.core.patience import first_byte_allowance
 from multiverse_gateway.core.routing import Candidates, close_names
-from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.core.servers import Server, ServerId, model_key
 from multiverse_gateway.core.sse import DONE_EVENT, Dialect, EventStream, error_event
+from multiverse_gateway.core.stored import id_of, response_not_found, usable_id
 from multiverse_gateway.relay.heads import Headers
 
 MAX_ERROR_BYTES = 65536
@@ -154,6 +155,12 @@ class Engine(Protocol):
 
     def candidates(self, envelope: Envelope, excluded: frozenset[ServerId], now: float) -> Candidates | None:
         """Return who could serve it now; `None` for a model that nobody registered."""
+
+    def locate(self, exchange: "Exchange") -> None:
+        """Find the server that has the stored response which the exchange needs; it comes through `located` or `not_located`."""
+
+    def response_stored(self, exchange: "Exchange", response_id: str) -> None:
+        """Remember that the exchange's server keeps a response for its caller."""
 
     def is_registered(self, server: Server) -> bool:
         """Tell whether a server is still what it was: neither removed nor changed in what an answer depends on."""
@@ -399,8 +406,8 @@ class Exchange:
 
     @property
     def usage(self) -> tuple[int, int]:
-        """Prompt and completion tokens as the server told them in the answer, 0 where it did not."""
-        if not self._committed:
+        """Prompt and completion tokens as the server told them in the answer, 0 where it did not, or told them of an earlier request."""
+        if not self._committed or self.envelope.is_lookup:
             return 0, 0
         return (self._events.prompt_tokens, self._events.completion_tokens) if self._events is not None else self._tokens
 
@@ -408,8 +415,12 @@ class Exchange:
 
     def start(self) -> None:
         """Begin: choose a server, wait for a slot, or refuse. Without effect when it is over already."""
-        if self.phase is _CHOOSING:
+        if self.phase is not _CHOOSING:
+            return
+        if self.envelope.response_id is None:
             self._choose()
+        else:
+            self._engine.locate(self)
 
     def client_gone(self) -> None:
         """Drop everything: the client left. No server is to blame."""
@@ -462,6 +473,18 @@ class Exchange:
             self._sending.resume()
 
     # From the gateway
+
+    def located(self, server: Server) -> None:
+        """Send the request to the server that has the stored response, and to no other."""
+        if self.phase is _CHOOSING:
+            model = self.envelope.model or model_key(server.model_name)
+            self.envelope = attrs.evolve(self.envelope, model=model, server_id=server.id, generation=server.generation)
+            self._choose()
+
+    def not_located(self, error: GatewayError) -> None:
+        """Refuse the request: no server has the stored response, or nobody can say which."""
+        if self.phase is _CHOOSING:
+            self._refuse(error)
 
     def turn(self) -> None:
         """Try again: a slot of the model may be free. Stays in the queue if there is none."""
@@ -538,7 +561,12 @@ class Exchange:
         if self._content_type.startswith(b"text/event-stream"):  # in lower case now, and no other allowed type begins so
             limits = self._limits
             longest = limits.max_event_bytes if envelope.dialect is _CHAT else limits.max_large_event_bytes
-            self._events = EventStream(envelope.dialect, max_event_bytes=longest, drops_usage=self.asks_usage)
+            self._events = EventStream(
+                envelope.dialect,
+                max_event_bytes=longest,
+                drops_usage=self.asks_usage,
+                on_response=self._note_response if envelope.stores_response else None,
+            )
 
     def body(self, data: bytes) -> None:
         """Take a piece of the body."""
@@ -646,6 +674,8 @@ class Exchange:
             self._fail_attempt(self._not_a_stream())
         else:
             self._tokens = answer.tokens
+            if self.envelope.stores_response:
+                self._note_response(id_of(body))
             self._answer(body)
 
     def _fail_as_reported(self, report: bytes) -> None:
@@ -665,6 +695,12 @@ class Exchange:
 
     def _not_a_stream(self) -> Failure:
         return Failure(kind=FailureClass.NONSENSE, reason=JSON_FOR_STREAM, status=self._head_status)
+
+    def _note_response(self, value: object) -> None:
+        """Remember the id of a response before the client can use it."""
+        response_id = usable_id(value)
+        if response_id is not None:
+            self._engine.response_stored(self, response_id)
 
     def failed(self, failure: Failure) -> None:
         """Take the end of the connection in any other way, once all events before it were handled."""
@@ -722,6 +758,8 @@ class Exchange:
             self._give_up_without_server(self._nobody_usable(found))
 
     def _unknown_model(self) -> GatewayError:
+        if self.envelope.server_id is not None:  # removed or changed since it was located
+            return response_not_found()
         names = self._engine.model_names()
         model = self.envelope.model
         close = close_names(model, names)
@@ -732,6 +770,11 @@ class Exchange:
         wait = min(60.0, max(1.0, found.returns_in if found.returns_in is not None else 60.0))
         if found.busy is not None:
             return busy_error(found.busy, wait)
+        if self.envelope.server_id is not None:
+            return NoHealthyServer(
+                f"The server that has the stored response is not usable now. Try again in {wait:.0f} s; no other server has it.",
+                retry_after=wait,
+            )
         return NoHealthyServer(
             f"No server of the model {self.envelope.model!r} is usable now. Try again in {wait:.0f} s, or choose another model.",
             param="model",
@@ -946,7 +989,7 @@ class Exchange:
             now_wall=self._engine.wall(),
             request=self.body_bytes,
             names_response=self.envelope.names_response,
-            answered_before=self._head_status == 404 and self._engine.has_answered(self.server, self.envelope.path),
+            answered_before=self._head_status == 404 and self._engine.has_answered(self.server, self.envelope.call),
         )
         self._chunks = []
         assert failure is not None, "only 2xx are good answers"
@@ -1075,7 +1118,7 @@ class Exchange:
         self.sent_bytes = len(body)
         self.client.answer(self.status, [(b"content-type", self._content_type), *self._own_headers()], body)
         self._release_slot(None)
-        engine.passed(server, self.envelope.path)
+        engine.passed(server, self.envelope.call)
         self._over()
         engine.slot_freed(self.envelope.model)
 
@@ -1086,7 +1129,7 @@ class Exchange:
         self._expect_more()
         headers = [(b"content-type", self._content_type), *self._own_headers()]
         if self._events is not None:
-            headers += _STREAM_HEADERS
+            headers += _STREAM_HEADERS[1:] if self.envelope.is_lookup else _STREAM_HEADERS  # the front adds `no-store` to every look-up
         self.client.head(self.status, headers)
 
     def _expect_more(self) -> None:
@@ -1182,7 +1225,7 @@ class Exchange:
             self._blame(server, _REPORTED_ERROR)
         else:
             self._release_slot(None)
-            self._engine.passed(server, self.envelope.path)
+            self._engine.passed(server, self.envelope.call)
         if self._events is not None and self._events.carries_more:
             self._engine.refuses_usage(server)
         if self._sending is None:
@@ -1232,7 +1275,7 @@ class Exchange:
             client=self.source,
             number=self.number,
             failure=failure,
-            path=self.envelope.path,
+            path=self.envelope.call,
             counts=not failure.is_stale,
         )
         self._engine.report(server.id, event)
@@ -1262,7 +1305,7 @@ class Exchange:
         self._engine.load.finished(
             server.id,
             self.envelope.model,
-            seconds=self.first_byte_seconds,
+            seconds=None if self.envelope.is_lookup else self.first_byte_seconds,
             failed=failure is not None and failure.kind not in _BLAMELESS and not failure.is_stale,
             first_byte_timeout=self._limits.first_byte_timeout,
         )
@@ -1306,5 +1349,6 @@ def give_turns(waiters: Iterable[object]) -> None:
             waiter.stay()
             continue
         waiter.turn()
-        every_server_will_do = not waiter.attempts and not waiter.envelope.stream
+        envelope = waiter.envelope
+        every_server_will_do = not waiter.attempts and not envelope.stream and envelope.server_id is None
         free = not (waiter.phase is _QUEUED and every_server_will_do)

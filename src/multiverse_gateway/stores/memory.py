@@ -10,10 +10,11 @@ import attrs
 from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound
 from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId
+from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey, bounded
 from multiverse_gateway.protocols import ProbeResult, Registry
 from multiverse_gateway.settings import Settings
-from multiverse_gateway.stores.rows import BATCH_SECONDS, HISTORY, REMOVED, shown
+from multiverse_gateway.stores.rows import BATCH_SECONDS, HISTORY, MOST_RESPONSES, REMOVED, shown
 
 
 class MemoryStore:
@@ -32,6 +33,7 @@ class MemoryStore:
         self._sessions: dict[str, float] = {}
         self._usage: dict[UsageKey, Counts] = {}
         self._batches: dict[str, float] = {}
+        self._responses: dict[str, StoredResponse] = {}
 
     async def open(self) -> None:
         """Do nothing: there is nothing to open."""
@@ -144,6 +146,17 @@ class MemoryStore:
             if key.day == day:
                 sums[key.client] = bounded(sums[key.client] + counts.requests)
         return sums
+
+    async def save_responses(self, responses: Sequence[StoredResponse]) -> None:
+        """Keep where responses are; those whose time is over are forgotten."""
+        now = self._wall()
+        self._responses |= {response.key: response for response in responses}
+        newest = sorted(self._responses.values(), key=lambda response: response.until)[-MOST_RESPONSES:]
+        self._responses = {response.key: response for response in newest if response.until >= now}
+
+    async def find_response(self, key: str) -> StoredResponse | None:
+        """Return where a response is."""
+        return self._responses.get(key)
 
     async def claim(self, role: str, holder: str, ttl: float) -> bool:
         """Take or renew a lease."""

@@ -18,10 +18,12 @@ from typing import Any, LiteralString
 
 import anyio
 import anyio.to_thread
+import attrs
 
 from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound, StorageRefused, StorageUnavailable
 from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId
+from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import MAX_COUNT, Usage
 from multiverse_gateway.holders import is_gone
 from multiverse_gateway.protocols import ProbeResult, Registry
@@ -30,6 +32,7 @@ from multiverse_gateway.stores.rows import (
     BATCH_SECONDS,
     HISTORY,
     LONGEST_LEASE,
+    MOST_RESPONSES,
     REMOVED,
     RESULT_COLUMNS,
     USAGE_KEY,
@@ -40,6 +43,7 @@ from multiverse_gateway.stores.rows import (
     healths_of,
     key_of,
     key_row,
+    response_of,
     result_of,
     result_row,
     server_of,
@@ -114,9 +118,13 @@ MIGRATIONS: Mapping[str, LiteralString] = {
         insert into counters (name, value) values ('version', 1)
     """,
     "daily_limits": "alter table client_keys add column daily_limit integer",
+    "stored_responses": """
+        create table responses (key text primary key, server_id text not null, generation integer not null, until float8 not null);
+        create index responses_by_until on responses (until)
+    """,
 }
 """The steps from an empty schema to ours, in order."""
-TABLES = ("servers", "health", "results", "secrets", "client_keys", "usage", "sessions", "counters")
+TABLES = ("servers", "health", "results", "secrets", "client_keys", "usage", "sessions", "responses", "counters")
 """What makes up a registry; leases and batches are of the moment."""
 
 _log = logging.getLogger("multiverse_gateway.registry")
@@ -449,6 +457,28 @@ class PostgresStore:
         """Return how many requests each client has sent on a day."""
         query: LiteralString = "select client, least(sum(requests), %s)::bigint as requests from usage where day = %s group by client"
         return {row["client"]: row["requests"] for row in await self._rows(query, [MAX_COUNT, day])}
+
+    # Stored responses
+
+    async def save_responses(self, responses: Sequence[StoredResponse]) -> None:
+        """Keep where responses are, in one order for all gateways; those whose time is over are forgotten, unless another one does that."""
+        rows = sorted(map(attrs.asdict, responses), key=lambda row: str(row["key"]))
+        async with self._asking() as cursor:
+            if rows:
+                await cursor.executemany(_upsert("responses", rows[0], "key"), rows)
+            await cursor.execute(
+                "delete from responses where key in (select key from responses where until < %s for update skip locked)",
+                [await _clock(cursor)],
+            )
+            await cursor.execute(
+                "delete from responses where key in (select key from responses order by until desc offset %s for update skip locked)",
+                [MOST_RESPONSES],
+            )
+
+    async def find_response(self, key: str) -> StoredResponse | None:
+        """Return where a response is."""
+        rows = await self._rows("select * from responses where key = %s", [key])
+        return response_of(rows[0]) if rows else None
 
     # For all processes
 

@@ -10,6 +10,7 @@ import msgspec
 
 from multiverse_gateway.core.health import SHARED, Health, HealthState
 from multiverse_gateway.core.servers import Capabilities, ClientKey, Metadata, Server, ServerId
+from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import MAX_COUNT, Counts, Usage, UsageKey, bounded
 from multiverse_gateway.protocols import ProbeResult
 from multiverse_gateway.stores.vault import Vault
@@ -23,9 +24,13 @@ LONGEST_LEASE = 3600.0
 BATCH_SECONDS = 86_400.0
 """How long a batch of counts is known again."""
 
+MOST_RESPONSES = 100_000
+"""Stored responses whose places are kept."""
+
 _SERVER = tuple(field.name for field in attrs.fields(Server))
 _KEY = tuple(field.name for field in attrs.fields(ClientKey))
 RESULT_COLUMNS = ("server_id", "generation", "passed", "checked_at", "duration", "reason", "warning", "unauthorized")
+RESPONSE_COLUMNS = tuple(field.name for field in attrs.fields(StoredResponse))
 USAGE_KEY = tuple(field.name for field in attrs.fields(UsageKey))
 USAGE_COUNTS = tuple(field.name for field in attrs.fields(Counts))
 
@@ -145,6 +150,11 @@ def usage_of(row: Mapping[str, Any]) -> Usage:
     """Read counts; one that is broken, or larger than a sum may be, is read as what `bounded` makes of it."""
     counts = Counts(**{name: bounded(row[name]) for name in USAGE_COUNTS})
     return Usage(key=UsageKey(**{name: row[name] for name in USAGE_KEY}), counts=counts)
+
+
+def response_of(row: Mapping[str, Any]) -> StoredResponse:
+    """Read where a stored response is."""
+    return StoredResponse(**{name: row[name] for name in RESPONSE_COLUMNS})
 
 
 @attrs.frozen

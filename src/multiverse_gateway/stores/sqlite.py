@@ -25,6 +25,7 @@ from sqlite_utils import Database, Migrations
 from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound, StorageRefused, StorageUnavailable
 from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId
+from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import MAX_COUNT, Usage
 from multiverse_gateway.holders import is_gone, new_holder
 from multiverse_gateway.protocols import ProbeResult, Registry
@@ -35,6 +36,7 @@ from multiverse_gateway.stores.rows import (
     BATCH_SECONDS,
     HISTORY,
     LONGEST_LEASE,
+    MOST_RESPONSES,
     REMOVED,
     USAGE_COUNTS,
     USAGE_KEY,
@@ -46,6 +48,7 @@ from multiverse_gateway.stores.rows import (
     healths_of,
     key_of,
     key_row,
+    response_of,
     result_of,
     result_row,
     server_of,
@@ -79,7 +82,7 @@ _Part = TypeVar("_Part")
 
 DIALECT = Dialect(placeholder=":{}", integer="integer", least="min", most="max")
 SET = "multiverse_gateway"
-KNOWN = frozenset({"registry", "usage_and_keys", "browser_sessions", "daily_limits"})
+KNOWN = frozenset({"registry", "usage_and_keys", "browser_sessions", "daily_limits", "stored_responses"})
 """The names of our migrations."""
 
 migrations = Migrations(SET)
@@ -164,6 +167,13 @@ def browser_sessions(db: Database) -> None:
 def daily_limits(db: Database) -> None:
     """Add the daily limits of client keys."""
     db.table("client_keys").add_column("daily_limit", int)
+
+
+@migrations()
+def stored_responses(db: Database) -> None:
+    """Add the places of stored responses."""
+    db.table("responses").create({"key": str, "server_id": str, "generation": int, "until": float}, pk="key")
+    db.table("responses").create_index(["until"])
 
 
 class SqliteStore:
@@ -444,6 +454,16 @@ class SqliteStore:
         sums = f"cast(min({MAX_COUNT}, total({DIALECT.count('requests')})) as integer)"  # a float: the sum of integers would overflow
         query = f"select client, {sums} from usage where day = ? group by client"  # noqa: S608  our own names
         return await self._read(lambda db: dict(db.execute(query, [day]).fetchall()))
+
+    # Stored responses
+
+    async def save_responses(self, responses: Sequence[StoredResponse]) -> None:
+        """Keep where responses are; those whose time is over are forgotten."""
+        await self._write(lambda db: _save_responses(db, responses, self._wall()))
+
+    async def find_response(self, key: str) -> StoredResponse | None:
+        """Return where a response is."""
+        return await self._read(lambda db: next(map(response_of, db.query("select * from responses where key = ?", [key])), None))
 
     # For all processes
 
@@ -768,6 +788,14 @@ def _add_usage(db: Database, batch: str, rows: Sequence[Usage], now: float) -> N
     statement = adding_usage(DIALECT)
     for row in rows:
         db.execute(statement, usage_row(row))
+
+
+def _save_responses(db: Database, responses: Sequence[StoredResponse], now: float) -> None:
+    db.table("responses").upsert_all([attrs.asdict(response) for response in responses], pk="key")
+    db.execute(
+        "delete from responses where until < ? or key in (select key from responses order by until desc limit -1 offset ?)",
+        [now, MOST_RESPONSES],
+    )
 
 
 def _holder_of(db: Database, role: str, now: float) -> str | None:

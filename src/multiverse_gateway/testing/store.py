@@ -1,5 +1,7 @@
 """What every store must do, as tests. Needs pytest with the anyio plug-in."""
 
+from typing import Any
+
 import anyio
 import attrs
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound
 from multiverse_gateway.core.health import Health, HealthState
 from multiverse_gateway.core.servers import Capabilities, ClientKey, Metadata, Server, ServerId
+from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import MAX_COUNT, Counts, Usage, UsageKey
 from multiverse_gateway.protocols import ProbeResult, Store
 
@@ -55,6 +58,12 @@ def make_usage(day: str, requests: int = 1, **parts: str) -> Usage:
     """Return counts of a day."""
     key = UsageKey(day, **{"model": "tiny", "server_id": "one", "owner": "s1", "client": "id of alice", **parts})  # type: ignore[arg-type]
     return Usage(key=key, counts=Counts(requests=requests, failed=1, prompt_tokens=10 * requests, completion_tokens=1 << 40))
+
+
+def make_response(key: str = "a" * 64, **facts: object) -> StoredResponse:
+    """Return where a stored response is."""
+    values: dict[str, object] = {"key": key, "server_id": ServerId("one"), "generation": 2, "until": 1e10}
+    return StoredResponse(**{**values, **facts})  # type: ignore[arg-type]
 
 
 class StoreContract:
@@ -304,3 +313,39 @@ class StoreContract:
         assert await store.secret("key", "first") == "first"
         assert await store.secret("key", "second") == "first"
         assert await store.secret("other", "second") == "second"
+
+
+class ResponseStoreContract:
+    """What a store must do that keeps the places of stored responses. Subclass it like `StoreContract`."""
+
+    async def test_the_place_of_a_response_is_found(self, store: Any) -> None:
+        """Every field comes back; the version does not grow, because nothing else changed."""
+        before = await store.version()
+        await store.save_responses([make_response(), make_response("b" * 64, server_id=ServerId("two"), until=2e10)])
+        assert await store.find_response("a" * 64) == make_response()
+        assert await store.find_response("b" * 64) == make_response("b" * 64, server_id=ServerId("two"), until=2e10)
+        assert await store.find_response("c" * 64) is None
+        assert await store.version() == before
+
+    async def test_a_response_is_where_it_was_made_last(self, store: Any) -> None:
+        """Saving the same key again replaces; an empty batch changes nothing."""
+        await store.save_responses([make_response()])
+        moved = make_response(server_id=ServerId("two"), generation=1, until=3e10)
+        await store.save_responses([moved])
+        await store.save_responses([])
+        assert await store.find_response("a" * 64) == moved
+
+    async def test_a_response_is_forgotten_when_its_time_is_over(self, store: Any) -> None:
+        """At the latest when the next batch is saved."""
+        await store.save_responses([make_response(until=1.0)])
+        await store.save_responses([make_response("b" * 64)])
+        assert await store.find_response("a" * 64) is None
+
+    async def test_batches_saved_at_once_are_all_kept(self, store: Any) -> None:
+        """Also when they hold the same keys in another order."""
+        keys = [f"{number:064x}" for number in range(20)]
+        async with anyio.create_task_group() as group:
+            for number in range(8):
+                group.start_soon(store.save_responses, [make_response(key) for key in (keys if number % 2 else reversed(keys))])
+        for key in keys:
+            assert await store.find_response(key) == make_response(key)

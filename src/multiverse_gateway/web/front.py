@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import attrs
 
-from multiverse_gateway.core.envelope import BOM, is_form, read_envelope
+from multiverse_gateway.core.envelope import BOM, Envelope, is_form, read_envelope
 from multiverse_gateway.core.errors import (
     BadRequest,
     GatewayError,
@@ -24,12 +24,13 @@ from multiverse_gateway.core.errors import (
 )
 from multiverse_gateway.core.forwarding import forwarded_lines
 from multiverse_gateway.core.paths import hint
+from multiverse_gateway.core.stored import lookup_of
 from multiverse_gateway.core.usage import OPERATOR
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.relay.exchange import Client, Exchange
 from multiverse_gateway.relay.heads import Headers, RequestHead
 from multiverse_gateway.web.errors import BadFraming, Refusal, refusal_of
-from multiverse_gateway.web.headers import API_HEADERS, is_below
+from multiverse_gateway.web.headers import API_HEADERS, NO_STORE, is_below
 from multiverse_gateway.web.quotas import Quota
 from multiverse_gateway.web.security import (
     Caller,
@@ -132,6 +133,8 @@ class Opening:
     """Whether a proxy or a tunnel has passed it on."""
     explains: bool
     """Whether it asks why a server was chosen."""
+    lookup: Envelope | None
+    """The envelope of a call for what is stored, which says all that its body would."""
 
 
 @attrs.define(eq=False)
@@ -189,8 +192,11 @@ class Front:
         names, origins = head.names, self.entrance.origins
         content_type = names.get(b"content-type", JSON)
         headers = [*API_HEADERS, *cors_headers(names, origins)]
+        lookup = lookup_of(head.method, head.path, head.query)
+        if lookup is not None:
+            headers.append(NO_STORE)
         return Opening(
-            is_sound=_passes(check_head, head.fields, names) and _passes(check_site, names, origins),
+            is_sound=_passes(check_head, head.fields, names) and (head.method != "POST" or _passes(check_site, names, origins)),
             is_call=_passes(check_call, head.path),
             is_callable=_passes(check_target, head.path, head.query, content_type),
             request_id=presented_id(names),
@@ -204,6 +210,7 @@ class Front:
             forwarded=forwarded_lines(head.fields, names),
             is_forwarded=is_forwarded(names),
             explains=EXPLAIN in names,
+            lookup=lookup,
         )
 
     def admit_now(self, visit: Visit) -> None:
@@ -231,11 +238,12 @@ class Front:
         gateway, head, opening = self.gateway, visit.head, visit.opening
         if not opening.is_sound:
             check_head(head.fields, head.names)
-            check_site(head.names, self.entrance.origins)
+            if head.method == "POST":
+                check_site(head.names, self.entrance.origins)
         entrance, peer = self.entrance, visit.peer
         address = client_address(peer, head.fields, entrance.trusted)
         is_local = is_loopback(peer) and entrance.is_local(peer, opening.is_forwarded)
-        visit.caller = entrance.caller("POST", address, head.fields, head.names, is_local=is_local)
+        visit.caller = entrance.caller(head.method, address, head.fields, head.names, is_local=is_local)
         if not opening.is_call:
             check_call(head.path)
         if gateway.shutting_down or not gateway.loaded:
@@ -289,10 +297,12 @@ class Front:
         if not opening.is_callable:
             check_target(path, visit.head.query, opening.content_type)
         body = body.removeprefix(BOM)
-        envelope = read_envelope(path, opening.media, body)
+        envelope = opening.lookup
+        if envelope is None:
+            envelope = read_envelope(path, opening.media, body)
         caller = visit.caller
         key = caller.key
-        if key is not None and not key.may_use(envelope.model):
+        if key is not None and not envelope.is_lookup and not key.may_use(envelope.model):
             raise ModelForbidden(f"Your key is for other models: {', '.join(key.models[:20])}. Choose one of them.", param="model")
         exchange = Exchange(
             gateway,

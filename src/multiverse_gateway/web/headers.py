@@ -25,7 +25,7 @@ PAGE_HEADERS: tuple[Header, ...] = (
         b"form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     ),
 )
-_NO_STORE: Header = (b"cache-control", b"no-store")
+NO_STORE: Header = (b"cache-control", b"no-store")
 
 EXPOSED_HEADERS = (
     "x-request-id",
@@ -67,5 +67,5 @@ def is_below(path: str, prefix: str) -> bool:
 def headers_for(path: str) -> list[Header]:
     """Return what the answer to a request for a path gets, unless it says otherwise itself."""
     if is_below(path, "/v1"):
-        return [*API_HEADERS, *(header for header in PAGE_HEADERS if header[0] not in dict(API_HEADERS)), _NO_STORE]
-    return [*PAGE_HEADERS, _NO_STORE] if is_below(path, "/admin") else list(PAGE_HEADERS)
+        return [*API_HEADERS, *(header for header in PAGE_HEADERS if header[0] not in dict(API_HEADERS)), NO_STORE]
+    return [*PAGE_HEADERS, NO_STORE] if is_below(path, "/admin") else list(PAGE_HEADERS)

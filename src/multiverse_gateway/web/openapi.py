@@ -69,6 +69,19 @@ _TAGS = {
     "admin": "For hosts and operators.",
     "operations": "For machines that watch the gateway.",
 }
+_PARAMETERS: Mapping[str, Json] = {
+    "model": {"description": "The model's name.", "schema": {"type": "string"}, "example": MODEL},
+    "response_id": {
+        "description": "The id of the response.",
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
+        "example": "resp_1",
+    },
+}
+_ID: Json = {
+    "description": "The id that making it answered with.",
+    "schema": {"type": "string", "format": "uuid"},
+    "example": SERVER_ID,
+}
 _JSON = "application/json"
 _OPERATION_ID = re.compile(r"[^a-z0-9]+")
 
@@ -227,17 +240,7 @@ def _identity(method: str, path: str) -> str:
 
 
 def _path_parameters(path: str) -> Sequence[Json]:
-    return [
-        {
-            "name": name,
-            "in": "path",
-            "required": True,
-            "description": "The model's name." if name == "model" else "The id that making it answered with.",
-            "schema": {"type": "string"} if name == "model" else {"type": "string", "format": "uuid"},
-            "example": MODEL if name == "model" else SERVER_ID,
-        }
-        for name in re.findall(r"{(\w+)", path)
-    ]
+    return [{"name": name, "in": "path", "required": True, **_PARAMETERS.get(name, _ID)} for name in re.findall(r"{(\w+)", path)]
 
 
 def _query_parameters(kind: type, schemas: _Schemas) -> Sequence[Json]:

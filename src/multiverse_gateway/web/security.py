@@ -40,6 +40,7 @@ from multiverse_gateway.core.errors import (
 )
 from multiverse_gateway.core.origins import OriginPolicy
 from multiverse_gateway.core.servers import ClientKey
+from multiverse_gateway.core.stored import lookup_of
 from multiverse_gateway.core.usage import NOBODY, OPERATOR
 from multiverse_gateway.settings import KEY_PER_MINUTE, Settings, origin_policy
 from multiverse_gateway.web.errors import REQUEST_ID, App, BadFraming, Message, Receive, Scope, Send, refusal_of, response_of
@@ -644,9 +645,11 @@ async def run_draining(app: App, scope: Scope, receive: Receive, send: Send, *, 
 
 
 def is_inference(scope: Scope) -> bool:
-    """Tell whether a request carries a model."""
-    path = path_of(scope)
-    return scope["method"] == "POST" and is_below(path, "/v1") and not is_below(path, "/v1/models")
+    """Return whether a server answers a request: one that carries a model, or asks for a response that a server has stored."""
+    path, method = path_of(scope), scope["method"]
+    if method == "POST":
+        return is_below(path, "/v1") and not is_below(path, "/v1/models")
+    return lookup_of(method, path, b"") is not None and not asks_for_websocket(method, scope["headers"])
 
 
 def _not_signed_in(scope: Scope) -> bool:
@@ -672,7 +675,7 @@ class Security:
     """The middleware of everything but inference: identity, key, quota, draining, headers, one record. Plain ASGI.
 
     `admin_digests` is asked at each request, since a key may be made after the application was; `inference` takes the requests that
-    carry a model, and has rules of its own: they go past all routing; `signed_in` lets the pages' own session stand for the keys;
+    servers answer, and has rules of its own: they go past all routing; `signed_in` lets the pages' own session stand for the keys;
     `owner_digest` is the hash of the token that will do for a call about one server.
     """
 

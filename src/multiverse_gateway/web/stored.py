@@ -1,0 +1,90 @@
+"""The calls for stored responses, as the API's description shows them. The inference endpoint answers them; no route does."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from multiverse_gateway.core.errors import (
+    BackendBusy,
+    DailyLimitReached,
+    MethodNotAllowed,
+    NoHealthyServer,
+    Overloaded,
+    ResponseNotFound,
+    ShuttingDown,
+    StorageUnavailable,
+    StreamingUnsupported,
+    UpstreamAuthFailed,
+    UpstreamBadResponse,
+    UpstreamFailed,
+    UpstreamTimeout,
+)
+from multiverse_gateway.records import DeletedResponse, InputItems, StoredAnswer
+from multiverse_gateway.web.answers import ApiRoute, Call, Endpoint
+
+_JSON = "application/json"
+_EVENT_STREAM = "text/event-stream"
+PATH = "/v1/responses/{response_id}"
+_EVENTS = 'event: response.completed\ndata: {"type":"response.completed","sequence_number":9,"response":{"id":"resp_1"}}\n\n'
+_ERRORS = (
+    ResponseNotFound,
+    StreamingUnsupported,
+    DailyLimitReached,
+    BackendBusy,
+    UpstreamFailed,
+    UpstreamAuthFailed,
+    UpstreamBadResponse,
+    NoHealthyServer,
+    Overloaded,
+    ShuttingDown,
+    StorageUnavailable,
+    UpstreamTimeout,
+)
+
+
+def _endpoint(words: str) -> Endpoint:
+    async def refuse(request: Request) -> Response:
+        raise MethodNotAllowed("Use GET for this call.")  # for HEAD, the only method that comes here
+
+    refuse.__doc__ = words
+    return refuse
+
+
+def _call(words: str, answer: Any, examples: Mapping[str, Any]) -> Call:
+    return Call(endpoint=_endpoint(words), answers={200: answer}, examples=examples, errors=_ERRORS)
+
+
+def stored_routes() -> list[Route]:
+    """Make the routes of stored responses."""
+    response = {"id": "resp_1", "object": "response", "status": "completed", "output": []}
+    deleted = {"id": "resp_1", "object": "response", "deleted": True}
+    return [
+        ApiRoute(
+            PATH,
+            name="stored_response",
+            GET=_call(
+                "Return a stored response, with `stream=true` its events: the server that made it answers. "
+                "Only the key, or without one the address, for which it was made may name it.",
+                (StoredAnswer, _EVENT_STREAM),
+                {_JSON: response, _EVENT_STREAM: _EVENTS},
+            ),
+            DELETE=_call("Delete a stored response: the server that made it does.", DeletedResponse, {_JSON: deleted}),
+        ),
+        ApiRoute(
+            f"{PATH}/cancel",
+            name="cancel_response",
+            POST=_call("Cancel a response that runs in the background: the server that makes it does.", StoredAnswer, {_JSON: response}),
+        ),
+        ApiRoute(
+            f"{PATH}/input_items",
+            name="response_input",
+            GET=_call(
+                "List what a stored response was made from: the server that made it answers.",
+                InputItems,
+                {_JSON: {"object": "list", "data": []}},
+            ),
+        ),
+    ]
