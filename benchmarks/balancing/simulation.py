@@ -205,6 +205,7 @@ class World:
             query=b"",
             request_id=str(number),
             arrived=self.clock.now,
+            source=str(number),
         )
         gateway.begin(exchange)
         exchange.start()

@@ -184,6 +184,7 @@ class Planned:
             reason=host.reason if host and bad else None,
             warning=host.warning if host and not bad else None,
             unauthorized=host is not None and host.state is HealthState.MISCONFIGURED,
+            let_in=not bad,
             models=() if bad else (host.model,) if host else ("llama3.1:8b", "llama3.2:3b", "nomic-embed-text:v1.5"),
         )
 

@@ -503,7 +503,8 @@ def test_a_refused_key_needs_its_owner(make: Callable[[], Health]) -> None:
 def test_an_open_list_of_models_does_not_end_a_refusal(forced: bool) -> None:
     """Outside case 15: the list needs no key and chat does: passed probes prove nothing, not even after the server was down."""
     health = after(well(), refused("/v1/embeddings"), *[passed(forced=forced)] * 5)
-    assert (health.state, is_refused(health), health.reason) == (HealthState.MISCONFIGURED, "/v1/embeddings", "words")
+    assert (health.state, is_refused(health)) == (HealthState.MISCONFIGURED, "/v1/embeddings")
+    assert health.reason == "words (POST /v1/embeddings)"
     assert health.probe_at == pytest.approx(100.0 + 50.0 * 0.95)
     down = after(health, failed())
     assert (down.state, down.reason, is_refused(down)) == (HealthState.UNHEALTHY, "the probe failed", "/v1/embeddings")
@@ -518,8 +519,13 @@ def test_an_open_list_of_models_does_not_end_a_refusal(forced: bool) -> None:
     assert after(off, let_in(), let_in()).state is HealthState.HEALTHY
 
 
-def test_a_refusal_that_another_process_found_is_confirmed_by_chat() -> None:
-    """Which call was refused is not stored; a server that another process found healthy is refused no more."""
+def test_a_refusal_that_another_process_found_is_confirmed_in_the_same_way() -> None:
+    """By the call that the reason names, or else by chat; a server that another process found healthy is refused no more."""
+    stored = Health(state=HealthState.MISCONFIGURED, reason="no (POST /v1/rerank)")
+    assert is_refused(followed(well(), stored, POLICY, now=100.0, wall=WALL)) == "/v1/rerank"
+    again = after(resume(stored, POLICY, now=100.0, wall=WALL), failed(unauthorized=True))
+    assert (is_refused(again), again.reason) == ("/v1/rerank", "the probe failed (POST /v1/rerank)")
+    assert is_refused(after(again, failed())) == "/v1/rerank"
     known = followed(well(), Health(state=HealthState.MISCONFIGURED), POLICY, now=100.0, wall=WALL)
     assert is_refused(known) == CHAT
     assert after(known, passed()).state is HealthState.MISCONFIGURED

@@ -31,7 +31,7 @@ from typing import Any, Literal
 
 from attrs import evolve, field, frozen
 
-from multiverse_gateway.core.access import CONFIRMING_PATH
+from multiverse_gateway.core.access import CONFIRMING_PATH, path_of, refusal_at
 from multiverse_gateway.core.activity import Running
 from multiverse_gateway.core.failover import Failure, FailureClass
 
@@ -589,9 +589,9 @@ def _without(health: Health, path: str, policy: HealthPolicy, now: float) -> Hea
 def is_refused(health: Health) -> str | None:
     """Return the API path on which the server has to let the gateway in before it gets requests again; `None` if it refuses nothing.
 
-    A process that did not see the refusal itself does not know the path, and takes that of chat.
+    A process that did not see the refusal itself reads the path off the reason.
     """
-    return health.refused_path or (CONFIRMING_PATH if health.state is HealthState.MISCONFIGURED else None)
+    return health.refused_path or (path_of(health.reason) if health.state is HealthState.MISCONFIGURED else None)
 
 
 def _misconfigured(health: Health, reason: str, path: str, policy: HealthPolicy, at: _At) -> Health:
@@ -604,7 +604,7 @@ def _misconfigured(health: Health, reason: str, path: str, policy: HealthPolicy,
         HealthState.MISCONFIGURED,
         at.wall,
         by_traffic=False,
-        reason=reason,
+        reason=refusal_at(reason, path),
         slow_since=None,
         probe_at=at.now + _regular(policy, at.chance),
         probe_step=0,
@@ -649,7 +649,7 @@ def _still_refused(health: Health, at: _At) -> Health:
     """Keep a server out that passed a probe which does not show whether it lets the gateway in."""
     if health.state is _DEACTIVATED and health.consecutive_successes < 2:
         return evolve(health, probe_at=at.now + _CONFIRM_AFTER)
-    reason = health.reason if health.state is HealthState.MISCONFIGURED else _REFUSED
+    reason = health.reason if health.state is HealthState.MISCONFIGURED else refusal_at(_REFUSED, health.refused_path or CONFIRMING_PATH)
     return _moved(health, HealthState.MISCONFIGURED, at.wall, by_traffic=False, reason=reason, probe_step=0)
 
 
