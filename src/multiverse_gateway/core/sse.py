@@ -106,7 +106,7 @@ class EventStream:
 
     >>> stream = EventStream(Dialect.CHAT)
     >>> stream.feed(b': ping\\n\\ndata: {"choices":[{"index":0,"finish_reason":"stop"}]}\\n\\ndata: [DO')
-    b': ping\\n\\ndata: {"choices":[{"index":0,"finish_reason":"stop"}]}\\n\\n'
+    b'data: {"choices":[{"index":0,"finish_reason":"stop"}]}\\n\\n'
     >>> stream.complete(), stream.needs_done
     (True, True)
     """
