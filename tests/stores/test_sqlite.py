@@ -361,6 +361,7 @@ def test_older_versions_can_read_a_suspect_server() -> None:
     """They do not know the state, and leave out a row with a state or a fact that they do not know: they read a healthy server."""
     row = health_row(ServerId("one"), Health(state=HealthState.SUSPECT, by_traffic=True, reason="it broke off a request"))
     assert row["state"] == "healthy"
+    assert msgspec.json.decode(str(row["facts"]))["by_traffic"] == True  # noqa: E712  a number, which is as good as true
     assert msgspec.json.decode(str(row["facts"])).keys() == {
         "generation",
         "consecutive_failures",

@@ -86,16 +86,14 @@ class Servers:
 def health_row(server_id: ServerId, health: Health) -> dict[str, object]:
     """Return the row of a server's health.
 
-    A suspect server is stored as a healthy one that requests hold something against: older versions do not know the state.
+    A suspect server is stored as a healthy one whose `by_traffic` is a number: older versions know neither the state nor any further fact,
+    and take a number for what it stands for.
     """
     facts = {name: getattr(health, name) for name in SHARED}
-    state = HealthState.HEALTHY if health.state is HealthState.SUSPECT else health.state
-    return {"server_id": server_id, "state": state.value, "facts": _json(facts)}
-
-
-def _state_of(stored: str, facts: Mapping[str, Any]) -> HealthState:
-    state = HealthState(stored)
-    return HealthState.SUSPECT if state is HealthState.HEALTHY and facts["by_traffic"] else state
+    if health.state is not HealthState.SUSPECT:
+        return {"server_id": server_id, "state": health.state.value, "facts": _json(facts)}
+    facts["by_traffic"] = int(health.by_traffic)
+    return {"server_id": server_id, "state": HealthState.HEALTHY.value, "facts": _json(facts)}
 
 
 def healths_of(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[ServerId, Health]]:
@@ -103,7 +101,10 @@ def healths_of(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[ServerId, He
     for row in rows:
         with suppress(ValueError, KeyError, TypeError):
             facts = msgspec.json.decode(row["facts"])
-            yield ServerId(row["server_id"]), Health(state=_state_of(row["state"], facts), **{**facts, "models": tuple(facts["models"])})
+            by_traffic = facts["by_traffic"]
+            state = HealthState(row["state"]) if isinstance(by_traffic, bool) else HealthState.SUSPECT
+            facts |= {"models": tuple(facts["models"]), "by_traffic": bool(by_traffic)}
+            yield ServerId(row["server_id"]), Health(state=state, **facts)
 
 
 def shown(health: Health | None) -> tuple[object, ...] | None:
