@@ -298,7 +298,7 @@ async def behind_a_firewall(exchange: Exchange) -> None:
 async def test_a_refused_prompt_takes_no_model_away() -> None:
     """Outside case 38: two servers whose firewall refuses one prompt: everybody else is served, and no state changes."""
     backends = Backend("one", behind_a_firewall, models=("tiny",)), Backend("two", behind_a_firewall, models=("tiny",))
-    async with watched(*backends) as there:
+    async with watched(*backends, health_check_timeout_seconds=3.0) as there:
         servers = [await there.register(backend) for backend in backends]
         asked = sum(len(backend.accesses) for backend in backends)
         for _ in range(4):
@@ -319,7 +319,7 @@ async def test_a_refused_prompt_takes_no_model_away() -> None:
 async def test_a_refused_key_takes_a_server_out_until_it_is_let_in(path: str, confirmed_by: str, key: str | None) -> None:
     """Outside case 15: the list of models stays open to everybody, and no probe of it brings the server back: no user pays for it again."""
     backend = Backend("locked", models=("tiny",))
-    async with watched(backend) as there:
+    async with watched(backend, health_check_timeout_seconds=3.0) as there:
         server = await there.register(backend, **({} if key is None else {"api_key": key}))
         backend.behave = backend.behave_access = behaviours.unauthorized()
         asked = len(backend.accesses)
@@ -353,7 +353,7 @@ async def test_a_refused_key_takes_a_server_out_until_it_is_let_in(path: str, co
 async def test_a_server_whose_chat_asks_for_a_key_is_not_registered(refusal: Behaviour, words: str) -> None:
     """Outside cases 15 and 20: its list of models is open; the words name the remedy, and no stored key where there is none."""
     backend = Backend("locked", models=("tiny",), behave_access=refusal)
-    async with watched(backend) as there:
+    async with watched(backend, health_check_timeout_seconds=3.0) as there:
         body = {"model_name": "tiny", "endpoint_url": backend.url}
         refused = await there.client.post("/admin/register", json=body, headers=KEY)
         assert refused.status_code == 503
@@ -375,7 +375,7 @@ async def test_a_server_whose_chat_asks_for_a_key_is_not_registered(refusal: Beh
 async def test_a_tunnels_page_is_not_the_servers(path: str) -> None:
     """Outside case 16: the tunnel says "not found" for a moment: the server gets this call again as soon as it is back."""
     one, two = Backend("one", models=("tiny",)), Backend("two", models=("tiny",))
-    async with watched(one, two) as there:
+    async with watched(one, two, health_check_timeout_seconds=3.0) as there:
         server = await there.register(one)
         await there.register(two)
         while not one.hits:
@@ -396,7 +396,7 @@ async def test_a_tunnels_page_is_not_the_servers(path: str) -> None:
 async def test_a_call_that_a_server_never_knew_is_left_to_others() -> None:
     """The same page, from a server that has not answered the call before: it does not know it."""
     one, two = Backend("one", behaviours.html_page(404), models=("tiny",)), Backend("two", models=("tiny",))
-    async with watched(one, two) as there:
+    async with watched(one, two, health_check_timeout_seconds=3.0) as there:
         server = await there.register(one)
         await there.register(two)
         assert [(await there.ask()).status_code for _ in range(6)] == [200] * 6
