@@ -81,7 +81,7 @@ def key_in(store: MemoryStore, name: str = "resp_1", caller: str = CALLER) -> St
 
 
 async def test_a_store_without_places_leaves_them_to_each_process() -> None:
-    """Its gateway starts, and finds what it has relayed itself; other responses are unknown."""
+    """The gateway starts, and finds the responses that it relayed itself; others are unknown."""
     store: Store = Plain()  # type: ignore[assignment]
     async with stage(store=store) as at:
         assert await answer_to(at) == (404, "response_not_found")
@@ -127,7 +127,7 @@ async def test_a_response_is_saved_with_its_caller_and_for_an_hour() -> None:
 
 
 async def test_saving_begins_right_after_a_response_was_made() -> None:
-    """Whoever waits for the next one wakes up; without any, after the time that it gave."""
+    """The loop that saves wakes up at once; without a new response it wakes up after the given time."""
     async with stage() as at:
         with anyio.fail_after(5):
             await at.gateway.response_noted(0.01)

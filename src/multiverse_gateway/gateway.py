@@ -648,7 +648,7 @@ class Gateway:
         return candidates(model, self.load, stream=envelope.stream, path=envelope.path, excluded=excluded, now=now)
 
     def locate(self, exchange: Exchange) -> None:
-        """Find the server of the stored response that an exchange needs: in memory at once, else in the store."""
+        """Find the server of the stored response that an exchange needs: in memory at once, otherwise in the store."""
         response_id = usable_id(exchange.envelope.response_id)
         if response_id is None:
             exchange.not_located(response_not_found())

@@ -16,6 +16,7 @@ import pytest
 from support.backends import Backend
 from support.processes import GatewayProcess
 from support.services import SECRET, Nginx, PostgresServer, RedisServer
+from support.shelf import Shelf
 from support.sockets import serving, wait_until
 
 pytestmark = [
@@ -255,3 +256,20 @@ def test_a_gateway_that_cannot_start_says_why() -> None:
     assert "Error: the gateway could not start: The PostgreSQL server at 127.0.0.1" in gateway.log_text()
     assert "Traceback" not in gateway.log_text()
     assert "a-password" not in gateway.log_text()
+
+
+def test_a_response_that_one_relayed_the_others_find(cluster: Cluster) -> None:
+    """Right after it was made, though one gateway's clock is wrong; another address gets 404."""
+    backend = Backend("keeper", Shelf("keeper"))
+    with serving(backend):
+        server = cluster.gateways[0].register("keeper", backend.url)
+        wait_until(lambda: all(gateway.admin("GET", f"/admin/servers/{server}").status_code == 200 for gateway in cluster.gateways))
+        visitor = cluster.visitor()
+        for number, gateway in enumerate(cluster.gateways):
+            made = gateway.call("POST", "/v1/responses", {"model": "keeper", "input": "x"}, headers=visitor)
+            assert made.status_code == 200, made.text
+            other = cluster.gateways[number - 1]
+            path = f"/v1/responses/{made.json()['id']}"
+            assert other.call("GET", path, headers=visitor).status_code == 200
+            assert other.call("GET", path, headers=cluster.visitor()).status_code == 404
+        cluster.gateways[0].admin("DELETE", f"/admin/register/{server}")

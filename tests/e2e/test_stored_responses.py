@@ -234,6 +234,31 @@ def test_a_refusal_of_the_server_is_relayed(pair: Callable[..., Pair], status: i
     assert scene.state(where) == "healthy"
 
 
+def test_a_page_of_a_tunnel_is_no_word_of_the_server(pair: Callable[..., Pair]) -> None:
+    """A 404 that is not JSON says nothing about the response, which is there when the tunnel is back."""
+    scene = pair(1)
+    name, _ = scene.made()
+    assert scene.call("GET", f"/v1/responses/{name}").status_code == 200
+    scene.backends[0].behave = behaviours.answer(404, b"<h1>Not found</h1>", content_type="text/html")
+    assert scene.call("GET", f"/v1/responses/{name}").status_code == 504
+    scene.backends[0].behave = scene.shelves[0]
+    wait_until(lambda: scene.call("GET", f"/v1/responses/{name}").status_code == 200, within=10)
+
+
+def test_an_id_of_base64_is_found(pair: Callable[..., Pair]) -> None:
+    """As LiteLLM makes them."""
+    scene = pair(1)
+    odd = "resp_bGl0ZWxsbQ+=="
+    scene.shelves[0].stored[odd] = {"id": odd}
+    scene.backends[0].behave = [behaviours.answer(200, json.dumps({"id": odd, "output": []}).encode()), scene.shelves[0]]
+    scene.make()
+    for path in (odd, odd.replace("=", "%3D").replace("+", "%2B")):
+        for at in (0, 1):
+            assert scene.call("GET", f"/v1/responses/{path}", at=at).json() == {"id": odd}
+            assert scene.call("POST", f"/v1/responses/{path}/cancel", at=at).status_code == 200
+            scene.shelves[0].stored[odd] = {"id": odd}
+
+
 def test_a_stream_can_be_cancelled_while_it_takes_the_only_slot(pair: Callable[..., Pair]) -> None:
     """Its id is known from its first event on, in each process, and the call that cancels it waits for no slot."""
     for at in (0, 1):

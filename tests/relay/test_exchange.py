@@ -2344,7 +2344,7 @@ def test_the_servers_own_refusal_of_a_response_is_relayed(status: int) -> None:
     stage.check()
 
 
-def test_a_response_that_nobody_has_is_refused() -> None:
+def test_an_unknown_response_is_refused() -> None:
     """With the gateway's own error, which clients do not repeat."""
     stage = engine("a")
     exchange, client = stage.start(asked=look_up())

@@ -33,7 +33,7 @@ def test_nothing_but_plain_words_gets_into_the_head_for_a_server(path: str, quer
     assert refusal.value.status in (400, 404)
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/audio/speech", "/v1/x-y_z.1~2/a:b"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/audio/speech", "/v1/x-y_z.1~2/a:b", "/v1/responses/resp_bGl0ZWxsbQ+=="])
 def test_usual_targets_pass(path: str) -> None:
     """Any path of the API, with a query and a multipart type."""
     check_target(path, b"api-version=2026-01-01&a=%20", b'multipart/form-data; boundary="a b"')

@@ -482,7 +482,7 @@ class Exchange:
             self._choose()
 
     def not_located(self, error: GatewayError) -> None:
-        """Refuse the request: no server has the stored response, or nobody can say which."""
+        """Refuse the request: the stored response is unknown, or cannot be looked up now."""
         if self.phase is _CHOOSING:
             self._refuse(error)
 

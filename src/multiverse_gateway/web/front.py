@@ -55,7 +55,7 @@ NOBODY_YET = Caller("")
 JSON = b"application/json"
 MAX_PATH = 512
 """Characters of a path: what is remembered of paths stays small, and no call of the API comes near."""
-_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~:@-]+)+")
+_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~:@=+-]+)+")
 _QUERY = re.compile(rb"[\x21-\x7e]{0,4096}")
 _CONTENT_TYPE = re.compile(rb"[\x20-\x7e]{0,256}")
 
@@ -73,7 +73,7 @@ def check_target(path: str, query: bytes, content_type: bytes) -> None:
         BadRequest: The query or the content type holds what does not belong there.
     """
     if len(path) > MAX_PATH or not _is_path(path):
-        raise UnknownURL("There is no such call; the path may hold letters, digits and . _ ~ : @ - between its slashes")
+        raise UnknownURL("There is no such call; the path may hold letters, digits and . _ ~ : @ = + - between its slashes")
     if query and _QUERY.fullmatch(query) is None:
         raise BadRequest("The query holds characters that must be percent-encoded; encode them, or leave the query out")
     if content_type != JSON and _CONTENT_TYPE.fullmatch(content_type) is None:
