@@ -49,6 +49,7 @@ def gateway(request: pytest.FixtureRequest) -> Iterator[GatewayProcess]:
     }
     with GatewayProcess(settings) as process:
         yield process
+        assert process.stop() == 0
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,7 @@ def gateway(request: pytest.FixtureRequest) -> Iterator[GatewayProcess]:
     }
     with GatewayProcess(settings) as process:
         yield process
+        assert process.stop() == 0
         assert "Traceback" not in process.log_text(), process.log_text()
 
 

@@ -11,10 +11,12 @@ from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 
-from multiverse_gateway.cli.guards.shared import HELD_BYTES, Applications, GuardedConfig, HeadTimer, Outlet
+from multiverse_gateway.cli.guards.shared import Applications, GuardedConfig, HeadTimer, Outlet
 
 AHEAD_BYTES = 65_536
 """What a client may send before its answer is complete."""
+PIECE_BYTES = 32_768
+"""What is written of a body before the client has to have taken most of it."""
 
 _HEAD_END = re.compile(rb"\n\r?\n")
 _FOLD = re.compile(rb"\n[ \t]")
@@ -108,8 +110,8 @@ class GuardedH11(H11Protocol):
             return
         rest = memoryview(event.data)
         while rest and self.stream is not None:
-            await super().stream_send(Body(stream_id=event.stream_id, data=bytes(rest[:HELD_BYTES])))
-            rest = rest[HELD_BYTES:]
+            await super().stream_send(Body(stream_id=event.stream_id, data=bytes(rest[:PIECE_BYTES])))
+            rest = rest[PIECE_BYTES:]
 
     async def _handle_events(self) -> None:
         async with self._reading:  # the reader, and the end of an answer, behind which another request may wait already
