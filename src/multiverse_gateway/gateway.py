@@ -906,8 +906,7 @@ class Gateway:
 
     def begin(self, exchange: Exchange) -> None:
         """Number and track an exchange; the door starts it."""
-        self._numbers += 1
-        exchange.number = self._numbers
+        exchange.number = self._numbers = self._numbers + 1
         self.exchanges.add(exchange)
         if self._resting is not None:
             self._resting.set()

@@ -231,6 +231,9 @@ class Front:
         self._check(visit)
         caller = visit.caller
         quota = await self.entrance.limiter.hit(caller.quota, caller.limit, caller.daily_limit)
+        gateway = self.gateway
+        if not gateway.admission.may_start(len(gateway.exchanges)) or not gateway.has_room(visit.length):  # others may have come meanwhile
+            raise gateway.overloaded()
         if quota is not None:
             self._charge(visit, quota)
 
@@ -290,13 +293,20 @@ class Front:
             GatewayError, EnvelopeError: It cannot be sent to any server.
         """
         gateway, opening, path = self.gateway, visit.opening, visit.head.path
-        if not gateway.admission.may_start(len(gateway.exchanges)):  # once more: others may have come while the body was on its way
-            raise gateway.overloaded()
-        if len(body) > visit.held:
-            self.hold(visit, len(body) - visit.held)
+        if visit.held:  # others may have come while the body was on its way
+            if not gateway.admission.may_start(len(gateway.exchanges)):
+                raise gateway.overloaded()
+            if len(body) > visit.held:
+                self.hold(visit, len(body) - visit.held)
+        elif len(body) <= visit.length:  # it came with the head, for whose `length` there was room just now
+            visit.held = len(body)
+            gateway.body_bytes += visit.held
+        else:
+            self.hold(visit, len(body))
         if not opening.is_callable:
             check_target(path, visit.head.query, opening.content_type)
-        body = body.removeprefix(BOM)
+        if body[:1] == BOM[:1]:
+            body = body.removeprefix(BOM)
         envelope = opening.lookup
         if envelope is None:
             envelope = read_envelope(path, opening.media, body)
