@@ -87,6 +87,24 @@ def test_a_plain_answer_is_relayed_whole() -> None:
     stage.check()
 
 
+def test_a_running_attempt_shows_whether_its_server_lives() -> None:
+    """The head counts as a byte; another attempt begins anew."""
+    stage = engine("a", "b")
+    exchange, _ = stage.begin()
+    assert not exchange.is_attempting
+    exchange.start()
+    assert (exchange.is_attempting, exchange.attempt_began, exchange.received) == (True, stage.clock, 0)
+    stage.last.head(500)
+    assert exchange.received == 1
+    stage.last.body(b"oh")
+    assert exchange.received == 3
+    stage.last.end()
+    stage.wait(1)
+    assert (stage.tried(), exchange.attempt_began, exchange.received) == (["a", "b"], stage.clock, 0)
+    stage.last.answer()
+    assert not exchange.is_attempting
+
+
 def test_an_answer_without_content_type_is_called_json() -> None:
     """A head may leave it out or empty; the body was checked."""
     for headers in ({}, {b"content-type": b""}):
