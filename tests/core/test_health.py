@@ -381,6 +381,17 @@ def test_resting_keeps_the_later_deadline() -> None:
     assert after(health, broke(FailureClass.BUSY, retry_after=31.0)).resting_until == 131.0
 
 
+def test_a_pause_for_one_client_is_for_all_once_another_is_refused() -> None:
+    """S4: one client's requests may be all that the server refuses, and its pause ends before the next one begins."""
+    one = broke(FailureClass.BUSY, retry_after=3.0)
+    other = attrs.evolve(one, client="another")
+    health = after(well(), one, one)
+    assert health.rested_by == one.client
+    assert after(health, other).rested_by is None
+    assert after(health, attrs.evolve(other, failure=Failure(FailureClass.BUSY, "busy", retry_after=30.0)), one).rested_by is None
+    assert after(after(health, other), other, now=103.0).rested_by == "another"
+
+
 @pytest.mark.parametrize(
     ("retry_after", "chance", "rest"), [(None, 0.0, 0.8), (None, 0.5, 1.0), (0.0, 0.5, 1.0), (1e9, 0.5, 60.0), (inf, 0.5, 60.0)]
 )

@@ -186,6 +186,19 @@ def test_who_rests_is_left_out_until_its_time_has_come() -> None:
     assert find(resting, (server("c"), health(HealthState.UNHEALTHY, probe_at=NOW + 1))).returns_in == 1.0
 
 
+def test_a_server_that_asked_one_client_for_a_pause_may_serve_others() -> None:
+    """S4: if no other server is ready; and never beyond its cap."""
+    refused = health(resting_until=NOW + 3, resting_as=429, rested_by="one")
+    alone = find((server("a"), refused), (server("b"), health(resting_until=NOW + 3, resting_as=429)))
+    assert alone.ready_for("one") == []
+    assert [each.id for each in alone.ready_for("other")] == ["a"]
+    with_another = find((server("a"), refused), (server("b"), health()))
+    assert [each.id for each in with_another.ready_for("other")] == ["b"]
+    capped = (server("a", cap=1), refused)
+    assert not find(capped, load=loaded(a=1)).ready_for("other")
+    assert not find((server("a"), refused), (server("b", cap=1), health()), load=loaded(b=1)).ready_for("other")
+
+
 def test_caps_are_kept() -> None:
     """L07, L08: a server at its cap gets nothing more; waiting for it makes sense, and the message is not "resting"."""
     capped, other = (server("a", cap=2), health()), (server("b"), health())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 import httpx2
@@ -29,6 +29,11 @@ def ask(client: httpx2.Client, scene: Scene, content: str = "Hello", *, stream: 
     """Ask for a chat completion."""
     body = scene.body(stream=stream, messages=[{"role": "user", "content": content}])
     return client.post("/v1/chat/completions", json=body, headers=headers)
+
+
+def hits_of(backends: Iterable[Backend]) -> int:
+    """Return how many requests the servers have had."""
+    return sum(backend.hits for backend in backends)
 
 
 def poisonable(then: Behaviour) -> Behaviour:
@@ -80,6 +85,33 @@ def test_the_prompts_of_one_client_take_no_server_away(stage: Callable[..., Scen
                     assert ask(attacker, scene, "poison", stream=stream).status_code != 503
             assert ask(other, scene, stream=stream).status_code == 200
         assert all(scene.state(number) in ("healthy", "suspect") for number in range(2))
+
+
+PAUSES = {
+    "429": behaviours.status(429, retry_after=30),
+    "503": behaviours.status(503, retry_after=30),
+    "529": behaviours.status(529, retry_after=30),
+    "200": behaviours.answer(200, b'{"error": {"code": 429, "message": "slow down"}}', headers=(("retry-after", "30"),)),
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("pause", PAUSES)
+def test_a_pause_for_one_client_is_none_for_others(stage: Callable[..., Scene], pause: str, stream: bool) -> None:
+    """S4: a prompt that every server calls too much for now; but two clients that hear it are right, and then no server is asked."""
+    backends = [Backend(name, poisonable(PAUSES[pause])) for name in ("one", "two")]
+    scene = stage(*backends)
+    with client_at(scene.gateway, "127.0.0.1") as attacker, client_at(scene.gateway, "127.0.0.2") as other:
+        for _ in range(3):
+            assert ask(attacker, scene, "poison", stream=stream).status_code == int(pause.replace("200", "429"))
+        assert hits_of(backends) == 2
+        for _ in range(4):
+            assert ask(other, scene, stream=stream).status_code == 200
+        assert ask(other, scene, "poison", stream=stream).headers["retry-after"]
+        before = hits_of(backends)
+        for client in (attacker, other):
+            assert "retry-after" in ask(client, scene, stream=stream).headers
+        assert hits_of(backends) == before
 
 
 def test_a_server_that_fails_for_one_client_only_is_chosen_last(stage: Callable[..., Scene]) -> None:

@@ -756,18 +756,19 @@ def test_a_changed_server_is_not_tried_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(("status", "code"), [(429, "upstream_busy"), (503, "no_healthy_server")])
-def test_who_comes_while_all_rest_hears_what_the_servers_said(status: int, code: str) -> None:
-    """F10, F13: nobody is asked; the answer is the one that the first got, until the earliest return."""
+def test_no_server_is_asked_while_all_rest_for_everybody(status: int, code: str) -> None:
+    """F10, F13, S4: two clients were refused; the third gets the same answer at once, until the earliest return."""
     stage = engine("a", "b")
-    stage.start()
-    for retry_after in (b"7", b"3"):
-        stage.last.answer(status, {b"content-type": b"application/json", b"retry-after": retry_after})
+    for _ in range(2):
+        stage.start()
+        for retry_after in (b"7", b"3"):
+            stage.last.answer(status, {b"content-type": b"application/json", b"retry-after": retry_after})
     _, client = stage.start()
     assert (client.status, json.loads(client.data)["error"]["code"], client.headers[b"retry-after"]) == (status, code, b"3")
-    assert stage.tried() == ["a", "b"]
+    assert stage.tried() == ["a", "b", "a", "b"]
     stage.wait(3)
     stage.start()
-    assert stage.tried() == ["a", "b", "b"]
+    assert stage.tried() == ["a", "b", "a", "b", "b"]
     stage.check()
 
 

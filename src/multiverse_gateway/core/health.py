@@ -12,7 +12,8 @@
 Rules that hold whatever happens:
 
 1. An event of an older generation changes nothing.
-2. Resting only ever grows longer: the later deadline wins. Being busy is no sickness.
+2. Resting only ever grows longer: the later deadline wins. Being busy is no sickness. A pause for which the requests of one client are the
+   only reason holds for that client; the server may still answer others, until one of them is refused as well.
 3. A request strikes a server at most once, and the strikes of one client take no server away from the others: after three in a row from
    one client the server is *doubted* (chosen last) for 30 s, doubling up to 5 min; a failed request of any other client then decides.
 4. Every state but ARCHIVED has a next probe: time alone leaves no server stuck.
@@ -120,8 +121,9 @@ class Health:
 
     `consecutive_failures` and `consecutive_successes` count probes. `by_traffic`: requests took it out or made it suspect, and no probe has
     failed since. The three `last_…` instants are epoch seconds. From `probe_at` on, everything is local to the process and never
-    stored; its instants are monotonic. `resting_as` is the status with which the server asked for its pause, `rests` how
-    often in a row it did so without saying for how long. `strikes` is the row of
+    stored; its instants are monotonic. `resting_as` is the status with which the server asked for its pause, `rested_by`
+    the only client whose requests were answered so (`None`: there were several), `rests` how often in a row it did so without saying for
+    how long. `strikes` is the row of
     failures that the server is to blame for, each with its client and the gateway's number of the request, the newest last; `struck_at`
     is the instant of the newest. `suspected_by` is the client whose request the server broke off. The server is chosen last until
     `doubted_until` for strikes of one client (`doubts` counts how often in a row), and until `lacking_until` because it did not have the
@@ -147,6 +149,7 @@ class Health:
     probe_step: int = 0
     resting_until: float = 0.0
     resting_as: int | None = None
+    rested_by: str | None = None
     rests: int = 0
     slow_since: float | None = None
     strikes: tuple[Strike, ...] = ()
@@ -471,7 +474,7 @@ def _attempt_failed(health: Health, event: AttemptFailed, policy: HealthPolicy, 
         case FailureClass.CONNECT | FailureClass.BROKEN | FailureClass.TIMEOUT | FailureClass.SERVER_ERROR | FailureClass.NONSENSE:
             return _blamed(health, event, policy, at) if event.counts else health
         case FailureClass.BUSY:
-            return _resting(health, failure, policy, at)
+            return _resting(health, event, policy, at)
         case FailureClass.NO_MODEL:
             return _without_model(health, policy, at.now)
         case FailureClass.UNSUPPORTED:
@@ -558,9 +561,10 @@ def _ejected(health: Health, failure: Failure, at: _At, strikes: tuple[Strike, .
     )
 
 
-def _resting(health: Health, failure: Failure, policy: HealthPolicy, at: _At) -> Health:
+def _resting(health: Health, event: AttemptFailed, policy: HealthPolicy, at: _At) -> Health:
     """Let a busy server rest for as long as it asked; if it did not say, for longer each time in a row, until it answers."""
-    rests = health.rests
+    failure, rests = event.failure, health.rests
+    rested_by = event.client if health.resting_until <= at.now or health.rested_by == event.client else None
     if failure.retry_after:
         seconds = min(policy.resting_cap, failure.retry_after)
     else:
@@ -568,8 +572,8 @@ def _resting(health: Health, failure: Failure, policy: HealthPolicy, at: _At) ->
         seconds = _around(min(policy.longest_default, policy.resting_default * 2.0 ** (rests - 1)), at.chance)
     until = at.now + seconds
     if until <= health.resting_until:
-        return health
-    return evolve(health, resting_until=until, resting_as=failure.status, rests=rests)
+        return health if rested_by == health.rested_by else evolve(health, rested_by=rested_by)
+    return evolve(health, resting_until=until, resting_as=failure.status, rested_by=rested_by, rests=rests)
 
 
 def _without_model(health: Health, policy: HealthPolicy, now: float) -> Health:

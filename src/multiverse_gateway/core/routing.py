@@ -36,6 +36,7 @@ class Candidates:
     the model streams. `returns_in` is in seconds: the earliest end of a pause, or the earliest probe. `last_resort` is a server that only
     requests found unhealthy, offered to one request at a time when no other server is left; `last_resort_taken`: that one request runs,
     so waiting a moment helps. `busy`: the servers that work asked for a pause; the status (429, 503) of the one that returns first.
+    `resting`: those of them that asked one client only, each with that client.
     """
 
     ready: Sequence[Server] = ()
@@ -45,6 +46,17 @@ class Candidates:
     last_resort: Server | None = None
     last_resort_taken: bool = False
     busy: int | None = None
+    resting: Sequence[tuple[Server, str]] = ()
+
+    def ready_for(self, client: str) -> Sequence[Server]:
+        """Return the servers that may be asked for a client (key or address) now.
+
+        Where no other server is ready, those are among them that asked another client for a pause: that client's requests may be all that
+        the server refuses, and must not take it away from everybody.
+        """
+        if self.ready or self.full or not self.resting:
+            return self.ready
+        return [server for server, other in self.resting if other != client]
 
 
 @frozen
@@ -224,7 +236,7 @@ def _sort_out(model: Model, load: Slots, stream: bool, path: str, excluded: Coll
     reluctant: list[Server] = []
     suspects: list[Route] = []
     full = False
-    resting: list[Health] = []
+    resting: list[Route] = []
     returns_at = inf
     for route in model.routes:
         health = route.health
@@ -239,7 +251,7 @@ def _sort_out(model: Model, load: Slots, stream: bool, path: str, excluded: Coll
                 suspects.append(route)
         elif found is Verdict.RESTING:
             returns_at = min(returns_at, health.resting_until)
-            resting.append(health)
+            resting.append(route)
         elif found is Verdict.FULL:
             full = full or supports(health, path, now)
         elif found is Verdict.UNSUPPORTED:
@@ -252,7 +264,10 @@ def _sort_out(model: Model, load: Slots, stream: bool, path: str, excluded: Coll
     last_resort = None if full else _last_resort(model, suspects, load)
     return Candidates(
         full=full,
-        busy=None if full else _asked_by(resting),
+        busy=None if full else _asked_by([route.health for route in resting]),
+        resting=tuple(
+            (route.server, route.health.rested_by) for route in resting if route.health.rested_by is not None and _has_slot(route, load)
+        ),
         streaming_unsupported=stream and _streams_nowhere(model),
         returns_in=None if returns_at == inf else max(0.0, returns_at - now),
         last_resort=last_resort,

@@ -740,8 +740,8 @@ class Exchange:
         found = engine.candidates(self.envelope, self._excluded, now)
         if found is None:
             self._give_up_without_server(self._unknown_model())
-        elif found.ready:
-            self._try(engine.pick(found.ready, self.envelope), now)
+        elif ready := found.ready_for(self.source):
+            self._try(engine.pick(ready, self.envelope), now)
         elif found.full:
             self._wait_for_slot(now, inf, self._all_full())
         elif found.last_resort is not None:
@@ -1008,7 +1008,9 @@ class Exchange:
         found = engine.candidates(self.envelope, self._excluded, now)
         verdict = after_failure(
             self.attempts,
-            others=0 if found is None else len(found.ready) + found.full + (found.last_resort is not None or found.last_resort_taken),
+            others=0
+            if found is None
+            else len(found.ready_for(self.source)) + found.full + (found.last_resort is not None or found.last_resort_taken),
             policy=engine.retry_policy,
             remaining=self.deadline - now,
             stateful=self.envelope.stateful,
