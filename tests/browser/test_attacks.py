@@ -331,14 +331,14 @@ def test_a_page_of_another_origin_uses_the_api_only_with_leave(chromium: Any, se
 def test_an_operator_exports_with_the_admin_key(
     chromium: Any, gateway: GatewayProcess, hostile: Backend, signed_in_at: Callable[[str], Any]
 ) -> None:
-    """The page Settings asks for it once more; a wrong one is refused in words, the right one brings the file."""
+    """The page Settings asks for it again; a wrong one is refused in words, the right one brings the file."""
     context = chromium.new_context(storage_state=signed_in_at(gateway.url))
     page = context.new_page()
     page.goto(f"{gateway.url}/settings")
-    page.get_by_label("Admin key, once more").fill("a-wrong-key-of-sixteen")
+    page.get_by_label("Admin key again").fill("a-wrong-key-of-sixteen")
     page.get_by_role("button", name="Export with keys").click()
     page.get_by_text("That is not the admin key.").wait_for()
-    page.get_by_label("Admin key, once more").fill(gateway.admin_key)
+    page.get_by_label("Admin key again").fill(gateway.admin_key)
     with page.expect_download() as download:
         page.get_by_role("button", name="Export with keys").click()
     assert download.value.suggested_filename == "multiverse-servers.json"
