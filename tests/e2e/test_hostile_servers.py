@@ -97,7 +97,6 @@ def repeat(sentence: str, status: int) -> Behaviour:
 @pytest.mark.parametrize(
     ("path", "fields"),
     [
-        ("/v1/responses", {"previous_response_id": "resp_ model m"}),
         ("/v1/audio/speech", {"voice": "my model voice"}),
         ("/v1/chat/completions", {"tools": [{"function": {"name": "find a model"}}], "messages": []}),
     ],
@@ -110,6 +109,19 @@ def test_words_that_a_server_repeats_take_it_from_nobody(stage: Stage, status: i
         assert answer.status_code == status
     records = [scene.record(number) for number in range(2)]
     assert [(record["state"], record["resting"]) for record in records] == [("healthy", False)] * 2
+
+
+@pytest.mark.parametrize("status", [400, 404, 422])
+def test_the_words_of_a_response_id_take_its_server_from_nobody(stage: Stage, status: int) -> None:
+    """The server that made the response repeats the id in its refusal: that speaks of the response, not of the model."""
+    name = "resp_ model m"
+    made = behaviours.answer(200, json.dumps({"id": name, "output": []}).encode())
+    scene = stage(Backend("one", [made, repeat("There is no '{}'; it was not found", status)]))
+    assert scene.client.post("/v1/responses", json={"model": scene.model}).status_code == 200
+    for _ in range(4):
+        answer = scene.client.post("/v1/responses", json={"model": scene.model, "previous_response_id": name})
+        assert (answer.status_code, name in answer.text) == (status, True)
+    assert (scene.record()["state"], scene.record()["resting"]) == ("healthy", False)
 
 
 # Floods of events (S7)
