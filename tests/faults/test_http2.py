@@ -41,7 +41,7 @@ pytestmark = pytest.mark.e2e
 ASSET = "/static/x/vendor/swagger-ui-bundle.js"
 """1.7 MB."""
 CHAT = "/v1/chat/completions"
-WRITE_SECONDS = 0.5
+WRITE_SECONDS = 0.8
 OVERSIZED = b"\xff\xff\xff" + frame(0, 0, 1, b"")[3:]
 """The head of a frame of 16 MiB."""
 STREAMS = 90
