@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -14,6 +15,7 @@ import pytest
 from e2e.scene import Scene
 from support import answers, behaviours
 from support.backends import Backend, Behaviour, Exchange
+from support.h2_client import H2Client
 from support.processes import DOORS, Door, GatewayProcess, door_setting
 from support.raw_client import RawClient
 from support.sockets import serving, wait_until
@@ -247,3 +249,36 @@ def test_a_stopped_gateway_blames_no_server_for_the_time(door: Door, kind: str) 
         assert (response.status, response.complete) == (200, True)
         assert response.body.endswith(b"[DONE]\n\n" if kind == "stream" else b":1 }")
         assert gateway.server(registration)["state"] == "healthy"
+
+
+@pytest.mark.parametrize("kind", ["head", "body", "admin", "HTTP/2"])
+def test_a_stopped_gateway_gives_requests_their_time(door: Door, kind: str) -> None:
+    """S9: the rest of a request lies in the socket when the process goes on, whichever door reads it."""
+    settings = {"MULTIVERSE_CLIENT_BODY_TIMEOUT_SECONDS": "1", "MULTIVERSE_CLIENT_HEAD_TIMEOUT_SECONDS": "1"}
+    backend = Backend("well")
+    with small_gateway(door, **settings) as gateway, serving(backend):
+        gateway.register("tiny", backend.url)
+        fields = {"model_name": "tiny", "endpoint_url": backend.url} if kind == "admin" else {"model": "tiny", "messages": []}
+        body = json.dumps(fields).encode()
+        send: Callable[[], None]
+        status: Callable[[], int]
+        with ExitStack() as open_clients:
+            if kind == "HTTP/2":
+                client = open_clients.enter_context(H2Client(gateway.port))
+                stream = client.ask("POST", "/v1/chat/completions", body[:9], end=False, headers=[("content-type", "application/json")])
+                send, status = partial(client.send_body, stream, body[9:]), partial(client.status, stream)
+            else:
+                raw = open_clients.enter_context(RawClient(gateway.port, timeout=20.0))
+                path = "/admin/register" if kind == "admin" else "/v1/chat/completions"
+                key = f"x-api-key: {gateway.admin_key}"
+                head = f"POST {path} HTTP/1.1\r\nhost: x\r\n{key}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+                request = head.encode() + body
+                begun = 9 if kind == "head" else len(head) + 9
+                raw.send(request[:begun])
+                send, status = partial(raw.send, request[begun:]), lambda: raw.read_response().status
+            threading.Event().wait(0.3)  # until what was sent has been read: the time of the rest runs
+            gateway.pause()
+            send()
+            threading.Event().wait(PAUSE_SECONDS)
+            gateway.resume()
+            assert status() in (200, 201)

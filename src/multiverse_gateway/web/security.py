@@ -42,6 +42,7 @@ from multiverse_gateway.core.origins import OriginPolicy
 from multiverse_gateway.core.servers import ClientKey
 from multiverse_gateway.core.stored import lookup_of
 from multiverse_gateway.core.usage import NOBODY, OPERATOR
+from multiverse_gateway.relay.listener import LATE_SECONDS
 from multiverse_gateway.settings import KEY_PER_MINUTE, Settings, origin_policy
 from multiverse_gateway.web.errors import REQUEST_ID, App, BadFraming, Message, Receive, Scope, Send, refusal_of, response_of
 from multiverse_gateway.web.headers import EXPOSED_HEADERS, headers_for, is_below, path_of, with_defaults
@@ -544,30 +545,39 @@ async def read_body(
 
     Raises:
         RequestTooLarge: It is larger than `limit` bytes, which `headers` may tell before anything is read.
-        RequestTimeout: Nothing of it arrives for `pause` seconds, or it arrives too slowly.
+        RequestTimeout: Nothing of it arrives for `pause` seconds, or it arrives too slowly; time in which the process was stopped does not
+            count.
         ClientGone: The caller left.
     """
     if (declared_length(headers) or 0) > limit:
         raise too_large(limit)
-    begun = anyio.current_time()
+    begun = arrived = anyio.current_time()
     pieces: list[bytes] = []
     size = 0
-    with anyio.CancelScope() as scope:
-        while True:
-            scope.deadline = begun + body_deadline(size, anyio.current_time() - begun, pause)
+    while True:
+        deadline = begun + body_deadline(size, arrived - begun, pause)
+        message: Message | None = None
+        with anyio.CancelScope(deadline=deadline):
             message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            piece = message.get("body", b"")
-            size += len(piece)
-            if size > limit:
-                raise too_large(limit)
-            if piece:
-                hold(len(piece))
-                pieces.append(piece)
-            if not message.get("more_body", False):
-                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    raise too_slow()
+        now = anyio.current_time()
+        if message is None:
+            if now <= deadline + LATE_SECONDS:
+                raise too_slow()
+            begun += now - arrived  # the process was stopped, and what its sockets hold was not read yet
+            arrived = now
+            continue
+        arrived = now
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size > limit:
+            raise too_large(limit)
+        if piece:
+            hold(len(piece))
+            pieces.append(piece)
+        if not message.get("more_body", False):
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def read_object(body: bytes) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.typing import AppWrapper, ConnectionState, TaskGroup, WorkerContext
 from hypercorn.utils import filter_pseudo_headers
 
-from multiverse_gateway.cli.guards.shared import HELD_BYTES, Applications, GuardedConfig, HeadTimer, Outlet
+from multiverse_gateway.cli.guards.shared import HELD_BYTES, Applications, GuardedConfig, HeadTimer, Outlet, stopped_before
 
 MAX_RESETS = 100
 """Resets of one connection in `RESET_SECONDS`: more than a person can cause, whose client has at most 100 streams."""
@@ -165,6 +165,10 @@ class Outbox:
     def is_stalled(self, now: float, patience: float) -> bool:
         """Return whether the client has taken too little for `patience` seconds."""
         return self._size > 0 and now - self._since >= patience
+
+    def postpone(self, seconds: float) -> None:
+        """Do not count time in which the process was stopped."""
+        self._since += seconds
 
     def _begin_to_count(self) -> None:
         self._taken = 0
@@ -507,7 +511,11 @@ class GuardedH2:
             self._stall_watch = asyncio.get_running_loop().call_later(self._config.write_timeout / 4, self._look_for_stalls)
 
     def _look_for_stalls(self) -> None:
+        assert self._stall_watch is not None
+        seconds = stopped_before(self._stall_watch)
         self._stall_watch = None
+        for outbox in self._outboxes.values():
+            outbox.postpone(seconds)
         if not self._is_closed:
             self._tasks.spawn(self._end_stalled)
 

@@ -10,6 +10,8 @@ from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.typing import TaskGroup
 
+from multiverse_gateway.relay.listener import LATE_SECONDS
+
 HELD_BYTES = 16 * 1024
 """What is held of one answer, and of one request's body, before the sender has to wait; the same again may lie in the transport."""
 CLOSING_SECONDS = 2.0
@@ -54,6 +56,12 @@ class GuardedServer(TCPServer):
                     vars(part).clear()
 
 
+def stopped_before(timer: asyncio.TimerHandle) -> float:
+    """Return for how many seconds the process was stopped when a timer that has fired was due; 0 if it fired on time."""
+    late = asyncio.get_running_loop().time() - timer.when()
+    return late if late > LATE_SECONDS else 0.0
+
+
 class HeadTimer:
     """Call `expire` once the time for a head is up, unless it is ended before."""
 
@@ -74,8 +82,13 @@ class HeadTimer:
             self._handle = None
 
     def _expired(self) -> None:
+        assert self._handle is not None
+        was_stopped = stopped_before(self._handle)
         self._handle = None
-        self._expire()
+        if was_stopped:  # what the socket holds is read first
+            self.begin()
+        else:
+            self._expire()
 
 
 class Outlet:
@@ -129,6 +142,8 @@ class Outlet:
 
     def _look(self) -> None:
         assert self._transport is not None
+        assert self._watch is not None
+        self._since += stopped_before(self._watch)
         self._watch = None
         left = self._transport.get_write_buffer_size()
         if not left:
