@@ -493,3 +493,22 @@ def test_the_direct_door_says_the_same_about_origins() -> None:
     assert allowed("https://class.example")[b"access-control-allow-origin"] == b"https://class.example"
     assert allowed("*")[b"access-control-allow-origin"] == b"*"
     assert allowed() == allowed("https://other.example") == allowed("*", names={}) == {}
+
+
+@pytest.mark.parametrize("can_answer", [True, False])
+async def test_another_server_is_told_that_there_are_no_websockets(can_answer: bool) -> None:
+    """A server that makes a scope of its own for WebSockets gets the usual 404, or the refusal that it understands."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    extensions: dict[str, Any] = {"websocket.http.response": {}} if can_answer else {}
+    scope: dict[str, Any] = {"type": "websocket", "path": "/v1/responses", "headers": [], "extensions": extensions}
+    async with stage() as at:
+        await at.app(scope, arriving({"type": "websocket.connect"}), send)
+    if can_answer:
+        assert (sent[0]["type"], sent[0]["status"]) == ("websocket.http.response.start", 404)
+        assert b"unknown_url" in sent[1]["body"]
+    else:
+        assert sent == [{"type": "websocket.close"}]
