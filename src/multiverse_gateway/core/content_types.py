@@ -28,6 +28,7 @@ _ALLOWED = frozenset(
         b"video/webm",
     }
 )
+_MARKUP = re.compile(rb"(?:^|[^0-9a-z])(?:xml|x?html)(?:$|[^0-9a-z])")
 _MAX_LENGTH = 256
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _TYPE = re.compile(rb"(%b)/(%b)" % (_TOKEN, _TOKEN))
@@ -68,4 +69,4 @@ def relayed_type(value: bytes | None, is_json: bool) -> bytes:
 
 def _is_markup(subtype: bytes) -> bool:
     """Return whether a browser could read a subtype as HTML or XML: it does so with every `+xml`, be it called audio or image."""
-    return b"xml" in subtype or b"html" in subtype
+    return _MARKUP.search(subtype) is not None
