@@ -167,16 +167,39 @@ def test_an_event_with_empty_data_is_a_heartbeat(dialect: Dialect, blank: bytes)
     assert (out == chunk()) is (dialect is Dialect.CHAT)
 
 
-def test_a_bom_at_the_start_is_tolerated_and_relayed() -> None:
-    """A byte order mark may stand at the start, in however many pieces, and nowhere else."""
-    whole = BOM + chunk(finish="stop")
-    for cut in range(1, 5):
-        stream, out = fed(whole[:cut], whole[cut:])
-        assert out == whole
-        assert stream.complete()
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_byte_order_mark_at_the_start_is_not_relayed(dialect: Dialect) -> None:
+    """It may arrive in any number of pieces; `openai` would lose the first event to it. Anywhere else it belongs to the event."""
+    whole = BOM + chunk() + chunk(finish="stop")
+    for cut in range(6):
+        stream, out = fed(whole[:cut], whole[cut:], dialect=dialect)
+        assert (out, stream.events) == (chunk() + chunk(finish="stop"), 2)
+    assert fed(*(bytes([byte]) for byte in whole), dialect=dialect)[1] == whole.removeprefix(BOM)
     assert fed(chunk(), BOM + chunk())[0].events == 1
     assert fed(b": x\n\n", BOM + chunk())[0].events == 0
+    assert fed(BOM + BOM + chunk())[0].events == fed(BOM, BOM + chunk())[0].events == 0
     assert fed(BOM + b": x\n\n", chunk())[0].events == 1
+
+
+@pytest.mark.parametrize(
+    ("dialect", "event", "is_relayed"),
+    [
+        (Dialect.RESPONSES, b'event: error\ndata: {"message": "x"}\n\n', False),
+        (Dialect.RESPONSES, b'event: error\ndata: {"error": null}\n\n', False),
+        (Dialect.RESPONSES, b'data: {"error": "x"}\n\n', True),
+        (Dialect.RESPONSES, b'data: {"type": "error", "message": "x"}\n\n', True),
+        (Dialect.MESSAGES, b'data: {"error": {"message": "x"}}\n\n', False),
+        (Dialect.MESSAGES, b'data: {"type": "error", "error": {"type": "api_error", "message": "x"}}\n\n', False),
+        (Dialect.MESSAGES, b'event: message_delta\ndata: {"type": "error"}\n\n', False),
+        (Dialect.MESSAGES, b'event: error\ndata: {"message": "x"}\n\n', True),
+        (Dialect.OTHER, b'event: error\ndata: {"message": "x"}\n\n', True),
+    ],
+)
+def test_an_error_that_clients_of_the_dialect_would_not_raise_is_not_relayed(dialect: Dialect, event: bytes, is_relayed: bool) -> None:
+    """`openai` raises for a field `error`, and `anthropic` for an event called `error`; both pass over anything else."""
+    stream, out = fed(chunk(), event, dialect=dialect)
+    assert stream.failed
+    assert (out, stream.ended, stream.broken is None) == (chunk() + event * is_relayed, is_relayed, is_relayed)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -366,8 +389,9 @@ def assert_held_back(error: bytes, dialect: Dialect) -> None:
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("error", READABLE_ERRORS)
 def test_an_error_in_the_middle_is_relayed_once_and_ends_the_stream(dialect: Dialect, error: bytes) -> None:
-    """The server reports the error to the client, and nothing follows it (S08)."""
-    assert_relayed(error, dialect)
+    """The server reports the error to the client, and nothing follows it (S08); Anthropic's libraries go by the name of the event."""
+    judge = assert_held_back if dialect is Dialect.MESSAGES and not error.startswith(b"event: error") else assert_relayed
+    judge(error, dialect)
 
 
 @pytest.mark.parametrize("error", TYPED_ERRORS + UNREADABLE_ERRORS + OBJECT_ERRORS)
@@ -378,9 +402,10 @@ def test_an_error_in_any_other_form_breaks_a_chat(error: bytes) -> None:
 
 @pytest.mark.parametrize("dialect", [Dialect.RESPONSES, Dialect.MESSAGES, Dialect.OTHER])
 def test_named_error_events_are_relayed_where_events_have_names(dialect: Dialect) -> None:
-    """Clients of the Responses and Messages APIs read them; an error whose data is not an object is replaced there, too."""
+    """Clients read them in the form of their own API; any other, and an error whose data is not an object, is replaced there, too."""
     for error in TYPED_ERRORS:
-        assert_relayed(error, dialect)
+        is_raised = {Dialect.RESPONSES: b'"type": "error"' in error, Dialect.MESSAGES: error.startswith(b"event: error")}
+        (assert_relayed if is_raised.get(dialect, True) else assert_held_back)(error, dialect)
     for error in UNREADABLE_ERRORS:
         assert_held_back(error, dialect)
     stream, out = fed(chunk(), OBJECT_ERRORS[0], dialect=dialect)

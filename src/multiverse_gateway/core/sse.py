@@ -1,7 +1,7 @@
 """Follow a stream of server-sent events: find where events end, check them, and decide whether the stream is complete.
 
 1. Only complete events are relayed, byte for byte, so that an error event can never be glued onto half an event.
-   Events with empty data are heartbeats and are dropped, as is everything before the first data event.
+   Events with empty data are heartbeats and are dropped, as are a byte order mark and everything else before the first data event.
 2. Nothing is relayed after the stream's own last event, after an error event, or from the first malformed event on.
    An error event that clients cannot read as an error is not relayed: the gateway sends its own.
 3. A stream without its own last event is complete only if every choice has a finish_reason, which is a non-empty string other than
@@ -150,6 +150,7 @@ class EventStream:
     _is_fast: bool = field(init=False)
     """The next chunk may be one event of a chat, the usual case: nothing waits, and the stream is not over."""
     _begun: bool = field(default=False, init=False)
+    """So much has arrived that no byte order mark can follow."""
 
     @_is_chat.default
     def _is_chat_of_dialect(self) -> bool:
@@ -217,6 +218,8 @@ class EventStream:
         return b"" if self.is_over else self._sort(chunk)
 
     def _sort(self, chunk: bytes) -> bytes:
+        if not self._begun:
+            chunk = self._without_bom(chunk)
         rest = self._rest
         if rest:
             searched = 0 if self.has_more else max(0, len(rest) - 3)
@@ -261,10 +264,14 @@ class EventStream:
     def _end_of_comments(self, chunk: bytes, start: int) -> int:
         """Return where the run of blank lines and complete comments at `start` ends, -1 without one."""
         run = _COMMENTS.match(chunk, start, start + self.max_event_bytes)
-        if run is None:
-            return -1
-        self._begun = True
-        return run.end()
+        return -1 if run is None else run.end()
+
+    def _without_bom(self, chunk: bytes) -> bytes:
+        """Return the beginning of the stream without a byte order mark, which `openai` would take for a part of the first field's name."""
+        beginning = bytes(self._rest) + chunk
+        self._rest.clear()
+        self._begun = len(beginning) >= len(_BOM) or not _BOM.startswith(beginning)
+        return beginning.removeprefix(_BOM)
 
     def finish(self) -> bytes:
         """Take the end of the body, and return the event that was only waiting for the LF of its last line end."""
@@ -296,9 +303,6 @@ class EventStream:
             return self._break_at_limit(f"an event longer than {self.max_event_bytes} bytes")
         if not block.isascii() and not is_utf8(block):
             return self._break("an event that is not UTF-8")
-        if not self._begun:
-            self._begun = True
-            block = block.removeprefix(_BOM)
         if len(block) > _MAX_LINES and _count_lines(block) > _MAX_LINES:
             return self._break_at_limit(f"an event of more than {_MAX_LINES} lines")
         name, data = _parse(block)
@@ -341,7 +345,7 @@ class EventStream:
         """Take note of what an event of any other stream says, and return whether to relay it."""
         has_error = bool(event.error) and is_truthy(event.error)
         if has_error or event.type == "error" or name == b"error" or (not self.events and names_error(data)):
-            return self._note_error(data, is_readable=True)
+            return self._note_error(data, is_readable=self._is_readable(name, has_error or event.type == "error"))
         self.events += 1
         if event.sequence_number is not None:
             self.next_sequence_number = event.sequence_number + 1
@@ -363,6 +367,12 @@ class EventStream:
         if value is not None:
             self.on_response = None
             on_response(value)
+
+    def _is_readable(self, name: bytes, has_form: bool) -> bool:
+        """Return whether clients raise an exception for an error event: `anthropic` goes by the name, `openai` by the fields."""
+        if self.dialect is Dialect.MESSAGES:
+            return name == b"error"
+        return has_form or self.dialect is Dialect.OTHER
 
     def _note_other(self, name: bytes, text: bytes) -> bool:
         """Judge an event whose data, stripped, is not a JSON object, and return whether to relay it."""
