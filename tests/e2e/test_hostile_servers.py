@@ -49,6 +49,20 @@ def test_a_request_that_kills_servers_reaches_three_at_most(stage: Stage, statef
     assert hits == 1 if stateful else 1 < hits <= 3
 
 
+def test_a_stream_that_kills_servers_reaches_three_at_most(door: Door) -> None:
+    """The attempt without the field that the gateway had added is one of them: a server whose model crashes answers 500, as Ollama does."""
+
+    async def behave(exchange: Exchange) -> None:
+        await (behaviours.status(500) if exchange.request.asked("temperature") == 2 else behaviours.good())(exchange)
+
+    backends = [Backend(f"server-{number}", behave) for number in range(3)]
+    with small_gateway(door) as gateway, serving(*backends):
+        for backend in backends:
+            gateway.register("tiny", backend.url)
+        assert gateway.chat("tiny", stream=True, temperature=2).status_code == 504
+        assert 1 < sum(backend.hits for backend in backends) <= 3
+
+
 def test_a_stale_connection_costs_no_request(stage: Stage) -> None:
     """A server that closes its kept connections is asked again on a new one, and not blamed."""
     scene = stage(Backend("restarted"))

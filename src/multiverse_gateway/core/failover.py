@@ -336,15 +336,17 @@ def after_failure(
     stateful: bool,
     budget_left: bool,
     chance: float,
+    repeated: bool = False,
 ) -> Retry | GiveUp:
-    """Decide what follows the last of `attempts`, which are all the attempts so far.
+    """Decide what follows the last of `attempts`, which are all the failed attempts so far.
 
+    `repeated`: one more was made, which is nobody's failure: a server got the request once more without a field that the gateway had added.
     `others` is the number of usable servers not tried yet, `remaining` the seconds left of the deadline, `chance` a random number
     in [0, 1).
     """
     failure = attempts[-1].failure
     kind = failure.kind
-    if len(attempts) > policy.max_retries or kind in _NEVER or (stateful and kind not in _HARMLESS):
+    if len(attempts) + repeated > policy.max_retries or kind in _NEVER or (stateful and kind not in _HARMLESS):
         return final_error(attempts)
     if kind is FailureClass.AUTH and not _may_be_the_servers_own(attempts):
         return final_error(attempts)

@@ -1016,6 +1016,7 @@ class Exchange:
             stateful=self.envelope.stateful,
             budget_left=engine.load.retry_budget_left(self.envelope.model),
             chance=engine.chance(),
+            repeated=self.refuser is not None,
         )
         if isinstance(verdict, Retry):
             self._wait_to_retry(verdict, server, now)
