@@ -13,6 +13,7 @@ from multiverse_gateway.core.stored import StoredResponse, lookup_of, response_k
 from multiverse_gateway.protocols import Store
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.stores.memory import MemoryStore
+from multiverse_gateway.web.stored import stored_routes
 from support.exchanges import RecordingClient
 from support.gateways import Stage, stage
 
@@ -173,3 +174,10 @@ async def test_an_id_that_was_never_answered_is_unknown(name: str) -> None:
         assert client.ended == (len(name) > 1024)
         exchange.client_gone()
         assert await answer_to(at, caller="192.0.2.8") == (404, "response_not_found")
+
+
+async def test_the_routes_of_stored_responses_only_describe_them() -> None:
+    """The inference endpoint answers their methods; HEAD, which Starlette adds to each GET, is refused."""
+    async with stage(extra=list(stored_routes())) as at:
+        for path in ("/v1/responses/resp_1", "/v1/responses/resp_1/input_items"):
+            assert (await at.client.head(path)).status_code == 405
