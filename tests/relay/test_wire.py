@@ -9,6 +9,7 @@ import gc
 import random
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
@@ -757,6 +758,22 @@ async def test_a_literal_is_not_resolved(wires: Wires, alice: Backend) -> None:
     assert asked == []
     assert (await ask(wire, f"http://no-such-name.example:{alice.port}", server=None)).said[-1] == "end"
     assert asked == ["no-such-name.example"]
+
+
+async def test_a_pause_while_a_name_is_resolved_is_not_the_servers_fault(wires: Wires, alice: Backend) -> None:
+    """S9: the process was stopped for longer than names may take, so the name is looked up once more."""
+    asked: list[str] = []
+
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        asked.append(host)
+        if len(asked) == 1:
+            time.sleep(0.8)  # noqa: ASYNC251 - the whole process stands still
+            await asyncio.sleep(60)
+        return ["127.0.0.1"]
+
+    wire = wires(resolve=resolve, connect_timeout=60, dns_timeout=0.1)
+    assert (await ask(wire, f"http://alice.example:{alice.port}", server=None)).said[-1] == "end"
+    assert len(asked) == 2
 
 
 async def test_names_are_resolved_by_the_system(wires: Wires, alice: Backend) -> None:

@@ -675,10 +675,13 @@ class Wire:
         return addresses[:MAX_ADDRESSES]
 
     async def _resolved(self, endpoint: Endpoint) -> Sequence[str]:
+        began = self.time()
         try:
             async with asyncio.timeout(self._dns_timeout):
                 return list(dict.fromkeys(await self._resolve(endpoint.host, endpoint.port)))
-        except (OSError, UnicodeError):
+        except (OSError, UnicodeError) as error:
+            if isinstance(error, TimeoutError) and self.time() - began > self._dns_timeout + LATE_SECONDS:
+                return await self._resolved(endpoint)  # the process was stopped: the resolver did not get its time
             raise _RefusedError("the name of the server could not be resolved") from None
 
     async def _context(self) -> ssl.SSLContext:
