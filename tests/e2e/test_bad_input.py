@@ -209,9 +209,10 @@ def test_a_wrong_method(shared: Scene, method: str, path: str) -> None:
     ("method", "path"), [("POST", "/v1/models"), ("DELETE", "/v1/models/x"), ("PUT", "/v1/models"), ("POST", "/livez")]
 )
 def test_a_wrong_method_elsewhere(shared: Scene, method: str, path: str) -> None:
-    """405, not taken for inference."""
+    """405, not taken for inference, with the right methods in `Allow`."""
     answer = shared.client.request(method, path, content=b"{}")
     assert answer.status_code == 405
+    assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD"}
     assert error_of(answer)["code"] == "method_not_allowed"
 
 

@@ -230,12 +230,21 @@ class UnknownURL(NotFound):
 
 
 class MethodNotAllowed(GatewayError):
-    """The path exists, with other methods."""
+    """The path exists, with other methods: those in `allowed`, separated by commas."""
 
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
     final = True
+
+    def __init__(self, message: str, allowed: str | None = None) -> None:
+        super().__init__(message)
+        self.allowed = allowed
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the error's headers and the methods that are allowed (RFC 9110, 15.5.6)."""
+        allow = [] if self.allowed is None else [(b"allow", self.allowed.encode())]
+        return [*super().headers(), *allow]
 
 
 class RequestTimeout(GatewayError):

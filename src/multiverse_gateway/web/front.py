@@ -88,7 +88,7 @@ def check_call(path: str) -> None:
         UnknownURL: The client's base URL is wrong.
     """
     if is_below(path, "/v1/models"):
-        raise MethodNotAllowed("Use GET for this call.")
+        raise MethodNotAllowed("Use GET for this call.", "GET, HEAD")
     advice = hint(path)
     if advice is not None:
         raise UnknownURL(advice)
