@@ -32,6 +32,14 @@ def error(message: str) -> bytes:
         b'{"detail":"Model not found"}',
         b'["model llama3 not found"]',
         b"model llama3 not found",
+        b'{"error":"No models loaded. Please load a model in the developer page or use the `lms load` command."}',
+        b'{"detail":"No model is currently loaded."}',
+        b'{"error":"Model is unloaded."}',
+        b'{"error":"Model has unloaded or crashed."}',
+        b'{"error":"The model llama3 is not currently loaded"}',
+        b'{"error":{"message":"No such model: llama3"}}',
+        b'{"error":{"message":"Unknown model: llama3"}}',
+        b'{"error":"unknown model \\"llama3\\""}',
     ],
 )
 def test_servers_say_in_many_ways_that_they_lack_a_model(refusal: bytes) -> None:
@@ -46,6 +54,8 @@ def test_servers_say_in_many_ways_that_they_lack_a_model(refusal: bytes) -> None
         b'{"error":{"message":"This model\'s maximum context length is 4096 tokens; the prompt was not found to fit"}}',
         b'{"error":{"message":"the model ran out of memory"}}',
         b'{"error":"remodel not found"}',
+        b'{"error":"unknown model parameter: top_z"}',
+        b'{"error":"the model is loaded, the tool is not"}',
         b'{"error":{"message":null,"code":404}, "model": "not found"}',
     ],
 )
@@ -58,6 +68,8 @@ def test_other_refusals_say_nothing_about_the_model(refusal: bytes) -> None:
     [
         ("Response with id 'resp_ model m' not found", "resp_ model m"),
         ("tool 'model' not found", "model"),
+        ("voice 'no such model' is bad", "no such model"),
+        ("voice '... unknown model: x' is bad", "a voice of an unknown model: x"),
         ("voice `my model` does not exist", "my model"),
         ("file 'THE  MODEL\nfile' not found", "the model file"),
         ("voice 'a very long voice of a model th' not found", "a very long voice of a model that nobody knows"),

@@ -25,8 +25,9 @@ MAX_FORM_BYTES = 1 << 16
 _UNEXPECTED_ENDPOINT = b"unexpected endpoint"
 _ANY_CASE_MODEL = re.compile(rb"model", re.IGNORECASE)
 _LACKS = re.compile(
-    r"model_not_found|\binvalid model name\b|\bfailed to load (?:the )?model\b"
-    r"|(?<![/\w])model\b.{0,200}?\b(?:not found|does not exist|doesn't exist|not loaded|failed to load)\b",
+    r"model_not_found|\binvalid model name\b|\bfailed to load (?:the )?model\b|\bno such model\b|\bunknown model(?! ?\w)"
+    r"|\bno models? (?:is |are )?(?:currently )?loaded\b"
+    r"|(?<![/\w])model\b.{0,200}?\b(?:not found|does not exist|doesn't exist|not (?:currently )?loaded|unloaded|failed to load)\b",
     re.DOTALL | re.IGNORECASE,
 )
 _CONTEXT = re.compile(r"context[ _](?:length|window|size)", re.IGNORECASE)
