@@ -202,6 +202,17 @@ def test_an_error_that_clients_of_the_dialect_would_not_raise_is_not_relayed(dia
     assert (out, stream.ended, stream.broken is None) == (chunk() + event * is_relayed, is_relayed, is_relayed)
 
 
+@pytest.mark.parametrize("dialect", [Dialect.RESPONSES, Dialect.MESSAGES])
+def test_done_does_not_end_a_stream_with_a_last_event_of_its_own(dialect: Dialect) -> None:
+    """It is dropped: `openai` stops reading there, and would take half an answer for a whole one."""
+    for done in (DONE_EVENT, b"event: message\ndata: [DONE]\n\n", b"data:  [DONE] \n\n"):
+        stream, out = fed(chunk(), done, dialect=dialect)
+        assert (out, stream.events, stream.complete()) == (chunk(), 1, False)
+        stream, out = fed(done, dialect=dialect)
+        assert (out, stream.has_data, stream.complete()) == (b"", False, False)
+    assert fed(chunk(), DONE_EVENT, dialect=Dialect.OTHER)[1] == chunk() + DONE_EVENT
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_done_ends_a_chat(end: str) -> None:
     """The stream ends with [DONE]; bytes after it are dropped."""

@@ -382,8 +382,11 @@ class EventStream:
             return False
         if self._is_chat and text != b"[DONE]":
             return self._break("an event whose data is neither a JSON object nor [DONE]")
+        is_last = self._is_chat or name.decode() in self._last
+        if self._last and not is_last and text.startswith(b"[DONE]"):  # `openai` would take the answer for complete
+            return False
         self.events += 1
-        if self._is_chat or name.decode() in self._last:
+        if is_last:
             self._end()
         return True
 
