@@ -69,6 +69,17 @@ def test_a_stateless_call_fails_over(stage: Stage, path: str, fields: dict[str, 
     assert answer.headers["x-multiverse-attempts"] == "2"
 
 
+@pytest.mark.parametrize(
+    ("path", "fields"), [call for call in STATELESS.values() if "audio" not in call[0] and "images" not in call[0]], ids=str
+)
+def test_an_error_with_status_200_is_no_answer(stage: Stage, path: str, fields: dict[str, Any]) -> None:
+    """LM Studio answers so to every call that it does not have; all of these are answered with JSON by those that have them."""
+    scene = stage(Backend("failing", behaviours.answer(200, b'{"error":"Unexpected endpoint or method."}')), Backend("sound", GOOD))
+    answer = ask_the_failing(scene, path, fields)
+    assert (answer.status_code, answer.headers["x-multiverse-attempts"]) == (200, "2")
+    assert "error" not in answer.json()
+
+
 @pytest.mark.parametrize("failure", REFUSALS)
 @pytest.mark.parametrize(("path", "fields"), STATEFUL.values(), ids=STATEFUL.keys())
 def test_a_stateful_call_fails_over_if_the_server_did_nothing(stage: Stage, path: str, fields: dict[str, Any], failure: str) -> None:

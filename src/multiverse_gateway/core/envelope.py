@@ -34,7 +34,18 @@ MAX_FORM_PARTS = 256
 """Most fields and files in one form."""
 
 JSON_PATHS = frozenset(
-    {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/v1/reranking", "/v1/responses", "/v1/messages"}
+    {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/rerank",
+        "/v1/reranking",
+        "/v1/score",
+        "/v1/moderations",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+    }
 )
 RESPONSES = "/v1/responses"
 """Where responses are made. The calls below it (`compact`, `input_tokens`) may continue a stored response, too."""
