@@ -161,8 +161,9 @@ def states(at: Stage) -> dict[str, HealthState]:
 async def test_registering_routes_at_once() -> None:
     """TC-REG-001: when it returns, this process sends requests to the server."""
     async with stage() as at:
-        server, created = await register(at.gateway, parse_registration(FULL))
-        assert created
+        accepted = await register(at.gateway, parse_registration(FULL))
+        server = accepted.server
+        assert accepted.is_new
         assert states(at) == {server.id: HealthState.HEALTHY}
         assert [item.passed for item in await at.gateway.store.history(server.id, 10)] == [True]
 
@@ -178,12 +179,13 @@ async def test_a_server_that_fails_its_probe_is_not_accepted() -> None:
 async def test_registering_again_updates_the_record() -> None:
     """Owners run their scripts again: same id, new facts; a new key begins a generation, the rest does not."""
     async with stage() as at:
-        first, _ = await register(at.gateway, parse_registration(BODY))
+        first = (await register(at.gateway, parse_registration(BODY))).server
         at.clock.advance(10)
-        second, created = await register(at.gateway, parse_registration({**BODY, "metadata": {"student_id": "s9"}}))
+        accepted = await register(at.gateway, parse_registration({**BODY, "metadata": {"student_id": "s9"}}))
+        second, created = accepted.server, accepted.is_new
         assert (second.id, created, second.generation, second.metadata.student_id) == (first.id, False, 1, "s9")
         assert (second.registered_at, second.updated_at) == (first.registered_at, first.updated_at + 10)
-        third, _ = await register(at.gateway, parse_registration({**BODY, "api_key": "k"}))
+        third = (await register(at.gateway, parse_registration({**BODY, "api_key": "k"}))).server
         assert (third.id, third.generation) == (first.id, 2)
         assert states(at) == {first.id: HealthState.HEALTHY}
 
@@ -194,8 +196,8 @@ async def test_two_registrations_at_once_give_one_id() -> None:
         ids = []
 
         async def run() -> None:
-            server, created = await register(at.gateway, parse_registration(BODY))
-            ids.append((server.id, created))
+            accepted = await register(at.gateway, parse_registration(BODY))
+            ids.append((accepted.server.id, accepted.is_new))
 
         async with anyio.create_task_group() as group:
             group.start_soon(run)
@@ -207,7 +209,7 @@ async def test_two_registrations_at_once_give_one_id() -> None:
 
 async def test_registering_again_lifts_what_took_it_out() -> None:
     async with stage() as at:
-        server, _ = await register(at.gateway, parse_registration(BODY))
+        server = (await register(at.gateway, parse_registration(BODY))).server
         for _ in range(3):
             at.gateway.report(server.id, ProbeFailed(1, "off", False))
         assert states(at) == {server.id: HealthState.DEACTIVATED}
@@ -231,7 +233,7 @@ async def test_registering_again_lifts_what_took_it_out() -> None:
 async def test_closed_addresses_are_refused_before_anything_is_dialled(url: str) -> None:
     """In registrations, updates, tests and imports."""
     async with stage() as at:
-        server, _ = await register(at.gateway, parse_registration(BODY))
+        server = (await register(at.gateway, parse_registration(BODY))).server
         before = len(at.probe.checked)
         bad = {**BODY, "endpoint_url": url}
         for attempt in (
@@ -249,8 +251,8 @@ async def test_closed_addresses_are_refused_before_anything_is_dialled(url: str)
 
 async def test_private_addresses_open_by_setting_but_never_the_gateway_itself() -> None:
     async with stage(allow_private_networks="true", port=8000) as at:
-        _, created = await register(at.gateway, parse_registration({**BODY, "endpoint_url": "http://127.0.0.1:9000"}))
-        assert created
+        accepted = await register(at.gateway, parse_registration({**BODY, "endpoint_url": "http://127.0.0.1:9000"}))
+        assert accepted.is_new
         with pytest.raises(BadRequest, match="this gateway itself"):
             await register(at.gateway, parse_registration({**BODY, "endpoint_url": "http://127.0.0.1:8000"}))
 
@@ -258,7 +260,7 @@ async def test_private_addresses_open_by_setting_but_never_the_gateway_itself() 
 async def test_an_update_probes_only_what_it_must() -> None:
     """TC-REG-006: a note needs no probe and no new generation; a URL, key or model does."""
     async with stage() as at:
-        server, _ = await register(at.gateway, parse_registration(FULL))
+        server = (await register(at.gateway, parse_registration(FULL))).server
         server = await update(at.gateway, server.id, parse_change({"metadata": {"description": "x"}, "weight": 2}))
         assert (len(at.probe.checked), server.generation, server.weight, server.metadata.student_id) == (1, 1, 2, "s1")
         assert states(at) == {server.id: HealthState.HEALTHY}
@@ -271,7 +273,7 @@ async def test_an_update_probes_only_what_it_must() -> None:
 
 async def test_nothing_changes_when_the_new_url_fails() -> None:
     async with stage() as at:
-        server, _ = await register(at.gateway, parse_registration(FULL))
+        server = (await register(at.gateway, parse_registration(FULL))).server
         at.probe.failing["http://new.example"] = "nobody there"
         with pytest.raises(ProbeRefused):
             await update(at.gateway, server.id, parse_change({"endpoint_url": "http://new.example", "weight": 9}))
@@ -282,14 +284,14 @@ async def test_nothing_changes_when_the_new_url_fails() -> None:
 async def test_an_update_cannot_take_another_servers_place() -> None:
     async with stage() as at:
         await register(at.gateway, parse_registration(BODY))
-        other, _ = await register(at.gateway, parse_registration({**BODY, "endpoint_url": "http://other.example"}))
+        other = (await register(at.gateway, parse_registration({**BODY, "endpoint_url": "http://other.example"}))).server
         with pytest.raises(BadRequest, match="registered already"):
             await update(at.gateway, other.id, parse_change({"endpoint_url": BODY["endpoint_url"]}))
 
 
 async def test_an_update_revives_a_server_that_was_taken_out() -> None:
     async with stage() as at:
-        server, _ = await register(at.gateway, parse_registration(BODY))
+        server = (await register(at.gateway, parse_registration(BODY))).server
         for _ in range(3):
             at.gateway.report(server.id, ProbeFailed(1, "off", False))
         await update(at.gateway, server.id, parse_change({"weight": 3}))
@@ -298,7 +300,7 @@ async def test_an_update_revives_a_server_that_was_taken_out() -> None:
 
 async def test_a_server_removed_during_its_update_stays_removed() -> None:
     async with stage() as at:
-        server, _ = await register(at.gateway, parse_registration(BODY))
+        server = (await register(at.gateway, parse_registration(BODY))).server
         at.probe.arrived, at.probe.gate = anyio.Event(), anyio.Event()
 
         async def change() -> None:
@@ -316,12 +318,13 @@ async def test_a_server_removed_during_its_update_stays_removed() -> None:
 async def test_removal_stops_routing_and_is_final() -> None:
     """TC-REG-004, TC-REG-005: a second removal is an error; the same server registered later is a new one (US-004)."""
     async with stage() as at:
-        server, _ = await register(at.gateway, parse_registration(BODY))
+        server = (await register(at.gateway, parse_registration(BODY))).server
         await remove(at.gateway, server.id)
         assert states(at) == {}
         with pytest.raises(ServerNotFound):
             await remove(at.gateway, server.id)
-        again, created = await register(at.gateway, parse_registration(BODY))
+        accepted = await register(at.gateway, parse_registration(BODY))
+        again, created = accepted.server, accepted.is_new
         assert created
         assert again.id != server.id
 
@@ -357,7 +360,7 @@ async def test_a_registry_survives_its_way_through_a_file() -> None:
 
 async def test_an_export_has_no_keys_and_an_import_without_keeps_them() -> None:
     async with stage() as at:
-        server, _ = await register(at.gateway, parse_registration(FULL))
+        server = (await register(at.gateway, parse_registration(FULL))).server
         exported = attrs.asdict(await export_registry(at.gateway))
         assert "sk-backend" not in str(exported)
         exported["servers"][0]["weight"] = 9
@@ -369,7 +372,7 @@ async def test_an_export_has_no_keys_and_an_import_without_keeps_them() -> None:
 
 async def test_an_import_gives_a_removed_servers_id_to_nobody() -> None:
     async with stage() as at:
-        server, _ = await register(at.gateway, parse_registration(FULL))
+        server = (await register(at.gateway, parse_registration(FULL))).server
         exported = attrs.asdict(await export_registry(at.gateway))
         await remove(at.gateway, server.id)
         assert (await import_registry(at.gateway, parse_import(exported))).created == 1

@@ -16,12 +16,12 @@ import attrs
 from multiverse_gateway.bodies import NewKey, Registration, UsageQuery
 from multiverse_gateway.core.errors import BadRequest, KeyNotFound, StorageUnavailable
 from multiverse_gateway.core.routing import listed_name
-from multiverse_gateway.core.servers import ClientKey, Server, ServerId, model_key
+from multiverse_gateway.core.servers import ClientKey, ServerId, model_key
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey, summed
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.keys import key_digest, new_key
 from multiverse_gateway.records import KeyRecord, UsageRecord, UsageReport, key_record
-from multiverse_gateway.registration import register, route_of
+from multiverse_gateway.registration import Accepted, register, route_of
 
 DAYS = 30
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -100,8 +100,8 @@ def record_of(gateway: Gateway, key: ClientKey) -> KeyRecord:
 # Owners' tokens
 
 
-async def register_owned(gateway: Gateway, registration: Registration) -> tuple[Server, bool, str | None]:
-    """Register a server with a token for its owner; return its record, whether it is new, and the token.
+async def register_owned(gateway: Gateway, registration: Registration, *, has_cap: bool) -> Accepted:
+    """Register a server with a token for its owner, as `register` does.
 
     The token is `None` where the server's owner has one already, which stays.
 
@@ -112,8 +112,8 @@ async def register_owned(gateway: Gateway, registration: Registration) -> tuple[
     """
     token = new_key("owner")
     digest = key_digest(token)
-    server, is_new = await register(gateway, registration, owner_digest=digest)
-    return server, is_new, token if server.owner_digest == digest else None
+    accepted = await register(gateway, registration, has_cap=has_cap, owner_digest=digest)
+    return attrs.evolve(accepted, owner_token=token if accepted.server.owner_digest == digest else None)
 
 
 async def renew_owner_token(gateway: Gateway, server_id: ServerId) -> str:

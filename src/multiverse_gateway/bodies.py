@@ -123,6 +123,12 @@ Day = Annotated[
 # Bodies
 
 
+_CAP = (
+    "how many requests it may get at once, null for any number; left out of a registration, it is what the server's engine states, "
+    "or what it was before"
+)
+
+
 @attrs.frozen(kw_only=True)
 class Registration:
     """A server as its host describes it; `endpoint_url` is canonical."""
@@ -132,7 +138,7 @@ class Registration:
     api_key: ServerKey | None = attrs.field(default=None, repr=False)
     capabilities: Capabilities = attrs.field(factory=Capabilities)
     metadata: Metadata = attrs.field(factory=Metadata)
-    max_concurrency: Annotated[int, Meta(ge=1, le=MAX_CONCURRENCY, description="how many requests it may get at once")] | None = None
+    max_concurrency: Annotated[int, Meta(ge=1, le=MAX_CONCURRENCY, description=_CAP)] | None = None
     weight: Annotated[int, Meta(ge=1, le=MAX_WEIGHT, description="its share of the traffic under the balancer `weighted`")] = 1
 
 
@@ -434,6 +440,15 @@ def parse_registration(body: Any) -> Registration:
         BadRequest: A field is missing, unknown or cannot be used; `param` names it.
     """
     return read(body, Registration)
+
+
+def names_cap(body: Mapping[str, Any]) -> bool:
+    """Return whether the body of a registration says how many requests the server may get at once; null says any number.
+
+    >>> names_cap({"max_concurrency": None}), names_cap({})
+    (True, False)
+    """
+    return "max_concurrency" in body
 
 
 def parse_test(body: Any) -> Registration:

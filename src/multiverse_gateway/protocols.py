@@ -64,7 +64,8 @@ class ProbeResult:
     `models` are the names that the server listed, at most 1,000. `let_in`: the server also let in a request that needs its key, if it
     wants one. `timed_out`: there was no answer within the time allowed. `lacks_chat`: the server was asked to chat and has no chat. The
     gateway sets `is_busy` if bytes of other answers of the server arrived meanwhile, and `running` to the oldest attempt that runs on it.
-    These five are not stored.
+    `owned_by` is what the list of models says about who serves the model, often the engine's name; `None` if the list was not read.
+    These six are not stored.
     """
 
     server_id: ServerId
@@ -81,6 +82,7 @@ class ProbeResult:
     lacks_chat: bool = False
     is_busy: bool = False
     running: Running | None = None
+    owned_by: str | None = None
 
 
 class HealthProbe(Protocol):

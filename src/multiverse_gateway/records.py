@@ -88,6 +88,7 @@ class Registered(ServerRecord):
     owner_token: Annotated[
         str | None, Meta(description="lets its holder change, check and remove this server and no other, in place of the admin key")
     ]
+    max_concurrency_reason: Annotated[str, Meta(description="why the server has this `max_concurrency`, in a sentence for people")]
 
 
 @attrs.frozen(kw_only=True, slots=False)

@@ -16,9 +16,11 @@ import attrs
 
 from multiverse_gateway.bodies import EXPORT_FORMAT, Change, Imported, Registration
 from multiverse_gateway.core.addresses import is_openable, parse_endpoint, refusal
+from multiverse_gateway.core.caps import Cap, Stated, cap_of
 from multiverse_gateway.core.errors import AlreadyRegistered, BadRequest, ProbeRefused, ServerNotFound, StorageUnavailable
 from multiverse_gateway.core.routing import Route
 from multiverse_gateway.core.servers import Server, ServerId, model_key
+from multiverse_gateway.engines import READ_SECONDS, read_stated
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.protocols import ProbeResult, Registry
 from multiverse_gateway.records import Export, ExportedWithKey, ImportCounts, ServerFacts, Step, TestResult, facts_of, iso_of
@@ -127,11 +129,31 @@ async def _probed(gateway: Gateway, server: Server) -> ProbeResult:
     return result
 
 
-async def register(gateway: Gateway, registration: Registration, *, owner_digest: str | None = None) -> tuple[Server, bool]:
-    """Probe a server and accept it; return its record and whether it is a new one.
+@attrs.frozen(kw_only=True)
+class Accepted:
+    """A server that was registered, whether it is a new one, and how many requests it gets at once and why.
 
-    The same model and URL again updates the record that is there, all of it, and lifts whatever it was taken out for. `owner_digest`
-    is that of a token made for its owner; a server whose owner has one keeps that.
+    `owner_token` is the token made for its owner, if this registration made one.
+    """
+
+    server: Server
+    is_new: bool
+    cap: Cap
+    owner_token: str | None = attrs.field(default=None, repr=False)
+
+
+async def stated(gateway: Gateway, server: Server, owned_by: str | None = None) -> Stated:
+    """Return how many requests the engine of a server says that it answers at once; this never fails, see `read_stated`."""
+    seconds = min(READ_SECONDS, gateway.settings.health_check_timeout_seconds)
+    return await read_stated(server, gateway.http, owned_by=owned_by, seconds=seconds)
+
+
+async def register(gateway: Gateway, registration: Registration, *, has_cap: bool = True, owner_digest: str | None = None) -> Accepted:
+    """Probe a server and accept it.
+
+    The same model and URL again updates the record that is there, all of it, and lifts whatever it was taken out for. Without `has_cap`
+    the registration says nothing about `max_concurrency`: a new server gets what its engine states, and a known one keeps what it has.
+    `owner_digest` is that of a token made for its owner; a server whose owner has one keeps that.
 
     Raises:
         BadRequest: The address is closed.
@@ -141,20 +163,23 @@ async def register(gateway: Gateway, registration: Registration, *, owner_digest
     wall = gateway.wall()
     new = attrs.evolve(candidate(gateway, registration), owner_digest=owner_digest)
     result = await _probed(gateway, new)
+    engine = None if has_cap else await stated(gateway, new, result.owned_by)
     while True:
         async with gateway.registry_lock:
             existing = _with_pair(await gateway.store.load(), registration)
             server = new
+            cap = cap_of(engine, wanted=registration.max_concurrency, existing=existing)
             if existing is not None:
                 generation = existing.generation + (_identity(existing) != _identity(registration))
                 owner = existing.owner_digest or owner_digest
                 server = attrs.evolve(existing, **_facts(registration), generation=generation, updated_at=wall, owner_digest=owner)
+            server = attrs.evolve(server, max_concurrency=cap.limit)
             try:
                 await gateway.adopt(server, attrs.evolve(result, server_id=server.id, generation=server.generation))
             except (AlreadyRegistered, ServerNotFound):
                 continue  # another process registered or removed it since we looked
         _note("server registered" if existing is None else "server registered again", server)
-        return server, existing is None
+        return Accepted(server=server, is_new=existing is None, cap=cap)
 
 
 async def _freely() -> None:

@@ -17,7 +17,7 @@ import json
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import attrs
@@ -362,7 +362,16 @@ async def answer_well(exchange: Exchange) -> None:
 
 async def list_models(exchange: Exchange) -> None:
     """Answer GET /v1/models with the backend's `models`."""
-    await exchange.answer(200, answers.model_list(exchange.backend.models))
+    await exchange.answer(200, answers.model_list(exchange.backend.models, owner=exchange.backend.owned_by))
+
+
+async def state_figures(exchange: Exchange) -> None:
+    """Answer with what the backend's engine states about itself at this path, if it states anything."""
+    stated = exchange.backend.states.get(exchange.request.path)
+    if stated is None:
+        await exchange.answer(404, answers.error_body("Not Found", kind="invalid_request_error"))
+    else:
+        await exchange.answer(200, answers.packed(stated))
 
 
 async def reject_nothing(exchange: Exchange) -> None:
@@ -378,6 +387,11 @@ def is_for_models(request: Received) -> bool:
 def is_for_access(request: Received) -> bool:
     """Return whether a gateway asks whether it is let in."""
     return request.method == "POST" and request.body == b"{}"
+
+
+def is_for_engine(request: Received) -> bool:
+    """Return whether a gateway reads what the engine states about itself."""
+    return request.method == "GET" and request.path.endswith(("/props", "/server_info", "/get_server_info", "/info", "/api/version"))
 
 
 class Backend(LoopServer):
@@ -407,11 +421,18 @@ class Backend(LoopServer):
         self._access_script = script_of(behave_access)
         self._links: set[Link] = set()
         self.requests: list[Received] = []
-        """All requests but those for the model list and those with an empty object."""
+        """All requests but those for the model list, those with an empty object, and those for what the engine states."""
         self.probes: list[Received] = []
         """Requests for the model list."""
         self.accesses: list[Received] = []
         """Requests with an empty object, by which a gateway finds out whether it is let in."""
+        self.readings: list[Received] = []
+        """Requests for what the engine states about itself."""
+        self.behave_engine: Behaviour = state_figures
+        self.states: Mapping[str, object] = {}
+        """What the engine states about itself, by path."""
+        self.owned_by = "vllm"
+        """What the list of models says about who serves them; of vLLM a gateway reads nothing more."""
         self.errors: list[Exception] = []
         """Mistakes in behaviours; the first one is raised when the backend is left."""
         self.connections = 0
@@ -482,7 +503,7 @@ class Backend(LoopServer):
         """Start all counts and records anew. Requests that still run are no longer seen."""
 
         def clear() -> None:
-            self.requests, self.probes, self.accesses = [], [], []
+            self.requests, self.probes, self.accesses, self.readings = [], [], [], []
             self.connections = self.garbage = 0
             self.most_running = self.running
 
@@ -539,6 +560,9 @@ class Backend(LoopServer):
         elif is_for_access(request):
             self.accesses.append(request)
             script = self._access_script
+        elif is_for_engine(request):
+            self.readings.append(request)
+            script = [self.behave_engine]
         else:
             self.requests.append(request)
             self.running += 1
@@ -550,5 +574,5 @@ class Backend(LoopServer):
         """Record the end of a request."""
         if request.ended_at is None:
             request.ended_at = time.monotonic()
-        if not is_for_models(request) and not is_for_access(request):
+        if not is_for_models(request) and not is_for_access(request) and not is_for_engine(request):
             self.running -= 1

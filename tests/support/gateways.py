@@ -40,6 +40,8 @@ class Verdicts:
     failing: dict[str, str] = attrs.field(factory=dict)
     unauthorized: set[str] = attrs.field(factory=set)
     warnings: dict[str, str] = attrs.field(factory=dict)
+    owned_by: str | None = "vllm"
+    """What the list of models says about who serves them; of vLLM the gateway reads nothing more, so it never dials."""
     checked: list[Server] = attrs.field(factory=list)
     waiting_for: int = 0
     """How many probes must have begun before any of them ends."""
@@ -72,6 +74,7 @@ class Verdicts:
             unauthorized=denied,
             models=("tiny",) if reason is None else (),
             let_in=reason is None,
+            owned_by=self.owned_by,
         )
 
 

@@ -264,3 +264,61 @@ async def test_a_form_that_cannot_be_read_is_refused() -> None:
         fields = {f"field{number}": "x" for number in range(120)}
         assert (await browser.send("/register", fields)).status_code == 400
         assert (await browser.send("/login", fields)).status_code == 400
+
+
+async def states_slots(request: httpx2.Request) -> httpx2.Response:
+    """State 4 slots, as llama.cpp does."""
+    return httpx2.Response(200, json={"total_slots": 4}) if request.url.path == "/props" else httpx2.Response(404)
+
+
+@pytest.mark.parametrize(
+    ("typed", "stored", "words"),
+    [
+        ("", "4", "llama.cpp states 4 slots, so it gets at most 4 requests at once."),
+        ("7", "7", "The registration sets the limit to 7."),
+        ("none", "", "The registration asks for no limit."),
+        (" No limit ", "", "The registration asks for no limit."),
+    ],
+)
+async def test_registering_says_how_many_requests_a_server_gets_at_once_and_why(typed: str, stored: str, words: str) -> None:
+    async with browsing(servers=Servers(states_slots)) as browser:
+        await browser.sign_in()
+        browser.probe.owned_by = "llamacpp"
+        form = {"model_name": "tiny", "endpoint_url": "gpu.example:8000", "streaming": "on", "max_concurrency": typed}
+        note = await browser.send("/register/field?name=max_concurrency", form, hx_request="true")
+        assert 'data-state="bad"' not in note.text
+        done = await browser.send("/register", form, hx_request="true")
+        assert f"Requests at once: <strong>{stored or 'no limit'}</strong>. {words}" in done.text
+        (server,) = (await browser.client.get("/admin/servers", headers={"x-api-key": ADMIN_KEY})).json()
+        assert server["max_concurrency"] == (int(stored) if stored else None)
+
+
+async def test_a_server_without_a_limit_is_offered_what_its_engine_states() -> None:
+    """By one button on its page, with scripts and without them; whoever has a limit keeps it, and has no button."""
+    async with browsing(servers=Servers(states_slots)) as browser:
+        server_id = await browser.register(max_concurrency=None)
+        await browser.sign_in()
+        assert "Use what its engine states" in (await browser.open(f"/server/{server_id}")).text
+        saved = await browser.send(f"/server/{server_id}/limit")
+        assert saved.status_code == 303
+        page = await browser.open(f"/server/{server_id}")
+        assert "Saved: 4 requests at once. llama.cpp states 4 slots." in page.text
+        assert "Use what its engine states" not in page.text
+        assert (await browser.send(f"/server/{server_id}/limit", hx_request="true")).headers["hx-redirect"] == f"/server/{server_id}"
+
+
+async def lists_as_vllm(request: httpx2.Request) -> httpx2.Response:
+    """List a model as vLLM does, and know nothing else."""
+    known = request.url.path == "/v1/models"
+    return httpx2.Response(200, json={"data": [{"id": "tiny", "owned_by": "vllm"}]}) if known else httpx2.Response(404)
+
+
+@pytest.mark.parametrize(("answer", "engine"), [(status(404), "The server"), (breaks, "The server"), (lists_as_vllm, "vLLM")])
+async def test_an_engine_that_states_nothing_changes_nothing(answer: Answer, engine: str) -> None:
+    async with browsing(servers=Servers(answer)) as browser:
+        server_id = await browser.register()
+        await browser.sign_in()
+        await browser.send(f"/server/{server_id}/limit")
+        page = await browser.open(f"/server/{server_id}")
+        assert f"{engine} does not state how many requests it answers at once. Nothing was changed." in page.text
+        assert "Use what its engine states" in page.text

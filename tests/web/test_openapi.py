@@ -103,6 +103,18 @@ def test_the_columns_of_the_example_are_those_of_the_answer() -> None:
     assert shown.splitlines()[0] == csv_of([]).splitlines()[0]
 
 
+def test_a_registration_without_a_limit_is_not_described_as_one_with_null() -> None:
+    """A client that fills in defaults would ask for no limit; an import without the field does mean null."""
+    schemas = DOCUMENT["components"]["schemas"]
+    field = schemas["RegistrationBody"]["properties"]["max_concurrency"]
+    assert "default" not in field
+    assert {"type": "null"} in field["anyOf"]
+    assert "max_concurrency" not in schemas["RegistrationBody"]["required"]
+    assert schemas["ImportedServerBody"]["properties"]["max_concurrency"]["default"] is None
+    assert schemas["Registered"]["properties"]["max_concurrency_reason"]["type"] == "string"
+    assert "max_concurrency_reason" in schemas["Registered"]["required"]
+
+
 def test_the_document_is_valid() -> None:
     """By the schema of OpenAPI 3.1, and each example by the schema beside it."""
     schemathesis = require("schemathesis", "the description of the API")

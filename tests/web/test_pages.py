@@ -216,6 +216,7 @@ async def test_a_public_dashboard_shows_neither_addresses_nor_owners() -> None:
         "/settings/export",
         "/server/{id}/delete",
         "/server/{id}/check",
+        "/server/{id}/limit",
         "/server/{id}/edit",
     ],
 )
@@ -692,7 +693,7 @@ async def test_the_pages_work_below_a_prefix() -> None:
         assert len(links) > 20
         for link in links:
             assert link.startswith("/ai/gateway/"), link
-            if not any(part in link for part in ("/live", "/check", "/delete", "/logout", "/register/", "/v1/")):
+            if not any(part in link for part in ("/live", "/check", "/limit", "/delete", "/logout", "/register/", "/v1/")):
                 assert (await browser.client.get(link)).status_code in (200, 303), link
         assert 'base_url="http://gateway/ai/gateway/v1"' in unescape((await browser.open("/models")).text)
 

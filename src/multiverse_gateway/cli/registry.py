@@ -21,7 +21,10 @@ from multiverse_gateway.stores.files import replace_file
 @click.option("--max-tokens", type=click.IntRange(1), help="Most tokens that it generates.")
 @click.option("--context-length", type=click.IntRange(1), help="Tokens that fit into its context.")
 @click.option("--no-streaming", is_flag=True, help="It cannot stream.")
-@click.option("--max-concurrency", type=click.IntRange(1, 4096), help="Requests that it may get at once.")
+@click.option(
+    "--max-concurrency", type=click.IntRange(1, 4096), help="Requests that it may get at once; what its engine states, by default."
+)
+@click.option("--no-max-concurrency", is_flag=True, help="It may get any number of requests at once, whatever its engine states.")
 @click.option("--weight", type=click.IntRange(1, 100), help="Its share of the traffic under the balancer `weighted`.")
 @json_option
 def register_command(url: str, model: str, gateway_url: str | None, admin_key: str | None, as_json: bool, **given: Any) -> None:
@@ -36,6 +39,10 @@ def register_command(url: str, model: str, gateway_url: str | None, admin_key: s
     metadata = {name: given[name] for name in ("student_id", "description") if given[name] is not None}
     body: dict[str, Any] = {"model_name": model, "endpoint_url": url}
     body |= {name: given[name] for name in ("api_key", "max_concurrency", "weight") if given[name] is not None}
+    if given["no_max_concurrency"]:
+        if "max_concurrency" in body:
+            refuse("--max-concurrency and --no-max-concurrency contradict each other; leave one of them out")
+        body["max_concurrency"] = None
     if capabilities:
         body["capabilities"] = capabilities
     if metadata:
@@ -47,6 +54,9 @@ def register_command(url: str, model: str, gateway_url: str | None, admin_key: s
     click.echo(f"Registered: {printable(model)} at {printable(record.get('endpoint_url', url))}")
     click.echo(f"  id      {printable(record.get('registration_id'))}")
     click.echo(f"  health  {printable(record.get('health_status'))}")
+    if record.get("max_concurrency_reason"):
+        limit = record.get("max_concurrency")
+        click.echo(f"  limit   {printable('none' if limit is None else limit)}: {printable(record['max_concurrency_reason'])}")
     if record.get("owner_token"):
         click.echo(f"  token   {printable(record['owner_token'])}")
         click.echo("          its owner changes and removes the server with it, instead of the admin key; it is shown only now")

@@ -28,6 +28,7 @@ class Finding:
     let_in: bool = False
     timed_out: bool = False
     lacks_chat: bool = False
+    owned_by: str | None = None
 
 
 class TooLargeError(Exception):
@@ -64,6 +65,7 @@ async def ask(server: Server, http: Client, request: httpx2.Request, judge: Judg
         let_in=finding.let_in,
         timed_out=finding.timed_out,
         lacks_chat=finding.lacks_chat,
+        owned_by=finding.owned_by,
     )
 
 

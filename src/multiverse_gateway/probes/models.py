@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from multiverse_gateway.access import headers
+from multiverse_gateway.core.caps import owner_of
 from multiverse_gateway.core.lenient import decode
 from multiverse_gateway.core.servers import Server, model_key
 from multiverse_gateway.probes.answers import Finding, ask
@@ -45,10 +46,11 @@ def judge(model: str, status: int, body: bytes) -> Finding:
     listed = _listed(answer)
     if listed is None:
         return Finding(reason="the answer to /v1/models has no list of models: does the URL lead to an OpenAI-compatible server?")
-    names = tuple(_names(listed))[:MAX_MODELS]
+    names, owned_by = tuple(_names(listed))[:MAX_MODELS], owner_of(listed, model)
     if names and model_key(model) not in map(model_key, names):
-        return Finding(models=names, warning="the server does not list the registered model: is the name spelt right?")
-    return Finding(models=names)
+        warning = "the server does not list the registered model: is the name spelt right?"
+        return Finding(models=names, warning=warning, owned_by=owned_by)
+    return Finding(models=names, owned_by=owned_by)
 
 
 def _listed(answer: object) -> list[object] | None:

@@ -20,6 +20,7 @@ from multiverse_gateway.bodies import (
     LogsQuery,
     Registration,
     ServersQuery,
+    names_cap,
     parse_change,
     parse_import,
     parse_registration,
@@ -188,9 +189,11 @@ def admin_routes(gateway: Gateway, entrance: Entrance) -> list[Route]:
 
     async def post_register(request: Request) -> Response:
         """Register a server: it is probed first, and the same model and URL again update the record that is there."""
-        server, created, token = await register_owned(gateway, parse_registration(await body_of(request, gateway)))
-        record = attrs.asdict(record_with(gateway, server.id), recurse=False)
-        return json_response(Registered(**record, owner_token=token), 201 if created else 200)
+        body = await body_of(request, gateway)
+        accepted = await register_owned(gateway, parse_registration(body), has_cap=names_cap(body))
+        record = attrs.asdict(record_with(gateway, accepted.server.id), recurse=False)
+        answer = Registered(**record, owner_token=accepted.owner_token, max_concurrency_reason=accepted.cap.reason)
+        return json_response(answer, 201 if accepted.is_new else 200)
 
     async def put_server(request: Request) -> Response:
         """Change the fields that the body names; a new URL, key or model is probed first, and nothing changes if that fails."""

@@ -12,7 +12,7 @@ from multiverse_gateway.core.errors import GatewayError, NotFound, ServerNotFoun
 from multiverse_gateway.core.history import statistics
 from multiverse_gateway.core.routing import Route as ServerRoute
 from multiverse_gateway.records import iso
-from multiverse_gateway.registration import check, refreshed, remove, route_of, server_id_of, update
+from multiverse_gateway.registration import check, refreshed, remove, route_of, server_id_of, stated, update
 from multiverse_gateway.web import views
 from multiverse_gateway.web.frame import NEXT_PIECE, Frame, Visit
 from multiverse_gateway.web.gate import Gate
@@ -56,6 +56,7 @@ class Hosting:
             Route("/server/{server_id}/live", page(self._server_live), name="ui:server_live"),
             Route("/server/{server_id}/check", page(self._check_now), methods=["POST"], name="ui:check_now"),
             Route("/server/{server_id}/delete", page(self._delete), methods=["POST"], name="ui:delete"),
+            Route("/server/{server_id}/limit", page(self._take_stated), methods=["POST"], name="ui:take_stated"),
             Route("/server/{server_id}/edit", page(self._edit), methods=["GET", "POST"], name="ui:edit"),
         ]
 
@@ -65,13 +66,15 @@ class Hosting:
             return self._frame.page(visit, "register.html", active="register", values=given, problems={}, problem="", test=UNTRIED)
         try:
             await self._count_probe(visit)
-            server, is_new, token = await register_owned(self._gateway, registration_of(visit.form))
+            registration, has_cap = registration_of(visit.form)
+            accepted = await register_owned(self._gateway, registration, has_cap=has_cap)
         except GatewayError as error:
             return self._form_problem(visit, "register.html", error)
+        server = accepted.server
         snippets = views.snippets(
             f"{self._frame.base_url(visit.request)}/v1", server.model_name, needs_key=self._gateway.settings.require_client_auth
         )
-        values: dict[str, Any] = {"server": server, "is_new": is_new, "owner_token": token, "snippets": snippets}
+        values: dict[str, Any] = {"server": server, "accepted": accepted, "snippets": snippets}
         if visit.is_fragment:
             headers = {"hx-retarget": "#wizard", "hx-reswap": "outerHTML show:window:top"}
             response = self._frame.fragment(visit, "_registered.html", headers=headers, **values)
@@ -199,6 +202,20 @@ class Hosting:
         return self._frame.done(
             visit, "success", f"{route.server.model_name} was removed. It can be registered again at any time.", "dashboard"
         )
+
+    async def _take_stated(self, visit: Visit) -> Response:
+        """Ask a server's engine how many requests it answers at once, and let the server get as many."""
+        await refreshed(self._gateway)
+        server = self._route(visit).server
+        await self._count_probe(visit)
+        engine = await stated(self._gateway, server)
+        if engine.limit is None:
+            return self._frame.done(visit, "info", f"{engine.fact}. Nothing was changed.", "server", server_id=server.id)
+        await update(
+            self._gateway, server.id, parse_change({"max_concurrency": engine.limit}), before_probe=lambda: self._count_probe(visit)
+        )
+        words = f"Saved: {views.count(engine.limit, 'request')} at once. {engine.fact}."
+        return self._frame.done(visit, "success", words, "server", server_id=server.id)
 
     async def _edit(self, visit: Visit) -> Response:
         await refreshed(self._gateway)

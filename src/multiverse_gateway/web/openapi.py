@@ -138,6 +138,8 @@ def body_schemas(kind: type, ref_template: str = REF) -> tuple[Json, str]:
         [Registration if is_change else kind], ref_template=ref_template.replace("{name}", "{name}Body")
     )
     schemas = {f"{name}Body": _strict(_without_titles(component)) for name, component in components.items()}
+    if "RegistrationBody" in schemas:  # null means no cap, and a body without the field means something else
+        schemas["RegistrationBody"]["properties"]["max_concurrency"].pop("default")
     if is_change:
         whole = schemas.pop("RegistrationBody")
         words = "The fields to change; null takes back what is optional."

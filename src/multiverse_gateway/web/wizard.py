@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import attrs
 
-from multiverse_gateway.bodies import Registration, parse_change, parse_registration, parse_test
+from multiverse_gateway.bodies import Registration, names_cap, parse_change, parse_registration, parse_test
 from multiverse_gateway.core.addresses import EndpointError, parse_endpoint
 from multiverse_gateway.core.errors import BadRequest, GatewayError
 from multiverse_gateway.core.servers import Server, model_key
@@ -25,6 +25,8 @@ Form = Mapping[str, str]
 
 TEXTS = ("model_name", "endpoint_url", "student_id", "description")
 NUMBERS = ("max_tokens", "context_length", "max_concurrency", "weight")
+NO_LIMIT = ("none", "no limit")
+"""What people write for any number of requests at once; an empty field leaves the choice to the server's engine."""
 FIELDS: Mapping[str, str] = {
     "model_name": "Model name",
     "endpoint_url": "Address",
@@ -53,7 +55,7 @@ _PLACES = {
 
 def _value(form: Form, name: str) -> Any:
     text = form.get(name, "").strip()
-    if not text:
+    if not text or (name == "max_concurrency" and text.casefold() in NO_LIMIT):
         return None
     if name == "endpoint_url":
         return pasted(text)
@@ -68,20 +70,21 @@ def body_of_form(form: Form) -> dict[str, Any]:
     body: dict[str, Any] = {}
     for name in FIELDS:
         value = (form.get(name) == "on") if name == "streaming" else _value(form, name)
-        if value is None:
+        if value is None and not (name == "max_concurrency" and form.get(name, "").strip()):
             continue
         place = _PLACES.get(name)
         (body.setdefault(place, {}) if place else body)[name] = value
     return body
 
 
-def registration_of(form: Form) -> Registration:
-    """Read the form that registers a server.
+def registration_of(form: Form) -> tuple[Registration, bool]:
+    """Read the form that registers a server; return the registration, and whether it says how many requests the server gets at once.
 
     Raises:
         BadRequest: A field cannot be used; `param` names it.
     """
-    return parse_registration(body_of_form(form))
+    body = body_of_form(form)
+    return parse_registration(body), names_cap(body)
 
 
 def field_of(error: GatewayError) -> str | None:
