@@ -58,9 +58,10 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def _reset(self) -> bytes:
         return _A_MINUTE if self.reset == WINDOW else duration(self.reset).encode()
 
-    def error(self, message: str = "You have sent as many requests as you may; wait, then send fewer per minute") -> RateLimited:
-        """Return the refusal of a call over the limit."""
-        return TooMany(message, quota=self)
+    def error(self, message: str = "") -> RateLimited:
+        """Return the error for a call over the limit; `message` replaces the usual text."""
+        usual = f"You have reached your limit of {self.limit:,} requests per minute. Try again in {max(1, math.ceil(self.wait or 0))} s."
+        return TooMany(message or usual, quota=self)
 
 
 class DayQuota(Quota, frozen=True, kw_only=True, gc=False):
