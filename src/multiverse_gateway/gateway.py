@@ -883,6 +883,10 @@ class Gateway:
         """Call a function in the next turn of the event loop, after everything else that is ready."""
         asyncio.get_running_loop().call_soon(call)
 
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call a function after so many seconds."""
+        asyncio.get_running_loop().call_later(seconds, call)
+
     # Bodies, answers and exchanges
 
     def has_room(self, count: int) -> bool:

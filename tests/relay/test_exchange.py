@@ -23,6 +23,8 @@ from multiverse_gateway.relay.exchange import (
     DRAINING_SECONDS,
     EMBEDDINGS,
     MAX_ERROR_BYTES,
+    NOISE_BYTES,
+    NOISE_SECONDS,
     QUEUE_LOOK_SECONDS,
     UNCOUNTED_BYTES,
     Exchange,
@@ -2198,6 +2200,46 @@ def test_a_client_may_be_clogged_by_the_last_turn() -> None:
     assert is_paused(stage)
     exchange.client_drained()
     assert not is_paused(stage)
+    stage.check()
+
+
+@pytest.mark.parametrize("noise", [b"\n\n", b"\r\r", b": x\n\n"])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_server_that_sends_noise_is_read_less_often(noise: bytes, begun: bool) -> None:
+    """S7: blank lines and comments as fast as they come take nobody's time; an event after them is relayed at once."""
+    stage = engine("a")
+    _, client = stage.start(stream=True)
+    stage.last.stream(*([ONE] if begun else []))
+    flood = noise * (NOISE_BYTES // len(noise) + 1)
+    for _ in range(2):
+        stage.last.body(flood)
+        while stage.calls:
+            stage.turn()
+    assert is_paused(stage)
+    stage.wait(NOISE_SECONDS)
+    assert not is_paused(stage)
+    stage.last.body(TWO)
+    assert client.data.endswith(TWO)
+    assert not is_paused(stage)
+    stage.check()
+
+
+@pytest.mark.parametrize("how", ["leave", "clogged", "end"])
+def test_a_pause_for_noise_ends_with_its_request(how: str) -> None:
+    """The server is read again only where somebody reads its answer."""
+    stage = engine("a")
+    exchange, _ = stage.start(stream=True)
+    stage.last.stream(ONE)
+    for _ in range(2):
+        stage.last.body(b": x\n\n" * NOISE_BYTES)
+    if how == "leave":
+        leave(exchange)
+    elif how == "clogged":
+        exchange.client_clogged()
+    else:
+        stage.last.end()
+    stage.wait(NOISE_SECONDS)
+    assert how == "end" or is_paused(stage)
     stage.check()
 
 

@@ -212,6 +212,7 @@ class RecordingEngine:
     refusers: list[ServerId] = attrs.field(factory=list, init=False)
     over: list[Exchange] = attrs.field(factory=list, init=False)
     calls: list[Callable[[], None]] = attrs.field(factory=list, init=False)
+    timers: list[tuple[float, Callable[[], None]]] = attrs.field(factory=list, init=False)
     answer_bytes: int = attrs.field(default=0, init=False)
     acceptors: set[ServerId] = attrs.field(factory=set, init=False)
     asked: list[tuple[Exchange, Server]] = attrs.field(factory=list, init=False)
@@ -287,6 +288,10 @@ class RecordingEngine:
     def soon(self, call: Callable[[], None]) -> None:
         """Keep the call for the test's next `turn`."""
         self.calls.append(call)
+
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Keep the call until the test has let so much time pass."""
+        self.timers.append((self.clock + seconds, call))
 
     def hold_answer(self, count: int) -> bool:
         """Count, as the gateway does."""
@@ -416,6 +421,10 @@ class RecordingEngine:
     def wait(self, seconds: float) -> None:
         """Let time pass, then do what is due, as the gateway's sweep does: who is due is decided before anybody is called."""
         self.clock += seconds
+        due = [call for at, call in self.timers if at <= self.clock]
+        self.timers = [timer for timer in self.timers if timer[0] > self.clock]
+        for call in due:
+            call()
         for exchange in [exchange for exchange in self.exchanges if exchange not in self.over and exchange.due <= self.clock]:
             exchange.tick()
 

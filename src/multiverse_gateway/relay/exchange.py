@@ -67,6 +67,10 @@ SILENCE_FACTOR = 5
 """A server that passes a probe may be silent in the middle of an answer for so many times the idle timeout."""
 UNCOUNTED_BYTES = 65536
 """What every exchange may hold of an answer without asking the budget: most answers are smaller."""
+NOISE_BYTES = 16384
+"""A read of this size without a single event is noise: blank lines or comments as fast as a server can send them."""
+NOISE_SECONDS = 0.05
+"""How long a server is not read after such a read; a comment now and then is relayed at once."""
 DRAINING_SECONDS = 1.0
 QUEUE_LOOK_SECONDS = 0.25
 """How often who waits looks for itself: a slot may come without an attempt's end, as when a server's pause is over."""
@@ -189,6 +193,9 @@ class Engine(Protocol):
     def soon(self, call: Callable[[], None]) -> None:
         """Call a function in the next turn of the event loop, after everything else that is ready."""
 
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call a function after so many seconds."""
+
     def hold_answer(self, count: int) -> bool:
         """Count bytes of an answer that are held; return whether there was room for them."""
 
@@ -274,6 +281,7 @@ class Exchange:
         "_headers",
         "_limits",
         "_moved_at",
+        "_noticed",
         "_passing",
         "_paused",
         "_queued_at",
@@ -364,6 +372,7 @@ class Exchange:
         self._committed = False
         self._clogged = False
         self._paused = False
+        self._noticed = -1
         self._ending: Callable[[], None] | None = None
         self._asked_until = 0.0
         self._passing: PassingJson | None = None
@@ -589,20 +598,33 @@ class Exchange:
                     self.due = due if due < self.deadline else self.deadline
             if events.is_over or self._received > self._limits.max_stream_bytes:
                 self._end_by(events)
-            elif not whole or self.held or events.has_more:
-                self._hold_unfinished(events)
+            elif not whole or self.held or events.has_more or len(data) >= NOISE_BYTES:
+                self._hold_unfinished(events, len(data))
         elif self.envelope.answers_json or not 200 <= self._head_status < 300:
             self._collect(data)
         else:
             self._relay_raw(data)
 
-    def _hold_unfinished(self, events: EventStream) -> None:
+    def _hold_unfinished(self, events: EventStream, size: int) -> None:
         """Hold what was read of a stream and not relayed: events for the next turns, or a large event that is not complete yet."""
         if events.has_more:
             self._pause()
             self._engine.soon(self._handle_more)
         elif events.unfinished > UNCOUNTED_BYTES or self.held:
             self._hold(events.unfinished)
+        elif size >= NOISE_BYTES and not events.unfinished:
+            self._slow_down(events)
+
+    def _slow_down(self, events: EventStream) -> None:
+        """Read a server less often that sends noise: reading it takes time that belongs to others."""
+        if events.events == self._noticed:
+            self._pause()
+            self._engine.later(NOISE_SECONDS, self._read_on)
+        self._noticed = events.events
+
+    def _read_on(self) -> None:
+        if self.phase in (_TRYING, _RELAYING) and not self._clogged and not self._is_behind:
+            self._resume()
 
     @property
     def _is_behind(self) -> bool:
