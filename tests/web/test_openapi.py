@@ -208,7 +208,10 @@ def likely(kind: type, *, depth: int = 0) -> st.SearchStrategy[Any]:
 
 @pytest.mark.parametrize("kind", PARSERS)
 def test_what_the_schema_accepts_is_what_is_read(kind: type) -> None:
-    """JSON Schema and cattrs take and refuse the same bodies; addresses, times and ids are judged by our own readers in both."""
+    """JSON Schema and cattrs take and refuse the same bodies; addresses, times and ids are judged by our own readers in both.
+
+    The reader drops white space around texts; the schema describes what is left.
+    """
     schemas, name = body_schemas(kind, "#/$defs/{name}")
     readers = {"endpoint-url": _is_url, "uuid": _reads(kind="uuid"), "date-time": _reads(kind="instant")}
     validator = jsonschema_rs.Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": schemas}, formats=readers, validate_formats=True)
@@ -224,11 +227,24 @@ def test_what_the_schema_accepts_is_what_is_read(kind: type) -> None:
             is_read = True
         except GatewayError:
             is_read = False
-        assert validator.is_valid(body) == is_read, body
+        assert validator.is_valid(_trimmed(body)) == is_read, body
         seen[is_read] += 1
 
     hold()
     assert min(seen.values()) > 0, "both must have been tried"
+
+
+def _trimmed(value: Any) -> Any:
+    """Drop white space around all texts in a body."""
+    match value:
+        case str():
+            return value.strip()
+        case list():
+            return [_trimmed(item) for item in value]
+        case dict():
+            return {name: _trimmed(item) for name, item in value.items()}
+        case _:
+            return value
 
 
 def _reads(*, kind: str) -> Any:
