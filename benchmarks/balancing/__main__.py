@@ -1,4 +1,4 @@
-"""Compare the balancers on hosts as they are: nox -s balancing -- --help."""
+"""Compare the balancers on hosts as they are: nox -s balancing -- --help. The fair queue: nox -s balancing -- fairness --help."""
 
 import argparse
 import logging
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 import attrs
+from benchmarks.balancing import fairness
 from benchmarks.balancing.hosts import Kind, Mood
 from benchmarks.balancing.simulation import ORACLE, Outcome, simulate
 
@@ -33,6 +34,8 @@ def line(name: str, outcome: Outcome) -> str:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["fairness"]:
+        return fairness.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="nox -s balancing --", description=__doc__)
     parser.add_argument("--requests", type=int, default=4000)
     parser.add_argument("--busy", type=float, nargs="+", default=[0.5, 0.8], help="parts of what all hosts together can do")

@@ -294,13 +294,11 @@ class _Model:
             return False
         return sum(running for flow, running in self.running.items() if flow.band is Band.BULK) >= _quarter(self.slots)
 
-    def limit(self, flow: Flow, now: float) -> int | None:
-        """Return how many slots a flow may hold; for bulk beside interactive requests, how many all bulk requests may hold together."""
-        if self.slots is None:
-            return None
+    def limit(self, flow: Flow, slots: int, now: float) -> int | None:
+        """Return how many of the slots a flow may hold; for bulk beside interactive requests, how many all bulk ones may together."""
         if flow.band is Band.BULK and self._is_interactive(now):
-            return _quarter(self.slots)
-        return None if self._is_alone(flow.client, now) else _half(self.slots)
+            return _quarter(slots)
+        return None if self._is_alone(flow.client, now) else _half(slots)
 
     def _is_interactive(self, now: float) -> bool:
         if now - self.interactive_at <= OTHERS_SECONDS:
@@ -696,12 +694,14 @@ def _queued(model: _Model) -> Mapping[Flow, _Account]:
 
 def _about(model: _Model, position: int, own: int, flow: Flow, now: float) -> int | None:
     """Return the step of the seconds until a request begins that stands at `position` of all, and is the `own`-th of its flow."""
-    mean = model.seconds
-    if mean is None or not model.slots:
+    mean, slots = model.seconds, model.slots
+    if mean is None or not slots:
         return None
-    limit = model.limit(flow, now)
-    held_back = 0.0 if limit is None else own * mean / limit
-    return in_steps(max(position * mean / model.slots, held_back))
+    seconds = position * mean / slots
+    limit = model.limit(flow, slots, now)
+    if limit is not None:  # as many of the flow's own requests as are over its share have to end first
+        seconds = max(seconds, (own + model.running.get(flow, 0) - limit) * mean / limit)
+    return in_steps(seconds)
 
 
 @define(eq=False)
