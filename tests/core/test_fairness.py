@@ -213,9 +213,20 @@ def test_the_first_wait_charges_what_runs() -> None:
     for _ in range(3):
         queue.begin(ticket("script"), 0.0)
     queue.begin(ticket("person", 10.0), 0.0)
-    script, person = ticket("script"), ticket("person")
-    join_all(queue, [script, person], 1.0)
-    assert queue.order(MODEL) == [person, script]
+    script, person, newcomer = ticket("script"), ticket("person"), ticket("newcomer")
+    join_all(queue, [script, person, newcomer], 1.0)
+    assert queue.order(MODEL) == [newcomer, person, script]
+
+
+def test_a_request_that_need_not_wait_is_charged_from_the_clock_on() -> None:
+    """Once requests had to wait, one that begins at once pays as if it had waited, too."""
+    queue = make_queue()
+    join_all(queue, [ticket("busy") for _ in range(10)])
+    fill(queue, 10)
+    queue.begin(ticket("person", 500.0), 0.0)
+    person, busy = ticket("person"), ticket("busy")
+    join_all(queue, [person, busy], 1.0)
+    assert queue.order(MODEL) == [busy, person]
 
 
 # Fairness

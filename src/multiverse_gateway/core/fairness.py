@@ -195,7 +195,7 @@ class _Account:
     turn: int = 0
     live: int = 0
     parked_at: float | None = None
-    """The counter in its entry among the parked accounts."""
+    """The counter in its last entry among the parked accounts."""
     waiting: list[Ticket] = field(factory=list)
 
 
@@ -237,9 +237,7 @@ class _Books:
         self.clock = clock
         parked = self.parked
         while parked and parked[0][0] <= clock:
-            account = heappop(parked)[2]
-            account.parked_at = None
-            self._forget(account)
+            self._forget(heappop(parked)[2])
 
     def park(self, account: _Account) -> None:
         """Keep the account of a flow without requests until the clock has passed its counter."""
