@@ -39,7 +39,7 @@ from multiverse_gateway.core.sse import Dialect
 from multiverse_gateway.gateway import SWEEP_SECONDS, Gateway
 from multiverse_gateway.plugins import probe as named_probe
 from multiverse_gateway.protocols import Registry
-from multiverse_gateway.relay.exchange import Exchange, Limits, Phase, Sending
+from multiverse_gateway.relay.exchange import Exchange, Limits, Sending
 from multiverse_gateway.relay.heads import Headers
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
@@ -235,15 +235,14 @@ class FairGateway(Gateway):
         if not self.queue.anybody_waits:
             return
         self.measure()
-        unmet: set[Hashable] = set()
-        while (ticket := self.queue.pick(model, self.now(), unmet=unmet)) is not None:
-            call = ticket.request
-            assert isinstance(call, Call)
-            self._turn = call.exchange
-            call.exchange.turn()
-            self._turn = None
-            if call.exchange.phase is Phase.QUEUED:
-                unmet.add(call.needs)
+        self.queue.give_turns(model, self.now(), self._give_turn)
+
+    def _give_turn(self, ticket: Ticket) -> None:
+        call = ticket.request
+        assert isinstance(call, Call)
+        self._turn = call.exchange
+        call.exchange.turn()
+        self._turn = None
 
     def begin(self, exchange: Exchange) -> None:
         assert isinstance(exchange, FairExchange)

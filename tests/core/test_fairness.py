@@ -486,6 +486,30 @@ def test_a_request_that_cannot_use_what_is_free_keeps_its_place() -> None:
     assert queue.order(MODEL) == [other, stream]
 
 
+@pytest.mark.parametrize("by_pool", [False, True])
+def test_free_slots_are_offered_in_turn(by_pool: bool) -> None:
+    """Each request is asked once, and after one that cannot use what is free no other with equal needs; one that ends is gone."""
+    queue = make_queue()
+    kinds = [None, "streams", "dies", "streams", None, None]
+    tickets = [ticket(client, needs=needs) for client, needs in zip("abcdef", kinds, strict=True)]
+    join_all(queue, tickets)
+    asked: list[Ticket] = []
+
+    def take(each: Ticket) -> None:
+        asked.append(each)
+        if each.request.needs == "dies":
+            queue.end(each, 0.0)
+        elif each.request.needs is None and queue.crowd(MODEL).running < 2:
+            queue.begin(each, 0.0)
+
+    if by_pool:
+        queue.give_turns_for("lab", 0.0, take)
+    else:
+        queue.give_turns(MODEL, 0.0, take)
+    assert asked == [tickets[0], tickets[1], tickets[2], tickets[4], tickets[5]]
+    assert queue.order(MODEL) == [tickets[1], tickets[3], tickets[5]]
+
+
 def test_a_flow_that_may_not_go_saves_up_one_large_request_at_most() -> None:
     """A client whose needs are not met for long does not lock out the others once they are."""
     queue = make_queue()

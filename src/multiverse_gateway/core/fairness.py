@@ -22,8 +22,9 @@ Instants are monotonic seconds. Nothing here does I/O.
 """
 
 from bisect import insort
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from enum import StrEnum
+from functools import partial
 from heapq import heappop, heappush
 from math import ceil, inf
 from typing import NamedTuple, Protocol
@@ -326,7 +327,7 @@ class FairQueue:
     """The requests of every model of one process, running and waiting.
 
     The caller calls `begin` for each attempt and `release` after it, `join` and `leave` around each wait, and `end` once, in any state.
-    When a slot is free, it asks `pick` or `pick_for` until that returns `None`, and begins, or passes over, each ticket it gets.
+    When a slot is free, it calls `give_turns` or `give_turns_for`; `pick` and `pick_for` tell which request would be the first.
 
     >>> class Chat:
     ...     needs = None
@@ -361,7 +362,10 @@ class FairQueue:
     # What is served
 
     def serve(self, pools: Mapping[Hashable, Pool]) -> None:
-        """Note the pools that are usable now. Called whenever they change; requests of models that no pool serves keep their places."""
+        """Note the pools that are usable now; requests of models that no pool serves keep their places.
+
+        Called after any of them has changed. It costs about a microsecond per pool.
+        """
         slots: dict[str, int | None] = {}
         siblings: dict[str, dict[str, None]] = {}
         for pool in pools.values():
@@ -573,6 +577,17 @@ class FairQueue:
             return preferred
         return min(firsts.values(), key=lambda first: first[0])[1]
 
+    def give_turns(self, name: str, now: float, take: Callable[[Ticket], None]) -> None:
+        """Offer the free slots of a model to its waiting requests, the next one first, until none of them can use what is free.
+
+        `take` begins the request, ends it, or leaves it where it is: then it keeps its place, and no request with equal needs is asked.
+        """
+        _give_turns(partial(self.pick, name, now), take)
+
+    def give_turns_for(self, pool: Hashable, now: float, take: Callable[[Ticket], None]) -> None:
+        """Offer the free slots of a pool to the waiting requests of all its models. See `give_turns`."""
+        _give_turns(partial(self.pick_for, pool, now), take)
+
     # What can be seen of it
 
     @property
@@ -652,6 +667,14 @@ class FairQueue:
             return None
         running = model.running.get(flow) or sum(model.running.values())
         return in_steps(model.seconds / max(1, running))
+
+
+def _give_turns(pick: Callable[..., Ticket | None], take: Callable[[Ticket], None]) -> None:
+    unmet: set[Hashable] = set()
+    while (ticket := pick(unmet=unmet)) is not None:
+        take(ticket)
+        if ticket.is_waiting:
+            unmet.add(ticket.request.needs)
 
 
 def _first(model: _Model, now: float, unmet: Collection[Hashable]) -> tuple[_Key, Ticket | None, float]:
