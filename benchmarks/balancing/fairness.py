@@ -203,7 +203,7 @@ class FairGateway(Gateway):
         return _Running()
 
     def may_choose(self, exchange: FairExchange) -> bool:
-        """Return whether the exchange may take a free slot: it is its turn, or nobody waits and its share is not used up."""
+        """Return whether the exchange may take a free slot: it is its turn, or no request waits and its share is not used up."""
         return exchange is self._turn or self.queue.may_begin(exchange.ticket, self.now())
 
     def join_queue(self, exchange: Exchange) -> bool:

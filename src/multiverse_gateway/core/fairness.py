@@ -16,7 +16,11 @@ one of its requests began. This is start-time fair queueing (Goyal, 1996) over t
 6. If too many requests wait, the newest one of the flow with the most waiting requests per weight is dropped.
 7. A server, or a host with several models, is a *pool*. A free slot goes to the first request over all models of its pool. The model that
    ran there last goes first until a request for another one has waited `MODEL_CHANGE_SECONDS`: a change of model reloads the engine.
-8. Nothing remains of a flow once it has no request and the clock has passed its counter. Nothing remains of any flow of an idle model.
+8. Counters and clock are in the *books* of a model. They are opened by the first request that has to wait, which charges what runs
+   then, and closed a while after the last one. So a model that has slots for all requests costs a microsecond per request, and no
+   request is estimated in vain.
+9. Nothing remains of a flow once it has no request and the clock has passed its counter, and of no flow of an idle model. A model only
+   remembers which client came last, for rule 5.
 
 Instants are monotonic seconds. Nothing here does I/O.
 """
@@ -56,7 +60,7 @@ _MEAN_OF = 16
 
 
 class Band(StrEnum):
-    """How urgent a request is: a person waits for it, or nobody does."""
+    """How urgent a request is: whether a person waits for its answer."""
 
     INTERACTIVE = "interactive"
     BULK = "bulk"
