@@ -58,6 +58,7 @@ from multiverse_gateway.core.routing import (
     candidates,
     candidates_at,
     listed_name,
+    pools_of,
     server_at,
     verdict,
     with_health,
@@ -77,8 +78,9 @@ from multiverse_gateway.observability.logging import note, redact
 from multiverse_gateway.observability.metrics import Meter, Moment, exposition
 from multiverse_gateway.observability.telemetry import Observe
 from multiverse_gateway.protocols import Balancer, HealthProbe, ProbeResult, Registry, ResponseStore, Scoring, Store
-from multiverse_gateway.relay.exchange import Exchange, Limits, Phase, Sending, give_turns
+from multiverse_gateway.relay.exchange import Exchange, Limits, Phase, Sending
 from multiverse_gateway.relay.transport import WireTransport
+from multiverse_gateway.relay.waiting import WaitingRoom
 from multiverse_gateway.relay.wire import Resolver, Wire
 from multiverse_gateway.settings import Settings, address_policy, health_policy, retry_policy
 from multiverse_gateway.storage import guarded
@@ -88,6 +90,8 @@ REST_SECONDS = 1.0
 """How often a gateway without requests looks whether anything is due."""
 PAUSE_SECONDS = 0.5
 """A sweep, or the end of a probe, that comes later than this came late because the process was stopped meanwhile."""
+BULK_QUEUE_SECONDS = 240.0
+"""How long a bulk request may wait for a slot, if that is more than any other may."""
 MAX_PAUSED_CHECKS = 3
 CONFIRM_SECONDS = 60.0
 """How often at most a server that refused a request is asked whether it refuses the gateway."""
@@ -163,7 +167,10 @@ class Gateway:
         self.loaded = False
         self.shutting_down = False
         self.load = Load()
-        self.admission = Admission(max_queue=settings.max_queue, max_in_flight=settings.max_in_flight)
+        self.admission = Admission(max_in_flight=settings.max_in_flight)
+        self.room = WaitingRoom(settings.max_queue)
+        self._pools_of: RoutingTable | None = None
+        """The table that the room's pools were made of."""
         self.exchanges: set[Exchange] = set()
         self._numbers = 0
         self._resting: anyio.Event | None = None
@@ -308,6 +315,7 @@ class Gateway:
     def sweep(self, now: float) -> None:
         """Do what is due at this monotonic instant; called every `SWEEP_SECONDS` while there is anything to do."""
         self._raise_shares(now)
+        self._note_pools()
         if now >= self._settles_at:
             self._settles_at = now + SETTLE_SECONDS
             self._settle()
@@ -838,18 +846,17 @@ class Gateway:
             ],
         }
 
-    def join_queue(self, exchange: Exchange) -> bool:
-        """Let the exchange wait for a slot of its model."""
-        return not self.shutting_down and self.admission.join(exchange.envelope.model, exchange)
-
-    def leave_queue(self, exchange: Exchange) -> None:
-        """Take the exchange out of the queue if it is in it."""
-        self.admission.leave(exchange.envelope.model, exchange)
-
     def slot_freed(self, model: str) -> None:
-        """Give their turn to the exchanges that wait for the model, who came first at the front; who cannot use it keeps its place."""
-        if self.admission.anybody_waits:
-            give_turns(self.admission.waiters(model))
+        """Offer what is free of a model to the exchanges that wait for it."""
+        if self.room.queue.anybody_waits:
+            self._note_pools()
+            self.room.slot_freed(model, self.now())
+
+    def _note_pools(self) -> None:
+        """Tell the room which slots there are, if that may have changed."""
+        if self.table is not self._pools_of:
+            self._pools_of = self.table
+            self.room.queue.serve(pools_of(self.table))
 
     def usage_accepted(self, server: Server) -> None:
         """Remember that this generation of a server answered a stream whose tokens it was asked for."""
@@ -968,6 +975,10 @@ class Gateway:
         tallies, self._tallies = self._tallies, {}
         for tally in tallies.values():
             alike, count = tally.alike, len(tally.seconds)
+            if alike.worked and not alike.failed:
+                self.room.queue.learn(
+                    alike.model, seconds=sum(tally.seconds) / count, output_tokens=(tally.completion_tokens or tally.events) / count
+                )
             totals = self._totals
             totals.requests += count
             totals.attempts += count * alike.tries
@@ -1046,7 +1057,7 @@ class Gateway:
         routes = self.table.routes.values()
         moment = Moment(
             requests=len(self.exchanges),
-            waiting={listed_name(self.table, model): length for model, length in self.admission.lengths().items()},
+            waiting={listed_name(self.table, model): length for model, length in self.room.queue.lengths().items()},
             servers=[
                 (
                     route.server.id,
@@ -1156,6 +1167,7 @@ def _limits(settings: Settings) -> Limits:
         first_byte_timeout=settings.first_byte_timeout_seconds,
         idle_timeout=settings.idle_timeout_seconds,
         queue_timeout=settings.queue_timeout_seconds,
+        bulk_queue_timeout=max(settings.queue_timeout_seconds, BULK_QUEUE_SECONDS),
         max_response_bytes=settings.max_response_bytes,
         max_embeddings_bytes=settings.max_embeddings_bytes,
         max_event_bytes=settings.max_event_bytes,

@@ -263,8 +263,8 @@ class Settings:
     )
     max_retry_attempts: int = _setting(2, "Further servers that are tried after a failed attempt.", _between(0, 10))
     max_in_flight: int = _setting(1024, "Inference requests that may run at once.", _between(1, 100_000), plain=False)
-    max_queue: int = _setting(32, "Requests per model that may wait while all its servers are full.", _between(0, 10_000), plain=False)
-    queue_timeout_seconds: float = _setting(10.0, "Seconds that a request may wait for a free server.", _seconds(0, 3600), plain=False)
+    max_queue: int = _setting(256, "Requests per model that may wait while all its servers are full.", _between(0, 10_000), plain=False)
+    queue_timeout_seconds: float = _setting(60.0, "Seconds that a request may wait for a free server.", _seconds(0, 3600), plain=False)
 
     request_timeout_seconds: float = _setting(
         300.0, "Seconds from a request's arrival to its complete answer, or to the first event of a stream.", _seconds(0.1, 86_400)

@@ -186,59 +186,6 @@ class Slots(RuleBasedStateMachine):
 TestSlots = Slots.TestCase
 
 
-def test_who_waits_longest_is_next() -> None:
-    """The queue of a model is first come, first served; other models have their own."""
-    admission = Admission()
-    for waiter in ("first", "second", "third"):
-        assert admission.join("llama", waiter)
-    assert admission.join("phi", "other")
-    admission.leave("llama", "second")
-    assert admission.waiting("llama") == 2
-    assert admission.waiters("llama") == ("first", "third")
-    assert admission.waiters("phi") == ("other",)
-    assert admission.waiters("mistral") == ()
-
-
-def test_a_full_queue_takes_nobody() -> None:
-    """L07: the queue is bounded per model."""
-    admission = Admission(max_queue=2)
-    waiters = [object() for _ in range(3)]
-    assert [admission.join("llama", waiter) for waiter in waiters] == [True, True, False]
-    assert admission.join("phi", waiters[2])
-    admission.leave("llama", waiters[0])
-    assert admission.join("llama", waiters[2])
-    assert not Admission(max_queue=0).join("llama", waiters[0])
-
-
-def test_joining_again_keeps_the_place() -> None:
-    """Who waits already is not queued twice, not even into a full queue."""
-    admission = Admission(max_queue=2)
-    for waiter in ("first", "second", "first"):
-        assert admission.join("llama", waiter)
-    assert admission.waiters("llama") == ("first", "second")
-
-
-def test_leaving_without_waiting_is_harmless() -> None:
-    """A request that leaves need not know whether it waited."""
-    admission = Admission()
-    admission.leave("llama", "stranger")
-    admission.join("llama", "first")
-    admission.leave("llama", "stranger")
-    assert admission.waiters("llama") == ("first",)
-
-
-def test_equal_waiters_are_told_apart() -> None:
-    """Waiters are objects, not values: unhashable and equal ones wait side by side."""
-    admission = Admission()
-    first: list[int] = []
-    second: list[int] = []
-    assert admission.join("llama", first)
-    assert admission.join("llama", second)
-    admission.leave("llama", second)
-    (left,) = admission.waiters("llama")
-    assert left is first
-
-
 @given(st.integers(0, 3), st.integers(0, 3))
 def test_the_whole_process_has_a_limit(most: int, total: int) -> None:
     """No more attempts start than the process may have."""
@@ -248,10 +195,3 @@ def test_the_whole_process_has_a_limit(most: int, total: int) -> None:
 def test_the_least_budget_is_that_of_the_semantics() -> None:
     """Three retries are always free: a model with few requests can fail over, too."""
     assert MIN_RETRIES == 3
-
-
-def test_the_queues_can_be_counted() -> None:
-    """By model; who waits nowhere is in none."""
-    admission = Admission()
-    admission.join("llama", "first")
-    assert admission.lengths() == {"llama": 1}

@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 from multiverse_gateway.app import create_app, lifespan
-from multiverse_gateway.core.load import Admission, Strain
+from multiverse_gateway.core.load import Strain
 from multiverse_gateway.relay import exchange
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
@@ -70,36 +70,25 @@ async def test_who_waits_longest_is_served_first_though_it_could_not_use_the_las
         busy, other = (one, two) if one.hits else (two, one)
         busy.behave = gates[3].held(behaviours.good())
         other.behave = [behaviours.status(500), gates[1].held(behaviours.good()), gates[2].held(behaviours.good())]
-        admission = there.app.state.gateway.admission
+        queue = there.app.state.gateway.room.queue
         group.start_soon(there.ask)  # fails on the other one, and then waits for the busy one
-        await until(lambda: admission.waiting("tiny") == 1)
+        await until(lambda: queue.waiting("tiny") == 1)
         group.start_soon(there.ask)  # takes the other one
         await until(lambda: other.hits == 2)
         group.start_soon(there.ask)  # waits behind
-        await until(lambda: admission.waiting("tiny") == 2)
-        first, second = admission.waiters("tiny")
+        await until(lambda: queue.waiting("tiny") == 2)
+        first, second = queue.order("tiny")
         gates[1].open()
         await until(lambda: other.hits == 3)
-        assert admission.waiters("tiny") == (first,)
+        assert queue.order("tiny") == [first]
         group.start_soon(there.ask)
-        await until(lambda: admission.waiting("tiny") == 2)
+        await until(lambda: queue.waiting("tiny") == 2)
         gates[0].open()
         await until(lambda: busy.hits == 2)
-        assert first not in admission.waiters("tiny")
-        assert second not in admission.waiters("tiny")
+        assert first not in queue.order("tiny")
+        assert second not in queue.order("tiny")
         for gate in gates:
             gate.open()
-
-
-def test_a_queue_lends_its_waiters_without_moving_them() -> None:
-    """L07: order of arrival; leaving makes no gap."""
-    admission = Admission(max_queue=3)
-    for waiter in ("a", "b", "c"):
-        admission.join("tiny", waiter)
-    assert admission.waiters("tiny") == admission.waiters("tiny") == ("a", "b", "c")
-    admission.leave("tiny", "b")
-    assert admission.waiters("tiny") == ("a", "c")
-    assert admission.waiters("phi") == ()
 
 
 async def test_caps_hold_while_servers_fail() -> None:
@@ -130,7 +119,7 @@ async def test_caps_hold_while_servers_fail() -> None:
         await until(lambda: load.total == 0)
         assert [load.in_flight(server) for server in there.app.state.gateway.table.routes] == [0] * 4
         assert load.retries_in_flight("tiny") == 0
-        assert there.app.state.gateway.admission.waiting("tiny") == 0
+        assert there.app.state.gateway.room.queue.waiting("tiny") == 0
         assert max(backend.most_running for backend in backends) <= 3
         assert set(statuses) <= {200, 429, 503, 504}
 
@@ -166,7 +155,7 @@ def test_a_full_queue_refuses_at_once() -> None:
     """L07: one server with one slot and a hundred callers: never two at the server, 32 wait, all others hear 503 meanwhile."""
     server = Backend("slow", behaviours.after(0.02, behaviours.good()), models=("tiny",))
     gate = behaviours.Gate()
-    with serving(server), GatewayProcess({"MULTIVERSE_QUEUE_TIMEOUT_SECONDS": "60"}) as gateway:
+    with serving(server), GatewayProcess({"MULTIVERSE_MAX_QUEUE": "32"}) as gateway:
         gateway.register("tiny", server.url, max_concurrency=1)
         server.behave = [gate.held(behaviours.good()), behaviours.good()]
         answers: list[httpx2.Response] = []

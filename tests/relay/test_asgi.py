@@ -133,7 +133,7 @@ async def door(
             yield it
     assert exchange.phase in (Phase.OVER, Phase.DRAINING)
     assert stage.load.total == 0
-    assert stage.admission.waiting(MODEL) == 0
+    assert stage.room.queue.waiting(MODEL) == 0
 
 
 async def test_a_plain_answer_has_its_length() -> None:
@@ -253,7 +253,7 @@ async def answer_until_left(it: Door, how: str) -> None:
         else:
             group.cancel_scope.cancel()
     assert (it.exchange.status, http.sent) == (499, [])
-    assert it.stage.admission.waiting(MODEL) == 0
+    assert it.stage.room.queue.waiting(MODEL) == 0
 
 
 async def test_a_client_that_leaves_while_it_is_sent_to_is_noticed() -> None:

@@ -963,6 +963,7 @@ def test_the_last_resort_is_tried_again_elsewhere() -> None:
 def test_waiting_for_a_slot_is_not_cut_short_by_a_wait_for_the_last_resort() -> None:
     """Section 7: whose server turns out to work, and to be full, has ten seconds since it joined the queue."""
     stage = suspects("a")
+    stage.limits = Limits(queue_timeout=10)
     stage.start()
     _, second = stage.start()
     stage.set_health("a", state=HealthState.HALF_OPEN)
@@ -1011,7 +1012,7 @@ def test_a_slot_freed_by_a_leaving_client_is_passed_on() -> None:
 
 def test_waiting_is_bounded_by_number_and_time() -> None:
     """Both refusals are 503 with Retry-After of 1 to 5 s (L07)."""
-    stage = queueing(max_queue=1)
+    stage = queueing(max_queue=1, limits=Limits(queue_timeout=10))
     stage.start()
     _, waiting = stage.start()
     _, refused = stage.start()
@@ -1021,7 +1022,7 @@ def test_waiting_is_bounded_by_number_and_time() -> None:
     assert waiting.is_silent
     stage.wait(1)
     assert (waiting.status, code(waiting)) == (503, "overloaded")
-    assert stage.admission.waiting(MODEL) == 0
+    assert stage.room.queue.waiting(MODEL) == 0
     stage.check()
 
 
@@ -1030,16 +1031,43 @@ def test_without_time_to_wait_nobody_waits() -> None:
     stage.start()
     _, client = stage.start()
     assert client.status == 503
-    assert stage.admission.waiting(MODEL) == 0
+    assert stage.room.queue.waiting(MODEL) == 0
 
 
-def test_the_deadline_ends_waiting_too() -> None:
-    stage = queueing(limits=Limits(request_timeout=5))
+def test_waiting_does_not_use_up_the_deadline() -> None:
+    """It has a limit of its own; a request that gets its slot has all of its time."""
+    stage = queueing(limits=Limits(request_timeout=20, first_byte_timeout=20))
     stage.start()
-    _, client = stage.start()
-    stage.wait(5)
-    assert (client.status, code(client)) == (504, "upstream_timeout")
-    assert stage.admission.waiting(MODEL) == 0
+    exchange, client = stage.start()
+    stage.wait(15)
+    stage.sendings[0].answer()
+    assert (exchange.phase, exchange.deadline) == (Phase.TRYING, stage.clock + 20)
+    stage.wait(15)
+    stage.last.answer()
+    assert (client.status, client.headers[b"x-multiverse-queued-ms"]) == (200, b"15000")
+    stage.check()
+
+
+def test_a_bulk_request_waits_for_longer() -> None:
+    """Nobody sits in front of it."""
+    stage = queueing(limits=Limits(queue_timeout=10, bulk_queue_timeout=30))
+    stage.start()
+    _, client = stage.start(is_bulk=True)
+    stage.wait(29)
+    assert client.is_silent
+    stage.wait(1)
+    assert (client.status, code(client)) == (503, "overloaded")
+    stage.check()
+
+
+def test_the_request_of_a_light_client_goes_before_those_of_a_script() -> None:
+    """And too many waiting requests cost the script its newest one."""
+    stage = queueing(max_queue=3)
+    script = [stage.start(source="script") for _ in range(4)]
+    person, _ = stage.start(source="person")
+    assert (script[3][1].status, code(script[3][1]), person.phase) == (503, "overloaded", Phase.QUEUED)
+    stage.last.answer()
+    assert (person.phase, script[1][0].phase) == (Phase.TRYING, Phase.QUEUED)
     stage.check()
 
 
@@ -1048,7 +1076,7 @@ def test_a_turn_that_comes_too_early_keeps_waiting() -> None:
     stage.start()
     exchange, client = stage.start()
     stage.slot_freed(MODEL)
-    assert (exchange.phase, client.status, stage.admission.waiting(MODEL)) == (Phase.QUEUED, None, 1)
+    assert (exchange.phase, client.status, stage.room.queue.waiting(MODEL)) == (Phase.QUEUED, None, 1)
     leave(exchange)
     exchange.turn()
     stage.check()
@@ -1064,7 +1092,7 @@ def test_a_slot_that_nobody_freed_is_found() -> None:
     assert stage.tried() == ["a"]
     stage.wait(QUEUE_LOOK_SECONDS)
     assert stage.tried() == ["a", "b"]
-    assert stage.admission.waiting(MODEL) == 0
+    assert stage.room.queue.waiting(MODEL) == 0
     stage.last.answer()
     assert client.status == 200
     stage.check()
@@ -1114,7 +1142,7 @@ def test_a_failed_request_waits_for_a_server_that_is_full() -> None:
 
 def test_a_retry_may_wait_as_long_as_any_other() -> None:
     """The time in the queue counts from when it joined; if it was in vain, the failure before it is told."""
-    stage = RecordingEngine([server("a"), server("b", cap=1, registered_at=1)])
+    stage = RecordingEngine([server("a"), server("b", cap=1, registered_at=1)], limits=Limits(queue_timeout=10))
     stage.set_health("a", resting_until=stage.clock + 1)
     stage.start()
     stage.set_health("a", resting_until=0.0)
@@ -1479,7 +1507,7 @@ def test_a_client_that_leaves_frees_everything_at_once(phase: Phase, how: str) -
     getattr(exchange, how)()
     assert (exchange.phase, exchange.status, exchange.error_code) == (Phase.OVER, 499, how)
     assert not [sending for sending in stage.of(exchange) if sending.is_live]
-    assert stage.admission.waiting(MODEL) == 0
+    assert stage.room.queue.waiting(MODEL) == 0
     assert stage.blamed() == blamed
     stage.check()
     exchange.client_gone()
@@ -1562,7 +1590,7 @@ def test_shutdown_before_the_head_is_a_refusal(phase: Phase) -> None:
     stage, exchange, client = in_phase(phase)
     exchange.interrupt()
     assert (client.status, code(client), client.headers[b"retry-after"]) == (503, "gateway_shutting_down", b"5")
-    assert (client.ended, stage.admission.waiting(MODEL)) == (True, 0)
+    assert (client.ended, stage.room.queue.waiting(MODEL)) == (True, 0)
     exchange.start()
     exchange.interrupt()
     stage.check()
@@ -1829,7 +1857,7 @@ class Traffic(RuleBasedStateMachine):
     def holds(self) -> None:
         stage = self.stage
         stage.check()
-        assert stage.admission.waiting(MODEL) == sum(exchange.phase is Phase.QUEUED for exchange in stage.exchanges)
+        assert stage.room.queue.waiting(MODEL) == sum(exchange.phase is Phase.QUEUED for exchange in stage.exchanges)
         for number, exchange in enumerate(stage.exchanges):
             client = exchange.client
             assert isinstance(client, RecordingClient)

@@ -9,12 +9,13 @@ import attrs
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.failover import Failure, FailureClass, RetryPolicy
 from multiverse_gateway.core.health import AttemptFailed, AttemptPassed, Health, HealthEvent, HealthPolicy, advance, fresh, has_answered
-from multiverse_gateway.core.load import Admission, Load
-from multiverse_gateway.core.routing import Candidates, RoutingTable, build_table, candidates, candidates_at, with_health
+from multiverse_gateway.core.load import Load
+from multiverse_gateway.core.routing import Candidates, RoutingTable, build_table, candidates, candidates_at, pools_of, with_health
 from multiverse_gateway.core.servers import Capabilities, Server, ServerId
 from multiverse_gateway.core.sse import dialect_of
-from multiverse_gateway.relay.exchange import Client, Exchange, Limits, Phase, give_turns
+from multiverse_gateway.relay.exchange import Client, Exchange, Limits, Phase
 from multiverse_gateway.relay.heads import Headers
+from multiverse_gateway.relay.waiting import WaitingRoom
 
 MODEL = "tiny"
 CHAT = "/v1/chat/completions"
@@ -204,7 +205,7 @@ class RecordingEngine:
     asks_usage: bool = False
     answer_budget: int = 1 << 40
     load: Load = attrs.field(factory=Load, init=False)
-    admission: Admission = attrs.field(init=False)
+    room: WaitingRoom = attrs.field(init=False)
     table: RoutingTable = attrs.field(init=False)
     sendings: list[RecordingSending] = attrs.field(factory=list, init=False)
     reports: list[tuple[ServerId, HealthEvent]] = attrs.field(factory=list, init=False)
@@ -220,9 +221,9 @@ class RecordingEngine:
     locating: list[Exchange] = attrs.field(factory=list, init=False)
     stored: list[tuple[ServerId, str]] = attrs.field(factory=list, init=False)
 
-    @admission.default
-    def _make_admission(self) -> Admission:
-        return Admission(max_queue=self.max_queue)
+    @room.default
+    def _make_room(self) -> WaitingRoom:
+        return WaitingRoom(self.max_queue)
 
     @table.default
     def _make_table(self) -> RoutingTable:
@@ -349,17 +350,10 @@ class RecordingEngine:
         if health.state is not route.health.state:
             self.slot_freed(route.server.model_name)
 
-    def join_queue(self, exchange: Exchange) -> bool:
-        """Use the real queue."""
-        return self.admission.join(exchange.envelope.model, exchange)
-
-    def leave_queue(self, exchange: Exchange) -> None:
-        """Use the real queue."""
-        self.admission.leave(exchange.envelope.model, exchange)
-
     def slot_freed(self, model: str) -> None:
-        """Give a turn to who has waited longest, as the gateway does."""
-        give_turns(self.admission.waiters(model))
+        """Offer a slot, as the gateway does."""
+        self.room.queue.serve(pools_of(self.table))
+        self.room.slot_freed(model, self.clock)
 
     def finished(self, exchange: Exchange) -> None:
         """Note the end, which comes once."""
@@ -372,7 +366,9 @@ class RecordingEngine:
         """Return the attempts of an exchange."""
         return [sending for sending in self.sendings if sending.exchange is exchange]
 
-    def exchange(self, client: Client, *, asked: Envelope | None = None, **fields: object) -> Exchange:
+    def exchange(
+        self, client: Client, *, asked: Envelope | None = None, source: str = "", is_bulk: bool = False, **fields: object
+    ) -> Exchange:
         """Make an exchange that is not started yet, of the envelope or of one with the `fields`."""
         exchange = Exchange(
             self,
@@ -383,7 +379,8 @@ class RecordingEngine:
             query=b"",
             request_id=f"request-{len(self.exchanges)}",
             arrived=self.clock,
-            source=f"client-{len(self.exchanges)}",
+            source=source or f"client-{len(self.exchanges)}",
+            is_bulk=is_bulk,
         )
         self.exchanges.append(exchange)
         exchange.number = len(self.exchanges)

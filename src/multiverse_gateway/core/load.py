@@ -173,57 +173,18 @@ class Strain:
 
 @define(eq=False, kw_only=True)
 class Admission:
-    """Let requests wait for a slot of their model, first come, first served, and bound everything.
+    """Bound what one process does at a time.
 
-    >>> admission = Admission(max_queue=1)
-    >>> admission.join("llama", "first"), admission.join("llama", "second"), admission.waiters("llama")
-    (True, False, ('first',))
+    >>> admission = Admission(max_in_flight=2)
+    >>> admission.may_start(1), admission.may_start(2)
+    (True, False)
     """
 
-    max_queue: int = 32
-    """Most waiters of one model."""
     max_in_flight: int = 1024
-    """Most live attempts of the whole process."""
+    """Most live requests of the whole process."""
     shedding: bool = False
     """Whether nothing new may start, whatever the numbers are."""
-    _queues: dict[str, dict[int, object]] = field(factory=dict, init=False)
 
     def may_start(self, total: int) -> bool:
-        """Tell whether one more may start while `total` are live."""
+        """Return whether one more request may start while `total` are live."""
         return total < self.max_in_flight and not self.shedding
-
-    def join(self, model: str, waiter: object) -> bool:
-        """Wait at the end of the model's queue; false when it is full. Who waits already keeps its place."""
-        queue = self._queues.get(model, {})
-        if id(waiter) in queue:
-            return True
-        if len(queue) >= self.max_queue:
-            return False
-        queue[id(waiter)] = waiter
-        self._queues[model] = queue
-        return True
-
-    def leave(self, model: str, waiter: object) -> None:
-        """Wait no longer; harmless for who does not wait."""
-        queue = self._queues.get(model)
-        if queue is not None:
-            queue.pop(id(waiter), None)
-            if not queue:
-                del self._queues[model]
-
-    @property
-    def anybody_waits(self) -> bool:
-        """Tell whether anybody waits for any model."""
-        return bool(self._queues)
-
-    def waiters(self, model: str) -> tuple[object, ...]:
-        """Return those who wait for the model, who came first at the front; they stay in the queue."""
-        return tuple(self._queues.get(model, {}).values())
-
-    def lengths(self) -> dict[str, int]:
-        """Return how many wait, by model."""
-        return {model: len(queue) for model, queue in self._queues.items()}
-
-    def waiting(self, model: str) -> int:
-        """Return the number of those who wait for the model."""
-        return len(self._queues.get(model, ()))

@@ -57,8 +57,21 @@ def _fields(body: bytes) -> dict[str, Any]:
 
 
 def _most_tokens(fields: dict[str, Any]) -> int:
-    limits = [fields[name] for name in _LIMITS if type(fields.get(name)) is int]
-    return max(0, min(USUAL_TOKENS, *limits)) if limits else USUAL_TOKENS
+    limit = _limit(fields)
+    return USUAL_TOKENS if limit is None else max(0, min(USUAL_TOKENS, limit))
+
+
+def requested_tokens(body: bytes) -> int | None:
+    """Return the most tokens that a request allows its answer to have, or `None` if it sets no limit.
+
+    >>> requested_tokens(b'{"prompt": "Hello", "max_tokens": 250}'), requested_tokens(b'{"prompt": "Hello"}')
+    (250, None)
+    """
+    return _limit(_fields(body))
+
+
+def _limit(fields: dict[str, Any]) -> int | None:
+    return min((fields[name] for name in _LIMITS if type(fields.get(name)) is int), default=None)
 
 
 def _length(value: Any) -> int:

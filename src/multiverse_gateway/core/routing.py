@@ -3,7 +3,7 @@
 The table is a value: it is never changed, only replaced as a whole, so whoever reads it sees one moment.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from enum import StrEnum
 from math import inf
@@ -12,6 +12,7 @@ from typing import Protocol
 from attrs import evolve, field, frozen
 
 from multiverse_gateway.core.envelope import Envelope
+from multiverse_gateway.core.fairness import Pool
 from multiverse_gateway.core.health import Health, HealthState, is_last, last_until, supports
 from multiverse_gateway.core.servers import Server, ServerId, model_key
 
@@ -105,6 +106,24 @@ class RoutingTable:
     version: int
     models: Mapping[str, Model]
     routes: Mapping[ServerId, Route]
+
+
+_SERVING = frozenset({HealthState.HEALTHY, HealthState.SUSPECT, HealthState.HALF_OPEN})
+
+
+def pools_of(table: RoutingTable) -> dict[Hashable, Pool]:
+    """Return the slots of the servers that are in rotation, by server; a half-open one has one.
+
+    >>> from multiverse_gateway.core.health import fresh
+    >>> server = Server(id="a", model_name="llama", endpoint_url="http://a", max_concurrency=4, registered_at=0, created_at=0, updated_at=0)
+    >>> pools_of(build_table(1, [server], {"a": fresh(1, now=0, wall=0)}))
+    {'a': Pool(models=('llama',), slots=4)}
+    """
+    return {
+        server_id: Pool((model_key(route.server.model_name),), _cap(route))
+        for server_id, route in table.routes.items()
+        if route.health.state in _SERVING
+    }
 
 
 def listed_name(table: RoutingTable, name: str) -> str:
@@ -280,8 +299,13 @@ def _asked_by(resting: Sequence[Health]) -> int | None:
     return min(resting, key=lambda health: health.resting_until).resting_as if resting else None
 
 
+def _cap(route: Route) -> int | None:
+    """Return how many requests a server may have now."""
+    return 1 if route.health.state is HealthState.HALF_OPEN else route.server.max_concurrency
+
+
 def _has_slot(route: Route, load: Slots) -> bool:
-    cap = 1 if route.health.state is HealthState.HALF_OPEN else route.server.max_concurrency
+    cap = _cap(route)
     return cap is None or load.in_flight(route.server.id) < cap
 
 

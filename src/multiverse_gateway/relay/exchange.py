@@ -14,7 +14,7 @@ Inputs are method calls: from the wire (`head`, `body`, `end`, `failed`), the do
 Outputs are calls to the three ports below. Everything runs on one event loop.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from functools import lru_cache, partial
 from math import inf
@@ -50,14 +50,16 @@ from multiverse_gateway.core.failover import (
     classify_report,
     final_error,
 )
+from multiverse_gateway.core.fairness import Band, Ticket, actual_cost, estimated_cost
 from multiverse_gateway.core.health import AttemptFailed, HealthEvent
 from multiverse_gateway.core.load import Load
-from multiverse_gateway.core.patience import first_byte_allowance
+from multiverse_gateway.core.patience import first_byte_allowance, requested_tokens
 from multiverse_gateway.core.routing import Candidates, close_names
 from multiverse_gateway.core.servers import Server, ServerId, model_key
 from multiverse_gateway.core.sse import DONE_EVENT, Dialect, EventStream, error_event
 from multiverse_gateway.core.stored import id_of, response_not_found, usable_id
 from multiverse_gateway.relay.heads import Headers
+from multiverse_gateway.relay.waiting import WaitingRoom, flow_of
 
 MAX_ERROR_BYTES = 65536
 EMBEDDINGS = "/v1/embeddings"
@@ -126,7 +128,8 @@ class Limits:
     request_timeout: float = 300.0
     first_byte_timeout: float = 120.0
     idle_timeout: float = 60.0
-    queue_timeout: float = 10.0
+    queue_timeout: float = 60.0
+    bulk_queue_timeout: float = 240.0
     max_response_bytes: int = 16 << 20
     max_embeddings_bytes: int = 64 << 20
     max_event_bytes: int = 1 << 20
@@ -147,6 +150,7 @@ class Engine(Protocol):
     limits: Limits
     retry_policy: RetryPolicy
     load: Load
+    room: WaitingRoom
 
     def now(self) -> float:
         """Return the monotonic clock."""
@@ -217,15 +221,6 @@ class Engine(Protocol):
     def report(self, server_id: ServerId, event: HealthEvent) -> None:
         """Tell the health machine anything else."""
 
-    def join_queue(self, exchange: "Exchange") -> bool:
-        """Wait for a slot of the model, or go on waiting in the same place; false when the queue is full."""
-
-    def leave_queue(self, exchange: "Exchange") -> None:
-        """Wait no longer; harmless when not waiting."""
-
-    def slot_freed(self, model: str) -> None:
-        """Call whoever waits for the model next."""
-
     def finished(self, exchange: "Exchange") -> None:
         """Take note of the end: log, count, forget."""
 
@@ -262,7 +257,6 @@ class Exchange:
     _backoff_server: Server | None
     _budget_by: float
     _queued_at: float
-    _moved_at: float
     _try_began: float
 
     __slots__ = (
@@ -280,13 +274,13 @@ class Exchange:
         "_head_status",
         "_headers",
         "_limits",
-        "_moved_at",
         "_noticed",
         "_passing",
         "_paused",
         "_queued_at",
         "_received",
         "_retrying",
+        "_room",
         "_sending",
         "_slot",
         "_tokens",
@@ -316,6 +310,7 @@ class Exchange:
         "shows_why",
         "source",
         "status",
+        "ticket",
         "traceparent",
         "tried",
         "why",
@@ -334,11 +329,14 @@ class Exchange:
         arrived: float,
         caller: str = "",
         source: str = "",
+        is_bulk: bool = False,
     ) -> None:
         self._engine = engine
         limits = self._limits = engine.limits
         self.caller = caller
         self.source = source
+        self._room = engine.room
+        self.ticket = Ticket(envelope.model, flow_of(source, is_bulk), self)
         self.number = 0
         self.why: list[Mapping[str, object]] | None = None
         self.shows_why = False
@@ -498,12 +496,12 @@ class Exchange:
     def turn(self) -> None:
         """Try again: a slot of the model may be free. Stays in the queue if there is none."""
         if self.phase is _QUEUED:
-            self.stay()
             self._choose()
 
-    def stay(self) -> None:
-        """Take note that the queue moves, though it is another one's turn."""
-        self._moved_at = self._engine.now()
+    def drop(self) -> None:
+        """Leave the queue: too many requests wait, and no client has more of them there."""
+        if self.phase is _QUEUED:
+            self._give_up_without_server(self._all_full())
 
     def postpone(self, seconds: float) -> None:
         """Move all deadlines: the process was stopped for so long, and what its sockets hold was not read yet."""
@@ -512,7 +510,6 @@ class Exchange:
         self._asked_until += seconds
         if self.phase is _QUEUED:
             self._queued_at += seconds
-            self._moved_at += seconds
         elif self.waits_for_budget:
             self._budget_by += seconds
 
@@ -527,6 +524,8 @@ class Exchange:
             self._over()
         elif phase is _RELAYING:
             self._tick_relaying()
+        elif phase is _QUEUED:
+            self._tick_queued(now)
         elif now >= self.deadline:
             self._abandon_attempt()
             self._refuse(
@@ -535,8 +534,6 @@ class Exchange:
                     "Ask for less (for example a smaller max_tokens), stream the answer, or try again later."
                 )
             )
-        elif phase is _QUEUED:
-            self._choose()
         elif phase is _BACKOFF:
             self._after_backoff()
         elif phase is _TRYING:
@@ -763,7 +760,10 @@ class Exchange:
         if found is None:
             self._give_up_without_server(self._unknown_model())
         elif ready := found.ready_for(self.source):
-            self._try(engine.pick(ready, self.envelope), now)
+            if self._room.may_begin(self, now):
+                self._try(engine.pick(ready, self.envelope), now)
+            else:
+                self._wait_for_slot(now, inf, self._all_full())
         elif found.full:
             self._wait_for_slot(now, inf, self._all_full())
         elif found.last_resort is not None:
@@ -804,7 +804,7 @@ class Exchange:
         )
 
     def _give_up_without_server(self, error: GatewayError) -> None:
-        self._engine.leave_queue(self)
+        self._room.leave(self, self._engine.now())
         if self.attempts:
             self._finish_as(final_error(self.attempts))
         else:
@@ -814,22 +814,62 @@ class Exchange:
         """Wait in the queue until that takes too long, or the queue does not move for the seconds of `patience`, or it is full."""
         if self.phase is not _QUEUED:
             self.phase = _QUEUED
-            self._queued_at = self._moved_at = now
-        until = min(self.deadline, self._queued_at + self._limits.queue_timeout, self._moved_at + patience)
+            self._queued_at = now
+        limits = self._limits
+        timeout = limits.bulk_queue_timeout if self.ticket.flow.band is Band.BULK else limits.queue_timeout
+        moved_at = max(self._queued_at, self._room.moved_at(self.envelope.model))
+        until = min(self._queued_at + timeout, moved_at + patience)
         self.due = min(until, now + QUEUE_LOOK_SECONDS)
-        if now >= until or not self._engine.join_queue(self):
+        if now >= until or not self._room.join(self, now):
             self._give_up_without_server(refusal)
 
+    def _tick_queued(self, now: float) -> None:
+        """Look for a slot: one can open, or a client's share can grow, without an attempt's end."""
+        self._room.offer(self.envelope.model, now)
+        if self.phase is _QUEUED:
+            self._choose()
+
     def _all_full(self) -> GatewayError:
+        """Return the refusal of a request that waited too long, or for which there is no place; it says when a place is likely."""
+        queue, model = self._room.queue, self.envelope.model
+        seconds = queue.until_next_end(model, self.ticket.flow) or 1 + 4 * self._engine.chance()
         return Overloaded(
-            f"Every server of the model {self.envelope.model!r} is busy. Try again in a few seconds.",
-            retry_after=1 + 4 * self._engine.chance(),
+            f"Every server of the model {model!r} is busy, and {queue.waiting(model)} requests wait. "
+            f"Try again in {max(1.0, seconds):.0f} s, or send fewer requests at once.",
+            retry_after=seconds,
         )
+
+    # What the fair queue asks
+
+    @property
+    def needs(self) -> tuple[object, ...]:
+        """What the request needs of a server: of two requests with equal needs both can use what is free, or none can."""
+        envelope = self.envelope
+        return envelope.stream, envelope.path, envelope.server_id, self._excluded, self.source
+
+    @property
+    def _generates(self) -> bool:
+        return self.envelope.dialect is not Dialect.OTHER
+
+    def estimated_cost(self) -> float:
+        """Return the weighted tokens that the request is expected to use."""
+        mean = self._room.queue.mean_output_tokens(self.envelope.model)
+        tokens = requested_tokens(self.body_bytes) if self._generates else None
+        return estimated_cost(len(self.body_bytes), max_tokens=tokens, mean_output_tokens=mean, generates=self._generates)
+
+    def actual_cost(self) -> float:
+        """Return the weighted tokens that the request has used; nothing if no server answered it."""
+        if not self._committed:
+            return 0.0
+        return actual_cost(len(self.body_bytes), self.sent_bytes, usage=self.usage, events=self.events, generates=self._generates)
+
+    # One attempt
 
     def _try(self, server: Server, now: float) -> None:
         engine = self._engine
         if self.phase is _QUEUED:
-            engine.leave_queue(self)
+            self.deadline += now - self._queued_at  # waiting has a limit of its own
+        self._room.begin(self, server.id, now)
         self.phase = _TRYING
         self.server = server
         self.tried += 1
@@ -927,7 +967,7 @@ class Exchange:
                         retry_after=1 + 4 * self._engine.chance(),
                     )
                 )
-            self._engine.slot_freed(self.envelope.model)
+            self._offer_slot()
             return False
         self.held = count
         return True
@@ -1044,7 +1084,7 @@ class Exchange:
             self._wait_to_retry(verdict, server, now)
         else:
             self._finish_as(verdict)
-        engine.slot_freed(self.envelope.model)
+        self._offer_slot()
 
     def _wait_to_retry(self, retry: Retry, server: Server, now: float) -> None:
         self._backoff_server = server if retry.same_server else None
@@ -1145,7 +1185,7 @@ class Exchange:
         self._release_slot(None)
         engine.passed(server, self.envelope.call)
         self._over()
-        engine.slot_freed(self.envelope.model)
+        self._offer_slot()
 
     def _begin_answer(self) -> None:
         now = self._engine.now()
@@ -1163,7 +1203,9 @@ class Exchange:
             self.due = due if due < self.deadline else self.deadline
 
     def _own_headers(self) -> Sequence[tuple[bytes, bytes]]:
-        headers = _attempt_headers(self.tried, None if self.server is None else self.server.id)
+        headers: Sequence[tuple[bytes, bytes]] = _attempt_headers(self.tried, None if self.server is None else self.server.id)
+        if self.ticket.waited_seconds:
+            headers = [*headers, (b"x-multiverse-queued-ms", b"%d" % (1000 * self.ticket.waited_seconds))]
         if self.why is not None and self.shows_why:
             return [*headers, (b"x-multiverse-why", msgspec.json.encode(self.why))]
         return headers
@@ -1259,7 +1301,7 @@ class Exchange:
             self.phase = _DRAINING
             self.due = self._engine.now() + DRAINING_SECONDS
             self._resume()
-        self._engine.slot_freed(self.envelope.model)
+        self._offer_slot()
 
     def _tick_relaying(self) -> None:
         if self._engine.now() >= self.deadline:
@@ -1284,7 +1326,7 @@ class Exchange:
             self._break_off(message, "upstream_stream_interrupted")
         else:
             self._break_off(self._limit_in_words(), "stream_limit_reached")
-        self._engine.slot_freed(self.envelope.model)
+        self._offer_slot()
 
     def _limit_in_words(self) -> str:
         limits, events = self._limits, self._events
@@ -1327,6 +1369,7 @@ class Exchange:
         assert server is not None
         assert self._slot
         self._slot = False
+        self._room.release(self)
         self._engine.load.finished(
             server.id,
             self.envelope.model,
@@ -1341,19 +1384,24 @@ class Exchange:
         self._retrying = False
         self._engine.load.retry_finished(self.envelope.model)
 
+    def _offer_slot(self) -> None:
+        """Offer the slot that was given back to the requests that wait."""
+        self._room.slot_freed(self.envelope.model, self._engine.now())
+
     def _abandon_attempt(self) -> None:
         """Stop whatever runs, blaming nobody."""
-        self._engine.leave_queue(self)
+        self._room.leave(self, self._engine.now())
         self._abort_sending()
         if self._slot:
             self._release_slot(None)
-            self._engine.slot_freed(self.envelope.model)
+            self._offer_slot()
 
     def _over(self) -> None:
         self.phase = _OVER
         self._ending = None
         if self._retrying:
             self._release_retry()
+        self._room.end(self, self._engine.now())
         self._engine.finished(self)
 
 
@@ -1363,17 +1411,3 @@ def _attempt_headers(tried: int, server_id: ServerId | None) -> tuple[tuple[byte
     if server_id is None:
         return (attempts,)
     return attempts, (b"x-gateway-server-id", server_id.encode()), (b"x-multiverse-server", server_id.encode())
-
-
-def give_turns(waiters: Iterable[object]) -> None:
-    """Let those who wait for a model try again, who came first at the front; who cannot use what is free keeps its place."""
-    free = True
-    for waiter in waiters:
-        assert isinstance(waiter, Exchange)
-        if not free:
-            waiter.stay()
-            continue
-        waiter.turn()
-        envelope = waiter.envelope
-        every_server_will_do = not waiter.attempts and not envelope.stream and envelope.server_id is None
-        free = not (waiter.phase is _QUEUED and every_server_will_do)

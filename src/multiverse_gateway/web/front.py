@@ -51,6 +51,8 @@ from multiverse_gateway.web.security import (
 
 EXPLAIN = b"x-multiverse-explain"
 """Header with which our own pages ask why a server was chosen; the answer is in `x-multiverse-why`."""
+PRIORITY = b"x-multiverse-priority"
+"""Header of a request: with the value `bulk` it waits in the queue while requests that people wait for take their turns."""
 NOBODY_YET = Caller("")
 JSON = b"application/json"
 MAX_PATH = 512
@@ -133,6 +135,8 @@ class Opening:
     """Whether a proxy or a tunnel has passed it on."""
     explains: bool
     """Whether it asks why a server was chosen."""
+    is_bulk: bool
+    """Whether nobody waits for its answer, so that it may wait while others do."""
     lookup: Envelope | None
     """The envelope of a call for what is stored, which says all that its body would."""
 
@@ -210,6 +214,7 @@ class Front:
             forwarded=forwarded_lines(head.fields, names),
             is_forwarded=is_forwarded(names),
             explains=EXPLAIN in names,
+            is_bulk=names.get(PRIORITY, b"").strip().lower() == b"bulk",
             lookup=lookup,
         )
 
@@ -325,6 +330,7 @@ class Front:
             arrived=visit.arrived,
             caller=caller.name,
             source=caller.quota,
+            is_bulk=opening.is_bulk,
         )
         exchange.traceparent = opening.traceparent
         exchange.forwarded = opening.forwarded

@@ -1,0 +1,102 @@
+"""The exchanges that wait for a slot of their model: the fair queue decides who is next, and this room tells them.
+
+An exchange asks `may_begin` before it takes a slot that is free, calls `begin` and `release` around each attempt, `join` while it has to
+wait, and `end` once. A free slot is offered to the waiting exchanges in the queue's order; one that cannot use it keeps its place.
+Everything runs on one event loop, and any of these calls may come while another one is on its way.
+"""
+
+from collections.abc import Hashable
+from functools import lru_cache
+from typing import Protocol, cast
+
+from multiverse_gateway.core.fairness import Band, FairQueue, Flow, Ticket
+
+
+class Waiter(Protocol):
+    """An exchange, as the room sees it: `ticket.request` is one."""
+
+    ticket: Ticket
+
+    def turn(self) -> None:
+        """Try to use a slot that is free."""
+
+    def drop(self) -> None:
+        """End: too many requests wait, and this one is the first that has to go."""
+
+
+@lru_cache(maxsize=4096)
+def flow_of(client: str, is_bulk: bool) -> Flow:
+    """Return the flow of a client's requests; few of them differ."""
+    return Flow(client, Band.BULK if is_bulk else Band.INTERACTIVE)
+
+
+class WaitingRoom:
+    """The waiting exchanges of one process; `queue` holds what is known of them, and of those that run."""
+
+    def __init__(self, max_waiting: int) -> None:
+        self.queue = FairQueue(max_waiting=max_waiting)
+        self._turn: Waiter | None = None
+        """The exchange to which a free slot is offered at the moment."""
+        self._moved_at: dict[str, float] = {}
+        """When a slot of a model was given back last, for the models that exchanges wait for."""
+
+    def may_begin(self, waiter: Waiter, now: float) -> bool:
+        """Return whether an exchange may take a free slot: it is its turn, or none waits and its flow may hold one more."""
+        return waiter is self._turn or self.queue.may_begin(waiter.ticket, now)
+
+    def begin(self, waiter: Waiter, pool: Hashable, now: float) -> None:
+        """Take a slot for an attempt; the exchange waits no more."""
+        self.queue.begin(waiter.ticket, now, pool)
+
+    def release(self, waiter: Waiter) -> None:
+        """Give the slot of an attempt back; `slot_freed` offers it to others."""
+        self.queue.release(waiter.ticket)
+
+    def join(self, waiter: Waiter, now: float) -> bool:
+        """Wait, or stay in the same place; false if the exchange itself is the one for which there is no room.
+
+        What is free is offered first, so the exchange may have begun when this returns.
+        """
+        ticket = waiter.ticket
+        if ticket.is_waiting:
+            return True
+        self.queue.join(ticket, now)
+        if waiter is not self._turn:
+            self.offer(ticket.model, now)
+        dropped = self.queue.overflow(ticket.model)
+        if dropped is None:
+            return True
+        if dropped is not ticket:
+            cast(Waiter, dropped.request).drop()
+        return dropped is not ticket
+
+    def leave(self, waiter: Waiter, now: float) -> None:
+        """Wait no more; harmless for an exchange that does not wait."""
+        self.queue.leave(waiter.ticket, now)
+
+    def end(self, waiter: Waiter, now: float) -> None:
+        """Forget an exchange that is over, and charge its client for what it used."""
+        self.queue.end(waiter.ticket, now)
+
+    def slot_freed(self, model: str, now: float) -> None:
+        """Offer a slot of a model that was given back; those that wait for it learn that the queue moves."""
+        if self.queue.anybody_waits:
+            self._moved_at[model] = now
+            self.offer(model, now)
+        elif self._moved_at:
+            self._moved_at.clear()
+
+    def offer(self, model: str, now: float) -> None:
+        """Offer what is free of a model to the exchanges that wait for it, in the queue's order."""
+        self.queue.give_turns(model, now, self._give_turn)
+
+    def moved_at(self, model: str) -> float:
+        """Return when a slot of a model was given back last, 0 if none waits for it."""
+        return self._moved_at.get(model, 0.0)
+
+    def _give_turn(self, ticket: Ticket) -> None:
+        before, self._turn = self._turn, cast(Waiter, ticket.request)
+        try:
+            self._turn.turn()
+        finally:
+            self._turn = before
