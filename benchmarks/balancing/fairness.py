@@ -1,7 +1,7 @@
 """Measure the fair queue: one careless client beside a class, and six clients that all want everything.
 
-Real are the queue, the exchanges and the gateway around them; the server, its clients and time are made up. The first-come queue and
-the variants that lack a part of the fair one are here for comparison.
+Real are the queue, the exchanges and the gateway around them; the server, its clients and time are made up, and so is the limit on
+requests at once. The first-come queue and the variants that lack a part of the fair one are here for comparison.
 """
 
 import argparse
@@ -20,7 +20,6 @@ from benchmarks.clock import Clock
 
 from multiverse_gateway.balancers.round_robin import RoundRobin
 from multiverse_gateway.core.envelope import Envelope
-from multiverse_gateway.core.failover import Failure
 from multiverse_gateway.core.fairness import (
     OUTPUT_WEIGHT,
     AtOnce,
@@ -29,18 +28,17 @@ from multiverse_gateway.core.fairness import (
     Flow,
     Pool,
     Ticket,
-    actual_cost,
-    estimated_cost,
     jain,
 )
 from multiverse_gateway.core.health import fresh
 from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.core.sse import Dialect
-from multiverse_gateway.gateway import SWEEP_SECONDS, Gateway
+from multiverse_gateway.gateway import BULK_QUEUE_SECONDS, SWEEP_SECONDS, Gateway
 from multiverse_gateway.plugins import probe as named_probe
 from multiverse_gateway.protocols import Registry
 from multiverse_gateway.relay.exchange import Exchange, Limits, Sending
 from multiverse_gateway.relay.heads import Headers
+from multiverse_gateway.relay.waiting import Waiter, WaitingRoom
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
 
@@ -48,11 +46,9 @@ MODEL = "model"
 SLOTS = 4
 TOKENS_PER_SECOND = 30.0
 PREFILL_PER_SECOND = 1000.0
-LOOK_SECONDS = 0.25
 AGAIN_SECONDS = 2.0
 """When the script sends a refused request again."""
 WARM_UP = 300.0
-BULK_TIMEOUT = 240.0
 _JSON = {b"content-type": b"application/json"}
 _ENVELOPE = Envelope(model=MODEL, stream=False, stateful=False, wants_usage=False, path="/v1/chat/completions", dialect=Dialect.CHAT)
 
@@ -81,28 +77,14 @@ def _newest(queue: FairQueue, name: str) -> Ticket | None:
 
 @attrs.define(eq=False)
 class Call:
-    """One request: the client of its exchange, and what the queue asks of it."""
+    """One request, as the client of its exchange."""
 
     person: "Person"
     prompt: int
     answer_tokens: int
     arrived: float
-    exchange: "FairExchange" = attrs.field(init=False)
     began: float | None = None
     status: int = 0
-
-    @property
-    def needs(self) -> Hashable:
-        return None
-
-    def estimated_cost(self) -> float:
-        mean = self.exchange.gateway.queue.mean_output_tokens(MODEL)
-        return estimated_cost(4 * self.prompt, max_tokens=None, mean_output_tokens=mean)
-
-    def actual_cost(self) -> float:
-        if self.status != 200:
-            return 0.0
-        return actual_cost(4 * self.prompt, self.exchange.sent_bytes, usage=self.exchange.usage)
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
         self.status = status
@@ -120,37 +102,6 @@ class Call:
         raise AssertionError("no server breaks")
 
 
-class FairExchange(Exchange):
-    """An exchange whose slots are given by the fair queue."""
-
-    __slots__ = ("gateway", "ticket")
-
-    gateway: "FairGateway"
-    ticket: Ticket
-
-    def _choose(self) -> None:
-        if self.gateway.may_choose(self):
-            super()._choose()
-        else:
-            self._wait_for_slot(self.gateway.now(), math.inf, self._all_full())
-
-    def _try(self, server: Server, now: float) -> None:
-        self.gateway.queue.begin(self.ticket, now, server.id)
-        super()._try(server, now)
-
-    def _release_slot(self, failure: Failure | None) -> None:
-        super()._release_slot(failure)
-        self.gateway.queue.release(self.ticket)
-
-    def drop(self) -> None:
-        """Refuse the request: too many wait."""
-        self._give_up_without_server(self._all_full())
-
-    def wait_longer(self, seconds: float) -> None:
-        """Wait in the queue for so long."""
-        self._limits = attrs.evolve(self._limits, queue_timeout=seconds)
-
-
 class _Running:
     """A request on the server. No client leaves, so nothing is ever aborted."""
 
@@ -164,26 +115,47 @@ class _Running:
         """Do nothing."""
 
 
-class FairGateway(Gateway):
-    """The gateway with the fair queue in the place of its own, and one server of `SLOTS` slots in the place of wires."""
+class MeasuredRoom(WaitingRoom):
+    """The gateway's room, which measures how busy the slots are, and lets no client wait with more than so many requests at once."""
+
+    def __init__(self, queue: FairQueue, most_at_once: int, measure: Callable[[], None]) -> None:
+        super().__init__(queue.max_waiting)
+        self.queue = queue
+        self.at_once = AtOnce()
+        self.most_at_once = most_at_once
+        self.measure = measure
+
+    def join(self, waiter: Waiter, now: float) -> bool:
+        self.measure()
+        client = waiter.ticket.flow.client
+        return (waiter.ticket.is_waiting or self.at_once.may_wait(client, self.most_at_once)) and super().join(waiter, now)
+
+    def leave(self, waiter: Waiter, now: float) -> None:
+        self.measure()
+        super().leave(waiter, now)
+
+    def slot_freed(self, model: str, now: float) -> None:
+        self.measure()
+        super().slot_freed(model, now)
+
+
+class SimulatedGateway(Gateway):
+    """The gateway with one server of `SLOTS` slots in the place of wires."""
 
     clock: Clock
-    queue: FairQueue
-    at_once: AtOnce
-    most_at_once = 0
+    room: MeasuredRoom
+    has_shares: bool
     busy_seconds = 0.0
     waiting_seconds = 0.0
     """Seconds in which any request waited, and slot seconds in use meanwhile."""
     used_while_waiting = 0.0
     _measured_at = 0.0
-    _looks_at = 0.0
-    _turn: Exchange | None = None
 
     def measure(self) -> None:
         """Add up how busy the slots were since the last call."""
         seconds, self._measured_at = self.clock.now - self._measured_at, self.clock.now
         self.busy_seconds += seconds * self.load.total
-        if self.queue.anybody_waits:
+        if self.room.queue.anybody_waits:
             self.waiting_seconds += seconds
             self.used_while_waiting += seconds * self.load.total
 
@@ -202,70 +174,20 @@ class FairGateway(Gateway):
         self.clock.later(call.prompt / PREFILL_PER_SECOND + call.answer_tokens / TOKENS_PER_SECOND, end)
         return _Running()
 
-    def may_choose(self, exchange: FairExchange) -> bool:
-        """Return whether the exchange may take a free slot: it is its turn, or no request waits and its share is not used up."""
-        return exchange is self._turn or self.queue.may_begin(exchange.ticket, self.now())
-
-    def join_queue(self, exchange: Exchange) -> bool:
-        assert isinstance(exchange, FairExchange)
-        queue, ticket = self.queue, exchange.ticket
-        if ticket.is_waiting:
-            return True
-        self.measure()
-        if self.most_at_once and not self.at_once.may_wait(ticket.flow.client, self.most_at_once):
-            return False
-        queue.join(ticket, self.now())
-        if exchange is not self._turn:
-            self.slot_freed(MODEL)
-        dropped = queue.overflow(MODEL)
-        if dropped is ticket:
-            return False
-        if dropped is not None:
-            call = dropped.request
-            assert isinstance(call, Call)
-            call.exchange.drop()
-        return True
-
-    def leave_queue(self, exchange: Exchange) -> None:
-        assert isinstance(exchange, FairExchange)
-        self.queue.leave(exchange.ticket, self.now())
-
-    def slot_freed(self, model: str) -> None:
-        """Give the free slots to the requests whose turn it is."""
-        if not self.queue.anybody_waits:
-            return
-        self.measure()
-        self.queue.give_turns(model, self.now(), self._give_turn)
-
-    def _give_turn(self, ticket: Ticket) -> None:
-        call = ticket.request
-        assert isinstance(call, Call)
-        self._turn = call.exchange
-        call.exchange.turn()
-        self._turn = None
-
     def begin(self, exchange: Exchange) -> None:
-        assert isinstance(exchange, FairExchange)
-        self.at_once.take(exchange.ticket.flow.client)
+        self.room.at_once.take(exchange.ticket.flow.client)
         super().begin(exchange)
 
     def finished(self, exchange: Exchange) -> None:
-        assert isinstance(exchange, FairExchange)
         call = exchange.client
         assert isinstance(call, Call)
-        self.queue.end(exchange.ticket, self.now())
-        self.at_once.give_back(exchange.ticket.flow.client)
-        if call.status == 200 and call.began is not None:
-            self.queue.learn(MODEL, seconds=self.now() - call.began, output_tokens=call.answer_tokens)
+        self.room.at_once.give_back(exchange.ticket.flow.client)
         super().finished(exchange)
         call.person.finished(call)
 
-    def sweep(self, now: float) -> None:
-        """Look at the queue now and then: a share of slots can grow without an event."""
-        super().sweep(now)
-        if now >= self._looks_at:
-            self._looks_at = now + LOOK_SECONDS
-            self.slot_freed(MODEL)
+    def _note_pools(self) -> None:
+        if self.has_shares:
+            super()._note_pools()
 
 
 Sizes = Callable[[random.Random], int]
@@ -297,7 +219,7 @@ class Person:
 
     name: str
     habit: Habit
-    gateway: FairGateway
+    gateway: SimulatedGateway
     chance: random.Random
     waits: list[float] = attrs.field(factory=list)
     refused: int = 0
@@ -320,21 +242,19 @@ class Person:
         gateway, habit = self.gateway, self.habit
         gateway.measure()
         call = Call(self, habit.prompt, habit.tokens(self.chance), gateway.clock.now)
-        exchange = FairExchange(
+        exchange = Exchange(
             gateway,
             _ENVELOPE,
             call,
-            body=b"",
+            body=b" " * (4 * habit.prompt),
             content_type=b"application/json",
             query=b"",
             request_id="",
             arrived=gateway.clock.now,
+            source=self.name,
+            is_bulk=habit.band is Band.BULK,
         )
-        call.exchange = exchange
-        exchange.gateway = gateway
-        exchange.ticket = Ticket(MODEL, Flow(self.name, habit.band), call, habit.weight)
-        if habit.band is Band.BULK:
-            exchange.wait_longer(BULK_TIMEOUT)
+        exchange.ticket.weight = habit.weight
         gateway.begin(exchange)
         exchange.start()
 
@@ -366,10 +286,10 @@ class Rules:
     at_once: int = 0
 
 
-def run(rules: Rules, habits: Mapping[str, Habit], *, seed: int, minutes: float) -> tuple[FairGateway, list[Person]]:
+def run(rules: Rules, habits: Mapping[str, Habit], *, seed: int, minutes: float) -> tuple[SimulatedGateway, list[Person]]:
     """Let these clients at one model for so many minutes after the warm-up."""
     clock = Clock()
-    gateway = FairGateway(
+    gateway = SimulatedGateway(
         Settings(database_url="memory://", max_in_flight=100_000),
         store=MemoryStore(),
         balancer=RoundRobin(),
@@ -379,14 +299,19 @@ def run(rules: Rules, habits: Mapping[str, Habit], *, seed: int, minutes: float)
         chance=random.Random(f"{seed} gateway").random,
     )
     gateway.clock = clock
-    gateway.queue = rules.kind(max_waiting=rules.places)
-    gateway.at_once = AtOnce()
-    gateway.most_at_once = rules.at_once
-    gateway.limits = Limits(request_timeout=1e6, first_byte_timeout=1e6, queue_timeout=rules.timeout)
+    gateway.has_shares = rules.shares
+    gateway.room = MeasuredRoom(rules.kind(max_waiting=rules.places), rules.at_once, gateway.measure)
+    gateway.limits = Limits(
+        request_timeout=1e6,
+        first_byte_timeout=1e6,
+        queue_timeout=rules.timeout,
+        bulk_queue_timeout=max(rules.timeout, BULK_QUEUE_SECONDS),
+    )
     server = _server(ServerId("lab"), Kind(slots=SLOTS, declares_slots=True))
     health = {server.id: fresh(1, now=0.0, wall=0.0, policy=gateway.health_policy)}
     gateway.follow(Registry(version=1, servers=(server,), health=health))
-    gateway.queue.serve({server.id: Pool((MODEL,), SLOTS if rules.shares else None)})
+    if not rules.shares:
+        gateway.room.queue.serve({server.id: Pool((MODEL,), None)})
     people = [Person(name, habit, gateway, random.Random(f"{seed} {name}")) for name, habit in habits.items()]
 
     def sweep() -> None:
