@@ -118,10 +118,10 @@ class _Running:
 class MeasuredRoom(WaitingRoom):
     """The gateway's room, which measures how busy the slots are, and lets no client wait with more than so many requests at once."""
 
-    def __init__(self, queue: FairQueue, most_at_once: int, measure: Callable[[], None]) -> None:
+    def __init__(self, queue: FairQueue, at_once: AtOnce, most_at_once: int, measure: Callable[[], None]) -> None:
         super().__init__(queue.max_waiting)
         self.queue = queue
-        self.at_once = AtOnce()
+        self.at_once = at_once
         self.most_at_once = most_at_once
         self.measure = measure
 
@@ -143,7 +143,7 @@ class SimulatedGateway(Gateway):
     """The gateway with one server of `SLOTS` slots in the place of wires."""
 
     clock: Clock
-    room: MeasuredRoom
+    at_once: AtOnce
     has_shares: bool
     busy_seconds = 0.0
     waiting_seconds = 0.0
@@ -175,13 +175,13 @@ class SimulatedGateway(Gateway):
         return _Running()
 
     def begin(self, exchange: Exchange) -> None:
-        self.room.at_once.take(exchange.ticket.flow.client)
+        self.at_once.take(exchange.ticket.flow.client)
         super().begin(exchange)
 
     def finished(self, exchange: Exchange) -> None:
         call = exchange.client
         assert isinstance(call, Call)
-        self.room.at_once.give_back(exchange.ticket.flow.client)
+        self.at_once.give_back(exchange.ticket.flow.client)
         super().finished(exchange)
         call.person.finished(call)
 
@@ -300,7 +300,8 @@ def run(rules: Rules, habits: Mapping[str, Habit], *, seed: int, minutes: float)
     )
     gateway.clock = clock
     gateway.has_shares = rules.shares
-    gateway.room = MeasuredRoom(rules.kind(max_waiting=rules.places), rules.at_once, gateway.measure)
+    gateway.at_once = AtOnce()
+    gateway.room = MeasuredRoom(rules.kind(max_waiting=rules.places), gateway.at_once, rules.at_once, gateway.measure)
     gateway.limits = Limits(
         request_timeout=1e6,
         first_byte_timeout=1e6,

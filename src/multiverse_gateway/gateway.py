@@ -322,6 +322,7 @@ class Gateway:
         if now >= self._fades_at:
             self._fades_at = now + FADE_SECONDS
             self.load.fade()
+        self.room.look(now)
         for exchange in [exchange for exchange in self.exchanges if exchange.due <= now]:
             exchange.tick()
 

@@ -41,9 +41,9 @@ def test_greedy_clients_get_equal_shares() -> None:
     gateway, people = run(Rules(timeout=1e5), GREEDY, seed=1, minutes=30)
     assert jain(person.served for person in people) > 0.98
     assert 0 < largest_gap(people) < 2 * 4 * 16_000
-    room = gateway.room
-    assert room.queue.crowd("model").running == gateway.load.total == 4
-    assert room.queue.waiting("model") + 4 == room.at_once.total == sum(habit.loops for habit in GREEDY.values())
+    queue = gateway.room.queue
+    assert queue.crowd("model").running == gateway.load.total == 4
+    assert queue.waiting("model") + 4 == gateway.at_once.total == sum(habit.loops for habit in GREEDY.values())
 
 
 def test_every_price_has_a_name() -> None:

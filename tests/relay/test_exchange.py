@@ -1088,7 +1088,7 @@ def test_a_slot_that_nobody_freed_is_found() -> None:
     stage.set_health("b", resting_until=stage.clock + 0.1)
     stage.start()
     _, client = stage.start()
-    stage.wait(0.1)
+    stage.wait(0.05)
     assert stage.tried() == ["a"]
     stage.wait(QUEUE_LOOK_SECONDS)
     assert stage.tried() == ["a", "b"]

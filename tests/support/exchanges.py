@@ -418,6 +418,7 @@ class RecordingEngine:
     def wait(self, seconds: float) -> None:
         """Let time pass, then do what is due, as the gateway's sweep does: who is due is decided before anybody is called."""
         self.clock += seconds
+        self.room.look(self.clock)
         due = [call for at, call in self.timers if at <= self.clock]
         self.timers = [timer for timer in self.timers if timer[0] > self.clock]
         for call in due:

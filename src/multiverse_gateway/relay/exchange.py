@@ -525,7 +525,7 @@ class Exchange:
         elif phase is _RELAYING:
             self._tick_relaying()
         elif phase is _QUEUED:
-            self._tick_queued(now)
+            self._choose()
         elif now >= self.deadline:
             self._abandon_attempt()
             self._refuse(
@@ -763,13 +763,13 @@ class Exchange:
             if self._room.may_begin(self, now):
                 self._try(engine.pick(ready, self.envelope), now)
             else:
-                self._wait_for_slot(now, inf, self._all_full())
+                self._wait_for_slot(now, inf, self._all_full)
         elif found.full:
-            self._wait_for_slot(now, inf, self._all_full())
+            self._wait_for_slot(now, inf, self._all_full)
         elif found.last_resort is not None:
             self._try(found.last_resort, now)
         elif found.last_resort_taken:
-            self._wait_for_slot(now, LAST_RESORT_SECONDS, self._nobody_usable(found))
+            self._wait_for_slot(now, LAST_RESORT_SECONDS, partial(self._nobody_usable, found))
         elif found.streaming_unsupported:
             self._give_up_without_server(
                 StreamingUnsupported(
@@ -810,7 +810,7 @@ class Exchange:
         else:
             self._refuse(error)
 
-    def _wait_for_slot(self, now: float, patience: float, refusal: GatewayError) -> None:
+    def _wait_for_slot(self, now: float, patience: float, refusal: Callable[[], GatewayError]) -> None:
         """Wait in the queue until that takes too long, or the queue does not move for the seconds of `patience`, or it is full."""
         if self.phase is not _QUEUED:
             self.phase = _QUEUED
@@ -821,13 +821,7 @@ class Exchange:
         until = min(self._queued_at + timeout, moved_at + patience)
         self.due = min(until, now + QUEUE_LOOK_SECONDS)
         if now >= until or not self._room.join(self, now):
-            self._give_up_without_server(refusal)
-
-    def _tick_queued(self, now: float) -> None:
-        """Look for a slot: one can open, or a client's share can grow, without an attempt's end."""
-        self._room.offer(self.envelope.model, now)
-        if self.phase is _QUEUED:
-            self._choose()
+            self._give_up_without_server(refusal())
 
     def _all_full(self) -> GatewayError:
         """Return the refusal of a request that waited too long, or for which there is no place; it says when a place is likely."""

@@ -1,8 +1,9 @@
 """The exchanges that wait for a slot of their model: the fair queue decides who is next, and this room tells them.
 
 An exchange asks `may_begin` before it takes a slot that is free, calls `begin` and `release` around each attempt, `join` while it has to
-wait, and `end` once. A free slot is offered to the waiting exchanges in the queue's order; one that cannot use it keeps its place.
-Everything runs on one event loop, and any of these calls may come while another one is on its way.
+wait, and `end` once. The gateway calls `look` while anything is due. A free slot is offered to the waiting exchanges in the queue's
+order; one that cannot use it keeps its place. Everything runs on one event loop, and any of these calls may come while another one is on
+its way.
 """
 
 from collections.abc import Hashable
@@ -10,6 +11,9 @@ from functools import lru_cache
 from typing import Protocol, cast
 
 from multiverse_gateway.core.fairness import Band, FairQueue, Flow, Ticket
+
+LOOK_SECONDS = 0.25
+"""How often free slots are offered though no attempt ended: a server can return, and the share that a client may hold can grow."""
 
 
 class Waiter(Protocol):
@@ -39,6 +43,7 @@ class WaitingRoom:
         """The exchange to which a free slot is offered at the moment."""
         self._moved_at: dict[str, float] = {}
         """When a slot of a model was given back last, for the models that exchanges wait for."""
+        self._looks_at = 0.0
 
     def may_begin(self, waiter: Waiter, now: float) -> bool:
         """Return whether an exchange may take a free slot: it is its turn, or none waits and its flow may hold one more."""
@@ -89,6 +94,13 @@ class WaitingRoom:
     def offer(self, model: str, now: float) -> None:
         """Offer what is free of a model to the exchanges that wait for it, in the queue's order."""
         self.queue.give_turns(model, now, self._give_turn)
+
+    def look(self, now: float) -> None:
+        """Offer what is free of every model that exchanges wait for, every `LOOK_SECONDS`."""
+        if self.queue.anybody_waits and now >= self._looks_at:
+            self._looks_at = now + LOOK_SECONDS
+            for model in self.queue.lengths():
+                self.offer(model, now)
 
     def moved_at(self, model: str) -> float:
         """Return when a slot of a model was given back last, 0 if none waits for it."""
