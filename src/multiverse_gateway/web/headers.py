@@ -32,6 +32,7 @@ EXPOSED_HEADERS = (
     "x-gateway-server-id",
     "x-multiverse-server",
     "x-multiverse-attempts",
+    "x-multiverse-queued-ms",
     "x-multiverse-why",
     "x-should-retry",
     "x-ratelimit-limit-requests",

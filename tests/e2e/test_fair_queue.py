@@ -1,0 +1,122 @@
+"""The fair queue over real sockets: whose turn it is when the only server of a model is busy. At both doors."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+
+import httpx2
+import pytest
+
+from support import behaviours
+from support.backends import Backend
+from support.processes import DOORS, Door, GatewayProcess, door_setting
+from support.sockets import serving, wait_until
+
+pytestmark = pytest.mark.e2e
+
+SCRIPT, PERSON = ("a-key-of-the-script-0000000000001", "a-key-of-the-person-0000000000002")
+
+
+@pytest.fixture(scope="module", params=DOORS)
+def gateway(request: pytest.FixtureRequest) -> Iterator[GatewayProcess]:
+    """Return a gateway with two client keys, and eight places."""
+    door: Door = request.param
+    settings = {"CLIENT_API_KEYS": f"{SCRIPT},{PERSON}", "MULTIVERSE_MAX_QUEUE": "8", **door_setting(door)}
+    with GatewayProcess(settings) as process:
+        yield process
+
+
+class Crowd:
+    """Callers of one busy model; remembers who was answered, in order."""
+
+    def __init__(self, gateway: GatewayProcess, model: str) -> None:
+        self.gateway = gateway
+        self.model = model
+        self.answers: list[tuple[str, httpx2.Response]] = []
+        self.threads: list[threading.Thread] = []
+
+    def call(self, name: str, key: str, **headers: str) -> None:
+        """Send a request in the background."""
+
+        def run() -> None:
+            body = {"model": self.model, "messages": [{"role": "user", "content": name}]}
+            with httpx2.Client(base_url=self.gateway.url, timeout=30) as client:
+                sent = client.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}", **headers})
+            self.answers.append((name, sent))
+
+        self.threads.append(thread := threading.Thread(target=run))
+        thread.start()
+
+    def waiting(self) -> int:
+        """Return how many requests wait for the model."""
+        figures = self.gateway.call("GET", "/metrics").text
+        lines = [line for line in figures.splitlines() if line.startswith("multiverse_requests_waiting") and f'"{self.model}"' in line]
+        return int(float(lines[0].rsplit(" ", 1)[1])) if lines else 0
+
+    def end(self) -> None:
+        """Wait for all answers."""
+        for thread in self.threads:
+            thread.join(30)
+
+    def names(self, status: int) -> list[str]:
+        """Return who was answered so, in order."""
+        return [name for name, answer in self.answers if answer.status_code == status]
+
+
+@pytest.fixture
+def busy(gateway: GatewayProcess) -> Iterator[Callable[..., tuple[Crowd, Backend, behaviours.Gate]]]:
+    """Return a maker of busy models: the script's first request is at the only server, which answers when the gate opens."""
+    servers = []
+
+    def make(model: str, slots: int = 1) -> tuple[Crowd, Backend, behaviours.Gate]:
+        server, gate = Backend(model, models=(model,)), behaviours.Gate()
+        servers.append(running := serving(server))
+        running.__enter__()
+        gateway.register(model, server.url, max_concurrency=slots)
+        server.behave = gate.held(behaviours.good())
+        crowd = Crowd(gateway, model)
+        crowd.call("script", SCRIPT)
+        wait_until(lambda: server.running == 1)
+        return crowd, server, gate
+
+    yield make
+    for running in servers:
+        running.__exit__(None, None, None)
+
+
+def test_a_person_does_not_wait_behind_a_script(busy: Callable[..., tuple[Crowd, Backend, behaviours.Gate]]) -> None:
+    """The script's eight requests fill the queue; a person who comes then takes the place of the newest, and is served next."""
+    crowd, server, gate = busy("crowded")
+    for number in range(8):
+        crowd.call("script", SCRIPT)
+        wait_until(lambda number=number: crowd.waiting() == number + 1)  # type: ignore[misc]
+    crowd.call("person", PERSON)
+    wait_until(lambda: len(crowd.answers) == 1)
+    assert crowd.names(503) == ["script"]
+    refusal = crowd.answers[0][1]
+    assert refusal.json()["error"]["code"] == "overloaded"
+    assert int(refusal.headers["retry-after"]) >= 1
+    gate.open()
+    crowd.end()
+    assert server.most_running == 1
+    assert [json.loads(request.body)["messages"][0]["content"] for request in server.requests[:3]] == ["script", "person", "script"]
+    assert crowd.names(200).count("script") == 8
+    waits = [int(answer.headers.get("x-multiverse-queued-ms", 0)) for _, answer in crowd.answers if answer.status_code == 200]
+    assert waits.count(0) == 1, "only the first one did not wait"
+
+
+def test_bulk_requests_leave_slots_free(busy: Callable[..., tuple[Crowd, Backend, behaviours.Gate]]) -> None:
+    """While anybody sends other requests, all bulk requests together hold a quarter of the slots: a person is served at once."""
+    crowd, server, gate = busy("mixed", slots=4)
+    for number in range(6):
+        crowd.call("bulk", PERSON, **{"x-multiverse-priority": "Bulk"})
+        wait_until(lambda number=number: (server.running, crowd.waiting()) == (2, number))  # type: ignore[misc]
+    server.behave = behaviours.good()
+    crowd.call("quick", PERSON)
+    wait_until(lambda: crowd.names(200) == ["quick"])
+    assert (server.running, crowd.waiting()) == (2, 5)
+    gate.open()
+    crowd.end()
+    assert crowd.names(200).count("bulk") == 6
