@@ -368,6 +368,7 @@ class Gateway:
         self.loaded = True
         self._slow |= {server_id for server_id, known in health.items() if known.slow_since is not None}
         self._raise_shares(now)
+        self._note_pools()
         for model in list(self.table.models):
             self.slot_freed(model)
 
