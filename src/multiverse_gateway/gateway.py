@@ -281,14 +281,14 @@ class Gateway:
 
     def begin_shutdown(self) -> None:
         """Take no new inference requests; the running ones go on. Those that wait for a slot are refused."""
-        self.shutting_down = True
+        self.shutting_down = self.room.is_closed = True
         for exchange in list(self.exchanges):
             if exchange.phase is Phase.QUEUED:
                 exchange.interrupt()
 
     def interrupt(self) -> None:
         """End every exchange now; committed streams are told why."""
-        self.shutting_down = True
+        self.shutting_down = self.room.is_closed = True
         for exchange in list(self.exchanges):
             exchange.interrupt()
 
@@ -940,6 +940,7 @@ class Gateway:
         if tally is None:
             tally = self._tallies[key] = self._tally(exchange, day)
         tally.seconds.append(seconds)
+        tally.waited_seconds += exchange.ticket.waited_seconds
         if exchange.first_byte_seconds is not None:
             tally.first_byte_seconds.append(exchange.first_byte_seconds)
         prompt_tokens, completion_tokens = exchange.usage
@@ -977,10 +978,10 @@ class Gateway:
         tallies, self._tallies = self._tallies, {}
         for tally in tallies.values():
             alike, count = tally.alike, len(tally.seconds)
-            if alike.worked and not alike.failed:
-                self.room.queue.learn(
-                    alike.model, seconds=sum(tally.seconds) / count, output_tokens=(tally.completion_tokens or tally.events) / count
-                )
+            tokens = tally.completion_tokens or tally.events
+            if tokens and alike.worked and not alike.failed:
+                taken = sum(tally.seconds) - tally.waited_seconds
+                self.room.queue.learn(model_key(alike.model), seconds=taken / count, output_tokens=tokens / count)
             totals = self._totals
             totals.requests += count
             totals.attempts += count * alike.tries

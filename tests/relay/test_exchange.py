@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.failover import Failure, FailureClass, RetryPolicy
 from multiverse_gateway.core.health import HealthState, fresh
-from multiverse_gateway.core.routing import build_table
+from multiverse_gateway.core.routing import build_table, pools_of
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.sse import DONE_EVENT, EVENTS_PER_CALL
 from multiverse_gateway.core.stored import lookup_of, response_not_found
@@ -1068,6 +1068,25 @@ def test_the_request_of_a_light_client_goes_before_those_of_a_script() -> None:
     assert (script[3][1].status, code(script[3][1]), person.phase) == (503, "overloaded", Phase.QUEUED)
     stage.last.answer()
     assert (person.phase, script[1][0].phase) == (Phase.TRYING, Phase.QUEUED)
+    stage.check()
+
+
+def test_one_offer_asks_one_of_many_requests_that_need_the_same() -> None:
+    """What cannot use a free slot is not asked again under another client's name, so that many clients cost no more than one."""
+    stage = queueing()
+    waiting = [stage.start(source=f"client {number}")[0] for number in range(31)][1:]
+    looked_at = [exchange.due for exchange in waiting]
+    stage.clock += 0.1
+    stage.room.offer(MODEL, stage.clock)
+    assert sum(exchange.due != due for exchange, due in zip(waiting, looked_at, strict=True)) == 1
+
+
+def test_nobody_begins_to_wait_in_a_process_that_is_to_end() -> None:
+    stage = queueing()
+    stage.start()
+    stage.room.is_closed = True
+    _, client = stage.start()
+    assert (client.status, code(client)) == (503, "overloaded")
     stage.check()
 
 
@@ -2420,6 +2439,24 @@ def test_a_request_for_a_stored_response_goes_to_the_server_that_has_it(fields: 
     stage.last.answer(503)
     assert (client.status, code(client), stage.tried()) == (503, "no_healthy_server", ["b"])
     stage.check()
+
+
+def test_a_cancel_waits_for_nobody() -> None:
+    """A look-up needs no slot: it goes on though its client holds one, others are about, and requests wait."""
+    stage = queueing()
+    stage.room.queue.serve(pools_of(stage.table))
+    stage.start(source="other")
+    for _ in range(2):
+        exchange, _ = stage.start(asked=look_up("POST", "/cancel"), source="one")
+        exchange.located(stage.servers[0])
+        assert exchange.phase is Phase.TRYING
+    stage.start(source="one")
+    assert stage.room.queue.lengths() == {MODEL: 1}
+    exchange, client = stage.start(asked=look_up("POST", "/cancel"), source="one")
+    exchange.located(stage.servers[0])
+    stage.last.answer()
+    assert client.status == 200
+    assert stage.room.queue.lengths() == {MODEL: 1}
 
 
 @pytest.mark.parametrize("status", [400, 404])

@@ -62,12 +62,12 @@ def _most_tokens(fields: dict[str, Any]) -> int:
 
 
 def requested_tokens(body: bytes) -> int | None:
-    """Return the most tokens that a request allows its answer to have, or `None` if it sets no limit.
+    """Return the most tokens that a request allows its answer to have, or `None` if it sets no limit or is too large to be read for it.
 
     >>> requested_tokens(b'{"prompt": "Hello", "max_tokens": 250}'), requested_tokens(b'{"prompt": "Hello"}')
     (250, None)
     """
-    return _limit(_fields(body))
+    return _limit(_fields(body)) if len(body) <= MAX_READ_BYTES else None
 
 
 def _limit(fields: dict[str, Any]) -> int | None:

@@ -129,6 +129,7 @@ class Tally:
     completion_tokens: int = 0
     events: int = 0
     sent_bytes: int = 0
+    waited_seconds: float = 0.0
 
 
 @define(eq=False)

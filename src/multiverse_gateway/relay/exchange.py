@@ -273,6 +273,7 @@ class Exchange:
         "_excluded",
         "_head_status",
         "_headers",
+        "_is_picky",
         "_limits",
         "_noticed",
         "_passing",
@@ -336,6 +337,7 @@ class Exchange:
         self.caller = caller
         self.source = source
         self._room = engine.room
+        self._is_picky = False
         self.ticket = Ticket(envelope.model, flow_of(source, is_bulk), self)
         self.number = 0
         self.why: list[Mapping[str, object]] | None = None
@@ -486,6 +488,7 @@ class Exchange:
         if self.phase is _CHOOSING:
             model = self.envelope.model or model_key(server.model_name)
             self.envelope = attrs.evolve(self.envelope, model=model, server_id=server.id, generation=server.generation)
+            self.ticket = Ticket(model, self.ticket.flow, self)
             self._choose()
 
     def not_located(self, error: GatewayError) -> None:
@@ -752,15 +755,17 @@ class Exchange:
             self._try(server, self._engine.now())
         else:
             self._choose()
+            self._offer_slot()
 
     def _choose(self) -> None:
         engine = self._engine
         now = engine.now()
         found = engine.candidates(self.envelope, self._excluded, now)
+        self._is_picky = found is not None and bool(found.resting) and not found.ready and not found.full
         if found is None:
             self._give_up_without_server(self._unknown_model())
         elif ready := found.ready_for(self.source):
-            if self._room.may_begin(self, now):
+            if self.envelope.is_lookup or self._room.may_begin(self, now):
                 self._try(engine.pick(ready, self.envelope), now)
             else:
                 self._wait_for_slot(now, inf, self._all_full)
@@ -839,7 +844,8 @@ class Exchange:
     def needs(self) -> tuple[object, ...]:
         """What the request needs of a server: of two requests with equal needs both can use what is free, or none can."""
         envelope = self.envelope
-        return envelope.stream, envelope.path, envelope.server_id, self._excluded, self.source
+        source = self.source if self._is_picky else None  # only servers that rest for somebody else are left
+        return envelope.stream, envelope.path, envelope.server_id, self._excluded, source
 
     @property
     def _generates(self) -> bool:
@@ -863,7 +869,10 @@ class Exchange:
         engine = self._engine
         if self.phase is _QUEUED:
             self.deadline += now - self._queued_at  # waiting has a limit of its own
-        self._room.begin(self, server.id, now)
+        if self.envelope.is_lookup:  # needs no slot
+            self._room.leave(self, now)
+        else:
+            self._room.begin(self, server.id, now)
         self.phase = _TRYING
         self.server = server
         self.tried += 1
@@ -1363,7 +1372,8 @@ class Exchange:
         assert server is not None
         assert self._slot
         self._slot = False
-        self._room.release(self)
+        if not self.envelope.is_lookup:
+            self._room.release(self)
         self._engine.load.finished(
             server.id,
             self.envelope.model,

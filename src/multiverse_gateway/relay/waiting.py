@@ -44,6 +44,8 @@ class WaitingRoom:
         self._moved_at: dict[str, float] = {}
         """When a slot of a model was given back last, for the models that exchanges wait for."""
         self._looks_at = 0.0
+        self.is_closed = False
+        """Whether nobody may wait any more, because the process is to end."""
 
     def may_begin(self, waiter: Waiter, now: float) -> bool:
         """Return whether an exchange may take a free slot: it is its turn, or none waits and its flow may hold one more."""
@@ -63,8 +65,8 @@ class WaitingRoom:
         What is free is offered first, so the exchange may have begun when this returns.
         """
         ticket = waiter.ticket
-        if ticket.is_waiting:
-            return True
+        if ticket.is_waiting or self.is_closed:
+            return not self.is_closed
         self.queue.join(ticket, now)
         if waiter is not self._turn:
             self.offer(ticket.model, now)
