@@ -503,8 +503,7 @@ class Exchange:
 
     def drop(self) -> None:
         """Leave the queue: too many requests wait, and no client has more of them there."""
-        if self.phase is _QUEUED:
-            self._give_up_without_server(self._all_full())
+        self._give_up_without_server(self._all_full())
 
     def postpone(self, seconds: float) -> None:
         """Move all deadlines: the process was stopped for so long, and what its sockets hold was not read yet."""
