@@ -30,7 +30,8 @@ async def test_requests_are_spread_streamed_and_failed_over() -> None:
             one.crash()
             answers = [await client.post("/v1/chat/completions", json=ASK) for _ in range(6)]
             assert [answer.status_code for answer in answers] == [200] * 6
-            assert max(int(answer.headers["x-multiverse-attempts"]) for answer in answers) == 2
+            most = max(int(answer.headers["x-multiverse-attempts"]) for answer in answers)
+            assert most in (2, 3), "three if an idle connection broke only when it was used"
             listed = (await client.get("/v1/models")).json()["data"]
             assert [(model["id"], model["total_servers"]) for model in listed] == [("test-model", 2)]
             assert (await client.post("/v1/chat/completions", json={**ASK, "model": "other"})).status_code == 404
