@@ -130,10 +130,6 @@ class MeasuredRoom(WaitingRoom):
         client = waiter.ticket.flow.client
         return (waiter.ticket.is_waiting or self.at_once.may_wait(client, self.most_at_once)) and super().join(waiter, now)
 
-    def leave(self, waiter: Waiter, now: float) -> None:
-        self.measure()
-        super().leave(waiter, now)
-
     def slot_freed(self, model: str, now: float) -> None:
         self.measure()
         super().slot_freed(model, now)
@@ -184,6 +180,10 @@ class SimulatedGateway(Gateway):
         self.at_once.give_back(exchange.ticket.flow.client)
         super().finished(exchange)
         call.person.finished(call)
+
+    def sweep(self, now: float) -> None:
+        self.measure()
+        super().sweep(now)
 
     def _note_pools(self) -> None:
         if self.has_shares:

@@ -256,6 +256,7 @@ class Exchange:
 
     _backoff_server: Server | None
     _budget_by: float
+    _is_picky: bool
     _queued_at: float
     _try_began: float
 
@@ -278,6 +279,7 @@ class Exchange:
         "_noticed",
         "_passing",
         "_paused",
+        "_queue",
         "_queued_at",
         "_received",
         "_retrying",
@@ -337,7 +339,7 @@ class Exchange:
         self.caller = caller
         self.source = source
         self._room = engine.room
-        self._is_picky = False
+        self._queue = engine.room.queue
         self.ticket = Ticket(envelope.model, flow_of(source, is_bulk), self)
         self.number = 0
         self.why: list[Mapping[str, object]] | None = None
@@ -760,20 +762,19 @@ class Exchange:
         engine = self._engine
         now = engine.now()
         found = engine.candidates(self.envelope, self._excluded, now)
-        self._is_picky = found is not None and bool(found.resting) and not found.ready and not found.full
         if found is None:
             self._give_up_without_server(self._unknown_model())
         elif ready := found.ready_for(self.source):
-            if self.envelope.is_lookup or self._room.may_begin(self, now):
+            if self.envelope.is_lookup or self._queue.may_begin(self.ticket, now) or self._room.has_turn(self):
                 self._try(engine.pick(ready, self.envelope), now)
             else:
-                self._wait_for_slot(now, inf, self._all_full)
+                self._wait_for_slot(found, now, inf, self._all_full)
         elif found.full:
-            self._wait_for_slot(now, inf, self._all_full)
+            self._wait_for_slot(found, now, inf, self._all_full)
         elif found.last_resort is not None:
             self._try(found.last_resort, now)
         elif found.last_resort_taken:
-            self._wait_for_slot(now, LAST_RESORT_SECONDS, partial(self._nobody_usable, found))
+            self._wait_for_slot(found, now, LAST_RESORT_SECONDS, partial(self._nobody_usable, found))
         elif found.streaming_unsupported:
             self._give_up_without_server(
                 StreamingUnsupported(
@@ -808,17 +809,18 @@ class Exchange:
         )
 
     def _give_up_without_server(self, error: GatewayError) -> None:
-        self._room.leave(self, self._engine.now())
+        self._queue.leave(self.ticket, self._engine.now())
         if self.attempts:
             self._finish_as(final_error(self.attempts))
         else:
             self._refuse(error)
 
-    def _wait_for_slot(self, now: float, patience: float, refusal: Callable[[], GatewayError]) -> None:
+    def _wait_for_slot(self, found: Candidates, now: float, patience: float, refusal: Callable[[], GatewayError]) -> None:
         """Wait in the queue until that takes too long, or the queue does not move for the seconds of `patience`, or it is full."""
         if self.phase is not _QUEUED:
             self.phase = _QUEUED
             self._queued_at = now
+        self._is_picky = bool(found.resting) and not (found.ready or found.full)
         limits = self._limits
         timeout = limits.bulk_queue_timeout if self.ticket.flow.band is Band.BULK else limits.queue_timeout
         moved_at = max(self._queued_at, self._room.moved_at(self.envelope.model))
@@ -829,7 +831,7 @@ class Exchange:
 
     def _all_full(self) -> GatewayError:
         """Return the refusal of a request that waited too long, or for which there is no place; it says when a place is likely."""
-        queue, model = self._room.queue, self.envelope.model
+        queue, model = self._queue, self.envelope.model
         seconds = queue.until_next_end(model, self.ticket.flow) or 1 + 4 * self._engine.chance()
         return Overloaded(
             f"Every server of the model {model!r} is busy, and {queue.waiting(model)} requests wait. "
@@ -852,7 +854,7 @@ class Exchange:
 
     def estimated_cost(self) -> float:
         """Return the weighted tokens that the request is expected to use."""
-        mean = self._room.queue.mean_output_tokens(self.envelope.model)
+        mean = self._queue.mean_output_tokens(self.envelope.model)
         tokens = requested_tokens(self.body_bytes) if self._generates else None
         return estimated_cost(len(self.body_bytes), max_tokens=tokens, mean_output_tokens=mean, generates=self._generates)
 
@@ -869,9 +871,9 @@ class Exchange:
         if self.phase is _QUEUED:
             self.deadline += now - self._queued_at  # waiting has a limit of its own
         if self.envelope.is_lookup:  # needs no slot
-            self._room.leave(self, now)
+            self._queue.leave(self.ticket, now)
         else:
-            self._room.begin(self, server.id, now)
+            self._queue.begin(self.ticket, now, server.id)
         self.phase = _TRYING
         self.server = server
         self.tried += 1
@@ -1371,8 +1373,7 @@ class Exchange:
         assert server is not None
         assert self._slot
         self._slot = False
-        if not self.envelope.is_lookup:
-            self._room.release(self)
+        self._queue.release(self.ticket)
         self._engine.load.finished(
             server.id,
             self.envelope.model,
@@ -1389,11 +1390,12 @@ class Exchange:
 
     def _offer_slot(self) -> None:
         """Offer the slot that was given back to the requests that wait."""
-        self._room.slot_freed(self.envelope.model, self._engine.now())
+        if self._queue.anybody_waits:
+            self._room.slot_freed(self.envelope.model, self._engine.now())
 
     def _abandon_attempt(self) -> None:
         """Stop whatever runs, blaming nobody."""
-        self._room.leave(self, self._engine.now())
+        self._queue.leave(self.ticket, self._engine.now())
         self._abort_sending()
         if self._slot:
             self._release_slot(None)
@@ -1404,7 +1406,7 @@ class Exchange:
         self._ending = None
         if self._retrying:
             self._release_retry()
-        self._room.end(self, self._engine.now())
+        self._queue.end(self.ticket, self._engine.now())
         self._engine.finished(self)
 
 

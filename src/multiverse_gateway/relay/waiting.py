@@ -1,12 +1,10 @@
 """The exchanges that wait for a slot of their model: the fair queue decides who is next, and this room tells them.
 
-An exchange asks `may_begin` before it takes a slot that is free, calls `begin` and `release` around each attempt, `join` while it has to
-wait, and `end` once. The gateway calls `look` while anything is due. A free slot is offered to the waiting exchanges in the queue's
-order; one that cannot use it keeps its place. Everything runs on one event loop, and any of these calls may come while another one is on
-its way.
+An exchange calls `join` while it has to wait; when it begins, ends or leaves, it tells the queue itself. The gateway calls `look` while
+anything is due. A free slot is offered to the waiting exchanges in the queue's order; one that cannot use it keeps its place. Everything
+runs on one event loop, and any of these calls may come while another one is on its way.
 """
 
-from collections.abc import Hashable
 from functools import lru_cache
 from typing import Protocol, cast
 
@@ -47,17 +45,9 @@ class WaitingRoom:
         self.is_closed = False
         """Whether nobody may wait any more, because the process is to end."""
 
-    def may_begin(self, waiter: Waiter, now: float) -> bool:
-        """Return whether an exchange may take a free slot: it is its turn, or none waits and its flow may hold one more."""
-        return waiter is self._turn or self.queue.may_begin(waiter.ticket, now)
-
-    def begin(self, waiter: Waiter, pool: Hashable, now: float) -> None:
-        """Take a slot for an attempt; the exchange waits no more."""
-        self.queue.begin(waiter.ticket, now, pool)
-
-    def release(self, waiter: Waiter) -> None:
-        """Give the slot of an attempt back; `slot_freed` offers it to others."""
-        self.queue.release(waiter.ticket)
+    def has_turn(self, waiter: Waiter) -> bool:
+        """Return whether a free slot is offered to this exchange at the moment."""
+        return waiter is self._turn
 
     def join(self, waiter: Waiter, now: float) -> bool:
         """Wait, or stay in the same place; false if the exchange itself is the one for which there is no room.
@@ -77,21 +67,10 @@ class WaitingRoom:
             cast(Waiter, dropped.request).drop()
         return dropped is not ticket
 
-    def leave(self, waiter: Waiter, now: float) -> None:
-        """Wait no more; harmless for an exchange that does not wait."""
-        self.queue.leave(waiter.ticket, now)
-
-    def end(self, waiter: Waiter, now: float) -> None:
-        """Forget an exchange that is over, and charge its client for what it used."""
-        self.queue.end(waiter.ticket, now)
-
     def slot_freed(self, model: str, now: float) -> None:
         """Offer a slot of a model that was given back; those that wait for it learn that the queue moves."""
-        if self.queue.anybody_waits:
-            self._moved_at[model] = now
-            self.offer(model, now)
-        elif self._moved_at:
-            self._moved_at.clear()
+        self._moved_at[model] = now
+        self.offer(model, now)
 
     def offer(self, model: str, now: float) -> None:
         """Offer what is free of a model to the exchanges that wait for it, in the queue's order."""
@@ -99,13 +78,15 @@ class WaitingRoom:
 
     def look(self, now: float) -> None:
         """Offer what is free of every model that exchanges wait for, every `LOOK_SECONDS`."""
-        if self.queue.anybody_waits and now >= self._looks_at:
+        if not self.queue.anybody_waits:
+            self._moved_at.clear()
+        elif now >= self._looks_at:
             self._looks_at = now + LOOK_SECONDS
             for model in self.queue.lengths():
                 self.offer(model, now)
 
     def moved_at(self, model: str) -> float:
-        """Return when a slot of a model was given back last, 0 if none waits for it."""
+        """Return when a slot of a model was given back last; 0 if none was since anybody waits."""
         return self._moved_at.get(model, 0.0)
 
     def _give_turn(self, ticket: Ticket) -> None:
