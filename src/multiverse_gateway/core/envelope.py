@@ -14,7 +14,6 @@ the top level only, so a prompt or a tool may contain any name.
 
 from __future__ import annotations
 
-import codecs
 import re
 from collections.abc import Callable
 from functools import lru_cache
@@ -25,6 +24,7 @@ import msgspec
 from attrs import Factory, evolve, field, frozen
 from msgspec import Meta, Raw, Struct, ValidationError
 
+from multiverse_gateway.core.lenient import is_utf8
 from multiverse_gateway.core.servers import ServerId, model_key
 from multiverse_gateway.core.sse import Dialect, dialect_of
 
@@ -54,7 +54,6 @@ LOOKUP = f"{RESPONSES}/*"
 BOM = b"\xef\xbb\xbf"
 """The byte order mark that some clients write before JSON. It is taken off before the body is read or relayed: RFC 8259, 8.1 lets parsers
 ignore it, and many servers do not."""
-_PIECE = 1 << 16
 _LARGE = 1 << 18
 """From this size on, the types of `model` and `stream` are checked before their values are made: a list of 7 million lists is 400 MB."""
 _MOST_COLONS = 1_000_000
@@ -252,8 +251,8 @@ def read_envelope(path: str, content_type: str, body: bytes) -> Envelope:
         return _MARKS[kind]
 
     try:
-        if not body.isascii():
-            _check_utf8(body)
+        if not body.isascii() and not is_utf8(body):
+            raise EnvelopeError("The body is not UTF-8; encode it as UTF-8", code="invalid_json")
         if len(body) > _LARGE:
             _check_types(body)
         try:
@@ -455,22 +454,9 @@ def _stream(value: Any) -> bool:
     raise EnvelopeError("The field stream is not a boolean; send true or false", "stream")
 
 
-def _check_utf8(body: bytes) -> None:
-    """Find what msgspec overlooks in strings that it skips; in pieces, lest 20 MiB of body become 80 of text."""
-    if len(body) <= _PIECE:
-        body.decode()
-        return
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    for start in range(0, len(body), _PIECE):
-        decoder.decode(body[start : start + _PIECE])
-    decoder.decode(b"", True)
-
-
 def _refuse(body: bytes, error: ValueError | RecursionError) -> NoReturn:
     if isinstance(error, RecursionError):
         message = "The body's JSON is nested too deeply; send fewer levels"
-    elif isinstance(error, UnicodeDecodeError):
-        message = "The body is not UTF-8; encode it as UTF-8"
     elif not body.strip():
         message = "The body is empty; send a JSON object with the field model"
     elif not isinstance(error, ValidationError):
