@@ -377,9 +377,16 @@ def share(health: Health, policy: HealthPolicy, now: float) -> float:
     """Return the part of its usual traffic that the server should get: 0.25 to 1, growing during its slow start."""
     if health.state is _HALF_OPEN:
         return LEAST_SHARE
-    if health.slow_since is None or now - health.slow_since >= policy.slow_start:
+    slow_since = _slow_since(health, policy, now)
+    if slow_since is None:
         return 1.0
-    return LEAST_SHARE + (1.0 - LEAST_SHARE) * max(0.0, now - health.slow_since) / policy.slow_start
+    return LEAST_SHARE + (1.0 - LEAST_SHARE) * max(0.0, now - slow_since) / policy.slow_start
+
+
+def _slow_since(health: Health, policy: HealthPolicy, now: float) -> float | None:
+    """Return when the slow start began that the server is in, `None` if there is none or it is over."""
+    since = health.slow_since
+    return None if since is None or now - since >= policy.slow_start else since
 
 
 def is_settled(health: Health, path: str) -> bool:
@@ -459,10 +466,10 @@ def _attempt_passed(health: Health, policy: HealthPolicy, now: float, wall: floa
     if health.state is _SUSPECT:
         return _healthy(health, now, wall, **_NO_STRIKES)
     if health.state is _HEALTHY:
-        is_over = health.slow_since is not None and now - health.slow_since >= policy.slow_start
-        if not _is_struck(health) and not is_over:
+        slow_since = _slow_since(health, policy, now)
+        if not _is_struck(health) and slow_since == health.slow_since:
             return health
-        return evolve(health, slow_since=None if is_over else health.slow_since, **_NO_STRIKES)
+        return evolve(health, slow_since=slow_since, **_NO_STRIKES)
     if health.state is _UNHEALTHY and health.by_traffic and health.probe_at > now:
         return evolve(health, probe_at=now)  # the last resort worked: probe at once
     return health
@@ -636,8 +643,7 @@ def _probe_passed(health: Health, event: ProbePassed, policy: HealthPolicy, at: 
     struck_until = max(health.struck_at + policy.strike_memory, health.doubted_until) if health.strikes else -inf
     is_struck = at.now < struck_until
     if health.state is _HEALTHY or health.state is _SUSPECT:
-        is_over = health.slow_since is not None and at.now - health.slow_since >= policy.slow_start
-        return _healthy(health, at.now, at.wall, slow_since=None if is_over else health.slow_since, **({} if is_struck else _NO_ROW))
+        return _healthy(health, at.now, at.wall, slow_since=_slow_since(health, policy, at.now), **({} if is_struck else _NO_ROW))
     if health.state is HealthState.PROBING:
         return _healthy(health, at.now, at.wall, **_NO_ROW)
     if health.state is _DEACTIVATED and not event.forced:
@@ -725,8 +731,7 @@ def _still_inactive(health: Health, event: ProbeFailed, policy: HealthPolicy, at
         return _moved(health, _ARCHIVED, at.wall, probe_at=inf)
     if event.forced:
         return health
-    delay = _around(min(_DEACTIVATED_CAP, _DEACTIVATED_UNIT * 2**health.probe_step), at.chance)
-    return evolve(health, probe_at=at.now + delay, probe_step=_step_after(health.probe_step))
+    return evolve(health, probe_at=at.now + _pause(health, policy, at.chance), probe_step=_step_after(health.probe_step))
 
 
 # Both
