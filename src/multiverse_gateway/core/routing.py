@@ -108,9 +108,6 @@ class RoutingTable:
     routes: Mapping[ServerId, Route]
 
 
-_SERVING = frozenset({HealthState.HEALTHY, HealthState.SUSPECT, HealthState.HALF_OPEN})
-
-
 def pools_of(table: RoutingTable) -> dict[Hashable, Pool]:
     """Return the slots of the servers that are in rotation, by server; a half-open one has one.
 
@@ -122,7 +119,7 @@ def pools_of(table: RoutingTable) -> dict[Hashable, Pool]:
     return {
         server_id: Pool((model_key(route.server.model_name),), _cap(route))
         for server_id, route in table.routes.items()
-        if route.health.state in _SERVING
+        if route.health.status == "healthy"
     }
 
 
