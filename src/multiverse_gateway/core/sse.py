@@ -42,9 +42,6 @@ from multiverse_gateway.core.payloads import (
 MAX_EVENT_BYTES = 1 << 20
 """Longest event of a chat or text completion in bytes, its line ends and comments included."""
 
-MAX_LARGE_EVENT_BYTES = 16 << 20
-"""Longest event of any other stream in bytes: an image or a whole response can be one event."""
-
 DONE_EVENT = b"data: [DONE]\n\n"
 """Last event of a stream of chat or text completions."""
 
