@@ -30,7 +30,7 @@ from typing import assert_never
 from attrs import frozen
 
 from multiverse_gateway.core.answers import check_json, reported_status
-from multiverse_gateway.core.content_types import relayed_type
+from multiverse_gateway.core.content_types import JSON, TEXT, relayed_type
 from multiverse_gateway.core.errors import (
     BackendBusy,
     BackendOverloaded,
@@ -85,7 +85,7 @@ class Failure:
     status: int | None = None
     retry_after: float | None = None
     body: bytes = b""
-    content_type: bytes = b"application/json"
+    content_type: bytes = JSON
     after_request: bool = False
     is_stale: bool = False
 
@@ -211,7 +211,7 @@ def classify_report(
         status,
         parse_retry_after(headers.get(b"retry-after"), now_wall),
         report,
-        b"application/json" if check_json(report) else b"text/plain; charset=utf-8",
+        JSON if check_json(report) else TEXT,
     )
 
 
@@ -283,7 +283,7 @@ def _nonsense(status: int, coding: bytes | None, kind: bytes, stream: bool, chec
 
 
 def _is_json(media: bytes) -> bool:
-    return media == b"application/json" or media.endswith(b"+json")
+    return media == JSON or media.endswith(b"+json")
 
 
 def _is_identity(coding: bytes | None) -> bool:
