@@ -63,7 +63,7 @@ from multiverse_gateway.core.routing import (
     verdict,
     with_health,
 )
-from multiverse_gateway.core.servers import ClientKey, Server, ServerId, model_key
+from multiverse_gateway.core.servers import ClientKey, Server, ServerId, identity, model_key
 from multiverse_gateway.core.stored import (
     KEPT_SECONDS,
     StoredResponse,
@@ -589,7 +589,7 @@ class Gateway:
     def _confirming_path(self, server: Server) -> str | None:
         """Return the API path on which the server has to let the gateway in, or `None` if there is no doubt about that."""
         route = self.table.routes.get(server.id)
-        if route is None or route.health.state is HealthState.PROBING or _identity(route.server) != _identity(server):
+        if route is None or route.health.state is HealthState.PROBING or identity(route.server) != identity(server):
             return CONFIRMING_PATH
         return is_refused(route.health)
 
@@ -1081,10 +1081,6 @@ class Gateway:
     def statistics(self) -> Mapping[str, int]:
         """Return the counts of this process since its start."""
         return attrs.asdict(self.totals)
-
-
-def _identity(server: Server) -> tuple[str, str, str | None]:
-    return server.model_name, server.endpoint_url, server.api_key
 
 
 def _event_of(result: ProbeResult, *, forced: bool, correlated: bool) -> HealthEvent:

@@ -19,7 +19,7 @@ from multiverse_gateway.core.addresses import is_openable, parse_endpoint, refus
 from multiverse_gateway.core.caps import Cap, Stated, cap_of
 from multiverse_gateway.core.errors import AlreadyRegistered, BadRequest, ProbeRefused, ServerNotFound, StorageUnavailable
 from multiverse_gateway.core.routing import Route
-from multiverse_gateway.core.servers import Server, ServerId, model_key
+from multiverse_gateway.core.servers import Server, ServerId, identity, model_key
 from multiverse_gateway.engines import READ_SECONDS, read_stated
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.protocols import ProbeResult, Registry
@@ -52,11 +52,6 @@ def refuse_address(gateway: Gateway, endpoint_url: str) -> None:
             f"endpoint_url names an address that this gateway does not dial ({reason}); write a public address or a tunnel's{remedy}",
             param="endpoint_url",
         )
-
-
-def _identity(server: Server | Registration) -> tuple[str, str, str | None]:
-    """Return what a verdict about a server depends on; a change of it begins a new generation."""
-    return server.model_name, server.endpoint_url, server.api_key
 
 
 def _pair(server: Server | Registration) -> tuple[str, str]:
@@ -170,7 +165,7 @@ async def register(gateway: Gateway, registration: Registration, *, has_cap: boo
             server = new
             cap = cap_of(engine, wanted=registration.max_concurrency, existing=existing)
             if existing is not None:
-                generation = existing.generation + (_identity(existing) != _identity(registration))
+                generation = existing.generation + (identity(existing) != identity(new))
                 owner = existing.owner_digest or owner_digest
                 server = attrs.evolve(existing, **_facts(registration), generation=generation, updated_at=wall, owner_digest=owner)
             server = attrs.evolve(server, max_concurrency=cap.limit)
@@ -206,10 +201,10 @@ async def update(gateway: Gateway, server_id: ServerId, change: Change, *, befor
             other = _with_pair(registry, wanted)
             if other is not None and other.id != server_id:
                 raise AlreadyRegistered(other.id)
-            is_new = _identity(wanted) != _identity(current)
+            is_new = identity(wanted) != identity(current)
             route = gateway.table.routes.get(server_id)
             needs_probe = is_new or (route is not None and not route.health.is_active)
-            if not needs_probe or (probed is not None and _identity(probed[0]) == _identity(wanted)):
+            if not needs_probe or (probed is not None and identity(probed[0]) == identity(wanted)):
                 server = attrs.evolve(wanted, generation=current.generation + is_new, updated_at=gateway.wall())
                 result = None if probed is None else attrs.evolve(probed[1], generation=server.generation)
                 if server.generation != current.generation or wanted != current or needs_probe:
@@ -358,4 +353,4 @@ def _merged(current: Server, item: Imported) -> Server:
     if not item.has_key:
         facts["api_key"] = current.api_key
     server = attrs.evolve(current, **facts)
-    return attrs.evolve(server, generation=current.generation + (_identity(server) != _identity(current)))
+    return attrs.evolve(server, generation=current.generation + (identity(server) != identity(current)))

@@ -84,6 +84,11 @@ class Server:
     owner_digest: str | None = attrs.field(default=None, repr=False)
 
 
+def identity(server: Server) -> tuple[str, str, str | None]:
+    """Return what a verdict about a server depends on; a change of it begins a new generation."""
+    return server.model_name, server.endpoint_url, server.api_key
+
+
 @attrs.frozen(kw_only=True)
 class ClientKey:
     """A user's key to the inference API, as it is kept: of the key itself only `digest`, its SHA-256 in hexadecimal.
