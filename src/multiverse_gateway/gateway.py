@@ -50,6 +50,7 @@ from multiverse_gateway.core.health import (
     share,
 )
 from multiverse_gateway.core.load import FADE_SECONDS, Admission, Load, Strain
+from multiverse_gateway.core.pauses import stopped_seconds
 from multiverse_gateway.core.routing import (
     Candidates,
     RoutingTable,
@@ -88,15 +89,13 @@ from multiverse_gateway.storage import guarded
 SWEEP_SECONDS = 0.05
 REST_SECONDS = 1.0
 """How often a gateway without requests looks whether anything is due."""
-PAUSE_SECONDS = 0.5
-"""A sweep, or the end of a probe, that comes later than this came late because the process was stopped meanwhile."""
 BULK_QUEUE_SECONDS = 240.0
 """How long a bulk request may wait for a slot, if that is more than any other may."""
 MAX_PAUSED_CHECKS = 3
+"""How often a check is made if this process was stopped while it ran."""
 CONFIRM_SECONDS = 60.0
 """How often at most a server that refused a request is asked whether it refuses the gateway."""
 BUSY = "the server is busy: it sends answers to other requests, and did not answer the check in time"
-"""How often a check is made whose time passed while this process was stopped."""
 GATHER_SECONDS = 0.1
 """How long further responses are waited for before their places are saved together."""
 LOOK_AGAIN_SECONDS = (0.2, 0.4)
@@ -302,8 +301,9 @@ class Gateway:
             planned = self.now() + SWEEP_SECONDS
             await anyio.sleep(SWEEP_SECONDS)
             now = self.now()
-            if now - planned > PAUSE_SECONDS:
-                self._postpone(now - planned)
+            stopped = stopped_seconds(planned, now)
+            if stopped:
+                self._postpone(stopped)
             self._shed(strain.note(now - planned, now))
             self.sweep(now)
 
@@ -539,7 +539,7 @@ class Gateway:
                 began = self.now()
                 with anyio.move_on_after(timeout):
                     return await self.probe.check(server, self.http)
-                if self.now() - began <= timeout + PAUSE_SECONDS:
+                if not stopped_seconds(began + timeout, self.now()):
                     break  # else this process was stopped, and the server did not get its time
         except TimeoutError:
             pass

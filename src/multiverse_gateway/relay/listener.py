@@ -23,6 +23,7 @@ import attrs
 import httptools
 
 from multiverse_gateway.core.errors import GatewayError
+from multiverse_gateway.core.pauses import stopped_seconds
 from multiverse_gateway.relay.exchange import Client, Exchange
 from multiverse_gateway.relay.heads import Headers, Heads, RequestHead
 
@@ -34,8 +35,6 @@ SPARED_BYTES: Final = 65536
 DROPPED_BYTES: Final = 64 << 20
 """Most that is read of a body that nobody wants."""
 SWEEP_SECONDS: Final = 0.25
-LATE_SECONDS: Final = 0.5
-"""A sweep that comes later than this came late because the process was stopped meanwhile."""
 FAREWELL_SECONDS: Final = 0.5
 """How long a connection that was made right before the end may take until its first request, to be told so."""
 COPIED_BYTES: Final = 4096
@@ -707,9 +706,10 @@ class Listener:
     def _sweep(self) -> None:
         now = self.time()
         self.date = b"date: %b\r\n" % formatdate(usegmt=True).encode()
-        if now - self._planned > LATE_SECONDS:  # what lies in the sockets is read before anything times out
+        stopped = stopped_seconds(self._planned, now)
+        if stopped:
             for connection in self.connections:
-                connection.postpone(now - self._planned)
+                connection.postpone(stopped)
         self._planned = now + SWEEP_SECONDS
         for connection in [connection for connection in self.connections if connection.due <= now]:
             connection.tick()

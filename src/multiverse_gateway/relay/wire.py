@@ -24,6 +24,7 @@ import httptools
 
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, explained, refusal_of_any
 from multiverse_gateway.core.failover import Failure, FailureClass
+from multiverse_gateway.core.pauses import stopped_seconds
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.relay.names import SystemResolver
 
@@ -40,8 +41,6 @@ SWEEPS: Final = 10
 """How often the idle connections are looked over in the time that they may idle."""
 STALE_SECONDS: Final = 2.0
 """A kept connection that ends later than this after the request was not stale: the server had begun to work."""
-LATE_SECONDS: Final = 0.5
-"""A timer that fires later than this was not late by itself: the process was stopped meanwhile, and the server is not to blame."""
 CLOSING_SECONDS: Final = 2.0
 
 _WAITING: Final = 0
@@ -325,8 +324,7 @@ class _Connection(asyncio.BufferedProtocol):
     def _check_stall(self) -> None:
         assert self._stall is not None
         unsent = self.transport.get_write_buffer_size()
-        was_stopped = asyncio.get_running_loop().time() > self._stall.when() + LATE_SECONDS
-        if unsent < self._unsent or was_stopped:
+        if unsent < self._unsent or stopped_seconds(self._stall.when(), asyncio.get_running_loop().time()):
             self._watch_writing(unsent)
         else:
             self.fail(_STALLED)
@@ -614,8 +612,9 @@ class Wire:
         except _RefusedError as error:
             reason = str(error)
         except TimeoutError:
-            if self.time() - began > self._connect_timeout + LATE_SECONDS and sending.connection is None and not sending.over:
-                await self.dial(sending)  # the process was stopped: the server did not get its time
+            stopped = stopped_seconds(began + self._connect_timeout, self.time())
+            if stopped and sending.connection is None and not sending.over:
+                await self.dial(sending)  # the server did not get its time
                 return
             reason = "the connection could not be made in time"
         except ssl.SSLError:
@@ -680,8 +679,8 @@ class Wire:
             async with asyncio.timeout(self._dns_timeout):
                 return list(dict.fromkeys(await self._resolve(endpoint.host, endpoint.port)))
         except (OSError, UnicodeError) as error:
-            if isinstance(error, TimeoutError) and self.time() - began > self._dns_timeout + LATE_SECONDS:
-                return await self._resolved(endpoint)  # the process was stopped: the resolver did not get its time
+            if isinstance(error, TimeoutError) and stopped_seconds(began + self._dns_timeout, self.time()):
+                return await self._resolved(endpoint)  # the resolver did not get its time
             raise _RefusedError("the name of the server could not be resolved") from None
 
     async def _context(self) -> ssl.SSLContext:

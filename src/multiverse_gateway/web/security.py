@@ -39,10 +39,10 @@ from multiverse_gateway.core.errors import (
     is_anthropic,
 )
 from multiverse_gateway.core.origins import OriginPolicy
+from multiverse_gateway.core.pauses import stopped_seconds
 from multiverse_gateway.core.servers import ClientKey
 from multiverse_gateway.core.stored import lookup_of
 from multiverse_gateway.core.usage import NOBODY, OPERATOR
-from multiverse_gateway.relay.listener import LATE_SECONDS
 from multiverse_gateway.settings import KEY_PER_MINUTE, Settings, origin_policy
 from multiverse_gateway.web.errors import REQUEST_ID, App, BadFraming, Message, Receive, Scope, Send, refusal_of, response_of
 from multiverse_gateway.web.headers import EXPOSED_HEADERS, headers_for, is_below, path_of, with_defaults
@@ -561,7 +561,7 @@ async def read_body(
             message = await receive()
         now = anyio.current_time()
         if message is None:
-            if now <= deadline + LATE_SECONDS:
+            if not stopped_seconds(deadline, now):
                 raise too_slow()
             begun += now - arrived  # the process was stopped, and what its sockets hold was not read yet
             arrived = now

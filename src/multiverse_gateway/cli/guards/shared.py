@@ -10,7 +10,7 @@ from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.typing import TaskGroup
 
-from multiverse_gateway.relay.listener import LATE_SECONDS
+from multiverse_gateway.core.pauses import stopped_seconds
 
 HELD_BYTES = 16 * 1024
 """What is held of one answer, and of one request's body, before the sender has to wait; the same again may lie in the transport."""
@@ -58,8 +58,7 @@ class GuardedServer(TCPServer):
 
 def stopped_before(timer: asyncio.TimerHandle) -> float:
     """Return for how many seconds the process was stopped when a timer that has fired was due; 0 if it fired on time."""
-    late = asyncio.get_running_loop().time() - timer.when()
-    return late if late > LATE_SECONDS else 0.0
+    return stopped_seconds(timer.when(), asyncio.get_running_loop().time())
 
 
 class HeadTimer:
