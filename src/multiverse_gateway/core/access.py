@@ -1,6 +1,6 @@
 """Whether a server lets the gateway in, and what its owner can do if it does not.
 
-A refused request (401, 403) may be the fault of its words: a firewall dislikes a prompt. The gateway therefore sends a request of its own,
+A refused request (401, 403) may be due to its content: a firewall may dislike a prompt. The gateway therefore sends a request of its own,
 an empty JSON object with the stored key. Every server rejects that object, but a server that wants another key rejects the key first.
 """
 

@@ -12,7 +12,7 @@ AttemptKey = tuple[int, int]
 
 @frozen
 class Running:
-    """An attempt that runs, and the monotonic instant until which it may take at present."""
+    """A running attempt, and the monotonic instant until which it is currently allowed to run."""
 
     key: AttemptKey
     allowed_until: float
@@ -41,7 +41,7 @@ class Activity:
 
 
 ELSEWHERE: Final = (0, 0)
-"""Stands for an attempt of another process, of which only its existence is known."""
+"""Stands for an attempt of another process; nothing else is known about it."""
 _LONGEST_HOLD = 5.0
 _HOLDS = 3
 

@@ -37,7 +37,7 @@ _DEVIATING = "\u00df\u03c2\u200c\u200d"
 
 
 class EndpointError(ValueError):
-    """Say why a text cannot be the URL of a server, and what to write instead."""
+    """A text that cannot be the URL of a server: why, and what to write instead."""
 
 
 @frozen
@@ -54,7 +54,7 @@ class Endpoint:
 
     @property
     def tls(self) -> bool:
-        """Tell whether the connection is encrypted."""
+        """Return whether the connection is encrypted."""
         return self.scheme == "https"
 
     @property
@@ -192,7 +192,7 @@ def _host(text: str) -> str:
         try:
             return str(IPv4Address(host))
         except ValueError:
-            raise EndpointError("The host ends in a number but is no IPv4 address; write four decimal parts, such as 192.0.2.7") from None
+            raise EndpointError("The host ends in a number but is not an IPv4 address; write four decimals, such as 192.0.2.7") from None
     return host
 
 
@@ -257,7 +257,7 @@ _IPV6: tuple[tuple[str, str | None], ...] = (
     ("fe80::/10", _LINK_LOCAL),
     ("ff00::/8", "multicast"),
 )
-"""The network at its most specific, that is the last one which holds an address, decides."""
+"""The most specific network decides: the last one in the table that contains an address."""
 
 
 def _ranges(table: tuple[tuple[str, str | None], ...]) -> tuple[list[int], list[str | None]]:
@@ -320,7 +320,7 @@ def _network(text: str) -> IPv4Network | IPv6Network:
 
 
 def is_openable(reason: str) -> bool:
-    """Tell whether `ALLOW_PRIVATE_NETWORKS` can allow what was refused for this reason; metadata services stay closed, for one."""
+    """Return whether `ALLOW_PRIVATE_NETWORKS` can allow what was refused for this reason; metadata services, for one, stay closed."""
     return reason in _OPENABLE
 
 

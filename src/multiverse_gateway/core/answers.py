@@ -178,7 +178,7 @@ class PassingJson:
     """Whether it cannot become JSON any more."""
     _depth: int = field(default=0, init=False)
     _carried: bytes = field(default=b"", init=False)
-    """What stands for the beginning of a string that is not complete yet."""
+    """Stands for the beginning of a string that is not complete yet."""
     _first: bytes = field(default=b"", init=False)
     _last: bytes = field(default=b"", init=False)
     _decoder: codecs.IncrementalDecoder = field(factory=codecs.getincrementaldecoder("utf-8"), init=False)

@@ -1,8 +1,9 @@
 """How many requests each client key has sent today: what daily limits are held against.
 
-1. A day is one of UTC, by the clock of who counts. With the first call of another day what was counted is forgotten.
-2. What is known is never more than what was sent: whoever has used up a day by it can be refused without asking anybody. So a call is
-   counted before anybody else is asked, and what others know raises the count to it instead of being added.
+1. Days are those of UTC, by the clock of the process that counts. The first call of another day resets the counts.
+2. A count is never more than what was sent, so a key whose count has reached its limit can be refused without asking another process.
+   A call is therefore counted before any other process is asked, and a larger count of another process replaces this one instead of
+   being added.
 """
 
 from collections.abc import Mapping

@@ -86,7 +86,7 @@ def owner_of(entries: Sequence[object], model: str) -> str:
 
 
 def paths_for(owned_by: str | None) -> tuple[str, ...]:
-    """Return the paths to read, the ones that decide first; `owned_by` is what the list of models says, `None` if nobody has read it.
+    """Return the paths to read, the ones that decide first; `owned_by` is what the list of models says, `None` if it was not read.
 
     >>> paths_for("llamacpp"), paths_for("vllm")
     (('/props',), ())
@@ -105,7 +105,7 @@ _PATHS_BY_OWNER: Mapping[str, tuple[str, ...]] = {
 
 
 def target_of(path: str, model: str) -> str:
-    """Return the path with its query, of which llama.cpp's router needs the model's name.
+    """Return the path with its query; llama.cpp's router needs the model's name in it.
 
     >>> target_of("/props", "a/b:c"), target_of("/info", "a/b:c")
     ('/props?model=a%2Fb%3Ac&autoload=false', '/info')

@@ -1,7 +1,7 @@
 """The content type under which a server's answer is relayed.
 
 Anybody may register a server, and its answers come from the gateway's own origin. A browser must never take one of them for a document:
-its script would run with the session of whoever looks at it. So a content type is relayed only if it is on a list of harmless ones. The
+its script would run with the session of its reader. So a content type is relayed only if it is on a list of harmless ones. The
 list names what is allowed instead of what is forbidden, because browsers render more types than anyone remembers (SVG, XHTML, every
 `+xml`, MHTML, PDF, `multipart/x-mixed-replace`).
 """
@@ -68,5 +68,5 @@ def relayed_type(value: bytes | None, is_json: bool) -> bytes:
 
 
 def _is_markup(subtype: bytes) -> bool:
-    """Return whether a browser could read a subtype as HTML or XML: it does so with every `+xml`, be it called audio or image."""
+    """Return whether a browser could read a subtype as HTML or XML: it does so with every `+xml`, even for audio or images."""
     return _MARKUP.search(subtype) is not None

@@ -1,4 +1,4 @@
-"""What the gateway has to know of a request; the original bytes of the body are relayed.
+"""What the gateway has to know about a request; it relays the original bytes of the body.
 
 1. The server must read the same `model` and `stream` as the gateway did: a body that has either twice is rejected, and so
    is a form that two parsers could read differently. Go's JSON parser ignores case (Unicode simple folding), and the last of several
@@ -50,7 +50,7 @@ JSON_PATHS = frozenset(
 RESPONSES = "/v1/responses"
 """Where responses are made. The calls below it (`compact`, `input_tokens`) may continue a stored response, too."""
 LOOKUP = f"{RESPONSES}/*"
-"""What stands for the path of every call for a stored response where paths are remembered."""
+"""Stands for the path of every call for a stored response wherever the gateway remembers paths."""
 BOM = b"\xef\xbb\xbf"
 """The byte order mark that some clients write before JSON. It is taken off before the body is read or relayed: RFC 8259, 8.1 lets parsers
 ignore it, and many servers do not."""
@@ -78,7 +78,7 @@ _STATELESS_BELOW = "/v1/audio/"
 
 
 class EnvelopeError(Exception):
-    """Say why a request cannot be read, and what to send instead; `param` and `code` are those of OpenAI's error object."""
+    """A request that cannot be read: why, and what to send instead; `param` and `code` are those of OpenAI's error object."""
 
     def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -89,7 +89,7 @@ class EnvelopeError(Exception):
 
 @frozen
 class Envelope:
-    """Hold what decides the way of a request.
+    """What decides how a request is routed and retried.
 
     A `stateful` request leaves something behind on its server, or depends on what another one left there: it is retried only if the
     server refused it before doing anything. A call that the gateway does not know is stateful.
@@ -284,7 +284,7 @@ def _response_id(body: bytes) -> str | None:
     """Return the response that a body continues, `None` for an empty one.
 
     Raises:
-        EnvelopeError: It is not a text, or stands there twice.
+        EnvelopeError: It is not a string, or the body has it twice.
     """
     try:
         msgspec.json.decode(body, type=_Continuation)
@@ -332,7 +332,7 @@ def _refuse_odd_continuation(body: bytes) -> None:
     """Refuse a name that some servers read as `previous_response_id`."""
     for name in msgspec.json.decode(body, type=dict[str, Raw]):
         if name != _PREVIOUS and len(name) == len(_PREVIOUS) and name.casefold() == _PREVIOUS:
-            raise EnvelopeError(f"The body has a field `{name}`, which some servers read as `{_PREVIOUS}`. Spell it so.", _PREVIOUS)
+            raise EnvelopeError(f"The body has a field `{name}`, which some servers read as `{_PREVIOUS}`. Use that spelling.", _PREVIOUS)
 
 
 def _check_types(body: bytes) -> None:
@@ -440,7 +440,7 @@ def _model(value: Any) -> str:
     if value is _TWICE:
         raise EnvelopeError("The body names model twice; send it once", "model")
     if value is None or value == "":
-        raise EnvelopeError("The body names no model; add the field model, one of GET /v1/models", "model")
+        raise EnvelopeError("The body names no model; add the field model with a name that GET /v1/models lists", "model")
     if isinstance(value, str):
         raise EnvelopeError(f"The model's name is too long; send at most {MAX_MODEL_LENGTH} characters", "model")
     raise EnvelopeError("The field model is not a string; send the model's name", "model")
@@ -496,7 +496,7 @@ def _read_form(content_type: str, body: bytes) -> dict[str, slice]:
     for _ in range(MAX_FORM_PARTS):
         if body.startswith(b"--", at):
             if body[at + 2 :].strip():
-                raise EnvelopeError("The form goes on after its end; send one form only")
+                raise EnvelopeError("The form continues after its closing boundary; send one form only")
             return fields
         head_end = body.find(b"\r\n\r\n", at, at + _MAX_PART_HEAD)
         end = body.find(delimiter, head_end + 4)

@@ -1,4 +1,4 @@
-"""Everything that the gateway says no with.
+"""Every error that the gateway answers with.
 
     GatewayError
     ├── BadRequest                400  invalid_request_error
@@ -80,7 +80,7 @@ def is_anthropic(path: str) -> bool:
 
 
 class GatewayError(Exception):
-    """An answer other than success, made for the person who reads it.
+    """An error response, written for the person who reads it.
 
     `message` says what to do next and holds nothing internal. `retry_after` is in seconds. Instances are also used as values: the
     exchange hands them out without raising them.
@@ -93,7 +93,7 @@ class GatewayError(Exception):
     type: ClassVar[str] = "server_error"
     code: str | None = "internal_error"
     final: ClassVar[bool] = False
-    """Clients shall not repeat the request: all that a repetition could try has been tried."""
+    """Clients must not retry: the gateway has tried everything that a retry could try."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -171,7 +171,7 @@ class AdminKeyRequired(GatewayError):
 
 
 class ModelForbidden(GatewayError):
-    """The client's key is for other models."""
+    """The client's key does not allow this model."""
 
     status = 403
     type = "permission_error"
@@ -189,7 +189,7 @@ class ForeignForm(GatewayError):
 
 
 class NotFound(GatewayError):
-    """There is no such thing."""
+    """What the request names does not exist."""
 
     status = 404
     type = "invalid_request_error"
@@ -197,7 +197,7 @@ class NotFound(GatewayError):
 
 
 class ModelNotFound(NotFound):
-    """Nobody registered a server for this model."""
+    """No server is registered for this model."""
 
     code = "model_not_found"
     final = True
@@ -223,14 +223,14 @@ class ResponseNotFound(NotFound):
 
 
 class UnknownURL(NotFound):
-    """The path is none of the gateway's."""
+    """The gateway does not serve this path."""
 
     code = "unknown_url"
     final = True
 
 
 class MethodNotAllowed(GatewayError):
-    """The path exists, with other methods: those in `allowed`, separated by commas."""
+    """The path exists, but not with this method; `allowed` lists its methods, separated by commas."""
 
     status = 405
     type = "invalid_request_error"
@@ -286,7 +286,7 @@ class RateLimited(GatewayError):
 
 
 class DailyLimitReached(RateLimited):
-    """The key's requests of this day are used up; no repetition helps before the next one."""
+    """The key has used up its requests for today; retrying does not help before the next day."""
 
     code = "daily_limit_exceeded"
     final = True
@@ -303,7 +303,7 @@ class InternalError(GatewayError):
 
 
 class UpstreamFailed(GatewayError):
-    """All attempts ended with a server's nonsense."""
+    """No server gave a response that can be used."""
 
     status = 502
     code = "upstream_error"
@@ -317,13 +317,13 @@ class UpstreamAuthFailed(UpstreamFailed):
 
 
 class UpstreamBadResponse(UpstreamFailed):
-    """The server's answer was no answer to this question."""
+    """The server's answer is not a usable answer to this request."""
 
     code = "upstream_bad_response"
 
 
 class AnswerTooLarge(UpstreamFailed):
-    """The answer exceeds a limit of the gateway; another server's would, too."""
+    """The answer exceeds a limit of the gateway, and another server's answer would exceed it, too."""
 
     code = "answer_too_large"
 
@@ -337,25 +337,25 @@ class Unavailable(GatewayError):
 
 
 class NoHealthyServer(Unavailable):
-    """The model is registered, and none of its servers is usable now."""
+    """The model is registered, but none of its servers can be used now."""
 
     code = "no_healthy_server"
 
 
 class Overloaded(Unavailable):
-    """The gateway or all servers of the model have as much to do as they may."""
+    """The gateway, or every server of the model, is at its concurrency limit."""
 
     code = "overloaded"
 
 
 class StorageUnavailable(Unavailable):
-    """The registry cannot be written now; inference goes on."""
+    """The registry cannot be written now; inference continues."""
 
     code = "storage_unavailable"
 
 
 class StorageRefused(StorageUnavailable):
-    """The store does not take this call, and would not take it again: it is broken, or cannot hold what it was given."""
+    """The store rejects this call, and would reject it again: the store is broken, or cannot hold these values."""
 
 
 class ProbeRefused(Unavailable):

@@ -1,4 +1,4 @@
-"""What a server's answer means, whether another attempt is made, and what the client sees when none is left.
+"""What a server's answer means, whether the gateway retries, and what the client sees when no attempt is left.
 
     class                retried elsewhere          seen by the client if no attempt is left
     A  connect           yes                        504
@@ -218,7 +218,7 @@ def classify_report(
 JSON_FOR_STREAM = "the answer to a streaming request is JSON"
 """Reason of the failure that `classify` returns for such a head: its body may still report another error."""
 _OFFLINE = "the server's tunnel is offline"
-_COMPRESSED = "the answer is compressed, which nobody asked for"
+_COMPRESSED = "the answer is compressed, although the gateway did not ask for that"
 _RELAYED = frozenset({FailureClass.NO_MODEL, FailureClass.UNSUPPORTED, FailureClass.CLIENT_ERROR})
 
 
@@ -259,12 +259,12 @@ def _meaning(status: int, body: bytes, request: bytes, names_response: bool) -> 
             return FailureClass.CLIENT_ERROR, reason
         case _ if 500 <= status < 600:
             return FailureClass.SERVER_ERROR, reason
-    return FailureClass.NONSENSE, "redirected, which is not followed" if 300 <= status < 400 else reason
+    return FailureClass.NONSENSE, "a redirect, which the gateway does not follow" if 300 <= status < 400 else reason
 
 
 @lru_cache(maxsize=64)
 def _nonsense(status: int, coding: bytes | None, kind: bytes, stream: bool, checks_json: bool) -> str | None:
-    """Say what is wrong with a head of 2xx; few of them differ."""
+    """Return what is wrong with the head of a 2xx answer; cached, because few of them differ."""
     media = media_type(kind)
     if status not in ((200,) if checks_json else (200, 201, 202)):
         return f"answered with status {status}"
@@ -340,7 +340,7 @@ def after_failure(
 ) -> Retry | GiveUp:
     """Decide what follows the last of `attempts`, which are all the failed attempts so far.
 
-    `repeated`: one more was made, which is nobody's failure: a server got the request once more without a field that the gateway had added.
+    `repeated`: one more attempt was made that is not a failure: the gateway sent the request again without a field that it had added.
     `others` is the number of usable servers not tried yet, `remaining` the seconds left of the deadline, `chance` a random number
     in [0, 1).
     """

@@ -259,7 +259,7 @@ class _Books:
 
 @define(eq=False)
 class _Model:
-    """What is known of one model. While nothing waits, that is who runs, and when others came; the books are closed."""
+    """What is known of one model. While no request waits, that is what runs and when clients came; the books are closed."""
 
     slots: int | None = None
     siblings: tuple[str, ...] = ()
@@ -825,7 +825,7 @@ class AtOnce:
         return self._live.get(client, 0)
 
     def may_wait(self, client: str, limit: int) -> bool:
-        """Return whether a request that is counted already may wait; a limit of 0 is none."""
+        """Return whether a request that is counted already may wait; a limit of 0 means no limit."""
         return not limit or self.live(client) <= limit
 
     @property

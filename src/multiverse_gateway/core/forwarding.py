@@ -21,7 +21,7 @@ def forwarded_lines(fields: Iterable[tuple[bytes, bytes]], names: Mapping[bytes,
     r"""Return the lines that a client's headers add to the head of a request to a server, each with its line end.
 
     `fields` are the headers in their order, names in lower case; `names` is a dictionary of them, which shows at the cost of three look-ups
-    that there is nothing to add. A header that comes several times is one list; one that is no list, or too long, is left out.
+    that there is nothing to add. A header that comes several times is one list; one that is not a list, or too long, is left out.
 
     >>> fields = [(b"anthropic-version", b"2023-06-01"), (b"cookie", b"a=b")]
     >>> forwarded_lines(fields, dict(fields))

@@ -12,7 +12,7 @@
 Rules that hold whatever happens:
 
 1. An event of an older generation changes nothing.
-2. Resting only ever grows longer: the later deadline wins. Being busy is no sickness. A pause for which the requests of one client are the
+2. Resting only ever grows longer: the later deadline wins. A busy server is not ill. A pause for which the requests of one client are the
    only reason holds for that client; the server may still answer others, until one of them is refused as well.
 3. A request strikes a server at most once, and the strikes of one client take no server away from the others: after three in a row from
    one client the server is *doubted* (chosen last) for 30 s, doubling up to 5 min; a failed request of any other client then decides.
@@ -21,8 +21,8 @@ Rules that hold whatever happens:
 6. Any answer that proves life (a success, a client error) ends the row of strikes.
 7. A refused request (401, 403) says nothing about the server: the gateway confirms it with a request of its own. A server that refuses
    that one is MISCONFIGURED until it lets such a request in; a list of models that is open to everybody proves nothing.
-8. A busy server is not dead: while bytes of its answers arrive, a probe's timeout is no verdict; while a running request has time left, the
-   timeout only makes the server SUSPECT.
+8. A busy server is not dead: while bytes of its answers arrive, a probe's timeout proves nothing; while a running request has time left,
+   the timeout only makes the server SUSPECT.
 """
 
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ _CONFIRM_AFTER = 1.0
 _PROBE_CAP = 60.0
 _DEACTIVATED_UNIT = 60.0
 _DEACTIVATED_CAP = 900.0
-_CORRELATED_STEP = 2  # 4 s: when our own network returns, its servers shall be back within ten seconds
+_CORRELATED_STEP = 2  # 4 s: when our own network returns, its servers must be back within 10 seconds
 _MAX_STEP = 16
 
 
@@ -176,7 +176,7 @@ class Health:
 
     @property
     def is_active(self) -> bool:
-        """Tell whether the server counts as one of its model's, working or not."""
+        """Return whether the server counts as one of its model's servers, working or not."""
         return self.state is not _DEACTIVATED and self.state is not _ARCHIVED
 
 
@@ -202,7 +202,7 @@ SHARED = (
 class ProbePassed:
     """A probe found the server well.
 
-    `forced`: somebody asked for it. `let_in`: the server also let in a request that needs the key, if it wants one.
+    `forced`: a person asked for it. `let_in`: the server also let in a request that needs the key, if it wants one.
     """
 
     generation: int
@@ -214,7 +214,7 @@ class ProbePassed:
 
 @frozen
 class ProbeFailed:
-    """A probe found the server ill. `correlated`: so were nearly all others, thus our own network is suspected."""
+    """A probe found the server ill. `correlated`: nearly all others failed as well, so the gateway's own network is suspected."""
 
     generation: int
     reason: str
@@ -316,10 +316,11 @@ def resume(stored: Health, policy: HealthPolicy, *, now: float, wall: float) -> 
 def followed(current: Health, stored: Health, policy: HealthPolicy, *, now: float, wall: float) -> Health:
     """Return what is known of a server once another process judged it: the stored verdict, with what only this process knows.
 
-    What another one's requests found ill stays its own experience, for its network may be to blame: it only asks for a probe at once,
-    should this process be the one that probes. So does what a probe found ill, or not quite well. Any other verdict is good for as long
-    as ever, counted from when it was found: whoever takes the probing over goes on where the other one was. A server that came back
-    starts slowly here, too; if our own requests failed there just now, one of them decides.
+    If only the requests of another process failed, this process does not adopt that verdict, because the other one's network may be to
+    blame: the server is merely probed at once, should this process be the one that probes. The same holds for what a probe found ill, or
+    not quite well. Any other verdict stays valid for the usual time, counted from when it was found: a process that takes over the probing
+    continues where the other one stopped. A server that came back starts slowly here, too; if requests of this process failed there just
+    now, one of them decides.
 
     >>> policy = HealthPolicy(interval=60, timeout=10)
     >>> followed(fresh(1, now=0, wall=1000), fresh(1, now=0, wall=1030), policy, now=40, wall=1040).probe_at
@@ -369,7 +370,7 @@ def last_until(health: Health) -> float:
 
 
 def supports(health: Health, path: str, now: float) -> bool:
-    """Tell whether nothing is remembered against the server's answering the API path."""
+    """Return whether the server may support the API path: nothing recent shows that it does not."""
     return not any(name == path and until > now for name, until in health.unsupported)
 
 

@@ -11,7 +11,7 @@ class Check(Protocol):
 
     @property
     def passed(self) -> bool:
-        """Tell whether the server answered well."""
+        """Return whether the server answered well."""
         ...
 
     @property

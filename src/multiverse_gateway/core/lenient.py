@@ -1,7 +1,7 @@
 """Read JSON that is valid, or that every Python client accepts, although the fast parser rejects it.
 
 msgspec rejects half of a surrogate pair in an escape (`"\\ud83d"`), which RFC 8259 allows, and `NaN` and `Infinity`, which Python's `json`
-writes and reads. A server is not to blame for either. The text that `legible` returns serves to look at an answer; what the client gets are
+writes and reads. A server is not to blame for either. The text that `legible` returns is only for inspecting an answer; the client gets
 the original bytes.
 """
 

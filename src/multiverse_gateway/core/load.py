@@ -1,6 +1,6 @@
 """What this process does at the moment: attempts on each server, retries and waiting requests of each model.
 
-The sum of all slots is the number of live attempts: whoever calls `started` calls `finished` exactly once, whatever happens.
+The sum of all slots is the number of live attempts: each call of `started` is followed by exactly one of `finished`, whatever happens.
 """
 
 from attrs import define, field
@@ -12,7 +12,7 @@ SMOOTHING = 0.25
 FAILURE_FACTOR = 0.25
 """Part of the first-byte timeout that a failure counts as: failing fast must not look fast."""
 FADE_SECONDS = 10.0
-"""How often a latency that nobody measured since fades."""
+"""How often a latency fades that no request has measured since."""
 FADE_FACTOR = 0.5
 """What is left of it then."""
 MIN_RETRIES = 3
@@ -91,12 +91,12 @@ class Load:
     def latency(self, server_id: ServerId) -> float | None:
         """Return the moving average of seconds to the first byte, failures counted as slow; `None` before the first attempt.
 
-        It fades while nobody measures it.
+        It fades while no request measures it.
         """
         return self._latencies.get(server_id)
 
     def fade(self) -> None:
-        """Make the latencies smaller that were not measured since the last call: who was slow once is tried again some day.
+        """Reduce the latencies that were not measured since the last call, so that a server that was slow once is tried again.
 
         Called every `FADE_SECONDS`.
         """
@@ -135,7 +135,7 @@ class Load:
         return self._retries.get(model, 0)
 
     def retry_budget_left(self, model: str) -> bool:
-        """Tell whether the model may have one more retry."""
+        """Return whether the model may have one more retry."""
         return self.retries_in_flight(model) < max(MIN_RETRIES, RETRY_FRACTION * self.model_in_flight(model))
 
     def forget(self, server_id: ServerId) -> None:
@@ -153,7 +153,7 @@ class Load:
 
 @define(eq=False)
 class Strain:
-    """Notice that this process cannot keep up: what was to be done now is done late, again and again. Seconds.
+    """Notice that this process cannot keep up, because its event loop runs late again and again. Durations are in seconds.
 
     >>> strain = Strain()
     >>> [strain.note(0.6, now) for now in (1.0, 3.0, 6.1)], strain.note(0.1, 6.2)
@@ -163,7 +163,7 @@ class Strain:
     _since: float | None = field(default=None, init=False)
 
     def note(self, lag: float, now: float) -> bool:
-        """Take how late the process is at the monotonic instant `now`; tell whether it has been too late for too long."""
+        """Take how late the process is at the monotonic instant `now`; return whether it has been too late for too long."""
         if lag <= LAG_SECONDS:
             self._since = None
         elif self._since is None:

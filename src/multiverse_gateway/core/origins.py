@@ -21,7 +21,7 @@ _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 def normalize_origin(text: str) -> str | None:
-    """Return an origin as browsers write it, or `None` for what is none: `null`, another scheme, anything unreadable.
+    """Return an origin as browsers write it, or `None` for a text that is not an origin: `null`, another scheme, anything unreadable.
 
     >>> normalize_origin("HTTPS://Class.example:443"), normalize_origin("http://["), normalize_origin("null")
     ('https://class.example', 'http://[', None)
@@ -43,7 +43,7 @@ class OriginPolicy:
 
     @classmethod
     def parse(cls, public: Iterable[str], allowed: Iterable[str]) -> "OriginPolicy":
-        """Make a policy of origins as people write them; what is no origin is left out."""
+        """Make a policy of origins as people write them; texts that are not origins are left out."""
         return cls(_normalized(public), _normalized(allowed))
 
     @property

@@ -90,7 +90,7 @@ def api_path(method: str, path: str, *, wants_page: bool = False) -> str:
     """Return the path that the gateway's rules see for a decoded request target without its query.
 
     Repeated slashes count as one, a slash at the end as none, the origin of an absolute-form target is left out, and the known calls may
-    be made without `/v1`; so may the OPTIONS request with which a browser asks for leave (CORS). `wants_page` holds for a browser, which
+    be made without `/v1`; so may a browser's CORS preflight (OPTIONS). `wants_page` holds for a browser, which
     gets the page `/models` and what belongs to it.
 
     >>> api_path("POST", "//v1//chat/completions/"), api_path("POST", "/chat/completions"), api_path("POST", "http://host/v1/embeddings")
@@ -128,5 +128,5 @@ def hint(path: str) -> str | None:
         return "OpenAI has removed the engines API. Call /v1/completions or /v1/embeddings, and name the model in the body."
     twice = _TWICE.match(path)
     if twice is not None:
-        return f"The base URL of your client contains the call {twice[1]}, to which it adds another. Let the base URL end in /v1."
+        return f"The base URL of your client contains the call {twice[1]}, and the client adds another call. Let the base URL end in /v1."
     return None

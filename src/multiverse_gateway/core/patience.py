@@ -1,4 +1,4 @@
-"""Say how long a server may take until the first byte of its answer: longer for a long prompt, and for an answer that comes whole.
+"""Decide how long a server may take until the first byte of its answer: longer for a long prompt, and for an answer that comes whole.
 
 Slow computers read a prompt at some hundred tokens a second, and a plain answer begins when its last token is known. The plain timeout
 is enough for most requests; only when it passes is the body looked at.
@@ -75,7 +75,7 @@ def _limit(fields: dict[str, Any]) -> int | None:
 
 
 def _length(value: Any) -> int:
-    """Return the bytes of all text in a value; images and files that stand in it as `data:` URLs are no text."""
+    """Return the bytes of all text in a value; images and files that stand in it as `data:` URLs do not count as text."""
     length, pending = 0, [value]
     while pending:
         value = pending.pop()

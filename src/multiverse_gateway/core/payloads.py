@@ -242,7 +242,7 @@ def tokens_of(usage: Raw) -> tuple[int, int]:
 
 
 def timed_tokens(data: bytes) -> tuple[int, int]:
-    """Return the prompt and completion tokens that llama.cpp reports in its last chunk of its own accord, 0 where there are none.
+    """Return the prompt and completion tokens that llama.cpp reports in its last chunk without being asked, 0 where there are none.
 
     >>> timed_tokens(b'{"timings": {"cache_n": 30, "prompt_n": 7, "predicted_n": 2}}')
     (37, 2)

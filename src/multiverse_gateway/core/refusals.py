@@ -1,7 +1,7 @@
-"""Read what the words of a server's refusal mean: that it does not have the model.
+"""Read what a server's refusal means: whether the server says that it does not have the model.
 
 Only the server's own words count. A refusal that repeats words of the request (the name of a tool, the id of a response, a prompt)
-says nothing about the server, or one client's request could take a model away from everybody.
+says nothing about the server, or one client's request could take a model away from all clients.
 """
 
 import re
@@ -13,8 +13,8 @@ import msgspec
 MAX_WORDS = 2048
 """Characters of a refusal that are looked at: an error message is shorter."""
 MAX_REFUSAL_BYTES = 1 << 16
-"""Size of the refusals whose JSON is read; a larger one is no error message. Decoded, tiny values take many times their length in time and
-memory, and a server chooses how many there are."""
+"""Size of the refusals whose JSON is read; a larger one is not an error message. Decoded, tiny values take many times their length in time
+and memory, and a server chooses how many there are."""
 MAX_REQUEST_BYTES = 1 << 18
 """Size of the requests whose JSON is read; of a larger one only the text around each `model` is compared."""
 MAX_VALUES = 10_000

@@ -1,6 +1,6 @@
 """Which servers there are, and which of them could take a request now.
 
-The table is a value: it is never changed, only replaced as a whole, so whoever reads it sees one moment.
+The table is a value: it is never changed, only replaced as a whole, so every reader sees the state of one moment.
 """
 
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
@@ -53,7 +53,7 @@ class Candidates:
         """Return the servers that may be asked for a client (key or address) now.
 
         Where no other server is ready, those are among them that asked another client for a pause: that client's requests may be all that
-        the server refuses, and must not take it away from everybody.
+        the server refuses, and must not take it away from all clients.
         """
         if self.ready or self.full or not self.resting:
             return self.ready
@@ -172,7 +172,7 @@ def with_health(table: RoutingTable, server_id: ServerId, health: Health) -> Rou
 
 
 def candidates(model: Model, load: Slots, *, stream: bool, path: str, excluded: Collection[ServerId], now: float) -> Candidates:
-    """Tell who could take a request to the API path now; `excluded` were tried already, `now` is monotonic.
+    """Return the servers that could take a request to the API path now; `excluded` were tried already, `now` is monotonic.
 
     A server that is known not to support the path is offered only when no other is usable: its own answer then says so best.
     """
@@ -203,7 +203,7 @@ def server_at(server: Server, model: Model | None) -> Server | None:
 
 
 def candidates_at(model: Model, load: Slots, envelope: Envelope, *, excluded: Collection[ServerId], now: float) -> Candidates | None:
-    """Tell whether the server that a request is bound to could take it now; `None` when it is gone or was changed.
+    """Return whether the server that a request is bound to could take it now; `None` when that server is gone or was changed.
 
     A request for what is stored needs no slot: it takes a moment, and has to be able to end one that holds the only slot.
     """
@@ -224,8 +224,8 @@ class Verdict(StrEnum):
     NO_STREAMS = "does not stream"
     ILL = "not healthy"
     RESTING = "asked for a pause"
-    FULL = "has as many requests as it may have"
-    UNSUPPORTED = "does not know this call"
+    FULL = "is at its concurrency limit"
+    UNSUPPORTED = "does not support this call"
 
 
 def verdict(route: Route, load: Slots, *, stream: bool, path: str, excluded: Collection[ServerId], now: float) -> Verdict:
@@ -307,7 +307,7 @@ def _has_slot(route: Route, load: Slots) -> bool:
 
 
 def _last_resort(model: Model, suspects: Sequence[Route], load: Slots) -> Server | None:
-    """Return the least recently failed suspect, unless a request runs on any unhealthy server of the model, whoever may use that one."""
+    """Return the least recently failed suspect, unless a request of any client runs on an unhealthy server of the model."""
     unhealthy = (route.server.id for route in model.routes if route.health.state is HealthState.UNHEALTHY)
     if not suspects or any(load.in_flight(server_id) for server_id in unhealthy):
         return None
@@ -320,7 +320,7 @@ def _streams_nowhere(model: Model) -> bool:
 
 
 def close_names(name: str, names: Collection[str]) -> list[str]:
-    """Return at most three names that somebody who wrote `name` may have meant, the closest first.
+    """Return at most three names that a client that wrote `name` may have meant, the closest first.
 
     >>> close_names("Lama3", ["llama3", "phi-4"])
     ['llama3']

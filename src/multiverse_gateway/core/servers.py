@@ -32,7 +32,7 @@ _Description = Annotated[str, Meta(max_length=MAX_DESCRIPTION, pattern=ONE_LINE,
 
 @attrs.frozen(kw_only=True)
 class Capabilities:
-    """What the host says that the server can do; `None` means not told."""
+    """What the host says that the server can do; `None` means that the host did not say."""
 
     max_tokens: _Tokens | None = None
     context_length: _Tokens | None = None
@@ -109,7 +109,7 @@ class ClientKey:
     models: tuple[str, ...] = ()
 
     def works(self, wall: float) -> bool:
-        """Tell whether it lets anybody in now."""
+        """Return whether the key is accepted now."""
         return self.revoked_at is None and (self.expires_at is None or wall < self.expires_at)
 
     def may_use(self, model: str) -> bool:

@@ -43,7 +43,7 @@ class StoredResponse:
 
 
 def response_key(caller: str, response_id: str) -> str:
-    """Return what stands for a response of a caller, who is a client key or an address.
+    """Return what stands for a response of a caller: a client key or an address.
 
     >>> response_key("192.0.2.7", "resp_1") == response_key("192.0.2.8", "resp_1")
     False

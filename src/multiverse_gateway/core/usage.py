@@ -1,7 +1,7 @@
 """How much was used: requests and tokens, by day, model, server, owner and client.
 
 1. No count grows past `MAX_COUNT`: a sum that would, stays there. Servers report what they like, and a sum that no database, JSON parser
-   or spreadsheet can hold would end the counting for everybody.
+   or spreadsheet can hold would stop the counting for all clients.
 2. A row that the store refuses never holds up the others (`Outbox`).
 """
 
@@ -19,7 +19,7 @@ NO_OWNER = ""
 NOBODY = ""
 """Stands for clients without a key."""
 OPERATOR = "operator"
-"""Stands for whoever is signed in to the pages."""
+"""Stands for a person who is signed in to the pages."""
 MAX_COUNT = 2**53 - 1
 """The largest count: JSON parsers and spreadsheets keep it exactly, and two of them still fit into the integers of any database."""
 MAX_REFUSALS = 3
@@ -145,7 +145,7 @@ class Ledger:
     _sums: dict[UsageKey, Counts] = field(factory=dict, init=False)
 
     def count(self, model: str, server_id: ServerId, owner: str, client: str, *, day: int, counts: Counts) -> None:
-        """Add what was used; `day` is the number of the day on which it was asked for, as daily limits count it."""
+        """Add counts; `day` is the number of the day on which the requests arrived, as daily limits count it."""
         self.put(Usage(key=UsageKey(day_name(day), model, server_id, owner, client), counts=counts))
 
     def put(self, usage: Usage) -> None:
