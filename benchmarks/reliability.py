@@ -489,6 +489,15 @@ async def quiet_tasks(bench: Bench, most: int) -> int:
     return found
 
 
+async def leaves_nothing(bench: Bench, what: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Report the tasks and the memory that the gateway still holds after `work`, for which it was warmed up before."""
+    tasks, before = await bench.tasks(), bench.gateway.memory_bytes()
+    await work()
+    left = await quiet_tasks(bench, tasks) - tasks
+    grown = (bench.gateway.memory_bytes() - before) / 2**20
+    bench.tell(f"after {what}: tasks, memory", f"{max(0, left)}, {grown:+.1f} MB", "0, ≤ 5 MB", left <= 0 and grown <= 5)
+
+
 async def left_on_http2(bench: Bench) -> None:
     count, streams, turn = bench.count(10_000), 90, itertools.count()
     path = "/static/x/vendor/swagger-ui-bundle.js"
@@ -496,17 +505,9 @@ async def left_on_http2(bench: Bench) -> None:
     async def one() -> None:
         await asyncio.to_thread(leave_on_http2, bench.gateway.port, path, streams, resets=next(turn) % 2 == 0)
 
-    await at_once(-(-count // streams), 4, one)  # what is needed at once differs, and Python keeps the most that it ever needed
-    tasks, before = await bench.tasks(), bench.gateway.memory_bytes()
-    await at_once(-(-count // streams), 4, one)
-    left = await quiet_tasks(bench, tasks) - tasks
-    grown = (bench.gateway.memory_bytes() - before) / 2**20
-    bench.tell(
-        f"after {count} requests on HTTP/2 that were left: tasks, memory",
-        f"{max(0, left)}, {grown:+.1f} MB",
-        "0, ≤ 5 MB",
-        left <= 0 and grown <= 5,
-    )
+    rounds = -(-count // streams)
+    await at_once(rounds, 4, one)  # what is needed at once differs, and Python keeps the most that it ever needed
+    await leaves_nothing(bench, f"{count} requests on HTTP/2 that were left", lambda: at_once(rounds, 4, one))
 
 
 async def refused_uploads(bench: Bench) -> None:
@@ -519,16 +520,7 @@ async def refused_uploads(bench: Bench) -> None:
                 await client.fetch("POST", "/admin/register", body=data)
 
     await at_once(count // 2, 8, one)
-    tasks, before = await bench.tasks(), bench.gateway.memory_bytes()
-    await at_once(count, 8, one)
-    left = await quiet_tasks(bench, tasks) - tasks
-    grown = (bench.gateway.memory_bytes() - before) / 2**20
-    bench.tell(
-        f"after {count} refused uploads of {UPLOADED / 1e6:g} MB: tasks, memory",
-        f"{max(0, left)}, {grown:+.1f} MB",
-        "0, ≤ 5 MB",
-        left <= 0 and grown <= 5,
-    )
+    await leaves_nothing(bench, f"{count} refused uploads of {UPLOADED / 1e6:g} MB", lambda: at_once(count, 8, one))
 
 
 async def held_answers(bench: Bench) -> None:
