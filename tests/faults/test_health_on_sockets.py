@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -409,11 +409,11 @@ async def test_a_call_that_a_server_never_knew_is_left_to_others() -> None:
 class OneAtATime:
     """A server that handles one connection at a time, as some small ones do: all others wait in its queue."""
 
-    def __init__(self, behave: Behaviour) -> None:
+    def __init__(self, behaviour: Callable[[threading.Event], Behaviour]) -> None:
         self.goes_on = threading.Event()
         """Set by the test when the answer may end."""
         self._lock = asyncio.Lock()
-        self.backend = Backend("single", self._alone(behave), models=("tiny",), behave_models=self._alone(list_models))
+        self.backend = Backend("single", self._alone(behaviour(self.goes_on)), models=("tiny",), behave_models=self._alone(list_models))
 
     def _alone(self, then: Behaviour) -> Behaviour:
         async def behave(exchange: Exchange) -> None:
@@ -428,7 +428,7 @@ class OneAtATime:
         await until(lambda: len(self.backend.probes) >= before + count, within=20)
 
 
-def drip(single: list[OneAtATime]) -> Behaviour:
+def drip(goes_on: threading.Event) -> Behaviour:
     """Stream events without pause until the test ends it."""
 
     async def behave(exchange: Exchange) -> None:
@@ -436,7 +436,7 @@ def drip(single: list[OneAtATime]) -> Behaviour:
         assert events is not None
         await exchange.start_stream()
         await exchange.chunk(events[0])
-        while not single[0].goes_on.is_set():
+        while not goes_on.is_set():
             await exchange.chunk(events[1])
             await asyncio.sleep(0.05)
         for event in events[2:]:
@@ -446,11 +446,11 @@ def drip(single: list[OneAtATime]) -> Behaviour:
     return behave
 
 
-def late(single: list[OneAtATime]) -> Behaviour:
+def late(goes_on: threading.Event) -> Behaviour:
     """Send nothing until the test says so, then a whole answer."""
 
     async def behave(exchange: Exchange) -> None:
-        while not single[0].goes_on.is_set():  # noqa: ASYNC110  it belongs to the thread of the test
+        while not goes_on.is_set():  # noqa: ASYNC110  it belongs to the thread of the test
             await asyncio.sleep(0.05)
         await answer_well(exchange)
 
@@ -462,9 +462,7 @@ OFTEN: dict[str, Any] = {"health_check_interval_seconds": 1, "first_byte_timeout
 
 async def test_a_server_that_streams_is_not_dead() -> None:
     """Outside case 9: it handles one connection at a time and streams for longer than three probes: it stays as it was."""
-    known: list[OneAtATime] = []
-    single = OneAtATime(drip(known))
-    known.append(single)
+    single = OneAtATime(drip)
     async with watched(single.backend, **OFTEN) as there, anyio.create_task_group() as group:
         server = await there.register(single.backend)
         given: list[httpx2.Response] = []
@@ -490,9 +488,7 @@ async def test_a_server_that_streams_is_not_dead() -> None:
 
 async def test_a_server_that_is_silent_over_a_prompt_is_suspect_and_not_dead() -> None:
     """The same, but no byte comes: the server is chosen last until its answer is there, and nothing counts against it."""
-    known: list[OneAtATime] = []
-    single = OneAtATime(late(known))
-    known.append(single)
+    single = OneAtATime(late)
     async with watched(single.backend, **OFTEN) as there, anyio.create_task_group() as group:
         server = await there.register(single.backend)
         given: list[httpx2.Response] = []
