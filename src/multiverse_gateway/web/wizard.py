@@ -69,9 +69,9 @@ def body_of_form(form: Form) -> dict[str, Any]:
     """Return the body of a registration; what was left empty is left out."""
     body: dict[str, Any] = {}
     for name in FIELDS:
-        value = (form.get(name) == "on") if name == "streaming" else _value(form, name)
-        if value is None and not (name == "max_concurrency" and form.get(name, "").strip()):
+        if name != "streaming" and not form.get(name, "").strip():
             continue
+        value = (form.get(name) == "on") if name == "streaming" else _value(form, name)
         place = _PLACES.get(name)
         (body.setdefault(place, {}) if place else body)[name] = value
     return body
@@ -337,7 +337,7 @@ async def _chat(gateway: Gateway, server: Server) -> Step:
                 return Step(title=title, state="good", words=f"{server.model_name} has no chat, as a model for embeddings. It can be used.")
             if result.passed:
                 return Step(title=title, state="good", words=f"{server.model_name} answers.")
-            words = f"{sentence(result.reason or 'no answer')}"
+            words = sentence(result.reason or "no answer")
     except Exception:  # noqa: BLE001  whatever a stranger's server does is a failed step, in a category only
         words = "The connection broke before an answer came. Is the model still loading?"
     return Step(title=title, state="warn", words=words)
