@@ -68,5 +68,5 @@ def is_below(path: str, prefix: str) -> bool:
 def headers_for(path: str) -> list[Header]:
     """Return what the answer to a request for a path gets, unless it says otherwise itself."""
     if is_below(path, "/v1"):
-        return [*API_HEADERS, *(header for header in PAGE_HEADERS if header[0] not in dict(API_HEADERS)), NO_STORE]
+        return [*with_defaults(API_HEADERS, PAGE_HEADERS), NO_STORE]
     return [*PAGE_HEADERS, NO_STORE] if is_below(path, "/admin") else list(PAGE_HEADERS)

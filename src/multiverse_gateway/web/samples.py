@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from multiverse_gateway.web.relayed import MODEL
+
 Json = dict[str, Any]
 
 SERVER_ID = "0b9c2f6e-4a55-4c1c-9a53-0d1f7a0f7b11"
 _INSTANT = "2026-05-01T12:00:00.000+00:00"
-_MODEL = "llama-3.2:3b"
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
@@ -17,10 +18,10 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "array": (list,),
 }
 _VALUES: Mapping[str, tuple[Any, ...]] = {
-    "model_name": (_MODEL,),
-    "model": (_MODEL,),
-    "models": ([_MODEL], 1),
-    "id": (_MODEL,),
+    "model_name": (MODEL,),
+    "model": (MODEL,),
+    "models": ([MODEL], 1),
+    "id": (MODEL,),
     "owned_by": ("multiverse-gateway",),
     "endpoint_url": ("https://gpu.example",),
     "student_id": ("s1234567",),
@@ -71,8 +72,6 @@ _VALUES: Mapping[str, tuple[Any, ...]] = {
     "api_key": ("the-key-of-the-server",),
 }
 """Values of fields by name; of several, the first that has the field's type."""
-_NUMBERS = 1
-_FLAG = True
 
 
 def sample(schema: Json, components: Json, name: str = "") -> Any:
@@ -98,4 +97,4 @@ def sample(schema: Json, components: Json, name: str = "") -> Any:
         return {field: sample(part, components, field) for field, part in schema.get("properties", {}).items()}
     if kind == "array":
         return [sample(schema["items"], components)]
-    return {"string": "text", "boolean": _FLAG}.get(kind, _NUMBERS)
+    return {"string": "text", "boolean": True}.get(kind, 1)
