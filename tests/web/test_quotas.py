@@ -26,6 +26,14 @@ def test_a_minute_holds_its_limit_and_no_more() -> None:
     assert not window.hit("a", 60.5).allowed
 
 
+def test_whole_seconds_to_wait_are_never_too_few() -> None:
+    """What a message names and what `Retry-After` says are the same, and a client that waits so long is let in."""
+    quota = Quota(limit=1, remaining=0, reset=2.2, wait=2.2)
+    assert quota.wait_seconds == 3
+    assert "Try again in 3 s" in quota.error().message
+    assert (b"retry-after", b"3") in quota.error().headers()
+
+
 @pytest.mark.parametrize("exact", [600, 0])
 @given(limit=st.integers(1, 5), gaps=st.lists(st.one_of(st.floats(0, 0.1), st.floats(0, 30)), max_size=60))
 def test_no_sixty_seconds_hold_more_than_the_limit(limit: int, gaps: list[float], exact: int) -> None:

@@ -171,7 +171,7 @@ class Gate:
         address = request.scope.get(ADDRESS, "unknown")
         quota = self._sign_ins.hit(address, self._frame.gateway.now())
         if not quota.allowed:
-            wait = max(1, round(quota.wait or 0))
+            wait = quota.wait_seconds
             return WrongKey(429, f"Too many attempts from your address. Wait {wait} seconds, then try again.", wait)
         presented = digest(key.strip().encode("utf-8", "surrogateescape"))
         if not any([hmac.compare_digest(presented, known) for known in self._admin_digests()]):  # noqa: C419  all are compared

@@ -46,6 +46,11 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """Tell whether this call was within the limit."""
         return self.wait is None
 
+    @property
+    def wait_seconds(self) -> int:
+        """Return `wait` in whole seconds, as messages and `Retry-After` give it: at least 1, and never too early."""
+        return max(1, math.ceil(self.wait or 0))
+
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return OpenAI's headers about it, on every answer."""
         return list(zip(_NAMES, (b"%d" % self.limit, b"%d" % self.remaining, self._reset), strict=True))
@@ -60,7 +65,7 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     def error(self, message: str = "") -> RateLimited:
         """Return the error for a call over the limit; `message` replaces the usual text."""
-        usual = f"You have reached your limit of {self.limit:,} requests per minute. Try again in {max(1, math.ceil(self.wait or 0))} s."
+        usual = f"You have reached your limit of {self.limit:,} requests per minute. Try again in {self.wait_seconds} s."
         return TooMany(message or usual, quota=self)
 
 

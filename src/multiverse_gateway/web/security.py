@@ -481,8 +481,7 @@ class Entrance:
         """
         quota = await self._probes.hit(f"probe {caller}")
         if quota is not None and not quota.allowed:
-            wait = max(1, round(quota.wait or 0))
-            raise quota.error(f"At most {MAX_PROBES} tries per minute are possible; wait {wait} seconds, then try again")
+            raise quota.error(f"At most {MAX_PROBES} tries per minute are possible; wait {quota.wait_seconds} seconds, then try again")
 
 
 # Bodies
