@@ -57,7 +57,7 @@ def backup_command(file: Path | None, config: Path | None, as_json: bool) -> Non
 
 @click.command("restore")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--force", is_flag=True, help="Also when changes were made after the copy; they go with the database that is kept aside.")
+@click.option("--force", is_flag=True, help="Restore even if changes were made after the copy; the database kept aside has them.")
 @config_option
 @json_option
 def restore_command(file: Path, force: bool, config: Path | None, as_json: bool) -> None:
@@ -136,7 +136,7 @@ def rotate_key_command(config: Path | None) -> None:
     settings = settings_here(config)
     path = _database(settings, config)
     if settings.backend_key_secret is not None:
-        refuse("The secret is that of MULTIVERSE_BACKEND_KEY_SECRET: write the new one before it, with a comma, and restart the gateway")
+        refuse("MULTIVERSE_BACKEND_KEY_SECRET holds the secret: write the new one before it, with a comma, and restart the gateway")
     if not path.exists() or not key_file(path).exists():
         raise click.ClickException(f"There is no secret yet: {key_file(path)} is made at the first start")
     try:

@@ -34,13 +34,13 @@ class Step:
 @click.command("check")
 @click.argument("url")
 @click.option("--model", help="Name under which the server will be registered.")
-@click.option("--api-key", envvar="BACKEND_API_KEY", help="The server's own key, if it asks for one; better given in BACKEND_API_KEY.")
-@click.option("--allow-private", is_flag=True, help="Suppose a gateway that may use private networks.")
+@click.option("--api-key", envvar="BACKEND_API_KEY", help="The server's own key, if it needs one; prefer the variable BACKEND_API_KEY.")
+@click.option("--allow-private", is_flag=True, help="Assume a gateway that may use private networks.")
 @json_option
 def check_command(url: str, model: str | None, api_key: str | None, allow_private: bool, as_json: bool) -> None:
     """Find out step by step whether a gateway could use a model server.
 
-    Exit code 0: it could, 1: it could not, and the last step says why.
+    The exit code is 0 if it could, and 1 if not; the last step then says why.
     """
     settings = settings_here()
     model, api_key = trimmed(model), trimmed(api_key)
@@ -66,7 +66,7 @@ def _print_step(step: Step) -> None:
 
 
 def examine(url: str, *, model: str | None, api_key: str | None, policy: AddressPolicy, settings: Settings) -> Iterator[Step]:
-    """Go through the steps, and stop where the next one would have nothing to stand on."""
+    """Yield the result of each step, and stop at the first failure on which the next step depends."""
     try:
         endpoint = parse_root(url)
     except EndpointError as error:
@@ -176,7 +176,7 @@ OTHER_CALLS: Mapping[str, tuple[str, Mapping[str, object], str]] = {
     "/v1/rerank": ("ranks documents", {"query": "Hi", "documents": ["Hi"]}, "results"),
     "/v1/completions": ("completes text", {"prompt": "Hi", "max_tokens": 1}, "choices"),
 }
-"""Calls that a server without chat may know: what it does then, what is asked besides the model, and the list that the answer holds."""
+"""Calls that a server without chat may support: what it does then, the fields to send besides the model, and the list in the answer."""
 
 
 def _other_abilities(http: httpx2.Client, endpoint: Endpoint, model: str, timeout: float) -> Step:
@@ -194,7 +194,7 @@ def _has_key(http: httpx2.Client) -> bool:
 def _request(
     http: httpx2.Client, method: str, url: str, name: str, within: float, *, accepts_refusal: bool = False, **more: Any
 ) -> httpx2.Response | Step:
-    """Return a good answer, with `accepts_refusal` one of any status, or the step that says what was wrong with it."""
+    """Return an answer with status 200, with `accepts_refusal` one of any status, or the step that says what was wrong."""
     try:
         with http.stream(method, url, **more) as answer:
             size = 0

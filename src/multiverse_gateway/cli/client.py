@@ -68,8 +68,8 @@ class Client:
 def gateway_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that find a gateway."""
     for option in (
-        click.option("--admin-key", envvar="ADMIN_API_KEY", help="Key of the operators; better given in ADMIN_API_KEY."),
-        click.option("--gateway", "gateway_url", metavar="URL", help="Root URL of the gateway; the one set up here by default."),
+        click.option("--admin-key", envvar="ADMIN_API_KEY", help="The gateway's admin key; prefer the variable ADMIN_API_KEY."),
+        click.option("--gateway", "gateway_url", metavar="URL", help="Root URL of the gateway; by default the one configured here."),
     ):
         command = option(command)
     return command

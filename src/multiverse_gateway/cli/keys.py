@@ -18,10 +18,12 @@ def keys_command() -> None:
 @keys_command.command("create")
 @click.argument("name")
 @gateway_options
-@click.option("--days", type=click.IntRange(1, 36_500), help="Days until it is over; for ever without.")
-@click.option("--rate-limit", type=click.IntRange(0, 1_000_000), help="Requests per minute; 0 for no limit, as for everybody without.")
-@click.option("--daily-limit", type=click.IntRange(1, MAX_DAILY_LIMIT), help="Requests to models per day (UTC); no limit without.")
-@click.option("--model", "models", multiple=True, help="A model that it may use; may be given several times, all without.")
+@click.option("--days", type=click.IntRange(1, 36_500), help="Days until it expires; by default it never does.")
+@click.option(
+    "--rate-limit", type=click.IntRange(0, 1_000_000), help="Requests per minute, 0 for no limit; KEY_RATE_LIMIT_PER_MINUTE by default."
+)
+@click.option("--daily-limit", type=click.IntRange(1, MAX_DAILY_LIMIT), help="Requests to models per day (UTC); no limit by default.")
+@click.option("--model", "models", multiple=True, help="A model that it may use; repeat the option for several. All models by default.")
 @json_option
 def create(
     name: str,
@@ -41,7 +43,7 @@ def create(
     if as_json:
         print_json(made)
         return
-    click.echo(f"Made a key for {printable(made['name'])}. It is shown only now; keep it well:")
+    click.echo(f"Made a key for {printable(made['name'])}. It is shown only once; keep it safe:")
     click.echo(f"  key   {printable(made['key'])}")
     click.echo(f"  id    {printable(made['id'])}")
     if made["expires_at"]:
@@ -50,7 +52,7 @@ def create(
 
 @keys_command.command("list")
 @gateway_options
-@click.option("--all", "everything", is_flag=True, help="Those that are over, too.")
+@click.option("--all", "everything", is_flag=True, help="Include keys that have expired or were revoked.")
 @json_option
 def list_keys(gateway_url: str | None, admin_key: str | None, everything: bool, as_json: bool) -> None:
     """List the client keys; never the keys themselves."""
@@ -64,7 +66,7 @@ def list_keys(gateway_url: str | None, admin_key: str | None, everything: bool, 
     rows = [
         (
             printable(key["name"]),
-            "works" if key["works"] else "revoked" if key["revoked_at"] else "over",
+            "works" if key["works"] else "revoked" if key["revoked_at"] else "expired",
             printable(key["expires_at"] or "-"),
             "-" if key["rate_limit"] is None else key["rate_limit"],
             "-" if key["daily_limit"] is None else f"{key['used_today']} of {key['daily_limit']}",

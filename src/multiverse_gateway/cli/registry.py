@@ -15,14 +15,14 @@ from multiverse_gateway.stores.files import replace_file
 @click.argument("url")
 @click.argument("model")
 @gateway_options
-@click.option("--api-key", envvar="BACKEND_API_KEY", help="The server's own key, if it asks for one; better given in BACKEND_API_KEY.")
+@click.option("--api-key", envvar="BACKEND_API_KEY", help="The server's own key, if it needs one; prefer the variable BACKEND_API_KEY.")
 @click.option("--student-id", help="Who owns the server.")
 @click.option("--description", help="What others should know about it.")
-@click.option("--max-tokens", type=click.IntRange(1), help="Most tokens that it generates.")
-@click.option("--context-length", type=click.IntRange(1), help="Tokens that fit into its context.")
-@click.option("--no-streaming", is_flag=True, help="It cannot stream.")
+@click.option("--max-tokens", type=click.IntRange(1), help="Maximum number of tokens in an answer.")
+@click.option("--context-length", type=click.IntRange(1), help="Context length in tokens.")
+@click.option("--no-streaming", is_flag=True, help="The server cannot stream.")
 @click.option(
-    "--max-concurrency", type=click.IntRange(1, 4096), help="Requests that it may get at once; what its engine states, by default."
+    "--max-concurrency", type=click.IntRange(1, 4096), help="Requests that it may get at once; by default what its engine states."
 )
 @click.option("--no-max-concurrency", is_flag=True, help="It may get any number of requests at once, whatever its engine states.")
 @click.option("--weight", type=click.IntRange(1, 100), help="Its share of the traffic under the balancer `weighted`.")
@@ -59,7 +59,7 @@ def register_command(url: str, model: str, gateway_url: str | None, admin_key: s
         click.echo(f"  limit   {printable('none' if limit is None else limit)}: {printable(record['max_concurrency_reason'])}")
     if record.get("owner_token"):
         click.echo(f"  token   {printable(record['owner_token'])}")
-        click.echo("          its owner changes and removes the server with it, instead of the admin key; it is shown only now")
+        click.echo("          its owner can change and remove the server with it, without the admin key; it is shown only once")
     if record.get("warning"):
         click.echo(f"  note    {printable(record['warning'])}")
 
@@ -67,7 +67,7 @@ def register_command(url: str, model: str, gateway_url: str | None, admin_key: s
 @click.command("servers")
 @gateway_options
 @click.option("--model", help="Only the servers of this model.")
-@click.option("--all", "include_inactive", is_flag=True, help="Those taken out and removed, too.")
+@click.option("--all", "include_inactive", is_flag=True, help="Include servers that were taken out or removed.")
 @json_option
 def servers_command(gateway_url: str | None, admin_key: str | None, model: str | None, include_inactive: bool, as_json: bool) -> None:
     """List the registered servers and how they are."""
@@ -104,7 +104,7 @@ def _server_row(record: dict[str, Any]) -> list[str]:
 
 @click.command("models")
 @gateway_options
-@click.option("--client-key", envvar="OPENAI_API_KEY", help="Key of a user, where the gateway asks for one.")
+@click.option("--client-key", envvar="OPENAI_API_KEY", help="A client key, if the gateway requires one.")
 @json_option
 def models_command(gateway_url: str | None, admin_key: str | None, client_key: str | None, as_json: bool) -> None:
     """List the models that can be used."""
@@ -123,8 +123,10 @@ def models_command(gateway_url: str | None, admin_key: str | None, client_key: s
 
 @click.command("export")
 @gateway_options
-@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="File to write, readable by you only; else the terminal.")
-@click.option("--with-keys", is_flag=True, help="Write the servers' own keys, too, in clear text.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file, readable only by you, instead of the terminal."
+)
+@click.option("--with-keys", is_flag=True, help="Include the servers' own keys, in clear text.")
 def export_command(gateway_url: str | None, admin_key: str | None, output: Path | None, with_keys: bool) -> None:
     """Write the registry of a running gateway as JSON."""
     params = {"include_keys": "true"} if with_keys else None

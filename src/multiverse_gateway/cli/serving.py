@@ -325,7 +325,7 @@ async def _announce(serving: Serving, app: Any) -> None:
     if created is not None:
         lines += [
             "",
-            "This is the first start, so an admin key was made. It is shown only now; keep it well:",
+            "This is the first start, so an admin key was made. It is shown only once; keep it safe:",
             f"  admin key        {created}",
         ]
         if serving.settings.ui:
