@@ -171,7 +171,7 @@ def test_the_first_steps_with_keys_for_clients(chromium: Any, browse: Callable[.
         watched = browse(operator=False, url=gateway.url)
         page = watched.page
         page.goto(link)
-        page.get_by_text("Let us bring the first model in").wait_for()
+        page.get_by_text("Let's add the first model").wait_for()
         assert "token" not in page.url
         assert httpx2.get(link, trust_env=False).status_code == 403
         key = next(line.split()[-1] for line in gateway.log_text().splitlines() if "admin key  " in line)

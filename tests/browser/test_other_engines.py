@@ -90,7 +90,7 @@ def test_the_core_journey(start: Callable[[Path], AbstractContextManager[Engine]
         press(engine, "Delete", ".heading")
         press(engine, "Delete", "dialog[open]")
         see(engine, "one-model was removed.")
-        see(engine, "Let us bring the first model in")
+        see(engine, "Let's add the first model")
         if isinstance(engine, Firefox):
             assert engine.troubles == []
 

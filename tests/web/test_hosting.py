@@ -67,7 +67,7 @@ async def hangs(request: httpx2.Request) -> httpx2.Response:
     ("answer", "state", "words"),
     [
         (status(200), "good", "tiny answers."),
-        (chatless, "good", "tiny has no chat, as a model for embeddings."),
+        (chatless, "good", "tiny does not chat, which is normal for an embedding model."),
         (status(404), "warn", "/v1/models answers with status 404"),
         (rambles, "warn", "The answer to a chat completion is no JSON"),
         (breaks, "warn", "The connection broke before the answer was complete"),

@@ -102,7 +102,7 @@ class _Pool:
             self.tasks.start_soon(self._keep, number, self.crew)
 
     def _is_over(self, crew: _Crew) -> bool:
-        """Tell whether workers are to end; the answer changes while anything is awaited."""
+        """Return whether workers are to end; the answer changes while anything is awaited."""
         return self.stopping or crew.relieved
 
     async def _keep(self, number: int, crew: _Crew, worker: _Worker | None = None) -> None:

@@ -66,7 +66,7 @@ def _of_starlette(error: HTTPException, method: str, path: str) -> tuple[Gateway
         return UnknownURL(hint(path) or f"There is nothing at {shown}; /docs lists what there is"), headers
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
-        return MethodNotAllowed(f"{shown} is not possible; use {allowed}"), headers
+        return MethodNotAllowed(f"{shown} is not allowed; use {allowed}"), headers
     if error.status_code == 413:
         return RequestTooLarge("The body is too large; send a smaller one"), headers
     if 400 <= error.status_code < 500:

@@ -95,7 +95,7 @@ class Frame:
         if error.status == 429 and visit.is_fragment:
             words = sentence(message_of(error).partition(";")[0])  # our own scripts count down instead of asking to wait
             return Response(words, 429, dict(_text(error.headers())), media_type="text/plain")
-        titles = {404: "There is no such page", 429: "Too many at once", 503: "Not possible now", 400: "That cannot be used"}
+        titles = {404: "There is no such page", 429: "Too many requests", 503: "Temporarily unavailable", 400: "Invalid input"}
         response = self.problem(visit, error.status, titles.get(error.status, "That did not work"), message_of(error))
         response.raw_headers.extend(error.headers())
         return response
@@ -107,11 +107,11 @@ class Frame:
         return self.page(visit, "error.html", status=status, title=title, code=status, words=words)
 
     def failed(self, visit: Visit) -> tuple[str, str]:
-        """Log the exception that is being handled, and return what is said of it, the title and the words."""
+        """Log the exception that is being handled, and return the title and the words to show for it."""
         request = visit.request
         fields = {"request_id": request.scope.get(REQUEST_ID), "path": path_of(request.scope)}
         _log.exception("a page failed", extra={"fields": fields})
-        return "The gateway made a mistake", "Try again; if it stays so, tell the operator the id below."
+        return "The gateway made a mistake", "Try again. If it happens again, tell the operator the id below."
 
     async def not_found(self, request: Request, error: Exception) -> Response:
         """Answer what no route matches: with a page where a browser asks for one."""
@@ -123,7 +123,7 @@ class Frame:
         headers = request.scope["headers"]
         session = await self.sessions.seek(headers)
         visit = Visit(request, session, is_operator=session is not None)
-        return self.problem(visit, 404, "There is no such page", "The address may be misspelt, or what it showed was removed.")
+        return self.problem(visit, 404, "There is no such page", "The address may be misspelled, or the page was removed.")
 
     def url(self, request: Request, name: str, **parameters: Any) -> str:
         """Return the path of a page by its name, under whatever prefix we are mounted."""

@@ -97,7 +97,7 @@ def check_call(path: str) -> None:
 
 
 def _passes(check: Callable[..., None], *what: object) -> bool:
-    """Tell whether a check raises nothing; whoever is to be refused hears it from the check itself, each time anew."""
+    """Return whether a check raises nothing. A request that fails it gets the error from the check itself, which makes a new one."""
     try:
         check(*what)
     except GatewayError:
@@ -182,7 +182,7 @@ class Front:
 
     @property
     def must_wait(self) -> bool:
-        """Tell whether `admit` has to be awaited now, because quotas are counted elsewhere."""
+        """Return whether `admit` has to be awaited now, because quotas are counted elsewhere."""
         return self.entrance.limiter.is_shared
 
     def visit(self, head: RequestHead, length: int, peer: str | None) -> Visit:

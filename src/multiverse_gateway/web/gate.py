@@ -31,7 +31,7 @@ MAX_FIELDS = 100
 
 _CHALLENGE = 'Bearer realm="Multiverse Gateway"'
 """What RFC 9110 asks for with a 401. Browsers show no window of their own for it, as they would for `Basic`."""
-_TOO_OLD = "This page has grown too old"
+_TOO_OLD = "This page has expired"
 _log = logging.getLogger("multiverse_gateway.ui")
 
 
@@ -102,7 +102,7 @@ class Gate:
         return serve
 
     def _has_key(self, request: Request) -> bool:
-        """Tell whether a request carries the admin key; a wrong one counts as on `/admin`."""
+        """Return whether a request carries the admin key; a wrong one counts as on `/admin`."""
         headers = request.scope["headers"]
         if verified(headers, self._admin_digests()) is not None:
             return True
@@ -176,7 +176,7 @@ class Gate:
         presented = digest(key.strip().encode("utf-8", "surrogateescape"))
         if not any([hmac.compare_digest(presented, known) for known in self._admin_digests()]):  # noqa: C419  all are compared
             _log.warning("sign-in refused", extra={"fields": {"address": address}})
-            return WrongKey(403, "That is not the admin key. It was shown when the gateway started first.")
+            return WrongKey(403, "That is not the admin key. It was printed the first time the gateway started.")
         return None
 
     def _login_page(self, visit: Visit, status: int = 200, problem: str = "", *, wait: int = 0) -> Response:

@@ -37,7 +37,7 @@ class Parts:
         return f"{hashlib.sha256(self.shape.encode()).hexdigest()[:16]}-"
 
     def fits(self, seen: str) -> bool:
-        """Tell whether a page that shows what has this digest can be made ours without reading it anew; so can one that shows nothing."""
+        """Return whether a page that shows what has this digest can be made ours without reading it anew; so can one that shows nothing."""
         return not seen or seen.startswith(self._mark)
 
 
@@ -78,7 +78,7 @@ class Streams:
 
     @property
     def are_full(self) -> bool:
-        """Tell whether one more would be too many; pages ask from time to time then."""
+        """Return whether one more would be too many; pages ask from time to time then."""
         return self.open >= MAX_STREAMS
 
     def response(self, events: AsyncIterator[bytes]) -> StreamingResponse:

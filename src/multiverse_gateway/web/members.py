@@ -65,7 +65,7 @@ class Members:
         days = _number(form, "days")
         if days is not None:
             if not 1 <= days <= MAX_DAYS:
-                raise BadRequest(f"The days until it is over must be a whole number from 1 to {MAX_DAYS:,}", param="days")
+                raise BadRequest(f"The days until it expires must be a whole number from 1 to {MAX_DAYS:,}", param="days")
             body["expires_at"] = (datetime.fromtimestamp(self._gateway.wall(), UTC) + timedelta(days=days)).isoformat()
         body |= {name: _number(form, name) for name in LIMITS}
         body["models"] = [name.strip() for name in form.get("models", "").split(",") if name.strip()]

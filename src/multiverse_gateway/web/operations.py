@@ -80,7 +80,7 @@ def operations_routes(gateway: Gateway) -> list[Route]:
         return json_response(Word(status="ok"), headers=_FRESH)
 
     async def ready(request: Request) -> Response:
-        """Tell whether the gateway takes requests: not before it knows its servers, and not once it is being stopped."""
+        """Return whether the gateway takes requests: not before it knows its servers, and not once it is being stopped."""
         if gateway.shutting_down:
             raise ShuttingDown("The gateway is being stopped; send requests to another one", retry_after=5.0)
         if not gateway.loaded:

@@ -43,7 +43,7 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def allowed(self) -> bool:
-        """Tell whether this call was within the limit."""
+        """Return whether this call was within the limit."""
         return self.wait is None
 
     @property
@@ -228,7 +228,7 @@ class RateLimiter:
 
     @property
     def is_shared(self) -> bool:
-        """Tell whether `hit` has to be awaited, because the calls are counted elsewhere (and that works)."""
+        """Return whether `hit` has to be awaited, because the calls are counted elsewhere (and that works)."""
         return self.storage is not None and self.now() >= self._broken_until
 
     async def hit(self, key: str, limit: int | None = None, daily: int | None = None) -> Quota | None:

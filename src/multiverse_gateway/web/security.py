@@ -135,7 +135,7 @@ def client_address(peer: str | None, headers: Headers, trusted: Collection[Netwo
 
 
 def is_secure(scope: Scope, trusted: Collection[Network]) -> bool:
-    """Tell whether the caller's own connection is encrypted: ours is, or a trusted proxy says that its is."""
+    """Return whether the caller's own connection is encrypted: ours is, or a trusted proxy says that its is."""
     peer = scope.get("client")
     if peer and trusted and _is_trusted(peer[0], trusted):
         said = next((value for name, value in scope["headers"] if name == b"x-forwarded-proto"), b"")
@@ -451,8 +451,8 @@ class Entrance:
         """Return the refusal of a call over the caller's limit: a caller without a key learns that keys have a limit of their own."""
         if caller.name == NOBODY and self._has_keys():
             return quota.error(
-                "Too many requests came from your address. Wait, or use a key, which has a limit of its own: send it as "
-                "`Authorization: Bearer KEY` (api_key of the openai library); the operator of this gateway has keys"
+                "Too many requests came from your address. Wait, or use a key, which has its own limit: send it as "
+                "`Authorization: Bearer KEY` (api_key of the openai library), or ask the operator of this gateway for one"
             )
         return quota.error()
 
@@ -602,7 +602,7 @@ def read_object(body: bytes) -> dict[str, Any]:
 
 
 def may_have_body(scope: Scope) -> bool:
-    """Tell whether something may follow the request's head."""
+    """Return whether something may follow the request's head."""
     names = {name for name, _ in scope["headers"]}
     if str(scope.get("http_version", "1.1")).startswith("1"):
         return b"transfer-encoding" in names or bool(declared_length(scope["headers"]))

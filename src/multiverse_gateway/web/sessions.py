@@ -148,7 +148,7 @@ class Sessions:
         return session
 
     def lasts(self, session: Session) -> bool:
-        """Tell whether a session is neither ended nor over."""
+        """Return whether a session is neither ended nor over."""
         return self._until(session.digest) > self.gateway.wall()
 
     def _until(self, digest: str) -> float:
@@ -183,7 +183,7 @@ class Sessions:
     # Changing something
 
     def stands_for_key(self, method: str, headers: Headers) -> bool:
-        """Tell whether a request of our own scripts carries a session, and for unsafe methods what proves that it is theirs."""
+        """Return whether a request of our own scripts carries a session, and for unsafe methods what proves that it is theirs."""
         session = self.find(headers)
         if session is None:
             return False
@@ -191,7 +191,7 @@ class Sessions:
         return method in SAFE_METHODS or self.may_change(session, headers, sent)
 
     def may_change(self, session: Session, headers: Headers, token: str) -> bool:
-        """Tell whether an unsafe request is one of our own pages'."""
+        """Return whether an unsafe request is one of our own pages'."""
         return self.origins.is_own_page(dict(reversed(headers))) and hmac.compare_digest(session.token.encode(), token.encode())
 
     # The link of the first start

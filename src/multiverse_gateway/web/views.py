@@ -56,9 +56,11 @@ class State:
 STATES: Mapping[HealthState, State] = {
     HealthState.UNHEALTHY: State("Down", Tone.BAD, "It failed; it gets no requests and comes back by itself once a check passes."),
     HealthState.MISCONFIGURED: State("No access", Tone.BAD, "It answers but refuses the gateway; its owner can fix its key or tunnel."),
-    HealthState.DEACTIVATED: State("Taken out", Tone.BAD, "It failed several checks in a row; it is checked rarely, and comes back alone."),
+    HealthState.DEACTIVATED: State(
+        "Taken out", Tone.BAD, "It failed several checks in a row; it is checked less often, and comes back by itself."
+    ),
     HealthState.SUSPECT: State(
-        "In doubt", Tone.WARN, "It broke off a request or answers late; a check decides, until then others go first."
+        "In doubt", Tone.WARN, "It broke off a request or answers late; a check decides, and until then others go first."
     ),
     HealthState.HALF_OPEN: State("Recovering", Tone.WARN, "It answers again and gets one request at a time until it has proven itself."),
     HealthState.PROBING: State("Checking", Tone.IDLE, "It was just registered and waits for its first check."),
@@ -154,7 +156,7 @@ class Row:
     registered_at: float
 
     def mentions(self, text: str) -> bool:
-        """Tell whether the text stands in what is shown."""
+        """Return whether the text stands in what is shown."""
         wanted = text.casefold()
         shown = (self.model, self.url, self.owner, self.description, self.state.word, self.id)
         return any(wanted in word.casefold() for word in shown if word)

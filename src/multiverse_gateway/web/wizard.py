@@ -245,7 +245,7 @@ class Test:
 
     @property
     def is_over(self) -> bool:
-        """Tell whether no step is being tried any more."""
+        """Return whether no step is being tried any more."""
         return all(step.state != "busy" for step in self.steps)
 
 
@@ -334,7 +334,7 @@ async def _chat(gateway: Gateway, server: Server) -> Step:
         with anyio.move_on_after(CHAT_SECONDS):
             result = await load("probes", "chat", gateway.settings).check(server, gateway.http)
             if result.passed and result.lacks_chat:
-                return Step(title=title, state="good", words=f"{server.model_name} has no chat, as a model for embeddings. It can be used.")
+                return Step(title=title, state="good", words=f"{server.model_name} does not chat, which is normal for an embedding model.")
             if result.passed:
                 return Step(title=title, state="good", words=f"{server.model_name} answers.")
             words = sentence(result.reason or "no answer")
