@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from itertools import pairwise
@@ -1079,6 +1080,16 @@ def test_one_offer_asks_one_of_many_requests_that_need_the_same() -> None:
     stage.clock += 0.1
     stage.room.offer(MODEL, stage.clock)
     assert sum(exchange.due != due for exchange, due in zip(waiting, looked_at, strict=True)) == 1
+
+
+def test_an_exchange_that_is_over_is_freed_without_the_garbage_collector() -> None:
+    """Whether it was served, waited or was refused, its ticket lets go of it."""
+    stage = queueing(max_queue=1)
+    exchanges = [stage.start()[0] for _ in range(3)]
+    for _ in range(2):
+        stage.last.answer()
+    assert [exchange.phase for exchange in exchanges] == [Phase.OVER] * 3
+    assert not [exchange for exchange in exchanges if exchange in gc.get_referents(exchange.ticket, exchange.ticket.__dict__)]
 
 
 def test_nobody_begins_to_wait_in_a_process_that_is_to_end() -> None:

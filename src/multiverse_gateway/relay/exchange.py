@@ -1408,6 +1408,7 @@ class Exchange:
             self._release_retry()
         self._queue.end(self.ticket, self._engine.now())
         self._engine.finished(self)
+        del self.ticket.request  # or each exchange would be a cycle, which only the garbage collector frees
 
 
 @lru_cache(maxsize=4096)
