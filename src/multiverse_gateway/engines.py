@@ -3,7 +3,7 @@
 import anyio
 
 from multiverse_gateway.access import headers
-from multiverse_gateway.core.caps import UNSTATED, VLLM, Stated, paths_for, stated_by, target_of
+from multiverse_gateway.core.caps import Stated, chosen, paths_for, stated_by, target_of
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.protocols import Client
 
@@ -17,7 +17,6 @@ async def read_stated(server: Server, http: Client, *, owned_by: str | None = No
     The paths are read side by side, with the stored key. A server that does not answer within `seconds`, or not in the way of an engine
     that we know, states nothing; that is never an error. `owned_by` is what the server's list of models says, or `None` if it is unknown.
     """
-    paths = paths_for(owned_by)
     found: dict[str, Stated] = {}
 
     async def read(path: str) -> None:
@@ -32,6 +31,6 @@ async def read_stated(server: Server, http: Client, *, owned_by: str | None = No
 
     with anyio.move_on_after(seconds):
         async with anyio.create_task_group() as group:
-            for path in paths:
+            for path in paths_for(owned_by):
                 group.start_soon(read, path)
-    return next((found[path] for path in paths if path in found), VLLM if owned_by == "vllm" else UNSTATED)
+    return chosen(found, owned_by)

@@ -130,6 +130,15 @@ def stated_by(path: str, status: int, body: bytes) -> Stated | None:
     return _READERS[path](answer) if isinstance(answer, dict) else None
 
 
+def chosen(found: Mapping[str, Stated], owned_by: str | None) -> Stated:
+    """Return what a server states, from what the answers to `paths_for(owned_by)` stated, by path.
+
+    >>> chosen({}, "vllm") is VLLM, chosen({}, None) is UNSTATED
+    (True, True)
+    """
+    return next((found[path] for path in paths_for(owned_by) if path in found), VLLM if owned_by == "vllm" else UNSTATED)
+
+
 def _number(value: object) -> int | None:
     """Return a count of requests, at most the largest cap that there is; `None` for anything else."""
     return min(value, MAX_CONCURRENCY) if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else None
