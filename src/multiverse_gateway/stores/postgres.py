@@ -20,7 +20,7 @@ import anyio
 import anyio.to_thread
 import attrs
 
-from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound, StorageRefused, StorageUnavailable
+from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound, StorageUnavailable
 from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId
 from multiverse_gateway.core.stored import StoredResponse
@@ -28,6 +28,7 @@ from multiverse_gateway.core.usage import MAX_COUNT, Usage
 from multiverse_gateway.holders import is_gone
 from multiverse_gateway.protocols import ProbeResult, Registry
 from multiverse_gateway.settings import Settings, SettingsError
+from multiverse_gateway.stores.errors import refused, unavailable
 from multiverse_gateway.stores.rows import (
     BATCH_SECONDS,
     HISTORY,
@@ -263,20 +264,18 @@ class PostgresStore:
         if self._pool is None:
             raise StorageUnavailable("The registry is not open; enter the lifespan of the application first.")
         if self._now() < self._silent_until:
-            raise _unavailable()
+            raise unavailable()
         try:
             with anyio.fail_after(PATIENCE):
                 async with self._pool.connection() as connection, connection.transaction():
                     yield connection.cursor()
         except (TimeoutError, psycopg_pool.PoolTimeout) as error:
             self._silent_until = self._now() + PAUSE
-            raise _unavailable() from error
+            raise unavailable() from error
         except REFUSALS as error:
-            raise StorageRefused(
-                "The database does not take this; inference continues. The operator finds the cause in the log.", retry_after=60.0
-            ) from error
+            raise refused() from error
         except (psycopg.Error, OSError) as error:
-            raise _unavailable() from error
+            raise unavailable() from error
 
     @asynccontextmanager
     async def _changing(self) -> AsyncIterator[Cursor]:
@@ -627,13 +626,6 @@ async def _migrate(cursor: Cursor) -> None:
             await cursor.execute(statements)
             await cursor.execute("insert into migrations (name) values (%s)", [name])
             _log.info("database migrated", extra={"fields": {"step": name}})
-
-
-def _unavailable() -> StorageUnavailable:
-    return StorageUnavailable(
-        "The registry cannot be read or written now; inference continues. Try again later. The operator finds more in the log.",
-        retry_after=5.0,
-    )
 
 
 def _cannot_open(url: str, error: Exception) -> str:

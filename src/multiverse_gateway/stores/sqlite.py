@@ -22,7 +22,7 @@ import anyio.to_thread
 import attrs
 from sqlite_utils import Database, Migrations
 
-from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound, StorageRefused, StorageUnavailable
+from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound, StorageUnavailable
 from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId
 from multiverse_gateway.core.stored import StoredResponse
@@ -31,6 +31,7 @@ from multiverse_gateway.holders import is_gone, new_holder
 from multiverse_gateway.protocols import ProbeResult, Registry
 from multiverse_gateway.settings import Settings, SettingsError
 from multiverse_gateway.stores.copies import InUseError, alone_with, copy_to, replace
+from multiverse_gateway.stores.errors import refused, unavailable
 from multiverse_gateway.stores.files import keep_private, publish
 from multiverse_gateway.stores.rows import (
     BATCH_SECONDS,
@@ -212,14 +213,9 @@ class SqliteStore:
         try:
             return await anyio.to_thread.run_sync(work, limiter=thread)
         except REFUSALS as error:
-            raise StorageRefused(
-                "The database does not take this; inference continues. The operator finds the cause in the log.", retry_after=60.0
-            ) from error
+            raise refused() from error
         except (sqlite3.Error, OSError) as error:
-            raise StorageUnavailable(
-                "The registry cannot be read or written now; inference continues. Try again later. The operator finds more in the log.",
-                retry_after=5.0,
-            ) from error
+            raise unavailable() from error
 
     def _committed(self, work: Callable[[Database], _Result]) -> _Result:
         db = _opened(self._writer)

@@ -1,0 +1,16 @@
+"""What the SQL stores answer when their database fails, in the same words for all of them."""
+
+from multiverse_gateway.core.errors import StorageRefused, StorageUnavailable
+
+
+def unavailable() -> StorageUnavailable:
+    """Return the error of a database that cannot be reached, read or written now."""
+    return StorageUnavailable(
+        "The registry cannot be read or written now; inference continues. Try again later. The operator finds more in the log.",
+        retry_after=5.0,
+    )
+
+
+def refused() -> StorageRefused:
+    """Return the error of a database that rejects the values which it was given."""
+    return StorageRefused("The database rejects this data; inference continues. The operator finds the cause in the log.", retry_after=60.0)
