@@ -100,8 +100,12 @@ class _Pool:
         """False once the pool was dropped: what still runs is closed when it ends."""
 
     def close(self) -> None:
-        """Close what is idle, and keep nothing any more."""
+        """Close the idle connections, and keep no others from now on."""
         self.keeps = False
+        self.close_idle()
+
+    def close_idle(self) -> None:
+        """Close the idle connections."""
         while self.idle:
             self.idle.pop().discard()
 
@@ -553,13 +557,10 @@ class Wire:
 
     def close_idle(self, endpoint: Endpoint) -> bool:
         """Close the connections to an endpoint that wait for a request; return whether there were any."""
-        idle = [connection for pool in self._pools.values() if pool.endpoint == endpoint for connection in pool.idle]
-        for pool in self._pools.values():
-            if pool.endpoint == endpoint:
-                pool.idle.clear()
-        for connection in idle:
-            connection.discard()
-        return bool(idle)
+        pools = [pool for pool in self._pools.values() if pool.endpoint == endpoint and pool.idle]
+        for pool in pools:
+            pool.close_idle()
+        return bool(pools)
 
     async def aclose(self) -> None:
         """Close everything, at once; who still waits for an answer is told. Returns when no socket and no task is left."""
