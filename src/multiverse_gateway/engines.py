@@ -14,8 +14,8 @@ READ_SECONDS = 3.0
 async def read_stated(server: Server, http: Client, *, owned_by: str | None = None, seconds: float = READ_SECONDS) -> Stated:
     """Return how many requests a server's engine says that it answers at once.
 
-    The paths are read side by side, with the stored key. A server that does not answer within `seconds`, or not in the way of an engine
-    that we know, states nothing; that is never an error. `owned_by` is what the server's list of models says, or `None` if it is unknown.
+    The paths are read side by side, with the stored key. A server that does not answer within `seconds`, or not like an engine that we
+    know, states nothing; that is never an error. `owned_by` is what the server's list of models says, or `None` if it is unknown.
     """
     found: dict[str, Stated] = {}
 
@@ -23,7 +23,7 @@ async def read_stated(server: Server, http: Client, *, owned_by: str | None = No
         try:
             request = http.build_request("GET", f"{server.endpoint_url}{target_of(path, server.model_name)}", headers=headers(server))
             response = await http.send(request)
-        except Exception:  # noqa: BLE001  whatever a stranger's server does, a registration does not fail by it
+        except Exception:  # noqa: BLE001  whatever a stranger's server does, the registration must not fail
             return
         stated = stated_by(path, response.status_code, response.content)
         if stated is not None:

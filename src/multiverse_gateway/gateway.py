@@ -94,12 +94,12 @@ BULK_QUEUE_SECONDS = 240.0
 MAX_PAUSED_CHECKS = 3
 """How often a check is made if this process was stopped while it ran."""
 CONFIRM_SECONDS = 60.0
-"""How often at most a server that refused a request is asked whether it refuses the gateway."""
+"""Minimum time between two checks of whether a server that refused a request refuses the gateway."""
 BUSY = "the server is busy: it sends answers to other requests, and did not answer the check in time"
 GATHER_SECONDS = 0.1
-"""How long further responses are waited for before their places are saved together."""
+"""How long the gateway collects further responses before it saves their places together."""
 LOOK_AGAIN_SECONDS = (0.2, 0.4)
-"""Pauses after which the store is asked again for a response that it does not know: another process may just be saving it."""
+"""Pauses before the look-up of an unknown response is repeated: another process may be about to save it."""
 SETTLE_SECONDS = 1.0
 """How long requests that are over are tallied before they are counted."""
 COPIED_BYTES = 16384
@@ -201,7 +201,7 @@ class Gateway:
         self._response_store: ResponseStore | None = cast(ResponseStore, self.store) if keeps_responses else None
         self._response_noted = anyio.Event()
         self._locating: list[tuple[Exchange, str]] = []
-        """Exchanges whose stored response the store has to be asked for, with its key."""
+        """Exchanges whose stored response has to be looked up in the store, each with the key of the response."""
         self._locating_began = anyio.Event()
         self.registry_lock = anyio.Lock()
         self._slow: set[ServerId] = set()
@@ -308,7 +308,7 @@ class Gateway:
             self.sweep(now)
 
     def _postpone(self, seconds: float) -> None:
-        """Move all deadlines after a pause of this process (SIGSTOP, suspend): what lies in the sockets is read first."""
+        """Move all deadlines after a pause of this process (SIGSTOP, suspend): what is in the sockets is read first."""
         for exchange in self.exchanges:
             exchange.postpone(seconds)
 
@@ -494,7 +494,7 @@ class Gateway:
         self._unsaved = {key for key in self._unsaved if key in routes and routes[key].health is not changes.get(key)}
 
     async def _save_health(self, changes: Mapping[ServerId, Health], results: Sequence[ProbeResult]) -> None:
-        """Save everything in one batch; if the store refuses it, server by server, and drop what it refuses then."""
+        """Save everything in one batch; if the store refuses it, save server by server, and drop what it still refuses."""
         try:
             await self.store.save_health(changes, results)
         except StorageRefused:
@@ -506,9 +506,9 @@ class Gateway:
                     _health_log.error("the store refuses the health of a server; it is not saved", extra={"fields": {"server": server_id}})
 
     async def check(self, server: Server) -> ProbeResult:
-        """Probe a server under the timeout, and say what it did for others meanwhile; whatever goes wrong is a failed result.
+        """Probe a server within the timeout, and report what it did for other requests meanwhile; any error is a failed result.
 
-        A server that was not probed yet as it is, or that refused the gateway, must also let in a request with its key.
+        A server that was not probed since it was changed, or that refused the gateway, must also accept a request with its key.
         Nothing is noted.
         """
         redact(server.api_key)
@@ -599,7 +599,7 @@ class Gateway:
         return Access()
 
     def doubted_accesses(self) -> Sequence[tuple[Server, str]]:
-        """Return the servers that refused a request, each with the API path on which this is to be confirmed now; each is returned once.
+        """Return the servers that refused a request, each with the API path on which to confirm that now; each is returned once.
 
         A server is returned at most once in `CONFIRM_SECONDS`; a refusal in between waits.
         """
@@ -684,14 +684,14 @@ class Gateway:
                 await self._locating_began.wait()
 
     async def _locate(self, exchange: Exchange, key: str, store: ResponseStore) -> None:
-        """Ask the store, and again if it does not know: another process may just be saving what it has answered with."""
+        """Look the response up in the store, and retry if it is unknown there: another process may be about to save it."""
         try:
             known = await store.find_response(key)
             for pause in LOOK_AGAIN_SECONDS:
                 if known is None:
                     await anyio.sleep(pause)
                     known = await store.find_response(key)
-            if known is not None and not self._has(known):  # its server may be so new that this process has not heard of it
+            if known is not None and not self._has(known):  # its server may be too new for the table of this process
                 await self.refresh()
         except GatewayError:
             message = "The gateway cannot look up the stored response now. Send the request again in a few seconds."
@@ -735,7 +735,7 @@ class Gateway:
         await anyio.sleep(GATHER_SECONDS)
 
     async def flush_responses(self) -> None:
-        """Save where the responses are that were made since the last call.
+        """Save the places of the responses that were made since the last call.
 
         Raises:
             StorageUnavailable: They cannot be saved; they are kept for the next call.
@@ -787,7 +787,7 @@ class Gateway:
         return self._wire.send(server.id, endpoint, request, exchange, fresh=envelope.stateful or exchange.replays)
 
     def _look_up(self, server: Server, exchange: Exchange) -> Sending:
-        """Open an attempt for what is stored: a request whose head is made for it alone, and which has a body only if it is a POST."""
+        """Open an attempt for a stored response: its head is built for this request alone, and only a POST has a body."""
         envelope, endpoint, method = exchange.envelope, _endpoint(server.endpoint_url), exchange.envelope.method
         beginning = _head_of(
             server, endpoint, envelope.path, exchange.query, exchange.content_type, envelope.stream, exchange.forwarded, method
@@ -813,7 +813,7 @@ class Gateway:
         return known
 
     def refuses_usage(self, server: Server) -> None:
-        """Stop asking this generation of a server for the tokens of a stream: it refuses, or it answers with more than was asked for."""
+        """Stop asking this generation of a server for the tokens of a stream: it refuses, or it sends more than token counts."""
         self._without_usage.add((server.id, server.generation))
 
     def explain(self, exchange: Exchange, server: Server, now: float) -> Mapping[str, object]:
@@ -855,7 +855,7 @@ class Gateway:
             self.room.slot_freed(model, self.now())
 
     def _note_pools(self) -> None:
-        """Tell the room which slots there are, if that may have changed."""
+        """Update the slots that the waiting room knows, if they may have changed."""
         if self.table is not self._pools_of:
             self._pools_of = self.table
             self.room.queue.serve(pools_of(self.table))
@@ -910,12 +910,12 @@ class Gateway:
         return True
 
     def release_answer(self, count: int) -> None:
-        """Count bytes of an answer that are held no more."""
+        """Stop counting bytes of an answer as held."""
         self.answer_bytes -= count
 
     def overloaded(self) -> Overloaded:
         """Return the refusal of what this process has no room for."""
-        return Overloaded("The gateway has as much to do as it can. Try again in a few seconds.", retry_after=1 + 4 * self.chance())
+        return Overloaded("The gateway is overloaded. Try again in a few seconds.", retry_after=1 + 4 * self.chance())
 
     def begin(self, exchange: Exchange) -> None:
         """Number and track an exchange; the door starts it."""
@@ -1045,7 +1045,7 @@ class Gateway:
         """Learn what client keys with a daily limit have used today, before this process began and at others; else nothing is read.
 
         Raises:
-            StorageUnavailable: It cannot be read; daily limits go on with what is known.
+            StorageUnavailable: It cannot be read; daily limits continue with the last known counts.
         """
         limited = {key.id for key in self.keys.values() if key.daily_limit is not None}
         if limited:

@@ -1,10 +1,10 @@
-"""Who holds a lease: a name that tells the other processes of its machine when the process is dead, so that they need not wait.
+"""Names for the holders of leases, from which processes on the same machine can see that a holder has died, so that they need not wait.
 
-1. A name is `TOKEN@PLACE/PID/START`. The token makes it unique, and all that whoever renews a lease compares is the whole name.
-2. The place stands for the kernel since its start, the namespaces of process ids and of time, and the host name: only where all of them are
-   ours does a process id mean the same process to both. Anywhere else, a holder is never taken for dead, and its lease expires by itself.
-3. The start of the process, in ticks of the kernel, tells it from a later one that got the same id.
-4. Where a system does not say these things (all but Linux), a name is the token alone, and nothing is known of its process.
+1. A name is `TOKEN@PLACE/PID/START`. The token makes it unique. To renew a lease, a process compares the whole name.
+2. The place stands for the running kernel, the namespaces of process ids and of time, and the host name. A process id names one process
+   only if all of them are ours. Anywhere else, a holder is never taken for dead, and its lease simply expires.
+3. The start of the process, in ticks of the kernel, distinguishes it from a later one with the same id.
+4. On a system that does not provide these facts (any but Linux), a name is the token alone, and nothing is known about its process.
 """
 
 import os
@@ -46,7 +46,7 @@ def is_gone(holder: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _place() -> str | None:
-    """Return what is the same for all processes that know each other by their process ids; `None` where nobody can say."""
+    """Return what all processes that share process ids have in common; `None` if the system does not provide it."""
     try:
         parts = [
             (_PROC / "sys/kernel/random/boot_id").read_text(),
@@ -60,7 +60,7 @@ def _place() -> str | None:
 
 
 def _start_of(pid: int) -> str | None:
-    """Return when a process started, in ticks, or "ended" for one that nobody has waited for yet; `None` where nobody can say."""
+    """Return when a process started, in ticks, or "ended" for a zombie; `None` if the system does not provide it."""
     try:
         fields = (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
         return "ended" if fields[0] in "ZXx" else fields[19]

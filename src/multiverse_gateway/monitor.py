@@ -89,7 +89,7 @@ class Watched(Protocol):
         ...
 
     async def flush_responses(self) -> None:
-        """Save where the responses are that were made since the last call."""
+        """Save the places of the responses that were made since the last call."""
         ...
 
     async def response_noted(self, within: float) -> None:
@@ -117,7 +117,7 @@ class Watched(Protocol):
         ...
 
     def doubted_accesses(self) -> Sequence[tuple[Server, str]]:
-        """Return the servers that refused a request, each with the API path on which this is to be confirmed now; each is returned once."""
+        """Return the servers that refused a request, each with the API path on which to confirm that now; each is returned once."""
         ...
 
     async def confirm_access(self, server: Server, path: str) -> None:
@@ -216,8 +216,8 @@ def seats(servers: int) -> int:
 def claim_period(count: int) -> float:
     """Return the seconds after which a process renews its seat or looks for one, where there are so many.
 
-    The seat of a process that was killed on the same machine is free at once, so the only seat is looked for more often. Each of several is
-    asked for by every process without one, which at many gateways is most of the load of their database.
+    The seat of a process that was killed on the same machine is free at once, so the only seat is looked for more often. Each of several
+    seats is claimed by every process without one, which at many gateways is most of the load of their database.
 
     >>> claim_period(1), claim_period(2) < LEASE_SECONDS / 2
     (1.0, True)
@@ -251,9 +251,9 @@ async def watch(gateway: Watched) -> None:
             group.start_soon(_steadily, gateway.flush_usage, USAGE_SECONDS, "counts of use cannot be saved; they are kept")
             lost = "the places of stored responses cannot be saved; other processes do not know them yet"
             group.start_soon(_steadily, gateway.flush_responses, FOLLOW_SECONDS, lost, gateway.response_noted)
-            unknown = "the counts of today cannot be read; daily limits go on with what is known"
+            unknown = "the counts of today cannot be read; daily limits continue with the last known counts"
             group.start_soon(_steadily, gateway.learn_use, USAGE_SECONDS, unknown)
-            trouble = "the registry cannot be read; routing goes on with what is known"
+            trouble = "the registry cannot be read; routing continues with the last known registry"
             group.start_soon(_steadily, gateway.refresh, FOLLOW_SECONDS, trouble, gateway.store.changed)
             group.start_soon(_steadily, monitor.lead, 1.0, "the store cannot say who probes; this process does", monitor.rest)
             often = hold_seconds(gateway.settings.health_check_timeout_seconds)
@@ -281,13 +281,13 @@ async def _steadily(
             if works:
                 _log.error(trouble, extra={"fields": {"cause": type(error.__cause__ or error).__name__, "reason": error.message}})
             works = False
-        except Exception:  # noqa: BLE001  # the edge of the loops: told, and tried again
+        except Exception:  # noqa: BLE001  # the edge of the loops: logged, and tried again
             if works:
                 _log.exception(trouble)
             works = False
         try:
             await pause(seconds)
-        except Exception:  # noqa: BLE001  # the store cannot say when something changes: time does
+        except Exception:  # noqa: BLE001  # the store cannot report changes: look after a fixed time
             await anyio.sleep(seconds)
 
 
@@ -389,7 +389,7 @@ class Monitor:
                 _log.debug("the lease could not be given back; it expires by itself")
 
     async def hold(self) -> None:
-        """Say on which machines requests of this process run, unless it probes them all: a probe that gets no answer proves little then.
+        """Publish the machines on which requests of this process run, unless it probes all of them: an unanswered probe proves little.
 
         Raises:
             StorageUnavailable: The other processes cannot know.
@@ -454,7 +454,7 @@ class Monitor:
         try:
             result = await self._gateway.check(server)
             self.note(attrs.evolve(result, server_id=server.id, generation=server.generation), began)
-        except Exception:  # noqa: BLE001  # the edge of the loops: told, and tried again
+        except Exception:  # noqa: BLE001  # the edge of the loops: logged, and tried again
             _log.exception("a server could not be probed", extra={"fields": {"server": server.id}})
         finally:
             was_full = len(self._running) >= MAX_PARALLEL
@@ -466,7 +466,7 @@ class Monitor:
         """Find out whether a server that refused a request refuses the gateway; every process does that for its own requests."""
         try:
             await self._gateway.confirm_access(server, path)
-        except Exception:  # noqa: BLE001  the edge of the loops: told, and tried again
+        except Exception:  # noqa: BLE001  the edge of the loops: logged, and tried again
             _log.exception("a refusal could not be confirmed", extra={"fields": {"server": server.id}})
 
     def note(self, result: ProbeResult, began: float) -> None:
@@ -494,7 +494,7 @@ class Monitor:
 
     def _tell(self, widespread: bool) -> None:
         if widespread and not self._is_widespread:
-            _log.error("nearly all servers fail at once: is this machine's own network down? None is taken off for it")
+            _log.error("nearly all servers fail at once: is this machine's own network down? No server is deactivated for it")
         elif self._is_widespread and not widespread:
             _log.warning("not nearly all servers fail any more")
         self._is_widespread = widespread

@@ -61,8 +61,8 @@ class ProbeResult:
 
     `checked_at` is epoch seconds, `duration` seconds. `reason` is one sentence in words for people, without secrets and without
     anything that the server sent; `None` when the probe passed. `warning` is a sentence about a probe that passed nevertheless.
-    `models` are the names that the server listed, at most 1,000. `let_in`: the server also let in a request that needs its key, if it
-    wants one. `timed_out`: there was no answer within the time allowed. `lacks_chat`: the server was asked to chat and has no chat. The
+    `models` are the names that the server listed, at most 1,000. `let_in`: the server also accepted a request with its key, if it
+    needs one. `timed_out`: there was no answer within the time allowed. `lacks_chat`: the server was asked to chat and has no chat. The
     gateway sets `is_busy` if bytes of other answers of the server arrived meanwhile, and `running` to the oldest attempt that runs on it.
     `owned_by` is what the list of models says about who serves the model, often the engine's name; `None` if the list was not read.
     These six are not stored.
@@ -201,15 +201,15 @@ class Store(Protocol):
 
 
 class ResponseStore(Protocol):
-    """What a store may do besides: keep where stored responses are, for all processes.
+    """An optional part of a store: it keeps the places of stored responses, for all processes.
 
-    With a store that does not, each process knows the responses that it relayed itself. Raises what a `Store` raises.
+    With a store that lacks it, each process knows only the responses that it relayed itself. Raises what a `Store` raises.
     """
 
     async def save_responses(self, responses: Sequence[StoredResponse]) -> None:
-        """Insert or replace a batch by key. Responses whose time is over are deleted, and the oldest beyond 100,000."""
+        """Insert or replace a batch by key. Expired responses are deleted, and so are the oldest beyond 100,000."""
         ...
 
     async def find_response(self, key: str) -> StoredResponse | None:
-        """Return where a response is; one whose time is over may still be found."""
+        """Return the place of a response, or `None`; an expired one may still be found."""
         ...

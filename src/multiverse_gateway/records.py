@@ -257,7 +257,7 @@ class ModelItem:
     total_servers: int
     multiverse: ModelServers
     context_length: Annotated[
-        int | UnsetType, Meta(description="tokens that fit into the context of each server; left out where no server has told")
+        int | UnsetType, Meta(description="tokens that fit into the context of each server; left out if no server states it")
     ] = UNSET
 
 
@@ -279,7 +279,7 @@ class StoredAnswer:
 
 @attrs.frozen(kw_only=True)
 class DeletedResponse:
-    """What the server says of a response that it has deleted."""
+    """The server's confirmation that it has deleted a response."""
 
     id: str
     deleted: bool

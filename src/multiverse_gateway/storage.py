@@ -1,4 +1,4 @@
-"""The boundary to the store: whatever a store raises, what uses it meets `StorageUnavailable` and nothing else.
+"""The boundary to the store: whatever a store raises, its callers get `StorageUnavailable` and nothing else.
 
 A store is a plug-in. One that raises a `TypeError` must end neither the counting of use nor a page nor the shutdown.
 """
@@ -25,7 +25,7 @@ _log = logging.getLogger("multiverse_gateway.registry")
 
 
 class _Guarded:
-    """Pass everything on to a store, and translate what its calls raise."""
+    """Pass all calls on to a store, and translate the errors that they raise."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -49,14 +49,14 @@ class _Guarded:
             except Exception as error:
                 self._note(name, error)
                 raise StorageRefused(
-                    "The store failed in a way that it should not; inference continues. The operator finds the cause in the log.",
+                    "The store failed unexpectedly; inference continues. The operator finds the cause in the log.",
                     retry_after=60.0,
                 ) from error
 
         return guarded
 
     def _note(self, name: str, error: Exception) -> None:
-        """Log where the store failed, once for each call and kind of error; the text of an error may hold what nobody should read."""
+        """Log where the store failed, once for each call and kind of error, without the text of the error, which may contain secrets."""
         kind = type(error).__name__
         if (name, kind) in self._failing:
             return
@@ -65,7 +65,7 @@ class _Guarded:
         while place is not None and place.tb_next is not None:
             place = place.tb_next
         where = "" if place is None else f"{Path(place.tb_frame.f_code.co_filename).name}:{place.tb_lineno}"
-        _log.error("the store failed in a way that it should not", extra={"fields": {"call": name, "error": kind, "where": where}})
+        _log.error("the store failed unexpectedly", extra={"fields": {"call": name, "error": kind, "where": where}})
 
 
 def guarded(store: Store) -> Store:

@@ -286,7 +286,7 @@ class Connection(asyncio.Protocol):
             self._exchange.client_clogged()
 
     def resume_writing(self) -> None:
-        """Go on."""
+        """Take data from the server again, or finish the answer: the client reads again."""
         self._clogged = False
         if self._state is _BUSY:
             self.due = inf

@@ -1,7 +1,7 @@
 """Connections to servers: dialled through the address policy, parsed by llhttp, kept alive per server.
 
 * The address that is dialled is the very one that was checked, at every connect.
-* A receiver hears of one answer and one ending: `end` or `failed`; after `abort` nothing more, and nothing during `send`.
+* A receiver gets one answer and one ending, `end` or `failed`; it is not called after `abort`, nor during `send`.
 * A connection is used again only for the same endpoint, after a complete answer, with nothing after it, to a request that was
   written in full.
 * A request is written once. A kept connection that ends unanswered is a failure like any other; whether the request is sent again is
@@ -175,13 +175,13 @@ class _Connection(asyncio.BufferedProtocol):
             self.transport.writelines(sending.request)
 
     def discard(self) -> None:
-        """Close at once; nothing more is told."""
+        """Close immediately, without a call to the receiver."""
         self._sending = self._receiver = None
         self._forget_stall()
         self.transport.abort()
 
     def fail(self, failure: Failure) -> None:
-        """Close at once and tell why."""
+        """Close immediately, and pass the failure on to the request."""
         sending = self._sending
         self.discard()
         if sending is not None:
@@ -222,7 +222,7 @@ class _Connection(asyncio.BufferedProtocol):
         self.ask(sending, self._wire.time())
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Tell who waits."""
+        """Fail the request that is waiting."""
         if self in self._wire.connections:
             self._wire.gone(self)
             self._lost()
@@ -322,7 +322,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._stall = loop.call_at(loop.time() + self._wire.write_timeout, self._check_stall)
 
     def resume_writing(self) -> None:
-        """Go on."""
+        """Stop watching whether the server reads."""
         self._forget_stall()
 
     def _check_stall(self) -> None:
@@ -367,7 +367,7 @@ class _Connection(asyncio.BufferedProtocol):
             self._unbounded = b"content-length" not in headers
         elif coding.lower() == b"chunked":
             self._unbounded = False
-            if headers.pop(b"content-length", None) is not None:  # it counts for nothing beside chunks (RFC 9112, 6.3)
+            if headers.pop(b"content-length", None) is not None:  # chunks override it (RFC 9112, 6.3)
                 self._doubtful = True
         else:
             self._stop(_CODED)
@@ -388,7 +388,7 @@ class _Connection(asyncio.BufferedProtocol):
         raise _StopParsingError
 
     def on_body(self, data: bytes) -> None:
-        """Pass on the first piece of a buffer, which most often is the only one; keep the others until all of it is parsed."""
+        """Pass on the first piece of a buffer, usually the only one; keep the others until the whole buffer is parsed."""
         self._quiet = 0
         receiver = self._receiver
         if receiver is not None and self._state == _HEADED:
@@ -426,7 +426,7 @@ class Sending:
         self.reused = False
 
     def abort(self) -> None:
-        """Close the connection, or stop resolving and dialling; nothing more is told. May be called at any time, and again."""
+        """Close the connection, or stop dialling, without a further call to the receiver. May be called at any time and again."""
         if self.over:  # its dialling may still be on its way back from a connection that serves somebody else by now
             return
         self.over = True
@@ -437,13 +437,13 @@ class Sending:
             connection.discard()
 
     def pause(self) -> None:
-        """Stop reading; what was read already, at most `BUFFER_BYTES`, is still told."""
+        """Stop reading; data that was read before, at most `BUFFER_BYTES`, is still passed on."""
         self.paused = True
         if self.connection is not None:
             self.connection.transport.pause_reading()
 
     def resume(self) -> None:
-        """Go on reading."""
+        """Resume reading."""
         self.paused = False
         if self.connection is not None:
             self.connection.transport.resume_reading()
@@ -522,7 +522,7 @@ class Wire:
         """Send a request, head and body as built; the answer goes to `receiver`, never during this call.
 
         Connections of a `server` are kept for its next requests; without one the connection is made and closed for this request.
-        A `fresh` request gets a connection of its own, for it must not meet one that the server may have closed already.
+        A `fresh` request gets a new connection, because the server may already have closed a kept one.
         """
         pool = _Pool(endpoint, keeps=False) if server is None else self._pools.get(server)
         if pool is None:
@@ -563,7 +563,7 @@ class Wire:
         return bool(pools)
 
     async def aclose(self) -> None:
-        """Close everything, at once; who still waits for an answer is told. Returns when no socket and no task is left."""
+        """Close everything immediately; requests that are still waiting fail. Returns when no socket and no task is left."""
         self._closing = asyncio.get_running_loop().create_future()
         if self.sweeper is not None:
             self.sweeper.cancel()
@@ -605,7 +605,7 @@ class Wire:
     # Dialling
 
     async def dial(self, sending: Sending) -> None:
-        """Connect `sending`, or tell why not."""
+        """Connect `sending`, or fail it with the reason."""
         began = self.time()
         try:
             async with asyncio.timeout(self._connect_timeout):

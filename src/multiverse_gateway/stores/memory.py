@@ -148,14 +148,14 @@ class MemoryStore:
         return sums
 
     async def save_responses(self, responses: Sequence[StoredResponse]) -> None:
-        """Keep where responses are; those whose time is over are forgotten."""
+        """Keep the places of responses, and delete the expired ones."""
         now = self._wall()
         self._responses |= {response.key: response for response in responses}
         newest = sorted(self._responses.values(), key=lambda response: response.until)[-MOST_RESPONSES:]
         self._responses = {response.key: response for response in newest if response.until >= now}
 
     async def find_response(self, key: str) -> StoredResponse | None:
-        """Return where a response is."""
+        """Return the place of a response."""
         return self._responses.get(key)
 
     async def claim(self, role: str, holder: str, ttl: float) -> bool:

@@ -214,7 +214,7 @@ class PostgresStore:
         All or nothing: what was written is read again and compared before it is committed.
 
         Raises:
-            StorageUnavailable: The database cannot be written, holds a registry already, or gave back something else than it was given.
+            StorageUnavailable: The database cannot be written, holds a registry already, or returned something other than was written.
         """
         try:
             async with await self._connect() as connection, connection.transaction():
@@ -460,7 +460,7 @@ class PostgresStore:
     # Stored responses
 
     async def save_responses(self, responses: Sequence[StoredResponse]) -> None:
-        """Keep where responses are, in one order for all gateways; those whose time is over are forgotten, unless another one does that."""
+        """Keep the places of responses, in one order for all gateways; delete the expired ones, unless another gateway is deleting them."""
         rows = sorted(map(attrs.asdict, responses), key=lambda row: str(row["key"]))
         async with self._asking() as cursor:
             if rows:
@@ -475,7 +475,7 @@ class PostgresStore:
             )
 
     async def find_response(self, key: str) -> StoredResponse | None:
-        """Return where a response is."""
+        """Return the place of a response."""
         rows = await self._rows("select * from responses where key = %s", [key])
         return response_of(rows[0]) if rows else None
 

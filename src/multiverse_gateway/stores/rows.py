@@ -87,7 +87,7 @@ def health_row(server_id: ServerId, health: Health) -> dict[str, object]:
     """Return the row of a server's health.
 
     A suspect server is stored as a healthy one whose `by_traffic` is a number: older versions know neither the state nor any further fact,
-    and take a number for what it stands for.
+    and read the number as a boolean.
     """
     facts = {name: getattr(health, name) for name in SHARED}
     if health.state is not HealthState.SUSPECT:
@@ -154,7 +154,7 @@ def usage_of(row: Mapping[str, Any]) -> Usage:
 
 
 def response_of(row: Mapping[str, Any]) -> StoredResponse:
-    """Read where a stored response is."""
+    """Read the place of a stored response."""
     return StoredResponse(**{name: row[name] for name in RESPONSE_COLUMNS})
 
 

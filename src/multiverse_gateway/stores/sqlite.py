@@ -296,7 +296,7 @@ class SqliteStore:
 
     def _refusal(self, trouble: str) -> StorageUnavailable:
         backup = newest_backup(self.path)
-        remedy = "no good backup stands beside it" if backup is None else f"the newest good one is {backup}"
+        remedy = "there is no good backup beside it" if backup is None else f"the newest good one is {backup}"
         return StorageUnavailable(f"The database {self.path} {trouble}, and was left as it is: bring back a backup; {remedy}")
 
     def _create(self) -> None:
@@ -366,7 +366,7 @@ class SqliteStore:
     # The registry
 
     async def version(self) -> int:
-        """Return the number of changes so far, by anyone; this is how a file that is not in its place any more is noticed."""
+        """Return the number of changes so far, by anyone; this is also how a missing file is noticed."""
         return await self._read(self._checked_version)
 
     def _checked_version(self, db: Database) -> int:
@@ -454,11 +454,11 @@ class SqliteStore:
     # Stored responses
 
     async def save_responses(self, responses: Sequence[StoredResponse]) -> None:
-        """Keep where responses are; those whose time is over are forgotten."""
+        """Keep the places of responses, and delete the expired ones."""
         await self._write(lambda db: _save_responses(db, responses, self._wall()))
 
     async def find_response(self, key: str) -> StoredResponse | None:
-        """Return where a response is."""
+        """Return the place of a response."""
         return await self._read(lambda db: next(map(response_of, db.query("select * from responses where key = ?", [key])), None))
 
     # For all processes
@@ -489,7 +489,7 @@ FileId = tuple[int, int]
 
 
 def _file_id(path: Path) -> FileId | None:
-    """Return what a path names now; `None` when there is nothing, or nobody can say."""
+    """Return what a path names now; `None` when there is nothing, or it cannot be read."""
     try:
         found = path.stat()
     except OSError:
@@ -795,7 +795,7 @@ def _save_responses(db: Database, responses: Sequence[StoredResponse], now: floa
 
 
 def _holder_of(db: Database, role: str, now: float) -> str | None:
-    """Return who holds a lease now: nobody, if the process that took it is dead."""
+    """Return the holder of a lease; `None` if it has expired or its process is dead."""
     row = db.execute("select holder, until from leases where role = ?", [role]).fetchone()
     if row is None or not now < row[1] <= now + LONGEST_LEASE or is_gone(row[0]):
         return None
