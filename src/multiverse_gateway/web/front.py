@@ -42,7 +42,6 @@ from multiverse_gateway.web.security import (
     cors_headers,
     id_headers,
     is_forwarded,
-    is_loopback,
     new_id,
     presented_id,
     too_large,
@@ -250,7 +249,7 @@ class Front:
                 check_site(head.names, self.entrance.origins)
         entrance, peer = self.entrance, visit.peer
         address = client_address(peer, head.fields, entrance.trusted)
-        is_local = is_loopback(peer) and entrance.is_local(peer, opening.is_forwarded)
+        is_local = entrance.is_local(peer, opening.is_forwarded)
         visit.caller = entrance.caller(head.method, address, head.fields, head.names, is_local=is_local)
         if not opening.is_call:
             check_call(head.path)
