@@ -106,6 +106,33 @@ def test_what_follows_the_last_request_is_ignored(gateway: GatewayProcess, last:
     assert raw.count(b"HTTP/1.") == 1
 
 
+def unsent(path: str, fields: str = "") -> bytes:
+    """Return the head of a request whose body does not come."""
+    return f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{fields}content-length: 40\r\n\r\n".encode()
+
+
+EARLY = {
+    "admin without a key": (unsent("/admin/register"), 403),
+    "too large": (unsent(CHAT).replace(b": 40", b": 400000000"), 413),
+    "compressed": (unsent(CHAT, "content-encoding: gzip\r\n"), 415),
+}
+"""Requests that are answered before their body has come."""
+
+
+@pytest.mark.parametrize("early", EARLY)
+def test_an_answer_that_comes_before_the_body_says_that_the_connection_closes(gateway: GatewayProcess, early: str) -> None:
+    """Or a client would send its next request on it, and lose it (RFC 9112, 9.3)."""
+    head, status = EARLY[early]
+    with RawClient(gateway.port) as client:
+        client.send(head)
+        answer = client.read_response()
+        assert answer.status == status
+        if answer.header("connection") != "close":  # then the next request is answered
+            client.send(b"x" * 40 + get())
+            client.reader.expect()
+            assert client.read_response().status == 200
+
+
 EMPTY = {"CRLF": b"\r\n", "LF": b"\n", "several": b"\r\n\r\n\n\r\n", "many": b"\r\n" * 1000}
 
 

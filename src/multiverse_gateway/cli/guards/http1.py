@@ -6,7 +6,7 @@ from typing import Any
 
 import h11
 from hypercorn.events import Closed, Event
-from hypercorn.protocol.events import Body, Request, StreamClosed
+from hypercorn.protocol.events import Body, Request, Response, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
@@ -105,6 +105,8 @@ class GuardedH11(H11Protocol):
         """Send what the application says, a large body in pieces; nothing once the client has left."""
         if self.stream is None and not isinstance(event, StreamClosed):
             return
+        if isinstance(event, Response) and self.connection.their_state is h11.SEND_BODY:
+            event.headers.append((b"connection", b"close"))  # hypercorn closes, as the body was not read, and says so to nobody
         if not isinstance(event, Body):
             await super().stream_send(event)
             return
