@@ -173,6 +173,8 @@ class Gateway:
         self.exchanges: set[Exchange] = set()
         self._numbers = 0
         self._resting: anyio.Event | None = None
+        self._sweep_due = now() + SWEEP_SECONDS
+        self._strain = Strain()
         self._totals = Totals()
         self._meter = Meter()
         self.observe: Observe | None = None
@@ -292,28 +294,30 @@ class Gateway:
             exchange.interrupt()
 
     async def _sweep(self) -> None:
-        strain = Strain()
         while True:
             if not (self.exchanges or self._slow or self.admission.shedding):
-                self._resting = anyio.Event()
-                with anyio.move_on_after(REST_SECONDS):
-                    await self._resting.wait()
-            planned = self.now() + SWEEP_SECONDS
+                await self._rest()
             await anyio.sleep(SWEEP_SECONDS)
-            now = self.now()
-            stopped = stopped_seconds(planned, now)
-            if stopped:
-                self._postpone(stopped)
-            self._shed(strain.note(now - planned, now))
-            self.sweep(now)
+            self.sweep(self.now())
 
-    def _postpone(self, seconds: float) -> None:
-        """Move all deadlines after a pause of this process (SIGSTOP, suspend): what is in the sockets is read first."""
-        for exchange in self.exchanges:
-            exchange.postpone(seconds)
+    async def _rest(self) -> None:
+        """Wait for an exchange, at most `REST_SECONDS`. The one that ends the rest sets when the next sweep is due."""
+        self._resting = anyio.Event()
+        with anyio.move_on_after(REST_SECONDS):
+            await self._resting.wait()
+        if self._resting is not None:
+            self._sweep_due = self.now() + SWEEP_SECONDS
 
     def sweep(self, now: float) -> None:
-        """Do what is due at this monotonic instant; called every `SWEEP_SECONDS` while there is anything to do."""
+        """Do what is due at this monotonic instant; called every `SWEEP_SECONDS` while there is anything to do.
+
+        A sweep that comes far too late means that this process was stopped (SIGSTOP, suspend): all deadlines move by as much, so
+        that what is in the sockets is read first. Only `now` is compared with them, for the process may be stopped in here, too.
+        """
+        late = now - self._sweep_due
+        self.notice_pause(now)
+        self._sweep_due = now + SWEEP_SECONDS
+        self._shed(self._strain.note(late, now))
         self._raise_shares(now)
         self._note_pools()
         if now >= self._settles_at:
@@ -324,7 +328,15 @@ class Gateway:
             self.load.fade()
         self.room.look(now)
         for exchange in [exchange for exchange in self.exchanges if exchange.due <= now]:
-            exchange.tick()
+            exchange.tick(now)
+
+    def notice_pause(self, now: float) -> None:
+        """Move all deadlines if this process was stopped since the last sweep."""
+        stopped = stopped_seconds(self._sweep_due, now)
+        if stopped:
+            self._sweep_due = now + SWEEP_SECONDS
+            for exchange in self.exchanges:
+                exchange.postpone(stopped)
 
     def _shed(self, shedding: bool) -> None:
         if shedding is not self.admission.shedding:
@@ -924,6 +936,7 @@ class Gateway:
         if self._resting is not None:
             self._resting.set()
             self._resting = None
+            self._sweep_due = self.now() + SWEEP_SECONDS
         if exchange.why is None and _routing_log.isEnabledFor(logging.DEBUG):
             exchange.why = []
 

@@ -1221,12 +1221,12 @@ def test_ticks_before_the_start_and_after_the_end_do_nothing() -> None:
     stage = engine("a")
     exchange, client = stage.begin()
     exchange.due = stage.clock
-    exchange.tick()
+    exchange.tick(stage.clock)
     assert exchange.phase is Phase.CHOOSING
     exchange.start()
     stage.last.answer()
     stage.clock += 1000
-    exchange.tick()
+    exchange.tick(stage.clock)
     assert client.status == 200
     stage.check()
 
@@ -1544,7 +1544,7 @@ def test_a_client_that_leaves_frees_everything_at_once(phase: Phase, how: str) -
     exchange.start()
     exchange.turn()
     stage.clock += 1000
-    exchange.tick()
+    exchange.tick(stage.clock)
     stage.check()
 
 
@@ -1839,9 +1839,14 @@ class Traffic(RuleBasedStateMachine):
         getattr(exchange, how)()
 
     @precondition(has_exchanges)
-    @rule(number=exchanges, say=st.sampled_from(["client_clogged", "client_drained", "turn", "tick"]))
+    @rule(number=exchanges, say=st.sampled_from(["client_clogged", "client_drained", "turn"]))
     def say(self, number: int, say: str) -> None:
         getattr(self.pick(number), say)()
+
+    @precondition(has_exchanges)
+    @rule(number=exchanges)
+    def tick(self, number: int) -> None:
+        self.pick(number).tick(self.stage.clock)
 
     @precondition(has_exchanges)
     @rule(number=exchanges)
@@ -2412,6 +2417,17 @@ def test_a_pause_of_the_process_moves_every_deadline(phase: Phase) -> None:
     stage.wait(10_000.0)
     assert exchange.phase is not phase
     assert client.is_finished or phase is not Phase.RELAYING
+
+
+def test_a_server_that_is_lost_during_a_pause_is_replaced() -> None:
+    """The pause was longer than the request's deadline, and nothing was swept yet."""
+    stage = engine("a", "b")
+    exchange, client = stage.start()
+    stage.clock += 10_000.0
+    stage.stopped = 10_000.0
+    stage.last.fail(FailureClass.CONNECT)
+    stage.wait(1.0)
+    assert (exchange.phase, client.is_silent, len(exchange.attempts)) == (Phase.TRYING, True, 1)
 
 
 def test_a_wait_for_the_retry_budget_is_moved_too() -> None:

@@ -201,6 +201,8 @@ class RecordingEngine:
     health_policy: HealthPolicy = attrs.field(factory=HealthPolicy)
     max_queue: int = 32
     clock: float = 1000.0
+    stopped: float = 0.0
+    """For how long the process was stopped, until an exchange asks."""
     luck: float = 0.5
     asks_usage: bool = False
     answer_budget: int = 1 << 40
@@ -309,6 +311,12 @@ class RecordingEngine:
     def usage_accepted(self, server: Server) -> None:
         """Remember the server."""
         self.acceptors.add(server.id)
+
+    def notice_pause(self, now: float) -> None:
+        """Postpone every exchange by the pause that the test made, once."""
+        stopped, self.stopped = self.stopped, 0.0
+        for exchange in self.exchanges:
+            exchange.postpone(stopped)
 
     def accepts_usage(self, server: Server) -> bool:
         """Return whether it was remembered."""
@@ -424,7 +432,7 @@ class RecordingEngine:
         for call in due:
             call()
         for exchange in [exchange for exchange in self.exchanges if exchange not in self.over and exchange.due <= self.clock]:
-            exchange.tick()
+            exchange.tick(self.clock)
 
     def blamed(self) -> list[tuple[str, FailureClass]]:
         """Return who was reported with which failure."""

@@ -161,6 +161,9 @@ class Engine(Protocol):
     def chance(self) -> float:
         """Return a random number in [0, 1)."""
 
+    def notice_pause(self, now: float) -> None:
+        """Postpone the exchanges if this process was stopped and nothing of what is due was looked at since."""
+
     def candidates(self, envelope: Envelope, excluded: frozenset[ServerId], now: float) -> Candidates | None:
         """Return who could serve it now; `None` for a model that nobody registered."""
 
@@ -517,9 +520,8 @@ class Exchange:
         elif self.waits_for_budget:
             self._budget_by += seconds
 
-    def tick(self) -> None:
-        """Do what was to be done at `due`, if that has come: another exchange's tick may just have moved it."""
-        now = self._engine.now()
+    def tick(self, now: float) -> None:
+        """Do what was to be done at `due`, if that has come at this instant: another exchange's tick may just have moved it."""
         phase = self.phase
         if now < self.due or phase is _OVER:
             return
@@ -527,7 +529,7 @@ class Exchange:
             self._abandon_attempt()
             self._over()
         elif phase is _RELAYING:
-            self._tick_relaying()
+            self._tick_relaying(now)
         elif phase is _QUEUED:
             self._choose()
         elif now >= self.deadline:
@@ -1071,6 +1073,7 @@ class Exchange:
         self._blame(server, failure)
         self._excluded = self._excluded | {server.id}
         now = engine.now()
+        engine.notice_pause(now)
         found = engine.candidates(self.envelope, self._excluded, now)
         verdict = after_failure(
             self.attempts,
@@ -1307,8 +1310,8 @@ class Exchange:
             self._resume()
         self._offer_slot()
 
-    def _tick_relaying(self) -> None:
-        if self._engine.now() >= self.deadline:
+    def _tick_relaying(self, now: float) -> None:
+        if now >= self.deadline:
             self._abort_sending()
             self._break_stream(None)
         elif self.due == self._asked_until:

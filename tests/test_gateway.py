@@ -1,0 +1,91 @@
+"""The gateway's sweep: what is due is done, and a pause of the process is nobody's fault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import attrs
+import pytest
+
+from multiverse_gateway.gateway import SWEEP_SECONDS, Gateway
+from multiverse_gateway.relay.exchange import Exchange
+from support.gateways import Stage, stage
+
+PAUSE_SECONDS = 60.0
+
+
+@attrs.define(eq=False)
+class Deadline:
+    """What the sweep sees of an exchange: it notes when it was told that its time is up."""
+
+    due: float
+    at_tick: Callable[[], None] = lambda: None
+    why: list[str] | None = None
+    number: int = 0
+    ticks: list[float] = attrs.Factory(list)
+
+    def postpone(self, seconds: float) -> None:
+        """Move the deadline."""
+        self.due += seconds
+
+    def tick(self, now: float) -> None:
+        """Note the instant; the deadline has passed."""
+        self.ticks.append(now)
+        self.due += 1000.0
+        self.at_tick()
+
+    def interrupt(self) -> None:
+        """The gateway ends; nothing is to be done."""
+
+
+def begin(gateway: Gateway, deadline: Deadline) -> Deadline:
+    """Let the gateway watch over this one."""
+    gateway.begin(cast(Exchange, deadline))
+    return deadline
+
+
+def sweep(scene: Stage, seconds: float = SWEEP_SECONDS) -> None:
+    """Let time pass, then sweep."""
+    scene.clock.advance(seconds)
+    scene.gateway.sweep(scene.clock.monotonic)
+
+
+async def test_what_is_due_is_done_at_the_next_sweep() -> None:
+    async with stage() as scene:
+        first = begin(scene.gateway, Deadline(scene.clock.monotonic + SWEEP_SECONDS))
+        later = begin(scene.gateway, Deadline(scene.clock.monotonic + 1.0))
+        sweep(scene)
+        assert (first.ticks, later.ticks) == ([scene.clock.monotonic], [])
+
+
+async def test_a_pause_between_two_sweeps_moves_the_deadlines() -> None:
+    async with stage() as scene:
+        running = begin(scene.gateway, Deadline(scene.clock.monotonic + 1.0))
+        sweep(scene, PAUSE_SECONDS)
+        assert running.ticks == []
+        sweep(scene, 1.0 + SWEEP_SECONDS - 0.6)
+        sweep(scene, 0.3)
+        sweep(scene, 0.3)
+        assert len(running.ticks) == 1
+
+
+async def test_a_pause_before_the_first_sweep_moves_the_deadlines() -> None:
+    """The process may be stopped as soon as a request has come, before the sweeper wakes up."""
+    async with stage() as scene:
+        scene.clock.advance(30.0)
+        running = begin(scene.gateway, Deadline(scene.clock.monotonic + 1.0))
+        sweep(scene, PAUSE_SECONDS)
+        assert running.ticks == []
+
+
+@pytest.mark.parametrize("late", [0.0, PAUSE_SECONDS])
+async def test_a_pause_during_a_sweep_moves_the_deadlines_of_the_others(late: float) -> None:
+    async with stage() as scene:
+        now = scene.clock.monotonic
+        begin(scene.gateway, Deadline(now, at_tick=lambda: scene.clock.advance(late)))
+        running = begin(scene.gateway, Deadline(now + 1.0))
+        sweep(scene)
+        sweep(scene)
+        assert running.ticks == []
+        assert running.due == pytest.approx(now + 1.0 + late)
