@@ -17,18 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multiverse_gateway.observability.logging import (
-    MASK,
-    MAX_VALUE,
-    QUEUE_LENGTH,
-    Logs,
-    Redactor,
-    clean,
-    configure,
-    note,
-    read_record,
-    redact,
-)
+from multiverse_gateway.observability.logging import Logs, configure, note, redact
+from multiverse_gateway.observability.records import MAX_VALUE, clean, read_record
+from multiverse_gateway.observability.redaction import MASK, Redactor
+from multiverse_gateway.observability.writer import QUEUE_LENGTH, LogFile
 from multiverse_gateway.settings import Settings
 from support.sockets import wait_until
 
@@ -190,14 +182,14 @@ def test_levels_are_obeyed(begin: Begin) -> None:
     assert logging.getLogger("multiverse_gateway").level == before
 
 
-def test_the_file_is_private_and_rotates(begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the owner may read it; older ones are kept beside it."""
-    monkeypatch.setattr("multiverse_gateway.observability.logging.FILE_BYTES", 4096)
+def test_the_file_is_private_and_rotates(tmp_path: Path) -> None:
+    """Only the owner may read it; older ones are kept beside it, whether lines come one by one or many at once."""
     path = tmp_path / "logs" / "gateway.log"
-    written = begin(log_file=str(path))
-    for number in range(100):
-        LOG.info("record", extra={"fields": {"number": number, "padding": "x" * 100}})
-    written.lines()
+    file = LogFile(path, max_bytes=4096)
+    for number in range(50):
+        file.write([f"number={number} padding={'x' * 100}"])
+    file.write(f"number={number} padding={'x' * 100}" for number in range(50, 100))
+    file.close()
     files = list(path.parent.iterdir())
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
     assert len(files) > 2
@@ -208,8 +200,8 @@ def test_the_file_is_private_and_rotates(begin: Begin, tmp_path: Path, monkeypat
 def test_several_processes_write_one_file(tmp_path: Path) -> None:
     """Each line arrives whole, and what is full is put aside once, not by every process again."""
     script = (
-        "import sys, multiverse_gateway.observability.logging as own; from pathlib import Path; own.FILE_BYTES = 40_000\n"
-        "file = own._File(Path(sys.argv[1]))\n"
+        "import sys; from pathlib import Path; from multiverse_gateway.observability.writer import LogFile\n"
+        "file = LogFile(Path(sys.argv[1]), max_bytes=40_000)\n"
         "for number in range(100): file.write([f'{sys.argv[2]} {number} {part} ' + 'x' * 80 for part in range(5)])\n"
     )
     path = tmp_path / "gateway.log"
