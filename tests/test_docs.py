@@ -97,7 +97,7 @@ def test_the_changelog_can_be_cut_into_releases() -> None:
 
 def test_every_metric_is_in_the_reference() -> None:
     """And the reference names no other."""
-    moment = Moment(requests=0, waiting={}, servers=[], answer_bytes=0, waiting_retries=0, body_bytes=0, is_shedding=False, tasks=0)
+    moment = Moment(at=0, requests=0, waiting={}, servers=[], answer_bytes=0, waiting_retries=0, body_bytes=0, is_shedding=False, tasks=0)
     kinds = {"counter": "_total", "info": "_info"}
     found = {family.name + kinds.get(family.type, "") for family in families(Meter(), moment)}
     page = (REFERENCE / "metrics.md").read_text()

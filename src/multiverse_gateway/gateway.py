@@ -10,6 +10,7 @@ import math
 import random
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -28,6 +29,7 @@ from multiverse_gateway.core.budget import DayCounts, day_name, day_of
 from multiverse_gateway.core.envelope import Envelope, asking_for_usage, with_model
 from multiverse_gateway.core.errors import GatewayError, Overloaded, StorageRefused, StorageUnavailable
 from multiverse_gateway.core.failover import FailureClass, RetryPolicy
+from multiverse_gateway.core.fairness import Band
 from multiverse_gateway.core.health import (
     AttemptFailed,
     AttemptPassed,
@@ -75,8 +77,9 @@ from multiverse_gateway.core.stored import (
     usable_id,
 )
 from multiverse_gateway.core.usage import NO_OWNER, NO_SERVER, Alike, Counts, Ledger, Outbox, Tally
+from multiverse_gateway.core.waits import LEAST_WAIT_SECONDS
 from multiverse_gateway.observability.logging import note, redact
-from multiverse_gateway.observability.metrics import Meter, Moment, exposition
+from multiverse_gateway.observability.metrics import OTHER, Meter, Moment, exposition
 from multiverse_gateway.observability.telemetry import Observe
 from multiverse_gateway.protocols import Balancer, HealthProbe, ProbeResult, Registry, ResponseStore, Scoring, Store
 from multiverse_gateway.relay.exchange import Exchange, Limits, Phase, Sending
@@ -953,7 +956,10 @@ class Gateway:
         if tally is None:
             tally = self._tallies[key] = self._tally(exchange, day)
         tally.seconds.append(seconds)
-        tally.waited_seconds += exchange.ticket.waited_seconds
+        waited_seconds = exchange.ticket.waited_seconds
+        if waited_seconds >= LEAST_WAIT_SECONDS:
+            tally.waited_seconds += waited_seconds
+            self._meter.wait(self._label(model), exchange.ticket.flow, waited_seconds, now)
         if exchange.first_byte_seconds is not None:
             tally.first_byte_seconds.append(exchange.first_byte_seconds)
         prompt_tokens, completion_tokens = exchange.usage
@@ -1066,14 +1072,22 @@ class Gateway:
             requests = await self.store.requests_on(day_name(day))
             self.day_counts.learn({key: requests[key] for key in limited & requests.keys()}, day, self.wall())
 
+    def _label(self, model: str) -> str:
+        """Return the name of a model in metrics: those that are not registered are not told apart."""
+        return listed_name(self.table, model) if model in self.table.models else OTHER
+
     def metrics(self) -> bytes:
         """Return the figures of this process as Prometheus reads them."""
         meter = self.meter
         meter.forget({model.name for model in self.table.models.values()}, self.table.routes)
         routes = self.table.routes.values()
+        waiting: Counter[tuple[str, Band]] = Counter()
+        for (model, band), length in self.room.queue.lengths_by_band().items():
+            waiting[self._label(model), band] += length
         moment = Moment(
+            at=self.now(),
             requests=len(self.exchanges),
-            waiting={listed_name(self.table, model): length for model, length in self.room.queue.lengths().items()},
+            waiting=waiting,
             servers=[
                 (
                     route.server.id,

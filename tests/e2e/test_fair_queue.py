@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 
@@ -51,9 +52,13 @@ class Crowd:
 
     def waiting(self) -> int:
         """Return how many requests wait for the model."""
-        figures = self.gateway.call("GET", "/metrics").text
-        lines = [line for line in figures.splitlines() if line.startswith("multiverse_requests_waiting") and f'"{self.model}"' in line]
-        return int(float(lines[0].rsplit(" ", 1)[1])) if lines else 0
+        return int(sum(self.figures("multiverse_requests_waiting").values()))
+
+    def figures(self, metric: str) -> dict[str, float]:
+        """Return what a metric says of the model, by band."""
+        text = self.gateway.call("GET", "/metrics").text
+        pattern = rf'^{metric}\{{band="(\w+)",model="{self.model}"\}} (\S+)$'
+        return {band: float(value) for band, value in re.findall(pattern, text, re.MULTILINE)}
 
     def end(self) -> None:
         """Wait for all answers."""
@@ -105,6 +110,9 @@ def test_a_person_does_not_wait_behind_a_script(busy: Callable[..., tuple[Crowd,
     assert crowd.names(200).count("script") == 8
     waits = [int(answer.headers.get("x-multiverse-queued-ms", 0)) for _, answer in crowd.answers if answer.status_code == 200]
     assert waits.count(0) == 1, "only the first one did not wait"
+    assert crowd.figures("multiverse_queue_wait_seconds_count") == {"interactive": 9.0}
+    assert crowd.figures("multiverse_queue_wait_seconds_sum")["interactive"] >= sum(waits) / 1000
+    assert 0.5 <= crowd.figures("multiverse_queue_fairness")["interactive"] <= 1.0, "two clients have waited"
 
 
 def test_bulk_requests_leave_slots_free(busy: Callable[..., tuple[Crowd, Backend, behaviours.Gate]]) -> None:
@@ -117,6 +125,8 @@ def test_bulk_requests_leave_slots_free(busy: Callable[..., tuple[Crowd, Backend
     crowd.call("quick", PERSON)
     wait_until(lambda: crowd.names(200) == ["quick"])
     assert (server.running, crowd.waiting()) == (2, 5)
+    assert crowd.figures("multiverse_requests_waiting") == {"bulk": 5.0}
     gate.open()
     crowd.end()
     assert crowd.names(200).count("bulk") == 6
+    assert crowd.figures("multiverse_queue_wait_seconds_count") == {"bulk": 5.0}

@@ -14,12 +14,15 @@ from prometheus_client.registry import Collector
 
 from multiverse_gateway._version import __version__
 from multiverse_gateway.core.failover import Attempt, FailureClass
+from multiverse_gateway.core.fairness import Band, Flow
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.usage import Tally, bounded
+from multiverse_gateway.core.waits import RecentWaits
 
 OTHER = "other"
 FIRST_BYTE_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 REQUEST_BOUNDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+WAIT_BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 240.0)
 PROBE_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -75,6 +78,7 @@ class ModelMeter:
     statuses: Counter[int] = attrs.field(factory=Counter)
     seconds: Histogram = attrs.field(factory=lambda: Histogram(REQUEST_BOUNDS))
     first_byte: Histogram = attrs.field(factory=lambda: Histogram(FIRST_BYTE_BOUNDS))
+    waits: dict[Band, Histogram] = attrs.field(factory=dict)
     prompt_tokens: int = 0
     completion_tokens: int = 0
     events: int = 0
@@ -91,6 +95,7 @@ class Meter:
     refused_retries: int = 0
     probes: Counter[str] = attrs.field(factory=Counter)
     probe_seconds: Histogram = attrs.field(factory=lambda: Histogram(PROBE_BOUNDS))
+    recent_waits: RecentWaits = attrs.field(factory=RecentWaits)
 
     def requests(self, tally: Tally) -> None:
         """Count requests that are over."""
@@ -108,6 +113,15 @@ class Meter:
         meter.sent_bytes += tally.sent_bytes
         if alike.worked:
             self.attempts[alike.server_id, "left" if alike.failed else "ok"] += count
+
+    def wait(self, model: str, flow: Flow, seconds: float, now: float) -> None:
+        """Count a request that is over and has waited for a server, whatever became of it; `now` is a monotonic instant."""
+        waits = self.models.setdefault(model, ModelMeter()).waits
+        histogram = waits.get(flow.band)
+        if histogram is None:
+            histogram = waits[flow.band] = Histogram(WAIT_BOUNDS)
+        histogram.note(seconds)
+        self.recent_waits.note(model, flow, seconds, now)
 
     def failures(self, attempts: Iterable[Attempt]) -> None:
         """Count attempts that failed."""
@@ -131,10 +145,14 @@ class Meter:
 
 @attrs.frozen(kw_only=True)
 class Moment:
-    """How the process is just now: gauges. Servers are given with their model, state and running attempts."""
+    """The state of the process at the monotonic instant `at`: gauges.
 
+    `waiting` is by model and band. Servers are given with their model, state and running attempts.
+    """
+
+    at: float
     requests: int
-    waiting: Mapping[str, int]
+    waiting: Mapping[tuple[str, Band], int]
     servers: Sequence[tuple[ServerId, str, str, int]]
     body_bytes: int
     answer_bytes: int
@@ -150,6 +168,11 @@ def families(meter: Meter, moment: Moment) -> Iterator[Metric]:
     seconds = HistogramMetricFamily("multiverse_request_seconds", "Time from a request's arrival to its end.", labels=("model",))
     first = HistogramMetricFamily("multiverse_first_byte_seconds", "Time from an attempt's start to its first byte.", labels=("model",))
     tokens = CounterMetricFamily("multiverse_tokens", "Tokens that servers reported.", labels=("model", "kind"))
+    waits = HistogramMetricFamily(
+        "multiverse_queue_wait_seconds",
+        "Time that requests waited for a free server; those that did not wait are not counted.",
+        labels=("model", "band"),
+    )
     events = CounterMetricFamily("multiverse_stream_events", "Events of streams that were relayed.", labels=("model",))
     sent = CounterMetricFamily("multiverse_sent_bytes", "Bytes of answers.", labels=("model",))
     for model, found in sorted(meter.models.items()):
@@ -157,11 +180,22 @@ def families(meter: Meter, moment: Moment) -> Iterator[Metric]:
             requests.add_metric((model, str(status)), count)
         seconds.add_metric((model,), found.seconds.buckets(), found.seconds.total)
         first.add_metric((model,), found.first_byte.buckets(), found.first_byte.total)
+        for band, histogram in sorted(found.waits.items()):
+            waits.add_metric((model, band), histogram.buckets(), histogram.total)
         tokens.add_metric((model, "prompt"), found.prompt_tokens)
         tokens.add_metric((model, "completion"), found.completion_tokens)
         events.add_metric((model,), found.events)
         sent.add_metric((model,), found.sent_bytes)
-    yield from (requests, seconds, first, tokens, events, sent)
+    yield from (requests, seconds, first, waits, tokens, events, sent)
+    evenness = GaugeMetricFamily(
+        "multiverse_queue_fairness",
+        "Jain's index over the clients' mean waits in the last 5 minutes: 1 if all wait equally long, 1/n if one of n does.",
+        labels=("model", "band"),
+    )
+    for (model, band), index in sorted(meter.recent_waits.evenness(moment.at).items()):
+        if model in meter.models:
+            evenness.add_metric((model, band), index)
+    yield evenness
     yield CounterMetricFamily(
         "multiverse_retries_refused", "Retries that their model's budget did not let begin in time.", meter.refused_retries
     )
@@ -190,9 +224,9 @@ def families(meter: Meter, moment: Moment) -> Iterator[Metric]:
 
 def _gauges(moment: Moment) -> Iterator[Metric]:
     yield GaugeMetricFamily("multiverse_requests_in_flight", "Inference requests that run or wait.", moment.requests)
-    waiting = GaugeMetricFamily("multiverse_requests_waiting", "Requests that wait for a free server.", labels=("model",))
-    for model, count in sorted(moment.waiting.items()):
-        waiting.add_metric((model,), count)
+    waiting = GaugeMetricFamily("multiverse_requests_waiting", "Requests that wait for a free server.", labels=("model", "band"))
+    for (model, band), count in sorted(moment.waiting.items()):
+        waiting.add_metric((model, band), count)
     yield waiting
     running = GaugeMetricFamily("multiverse_attempts_in_flight", "Attempts that run on a server.", labels=("server", "model"))
     states = GaugeMetricFamily("multiverse_server_state", "1 for the state that a server is in.", labels=("server", "model", "state"))
