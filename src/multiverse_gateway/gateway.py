@@ -20,13 +20,12 @@ import attrs
 import httpx2
 from anyio.abc import TaskGroup
 
-from multiverse_gateway._version import __version__
 from multiverse_gateway.access import ask_for_access
 from multiverse_gateway.core.access import CONFIRMING_PATH, Access, confirming_path
 from multiverse_gateway.core.activity import ELSEWHERE, Activity, Running, busy_role, held_seconds
-from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_endpoint
+from multiverse_gateway.core.addresses import AddressPolicy
 from multiverse_gateway.core.budget import DayCounts, day_name, day_of
-from multiverse_gateway.core.envelope import Envelope, asking_for_usage, with_model
+from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.errors import GatewayError, Overloaded, StorageRefused, StorageUnavailable
 from multiverse_gateway.core.failover import FailureClass, RetryPolicy
 from multiverse_gateway.core.fairness import Band
@@ -83,6 +82,7 @@ from multiverse_gateway.observability.metrics import OTHER, Meter, Moment, expos
 from multiverse_gateway.observability.telemetry import Observe
 from multiverse_gateway.protocols import Balancer, HealthProbe, ProbeResult, Registry, ResponseStore, Scoring, Store
 from multiverse_gateway.relay.exchange import Exchange, Limits, Phase, Sending
+from multiverse_gateway.relay.requests import USER_AGENT, Requests, endpoint_of
 from multiverse_gateway.relay.transport import WireTransport
 from multiverse_gateway.relay.waiting import WaitingRoom
 from multiverse_gateway.relay.wire import Resolver, Wire
@@ -105,15 +105,8 @@ LOOK_AGAIN_SECONDS = (0.2, 0.4)
 """Pauses before the look-up of an unknown response is repeated: another process may be about to save it."""
 SETTLE_SECONDS = 1.0
 """How long requests that are over are tallied before they are counted."""
-COPIED_BYTES = 16384
-"""Up to this size a body is copied behind its head: one buffer is written for less than two."""
-MAX_BEGINNINGS = 1024
-"""Beginnings of requests that are kept: clients choose path, query, content type and the headers that are forwarded."""
-MAX_BEGINNING_BYTES = 2048
-"""Longer ones are not kept."""
 MAX_EXPLAINED = 20
 """Servers that the reason of a choice tells of; it has to fit into a header."""
-USER_AGENT = f"multiverse-gateway/{__version__}"
 
 _routing_log = logging.getLogger("multiverse_gateway.routing")
 _health_log = logging.getLogger("multiverse_gateway.health")
@@ -189,8 +182,7 @@ class Gateway:
         """Requests that are over and not counted yet, by what they have in common."""
         self._outbox = Outbox(self._ledger)
         self._saving_usage = anyio.Lock()
-        self._without_usage: set[tuple[ServerId, int]] = set()
-        self._with_usage: set[tuple[ServerId, int]] = set()
+        self.requests = Requests(count_stream_tokens=settings.count_stream_tokens)
         self._asking: dict[ServerId, list[Exchange]] = {}
         """Exchanges that wait for the result of a probe, by the server that keeps them waiting."""
         self._group: TaskGroup | None = None
@@ -200,7 +192,6 @@ class Gateway:
         """Bytes of servers' answers that are held, beyond what every exchange may hold."""
         self.tail: Any = None
         self.admin_key: Any = None
-        self._beginnings: dict[tuple[ServerId, int, str, bytes, bytes, bool, bytes], tuple[Endpoint, bytes]] = {}
         self._responses = StoredResponses()
         keeps_responses = hasattr(store, "save_responses") and hasattr(store, "find_response")
         self._response_store: ResponseStore | None = cast(ResponseStore, self.store) if keeps_responses else None
@@ -370,10 +361,7 @@ class Gateway:
             self._unsaved.discard(server_id)
             self.doomed.discard(server_id)
             self._confirmed_at.pop(server_id, None)
-        self._beginnings.clear()
-        known_generations = {(server.id, server.generation) for server in registry.servers}
-        self._without_usage &= known_generations
-        self._with_usage &= known_generations
+        self.requests.follow(registry.servers)
         self.keys = {bytes.fromhex(key.digest): key for key in registry.keys}
         self.registry = registry
         for server_id, route in known.items():
@@ -529,7 +517,7 @@ class Gateway:
         redact(server.api_key)
         before = self._activity(server)
         result = await self._probed(server)
-        if result.timed_out and self._wire.close_idle(_endpoint(server.endpoint_url)):
+        if result.timed_out and self._wire.close_idle(endpoint_of(server)):
             result = await self._probed(server)  # a server that handles one connection at a time waited for the next request on ours
         path = self._confirming_path(server)
         if result.passed and path is not None and not result.let_in:
@@ -780,56 +768,8 @@ class Gateway:
 
     def send(self, server: Server, exchange: Exchange) -> Sending:
         """Open an attempt."""
-        envelope = exchange.envelope
-        if envelope.is_lookup:
-            return self._look_up(server, exchange)
-        endpoint, beginning = self._beginning(
-            server, envelope.path, exchange.query, exchange.content_type, envelope.stream, exchange.forwarded
-        )
-        body = exchange.body_bytes
-        exchange.asks_usage = (
-            envelope.leaves_usage
-            and self.settings.count_stream_tokens
-            and exchange.refuser is None
-            and (server.id, server.generation) not in self._without_usage
-        )
-        if server.model_name != envelope.written_model:
-            body = with_model(body, exchange.content_type.decode("latin-1"), server.model_name)
-        if exchange.asks_usage:
-            body = asking_for_usage(body)
-        head = b"%b%b\r\ncontent-length: %d\r\n\r\n" % (beginning, exchange.request_id.encode(), len(body))
-        request = (head + body,) if len(body) <= COPIED_BYTES else (head, body)
-        return self._wire.send(server.id, endpoint, request, exchange, fresh=envelope.stateful or exchange.replays)
-
-    def _look_up(self, server: Server, exchange: Exchange) -> Sending:
-        """Open an attempt for a stored response: its head is built for this request alone, and only a POST has a body."""
-        envelope, endpoint, method = exchange.envelope, _endpoint(server.endpoint_url), exchange.envelope.method
-        beginning = _head_of(
-            server, endpoint, envelope.path, exchange.query, exchange.content_type, envelope.stream, exchange.forwarded, method
-        )
-        body = exchange.body_bytes if method == "POST" else b""
-        length = b"content-length: %d\r\n" % len(body) if method == "POST" else b""
-        request = b"%b%b\r\n%b\r\n%b" % (beginning, exchange.request_id.encode(), length, body)
-        return self._wire.send(server.id, endpoint, (request,), exchange, fresh=True)
-
-    def _beginning(
-        self, server: Server, path: str, query: bytes, content_type: bytes, stream: bool, forwarded: bytes = b""
-    ) -> tuple[Endpoint, bytes]:
-        """Return where a request goes, and its head up to the value of `x-request-id`: few of them differ."""
-        key = (server.id, server.generation, path, query, content_type, stream, forwarded)
-        known = self._beginnings.get(key)
-        if known is None:
-            endpoint = _endpoint(server.endpoint_url)
-            known = endpoint, _head_of(server, endpoint, path, query, content_type, stream, forwarded)
-            if len(known[1]) <= MAX_BEGINNING_BYTES:
-                if len(self._beginnings) >= MAX_BEGINNINGS:
-                    self._beginnings.clear()
-                self._beginnings[key] = known
-        return known
-
-    def refuses_usage(self, server: Server) -> None:
-        """Stop asking this generation of a server for the tokens of a stream: it refuses, or it sends more than token counts."""
-        self._without_usage.add((server.id, server.generation))
+        endpoint, request = self.requests.write(server, exchange)
+        return self._wire.send(server.id, endpoint, request, exchange, fresh=exchange.envelope.stateful or exchange.replays)
 
     def explain(self, exchange: Exchange, server: Server, now: float) -> Mapping[str, object]:
         """Say why a server was chosen: what each of the model's servers was judged as, and what the balancer compared."""
@@ -874,14 +814,6 @@ class Gateway:
         if self.table is not self._pools_of:
             self._pools_of = self.table
             self.room.queue.serve(pools_of(self.table))
-
-    def usage_accepted(self, server: Server) -> None:
-        """Remember that this generation of a server answered a stream whose tokens it was asked for."""
-        self._with_usage.add((server.id, server.generation))
-
-    def accepts_usage(self, server: Server) -> bool:
-        """Return whether this generation of a server has answered such a stream before."""
-        return (server.id, server.generation) in self._with_usage
 
     def ask(self, exchange: Exchange, server: Server) -> None:
         """Probe a server that keeps an exchange waiting; all exchanges that it keeps waiting share one probe."""
@@ -1117,39 +1049,6 @@ def _event_of(result: ProbeResult, *, forced: bool, correlated: bool) -> HealthE
     if result.timed_out:
         return ProbeTimedOut(generation, reason, result.is_busy, result.running, correlated=correlated, forced=forced)
     return ProbeFailed(generation, reason, unauthorized=result.unauthorized, correlated=correlated, forced=forced)
-
-
-def _endpoint(url: str) -> Endpoint:
-    """Read the URL of a server; one that an older version took and this one does not becomes an address that is never dialled."""
-    try:
-        return parse_endpoint(url)
-    except EndpointError:
-        return Endpoint("http", "0.0.0.0", 80)  # noqa: S104  to be refused, not bound
-
-
-def _head_of(
-    server: Server,
-    endpoint: Endpoint,
-    path: str,
-    query: bytes,
-    content_type: bytes,
-    stream: bool,
-    forwarded: bytes,
-    method: str = "POST",
-) -> bytes:
-    lines = [
-        b"%b %b%b HTTP/1.1" % (method.encode(), f"{endpoint.prefix}{path}".encode(), b"?" + query if query else b""),
-        b"host: " + endpoint.authority.encode(),
-        b"user-agent: " + USER_AGENT.encode(),
-        b"accept-encoding: identity",
-        b"ngrok-skip-browser-warning: 1",
-        b"x-multiverse-hop: 1",
-        *([b"content-type: " + (content_type or b"application/json")] if method == "POST" else []),
-        b"accept: text/event-stream" if stream else b"accept: */*",
-    ]
-    if server.api_key is not None:
-        lines.append(f"authorization: Bearer {server.api_key}".encode())
-    return b"\r\n".join([*lines, forwarded + b"x-request-id: "])
 
 
 def _rounded(value: float | None) -> float | None:

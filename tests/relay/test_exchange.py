@@ -32,6 +32,7 @@ from multiverse_gateway.relay.exchange import (
     Limits,
     Phase,
 )
+from multiverse_gateway.relay.requests import Requests
 from support.answers import chat_event, error_body, messages_events, model_not_found, responses_events
 from support.exchanges import EVENTS, JSON, MODEL, SPEECH, RecordingClient, RecordingEngine, RecordingSending, server
 
@@ -1925,7 +1926,7 @@ TestTraffic = Traffic.TestCase
 
 
 def asking(engine: RecordingEngine) -> RecordingEngine:
-    engine.asks_usage = True
+    engine.requests = Requests()
     return engine
 
 

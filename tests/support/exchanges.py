@@ -15,6 +15,7 @@ from multiverse_gateway.core.servers import Capabilities, Server, ServerId
 from multiverse_gateway.core.sse import dialect_of
 from multiverse_gateway.relay.exchange import Client, Exchange, Limits, Phase
 from multiverse_gateway.relay.heads import Headers
+from multiverse_gateway.relay.requests import Requests
 from multiverse_gateway.relay.waiting import WaitingRoom
 
 MODEL = "tiny"
@@ -43,7 +44,17 @@ def envelope(
 ) -> Envelope:
     """Return what the gateway knows of a request."""
     dialect = dialect_of(path)
-    return Envelope(model=model, stream=stream, stateful=stateful, wants_usage=False, path=path, dialect=dialect, response_id=response_id)
+    return Envelope(
+        model=model,
+        stream=stream,
+        stateful=stateful,
+        wants_usage=False,
+        path=path,
+        dialect=dialect,
+        leaves_usage=stream,
+        response_id=response_id,
+        written_model=model,
+    )
 
 
 def failure(kind: FailureClass, status: int | None = None) -> Failure:
@@ -204,20 +215,18 @@ class RecordingEngine:
     stopped: float = 0.0
     """For how long the process was stopped, until an exchange asks."""
     luck: float = 0.5
-    asks_usage: bool = False
     answer_budget: int = 1 << 40
     load: Load = attrs.field(factory=Load, init=False)
     room: WaitingRoom = attrs.field(init=False)
+    requests: Requests = attrs.field(factory=lambda: Requests(count_stream_tokens=False), init=False)
     table: RoutingTable = attrs.field(init=False)
     sendings: list[RecordingSending] = attrs.field(factory=list, init=False)
     reports: list[tuple[ServerId, HealthEvent]] = attrs.field(factory=list, init=False)
     exchanges: list[Exchange] = attrs.field(factory=list, init=False)
-    refusers: list[ServerId] = attrs.field(factory=list, init=False)
     over: list[Exchange] = attrs.field(factory=list, init=False)
     calls: list[Callable[[], None]] = attrs.field(factory=list, init=False)
     timers: list[tuple[float, Callable[[], None]]] = attrs.field(factory=list, init=False)
     answer_bytes: int = attrs.field(default=0, init=False)
-    acceptors: set[ServerId] = attrs.field(factory=set, init=False)
     asked: list[tuple[Exchange, Server]] = attrs.field(factory=list, init=False)
     refused_retries: int = attrs.field(default=0, init=False)
     locating: list[Exchange] = attrs.field(factory=list, init=False)
@@ -283,10 +292,15 @@ class RecordingEngine:
         assert not [sending for sending in self.of(exchange) if sending.is_live], "two attempts at a time"
         is_within = server.max_concurrency is None or self.load.in_flight(server.id) <= server.max_concurrency
         assert is_within or exchange.envelope.is_lookup, "over the cap"
-        exchange.asks_usage = self.asks_usage and exchange.refuser is None and server.id not in self.refusers
+        self.requests.write(server, exchange)
         sending = RecordingSending(server, exchange)
         self.sendings.append(sending)
         return sending
+
+    @property
+    def refusers(self) -> list[ServerId]:
+        """The servers that are not asked for token counts any more."""
+        return [server.id for server in self.servers if self.requests.refuses_usage(server)]
 
     def soon(self, call: Callable[[], None]) -> None:
         """Keep the call for the test's next `turn`."""
@@ -308,19 +322,11 @@ class RecordingEngine:
         self.answer_bytes -= count
         assert self.answer_bytes >= 0
 
-    def usage_accepted(self, server: Server) -> None:
-        """Remember the server."""
-        self.acceptors.add(server.id)
-
     def notice_pause(self, now: float) -> None:
         """Postpone every exchange by the pause that the test made, once."""
         stopped, self.stopped = self.stopped, 0.0
         for exchange in self.exchanges:
             exchange.postpone(stopped)
-
-    def accepts_usage(self, server: Server) -> bool:
-        """Return whether it was remembered."""
-        return server.id in self.acceptors
 
     def ask(self, exchange: Exchange, server: Server) -> None:
         """Note who asked about which server; the test says what its probe finds."""
@@ -329,10 +335,6 @@ class RecordingEngine:
     def budget_refused(self) -> None:
         """Count."""
         self.refused_retries += 1
-
-    def refuses_usage(self, server: Server) -> None:
-        """Note who is to be asked no more."""
-        self.refusers.append(server.id)
 
     def explain(self, exchange: Exchange, server: Server, now: float) -> Mapping[str, object]:
         """Say who was chosen."""

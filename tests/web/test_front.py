@@ -4,7 +4,6 @@ import pytest
 
 from multiverse_gateway import GatewayError
 from multiverse_gateway.relay.heads import RequestHead
-from multiverse_gateway.testing.store import make_server
 from multiverse_gateway.web.front import Front, Visit, check_target
 from support.gateways import entrance_of, stage
 
@@ -64,15 +63,6 @@ async def test_what_the_gateway_has_no_room_for_uses_up_nobodys_quota(length: by
         assert (b"x-ratelimit-remaining-requests", b"0") in let_in.headers
 
 
-async def test_beginnings_differ_by_the_headers_that_are_forwarded() -> None:
-    """One client's betas are not another one's."""
-    async with stage() as at:
-        server = make_server("s")
-        plain, beta = (at.gateway._beginning(server, "/v1/x", b"", b"a/b", False, lines)[1] for lines in (b"", b"openai-beta: a\r\n"))
-        assert beta == plain.replace(b"x-request-id: ", b"openai-beta: a\r\nx-request-id: ")
-        assert at.gateway._beginning(server, "/v1/x", b"", b"a/b", False)[1] is plain
-
-
 async def test_of_a_header_that_comes_twice_the_first_counts() -> None:
     """As it does with most servers; what is read and what is sent on are the same."""
     async with stage() as at:
@@ -80,12 +70,3 @@ async def test_of_a_header_that_comes_twice_the_first_counts() -> None:
         fields = [(b"content-type", b"application/json"), (b"content-type", b"multipart/form-data; boundary=x")]
         visit = front.visit(RequestHead("POST", "/v1/chat/completions", b"", fields), 0, "127.0.0.1")
         assert visit.opening.content_type == b"application/json"
-
-
-@pytest.mark.parametrize(("query", "is_kept"), [(b"api-version=1", True), (b"a" * 4096, False)])
-async def test_only_short_beginnings_are_kept(query: bytes, is_kept: bool) -> None:
-    """A thousand of the longest that clients may choose would take tens of megabytes."""
-    async with stage() as at:
-        one, other = (at.gateway._beginning(make_server("s"), "/v1/x", query, b"application/json", False) for _ in range(2))
-        assert one == other
-        assert (one is other) is is_kept

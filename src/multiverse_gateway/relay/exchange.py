@@ -59,6 +59,7 @@ from multiverse_gateway.core.servers import Server, ServerId, model_key
 from multiverse_gateway.core.sse import DONE_EVENT, Dialect, EventStream, error_event
 from multiverse_gateway.core.stored import id_of, response_not_found, usable_id
 from multiverse_gateway.relay.heads import Headers
+from multiverse_gateway.relay.requests import Requests
 from multiverse_gateway.relay.waiting import WaitingRoom, flow_of
 
 MAX_ERROR_BYTES = 65536
@@ -151,6 +152,7 @@ class Engine(Protocol):
     retry_policy: RetryPolicy
     load: Load
     room: WaitingRoom
+    requests: Requests
 
     def now(self) -> float:
         """Return the monotonic clock."""
@@ -185,12 +187,6 @@ class Engine(Protocol):
     def send(self, server: Server, exchange: "Exchange") -> Sending:
         """Open an attempt; its outcome comes back through the exchange's wire methods, never during this call."""
 
-    def usage_accepted(self, server: Server) -> None:
-        """Remember that the server answered a stream whose tokens it was asked for."""
-
-    def accepts_usage(self, server: Server) -> bool:
-        """Return whether the server has answered such a stream before."""
-
     def ask(self, exchange: "Exchange", server: Server) -> None:
         """Probe a server that keeps the exchange waiting; the result comes through `probed`, never during this call."""
 
@@ -211,9 +207,6 @@ class Engine(Protocol):
 
     def explain(self, exchange: "Exchange", server: Server, now: float) -> Mapping[str, object]:
         """Say why this server was chosen: who else could have been, and why not."""
-
-    def refuses_usage(self, server: Server) -> None:
-        """Remember not to ask this server for the tokens of a stream: it refuses, or it answers with more than was asked for."""
 
     def passed(self, server: Server, path: str) -> None:
         """Report an attempt that went well to the health machine."""
@@ -680,7 +673,7 @@ class Exchange:
         if not self.asks_usage:
             return False
         refuses = (400 <= status < 500 and status not in _KNOWN_REFUSALS) or status in (500, 501)
-        return refuses and not self._engine.accepts_usage(server)
+        return refuses and not self._engine.requests.accepts_usage(server)
 
     def _end_of_json(self) -> None:
         chunks = self._chunks
@@ -1178,9 +1171,9 @@ class Exchange:
         self.status = self._head_status
         self.first_byte_seconds = now - self._try_began
         if self.refuser is not None and self.refuser is self.server and self.status < 300:
-            self._engine.refuses_usage(self.refuser)
+            self._engine.requests.usage_refused(self.refuser)
         elif self.asks_usage and self.server is not None:
-            self._engine.usage_accepted(self.server)
+            self._engine.requests.usage_accepted(self.server)
 
     def _answer(self, body: bytes) -> None:
         """Pass a whole answer on."""
@@ -1301,7 +1294,7 @@ class Exchange:
             self._release_slot(None)
             self._engine.passed(server, self.envelope.call)
         if self._events is not None and self._events.carries_more:
-            self._engine.refuses_usage(server)
+            self._engine.requests.usage_refused(server)
         if self._sending is None:
             self._over()
         else:
