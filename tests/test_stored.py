@@ -73,7 +73,7 @@ async def keep(at: Stage, name: str = "resp_1", caller: str = CALLER) -> None:
     registered = await at.register()
     exchange, _ = exchange_of(at, caller=caller)
     exchange.server = at.gateway.table.routes[registered["registration_id"]].server
-    at.gateway.response_stored(exchange, name)
+    at.gateway.responses.keep(exchange, name)
     exchange.client_gone()
 
 
@@ -87,7 +87,7 @@ async def test_a_store_without_places_leaves_them_to_each_process() -> None:
     async with stage(store=store) as at:
         assert await answer_to(at) == (404, "response_not_found")
         await keep(at)
-        await at.gateway.flush_responses()
+        await at.gateway.responses.flush()
         exchange, client = exchange_of(at)
         exchange.start()
         assert exchange.tried == 1
@@ -107,11 +107,11 @@ async def test_what_cannot_be_saved_is_kept_for_the_next_time() -> None:
     async with stage(store=store) as at:
         await keep(at)
         with pytest.raises(StorageUnavailable):
-            await at.gateway.flush_responses()
-        assert len(at.gateway._responses.unsaved) == 1
+            await at.gateway.responses.flush()
+        assert len(at.gateway.responses._responses.unsaved) == 1
         store.error = StorageRefused("never")
-        await at.gateway.flush_responses()
-        assert not at.gateway._responses.unsaved
+        await at.gateway.responses.flush()
+        assert not at.gateway.responses._responses.unsaved
 
 
 async def test_a_response_is_saved_with_its_caller_and_for_an_hour() -> None:
@@ -131,9 +131,9 @@ async def test_saving_begins_right_after_a_response_was_made() -> None:
     """The loop that saves wakes up at once; without a new response it wakes up after the given time."""
     async with stage() as at:
         with anyio.fail_after(5):
-            await at.gateway.response_noted(0.01)
+            await at.gateway.responses.noted(0.01)
         async with anyio.create_task_group() as group:
-            group.start_soon(at.gateway.response_noted, 60.0)
+            group.start_soon(at.gateway.responses.noted, 60.0)
             await anyio.lowlevel.checkpoint()
             with anyio.fail_after(5):
                 await keep(at)
@@ -144,7 +144,7 @@ async def test_a_response_whose_time_is_over_is_unknown() -> None:
     store = MemoryStore(wall=lambda: 1_780_000_000.0)
     async with stage(store=store) as at:
         await keep(at)
-        await at.gateway.flush_responses()
+        await at.gateway.responses.flush()
         at.clock.advance(3600)
         assert await answer_to(at) == (404, "response_not_found")
 
@@ -157,7 +157,7 @@ async def test_another_process_may_just_be_saving_it() -> None:
         exchange, _ = exchange_of(second)
         exchange.start()
         await anyio.lowlevel.checkpoint()
-        await first.gateway.flush_responses()
+        await first.gateway.responses.flush()
         with anyio.fail_after(5):
             while not exchange.tried:  # noqa: ASYNC110  an exchange sets no event
                 await anyio.sleep(0.01)

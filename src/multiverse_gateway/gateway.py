@@ -26,7 +26,7 @@ from multiverse_gateway.core.activity import ELSEWHERE, Activity, Running, busy_
 from multiverse_gateway.core.addresses import AddressPolicy
 from multiverse_gateway.core.budget import DayCounts, day_name, day_of
 from multiverse_gateway.core.envelope import Envelope
-from multiverse_gateway.core.errors import GatewayError, Overloaded, StorageRefused, StorageUnavailable
+from multiverse_gateway.core.errors import Overloaded, StorageRefused, StorageUnavailable
 from multiverse_gateway.core.failover import FailureClass, RetryPolicy
 from multiverse_gateway.core.fairness import Band
 from multiverse_gateway.core.health import (
@@ -61,20 +61,10 @@ from multiverse_gateway.core.routing import (
     candidates_at,
     listed_name,
     pools_of,
-    server_at,
     verdict,
     with_health,
 )
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId, identity, model_key
-from multiverse_gateway.core.stored import (
-    KEPT_SECONDS,
-    StoredResponse,
-    StoredResponses,
-    model_elsewhere,
-    response_key,
-    response_not_found,
-    usable_id,
-)
 from multiverse_gateway.core.usage import NO_OWNER, NO_SERVER, Alike, Counts, Ledger, Outbox, Tally
 from multiverse_gateway.core.waits import LEAST_WAIT_SECONDS
 from multiverse_gateway.observability.logging import note, redact
@@ -86,6 +76,7 @@ from multiverse_gateway.relay.requests import USER_AGENT, Requests, endpoint_of
 from multiverse_gateway.relay.transport import WireTransport
 from multiverse_gateway.relay.waiting import WaitingRoom
 from multiverse_gateway.relay.wire import Resolver, Wire
+from multiverse_gateway.response_places import ResponsePlaces
 from multiverse_gateway.settings import Settings, address_policy, health_policy, retry_policy
 from multiverse_gateway.storage import guarded
 
@@ -99,10 +90,6 @@ MAX_PAUSED_CHECKS = 3
 CONFIRM_SECONDS = 60.0
 """Minimum time between two checks of whether a server that refused a request refuses the gateway."""
 BUSY = "the server is busy: it sends answers to other requests, and did not answer the check in time"
-GATHER_SECONDS = 0.1
-"""How long the gateway collects further responses before it saves their places together."""
-LOOK_AGAIN_SECONDS = (0.2, 0.4)
-"""Pauses before the look-up of an unknown response is repeated: another process may be about to save it."""
 SETTLE_SECONDS = 1.0
 """How long requests that are over are tallied before they are counted."""
 MAX_EXPLAINED = 20
@@ -192,13 +179,8 @@ class Gateway:
         """Bytes of servers' answers that are held, beyond what every exchange may hold."""
         self.tail: Any = None
         self.admin_key: Any = None
-        self._responses = StoredResponses()
         keeps_responses = hasattr(store, "save_responses") and hasattr(store, "find_response")
-        self._response_store: ResponseStore | None = cast(ResponseStore, self.store) if keeps_responses else None
-        self._response_noted = anyio.Event()
-        self._locating: list[tuple[Exchange, str]] = []
-        """Exchanges whose stored response has to be looked up in the store, each with the key of the response."""
-        self._locating_began = anyio.Event()
+        self.responses = ResponsePlaces(self, cast(ResponseStore, self.store) if keeps_responses else None)
         self.registry_lock = anyio.Lock()
         self._slow: set[ServerId] = set()
         self._fades_at = now() + FADE_SECONDS
@@ -242,8 +224,7 @@ class Gateway:
             async with anyio.create_task_group() as group:
                 self._group = group
                 group.start_soon(self._sweep)
-                if self._response_store is not None:
-                    group.start_soon(self._locate_all, self._response_store)
+                group.start_soon(self.responses.look_up_all)
                 if watch is not None:
                     group.start_soon(watch, self)
                 try:
@@ -265,7 +246,7 @@ class Gateway:
         last_steps = (
             (self.flush, "the last health checks could not be saved"),
             (self.flush_usage, "the last counts of use could not be saved"),
-            (self.flush_responses, "the places of the last stored responses could not be saved"),
+            (self.responses.flush, "the places of the last stored responses could not be saved"),
             (self.store.aclose, "the store could not be closed"),
         )
         for step, trouble in last_steps:
@@ -659,99 +640,6 @@ class Gateway:
         if envelope.server_id is not None:
             return candidates_at(model, self.load, envelope, excluded=excluded, now=now)
         return candidates(model, self.load, stream=envelope.stream, path=envelope.path, excluded=excluded, now=now)
-
-    def locate(self, exchange: Exchange) -> None:
-        """Find the server of the stored response that an exchange needs: in memory at once, otherwise in the store."""
-        response_id = usable_id(exchange.envelope.response_id)
-        if response_id is None:
-            exchange.not_located(response_not_found())
-            return
-        key = response_key(exchange.source, response_id)
-        known = self._responses.find(key, self.wall())
-        if known is not None:
-            self._place(exchange, known)
-        elif self._response_store is None:
-            exchange.not_located(response_not_found())
-        else:
-            self._locating.append((exchange, key))
-            self._locating_began.set()
-
-    async def _locate_all(self, store: ResponseStore) -> None:
-        """Start a task for each exchange that needs the store: the doors call from outside any task."""
-        async with anyio.create_task_group() as group:
-            while True:
-                self._locating_began = anyio.Event()
-                waiting, self._locating = self._locating, []
-                for exchange, key in waiting:
-                    group.start_soon(self._locate, exchange, key, store)
-                await self._locating_began.wait()
-
-    async def _locate(self, exchange: Exchange, key: str, store: ResponseStore) -> None:
-        """Look the response up in the store, and retry if it is unknown there: another process may be about to save it."""
-        try:
-            known = await store.find_response(key)
-            for pause in LOOK_AGAIN_SECONDS:
-                if known is None:
-                    await anyio.sleep(pause)
-                    known = await store.find_response(key)
-            if known is not None and not self._has(known):  # its server may be too new for the table of this process
-                await self.refresh()
-        except GatewayError:
-            message = "The gateway cannot look up the stored response now. Send the request again in a few seconds."
-            exchange.not_located(StorageUnavailable(message, retry_after=5.0))
-            return
-        if known is None or known.until <= self.wall():
-            exchange.not_located(response_not_found())
-        else:
-            self._responses.learn(known)
-            self._place(exchange, known)
-
-    def _has(self, known: StoredResponse) -> bool:
-        route = self.table.routes.get(known.server_id)
-        return route is not None and route.server.generation == known.generation
-
-    def _place(self, exchange: Exchange, known: StoredResponse) -> None:
-        """Send an exchange to the server that has the response, as the server of the model that it asks for."""
-        if not self._has(known):
-            exchange.not_located(response_not_found())
-            return
-        holder = self.table.routes[known.server_id].server
-        name = exchange.envelope.model or model_key(holder.model_name)
-        server = server_at(holder, self.table.models.get(name))
-        if server is None:
-            exchange.not_located(model_elsewhere(name))
-        else:
-            exchange.located(server)
-
-    def response_stored(self, exchange: Exchange, response_id: str) -> None:
-        """Remember which server keeps a response for its caller; the store gets it within a fraction of a second."""
-        server = exchange.server
-        assert server is not None
-        key = response_key(exchange.source, response_id)
-        self._responses.add(StoredResponse(key, server.id, server.generation, self.wall() + KEPT_SECONDS))
-        self._response_noted.set()
-
-    async def response_noted(self, within: float) -> None:
-        """Return a moment after a response was made, or after so many seconds."""
-        with anyio.move_on_after(within):
-            await self._response_noted.wait()
-        await anyio.sleep(GATHER_SECONDS)
-
-    async def flush_responses(self) -> None:
-        """Save the places of the responses that were made since the last call.
-
-        Raises:
-            StorageUnavailable: They cannot be saved; they are kept for the next call.
-        """
-        self._response_noted = anyio.Event()
-        responses = self._responses.unsaved
-        if not responses or self._response_store is None:
-            return
-        try:
-            await self._response_store.save_responses(responses)
-        except StorageRefused:
-            _registry_log.error("the store refuses the places of stored responses; only this process knows them")
-        self._responses.saved(responses)
 
     def is_registered(self, server: Server) -> bool:
         """Tell whether the table still has the server in this generation."""

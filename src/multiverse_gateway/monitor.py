@@ -26,6 +26,7 @@ from multiverse_gateway.core.routing import Route, RoutingTable
 from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.holders import new_holder
 from multiverse_gateway.protocols import ProbeResult, Store
+from multiverse_gateway.response_places import ResponsePlaces
 from multiverse_gateway.settings import Settings
 
 FOLLOW_SECONDS = 0.5
@@ -66,6 +67,11 @@ class Watched(Protocol):
         ...
 
     @property
+    def responses(self) -> ResponsePlaces:
+        """Return the places of stored responses, those to be saved among them."""
+        ...
+
+    @property
     def doomed(self) -> set[ServerId]:
         """Return the servers that this process has taken out and that are to be deleted."""
         ...
@@ -86,14 +92,6 @@ class Watched(Protocol):
 
     async def flush_usage(self) -> None:
         """Save what was used since the last call, in one batch."""
-        ...
-
-    async def flush_responses(self) -> None:
-        """Save the places of the responses that were made since the last call."""
-        ...
-
-    async def response_noted(self, within: float) -> None:
-        """Return a moment after a response was made, or after so many seconds."""
         ...
 
     async def learn_use(self) -> None:
@@ -250,7 +248,7 @@ async def watch(gateway: Watched) -> None:
             group.start_soon(_steadily, gateway.flush, FOLLOW_SECONDS, "results of probes cannot be saved; they are kept")
             group.start_soon(_steadily, gateway.flush_usage, USAGE_SECONDS, "counts of use cannot be saved; they are kept")
             lost = "the places of stored responses cannot be saved; other processes do not know them yet"
-            group.start_soon(_steadily, gateway.flush_responses, FOLLOW_SECONDS, lost, gateway.response_noted)
+            group.start_soon(_steadily, gateway.responses.flush, FOLLOW_SECONDS, lost, gateway.responses.noted)
             unknown = "the counts of today cannot be read; daily limits continue with the last known counts"
             group.start_soon(_steadily, gateway.learn_use, USAGE_SECONDS, unknown)
             trouble = "the registry cannot be read; routing continues with the last known registry"

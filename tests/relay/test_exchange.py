@@ -2461,7 +2461,7 @@ def test_a_request_for_a_stored_response_goes_to_the_server_that_has_it(fields: 
     """Nothing is sent before the gateway knows which that is, and no other server is tried when it fails."""
     stage = engine("a", "b")
     exchange, client = stage.start(**fields)
-    assert (stage.locating, stage.tried(), exchange.phase) == ([exchange], [], Phase.CHOOSING)
+    assert (stage.responses.locating, stage.tried(), exchange.phase) == ([exchange], [], Phase.CHOOSING)
     exchange.located(stage.servers[1])
     assert stage.tried() == ["b"]
     stage.last.answer(503)
@@ -2587,7 +2587,7 @@ def test_a_look_up_tells_nothing_about_speed_or_use() -> None:
     stage.clock += 3
     stage.last.answer(body=b'{"id":"resp_1","usage":{"input_tokens":7,"output_tokens":5}}')
     assert (client.status, exchange.usage, stage.load.latency(ServerId("a"))) == (200, (0, 0), None)
-    assert not stage.stored
+    assert not stage.responses.stored
     exchange, _ = stage.start(asked=look_up())
     exchange.located(stage.servers[0])
     stage.last.answer(405)
@@ -2613,12 +2613,12 @@ def test_the_id_of_a_response_is_remembered_before_the_client_can_use_it(statefu
     if stream:
         events = responses_events("a", MODEL)
         stage.last.stream(events[0])
-        assert stage.stored == [("a", "resp_a")] * stateful
+        assert stage.responses.stored == [("a", "resp_a")] * stateful
         stage.last.body(*events[1:])
     else:
         stage.last.answer(body=b'{"id":"resp_a"}')
     assert client.ended
-    assert stage.stored == [("a", "resp_a")] * stateful
+    assert stage.responses.stored == [("a", "resp_a")] * stateful
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"id":7}', b'{"id":""}', b'{"id":"%b"}' % (b"x" * 2000), b"[]"])
@@ -2626,4 +2626,4 @@ def test_an_answer_without_a_usable_id_is_relayed_all_the_same(body: bytes) -> N
     stage = engine("a")
     _, client = stage.start(path=RESPONSES, stateful=True)
     stage.last.answer(body=body)
-    assert (client.status, client.data, stage.stored) == (200, body, [])
+    assert (client.status, client.data, stage.responses.stored) == (200, body, [])

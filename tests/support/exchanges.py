@@ -203,6 +203,23 @@ class RecordingSending:
 
 
 @attrs.define(eq=False)
+class RecordingPlaces:
+    """The places of stored responses, as the test says them."""
+
+    locating: list[Exchange] = attrs.field(factory=list)
+    stored: list[tuple[ServerId, str]] = attrs.field(factory=list)
+
+    def locate(self, exchange: Exchange) -> None:
+        """Note who looks for a stored response; the test says where it is."""
+        self.locating.append(exchange)
+
+    def keep(self, exchange: Exchange, response_id: str) -> None:
+        """Note the response and the server that has it."""
+        assert exchange.server is not None
+        self.stored.append((exchange.server.id, response_id))
+
+
+@attrs.define(eq=False)
 class RecordingEngine:
     """The gateway without sockets, store and tasks: real routing, health, load and queue; time passes when the test says so."""
 
@@ -229,8 +246,7 @@ class RecordingEngine:
     answer_bytes: int = attrs.field(default=0, init=False)
     asked: list[tuple[Exchange, Server]] = attrs.field(factory=list, init=False)
     refused_retries: int = attrs.field(default=0, init=False)
-    locating: list[Exchange] = attrs.field(factory=list, init=False)
-    stored: list[tuple[ServerId, str]] = attrs.field(factory=list, init=False)
+    responses: RecordingPlaces = attrs.field(factory=RecordingPlaces, init=False)
 
     @room.default
     def _make_room(self) -> WaitingRoom:
@@ -264,15 +280,6 @@ class RecordingEngine:
         if envelope.server_id is not None:
             return candidates_at(model, self.load, envelope, excluded=excluded, now=now)
         return candidates(model, self.load, stream=envelope.stream, path=envelope.path, excluded=excluded, now=now)
-
-    def locate(self, exchange: Exchange) -> None:
-        """Note who looks for a stored response; the test says where it is."""
-        self.locating.append(exchange)
-
-    def response_stored(self, exchange: Exchange, response_id: str) -> None:
-        """Note the response and the server that has it."""
-        assert exchange.server is not None
-        self.stored.append((exchange.server.id, response_id))
 
     def is_registered(self, server: Server) -> bool:
         """Ask the table, as the gateway does."""

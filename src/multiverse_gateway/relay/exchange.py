@@ -145,6 +145,16 @@ class Limits:
         return min(UNCOUNTED_BYTES, self.max_response_bytes)
 
 
+class Places(Protocol):
+    """Where stored responses are (`response_places`)."""
+
+    def locate(self, exchange: "Exchange") -> None:
+        """Find the server that has the stored response which the exchange needs; it comes through `located` or `not_located`."""
+
+    def keep(self, exchange: "Exchange", response_id: str) -> None:
+        """Remember that the exchange's server keeps a response for its caller."""
+
+
 class Engine(Protocol):
     """What an exchange asks of the gateway."""
 
@@ -153,6 +163,10 @@ class Engine(Protocol):
     load: Load
     room: WaitingRoom
     requests: Requests
+
+    @property
+    def responses(self) -> Places:
+        """Return where stored responses are."""
 
     def now(self) -> float:
         """Return the monotonic clock."""
@@ -168,12 +182,6 @@ class Engine(Protocol):
 
     def candidates(self, envelope: Envelope, excluded: frozenset[ServerId], now: float) -> Candidates | None:
         """Return who could serve it now; `None` for a model that nobody registered."""
-
-    def locate(self, exchange: "Exchange") -> None:
-        """Find the server that has the stored response which the exchange needs; it comes through `located` or `not_located`."""
-
-    def response_stored(self, exchange: "Exchange", response_id: str) -> None:
-        """Remember that the exchange's server keeps a response for its caller."""
 
     def is_registered(self, server: Server) -> bool:
         """Tell whether a server is still what it was: neither removed nor changed in what an answer depends on."""
@@ -427,7 +435,7 @@ class Exchange:
         if self.envelope.response_id is None:
             self._choose()
         else:
-            self._engine.locate(self)
+            self._engine.responses.locate(self)
 
     def client_gone(self) -> None:
         """Drop everything: the client left. No server is to blame."""
@@ -718,7 +726,7 @@ class Exchange:
         """Remember the id of a response before the client can use it."""
         response_id = usable_id(value)
         if response_id is not None:
-            self._engine.response_stored(self, response_id)
+            self._engine.responses.keep(self, response_id)
 
     def failed(self, failure: Failure) -> None:
         """Take the end of the connection in any other way, once all events before it were handled."""
