@@ -10,16 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multiverse_gateway.core.addresses import refusal
-from multiverse_gateway.settings import (
-    Settings,
-    SettingsError,
-    address_policy,
-    env_example,
-    health_policy,
-    load_settings,
-    parse_dotenv,
-    retry_policy,
-)
+from multiverse_gateway.settings import Settings, SettingsError, load_settings
+from multiverse_gateway.settings.declaration import env_example
+from multiverse_gateway.settings.policies import address_policy, health_policy, retry_policy
+from multiverse_gateway.settings.sources import parse_dotenv
 
 ROOT = Path(__file__).parents[1]
 KEY = "an-admin-key-of-the-test"
@@ -320,6 +314,7 @@ def test_the_own_listener_is_closed_to_the_gateway() -> None:
     policy = address_policy(Settings(host="localhost", port=8000, allow_private_networks="true"))
     assert refusal("127.0.0.1", 8000, policy) == "own listener"
     assert refusal("127.0.0.1", 8001, policy) is None
-    everywhere = address_policy(Settings(host="0.0.0.0", port=8000, allow_private_networks="true"))
-    assert refusal("127.0.0.1", 8000, everywhere) == "own listener"
+    everywhere = address_policy(Settings(host="0.0.0.0", port=8000, allow_private_networks="true"), local=["192.168.1.5"])
+    assert refusal("127.0.0.1", 8000, everywhere) == refusal("192.168.1.5", 8000, everywhere) == "own listener"
+    assert refusal("192.168.1.6", 8000, everywhere) is refusal("192.168.1.5", 8001, everywhere) is None
     assert address_policy(Settings(host="gateway.example")).own == frozenset()

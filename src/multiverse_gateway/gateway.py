@@ -72,12 +72,14 @@ from multiverse_gateway.observability.metrics import OTHER, Meter, Moment, expos
 from multiverse_gateway.observability.telemetry import Observe
 from multiverse_gateway.protocols import Balancer, HealthProbe, ProbeResult, Registry, ResponseStore, Scoring, Store
 from multiverse_gateway.relay.exchange import Exchange, Limits, Phase, Sending
+from multiverse_gateway.relay.local_addresses import local_addresses
 from multiverse_gateway.relay.requests import USER_AGENT, Requests, endpoint_of
 from multiverse_gateway.relay.transport import WireTransport
 from multiverse_gateway.relay.waiting import WaitingRoom
 from multiverse_gateway.relay.wire import Resolver, Wire
 from multiverse_gateway.response_places import ResponsePlaces
-from multiverse_gateway.settings import Settings, address_policy, health_policy, retry_policy
+from multiverse_gateway.settings import Settings
+from multiverse_gateway.settings.policies import address_policy, health_policy, retry_policy
 from multiverse_gateway.storage import guarded
 
 SWEEP_SECONDS = 0.05
@@ -213,6 +215,7 @@ class Gateway:
     @asynccontextmanager
     async def running(self, watch: Callable[["Gateway"], Coroutine[Any, Any, None]] | None = None) -> AsyncIterator[None]:
         """Open the store, load the table, sweep deadlines and run `watch` (the monitor) until the block is left."""
+        self.address_policy = address_policy(self.settings, local=local_addresses())
         await self.store.open()
         self.follow(await self.store.load())
         try:

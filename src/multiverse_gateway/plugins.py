@@ -4,7 +4,8 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
 from multiverse_gateway.protocols import Balancer, HealthProbe, Store
-from multiverse_gateway.settings import Settings, unusable
+from multiverse_gateway.settings import Settings
+from multiverse_gateway.settings.declaration import unusable
 
 GROUP = "multiverse_gateway"
 _PROTOCOLS = {"balancers": Balancer, "probes": HealthProbe, "stores": Store}

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from multiverse_gateway._version import __version__
 from multiverse_gateway.cli import COMMANDS, Commands, main
 from multiverse_gateway.cli.common import host_for_url, printable
-from multiverse_gateway.settings import env_example
+from multiverse_gateway.settings.declaration import env_example
 from support.processes import environment
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from multiverse_gateway.settings import PREFIX, load_settings, parse_dotenv
+from multiverse_gateway.settings import load_settings
+from multiverse_gateway.settings.checks import PREFIX
+from multiverse_gateway.settings.sources import parse_dotenv
 from support.require import require, require_program
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="deploy/ is for Linux")

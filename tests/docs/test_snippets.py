@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from multiverse_gateway.settings import load_settings, parse_dotenv
+from multiverse_gateway.settings import load_settings
+from multiverse_gateway.settings.sources import parse_dotenv
 from support.backends import Backend
 from support.processes import ADMIN_KEY, GatewayProcess, environment
 from support.require import require

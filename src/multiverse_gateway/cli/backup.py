@@ -11,7 +11,8 @@ import click
 from multiverse_gateway import plugins
 from multiverse_gateway.cli.common import config_option, json_option, names_here, print_json, refuse, refuse_setting, settings_here
 from multiverse_gateway.core.errors import StorageUnavailable
-from multiverse_gateway.settings import Settings, SettingsError, as_written
+from multiverse_gateway.settings import Settings, SettingsError
+from multiverse_gateway.settings.sources import as_written
 from multiverse_gateway.stores.sqlite import SqliteStore, back_up, bring_back, database_path, everything, unused
 from multiverse_gateway.stores.vault import key_file, rotated
 

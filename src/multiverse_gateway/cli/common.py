@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 
 import click
 
-from multiverse_gateway.settings import Settings, SettingsError, Written, as_written, load_settings, names_written
+from multiverse_gateway.settings import Settings, SettingsError, load_settings
+from multiverse_gateway.settings.sources import Written, as_written, names_written
 
 config_option = click.option(
     "--config", type=click.Path(path_type=Path, dir_okay=False), help="TOML file with settings, instead of multiverse.toml here."

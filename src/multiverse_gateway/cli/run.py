@@ -11,7 +11,8 @@ import attrs
 import click
 
 from multiverse_gateway.cli.common import config_option, names_here, refuse, settings_here
-from multiverse_gateway.settings import Settings, as_written
+from multiverse_gateway.settings import Settings
+from multiverse_gateway.settings.sources import as_written
 
 _METAVARS: dict[Any, str] = {bool: "true|false", int: "NUMBER", float: "NUMBER"}
 

@@ -31,7 +31,9 @@ from multiverse_gateway.cli.handover import Hypercorn, misfit
 from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.observability.logging import configure
 from multiverse_gateway.relay.listener import Listener, Patience
-from multiverse_gateway.settings import Settings, SettingsError, Written, as_written, unusable
+from multiverse_gateway.settings import Settings, SettingsError
+from multiverse_gateway.settings.declaration import unusable
+from multiverse_gateway.settings.sources import Written, as_written
 
 LAST_SECONDS = 5.0
 HURRIED_SECONDS = 2.0

@@ -7,7 +7,8 @@ import attrs
 import click
 
 from multiverse_gateway.cli.common import config_option, json_option, print_json, print_table, settings_here
-from multiverse_gateway.settings import Settings, env_example
+from multiverse_gateway.settings import Settings
+from multiverse_gateway.settings.declaration import env_example
 
 GROUPS = ("balancers", "probes", "stores")
 

@@ -15,7 +15,8 @@ import msgspec
 
 from multiverse_gateway.core.budget import DAY_SECONDS, DayCounts, day_name, day_of, until_next_day
 from multiverse_gateway.core.errors import DailyLimitReached, RateLimited
-from multiverse_gateway.settings import Settings, unusable
+from multiverse_gateway.settings import Settings
+from multiverse_gateway.settings.declaration import unusable
 
 if TYPE_CHECKING:
     from limits.aio.storage import Storage

@@ -1,0 +1,303 @@
+"""Every setting, with its default, its description and its checks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from multiverse_gateway.core.health import AutoDeregister
+from multiverse_gateway.settings.checks import (
+    MASK,
+    PREFIX,
+    Check,
+    SettingsError,
+    between,
+    byte_count,
+    check_admin_key,
+    check_client_keys,
+    check_database,
+    check_host,
+    check_name,
+    check_networks,
+    check_origins,
+    check_own_origins,
+    check_proxies,
+    check_rate_storage,
+    check_root,
+    check_secrets,
+    mask_url,
+    no_longer_than,
+    one_of,
+    rejection,
+    seconds,
+)
+
+UNKNOWN_PER_MINUTE = 60
+KEY_PER_MINUTE = 600
+_MIB = 1 << 20
+
+
+def _at_most(limit: float, other: str) -> Any:
+    """Make a default that shrinks to the value of another setting."""
+    return attrs.Factory(lambda settings: min(limit, getattr(settings, other)), takes_self=True)
+
+
+def _key_rate_limit(settings: "Settings") -> int:
+    """Return the default limit of a key: that of an address, where it is not the default one."""
+    limit = settings.rate_limit_per_minute
+    return KEY_PER_MINUTE if limit == UNKNOWN_PER_MINUTE else limit
+
+
+def _show_secret(value: object) -> str:
+    return repr(MASK) if value else repr(value)
+
+
+def _setting(
+    default: Any, description: str, *checks: Check, plain: bool = True, secret: bool = False, example: str | None = None, url: bool = False
+) -> Any:
+    """Declare a setting: `plain` ones may be written without the prefix, `example` is what `.env.example` shows."""
+    show: Any = _show_secret if secret else (lambda value: repr(mask_url(value))) if url else True
+    kind = {"description": description, "plain": plain, "secret": secret, "example": example, "url": url}
+    return attrs.field(default=default, validator=list(checks), repr=show, metadata=kind)
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """Everything that can be set, with its default; each field's metadata holds its description.
+
+    >>> Settings(request_timeout_seconds=60).first_byte_timeout_seconds
+    60
+    >>> Settings(port=70_000)
+    Traceback (most recent call last):
+        ...
+    multiverse_gateway.settings.checks.SettingsError: MULTIVERSE_PORT=70000 cannot be used: write a number from 0 to 65,535
+
+    Raises:
+        SettingsError: A value is out of its range, or contradicts another.
+    """
+
+    host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 for all of this machine's.", check_host, plain=False)
+    port: int = _setting(8000, "Port to listen on; 0 for any free one.", between(0, 65_535))
+    workers: int = _setting(1, "Processes that serve; more than 1 only on Linux.", between(1, 64), plain=False)
+    direct_door: bool = _setting(
+        True, "Serve inference on HTTP/1.1 by the direct door; false leaves everything to hypercorn, at five times the cost.", plain=False
+    )
+
+    admin_api_key: str | None = _setting(
+        None,
+        "Key of the operators, at least 16 characters. Without it one is made at the first start and shown once.",
+        check_admin_key,
+        secret=True,
+        example="write-at-least-16-random-characters",
+    )
+    require_client_auth: bool = _setting(
+        False, "Ask users for a client key: one made with `multiverse-gateway keys create`, or of the list below."
+    )
+    client_api_keys: tuple[str, ...] = _setting(
+        (), "Keys of the users, with commas between them.", check_client_keys, secret=True, example="key-of-the-class,key-of-the-lab"
+    )
+
+    database_url: str = _setting(
+        "sqlite:///./multiverse.db",
+        "Where the registry lives: a SQLite file, or postgresql://user:password@host/database for several gateways.",
+        check_database,
+        url=True,
+    )
+    backend_key_secret: str | None = _setting(
+        None,
+        "Secret that encrypts the servers' keys at rest; with commas, the newest first. SQLite does without: a file beside it holds one.",
+        check_secrets,
+        secret=True,
+        example="output-of-openssl-rand-base64-32",
+    )
+
+    health_check_interval_seconds: float = _setting(60.0, "Longest age of a server's verdict, 1 to 300 seconds.", seconds(1, 300))
+    health_check_timeout_seconds: float = _setting(10.0, "Seconds that one probe may take.", seconds(0.1, 120))
+    max_consecutive_failures: int = _setting(3, "Failed probes in a row after which a server is taken out.", between(1, 100))
+    auto_deregister: str = _setting(
+        "deactivate",
+        "What taking out means: deactivate (comes back by itself), delete, or off.",
+        one_of(*AutoDeregister),
+    )
+    probe: str = _setting("models", "How servers are probed: models (reads their list), chat (one token), or a plug-in.", check_name)
+
+    balancer: str = _setting(
+        "round_robin",
+        "How one of several servers is chosen: round_robin, weighted, least_busy (best where hosts differ), two_choices, or a plug-in.",
+        check_name,
+    )
+    max_retry_attempts: int = _setting(2, "Further servers that are tried after a failed attempt.", between(0, 10))
+    max_in_flight: int = _setting(1024, "Inference requests that may run at once.", between(1, 100_000), plain=False)
+    max_queue: int = _setting(256, "Requests per model that may wait while all its servers are full.", between(0, 10_000), plain=False)
+    queue_timeout_seconds: float = _setting(60.0, "Seconds that a request may wait for a free server.", seconds(0, 3600), plain=False)
+
+    request_timeout_seconds: float = _setting(
+        300.0, "Seconds from a request's arrival to its complete answer, or to the first event of a stream.", seconds(0.1, 86_400)
+    )
+    first_byte_timeout_seconds: float = _setting(
+        _at_most(120.0, "request_timeout_seconds"),
+        "Seconds that a server may take to its first byte or event; shrinks to the request's.",
+        seconds(0.05, 3600),
+        no_longer_than("request_timeout_seconds"),
+    )
+    connect_timeout_seconds: float = _setting(
+        _at_most(5.0, "first_byte_timeout_seconds"),
+        "Seconds to connect to a server, name and TLS included; shrinks to the request's.",
+        seconds(0.05, 300),
+        no_longer_than("first_byte_timeout_seconds"),
+    )
+    idle_timeout_seconds: float = _setting(
+        _at_most(60.0, "request_timeout_seconds"),
+        "Seconds of silence after which a server's answer counts as broken; shrinks to the request's.",
+        seconds(0.05, 3600),
+    )
+    dns_timeout_seconds: float = _setting(
+        _at_most(3.0, "connect_timeout_seconds"), "Seconds to resolve a server's name.", seconds(0.05, 300), plain=False
+    )
+    write_timeout_seconds: float = _setting(
+        30.0, "Seconds that a server may refuse to take more of a request.", seconds(0.05, 3600), plain=False
+    )
+    client_head_timeout_seconds: float = _setting(
+        10.0, "Seconds in which the head of a client's request must have arrived.", seconds(0.05, 300), plain=False
+    )
+    client_body_timeout_seconds: float = _setting(
+        30.0, "Seconds that may pass between two pieces of a request's body.", seconds(0.05, 3600), plain=False
+    )
+    client_write_timeout_seconds: float = _setting(
+        60.0, "Seconds that a client may refuse to take more of an answer.", seconds(0.05, 3600), plain=False
+    )
+    max_stream_seconds: float = _setting(3600.0, "Seconds that one stream may last.", seconds(1, 604_800), plain=False)
+    shutdown_grace_seconds: float = _setting(30.0, "Seconds that running requests get to finish when the gateway stops.", seconds(0, 3600))
+
+    max_body_bytes: int = _setting(20 * _MIB, "Largest inference request.", byte_count(1024, 1 << 30))
+    max_admin_body_bytes: int = _setting(_MIB, "Largest request of any other kind.", byte_count(1024, 1 << 30))
+    body_budget_bytes: int = _setting(128 * _MIB, "Memory for all request bodies together.", byte_count(1024, 1 << 40), plain=False)
+    answer_budget_bytes: int = _setting(
+        256 * _MIB, "Memory for all large answers together, until their clients have read them.", byte_count(1024, 1 << 40)
+    )
+    max_embeddings_bytes: int = _setting(
+        64 * _MIB, "Largest answer to a request for embeddings, which is not held whole.", byte_count(1024, 1 << 40)
+    )
+    max_response_bytes: int = _setting(16 * _MIB, "Largest answer of a server that is no stream.", byte_count(1024, 1 << 30), plain=False)
+    max_event_bytes: int = _setting(_MIB, "Largest event of a streamed chat or text completion.", byte_count(1024, 1 << 30), plain=False)
+    max_large_event_bytes: int = _setting(
+        16 * _MIB, "Largest event of any other stream, such as an image or a whole response.", byte_count(1024, 1 << 30), plain=False
+    )
+    max_stream_bytes: int = _setting(64 * _MIB, "Largest stream.", byte_count(1024, 1 << 40), plain=False)
+
+    count_stream_tokens: bool = _setting(
+        True,
+        "Ask servers for the token counts of those streams whose clients do not say whether they want them; clients do not see them.",
+        plain=False,
+    )
+    rate_limit_per_minute: int = _setting(
+        UNKNOWN_PER_MINUTE,
+        "Inference requests per minute from an address without a client key; 0 for no limit. "
+        "Model lists, and requests from this machine that no proxy forwarded, do not count.",
+        between(0, 1_000_000),
+    )
+    key_rate_limit_per_minute: int = _setting(
+        attrs.Factory(_key_rate_limit, takes_self=True),
+        "Inference requests per minute with a client key; 0 for no limit. The one above holds for keys too where only that is set.",
+        between(0, 1_000_000),
+    )
+    rate_limit_storage: str = _setting(
+        "memory://", "Where requests are counted: memory://, or redis://host:6379/0 for several gateways.", check_rate_storage, url=True
+    )
+    trusted_proxies: tuple[str, ...] = _setting(
+        (),
+        "Proxies whose X-Forwarded-For is believed, as networks with commas between them; nobody by default.",
+        check_proxies,
+        example="127.0.0.1/32",
+    )
+    root_path: str = _setting(
+        "",
+        "Path below which a proxy serves the gateway, such as /ai; the proxy may leave it in the paths of requests or take it off.",
+        check_root,
+        example="/ai",
+    )
+    public_url: tuple[str, ...] = _setting(
+        (),
+        "Addresses by which browsers reach this gateway, with commas between them; needed only where a proxy changes the header Host.",
+        check_own_origins,
+        example="https://models.example",
+    )
+    metrics_key: str | None = _setting(
+        None,
+        "Key that /metrics asks for, as `Authorization: Bearer`. Without it whoever reaches the port may read the figures.",
+        check_admin_key,
+        plain=False,
+        secret=True,
+        example="write-at-least-16-random-characters",
+    )
+    otel: bool = _setting(
+        False,
+        "Send traces and metrics by OpenTelemetry's protocol (extra otel); OTEL_EXPORTER_OTLP_ENDPOINT says where to.",
+        plain=False,
+    )
+    allow_private_networks: str = _setting(
+        "",
+        "Servers in private networks: false, true, or the networks allowed, with commas between them.",
+        check_networks,
+        example="10.0.0.0/8,192.168.0.0/16",
+    )
+    verify_backend_tls: bool = _setting(True, "Verify the certificates of servers; false only while developing.")
+    enable_cors: bool = _setting(False, "Let web pages of other origins use the inference API, without cookies.")
+    cors_origins: tuple[str, ...] = _setting(
+        (),
+        "Origins allowed then, with commas between them; every origin if none is named.",
+        check_origins,
+        example="https://class.example",
+    )
+
+    ui: bool = _setting(True, "Serve the pages for browsers.", plain=False)
+    public_dashboard: bool = _setting(False, "Show dashboard and models to everybody, read-only, without URLs and owners.")
+
+    log_level: str = _setting("INFO", "Least level that is logged.", one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"))
+    log_format: str = _setting("text", "How records are written: text or json.", one_of("text", "json"))
+    log_file: str | None = _setting(
+        None, "File that is logged to as well; 5 older ones of 10 MiB are kept.", example="/var/log/multiverse.log"
+    )
+
+    def masked(self) -> dict[str, object]:
+        """Return all settings by name, secrets and passwords masked: what the log, the page and the command show."""
+        return {field.name: _masked(field, getattr(self, field.name)) for field in attrs.fields(Settings)}
+
+
+def _masked(field: "attrs.Attribute[Any]", value: object) -> object:
+    if field.metadata["secret"]:
+        return MASK if value else None
+    return mask_url(value) if field.metadata["url"] and isinstance(value, str) else value
+
+
+def unusable(settings: Settings, name: str, remedy: str) -> SettingsError:
+    """Return the refusal of a setting whose value turned out to be impossible; `remedy` says why, and what to write instead.
+
+    >>> unusable(Settings(balancer="best"), "balancer", "there is none of this name")
+    SettingsError('MULTIVERSE_BALANCER=best cannot be used: there is none of this name')
+    """
+    field = FIELDS[name]
+    return rejection(field, _masked(field, getattr(settings, name)), remedy)
+
+
+FIELDS: Mapping[str, "attrs.Attribute[Any]"] = {field.name: field for field in attrs.fields(Settings)}
+"""The settings by name, in the order of their declaration."""
+
+
+def env_example() -> str:
+    """Return the text of `.env.example`: each setting with its description and its default, commented out."""
+    defaults = Settings()
+    lines = [
+        "# Settings of Multiverse Gateway. Copy this file to .env in the directory where the gateway starts,",
+        "# and take the # away from what you change. The environment wins over this file.",
+    ]
+    for name, field in FIELDS.items():
+        value = field.metadata["example"] or _written(getattr(defaults, name))
+        lines += ["", f"# {field.metadata['description']}", f"# {PREFIX}{name.upper()}={value}"]
+    return "\n".join(lines) + "\n"
+
+
+def _written(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else ",".join(value) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,247 @@
+"""Where settings come from: `multiverse.toml`, `.env`, the environment and command-line flags."""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from multiverse_gateway.settings.checks import PREFIX, SettingsError, mask_url, rejection
+from multiverse_gateway.settings.declaration import FIELDS, Settings
+
+CONFIG_FILE = "multiverse.toml"
+_FIELD_OF: Mapping[str, str] = {PREFIX + name.upper(): name for name in FIELDS} | {
+    name.upper(): name for name, field in FIELDS.items() if field.metadata["plain"]
+}
+"""Each name that may be written, in capitals, with the setting it means."""
+
+Written = Mapping[str, tuple[str, str]]
+"""The settings that are given, by canonical name: as the user wrote the name, and in what; a flag says that by itself."""
+
+
+def load_settings(
+    *, env: Mapping[str, str], cwd: Path, config: Path | None = None, overrides: Mapping[str, object] | None = None
+) -> Settings:
+    """Read all sources and return the settings; `overrides` are the flags by field name, `None` for those not given.
+
+    An empty value means the default. Plain names (`PORT`) count besides the canonical ones (`MULTIVERSE_PORT`). What Kubernetes adds to
+    the environment for a Service whose name begins like ours (`MULTIVERSE_GATEWAY_PORT=tcp://10.96.0.12:80`) is passed over.
+
+    Raises:
+        SettingsError: A file cannot be read, a name is unknown, or a value cannot work; the message names it as it was written, and the
+            remedy.
+    """
+    values: dict[str, object] = {}
+    written: dict[str, tuple[str, str]] = {}
+    try:
+        for source, found in _sources(env, cwd, config, overrides or {}):
+            for name, (given, value) in found.items():
+                values.pop(name, None)
+                written[_canonical(name)] = given, source
+                if value != "":
+                    values[name] = _convert(FIELDS[name], value)
+        if "rate_limit_per_minute" in values:  # also when it is set to its default
+            values.setdefault("key_rate_limit_per_minute", values["rate_limit_per_minute"])
+        return Settings(**values)  # type: ignore[arg-type]  # _convert made each value fit its field
+    except SettingsError as error:
+        raise SettingsError(as_written(str(error), written)) from None
+
+
+def names_written(
+    *, env: Mapping[str, str], cwd: Path, config: Path | None = None, overrides: Mapping[str, object] | None = None
+) -> Written:
+    """Return how the settings that `load_settings` reads from these sources were written, for `as_written`.
+
+    Raises:
+        SettingsError: A file cannot be read, or a name is unknown.
+    """
+    sources = _sources(env, cwd, config, overrides or {})
+    return {_canonical(name): (given, source) for source, found in sources for name, (given, _) in found.items()}
+
+
+def as_written(message: str, written: Written) -> str:
+    """Return a message in which settings have the names that the user knows them by.
+
+    >>> as_written("MULTIVERSE_PORT=70000 cannot be used: write less", {"MULTIVERSE_PORT": ("PORT", "the environment")})
+    'PORT=70000 in the environment cannot be used: write less'
+    """
+
+    def rename(match: re.Match[str]) -> str:
+        known = written.get(match["name"])
+        if known is None:
+            return match[0]
+        given, source = known
+        place = f" in {source}" if source else ""
+        return f"{given}{match['value']}{place}{match['verb']}" if match["verb"] else given
+
+    return re.sub(rf"(?s)(?P<name>{PREFIX}[A-Z_]+)(?:(?P<value>(?:=.*?)?)(?P<verb> cannot be used))?", rename, message)
+
+
+def _canonical(name: str) -> str:
+    return PREFIX + name.upper()
+
+
+_Found = dict[str, tuple[str, object]]
+"""What one source holds, by field: the name as it was written, and the value."""
+
+
+def _sources(env: Mapping[str, str], cwd: Path, config: Path | None, overrides: Mapping[str, object]) -> Iterable[tuple[str, _Found]]:
+    """Yield the sources, the weakest first."""
+    yield from _toml_source(cwd, config)
+    yield from _dotenv_source(cwd / ".env")
+    yield "the environment", _by_field({name: value for name, value in env.items() if not _is_service_link(name, value)}, "the environment")
+    flags = {name: (f"--{name.replace('_', '-')}", value) for name, value in overrides.items() if value is not None}
+    yield "", flags
+
+
+_SERVICE_LINK = re.compile(r".+_SERVICE_(?:HOST|PORT(?:_[A-Z0-9_]+)?)|.+_PORT_[0-9]+_(?:TCP|UDP|SCTP)(?:_[A-Z]+)?")
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """Return whether Kubernetes added a variable for a Service: pods get them for every Service of their namespace.
+
+    >>> _is_service_link("MULTIVERSE_GATEWAY_PORT", "tcp://10.96.0.12:80"), _is_service_link("MULTIVERSE_HTTP_PORT", "8080")
+    (True, False)
+    """
+    is_address = name.endswith("_PORT") and value.startswith(("tcp://", "udp://", "sctp://"))
+    return is_address or _SERVICE_LINK.fullmatch(name) is not None
+
+
+def _by_field(pairs: Mapping[str, object], source: str, *, ours: bool = False) -> _Found:
+    """Return the values by field name; the canonical name wins. In a file of our own (`ours`) every name must mean something."""
+    found: _Found = {}
+    for name in sorted(pairs, key=lambda name: name.upper().startswith(PREFIX)):
+        key = name.upper() if ours or name.upper().startswith(PREFIX) else name
+        if ours and PREFIX + key in _FIELD_OF:
+            key = PREFIX + key
+        if key in _FIELD_OF:
+            found[_FIELD_OF[key]] = name, pairs[name]
+        elif ours or key.startswith(PREFIX):
+            close = difflib.get_close_matches(key.removeprefix(PREFIX).lower(), FIELDS, n=1)
+            hint = f"did you mean {close[0] if ours else PREFIX + close[0].upper()}?" if close else "remove it"
+            raise SettingsError(f"{name} in {source} is no setting; {hint} (`multiverse-gateway settings --env` lists all)")
+    return found
+
+
+def _toml_source(cwd: Path, config: Path | None) -> Iterable[tuple[str, _Found]]:
+    path = config or cwd / CONFIG_FILE
+    if config is None and not path.exists():
+        return
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read ({_words(error)}); name a readable file with --config") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path} is not valid TOML ({error}); write lines such as port = 8000") from None
+    yield str(path), _by_field(table, str(path), ours=True)
+
+
+_LINE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
+_QUOTED = re.compile(r"""(?:"((?:[^"\\]|\\.)*)"|'([^']*)')\s*(?:#.*)?""")
+
+
+def _dotenv_source(path: Path) -> Iterable[tuple[str, _Found]]:
+    if not path.is_file():
+        return
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read ({_words(error)}); mend or remove it") from None
+    yield ".env", _by_field(parse_dotenv(text), ".env")
+
+
+def parse_dotenv(text: str) -> dict[str, str]:
+    r"""Read `NAME=value` lines: comments, `export`, quotes and the escapes of double quotes are understood.
+
+    >>> parse_dotenv('# a comment\nexport PORT=80 # the usual\nADMIN_API_KEY="a # b"')
+    {'PORT': '80', 'ADMIN_API_KEY': 'a # b'}
+
+    Raises:
+        SettingsError: A line is none of these.
+    """
+    values = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise SettingsError(f"line {number} of .env cannot be read; write NAME=value, or # before a comment")
+        values[match[1]] = _unquote(match[2], number)
+    return values
+
+
+def _unquote(text: str, number: int) -> str:
+    if text[:1] not in ('"', "'"):
+        return re.split(r"(?:^|\s)#", text, maxsplit=1)[0].strip()
+    match = _QUOTED.fullmatch(text)
+    if match is None:
+        raise SettingsError(f"line {number} of .env has a quote that does not end; close it")
+    return match[2] if match[1] is None else re.sub(r"\\(.)", r"\1", match[1])
+
+
+def _words(error: Exception) -> str:
+    return error.strerror or "unreadable" if isinstance(error, OSError) else "it is not UTF-8"
+
+
+_TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
+
+def _convert(field: "attrs.Attribute[Any]", value: object) -> object:
+    """Make a text, or what TOML or a flag gave, fit the field."""
+    try:
+        return _CONVERTERS[field.type](field, value)
+    except ValueError as error:
+        raise rejection(field, mask_url(str(value)), str(error)) from None
+
+
+def _to_bool(_: object, value: object) -> bool:
+    truth = value if isinstance(value, bool) else _TRUTH.get(str(value).strip().lower())
+    if truth is None:
+        raise ValueError("write true or false")
+    return truth
+
+
+def _to_int(_: object, value: object) -> int:
+    text = str(value).strip()
+    if isinstance(value, bool) or not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+        raise ValueError("write a whole number")
+    return int(text)
+
+
+def _to_float(_: object, value: object) -> float:
+    text = str(value).strip()
+    if isinstance(value, bool) or not re.fullmatch(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)", text):
+        raise ValueError("write a number")
+    return float(text)
+
+
+def _to_str(field: "attrs.Attribute[Any]", value: object) -> str:
+    if isinstance(value, bool):
+        value = str(value).lower()
+    if isinstance(value, list | tuple):
+        value = ",".join(map(str, value))
+    if not isinstance(value, str):
+        raise ValueError("write a text between quotes")
+    value = value.strip()
+    return value.upper() if field.name == "log_level" else value
+
+
+def _to_tuple(_: object, value: object) -> tuple[str, ...]:
+    items = value if isinstance(value, list | tuple) else str(value).split(",")
+    if not all(isinstance(item, str) for item in items):
+        raise ValueError("write a list of texts")
+    return tuple(item.strip() for item in items if item.strip())
+
+
+_CONVERTERS: Mapping[Any, Callable[[Any, object], object]] = {
+    bool: _to_bool,
+    int: _to_int,
+    float: _to_float,
+    str: _to_str,
+    str | None: _to_str,
+    tuple[str, ...]: _to_tuple,
+}
