@@ -7,13 +7,14 @@ import csv
 import io
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime
+from typing import Any
 
 import attrs
 
-from multiverse_gateway.bodies import NewKey, Registration, UsageQuery
+from multiverse_gateway.bodies import KeyChange, NewKey, Registration, UsageQuery, read
 from multiverse_gateway.core.errors import BadRequest, KeyNotFound, StorageUnavailable
 from multiverse_gateway.core.routing import listed_name
 from multiverse_gateway.core.servers import ClientKey, ServerId, model_key
@@ -41,9 +42,7 @@ async def create_key(gateway: Gateway, wanted: NewKey) -> tuple[ClientKey, str]:
         StorageUnavailable: It could not be saved.
     """
     wall = gateway.wall()
-    expires_at: float | None = wanted.expires_at  # type: ignore[assignment]  # its reader made it an instant
-    if expires_at is not None and expires_at <= wall:
-        raise BadRequest("expires_at has passed already; write a later time, or leave it out", param="expires_at")
+    limits = _limits_of(gateway, wanted)
     async with gateway.registry_lock:
         await gateway.refresh()
         if any(key.name == wanted.name and key.works(wall) for key in gateway.keys.values()):
@@ -54,15 +53,63 @@ async def create_key(gateway: Gateway, wanted: NewKey) -> tuple[ClientKey, str]:
             name=wanted.name,
             digest=key_digest(secret),
             created_at=wall,
-            expires_at=expires_at,
-            rate_limit=wanted.rate_limit,
-            daily_limit=wanted.daily_limit,
-            models=tuple(dict.fromkeys(wanted.models)),
+            **limits,
         )
         await gateway.store.save_key(key)
         await gateway.refresh()
     _log.info("client key made", extra={"fields": {"key": key.id, "name": key.name}})
     return key, secret
+
+
+async def change_key(gateway: Gateway, key_id: str, body: Mapping[str, Any]) -> ClientKey:
+    """Change the fields of a client key that a body names; when this returns, they hold in this process.
+
+    Raises:
+        BadRequest: A field is unknown or cannot be used, or the key is revoked.
+        KeyNotFound: There is none with this id.
+        StorageUnavailable: It could not be saved.
+    """
+    limits = _limits_of(gateway, read(body, KeyChange))
+    async with gateway.registry_lock:
+        await gateway.refresh()
+        key = _key_of(gateway, key_id)
+        if key.revoked_at is not None:
+            raise BadRequest("The key is revoked, so its limits cannot change; make another one")
+        key = attrs.evolve(key, **{_ATTRIBUTES.get(name, name): limits[_ATTRIBUTES.get(name, name)] for name in body})
+        await gateway.store.save_key(key)
+        await gateway.refresh()
+    _log.info("client key changed", extra={"fields": {"key": key.id, "name": key.name}})
+    return key
+
+
+_ATTRIBUTES = {"bulk": "is_bulk"}
+"""The attributes of a client key that have other names in the API."""
+
+
+def _limits_of(gateway: Gateway, wanted: KeyChange) -> dict[str, Any]:
+    """Return what a body says about a client key, by attribute.
+
+    Raises:
+        BadRequest: It would be over before it begins.
+    """
+    expires_at: float | None = wanted.expires_at  # type: ignore[assignment]  # its reader made it an instant
+    if expires_at is not None and expires_at <= gateway.wall():
+        raise BadRequest("expires_at has passed already; write a later time, or leave it out", param="expires_at")
+    return {
+        "expires_at": expires_at,
+        "rate_limit": wanted.rate_limit,
+        "daily_limit": wanted.daily_limit,
+        "max_at_once": gateway.settings.max_at_once_per_key if wanted.max_at_once is None else wanted.max_at_once,
+        "is_bulk": wanted.bulk,
+        "models": tuple(dict.fromkeys(wanted.models)),
+    }
+
+
+def _key_of(gateway: Gateway, key_id: str) -> ClientKey:
+    key = next((key for key in gateway.keys.values() if key.id == key_id), None)
+    if key is None:
+        raise KeyNotFound("There is no client key with this id; GET /admin/keys lists those there are")
+    return key
 
 
 async def revoke_key(gateway: Gateway, key_id: str) -> ClientKey:
@@ -74,9 +121,7 @@ async def revoke_key(gateway: Gateway, key_id: str) -> ClientKey:
     """
     async with gateway.registry_lock:
         await gateway.refresh()
-        key = next((key for key in gateway.keys.values() if key.id == key_id), None)
-        if key is None:
-            raise KeyNotFound("There is no client key with this id; GET /admin/keys lists those there are")
+        key = _key_of(gateway, key_id)
         if key.revoked_at is None:
             key = attrs.evolve(key, revoked_at=gateway.wall())
             await gateway.store.save_key(key)

@@ -21,6 +21,7 @@ from msgspec import Meta
 from multiverse_gateway.core.addresses import EndpointError, parse_root
 from multiverse_gateway.core.errors import BadRequest
 from multiverse_gateway.core.servers import (
+    MAX_AT_ONCE,
     MAX_CONCURRENCY,
     MAX_DAILY_LIMIT,
     MAX_WEIGHT,
@@ -168,16 +169,35 @@ class Import:
 
 
 @attrs.frozen(kw_only=True)
-class NewKey:
-    """A client key that is to be made."""
+class KeyChange:
+    """The fields of a client key that change. Those that are left out keep their values; null sets the default of a new key."""
 
-    name: KeyName
     expires_at: Instant | None = None
     rate_limit: Annotated[int, Meta(ge=0, le=1_000_000, description="requests per minute; 0 for no limit")] | None = None
     daily_limit: Annotated[int, Meta(ge=1, le=MAX_DAILY_LIMIT, description="requests to models per day (UTC)")] | None = None
+    max_at_once: (
+        Annotated[
+            int,
+            Meta(
+                ge=0,
+                le=MAX_AT_ONCE,
+                description="requests that may run and wait together when another one would have to wait; 0 for no limit, "
+                "null for the value of MAX_AT_ONCE_PER_KEY at the moment",
+            ),
+        ]
+        | None
+    ) = None
+    bulk: Annotated[bool, Meta(description="whether its requests let interactive ones go first")] = False
     models: Annotated[list[ModelName], Meta(max_length=1000, description="the models that it may use; none named means all")] = attrs.field(
         factory=list
     )
+
+
+@attrs.frozen(kw_only=True)
+class NewKey(KeyChange):
+    """A client key that is to be made."""
+
+    name: KeyName
 
 
 # Queries

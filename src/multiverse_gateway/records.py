@@ -305,6 +305,10 @@ class KeyRecord:
     rate_limit: int | None
     daily_limit: Annotated[int | None, Meta(description="requests to models per day; null is no limit")]
     used_today: Annotated[int | None, Meta(description="those of today that the gateway knows of; null without a daily limit")]
+    max_at_once: Annotated[
+        int, Meta(description="requests that may run and wait together when another one would have to wait; 0 is no limit")
+    ]
+    bulk: Annotated[bool, Meta(description="whether its requests let interactive ones go first")]
     models: Annotated[list[str], Meta(description="those that it may use; none named means all")]
     works: Annotated[bool, Meta(description="whether it lets anybody in now")]
 
@@ -320,6 +324,8 @@ def key_record(key: ClientKey, wall: float, used_today: int = 0) -> KeyRecord:
         rate_limit=key.rate_limit,
         daily_limit=key.daily_limit,
         used_today=None if key.daily_limit is None else min(used_today, key.daily_limit),
+        max_at_once=key.max_at_once,
+        bulk=key.is_bulk,
         models=list(key.models),
         works=key.works(wall),
     )

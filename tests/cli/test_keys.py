@@ -55,6 +55,23 @@ def test_a_key_is_made_listed_and_revoked(gateway: GatewayProcess) -> None:
     assert "there is no client key alice" in missing.output
 
 
+def test_limits_of_a_key_can_be_changed(gateway: GatewayProcess) -> None:
+    """Those that the command does not name stay."""
+
+    def shown(*arguments: str) -> tuple[object, ...]:
+        record = json.loads(call(gateway, *arguments, "--json").output)
+        return tuple(record[name] for name in ("max_at_once", "bulk", "rate_limit", "daily_limit"))
+
+    assert shown("create", "nightly", "--bulk", "--max-at-once", "200", "--daily-limit", "7") == (200, True, None, 7)
+    assert "nightly (bulk)" in call(gateway, "list").output
+    assert shown("set-limits", "nightly", "--max-at-once", "0") == (0, True, None, 7)
+    assert shown("set-limits", "nightly", "--interactive", "--rate-limit", "9", "--daily-limit", "0") == (0, False, 9, None)
+    assert "Changed the key of nightly" in call(gateway, "set-limits", "nightly", "--bulk").output
+    assert call(gateway, "set-limits", "nightly").exit_code == 2
+    assert "there is no client key nobody" in call(gateway, "set-limits", "nobody", "--bulk").output
+    assert call(gateway, "revoke", "nightly").exit_code == 0
+
+
 def test_a_key_for_a_program(gateway: GatewayProcess) -> None:
     made = json.loads(call(gateway, "create", "script", "--json").output)
     assert status(gateway, made["key"]) == 200

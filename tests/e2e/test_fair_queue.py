@@ -130,3 +130,18 @@ def test_bulk_requests_leave_slots_free(busy: Callable[..., tuple[Crowd, Backend
     crowd.end()
     assert crowd.names(200).count("bulk") == 6
     assert crowd.figures("multiverse_queue_wait_seconds_count") == {"bulk": 5.0}
+
+
+def test_requests_of_a_bulk_key_are_bulk(gateway: GatewayProcess, busy: Callable[..., tuple[Crowd, Backend, behaviours.Gate]]) -> None:
+    """Without any header, and from the moment at which the key becomes one."""
+    made = gateway.admin("POST", "/admin/keys", {"name": "nightly", "bulk": True}).json()
+    crowd, server, gate = busy("nightly", slots=4)
+    for number in range(3):
+        crowd.call("bulk", made["key"])
+        wait_until(lambda number=number: (server.running, crowd.waiting()) == (2, number))  # type: ignore[misc]
+    gateway.admin("PATCH", f"/admin/keys/{made['id']}", {"bulk": False})
+    crowd.call("interactive", made["key"])
+    wait_until(lambda: server.running == 3)
+    gate.open()
+    crowd.end()
+    assert crowd.names(200).count("bulk") == 3

@@ -136,16 +136,16 @@ async def test_a_newer_database_is_refused(postgres: PostgresServer) -> None:
 
 
 async def test_an_older_database_keeps_its_keys_and_learns_what_is_new(postgres: PostgresServer) -> None:
-    """Keys without a daily limit have none, and can get one; the places of stored responses are kept from now on."""
+    """Keys without limits have none, and can get some; the places of stored responses are kept from now on."""
     url = postgres.database()
     schema = url.rpartition("%3D")[2]
-    plain = make_key("bob", daily_limit=None)
+    plain = make_key("bob", daily_limit=None, max_at_once=0, is_bulk=False)
     async with opened(url) as store:
         await store.save_key(plain)
     postgres.execute(
-        f"alter table {schema}.client_keys drop column daily_limit",
+        f"alter table {schema}.client_keys drop column daily_limit, drop column max_at_once, drop column is_bulk",
         f"drop table {schema}.responses",
-        f"delete from {schema}.migrations where name in ('daily_limits', 'stored_responses')",
+        f"delete from {schema}.migrations where name in ('daily_limits', 'stored_responses', 'keys_at_once')",
     )
     async with opened(url) as store:
         assert (await store.load()).keys == (plain,)

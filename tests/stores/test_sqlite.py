@@ -23,7 +23,7 @@ from multiverse_gateway import GatewayError, Health, HealthState, ServerId, Sett
 from multiverse_gateway.core.errors import StorageRefused
 from multiverse_gateway.core.usage import MAX_COUNT
 from multiverse_gateway.stores import sqlite
-from multiverse_gateway.stores.rows import health_row, result_row, server_row
+from multiverse_gateway.stores.rows import health_row, key_row, result_row, server_row
 from multiverse_gateway.stores.sqlite import SqliteStore
 from multiverse_gateway.stores.vault import key_file, open_vault
 from multiverse_gateway.testing.store import (
@@ -277,6 +277,21 @@ async def test_an_old_file_keeps_everything_and_learns_what_is_new(tmp_path: Pat
     before = sqlite.newest_backup(path)
     assert before is not None
     assert (before.name, sqlite.contents(before).servers) == (f"registry.db.before-{min(STEPS[STEPS.index(next_step) :])}", 2)
+
+
+async def test_keys_of_an_older_file_have_no_limit_at_once(tmp_path: Path) -> None:
+    """They are not for bulk either; both can be set."""
+    path = tmp_path / "registry.db"
+    make_old(path, "keys_at_once")
+    old = make_key(max_at_once=0, is_bulk=False)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        table = Database(connection).table("client_keys")
+        table.insert({name: value for name, value in key_row(old).items() if name in table.columns_dict})
+    store = await opened(path)
+    assert (await store.load()).keys == (old,)
+    await store.save_key(make_key())
+    assert (await store.load()).keys == (make_key(),)
+    await store.aclose()
 
 
 async def test_a_locked_file_refuses_writes_and_recovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

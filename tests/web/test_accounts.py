@@ -162,6 +162,10 @@ async def test_a_key_for_some_models_sees_no_others() -> None:
         ({"rate_limit": -1}, "rate_limit"),
         ({"daily_limit": 0}, "daily_limit"),
         ({"daily_limit": 2.5}, "daily_limit"),
+        ({"max_at_once": -1}, "max_at_once"),
+        ({"max_at_once": 100_001}, "max_at_once"),
+        ({"max_at_once": True}, "max_at_once"),
+        ({"bulk": "yes"}, "bulk"),
         ({"models": "tiny"}, "models"),
         ({"models": ["tiny", "a b"]}, "models[1]"),
         ({"expires_at": "tomorrow"}, "expires_at"),
@@ -176,6 +180,55 @@ async def test_a_bad_key_is_not_made(fields: dict[str, Any], param: str) -> None
         refused = await at.client.post("/admin/keys", json={"name": "alice", **fields})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
         assert (await at.client.get("/admin/keys")).json() == []
+
+
+@pytest.mark.parametrize(("fields", "limit"), [({}, 64), ({"max_at_once": None}, 64), ({"max_at_once": 0}, 0), ({"max_at_once": 3}, 3)])
+async def test_a_new_key_gets_the_limit_of_the_setting_unless_it_names_its_own(fields: dict[str, Any], limit: int) -> None:
+    """The limit is stored with the key, so a setting that changes later does not change the key."""
+    store = MemoryStore()
+    async with stage(store=store) as at:
+        made = await make_key(at, **fields)
+        assert (made["max_at_once"], made["bulk"]) == (limit, False)
+    async with stage(store=store, max_at_once_per_key=5) as at:
+        assert [record["max_at_once"] for record in (await at.client.get("/admin/keys")).json()] == [limit]
+        assert (await make_key(at, name="bob"))["max_at_once"] == 5
+
+
+async def test_a_key_can_be_changed() -> None:
+    """Fields that the body leaves out keep their values, null sets the default of a new key, and the key itself stays the same."""
+    async with stage(require_client_auth=True) as at:
+        made = await make_key(at, rate_limit=5, daily_limit=9, max_at_once=3, models=["tiny"], expires_at="2030-01-01T00:00:00Z")
+        path = f"/admin/keys/{made['id']}"
+        record = {name: value for name, value in made.items() if name != "key"}
+        assert (await at.client.patch(path, json={})).json() == record
+        for change in ({"max_at_once": 0}, {"bulk": True, "models": []}, {"rate_limit": None, "expires_at": None}, {"daily_limit": 8}):
+            changed = await at.client.patch(path, json=change)
+            record |= change
+            assert (changed.status_code, changed.json()) == (200, record)
+        cleared = (await at.client.patch(path, json={"max_at_once": None, "bulk": None})).json()
+        assert (cleared["max_at_once"], cleared["bulk"]) == (64, False)
+        assert (await models(at, made["key"])).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "param"), [({"max_at_once": -1}, "max_at_once"), ({"bulk": 1}, "bulk"), ({"name": "bob"}, "name"), ({"id": NOBODY}, "id")]
+)
+async def test_a_change_that_cannot_be_used_changes_nothing(body: dict[str, Any], param: str) -> None:
+    async with stage() as at:
+        path = f"/admin/keys/{(await make_key(at))['id']}"
+        before = (await at.client.get("/admin/keys")).json()
+        refused = await at.client.patch(path, json={"rate_limit": 1, **body})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+        assert (await at.client.get("/admin/keys")).json() == before
+
+
+async def test_only_a_key_that_is_not_revoked_can_be_changed() -> None:
+    """A change never brings a revoked key back."""
+    async with stage() as at:
+        path = f"/admin/keys/{(await make_key(at))['id']}"
+        await at.client.delete(path)
+        assert (await at.client.patch(path, json={"expires_at": None})).status_code == 400
+        assert (await at.client.patch(f"/admin/keys/{NOBODY}", json={"bulk": True})).status_code == 404
 
 
 # Owners' tokens
@@ -205,6 +258,7 @@ async def test_an_owner_changes_checks_and_removes_the_own_server_only() -> None
             ("POST", "/admin/register", BODY),
             ("GET", "/admin/keys", None),
             ("POST", "/admin/keys", {"name": "x"}),
+            ("PATCH", f"/admin/keys/{NOBODY}", {"max_at_once": 0}),
             ("GET", "/admin/usage", None),
             ("GET", "/admin/export?include_keys=true", None),
             ("POST", f"/admin/servers/{mine['id']}/owner-token", None),

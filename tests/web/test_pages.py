@@ -991,11 +991,18 @@ async def test_a_key_is_made_on_its_page_and_shown_once() -> None:
         assert found[0] not in page.text
         assert "tiny, org/large" in page.text
         assert "0 of 1,500" in page.text
-        wrong = ({"days": "x"}, {"days": "0"}, {"daily_limit": "0"}, {"name": "", "models": "a b"})
+        assert re.search(r'data-label="At once">\s*64<', page.text)
+        assert "badge" not in page.text
+        await browser.send("/keys", {"name": "nightly", "bulk": "on", "max_at_once": "0"})
+        page = await browser.open("/keys")
+        assert '<span class="badge">bulk</span>' in page.text
+        assert re.search(r'data-label="At once">\s*no limit<', page.text)
+        wrong = ({"days": "x"}, {"max_at_once": "-1"}, {"days": "0"}, {"daily_limit": "0"}, {"name": "", "models": "a b"})
         for form in ({"name": "alice"}, *({"name": "b", **fields} for fields in wrong)):
             refused = await browser.send("/keys", form)
             assert refused.status_code == 400
             assert 'role="alert"' in refused.text
+        assert 'name="bulk" id="bulk" checked' in (await browser.send("/keys", {"name": "nightly", "bulk": "on"})).text
         key_id = re.search(r"/keys/([\w-]+)/revoke", page.text)
         assert key_id
         assert (await browser.send(f"/keys/{key_id[1]}/revoke")).headers["location"] == "/keys"

@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
-from multiverse_gateway.cli.client import client_for, gateway_options
+from multiverse_gateway.cli.client import Client, client_for, gateway_options
 from multiverse_gateway.cli.common import json_option, print_json, print_table, printable
-from multiverse_gateway.core.servers import MAX_DAILY_LIMIT
+from multiverse_gateway.core.servers import MAX_AT_ONCE, MAX_DAILY_LIMIT
 
 
 @click.group("keys")
@@ -23,6 +23,12 @@ def keys_command() -> None:
     "--rate-limit", type=click.IntRange(0, 1_000_000), help="Requests per minute, 0 for no limit; KEY_RATE_LIMIT_PER_MINUTE by default."
 )
 @click.option("--daily-limit", type=click.IntRange(1, MAX_DAILY_LIMIT), help="Requests to models per day (UTC); no limit by default.")
+@click.option(
+    "--max-at-once",
+    type=click.IntRange(0, MAX_AT_ONCE),
+    help="Requests that may run and wait together when another one would have to wait, 0 for no limit; MAX_AT_ONCE_PER_KEY by default.",
+)
+@click.option("--bulk", is_flag=True, help="Let interactive requests go before those of this key.")
 @click.option("--model", "models", multiple=True, help="A model that it may use; repeat the option for several. All models by default.")
 @json_option
 def create(
@@ -32,11 +38,20 @@ def create(
     days: int | None,
     rate_limit: int | None,
     daily_limit: int | None,
+    max_at_once: int | None,
+    bulk: bool,
     models: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Make a client key. It is shown this once; the gateway keeps only its hash."""
-    body: dict[str, Any] = {"name": name, "rate_limit": rate_limit, "daily_limit": daily_limit, "models": list(models)}
+    body: dict[str, Any] = {
+        "name": name,
+        "rate_limit": rate_limit,
+        "daily_limit": daily_limit,
+        "max_at_once": max_at_once,
+        "bulk": bulk,
+        "models": list(models),
+    }
     if days is not None:
         body["expires_at"] = (datetime.now(UTC) + timedelta(days=days)).isoformat()
     made = client_for(gateway_url, admin_key).admin("POST", "/keys", json=body)
@@ -65,17 +80,55 @@ def list_keys(gateway_url: str | None, admin_key: str | None, everything: bool, 
         return
     rows = [
         (
-            printable(key["name"]),
+            printable(key["name"]) + (" (bulk)" if key["bulk"] else ""),
             "works" if key["works"] else "revoked" if key["revoked_at"] else "expired",
             printable(key["expires_at"] or "-"),
             "-" if key["rate_limit"] is None else key["rate_limit"],
             "-" if key["daily_limit"] is None else f"{key['used_today']} of {key['daily_limit']}",
+            key["max_at_once"] or "-",
             printable(", ".join(key["models"]) or "all"),
             printable(key["id"]),
         )
         for key in keys
     ]
-    print_table(rows, ("name", "state", "until", "per minute", "today", "models", "id"))
+    print_table(rows, ("name", "state", "until", "per minute", "today", "at once", "models", "id"))
+
+
+@keys_command.command("set-limits")
+@click.argument("key")
+@gateway_options
+@click.option("--rate-limit", type=click.IntRange(0, 1_000_000), help="Requests per minute, 0 for no limit.")
+@click.option("--daily-limit", type=click.IntRange(0, MAX_DAILY_LIMIT), help="Requests to models per day (UTC), 0 for no limit.")
+@click.option(
+    "--max-at-once",
+    type=click.IntRange(0, MAX_AT_ONCE),
+    help="Requests that may run and wait together when another one would have to wait, 0 for no limit.",
+)
+@click.option("--bulk/--interactive", default=None, help="Whether interactive requests of other clients go before those of this key.")
+@json_option
+def set_limits(
+    key: str,
+    gateway_url: str | None,
+    admin_key: str | None,
+    rate_limit: int | None,
+    daily_limit: int | None,
+    max_at_once: int | None,
+    bulk: bool | None,
+    as_json: bool,
+) -> None:
+    """Change limits of a client key; those that are not named stay. KEY is its id, or the name of one that works."""
+    named = {"rate_limit": rate_limit, "daily_limit": daily_limit, "max_at_once": max_at_once, "bulk": bulk}
+    body: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    if not body:
+        raise click.UsageError("name a limit to change, such as --max-at-once 16")
+    if daily_limit == 0:
+        body["daily_limit"] = None
+    client = client_for(gateway_url, admin_key)
+    changed = client.admin("PATCH", f"/keys/{_id_of(client, key)}", json=body)
+    if as_json:
+        print_json(changed)
+    else:
+        click.echo(f"Changed the key of {printable(changed['name'])}.")
 
 
 @keys_command.command("revoke")
@@ -85,11 +138,15 @@ def list_keys(gateway_url: str | None, admin_key: str | None, everything: bool, 
 def revoke(key: str, gateway_url: str | None, admin_key: str | None, as_json: bool) -> None:
     """End a client key for good. KEY is its id, or the name of one that works."""
     client = client_for(gateway_url, admin_key)
-    found = [known["id"] for known in client.admin("GET", "/keys") if key == known["id"] or (known["works"] and key == known["name"])]
-    if not found:
-        raise click.ClickException(f"there is no client key {printable(key)}; `multiverse-gateway keys list --all` shows those there are")
-    revoked = client.admin("DELETE", f"/keys/{found[0]}")
+    revoked = client.admin("DELETE", f"/keys/{_id_of(client, key)}")
     if as_json:
         print_json(revoked)
     else:
         click.echo(f"Revoked the key of {printable(revoked['name'])}.")
+
+
+def _id_of(client: Client, key: str) -> str:
+    found = [known["id"] for known in client.admin("GET", "/keys") if key == known["id"] or (known["works"] and key == known["name"])]
+    if not found:
+        raise click.ClickException(f"there is no client key {printable(key)}; `multiverse-gateway keys list --all` shows those there are")
+    return str(found[0])

@@ -12,6 +12,7 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9._:/@+-]{1,128}")
 MAX_CONCURRENCY = 4096
 MAX_WEIGHT = 100
 MAX_DAILY_LIMIT = 100_000_000
+MAX_AT_ONCE = 100_000
 MAX_TOKENS = 1_000_000_000
 MAX_STUDENT_ID = 128
 MAX_DESCRIPTION = 1000
@@ -94,8 +95,9 @@ class ClientKey:
     """A user's key to the inference API, as it is kept: of the key itself only `digest`, its SHA-256 in hexadecimal.
 
     `expires_at` and `revoked_at` end it. `rate_limit` is in requests per minute; `None` is what holds for all keys, 0 no limit.
-    `daily_limit` is in requests to models per day (UTC); `None` is no limit. `models` are those that it may use; none named means all.
-    Instants are epoch seconds.
+    `daily_limit` is in requests to models per day (UTC); `None` is no limit. `max_at_once` is how many of its requests may run and wait
+    together when another one would have to wait; 0 is no limit, as for keys of older versions. The requests of a key that `is_bulk` let
+    interactive ones go first. `models` are those that it may use; none named means all. Instants are epoch seconds.
     """
 
     id: str
@@ -106,6 +108,8 @@ class ClientKey:
     revoked_at: float | None = None
     rate_limit: int | None = None
     daily_limit: int | None = None
+    max_at_once: int = 0
+    is_bulk: bool = False
     models: tuple[str, ...] = ()
 
     def works(self, wall: float) -> bool:

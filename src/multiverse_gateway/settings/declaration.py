@@ -6,6 +6,7 @@ from typing import Any
 import attrs
 
 from multiverse_gateway.core.health import AutoDeregister
+from multiverse_gateway.core.servers import MAX_AT_ONCE
 from multiverse_gateway.settings.checks import (
     MASK,
     PREFIX,
@@ -200,6 +201,17 @@ class Settings:
         attrs.Factory(_key_rate_limit, takes_self=True),
         "Inference requests per minute with a client key; 0 for no limit. The one above holds for keys too where only that is set.",
         between(0, 1_000_000),
+    )
+    max_at_once_per_key: int = _setting(
+        64,
+        "Requests of a client key that may run and wait together when another one would have to wait; 0 for no limit. "
+        "For CLIENT_API_KEYS, and for new keys that name no limit of their own.",
+        between(0, MAX_AT_ONCE),
+    )
+    max_at_once_per_address: int = _setting(
+        256,
+        "The same for an address without a client key; 0 for no limit. Requests from this machine that no proxy forwarded have none.",
+        between(0, MAX_AT_ONCE),
     )
     rate_limit_storage: str = _setting(
         "memory://", "Where requests are counted: memory://, or redis://host:6379/0 for several gateways.", check_rate_storage, url=True

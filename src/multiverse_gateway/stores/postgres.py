@@ -123,6 +123,10 @@ MIGRATIONS: Mapping[str, LiteralString] = {
         create table responses (key text primary key, server_id text not null, generation integer not null, until float8 not null);
         create index responses_by_until on responses (until)
     """,
+    "keys_at_once": """
+        alter table client_keys add column max_at_once integer not null default 0;
+        alter table client_keys add column is_bulk integer not null default 0
+    """,
 }
 """The steps from an empty schema to ours, in order."""
 TABLES = ("servers", "health", "results", "secrets", "client_keys", "usage", "sessions", "responses", "counters")

@@ -129,12 +129,13 @@ def result_of(row: Mapping[str, Any]) -> ProbeResult:
 
 def key_row(key: ClientKey) -> dict[str, object]:
     """Return the row of a client key."""
-    return {**attrs.asdict(key), "models": _json(key.models)}
+    return {**attrs.asdict(key), "is_bulk": int(key.is_bulk), "models": _json(key.models)}
 
 
 def key_of(row: Mapping[str, Any]) -> ClientKey:
     """Read a client key."""
-    return ClientKey(**{**{name: row[name] for name in _KEY}, "models": tuple(msgspec.json.decode(row["models"]))})
+    facts = {name: row[name] for name in _KEY}
+    return ClientKey(**{**facts, "is_bulk": bool(row["is_bulk"]), "models": tuple(msgspec.json.decode(row["models"]))})
 
 
 def usage_row(usage: Usage) -> dict[str, object]:

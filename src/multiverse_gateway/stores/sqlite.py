@@ -83,7 +83,7 @@ _Part = TypeVar("_Part")
 
 DIALECT = Dialect(placeholder=":{}", integer="integer", least="min", most="max")
 SET = "multiverse_gateway"
-KNOWN = frozenset({"registry", "usage_and_keys", "browser_sessions", "daily_limits", "stored_responses"})
+KNOWN = frozenset({"registry", "usage_and_keys", "browser_sessions", "daily_limits", "stored_responses", "keys_at_once"})
 """The names of our migrations."""
 
 migrations = Migrations(SET)
@@ -175,6 +175,13 @@ def stored_responses(db: Database) -> None:
     """Add the places of stored responses."""
     db.table("responses").create({"key": str, "server_id": str, "generation": int, "until": float}, pk="key")
     db.table("responses").create_index(["until"])
+
+
+@migrations()
+def keys_at_once(db: Database) -> None:
+    """Add the limits on a key's requests at once, and keys for bulk requests; keys that exist have no limit and are not for bulk."""
+    db.table("client_keys").add_column("max_at_once", int, not_null_default=0)
+    db.table("client_keys").add_column("is_bulk", int, not_null_default=0)
 
 
 class SqliteStore:

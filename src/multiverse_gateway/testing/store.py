@@ -49,6 +49,8 @@ def make_key(name: str = "alice", **facts: object) -> ClientKey:
         "expires_at": 1e10,
         "rate_limit": 7,
         "daily_limit": 70,
+        "max_at_once": 8,
+        "is_bulk": True,
         "models": ("tiny", "a/b:c"),
     }
     return ClientKey(**{**values, **facts})  # type: ignore[arg-type]
@@ -225,7 +227,7 @@ class StoreContract:
         seen = [await store.version()]
         await store.save_key(make_key())
         seen.append(await store.version())
-        plain = make_key("bob", created_at=2.5, expires_at=None, rate_limit=None, daily_limit=None, models=())
+        plain = make_key("bob", created_at=2.5, expires_at=None, rate_limit=None, daily_limit=None, max_at_once=0, is_bulk=False, models=())
         await store.save_key(plain)
         seen.append(await store.version())
         assert (await store.load()).keys == (make_key(), plain)

@@ -4,8 +4,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from multiverse_gateway.accounts import all_keys, create_key, csv_of, record_of, renew_owner_token, revoke_key, usage_report
-from multiverse_gateway.bodies import NewKey, UsageQuery, read, read_query
+from multiverse_gateway.accounts import all_keys, change_key, create_key, csv_of, record_of, renew_owner_token, revoke_key, usage_report
+from multiverse_gateway.bodies import KeyChange, NewKey, UsageQuery, read, read_query
 from multiverse_gateway.core.errors import KeyNotFound, ServerNotFound, StorageUnavailable
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.records import KeyRecord, MadeKey, OwnerToken, UsageReport, made_key
@@ -30,6 +30,11 @@ def account_routes(gateway: Gateway) -> list[Route]:
         """Make a client key; this answer is the only one that shows it."""
         key, secret = await create_key(gateway, read(await body_of(request, gateway), NewKey))
         return json_response(made_key(key, gateway.wall(), secret), 201)
+
+    async def patch_key(request: Request) -> Response:
+        """Change the fields of a client key that the body names. Other gateways apply the change within two seconds."""
+        key = await change_key(gateway, request.path_params["key_id"], await body_of(request, gateway))
+        return json_response(record_of(gateway, key))
 
     async def delete_key(request: Request) -> Response:
         """Revoke a client key: once this is answered, nobody is let in with it, at other gateways two seconds later."""
@@ -59,6 +64,7 @@ def account_routes(gateway: Gateway) -> list[Route]:
         ),
         ApiRoute(
             "/admin/keys/{key_id}",
+            PATCH=Call(endpoint=patch_key, body=KeyChange, answers={200: KeyRecord}, errors=(KeyNotFound, StorageUnavailable)),
             DELETE=Call(endpoint=delete_key, answers={200: KeyRecord}, errors=(KeyNotFound, StorageUnavailable)),
         ),
         ApiRoute(

@@ -329,7 +329,7 @@ class Front:
             arrived=visit.arrived,
             caller=caller.name,
             source=caller.quota,
-            is_bulk=opening.is_bulk,
+            is_bulk=opening.is_bulk or (key is not None and key.is_bulk),
         )
         exchange.traceparent = opening.traceparent
         exchange.forwarded = opening.forwarded

@@ -16,8 +16,8 @@ from multiverse_gateway.web.frame import Frame, Visit
 from multiverse_gateway.web.gate import Gate
 from multiverse_gateway.web.wizard import Form, message_of
 
-LIMITS = ("rate_limit", "daily_limit")
-FIELDS = ("name", "days", *LIMITS, "models")
+LIMITS = ("rate_limit", "daily_limit", "max_at_once")
+FIELDS = ("name", "days", *LIMITS, "bulk", "models")
 MAX_DAYS = 36_500
 MOST_ROWS = 31
 """How many rows of use a page shows: each day of the month by day, or what is used most."""
@@ -68,6 +68,7 @@ class Members:
                 raise BadRequest(f"The days until it expires must be a whole number from 1 to {MAX_DAYS:,}", param="days")
             body["expires_at"] = (datetime.fromtimestamp(self._gateway.wall(), UTC) + timedelta(days=days)).isoformat()
         body |= {name: _number(form, name) for name in LIMITS}
+        body["bulk"] = bool(form.get("bulk"))
         body["models"] = [name.strip() for name in form.get("models", "").split(",") if name.strip()]
         return read(body, NewKey)
 

@@ -302,7 +302,7 @@ def example_of(kind: type) -> Json:
     needed = Registration if kind is Change else kind
     schemas, name = body_schemas(needed)
     whole = schemas[name]
-    names = ["endpoint_url"] if kind in (Change, ConnectionTest) else whole["required"]
+    names = ["endpoint_url"] if kind in (Change, ConnectionTest) else whole.get("required", ["max_at_once"])
     return {field: _example(whole["properties"][field], schemas) for field in names}
 
 

@@ -81,7 +81,7 @@ class DayQuota(Quota, frozen=True, kw_only=True, gc=False):
 
     def error(self, message: str = "") -> RateLimited:
         """Return the refusal of a call over the limit."""
-        said = f"Your key's {self.limit:,} requests per day are used up; wait until 00:00 UTC, or ask the operator for another key"
+        said = f"Your key's {self.limit:,} requests per day are used up. Wait until 00:00 UTC, or ask the operator for a higher limit."
         return DayUsedUp(message or said, quota=self)
 
 
