@@ -8,6 +8,9 @@ from typing import cast
 import attrs
 import pytest
 
+from multiverse_gateway.core.failover import Failure, FailureClass
+from multiverse_gateway.core.health import AttemptFailed, AttemptPassed, HealthEvent, ProbePassed
+from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.gateway import SWEEP_SECONDS, Gateway
 from multiverse_gateway.relay.exchange import Exchange
 from support.gateways import Stage, stage
@@ -89,3 +92,20 @@ async def test_a_pause_during_a_sweep_moves_the_deadlines_of_the_others(late: fl
         sweep(scene)
         assert running.ticks == []
         assert running.due == pytest.approx(now + 1.0 + late)
+
+
+async def test_the_queue_knows_the_slots_of_a_server_at_any_moment() -> None:
+    """Also while no request waits: half of a model's slots is what they are now, not what they were at the last sweep."""
+    async with stage() as scene:
+        server_id = ServerId((await scene.register(max_concurrency=4))["id"])
+        generation = scene.gateway.table.routes[server_id].server.generation
+
+        def slots(event: HealthEvent) -> int | None:
+            scene.gateway.report(server_id, event)
+            return scene.gateway.room.queue.crowd("tiny").slots
+
+        refused = Failure(FailureClass.CONNECT, "refused")
+        assert scene.gateway.room.queue.crowd("tiny").slots == 4
+        assert slots(AttemptFailed(generation, "client", 1, refused, "/v1/chat/completions")) == 0
+        assert slots(ProbePassed(generation)) == 1
+        assert slots(AttemptPassed(generation, "/v1/chat/completions")) == 4

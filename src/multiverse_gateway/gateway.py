@@ -50,7 +50,7 @@ from multiverse_gateway.core.health import (
     resume,
     share,
 )
-from multiverse_gateway.core.load import FADE_SECONDS, Admission, Load, Strain
+from multiverse_gateway.core.load import FADE_SECONDS, Admission, Load, Strain, retry_seconds
 from multiverse_gateway.core.pauses import stopped_seconds
 from multiverse_gateway.core.routing import (
     Candidates,
@@ -59,6 +59,7 @@ from multiverse_gateway.core.routing import (
     build_table,
     candidates,
     candidates_at,
+    has_slot,
     listed_name,
     pools_of,
     verdict,
@@ -153,8 +154,6 @@ class Gateway:
         self.load = Load()
         self.admission = Admission(max_in_flight=settings.max_in_flight)
         self.room = WaitingRoom(settings.max_queue)
-        self._pools_of: RoutingTable | None = None
-        """The table that the room's pools were made of."""
         self.exchanges: set[Exchange] = set()
         self._numbers = 0
         self._resting: anyio.Event | None = None
@@ -297,7 +296,6 @@ class Gateway:
         self._sweep_due = now + SWEEP_SECONDS
         self._shed(self._strain.note(late, now))
         self._raise_shares(now)
-        self._note_pools()
         if now >= self._settles_at:
             self._settles_at = now + SETTLE_SECONDS
             self._settle()
@@ -396,6 +394,7 @@ class Gateway:
         await self.refresh()
         if server.id in self.table.routes:
             self.table = with_health(self.table, server.id, health)
+            self._note_pools()
             self.slot_freed(model_key(server.model_name))
 
     async def dismiss(self, server_id: ServerId) -> bool:
@@ -459,6 +458,7 @@ class Gateway:
                 }
             },
         )
+        self._note_pools()
         self.slot_freed(model_key(route.server.model_name))
 
     async def flush(self) -> None:
@@ -649,6 +649,10 @@ class Gateway:
         route = self.table.routes.get(server.id)
         return route is not None and route.server.generation == server.generation
 
+    def has_slot(self, server: Server) -> bool:
+        """Return whether the table still has the server in this generation, and it may have one more request now."""
+        return self.is_registered(server) and has_slot(self.table.routes[server.id], self.load)
+
     def model_names(self) -> Sequence[str]:
         """Return the models that have an active server, sorted."""
         return sorted(model.name for model in self.table.models.values() if any(route.health.is_active for route in model.routes))
@@ -697,14 +701,11 @@ class Gateway:
     def slot_freed(self, model: str) -> None:
         """Offer what is free of a model to the exchanges that wait for it."""
         if self.room.queue.anybody_waits:
-            self._note_pools()
             self.room.slot_freed(model, self.now())
 
     def _note_pools(self) -> None:
-        """Update the slots that the waiting room knows, if they may have changed."""
-        if self.table is not self._pools_of:
-            self._pools_of = self.table
-            self.room.queue.serve(pools_of(self.table))
+        """Update the slots that the queue knows: servers, or the states of some, have changed. It costs about a microsecond per server."""
+        self.room.queue.serve(pools_of(self.table))
 
     def ask(self, exchange: Exchange, server: Server) -> None:
         """Probe a server that keeps an exchange waiting; all exchanges that it keeps waiting share one probe."""
@@ -753,7 +754,7 @@ class Gateway:
 
     def overloaded(self) -> Overloaded:
         """Return the refusal of what this process has no room for."""
-        return Overloaded("The gateway is overloaded. Try again in a few seconds.", retry_after=1 + 4 * self.chance())
+        return Overloaded("The gateway is overloaded. Try again in a few seconds.", retry_after=retry_seconds(self.chance()))
 
     def begin(self, exchange: Exchange) -> None:
         """Number and track an exchange; the door starts it."""

@@ -25,6 +25,7 @@ from multiverse_gateway.core.fairness import (
     Flow,
     Place,
     Pool,
+    Share,
     Ticket,
     actual_cost,
     estimated_cost,
@@ -656,6 +657,18 @@ def test_without_a_cap_there_are_no_shares() -> None:
             assert queue.may_begin(each, 0.0)
             queue.begin(each, 0.0)
     assert queue.crowd(MODEL) == Crowd(slots=None, running=41, waiting=0, clients_waiting=0)
+
+
+def test_a_request_learns_which_share_keeps_it_waiting() -> None:
+    """Its client's own, or that of all bulk requests; none while no server is in rotation."""
+    queue = make_queue(slots=4)
+    person, script, bulk = ticket("person"), ticket("script"), ticket("another", band=Band.BULK)
+    assert queue.used_up(script, 0.0) is None
+    for each in (person, *(ticket("script") for _ in range(2)), ticket("script", band=Band.BULK)):
+        queue.begin(each, 0.0)
+    assert [queue.used_up(each, 0.0) for each in (person, script, bulk)] == [None, Share.CLIENT, Share.BULK]
+    queue.serve({})
+    assert [queue.used_up(each, 0.0) for each in (person, script, bulk)] == [None, None, None]
 
 
 def test_slots_of_a_model_are_those_of_its_servers() -> None:

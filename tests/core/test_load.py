@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from multiverse_gateway.core.load import FAILURE_FACTOR, MIN_RETRIES, Admission, Load
+from multiverse_gateway.core.load import FAILURE_FACTOR, MIN_RETRIES, Admission, Load, retry_seconds
 from multiverse_gateway.core.servers import ServerId
 
 A, B = ServerId("a"), ServerId("b")
@@ -195,3 +195,9 @@ def test_the_whole_process_has_a_limit(most: int, total: int) -> None:
 def test_the_least_budget_is_that_of_the_semantics() -> None:
     """Three retries are always free: a model with few requests can fail over, too."""
     assert MIN_RETRIES == 3
+
+
+@given(st.floats(0.0, 1.0, exclude_max=True))
+def test_clients_without_room_return_at_different_times(chance: float) -> None:
+    """Within 1 to 5 seconds."""
+    assert 1.0 <= retry_seconds(chance) <= 5.0

@@ -59,8 +59,8 @@ async def bench(**settings: Any) -> Any:
 
 async def test_who_waits_longest_is_served_first_though_it_could_not_use_the_last_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     """L07: a slot on a server that failed for the first waiter goes to the second at once, and the first keeps its place."""
-    monkeypatch.setattr(exchange, "QUEUE_LOOK_SECONDS", 60)  # nobody looks for itself
-    monkeypatch.setattr(waiting, "LOOK_SECONDS", 60)
+    for module in (exchange, waiting):
+        monkeypatch.setattr(module, "LOOK_SECONDS", 60)  # nobody looks for itself
     one, two = Backend("one", models=("tiny",)), Backend("two", models=("tiny",))
     gates = [behaviours.Gate() for _ in range(4)]
     async with one, two, bench() as there, anyio.create_task_group() as group:

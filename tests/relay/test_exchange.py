@@ -26,13 +26,13 @@ from multiverse_gateway.relay.exchange import (
     MAX_ERROR_BYTES,
     NOISE_BYTES,
     NOISE_SECONDS,
-    QUEUE_LOOK_SECONDS,
     UNCOUNTED_BYTES,
     Exchange,
     Limits,
     Phase,
 )
 from multiverse_gateway.relay.requests import Requests
+from multiverse_gateway.relay.waiting import LOOK_SECONDS
 from support.answers import chat_event, error_body, messages_events, model_not_found, responses_events
 from support.exchanges import EVENTS, JSON, MODEL, SPEECH, RecordingClient, RecordingEngine, RecordingSending, server
 
@@ -714,14 +714,52 @@ def test_another_server_that_appeared_meanwhile_is_preferred() -> None:
 
 
 def test_a_second_try_on_the_same_server_respects_its_cap() -> None:
-    """Others may have taken its slots during the pause (L08)."""
+    """Others may have taken its slots during the pause: then it waits for one, before those that came later (L08)."""
     stage = RecordingEngine([server("a", cap=1)])
-    _, client = stage.start()
+    exchange, client = stage.start()
+    stage.last.fail(A)
+    stage.set_health("a", state=HealthState.HEALTHY)
+    stage.start()
+    later, _ = stage.start()
+    stage.wait(0.25)
+    assert (exchange.phase, stage.tried()) == (Phase.QUEUED, ["a", "a"])
+    stage.last.answer()
+    assert (stage.last.exchange, later.phase) == (exchange, Phase.QUEUED)
+    stage.last.answer()
+    assert (client.status, client.headers[b"x-multiverse-attempts"]) == (200, b"2")
+    stage.check()
+
+
+def test_a_second_try_on_a_server_that_is_half_open_waits_for_the_request_that_tests_it() -> None:
+    """Whatever its cap is, such a server takes one request at a time."""
+    stage = RecordingEngine([server("a", cap=4)])
+    exchange, _ = stage.start()
+    stage.last.fail(A)
+    stage.set_health("a", state=HealthState.HALF_OPEN)
+    stage.start()
+    stage.wait(0.25)
+    assert (exchange.phase, stage.tried()) == (Phase.QUEUED, ["a", "a"])
+    stage.last.answer()
+    assert stage.last.exchange is exchange
+    stage.check()
+
+
+def test_a_request_is_tried_twice_on_a_server_and_never_again() -> None:
+    """Also if it waited for the second attempt there, and another server came meanwhile."""
+    stage = RecordingEngine([server("a", cap=1), server("b", registered_at=1)])
+    stage.set_health("b", resting_until=stage.clock + 1)
+    exchange, client = stage.start()
     stage.last.fail(A)
     stage.set_health("a", state=HealthState.HEALTHY)
     stage.start()
     stage.wait(0.25)
-    assert (client.status, stage.tried()) == (504, ["a", "a"])
+    assert exchange.phase is Phase.QUEUED
+    stage.wait(1)
+    assert stage.last.server.id == "b"
+    stage.sendings[1].answer()
+    stage.last.fail(B)
+    stage.wait(0.1)
+    assert (client.status, stage.tried()) == (504, ["a", "a", "b"])
     stage.check()
 
 
@@ -1121,7 +1159,7 @@ def test_a_slot_that_nobody_freed_is_found() -> None:
     _, client = stage.start()
     stage.wait(0.05)
     assert stage.tried() == ["a"]
-    stage.wait(QUEUE_LOOK_SECONDS)
+    stage.wait(LOOK_SECONDS)
     assert stage.tried() == ["a", "b"]
     assert stage.room.queue.waiting(MODEL) == 0
     stage.last.answer()
@@ -1137,7 +1175,7 @@ def test_a_slot_that_the_first_cannot_use_goes_to_the_next() -> None:
     _, stream = stage.start(stream=True)
     _, plain = stage.start()
     stage.sendings[0].answer()
-    stage.wait(QUEUE_LOOK_SECONDS)
+    stage.wait(LOOK_SECONDS)
     assert stage.last.exchange.client is plain
     assert stream.is_silent
     stage.check()
@@ -1149,7 +1187,7 @@ def test_looking_keeps_the_place_in_the_queue() -> None:
     second, _ = stage.start()
     stage.wait(0.1)
     stage.start()
-    stage.wait(QUEUE_LOOK_SECONDS - 0.1)
+    stage.wait(LOOK_SECONDS - 0.1)
     stage.sendings[0].answer()
     assert stage.last.exchange is second
 
@@ -1199,6 +1237,126 @@ def test_a_turn_may_find_that_nobody_is_left() -> None:
     stage.check()
 
 
+def test_a_request_waits_no_longer_than_the_queue_timeout_in_all() -> None:
+    """One that fails over keeps its place, its charge and the time that it has waited."""
+    stage = RecordingEngine([server("a", cap=1), server("b", cap=1, registered_at=1)], limits=Limits(queue_timeout=10))
+    stage.start()
+    stage.start()
+    exchange, client = stage.start()
+    stage.wait(6)
+    stage.sendings[0].answer()
+    assert (exchange.phase, exchange.ticket.waited_seconds) == (Phase.TRYING, 6)
+    cost = exchange.ticket.cost
+    stage.wait(20)
+    stage.last.answer(500)
+    stage.wait(0.1)
+    assert (exchange.phase, exchange.ticket.cost, cost > 0) == (Phase.QUEUED, cost, True)
+    stage.wait(3.9)
+    assert client.is_silent
+    stage.wait(0.25)
+    assert (client.status, code(client)) == (504, "upstream_timeout")
+    assert client.headers[b"x-multiverse-queued-ms"] == b"10150"
+    stage.check()
+
+
+def test_a_newcomer_does_not_take_the_last_resort_before_a_request_that_waits() -> None:
+    """A request that waited for a full server is next when another one is all that is left."""
+    stage = RecordingEngine([server("a", cap=1), server("b", registered_at=1)])
+    stage.set_health("b", state=HealthState.UNHEALTHY, by_traffic=True, probe_at=stage.clock + 5)
+    stage.start()
+    waiting, _ = stage.start()
+    stage.remove("a")
+    newcomer, _ = stage.start()
+    assert (stage.last.exchange, stage.last.server.id, newcomer.phase) == (waiting, "b", Phase.QUEUED)
+    stage.check()
+
+
+# Shares of slots
+
+
+def shared(**fields: Any) -> RecordingEngine:
+    """Return a model of four slots that another client has just used, so that one client may hold two of them."""
+    stage = RecordingEngine([server("a", cap=4)], **fields)
+    stage.start(source="person")
+    stage.last.answer()
+    return stage
+
+
+def test_the_refusal_of_a_client_over_its_share_says_so() -> None:
+    """Slots are free then, so it does not say that every server is busy."""
+    stage = shared(max_queue=1)
+    refused = [stage.start(source="script")[1] for _ in range(4)][3]
+    assert (refused.status, code(refused), refused.headers[b"retry-after"]) == (503, "overloaded", b"3")
+    assert (
+        b"Your requests hold half of the slots of the model 'tiny', the limit of one client while others use it, and 2 requests wait. "
+        b"Try again in 3 s, or send fewer requests at once."
+    ) in refused.data
+    for _ in range(2):
+        stage.start(source="person")
+    _, refused = stage.start(source="script")
+    assert b"Every server of the model 'tiny' is busy, and 2 requests wait." in refused.data
+    stage.check()
+
+
+def test_the_refusal_of_a_bulk_request_over_its_share_says_so() -> None:
+    stage = shared(max_queue=1)
+    refused = [stage.start(source=f"script {number}", is_bulk=True)[1] for number in range(3)][2]
+    assert (
+        b"Bulk requests hold a quarter of the slots of the model 'tiny', their limit while interactive requests use it, "
+        b"and 2 requests wait. Try again in 3 s, or send fewer requests at once."
+    ) in refused.data
+
+
+@pytest.mark.parametrize("is_bulk", [False, True])
+@pytest.mark.parametrize("reason", ["no places", "no time", "shutdown"])
+def test_where_no_request_can_wait_there_are_no_shares(reason: str, is_bulk: bool) -> None:
+    """A share makes a request wait; one that cannot wait takes the slot that is free, and is rejected only if there is none."""
+    limits = Limits(queue_timeout=0, bulk_queue_timeout=0) if reason == "no time" else Limits()
+    stage = shared(max_queue=0 if reason == "no places" else 32, limits=limits)
+    stage.room.is_closed = reason == "shutdown"
+    clients = [stage.start(source="script", is_bulk=is_bulk)[1] for _ in range(5)]
+    assert [client.status for client in clients] == [None, None, None, None, 503]
+    assert b"Every server of the model 'tiny' is busy" in clients[4].data
+    stage.check()
+
+
+def test_a_request_that_cannot_wait_passes_those_that_are_over_their_share() -> None:
+    """Bulk requests have time of their own: one that waits does not make a person's request fail while slots are free."""
+    stage = shared(limits=Limits(queue_timeout=0, bulk_queue_timeout=30))
+    bulk = [stage.start(source="script", is_bulk=True)[0] for _ in range(2)][1]
+    person, _ = stage.start(source="person")
+    assert (bulk.phase, person.phase) == (Phase.QUEUED, Phase.TRYING)
+    stage.check()
+
+
+def test_without_a_server_in_rotation_there_are_no_shares() -> None:
+    """Half of nothing is no share: what the last resort can take is not left to others that do not come."""
+    stage = shared()
+    stage.start(source="script")
+    stage.set_health("a", state=HealthState.UNHEALTHY, by_traffic=True, probe_at=stage.clock + 5)
+    assert stage.room.queue.crowd(MODEL).slots == 0
+    assert stage.room.queue.used_up(stage.begin(source="script")[0].ticket, stage.clock) is None
+    assert stage.room.queue.used_up(stage.begin(source="script", is_bulk=True)[0].ticket, stage.clock) is None
+
+
+def test_a_retry_on_the_same_server_keeps_to_the_share() -> None:
+    """The slot that it had went to the client's next request: the retry waits in its place for another one, and is charged once."""
+    stage = shared()
+    script = [stage.start(source="script")[0] for _ in range(3)]
+    cost = script[0].ticket.cost
+    stage.sendings[-2].fail(A)
+    stage.set_health("a", state=HealthState.HEALTHY)
+    stage.slot_freed(MODEL)
+    assert (script[0].phase, script[2].phase) == (Phase.BACKOFF, Phase.TRYING)
+    later, _ = stage.start(source="script")
+    stage.wait(0.25)
+    assert (script[0].phase, stage.room.queue.order(MODEL)) == (Phase.QUEUED, [script[0].ticket, later.ticket])
+    stage.last.answer()
+    assert (stage.last.exchange, later.phase) == (script[0], Phase.QUEUED)
+    assert (script[0].ticket.cost, cost > 0) == (cost, True)
+    stage.check()
+
+
 # Time
 
 
@@ -1209,7 +1367,7 @@ def test_a_tick_that_is_not_due_does_nothing() -> None:
     second, client = stage.start()
     stage.wait(4)
     second.due = stage.clock + 1
-    second.deadline = second._queued_at = stage.clock + 100
+    second.deadline = second.ticket.joined_at = stage.clock + 100
     stage.wait(1)
     stage.find(alive=False)
     assert stage.blamed() == [("a", C)]
@@ -1874,11 +2032,11 @@ class Traffic(RuleBasedStateMachine):
 
     @rule()
     def nobody_waits_while_a_slot_is_free(self) -> None:
-        """Who waits looks within `QUEUE_LOOK_SECONDS`; looked at when a round of ticks has ended no attempt."""
+        """Who waits looks within `LOOK_SECONDS`; looked at when a round of ticks has ended no attempt."""
         rounds = 0
         while True:
             before = (len(self.stage.reports), len(self.stage.over), len(self.stage.sendings))
-            self.stage.wait(QUEUE_LOOK_SECONDS)
+            self.stage.wait(LOOK_SECONDS)
             if before == (len(self.stage.reports), len(self.stage.over), len(self.stage.sendings)):
                 break
             rounds += 1
@@ -1952,6 +2110,20 @@ REFUSAL = b'{"error": {"message": "unknown field stream_options"}}'
 def refuse(sending: RecordingSending) -> None:
     """Answer as a server that does not know our question."""
     sending.answer(400, JSON, REFUSAL)
+
+
+def test_a_large_refusal_of_our_own_question_is_not_held() -> None:
+    """It is gone when the server is asked again; no attempt has failed so far."""
+    stage = asking(RecordingEngine([server("a")]))
+    exchange, client = stage.start(stream=True)
+    stage.last.head(400, JSON)
+    stage.last.body(b'{"error": {"message": "unknown field stream_options"}}' + b" " * 2 * UNCOUNTED_BYTES)
+    assert exchange.held > 0
+    stage.last.end()
+    assert (exchange.held, stage.tried()) == (0, ["a", "a"])
+    stage.last.stream(ONE)
+    assert client.status == 200
+    stage.check()
 
 
 def test_a_refusal_is_remembered_only_of_a_server_that_takes_the_rest() -> None:

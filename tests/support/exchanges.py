@@ -10,7 +10,16 @@ from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.failover import Failure, FailureClass, RetryPolicy
 from multiverse_gateway.core.health import AttemptFailed, AttemptPassed, Health, HealthEvent, HealthPolicy, advance, fresh, has_answered
 from multiverse_gateway.core.load import Load
-from multiverse_gateway.core.routing import Candidates, RoutingTable, build_table, candidates, candidates_at, pools_of, with_health
+from multiverse_gateway.core.routing import (
+    Candidates,
+    RoutingTable,
+    build_table,
+    candidates,
+    candidates_at,
+    has_slot,
+    pools_of,
+    with_health,
+)
 from multiverse_gateway.core.servers import Capabilities, Server, ServerId
 from multiverse_gateway.core.sse import dialect_of
 from multiverse_gateway.relay.exchange import Client, Exchange, Limits, Phase
@@ -258,6 +267,12 @@ class RecordingEngine:
             1, self.servers, {server.id: fresh(1, now=self.clock, wall=self.clock, policy=self.health_policy) for server in self.servers}
         )
 
+    def __attrs_post_init__(self) -> None:
+        self._note_pools()
+
+    def _note_pools(self) -> None:
+        self.room.queue.serve(pools_of(self.table))
+
     # The port
 
     def now(self) -> float:
@@ -285,6 +300,10 @@ class RecordingEngine:
         """Ask the table, as the gateway does."""
         route = self.table.routes.get(server.id)
         return route is not None and route.server.generation == server.generation
+
+    def has_slot(self, server: Server) -> bool:
+        """Ask the table and the load, as the gateway does."""
+        return self.is_registered(server) and has_slot(self.table.routes[server.id], self.load)
 
     def model_names(self) -> Sequence[str]:
         """Return the names in the table."""
@@ -365,11 +384,11 @@ class RecordingEngine:
         health = advance(route.health, event, self.health_policy, now=self.clock, wall=self.clock, chance=self.luck)
         self.table = with_health(self.table, server_id, health)
         if health.state is not route.health.state:
+            self._note_pools()
             self.slot_freed(route.server.model_name)
 
     def slot_freed(self, model: str) -> None:
         """Offer a slot, as the gateway does."""
-        self.room.queue.serve(pools_of(self.table))
         self.room.slot_freed(model, self.clock)
 
     def finished(self, exchange: Exchange) -> None:
@@ -462,18 +481,21 @@ class RecordingEngine:
     def set_health(self, name: str, **changes: object) -> None:
         """Change a server's health behind the exchanges' back."""
         self.table = with_health(self.table, ServerId(name), attrs.evolve(self.health(name), **changes))  # type: ignore[arg-type]
+        self._note_pools()
 
     def remove(self, name: str) -> None:
         """Take a server out of the table, as its owner's DELETE does."""
         routes = [route for route in self.table.routes.values() if route.server.id != name]
         servers = [route.server for route in routes]
         self.table = build_table(self.table.version + 1, servers, {route.server.id: route.health for route in routes})
+        self._note_pools()
 
     def change(self, name: str) -> None:
         """Give a server another generation, as its owner's PUT does."""
         servers = [route.server for route in self.table.routes.values()]
         changed = [attrs.evolve(each, generation=each.generation + (each.id == name)) for each in servers]
         self.table = build_table(self.table.version + 1, changed, {route.server.id: route.health for route in self.table.routes.values()})
+        self._note_pools()
 
     def check(self) -> None:
         """Assert what holds between any two inputs."""

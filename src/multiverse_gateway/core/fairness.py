@@ -13,6 +13,7 @@ one of its requests began. This is start-time fair queueing (Goyal, 1996) over t
 4. If the flow of a request has no counter above the clock, every other flow begins at most one request before it, whatever requests
    cost. With n flows, S slots and T seconds of the longest request it waits (n - 1) * T / S + T seconds at most.
 5. While other clients use a model, a flow holds at most half of its slots, and all bulk requests together hold at most a quarter.
+   Such a share makes a request wait: where no request may wait, or no server is in rotation, there are no shares.
 6. If too many requests wait, the newest one of the flow with the most waiting requests per weight is dropped.
 7. A server, or a host with several models, is a *pool*. A free slot goes to the first request over all models of its pool. The model that
    ran there last goes first until a request for another one has waited `MODEL_CHANGE_SECONDS`: a change of model reloads the engine.
@@ -64,6 +65,15 @@ class Band(StrEnum):
 
     INTERACTIVE = "interactive"
     BULK = "bulk"
+
+
+class Share(StrEnum):
+    """A part of a model's slots that other clients' requests bound."""
+
+    CLIENT = "half"
+    """What one client may hold in one band."""
+    BULK = "a quarter"
+    """What all bulk requests together may hold beside interactive ones."""
 
 
 class Flow(NamedTuple):
@@ -282,18 +292,18 @@ class _Model:
         """Return how many requests wait."""
         return 0 if self.books is None else self.books.waiting
 
-    def may_hold(self, flow: Flow, now: float) -> bool:
-        """Return whether a flow may hold one more slot."""
+    def used_up(self, flow: Flow, now: float) -> Share | None:
+        """Return the share of slots because of which a flow may not hold one more, or `None` if it may."""
         if flow.band is Band.BULK and self.is_bulk_at_limit(now):
-            return False
+            return Share.BULK
         running = self.running.get(flow)
-        if not running or self.slots is None:
-            return True
-        return running < _half(self.slots) or self._is_alone(flow.client, now)
+        if not running or not self.slots or running < _half(self.slots) or self._is_alone(flow.client, now):
+            return None
+        return Share.CLIENT
 
     def is_bulk_at_limit(self, now: float) -> bool:
         """Return whether bulk requests hold as many slots as they may beside interactive ones."""
-        if self.slots is None or not self._is_interactive(now):
+        if not self.slots or not self._is_interactive(now):
             return False
         return sum(running for flow, running in self.running.items() if flow.band is Band.BULK) >= _quarter(self.slots)
 
@@ -410,7 +420,12 @@ class FairQueue:
         if model is None:
             return True
         books = model.books
-        return (books is None or not books.waiting) and model.may_hold(ticket.flow, now)
+        return (books is None or not books.waiting) and model.used_up(ticket.flow, now) is None
+
+    def used_up(self, ticket: Ticket, now: float) -> Share | None:
+        """Return the share of slots because of which a request may not take a free one, or `None` if it may."""
+        model = self._models.get(ticket.model)
+        return None if model is None else model.used_up(ticket.flow, now)
 
     def begin(self, ticket: Ticket, now: float, pool: Hashable = None) -> None:
         """Take a slot of a pool for an attempt of a request, which leaves the queue; its first attempt is charged."""
@@ -689,7 +704,7 @@ def _first(model: _Model, now: float, unmet: Collection[Hashable]) -> tuple[_Key
     if books is None:
         return (least, turn), None, oldest
     clock = books.clock
-    at_limit = {flow for flow in model.running if not model.may_hold(flow, now)}  # few flows run: saves asking for each one that waits
+    at_limit = {flow for flow in model.running if model.used_up(flow, now)}  # few flows run: saves asking for each one that waits
     is_bulk_at_limit = model.is_bulk_at_limit(now)
     for flow, account in books.queued.items():
         head = _head(account, unmet) if unmet else account.waiting[0]

@@ -25,6 +25,14 @@ STRAIN_SECONDS = 5.0
 """How long it may be late before new requests are refused."""
 
 
+def retry_seconds(chance: float) -> float:
+    """Return when a client that there was no room for should send its request again: in 1 to 5 seconds, so that not all come at once.
+
+    `chance` is a random number in [0, 1).
+    """
+    return 1.0 + 4.0 * chance
+
+
 @define(eq=False)
 class Load:
     """Count attempts and remember latencies; implements `protocols.LoadView`.

@@ -239,7 +239,7 @@ def verdict(route: Route, load: Slots, *, stream: bool, path: str, excluded: Col
         return Verdict.ILL
     if health.resting_until > now:
         return Verdict.RESTING
-    if not _has_slot(route, load):
+    if not has_slot(route, load):
         return Verdict.FULL
     if health.unsupported and not supports(health, path, now):
         return Verdict.UNSUPPORTED
@@ -282,7 +282,7 @@ def _sort_out(model: Model, load: Slots, stream: bool, path: str, excluded: Coll
         full=full,
         busy=None if full else _asked_by([route.health for route in resting]),
         resting=tuple(
-            (route.server, route.health.rested_by) for route in resting if route.health.rested_by is not None and _has_slot(route, load)
+            (route.server, route.health.rested_by) for route in resting if route.health.rested_by is not None and has_slot(route, load)
         ),
         streaming_unsupported=stream and _streams_nowhere(model),
         returns_in=None if returns_at == inf else max(0.0, returns_at - now),
@@ -301,7 +301,8 @@ def _cap(route: Route) -> int | None:
     return 1 if route.health.state is HealthState.HALF_OPEN else route.server.max_concurrency
 
 
-def _has_slot(route: Route, load: Slots) -> bool:
+def has_slot(route: Route, load: Slots) -> bool:
+    """Return whether a server may have one more request now."""
     cap = _cap(route)
     return cap is None or load.in_flight(route.server.id) < cap
 

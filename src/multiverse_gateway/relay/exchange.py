@@ -50,9 +50,9 @@ from multiverse_gateway.core.failover import (
     classify_report,
     final_error,
 )
-from multiverse_gateway.core.fairness import Band, Ticket, actual_cost, estimated_cost
+from multiverse_gateway.core.fairness import Band, Share, Ticket, actual_cost, estimated_cost
 from multiverse_gateway.core.health import AttemptFailed, HealthEvent
-from multiverse_gateway.core.load import Load
+from multiverse_gateway.core.load import Load, retry_seconds
 from multiverse_gateway.core.patience import first_byte_allowance, requested_tokens
 from multiverse_gateway.core.routing import Candidates, close_names
 from multiverse_gateway.core.servers import Server, ServerId, model_key
@@ -60,7 +60,7 @@ from multiverse_gateway.core.sse import DONE_EVENT, Dialect, EventStream, error_
 from multiverse_gateway.core.stored import id_of, response_not_found, usable_id
 from multiverse_gateway.relay.heads import Headers
 from multiverse_gateway.relay.requests import Requests
-from multiverse_gateway.relay.waiting import WaitingRoom, flow_of
+from multiverse_gateway.relay.waiting import LOOK_SECONDS, WaitingRoom, flow_of
 
 MAX_ERROR_BYTES = 65536
 EMBEDDINGS = "/v1/embeddings"
@@ -75,11 +75,8 @@ NOISE_BYTES = 16384
 NOISE_SECONDS = 0.05
 """How long a server is not read after such a read; a comment now and then is relayed at once."""
 DRAINING_SECONDS = 1.0
-QUEUE_LOOK_SECONDS = 0.25
-"""How often who waits looks for itself: a slot may come without an attempt's end, as when a server's pause is over."""
-
 LAST_RESORT_SECONDS = 0.05
-"""How long to wait while nothing is heard of the request that tries the last resort: who is refused shall hear it within 100 ms."""
+"""How long a request waits for the one that tries the last resort: a rejected client gets its response within 100 ms."""
 
 _STREAM_HEADERS = [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 _BLAMELESS = frozenset({FailureClass.CLIENT_ERROR, FailureClass.TRANSIENT, FailureClass.LOCAL})
@@ -186,6 +183,9 @@ class Engine(Protocol):
     def is_registered(self, server: Server) -> bool:
         """Tell whether a server is still what it was: neither removed nor changed in what an answer depends on."""
 
+    def has_slot(self, server: Server) -> bool:
+        """Return whether a server is registered as it was, and may have one more request now."""
+
     def model_names(self) -> Sequence[str]:
         """Return the models there are."""
 
@@ -261,7 +261,6 @@ class Exchange:
     _backoff_server: Server | None
     _budget_by: float
     _is_picky: bool
-    _queued_at: float
     _try_began: float
 
     __slots__ = (
@@ -284,7 +283,6 @@ class Exchange:
         "_passing",
         "_paused",
         "_queue",
-        "_queued_at",
         "_received",
         "_retrying",
         "_room",
@@ -509,15 +507,15 @@ class Exchange:
 
     def drop(self) -> None:
         """Leave the queue: too many requests wait, and no client has more of them there."""
-        self._give_up_without_server(self._all_full())
+        self._give_up_without_server(self._no_slot())
 
     def postpone(self, seconds: float) -> None:
         """Move all deadlines: the process was stopped for so long, and what its sockets hold was not read yet."""
         self.due += seconds
         self.deadline += seconds
         self._asked_until += seconds
-        if self.phase is _QUEUED:
-            self._queued_at += seconds
+        if self.ticket.is_waiting:
+            self.ticket.joined_at += seconds
         elif self.waits_for_budget:
             self._budget_by += seconds
 
@@ -768,15 +766,15 @@ class Exchange:
         if found is None:
             self._give_up_without_server(self._unknown_model())
         elif ready := found.ready_for(self.source):
-            if self.envelope.is_lookup or self._queue.may_begin(self.ticket, now) or self._room.has_turn(self):
+            if self._may_begin(now):
                 self._try(engine.pick(ready, self.envelope), now)
             else:
-                self._wait_for_slot(found, now, inf, self._all_full)
+                self._wait_for_slot(found, now, inf, self._no_slot)
         elif found.full:
-            self._wait_for_slot(found, now, inf, self._all_full)
-        elif found.last_resort is not None:
+            self._wait_for_slot(found, now, inf, self._no_slot)
+        elif found.last_resort is not None and self._may_begin(now):
             self._try(found.last_resort, now)
-        elif found.last_resort_taken:
+        elif found.last_resort is not None or found.last_resort_taken:
             self._wait_for_slot(found, now, LAST_RESORT_SECONDS, partial(self._nobody_usable, found))
         elif found.streaming_unsupported:
             self._give_up_without_server(
@@ -786,6 +784,12 @@ class Exchange:
             )
         else:
             self._give_up_without_server(self._nobody_usable(found))
+
+    def _may_begin(self, now: float) -> bool:
+        """Return whether the request may take what is free. One that cannot wait for its turn may, too: its share of slots is no limit."""
+        if self.envelope.is_lookup or self._queue.may_begin(self.ticket, now) or self._room.has_turn(self):
+            return True
+        return not self._room.has_places or self.ticket.waited_seconds >= self._queue_timeout
 
     def _unknown_model(self) -> GatewayError:
         if self.envelope.server_id is not None:  # removed or changed since it was located
@@ -819,28 +823,45 @@ class Exchange:
             self._refuse(error)
 
     def _wait_for_slot(self, found: Candidates, now: float, patience: float, refusal: Callable[[], GatewayError]) -> None:
-        """Wait in the queue until that takes too long, or the queue does not move for the seconds of `patience`, or it is full."""
-        if self.phase is not _QUEUED:
-            self.phase = _QUEUED
-            self._queued_at = now
+        """Wait in the queue until that takes too long, or the queue does not move for the seconds of `patience`, or it is full.
+
+        All waits of a request together may take as long as one.
+        """
+        ticket = self.ticket
+        self.phase = _QUEUED
         self._is_picky = bool(found.resting) and not (found.ready or found.full)
-        limits = self._limits
-        timeout = limits.bulk_queue_timeout if self.ticket.flow.band is Band.BULK else limits.queue_timeout
-        moved_at = max(self._queued_at, self._room.moved_at(self.envelope.model))
-        until = min(self._queued_at + timeout, moved_at + patience)
-        self.due = min(until, now + QUEUE_LOOK_SECONDS)
+        joined_at = ticket.joined_at if ticket.is_waiting else now
+        moved_at = max(joined_at, self._room.moved_at(self.envelope.model))
+        until = min(joined_at + self._queue_timeout - ticket.waited_seconds, moved_at + patience)
+        self.due = min(until, now + LOOK_SECONDS)
         if now >= until or not self._room.join(self, now):
             self._give_up_without_server(refusal())
 
-    def _all_full(self) -> GatewayError:
-        """Return the refusal of a request that waited too long, or for which there is no place; it says when a place is likely."""
+    @property
+    def _queue_timeout(self) -> float:
+        limits = self._limits
+        return limits.bulk_queue_timeout if self.ticket.flow.band is Band.BULK else limits.queue_timeout
+
+    def _no_slot(self) -> GatewayError:
+        """Return the refusal of a request that waited too long, or for which there is no place; it says when a slot is likely."""
         queue, model = self._queue, self.envelope.model
-        seconds = queue.until_next_end(model, self.ticket.flow) or 1 + 4 * self._engine.chance()
+        seconds = queue.until_next_end(model, self.ticket.flow) or retry_seconds(self._engine.chance())
         return Overloaded(
-            f"Every server of the model {model!r} is busy, and {queue.waiting(model)} requests wait. "
+            f"{self._why_no_slot()}, and {queue.waiting(model)} requests wait. "
             f"Try again in {max(1.0, seconds):.0f} s, or send fewer requests at once.",
             retry_after=seconds,
         )
+
+    def _why_no_slot(self) -> str:
+        """Return the first half of a sentence: what keeps the request from being served now."""
+        now, model = self._engine.now(), self.envelope.model
+        share = self._queue.used_up(self.ticket, now)
+        found = None if share is None else self._engine.candidates(self.envelope, self._excluded, now)
+        if share is None or found is None or not found.ready_for(self.source):
+            return f"Every server of the model {model!r} is busy"
+        if share is Share.BULK:
+            return f"Bulk requests hold {share} of the slots of the model {model!r}, their limit while interactive requests use it"
+        return f"Your requests hold {share} of the slots of the model {model!r}, the limit of one client while others use it"
 
     # What the fair queue asks
 
@@ -871,12 +892,13 @@ class Exchange:
 
     def _try(self, server: Server, now: float) -> None:
         engine = self._engine
-        if self.phase is _QUEUED:
-            self.deadline += now - self._queued_at  # waiting has a limit of its own
+        ticket = self.ticket
+        if ticket.is_waiting:
+            self.deadline += now - ticket.joined_at  # waiting has a limit of its own
         if self.envelope.is_lookup:  # needs no slot
-            self._queue.leave(self.ticket, now)
+            self._queue.leave(ticket, now)
         else:
-            self._queue.begin(self.ticket, now, server.id)
+            self._queue.begin(ticket, now, server.id)
         self.phase = _TRYING
         self.server = server
         self.tried += 1
@@ -884,7 +906,7 @@ class Exchange:
             self.why.append(engine.explain(self, server, now))
         self._try_began = now
         if self.tried > 1 or self.refuser is not None:
-            self._forget_attempt()
+            self._forget_attempt(server)
         self._slot = True
         engine.load.started(server.id, self.envelope.model)
         timeout = self._limits.first_byte_timeout
@@ -945,15 +967,17 @@ class Exchange:
             self._abort_sending()
             self._break_stream(_FAILED_PROBE)
 
-    def _forget_attempt(self) -> None:
+    def _forget_attempt(self, server: Server) -> None:
         """Drop what came of the attempt before; the body of its failure, too, now that another attempt decides what the client sees."""
+        last = self.attempts[-1] if self.attempts else None
+        self.replays = last is not None and last.failure.is_stale and last.server_id == server.id
         self._events = None
         self._chunks = []
         self._received = self._head_status = 0
         self._paused = False
         if self.held:
-            last = self.attempts[-1]
-            self.attempts[-1] = attrs.evolve(last, failure=attrs.evolve(last.failure, body=b""))
+            if last is not None:
+                self.attempts[-1] = attrs.evolve(last, failure=attrs.evolve(last.failure, body=b""))
             self.taken()
 
     def _hold(self, count: int) -> bool:
@@ -971,7 +995,7 @@ class Exchange:
                 self._refuse(
                     Overloaded(
                         "The gateway has no room for an answer of this size at the moment. Send the request again in a few seconds.",
-                        retry_after=1 + 4 * self._engine.chance(),
+                        retry_after=retry_seconds(self._engine.chance()),
                     )
                 )
             self._offer_slot()
@@ -1072,7 +1096,7 @@ class Exchange:
         self._abort_sending()
         self._release_slot(failure)
         self._blame(server, failure)
-        self._excluded = self._excluded | {server.id}
+        self._excluded = frozenset(attempt.server_id for attempt in self.attempts)
         now = engine.now()
         engine.notice_pause(now)
         found = engine.candidates(self.envelope, self._excluded, now)
@@ -1096,7 +1120,6 @@ class Exchange:
 
     def _wait_to_retry(self, retry: Retry, server: Server, now: float) -> None:
         self._backoff_server = server if retry.same_server else None
-        self.replays = self.attempts[-1].failure.is_stale
         self.phase = _BACKOFF
         self.due = min(self.deadline, now + retry.delay)
         if retry.waits:
@@ -1118,11 +1141,12 @@ class Exchange:
                 return
             self._reserve_retry()
         server = self._backoff_server
-        if server is not None and self._has_slot(server) and (self.replays or self._is_alone(server, now)):
-            self._try(server, now)
-        else:
-            self.replays = False
-            self._choose()
+        if server is not None and (self.attempts[-1].failure.is_stale or self._is_alone(now)):
+            if self._engine.has_slot(server) and self._queue.used_up(self.ticket, now) is None:
+                self._try(server, now)
+                return
+            self._excluded -= {server.id}  # the request waits for its second attempt there in the place that it had
+        self._choose()
 
     def _wait_for_budget(self, now: float) -> None:
         if now >= self._budget_by:
@@ -1131,13 +1155,8 @@ class Exchange:
         else:
             self.due = min(self.deadline, now + self._engine.retry_policy.budget_delay)
 
-    def _has_slot(self, server: Server) -> bool:
-        """Return whether a server is still registered as it was, with a slot that no other request took meanwhile."""
-        cap = server.max_concurrency
-        return self._engine.is_registered(server) and (cap is None or self._engine.load.in_flight(server.id) < cap)
-
-    def _is_alone(self, server: Server, now: float) -> bool:
-        """Return whether a server is the only one of its model that could serve the request."""
+    def _is_alone(self, now: float) -> bool:
+        """Return whether no server can serve the request but those that failed."""
         found = self._engine.candidates(self.envelope, self._excluded, now)
         return found is not None and not found.ready and not found.full
 

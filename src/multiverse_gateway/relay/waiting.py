@@ -11,7 +11,8 @@ from typing import Protocol, cast
 from multiverse_gateway.core.fairness import Band, FairQueue, Flow, Ticket
 
 LOOK_SECONDS = 0.25
-"""How often free slots are offered though no attempt ended: a server can return, and the share that a client may hold can grow."""
+"""How often free slots are offered, and waiting exchanges look at the servers, though no attempt ended: a server can return from its pause,
+and the share of slots that a client may hold can grow."""
 
 
 class Waiter(Protocol):
@@ -44,6 +45,11 @@ class WaitingRoom:
         self._looks_at = 0.0
         self.is_closed = False
         """Whether nobody may wait any more, because the process is to end."""
+
+    @property
+    def has_places(self) -> bool:
+        """Whether exchanges may wait at all."""
+        return not self.is_closed and self.queue.max_waiting > 0
 
     def has_turn(self, waiter: Waiter) -> bool:
         """Return whether a free slot is offered to this exchange at the moment."""
