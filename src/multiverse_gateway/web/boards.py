@@ -29,6 +29,7 @@ class Sight:
     at: float
     rows: Sequence[views.Row]
     overview: views.Overview
+    queues: views.Queues
 
 
 class Boards:
@@ -69,7 +70,7 @@ class Boards:
         if is_polled and is_like:
             if parts.shape == "empty":
                 return Response(status_code=204)
-            values["aside"] = "".join(out_of_band(name, parts.fragments[name]) for name in ("counts", "headline", "cards"))
+            values["aside"] = "".join(out_of_band(name, parts.fragments[name]) for name in ("counts", "headline", "cards", "queues"))
             return self._frame.fragment(visit, "_board.html", headers={"hx-replace-url": values["here"]}, **values)
         page = self._frame.page(
             visit,
@@ -114,7 +115,7 @@ class Boards:
             views.row_of(self._gateway, route, histories.get(server_id, ()), public=public)
             for server_id, route in self._gateway.table.routes.items()
         ]
-        sight = self._sights[public] = Sight(anyio.current_time(), rows, views.overview(self._gateway))
+        sight = self._sights[public] = Sight(anyio.current_time(), rows, views.overview(self._gateway), views.queues(self._gateway))
         return sight
 
     def _row_html(self, visit: Visit, row: views.Row) -> str:
@@ -139,6 +140,7 @@ class Boards:
             "counts": self._frame.render(visit, "_counts.html", overview=sight.overview),
             "headline": self._frame.render(visit, "_headline.html", overview=sight.overview),
             "cards": self._frame.render(visit, "_cards.html", overview=sight.overview),
+            "queues": self._frame.render(visit, "_queues.html", queues=sight.queues),
             "shown": self._frame.render(visit, "_shown.html", shown=len(rows), total=len(sight.rows)),
         }
         return Parts(shape="servers" if sight.rows else "empty", fragments=fragments, container="rows", rows=shown)
@@ -182,11 +184,12 @@ class Boards:
         models = self._gateway.table.models
         chosen = [(models[key], rows) for key, rows in by_model.items() if key in models and wanted in models[key].name.casefold()]
         chosen.sort(key=lambda card: (card[0].name.casefold(), card[0].name))
-        return [views.model_card(model, rows, number) for number, (model, rows) in enumerate(chosen)]
+        return [views.model_card(model, rows, number, sight.queues.of(model.name)) for number, (model, rows) in enumerate(chosen)]
 
     def _models_parts(self, visit: Visit, cards: Sequence[views.ModelCard], sight: Sight) -> Parts:
         fragments = {"counts": self._frame.render(visit, "_counts.html", overview=sight.overview)}
         for card in cards:
             fragments[f"share-{card.number}"] = self._frame.render(visit, "_share.html", card=card)
+            fragments[f"queue-{card.number}"] = self._frame.render(visit, "_queue.html", card=card)
             fragments[f"servers-{card.number}"] = self._frame.render(visit, "_model_servers.html", card=card)
         return Parts(shape="|".join(card.name for card in cards), fragments=fragments)

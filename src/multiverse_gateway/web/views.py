@@ -6,6 +6,7 @@
 import json
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
@@ -14,7 +15,8 @@ import attrs
 
 from multiverse_gateway.core.health import Health, HealthState
 from multiverse_gateway.core.history import statistics
-from multiverse_gateway.core.routing import Model, Route
+from multiverse_gateway.core.routing import Model, Route, listed_name
+from multiverse_gateway.core.usage import NOBODY
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.protocols import ProbeResult
 from multiverse_gateway.records import ServerCounts, iso
@@ -311,6 +313,61 @@ def overview(gateway: Gateway) -> Overview:
     )
 
 
+@attrs.frozen(kw_only=True)
+class Queue:
+    """The requests that wait for a model in this process; `slots` is what its servers take at once, `None` without a limit."""
+
+    model: str
+    waiting: int
+    clients: int
+    running: int
+    slots: int | None
+
+
+@attrs.frozen(kw_only=True)
+class Queues:
+    """The models that requests wait for, the longest queue first; `shared` if requests without a key share a place in one of them."""
+
+    models: tuple[Queue, ...] = ()
+    shared: bool = False
+
+    @property
+    def waiting(self) -> int:
+        """Return how many requests wait for any model."""
+        return sum(queue.waiting for queue in self.models)
+
+    def of(self, model: str) -> Queue | None:
+        """Return the queue of a model by its listed name, or `None` if no request waits for it."""
+        return next((queue for queue in self.models if queue.model == model), None)
+
+
+NO_QUEUES = Queues()
+
+
+def queues(gateway: Gateway) -> Queues:
+    """Return what waits in this process."""
+    queue = gateway.room.queue
+    if not queue.anybody_waits:
+        return NO_QUEUES
+    models = []
+    for name in queue.lengths():
+        crowd = queue.crowd(name)
+        models.append(
+            Queue(
+                model=listed_name(gateway.table, name),
+                waiting=crowd.waiting,
+                clients=crowd.clients_waiting,
+                running=crowd.running,
+                slots=crowd.slots,
+            )
+        )
+    models.sort(key=lambda found: (-found.waiting, found.model))
+    without_key = Counter(
+        exchange.ticket.flow for exchange in gateway.exchanges if exchange.ticket.is_waiting and exchange.caller == NOBODY
+    )
+    return Queues(models=tuple(models), shared=any(requests > 1 for requests in without_key.values()))
+
+
 def _unserved(gateway: Gateway) -> list[str]:
     """Return the models that nobody serves; what was given up long ago, or waits for its first check, is not missed."""
     missed = []
@@ -508,6 +565,7 @@ class ModelCard:
     max_tokens: int | None
     rows: tuple[Row, ...]
     tone: Tone
+    queue: Queue | None
 
     @property
     def percent(self) -> int:
@@ -515,8 +573,8 @@ class ModelCard:
         return round(100 * self.healthy / self.total) if self.total else 0
 
 
-def model_card(model: Model, rows: Sequence[Row], number: int) -> ModelCard:
-    """Make the card of a model."""
+def model_card(model: Model, rows: Sequence[Row], number: int, queue: Queue | None) -> ModelCard:
+    """Make the card of a model; `queue` holds what waits for it."""
     servers = [route.server for route in model.routes]
     healthy = sum(row.status == "healthy" for row in rows)
     contexts = [server.capabilities.context_length for server in servers if server.capabilities.context_length]
@@ -531,6 +589,7 @@ def model_card(model: Model, rows: Sequence[Row], number: int) -> ModelCard:
         max_tokens=max(longest, default=None),
         rows=tuple(rows),
         tone=Tone.GOOD if healthy == len(rows) else Tone.WARN if healthy else Tone.BAD,
+        queue=queue,
     )
 
 
