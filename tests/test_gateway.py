@@ -101,7 +101,7 @@ async def test_the_queue_knows_the_slots_of_a_server_at_any_moment() -> None:
         generation = scene.gateway.table.routes[server_id].server.generation
 
         def slots(event: HealthEvent) -> int | None:
-            scene.gateway.report(server_id, event)
+            scene.gateway.health_book.report(server_id, event)
             return scene.gateway.room.queue.crowd("tiny").slots
 
         refused = Failure(FailureClass.CONNECT, "refused")

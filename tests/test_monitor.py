@@ -174,7 +174,7 @@ async def test_results_are_noted_and_saved() -> None:
         scene.clock.advance(60)
         await one_round(monitor)
         assert (health_of(scene, url).state, health_of(scene, url).consecutive_failures) == (HealthState.UNHEALTHY, 1)
-        await scene.gateway.flush()
+        await scene.gateway.health_book.flush()
         registry = await scene.gateway.store.load()
         [server] = registry.servers
         assert registry.health[server.id].reason == "no answer"
@@ -226,7 +226,7 @@ async def test_servers_probed_one_after_another_are_not_taken_off_either() -> No
             [(server_id, old)] = [(key, entry) for key, entry in scene.gateway.table.routes.items() if entry.server.endpoint_url == url]
             later = attrs.evolve(old.health, probe_at=scene.clock.monotonic + 10.0 * number)
             table = scene.gateway.table
-            scene.gateway.table = build_table(
+            scene.gateway.health_book.table = build_table(
                 table.version,
                 [entry.server for entry in table.routes.values()],
                 {key: later if key == server_id else entry.health for key, entry in table.routes.items()},
@@ -307,7 +307,7 @@ async def test_a_removed_server_stays_removed() -> None:
             [server_id] = scene.gateway.table.routes
             await scene.gateway.dismiss(server_id)
             scene.probe.gate.set()
-        await scene.gateway.flush()
+        await scene.gateway.health_book.flush()
         registry = await scene.gateway.store.load()
         assert (registry.servers, registry.health, scene.gateway.table.routes) == ((), {}, {})
 
@@ -358,7 +358,7 @@ async def test_what_another_process_found_ill_is_probed_at_once() -> None:
         second.gateway.note_result(
             ProbeResult(server_id=server_id, generation=1, passed=False, checked_at=1.0, duration=0.1, reason="no answer")
         )
-        await second.gateway.flush()
+        await second.gateway.health_book.flush()
         await first.gateway.refresh()
         await one_round(monitor)
         assert [server.id for server in first.probe.checked] == [server_id]
@@ -418,7 +418,7 @@ async def test_who_takes_over_goes_on_where_the_other_was() -> None:
             for scene in (first, second):
                 scene.clock.advance(50)
             await one_round(one)
-        await first.gateway.flush()
+        await first.gateway.health_book.flush()
         assert len(first.probe.checked) == 9
         await one.resign()
         await other.lead()
@@ -439,7 +439,7 @@ async def test_a_process_whose_network_is_down_lets_another_probe() -> None:
         for scene in (first, second):
             scene.clock.advance(60)
         await one_round(one)
-        await first.gateway.flush()
+        await first.gateway.health_book.flush()
         await second.gateway.refresh()
         assert {route.health.state for route in second.gateway.table.routes.values()} == {HealthState.UNHEALTHY}
         await one.lead()
@@ -517,7 +517,7 @@ async def test_servers_that_fail_too_often_are_deleted_where_that_is_wanted() ->
         scene.probe.failing[bad] = "no answer"
         scene.clock.advance(60)
         await one_round(monitor)
-        scene.gateway.doomed.clear()  # as in a process that only reads that the server was taken out
+        scene.gateway.health_book.doomed.clear()  # as in a process that only reads that the server was taken out
         await Monitor(scene.gateway).clear()
         assert len(scene.gateway.table.routes) == 2
         await monitor.clear()
@@ -538,7 +538,7 @@ async def test_a_check_that_passes_saves_no_server_from_deletion() -> None:
         scene.probe.failing.clear()
         answer = (await scene.client.post(f"/admin/servers/{ids[first]}/health-check")).json()
         assert (answer["passed"], answer["state"]) == (True, "deactivated")
-        await scene.gateway.flush()
+        await scene.gateway.health_book.flush()
         elsewhere = Health(state=HealthState.HEALTHY, last_checked_at=scene.clock.wall + 1)
         await scene.gateway.store.save_health({ids[second]: elsewhere}, [])
         await scene.gateway.refresh(anyway=True)
@@ -546,7 +546,7 @@ async def test_a_check_that_passes_saves_no_server_from_deletion() -> None:
         await scene.register(endpoint_url=third)
         await Monitor(scene.gateway).clear()
         assert [route.server.endpoint_url for route in scene.gateway.table.routes.values()] == [third]
-        assert not scene.gateway.doomed
+        assert not scene.gateway.health_book.doomed
         assert (await scene.client.post(f"/admin/servers/{ids[first]}/health-check")).status_code == 404
 
 

@@ -211,7 +211,7 @@ async def test_registering_again_lifts_what_took_it_out() -> None:
     async with stage() as at:
         server = (await register(at.gateway, parse_registration(BODY))).server
         for _ in range(3):
-            at.gateway.report(server.id, ProbeFailed(1, "off", False))
+            at.gateway.health_book.report(server.id, ProbeFailed(1, "off", False))
         assert states(at) == {server.id: HealthState.DEACTIVATED}
         await register(at.gateway, parse_registration(BODY))
         assert states(at) == {server.id: HealthState.HEALTHY}
@@ -293,7 +293,7 @@ async def test_an_update_revives_a_server_that_was_taken_out() -> None:
     async with stage() as at:
         server = (await register(at.gateway, parse_registration(BODY))).server
         for _ in range(3):
-            at.gateway.report(server.id, ProbeFailed(1, "off", False))
+            at.gateway.health_book.report(server.id, ProbeFailed(1, "off", False))
         await update(at.gateway, server.id, parse_change({"weight": 3}))
         assert states(at) == {server.id: HealthState.HEALTHY}
 

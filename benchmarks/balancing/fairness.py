@@ -309,7 +309,7 @@ def run(rules: Rules, habits: Mapping[str, Habit], *, seed: int, minutes: float)
         bulk_queue_timeout=max(rules.timeout, BULK_QUEUE_SECONDS),
     )
     server = _server(ServerId("lab"), Kind(slots=SLOTS, declares_slots=True))
-    health = {server.id: fresh(1, now=0.0, wall=0.0, policy=gateway.health_policy)}
+    health = {server.id: fresh(1, now=0.0, wall=0.0, policy=gateway.health_book.policy)}
     gateway.follow(Registry(version=1, servers=(server,), health=health))
     if not rules.shares:
         gateway.room.queue.serve({server.id: Pool((MODEL,), None)})

@@ -248,7 +248,7 @@ def build(kinds: Sequence[Kind], balancers: Sequence[Balancer], seed: int) -> Wo
             chance=random.Random(f"{seed} gateway {number}").random,
         )
         gateway.hosts = hosts
-        health = {server.id: fresh(1, now=0.0, wall=0.0, policy=gateway.health_policy) for server in servers}
+        health = {server.id: fresh(1, now=0.0, wall=0.0, policy=gateway.health_book.policy) for server in servers}
         gateway.follow(Registry(version=1, servers=servers, health=health))
         world.gateways.append(gateway)
     return world

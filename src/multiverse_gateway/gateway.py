@@ -6,7 +6,6 @@ path of a request: health changes are remembered and saved by `flush`, which the
 
 import asyncio
 import logging
-import math
 import random
 import secrets
 import time
@@ -21,53 +20,32 @@ import httpx2
 from anyio.abc import TaskGroup
 
 from multiverse_gateway.access import ask_for_access
-from multiverse_gateway.core.access import CONFIRMING_PATH, Access, confirming_path
+from multiverse_gateway.core.access import CONFIRMING_PATH, Access
 from multiverse_gateway.core.activity import ELSEWHERE, Activity, Running, busy_role, held_seconds
 from multiverse_gateway.core.addresses import AddressPolicy
 from multiverse_gateway.core.budget import DayCounts, day_name, day_of
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.errors import Overloaded, StorageRefused, StorageUnavailable
-from multiverse_gateway.core.failover import FailureClass, RetryPolicy
+from multiverse_gateway.core.failover import RetryPolicy
 from multiverse_gateway.core.fairness import Band
-from multiverse_gateway.core.health import (
-    AttemptFailed,
-    AttemptPassed,
-    AutoDeregister,
-    Health,
-    HealthEvent,
-    HealthPolicy,
-    HealthState,
-    ProbeFailed,
-    ProbePassed,
-    ProbeTimedOut,
-    Refused,
-    advance,
-    followed,
-    fresh,
-    has_answered,
-    is_refused,
-    is_settled,
-    resume,
-    share,
-)
+from multiverse_gateway.core.health import Health, HealthState, Refused, fresh, is_refused, share
 from multiverse_gateway.core.load import FADE_SECONDS, Admission, Load, Strain, retry_seconds
 from multiverse_gateway.core.pauses import stopped_seconds
 from multiverse_gateway.core.routing import (
     Candidates,
     RoutingTable,
     Verdict,
-    build_table,
     candidates,
     candidates_at,
     has_slot,
     listed_name,
     pools_of,
     verdict,
-    with_health,
 )
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId, identity, model_key
 from multiverse_gateway.core.usage import NO_OWNER, NO_SERVER, Alike, Counts, Ledger, Outbox, Tally
 from multiverse_gateway.core.waits import LEAST_WAIT_SECONDS
+from multiverse_gateway.health_book import HealthBook
 from multiverse_gateway.observability.logging import note, redact
 from multiverse_gateway.observability.metrics import OTHER, Meter, Moment, exposition
 from multiverse_gateway.observability.telemetry import Observe
@@ -90,8 +68,6 @@ BULK_QUEUE_SECONDS = 240.0
 """How long a bulk request may wait for a slot, if that is more than any other may."""
 MAX_PAUSED_CHECKS = 3
 """How often a check is made if this process was stopped while it ran."""
-CONFIRM_SECONDS = 60.0
-"""Minimum time between two checks of whether a server that refused a request refuses the gateway."""
 BUSY = "the server is busy: it sends answers to other requests, and did not answer the check in time"
 SETTLE_SECONDS = 1.0
 """How long requests that are over are tallied before they are counted."""
@@ -142,13 +118,14 @@ class Gateway:
         self.wall = wall
         self.chance = chance
         self.started_at = wall()
-        self.health_policy: HealthPolicy = health_policy(settings)
         self.retry_policy: RetryPolicy = retry_policy(settings)
         self.address_policy: AddressPolicy = address_policy(settings)
         self.limits = _limits(settings)
         self.registry = Registry(version=0, servers=(), health={})
         """What was read of the store last."""
-        self.table: RoutingTable = build_table(0, (), {})
+        self.health_book = HealthBook(
+            health_policy(settings), store=self.store, now=now, wall=wall, chance=chance, changed=self._health_changed
+        )
         self.loaded = False
         self.shutting_down = False
         self.load = Load()
@@ -186,13 +163,6 @@ class Gateway:
         self._slow: set[ServerId] = set()
         self._fades_at = now() + FADE_SECONDS
         self._settles_at = now() + SETTLE_SECONDS
-        self.doomed: set[ServerId] = set()
-        """Servers that this process has taken out and the monitor deletes: AUTO_DEREGISTER=delete."""
-        self._unsaved: set[ServerId] = set()
-        self._results: list[ProbeResult] = []
-        self._refusals: dict[ServerId, str] = {}
-        """API paths on which servers refused a request, until that is confirmed or not."""
-        self._confirmed_at: dict[ServerId, float] = {}
         self._wire = Wire(
             policy=lambda: self.address_policy,
             resolve=resolve,
@@ -246,7 +216,7 @@ class Gateway:
         await self.http.aclose()
         await self._wire.aclose()
         last_steps = (
-            (self.flush, "the last health checks could not be saved"),
+            (self.health_book.flush, "the last health checks could not be saved"),
             (self.flush_usage, "the last counts of use could not be saved"),
             (self.responses.flush, "the places of the last stored responses could not be saved"),
             (self.store.aclose, "the store could not be closed"),
@@ -322,7 +292,7 @@ class Gateway:
     def _raise_shares(self, now: float) -> None:
         for server_id in list(self._slow):
             route = self.table.routes.get(server_id)
-            part = 1.0 if route is None else share(route.health, self.health_policy, now)
+            part = 1.0 if route is None else share(route.health, self.health_book.policy, now)
             self.load.set_share(server_id, part)
             if part >= 1.0:
                 self._slow.discard(server_id)
@@ -330,45 +300,41 @@ class Gateway:
     # The registry and its health
 
     def follow(self, registry: Registry) -> None:
-        """Adopt a newer registry; what this process knows of a server's health beyond the store's record is kept."""
-        now, wall = self.now(), self.wall()
-        health: dict[ServerId, Health] = {}
+        """Adopt a newer registry."""
         for server in registry.servers:
             redact(server.api_key)
-            health[server.id] = self._merged(server, registry.health.get(server.id), now, wall)
         known = self.table.routes
-        for server_id in known.keys() - health.keys():
+        for server_id in self.health_book.follow(registry):
             self._wire.drop(server_id)
             self.load.forget(server_id)
-            self._unsaved.discard(server_id)
-            self.doomed.discard(server_id)
-            self._confirmed_at.pop(server_id, None)
         self.requests.follow(registry.servers)
         self.keys = {bytes.fromhex(key.digest): key for key in registry.keys}
         self.registry = registry
+        routes = self.table.routes
         for server_id, route in known.items():
-            if route.health.status == "healthy" and server_id in health and health[server_id].status != "healthy":
+            if route.health.status == "healthy" and server_id in routes and routes[server_id].health.status != "healthy":
                 self._wire.drop(server_id)  # an idle connection of ours may be what keeps it from answering another process
-        self.table = build_table(registry.version, registry.servers, health)
         self.loaded = True
-        self._slow |= {server_id for server_id, known in health.items() if known.slow_since is not None}
-        self._raise_shares(now)
+        self._slow |= {server_id for server_id, route in routes.items() if route.health.slow_since is not None}
+        self._raise_shares(self.now())
         self._note_pools()
         for model in list(self.table.models):
             self.slot_freed(model)
 
-    def _merged(self, server: Server, stored: Health | None, now: float, wall: float) -> Health:
-        route = self.table.routes.get(server.id)
-        current = route.health if route is not None and route.server.generation == server.generation else None
-        if current is None:
-            if stored is None or stored.generation != server.generation:
-                return Health(generation=server.generation, probe_at=now)
-            return resume(stored, self.health_policy, now=now, wall=wall)
-        if stored is None or server.id in self._unsaved or stored.generation != server.generation:
-            return current
-        if stored.last_checked_at == current.last_checked_at and stored.state is current.state:
-            return current
-        return followed(current, stored, self.health_policy, now=now, wall=wall)
+    def _health_changed(self, server: Server, before: Health, after: Health) -> None:
+        if after.slow_since is not before.slow_since:
+            self._slow.add(server.id)
+            self._raise_shares(self.now())
+        if after.state is not before.state:
+            if after.status != "healthy":
+                self._wire.drop(server.id)
+            self._note_pools()
+            self.slot_freed(model_key(server.model_name))
+
+    @property
+    def table(self) -> RoutingTable:
+        """The servers, their models and their health at this moment."""
+        return self.health_book.table
 
     async def refresh(self, *, anyway: bool = False) -> None:
         """Read the registry again if anybody changed it; `anyway` also what does not count as a change, as when a check was passed."""
@@ -381,19 +347,18 @@ class Gateway:
         Without a result the health that is known of its generation stays; a new generation starts unproven.
         """
         await self.store.save_server(server)
-        self.doomed.discard(server.id)
+        self.health_book.doomed.discard(server.id)
         if result is None:
             await self.refresh()
             return
         health = attrs.evolve(
-            fresh(server.generation, now=self.now(), wall=self.wall(), policy=self.health_policy),
+            fresh(server.generation, now=self.now(), wall=self.wall(), policy=self.health_book.policy),
             warning=result.warning,
             models=result.models,
         )
         await self.store.save_health({server.id: health}, [result])
         await self.refresh()
-        if server.id in self.table.routes:
-            self.table = with_health(self.table, server.id, health)
+        if self.health_book.adopt(server.id, health):
             self._note_pools()
             self.slot_freed(model_key(server.model_name))
 
@@ -405,92 +370,6 @@ class Gateway:
             servers = tuple(route.server for route in left)
             self.follow(attrs.evolve(self.registry, servers=servers, health={}))
         return removed
-
-    def passed(self, server: Server, path: str) -> None:
-        """Note that an attempt went well; for a server that is settled nothing changes."""
-        route = self.table.routes.get(server.id)
-        if route is not None:
-            health = route.health
-            if not (health.is_undisturbed and path in health.answered) and not is_settled(health, path):
-                self.report(server.id, AttemptPassed(server.generation, path))
-
-    def has_answered(self, server: Server, path: str) -> bool:
-        """Return whether this generation of a server has answered the API path before."""
-        route = self.table.routes.get(server.id)
-        return route is not None and route.server.generation == server.generation and has_answered(route.health, path)
-
-    def report(self, server_id: ServerId, event: HealthEvent) -> None:
-        """Advance a server's health and swap the table when that changed anything; unknown servers are ignored."""
-        route = self.table.routes.get(server_id)
-        if route is None:
-            return
-        before = route.health
-        if isinstance(event, AttemptFailed) and event.failure.kind is FailureClass.AUTH and event.generation == before.generation:
-            self._refusals.setdefault(server_id, confirming_path(event.path))
-        after = advance(before, event, self.health_policy, now=self.now(), wall=self.wall(), chance=self.chance())
-        if after is before:
-            return
-        self.table = with_health(self.table, server_id, after)
-        if after.slow_since is not before.slow_since:
-            self._slow.add(server_id)
-            self._raise_shares(self.now())
-        if after.state is before.state:
-            if after.last_checked_at != before.last_checked_at:
-                self._unsaved.add(server_id)
-            return
-        self._unsaved.add(server_id)
-        if after.state is HealthState.DEACTIVATED and self.health_policy.auto_deregister is AutoDeregister.DELETE:
-            self.doomed.add(server_id)
-        if after.status != "healthy":
-            self._wire.drop(server_id)
-        level = logging.INFO if after.status == "healthy" else logging.WARNING
-        _health_log.log(
-            level,
-            "server is %s now",
-            after.state.value,
-            extra={
-                "fields": {
-                    "server": server_id,
-                    "model": route.server.model_name,
-                    "from": before.state.value,
-                    "to": after.state.value,
-                    "reason": after.reason,
-                }
-            },
-        )
-        self._note_pools()
-        self.slot_freed(model_key(route.server.model_name))
-
-    async def flush(self) -> None:
-        """Save the health that changed and the results of probes since the last call.
-
-        Raises:
-            StorageUnavailable: the store cannot be written; what was to be saved is kept for the next call, the newest 2,000 results.
-        """
-        if not self._unsaved and not self._results:
-            return
-        results, self._results = self._results, []
-        routes = self.table.routes
-        changes = {server_id: routes[server_id].health for server_id in self._unsaved if server_id in routes}
-        try:
-            await self._save_health(changes, results)
-        except BaseException:
-            self._results = [*results, *self._results][-2000:]
-            raise
-        routes = self.table.routes  # what changed meanwhile is not saved yet
-        self._unsaved = {key for key in self._unsaved if key in routes and routes[key].health is not changes.get(key)}
-
-    async def _save_health(self, changes: Mapping[ServerId, Health], results: Sequence[ProbeResult]) -> None:
-        """Save everything in one batch; if the store refuses it, save server by server, and drop what it still refuses."""
-        try:
-            await self.store.save_health(changes, results)
-        except StorageRefused:
-            for server_id in dict.fromkeys([*changes, *(result.server_id for result in results)]):
-                own = {server_id: changes[server_id]} if server_id in changes else {}
-                try:
-                    await self.store.save_health(own, [result for result in results if result.server_id == server_id])
-                except StorageRefused:
-                    _health_log.error("the store refuses the health of a server; it is not saved", extra={"fields": {"server": server_id}})
 
     async def check(self, server: Server) -> ProbeResult:
         """Probe a server within the timeout, and report what it did for other requests meanwhile; any error is a failed result.
@@ -585,28 +464,11 @@ class Gateway:
             return await ask_for_access(server, self.http, path)
         return Access()
 
-    def doubted_accesses(self) -> Sequence[tuple[Server, str]]:
-        """Return the servers that refused a request, each with the API path on which to confirm that now; each is returned once.
-
-        A server is returned at most once in `CONFIRM_SECONDS`; a refusal in between waits.
-        """
-        now = self.now()
-        found = []
-        for server_id, path in list(self._refusals.items()):
-            route = self.table.routes.get(server_id)
-            if route is not None and is_refused(route.health) is None:
-                if now < self._confirmed_at.get(server_id, -math.inf) + CONFIRM_SECONDS:
-                    continue
-                self._confirmed_at[server_id] = now
-                found.append((route.server, path))
-            del self._refusals[server_id]
-        return found
-
     async def confirm_access(self, server: Server, path: str) -> None:
         """Ask a server that refused a request whether it refuses the gateway, and take it out if it does."""
         access = await self._access(server, path)
         if access.refusal is not None:
-            self.report(server.id, Refused(generation=server.generation, reason=access.refusal, path=path))
+            self.health_book.report(server.id, Refused(generation=server.generation, reason=access.refusal, path=path))
 
     async def probe_server(self, server: Server, *, forced: bool = False) -> ProbeResult:
         """Probe a registered server and note what was found."""
@@ -615,23 +477,10 @@ class Gateway:
         return result
 
     def note_result(self, result: ProbeResult, *, forced: bool = False, correlated: bool = False) -> None:
-        """Advance the server's health by a probe's result; keep the result for the next `flush` if it was a verdict."""
-        before = self.table.routes.get(result.server_id)
-        if before is None:
-            return
-        self.report(result.server_id, _event_of(result, forced=forced, correlated=correlated))
-        after = self.table.routes[result.server_id]
-        is_verdict = not result.timed_out or after.health.last_checked_at != before.health.last_checked_at
-        outcome = "passed" if result.passed else "failed" if is_verdict else "undecided"
-        self._meter.probe(outcome, result.duration)
-        if is_verdict:
-            self._results.append(result)
-        _health_log.log(
-            logging.DEBUG if result.passed else logging.INFO,
-            "probe %s",
-            outcome,
-            extra={"fields": {"server": result.server_id, "seconds": round(result.duration, 3), "reason": result.reason}},
-        )
+        """Advance the server's health by a probe's result, and count the probe."""
+        outcome = self.health_book.note_result(result, forced=forced, correlated=correlated)
+        if outcome is not None:
+            self._meter.probe(outcome, result.duration)
 
     # What exchanges ask for
 
@@ -932,15 +781,6 @@ class Gateway:
     def statistics(self) -> Mapping[str, int]:
         """Return the counts of this process since its start."""
         return attrs.asdict(self.totals)
-
-
-def _event_of(result: ProbeResult, *, forced: bool, correlated: bool) -> HealthEvent:
-    generation, reason = result.generation, result.reason or "the probe failed"
-    if result.passed:
-        return ProbePassed(generation, result.warning, result.models, forced=forced, let_in=result.let_in)
-    if result.timed_out:
-        return ProbeTimedOut(generation, reason, result.is_busy, result.running, correlated=correlated, forced=forced)
-    return ProbeFailed(generation, reason, unauthorized=result.unauthorized, correlated=correlated, forced=forced)
 
 
 def _rounded(value: float | None) -> float | None:

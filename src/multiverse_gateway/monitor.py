@@ -10,7 +10,7 @@
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from hashlib import blake2b
 from math import inf
 from typing import Protocol
@@ -24,6 +24,7 @@ from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.core.health import AutoDeregister, HealthState
 from multiverse_gateway.core.routing import Route, RoutingTable
 from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.health_book import HealthBook
 from multiverse_gateway.holders import new_holder
 from multiverse_gateway.protocols import ProbeResult, Store
 from multiverse_gateway.response_places import ResponsePlaces
@@ -72,8 +73,8 @@ class Watched(Protocol):
         ...
 
     @property
-    def doomed(self) -> set[ServerId]:
-        """Return the servers that this process has taken out and that are to be deleted."""
+    def health_book(self) -> HealthBook:
+        """Return what is known of the servers' health."""
         ...
 
     @property
@@ -84,10 +85,6 @@ class Watched(Protocol):
     @property
     def now(self) -> Callable[[], float]:
         """Return the monotonic clock."""
-        ...
-
-    async def flush(self) -> None:
-        """Save what was noted since the last call, in one batch."""
         ...
 
     async def flush_usage(self) -> None:
@@ -112,10 +109,6 @@ class Watched(Protocol):
 
     def busy_machines(self) -> Collection[str]:
         """Return the URLs of servers on which requests of this process have been running for a while."""
-        ...
-
-    def doubted_accesses(self) -> Sequence[tuple[Server, str]]:
-        """Return the servers that refused a request, each with the API path on which to confirm that now; each is returned once."""
         ...
 
     async def confirm_access(self, server: Server, path: str) -> None:
@@ -245,7 +238,7 @@ async def watch(gateway: Watched) -> None:
     monitor = Monitor(gateway)
     try:
         async with anyio.create_task_group() as group:
-            group.start_soon(_steadily, gateway.flush, FOLLOW_SECONDS, "results of probes cannot be saved; they are kept")
+            group.start_soon(_steadily, gateway.health_book.flush, FOLLOW_SECONDS, "results of probes cannot be saved; they are kept")
             group.start_soon(_steadily, gateway.flush_usage, USAGE_SECONDS, "counts of use cannot be saved; they are kept")
             lost = "the places of stored responses cannot be saved; other processes do not know them yet"
             group.start_soon(_steadily, gateway.responses.flush, FOLLOW_SECONDS, lost, gateway.responses.noted)
@@ -409,10 +402,10 @@ class Monitor:
         """
         gateway = self._gateway
         deactivated = {key for key, route in gateway.table.routes.items() if route.health.state is HealthState.DEACTIVATED}
-        for server_id in gateway.doomed | (deactivated if self.leads else set()):
+        for server_id in gateway.health_book.doomed | (deactivated if self.leads else set()):
             async with gateway.registry_lock:
                 route = gateway.table.routes.get(server_id)
-                if route is None or (route.health.state is not HealthState.DEACTIVATED and server_id not in gateway.doomed):
+                if route is None or (route.health.state is not HealthState.DEACTIVATED and server_id not in gateway.health_book.doomed):
                     continue
                 if await gateway.dismiss(server_id):
                     _log.warning("server removed after too many failed probes", extra={"fields": {"server": server_id}})
@@ -423,7 +416,7 @@ class Monitor:
             while True:
                 self._wake = anyio.Event()
                 self.start(group)
-                for server, path in self._gateway.doubted_accesses():
+                for server, path in self._gateway.health_book.doubted_accesses():
                     group.start_soon(self._confirm, server, path)
                 with anyio.move_on_after(TICK_SECONDS):
                     await self._wake.wait()

@@ -251,7 +251,7 @@ async def refreshed(gateway: Gateway) -> None:
 async def saved(gateway: Gateway) -> None:
     """Save the checks that are not saved yet, so that a history shows them; what fails is kept for later."""
     with suppress(StorageUnavailable):
-        await gateway.flush()
+        await gateway.health_book.flush()
 
 
 def is_about_address(reason: str) -> bool:

@@ -253,7 +253,7 @@ async def test_a_clock_that_jumps_changes_nothing(jump: float) -> None:
             await there.register(endpoint_url=f"http://gpu-{number}.example")
         before = dict(there.gateway.table.routes)
         there.clock.wall += jump
-        await there.gateway.flush()
+        await there.gateway.health_book.flush()
         await there.gateway.refresh()
         await anyio.sleep(0.1)
         assert {key: route.health for key, route in there.gateway.table.routes.items()} == {key: r.health for key, r in before.items()}

@@ -188,7 +188,7 @@ async def test_one_server_that_the_store_refuses_costs_no_other_its_health(error
             for server in list(at.gateway.table.routes.values()):
                 await at.gateway.probe_server(server.server)
                 at.gateway._ledger.count("tiny", server.server.id, "", "", day=20_000, counts=Counts(requests=1))
-            await at.gateway.flush()
+            await at.gateway.health_book.flush()
             await at.gateway.flush_usage()
         assert len(await store.history(ServerId(second["id"]), 10)) == 5
         assert [(row.key.server_id, row.counts.requests) for row in await store.usage("2000-01-01", "2100-01-01")] == [(second["id"], 4)]

@@ -2030,14 +2030,19 @@ class Traffic(RuleBasedStateMachine):
     def remove(self, number: int) -> None:
         self.stage.remove(f"s{number % len(self.stage.servers)}")
 
+    def happened(self) -> tuple[int, ...]:
+        """Return how much was reported, ended and sent."""
+        book = self.stage.health_book
+        return len(book.reports), len(book.good), len(self.stage.over), len(self.stage.sendings)
+
     @rule()
     def nobody_waits_while_a_slot_is_free(self) -> None:
         """Who waits looks within `LOOK_SECONDS`; looked at when a round of ticks has ended no attempt."""
         rounds = 0
         while True:
-            before = (len(self.stage.reports), len(self.stage.over), len(self.stage.sendings))
+            before = self.happened()
             self.stage.wait(LOOK_SECONDS)
-            if before == (len(self.stage.reports), len(self.stage.over), len(self.stage.sendings)):
+            if before == self.happened():
                 break
             rounds += 1
             assert rounds < 1000
@@ -2301,7 +2306,7 @@ def test_a_request_whose_kept_connection_died_goes_to_the_same_server_on_a_new_o
     stale(stage)
     stage.check()
     assert (stage.tried(), exchange.replays, exchange.tried) == (["a", "a"], True, 2)
-    assert stage.health("a") == fresh(1, now=1000.0, wall=1000.0, policy=stage.health_policy)
+    assert stage.health("a") == fresh(1, now=1000.0, wall=1000.0, policy=stage.health_book.policy)
     stage.last.answer()
     assert (client.status, client.headers[b"x-multiverse-attempts"], client.headers[b"x-gateway-server-id"]) == (200, b"2", b"a")
     assert stage.load.latency(stage.servers[0].id) == 0

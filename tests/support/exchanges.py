@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import attrs
 
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.failover import Failure, FailureClass, RetryPolicy
-from multiverse_gateway.core.health import AttemptFailed, AttemptPassed, Health, HealthEvent, HealthPolicy, advance, fresh, has_answered
+from multiverse_gateway.core.health import AttemptFailed, Health, HealthEvent, HealthPolicy, fresh
 from multiverse_gateway.core.load import Load
 from multiverse_gateway.core.routing import (
     Candidates,
@@ -22,10 +23,12 @@ from multiverse_gateway.core.routing import (
 )
 from multiverse_gateway.core.servers import Capabilities, Server, ServerId
 from multiverse_gateway.core.sse import dialect_of
+from multiverse_gateway.health_book import HealthBook
 from multiverse_gateway.relay.exchange import Client, Exchange, Limits, Phase
 from multiverse_gateway.relay.heads import Headers
 from multiverse_gateway.relay.requests import Requests
 from multiverse_gateway.relay.waiting import WaitingRoom
+from multiverse_gateway.stores.memory import MemoryStore
 
 MODEL = "tiny"
 CHAT = "/v1/chat/completions"
@@ -228,6 +231,25 @@ class RecordingPlaces:
         self.stored.append((exchange.server.id, response_id))
 
 
+class RecordingHealth(HealthBook):
+    """The real health of the servers; it notes what was reported."""
+
+    def __init__(self, policy: HealthPolicy, **values: Any) -> None:
+        super().__init__(policy, **values)
+        self.reports: list[tuple[ServerId, HealthEvent]] = []
+        self.good: list[ServerId] = []
+
+    def passed(self, server: Server, path: str) -> None:
+        """Note the server."""
+        self.good.append(server.id)
+        super().passed(server, path)
+
+    def report(self, server_id: ServerId, event: HealthEvent) -> None:
+        """Note the event."""
+        self.reports.append((server_id, event))
+        super().report(server_id, event)
+
+
 @attrs.define(eq=False)
 class RecordingEngine:
     """The gateway without sockets, store and tasks: real routing, health, load and queue; time passes when the test says so."""
@@ -235,7 +257,6 @@ class RecordingEngine:
     servers: Sequence[Server] = ()
     limits: Limits = attrs.field(factory=Limits)
     retry_policy: RetryPolicy = attrs.field(factory=RetryPolicy)
-    health_policy: HealthPolicy = attrs.field(factory=HealthPolicy)
     max_queue: int = 32
     clock: float = 1000.0
     stopped: float = 0.0
@@ -245,9 +266,8 @@ class RecordingEngine:
     load: Load = attrs.field(factory=Load, init=False)
     room: WaitingRoom = attrs.field(init=False)
     requests: Requests = attrs.field(factory=lambda: Requests(count_stream_tokens=False), init=False)
-    table: RoutingTable = attrs.field(init=False)
+    health_book: RecordingHealth = attrs.field(init=False)
     sendings: list[RecordingSending] = attrs.field(factory=list, init=False)
-    reports: list[tuple[ServerId, HealthEvent]] = attrs.field(factory=list, init=False)
     exchanges: list[Exchange] = attrs.field(factory=list, init=False)
     over: list[Exchange] = attrs.field(factory=list, init=False)
     calls: list[Callable[[], None]] = attrs.field(factory=list, init=False)
@@ -261,11 +281,28 @@ class RecordingEngine:
     def _make_room(self) -> WaitingRoom:
         return WaitingRoom(self.max_queue)
 
-    @table.default
-    def _make_table(self) -> RoutingTable:
-        return build_table(
-            1, self.servers, {server.id: fresh(1, now=self.clock, wall=self.clock, policy=self.health_policy) for server in self.servers}
+    @health_book.default
+    def _make_health(self) -> RecordingHealth:
+        book = RecordingHealth(
+            HealthPolicy(), store=MemoryStore(), now=self.now, wall=self.wall, chance=self.chance, changed=self._health_changed
         )
+        health = {server.id: fresh(1, now=self.clock, wall=self.clock, policy=book.policy) for server in self.servers}
+        book.table = build_table(1, self.servers, health)
+        return book
+
+    @property
+    def table(self) -> RoutingTable:
+        """The servers and their health."""
+        return self.health_book.table
+
+    @table.setter
+    def table(self, table: RoutingTable) -> None:
+        self.health_book.table = table
+
+    def _health_changed(self, server: Server, before: Health, after: Health) -> None:
+        if after.state is not before.state:
+            self._note_pools()
+            self.slot_freed(server.model_name)
 
     def __attrs_post_init__(self) -> None:
         self._note_pools()
@@ -366,27 +403,6 @@ class RecordingEngine:
         """Say who was chosen."""
         return {"server": server.id}
 
-    def passed(self, server: Server, path: str) -> None:
-        """Report to the real health machine."""
-        self.report(server.id, AttemptPassed(server.generation, path))
-
-    def has_answered(self, server: Server, path: str) -> bool:
-        """Ask the real health, as the gateway does."""
-        route = self.table.routes.get(server.id)
-        return route is not None and has_answered(route.health, path)
-
-    def report(self, server_id: ServerId, event: HealthEvent) -> None:
-        """Advance the real health, as the gateway does."""
-        self.reports.append((server_id, event))
-        route = self.table.routes.get(server_id)
-        if route is None:
-            return
-        health = advance(route.health, event, self.health_policy, now=self.clock, wall=self.clock, chance=self.luck)
-        self.table = with_health(self.table, server_id, health)
-        if health.state is not route.health.state:
-            self._note_pools()
-            self.slot_freed(route.server.model_name)
-
     def slot_freed(self, model: str) -> None:
         """Offer a slot, as the gateway does."""
         self.room.slot_freed(model, self.clock)
@@ -464,11 +480,11 @@ class RecordingEngine:
 
     def blamed(self) -> list[tuple[str, FailureClass]]:
         """Return who was reported with which failure."""
-        return [(server_id, event.failure.kind) for server_id, event in self.reports if isinstance(event, AttemptFailed)]
+        return [(server_id, event.failure.kind) for server_id, event in self.health_book.reports if isinstance(event, AttemptFailed)]
 
     def praised(self) -> list[str]:
         """Return who was reported as having answered."""
-        return [server_id for server_id, event in self.reports if isinstance(event, AttemptPassed)]
+        return list(self.health_book.good)
 
     def tried(self) -> list[str]:
         """Return the servers of all attempts, in order."""

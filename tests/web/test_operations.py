@@ -63,7 +63,7 @@ async def test_readiness_ends_with_the_shutdown_and_begins_with_the_table() -> N
 
 def take_out(gateway: Gateway, server_id: str) -> None:
     for _ in range(3):
-        gateway.report(ServerId(server_id), ProbeFailed(1, "it is off", False))
+        gateway.health_book.report(ServerId(server_id), ProbeFailed(1, "it is off", False))
 
 
 async def test_models_are_those_with_an_active_server() -> None:
@@ -71,7 +71,7 @@ async def test_models_are_those_with_an_active_server() -> None:
     async with stage() as at:
         first = await at.register(model_name="org/tiny:1")
         second = await at.register(model_name="org/tiny:1", endpoint_url="http://second.example")
-        at.gateway.report(second["registration_id"], ProbeFailed(1, "it is off", False))
+        at.gateway.health_book.report(second["registration_id"], ProbeFailed(1, "it is off", False))
         body = (await at.client.get("/v1/models")).json()
         assert body["object"] == "list"
         (item,) = body["data"]

@@ -313,6 +313,27 @@ def resume(stored: Health, policy: HealthPolicy, *, now: float, wall: float) -> 
     )
 
 
+def merged(
+    current: Health | None, stored: Health | None, policy: HealthPolicy, *, generation: int, is_unsaved: bool, now: float, wall: float
+) -> Health:
+    """Return the health of a server whose record was read: `current` is what this process knows, `stored` what the store has.
+
+    `is_unsaved`: this process knows more than the store. What belongs to another generation counts for nothing.
+
+    >>> merged(None, None, HealthPolicy(), generation=2, is_unsaved=False, now=5.0, wall=1000.0).probe_at
+    5.0
+    """
+    if current is None or current.generation != generation:
+        if stored is None or stored.generation != generation:
+            return Health(generation=generation, probe_at=now)
+        return resume(stored, policy, now=now, wall=wall)
+    if stored is None or is_unsaved or stored.generation != generation:
+        return current
+    if stored.last_checked_at == current.last_checked_at and stored.state is current.state:
+        return current
+    return followed(current, stored, policy, now=now, wall=wall)
+
+
 def followed(current: Health, stored: Health, policy: HealthPolicy, *, now: float, wall: float) -> Health:
     """Return what is known of a server once another process judged it: the stored verdict, with what only this process knows.
 

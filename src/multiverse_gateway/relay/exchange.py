@@ -152,6 +152,19 @@ class Places(Protocol):
         """Remember that the exchange's server keeps a response for its caller."""
 
 
+class HealthReports(Protocol):
+    """Who is told how attempts went (`health_book`)."""
+
+    def passed(self, server: Server, path: str) -> None:
+        """Report an attempt that went well to the health machine."""
+
+    def has_answered(self, server: Server, path: str) -> bool:
+        """Return whether the server has answered this call before."""
+
+    def report(self, server_id: ServerId, event: HealthEvent) -> None:
+        """Tell the health machine anything else."""
+
+
 class Engine(Protocol):
     """What an exchange asks of the gateway."""
 
@@ -160,6 +173,10 @@ class Engine(Protocol):
     load: Load
     room: WaitingRoom
     requests: Requests
+
+    @property
+    def health_book(self) -> HealthReports:
+        """Return who is told how attempts went."""
 
     @property
     def responses(self) -> Places:
@@ -215,15 +232,6 @@ class Engine(Protocol):
 
     def explain(self, exchange: "Exchange", server: Server, now: float) -> Mapping[str, object]:
         """Say why this server was chosen: who else could have been, and why not."""
-
-    def passed(self, server: Server, path: str) -> None:
-        """Report an attempt that went well to the health machine."""
-
-    def has_answered(self, server: Server, path: str) -> bool:
-        """Return whether the server has answered this call before."""
-
-    def report(self, server_id: ServerId, event: HealthEvent) -> None:
-        """Tell the health machine anything else."""
 
     def finished(self, exchange: "Exchange") -> None:
         """Take note of the end: log, count, forget."""
@@ -1082,7 +1090,7 @@ class Exchange:
             now_wall=self._engine.wall(),
             request=self.body_bytes,
             names_response=self.envelope.names_response,
-            answered_before=self._head_status == 404 and self._engine.has_answered(self.server, self.envelope.call),
+            answered_before=self._head_status == 404 and self._engine.health_book.has_answered(self.server, self.envelope.call),
         )
         self._chunks = []
         assert failure is not None, "only 2xx are good answers"
@@ -1210,7 +1218,7 @@ class Exchange:
         self.sent_bytes = len(body)
         self.client.answer(self.status, [(b"content-type", self._content_type), *self._own_headers()], body)
         self._release_slot(None)
-        engine.passed(server, self.envelope.call)
+        engine.health_book.passed(server, self.envelope.call)
         self._over()
         self._offer_slot()
 
@@ -1319,7 +1327,7 @@ class Exchange:
             self._blame(server, _REPORTED_ERROR)
         else:
             self._release_slot(None)
-            self._engine.passed(server, self.envelope.call)
+            self._engine.health_book.passed(server, self.envelope.call)
         if self._events is not None and self._events.carries_more:
             self._engine.requests.usage_refused(server)
         if self._sending is None:
@@ -1372,7 +1380,7 @@ class Exchange:
             path=self.envelope.call,
             counts=not failure.is_stale,
         )
-        self._engine.report(server.id, event)
+        self._engine.health_book.report(server.id, event)
         self.attempts.append(Attempt(server_id=server.id, failure=failure, has_key=server.api_key is not None))
 
     def _break_off(self, message: str, code: str) -> None:
