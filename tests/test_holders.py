@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from multiverse_gateway.core.probing import LEASE_ROLE
 from multiverse_gateway.holders import is_gone, new_holder
-from multiverse_gateway.monitor import LEASE_ROLE
 from multiverse_gateway.stores.sqlite import SqliteStore
 from support.processes import GatewayProcess, environment
 from support.sockets import wait_until

@@ -3,45 +3,21 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import anyio
 import attrs
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from multiverse_gateway import Health, HealthState, ProbeResult, Registry, Server, ServerId
 from multiverse_gateway.core.errors import StorageUnavailable
-from multiverse_gateway.core.routing import Route, build_table
-from multiverse_gateway.monitor import (
-    LEASE_ROLE,
-    MAX_PARALLEL,
-    Evidence,
-    Monitor,
-    _steadily,
-    due,
-    is_correlated,
-    seat_of,
-    seats,
-    watch,
-)
+from multiverse_gateway.core.probing import LEASE_ROLE, MAX_PARALLEL, shard_count
+from multiverse_gateway.core.routing import build_table
+from multiverse_gateway.monitor import Monitor, _steadily, watch
 from multiverse_gateway.protocols import Client
 from multiverse_gateway.stores.memory import MemoryStore
 from multiverse_gateway.testing.store import make_server
 from support.gateways import Stage, stage
-
-
-def route(name: str, probe_at: float = 0.0, state: HealthState = HealthState.HEALTHY) -> Route:
-    """Return a route whose next probe is due at this instant."""
-    return Route(make_server(name), Health(state=state, probe_at=probe_at))
-
-
-def routes(count: int, state: HealthState = HealthState.HEALTHY) -> dict[ServerId, Route]:
-    """Return routes to servers s0, s1, …"""
-    return {ServerId(f"s{number}"): route(f"s{number}", state=state) for number in range(count)}
 
 
 def urls(count: int) -> list[str]:
@@ -75,78 +51,6 @@ def skip_to_next_probe(scene: Stage, *only: str) -> None:
     """Let time pass until a server (one of these) is due."""
     found = [route.health.probe_at for route in scene.gateway.table.routes.values() if not only or route.server.endpoint_url in only]
     scene.clock.advance(max(0.0, min(found) - scene.clock.monotonic))
-
-
-# Decisions
-
-
-@given(st.lists(st.floats(0, 100) | st.just(math.inf)), st.floats(0, 100))
-def test_what_is_due_comes_in_order(instants: list[float], now: float) -> None:
-    """The one that has waited longest first; who is never probed, never."""
-    found = due([route(str(number), instant) for number, instant in enumerate(instants)], now)
-    assert [instants[int(server.id)] for server in found] == sorted(instant for instant in instants if instant <= now)
-
-
-def test_three_and_four_fifths_are_correlated() -> None:
-    assert [is_correlated(failed, 10) for failed in (7, 8, 10)] == [False, True, True]
-    assert not is_correlated(2, 2)
-    assert is_correlated(3, 3)
-
-
-def test_a_server_that_refuses_its_key_or_is_taken_off_says_nothing_of_the_network() -> None:
-    evidence = Evidence()
-    known = routes(3) | {ServerId("gone"): route("gone", state=HealthState.DEACTIVATED)}
-    for name in ("s0", "s1", "gone"):
-        evidence.note(ServerId(name), 5.0, reached=False)
-    evidence.note(ServerId("s2"), 5.0, reached=True)
-    assert not evidence.is_widespread(known)
-    evidence.note(ServerId("s2"), 6.0, reached=False)
-    assert evidence.is_widespread(known)
-
-
-def test_old_verdicts_prove_nothing() -> None:
-    """Whoever was well before the server began to fail may be gone with it."""
-    evidence, known = Evidence(), routes(4)
-    for name in known:
-        evidence.note(name, 1.0, reached=True)
-    evidence.note(ServerId("s0"), 10.0, reached=False)
-    assert not evidence.is_proven(ServerId("s0"), known)
-    assert evidence.outdated(ServerId("s0"), known) == {"s1", "s2", "s3"}
-    evidence.note(ServerId("s1"), 11.0, reached=True)
-    assert evidence.is_proven(ServerId("s0"), known)
-    evidence.note(ServerId("s0"), 12.0, reached=False)
-    assert evidence.outdated(ServerId("s0"), known) == {"s2", "s3"}
-    evidence.keep(routes(1))
-    assert not evidence.is_proven(ServerId("s0"), known)
-
-
-def test_two_servers_prove_each_other() -> None:
-    """There is no guard with fewer than three."""
-    evidence = Evidence()
-    evidence.note(ServerId("s0"), 1.0, reached=False)
-    assert evidence.is_proven(ServerId("s0"), routes(2))
-
-
-# Seats
-
-
-@given(servers=st.integers(0, 60), taken=st.sets(st.integers(0, 15), min_size=1))
-def test_each_server_has_one_seat(servers: int, taken: set[int]) -> None:
-    """And when somebody leaves, only the servers of that seat move."""
-    names = [ServerId(f"s{number}") for number in range(servers)]
-    before = {name: seat_of(name, taken) for name in names}
-    assert set(before.values()) <= taken
-    left = taken - {min(taken)}
-    if left:
-        after = {name: seat_of(name, left) for name in names}
-        assert {name for name in names if after[name] != before[name]} == {name for name in names if before[name] == min(taken)}
-
-
-def test_seats_have_similar_shares() -> None:
-    """A thousand servers on three seats: none has more than twice its part."""
-    counts = Counter(seat_of(ServerId(f"s{number}"), {0, 1, 2}) for number in range(1000))
-    assert max(counts.values()) < 2 * 1000 / 3 < sum(counts.values())
-    assert len(counts) == 3
 
 
 # Probing
@@ -377,11 +281,11 @@ def shares(*monitors: Monitor) -> list[set[ServerId]]:
     return [set(monitor._share()) if monitor.leads else set() for monitor in monitors]
 
 
-async def test_many_servers_are_divided_among_those_who_sit() -> None:
+async def test_many_servers_are_divided_among_the_holders_of_leases() -> None:
     """Each is probed by one process; when one is gone the others take its servers over, and a newcomer gets a part."""
     store = MemoryStore()
     await with_many(store, 250)
-    assert seats(250) == 3
+    assert shard_count(250) == 3
     async with stage(store=store) as first, stage(store=store) as second, stage(store=store) as third, stage(store=store) as fourth:
         monitors = [Monitor(scene.gateway) for scene in (first, second, third, fourth)]
         everybody = set(first.gateway.table.routes)
@@ -430,7 +334,7 @@ async def test_who_takes_over_goes_on_where_the_other_was() -> None:
 
 
 async def test_a_process_whose_network_is_down_lets_another_probe() -> None:
-    """It gives its seat away for a moment; what it took out is back at once, and alone it probes on and takes the seat again."""
+    """It gives its lease up for a moment. The servers it took out are back at once; alone it probes on and takes the lease again."""
     store = MemoryStore()
     async with stage(store=store) as first, stage(store=store) as second:
         one, other = await leader(first, servers=4), Monitor(second.gateway)
@@ -453,7 +357,7 @@ async def test_a_process_whose_network_is_down_lets_another_probe() -> None:
         await other.resign()
         await one.lead()
         assert one.leads, "there is nobody else"
-        assert await store.claim(LEASE_ROLE, "another", 0.0), "the seat is free all the same"
+        assert await store.claim(LEASE_ROLE, "another", 0.0), "the lease is free all the same"
         first.clock.advance(4)
         await one.lead()
         assert one.leads

@@ -43,8 +43,8 @@ def calls(store: PostgresStore, healths: dict[ServerId, Health]) -> dict[str, Ca
     rows = [Usage(key=UsageKey("2026-05-01", "m0", ServerId(f"s{number}")), counts=Counts(requests=1)) for number in range(100)]
     return {
         "the version": store.version,
-        "a seat asked for": lambda: store.claim("probe", "nobody", 0.0),
-        "a seat kept": lambda: store.claim("probe-1", "somebody", 5.0),
+        "a lease asked about": lambda: store.claim("probe", "nobody", 0.0),
+        "a lease renewed": lambda: store.claim("probe-1", "somebody", 5.0),
         "1 verdict and check saved": lambda: store.save_health({ServerId("s0"): healths[ServerId("s0")]}, [make_result("s0")]),
         "20 verdicts and checks saved": lambda: store.save_health(few, [make_result(server_id) for server_id in few]),
         "1 count of use": lambda: store.add_usage(f"batch-{next(numbers)}", rows[:1]),

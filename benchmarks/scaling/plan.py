@@ -37,9 +37,9 @@ class Costs:
     ask: Call = Call(there=Cost(0.17e-3), here=Cost(0.7e-3))
     """The version."""
     look: Call = Call(there=Cost(0.21e-3), here=Cost(0.8e-3))
-    """Who has a seat?"""
+    """A question about the holder of a lease."""
     claim: Call = Call(there=Cost(0.39e-3), here=Cost(1.05e-3))
-    """A seat kept, or wanted and not got."""
+    """A lease renewed, or claimed in vain."""
     save: Call = Call(there=Cost(1.2e-3, 0.27e-3), here=Cost(2.4e-3, 0.15e-3), alone=Cost(2.2e-3, 0.42e-3))
     """A batch of verdicts, each with a row of history."""
     usage: Call = Call(there=Cost(0.7e-3, 0.025e-3), here=Cost(1.5e-3, 0.03e-3))

@@ -1,6 +1,6 @@
 """A discrete-event simulation of gateways on one PostgreSQL: who asks it for what and when, and what that costs.
 
-The seats, the rhythm of probes and what counts as a change are the gateway's own code; hosts, time and the database are made up, and each
+The shards, the rhythm of probes and what counts as a change are the gateway's own code; hosts, time and the database are made up, and each
 call costs what `benchmarks/scaling/costs.py` measured.
 Left out: requests that find a server dead before its probe does, counts of use that wait for each other, and all failures of the database
 and of the network.
@@ -17,8 +17,9 @@ from benchmarks.clock import Clock
 from benchmarks.scaling.plan import Call, Outcome, Plan
 
 from multiverse_gateway.core.health import Health, ProbeFailed, ProbePassed, advance, fresh
+from multiverse_gateway.core.probing import MAX_PARALLEL, claim_period, shard_count, shard_of
 from multiverse_gateway.core.servers import ServerId
-from multiverse_gateway.monitor import FOLLOW_SECONDS, MAX_PARALLEL, USAGE_SECONDS, claim_period, seat_of, seats
+from multiverse_gateway.monitor import FOLLOW_SECONDS, USAGE_SECONDS
 from multiverse_gateway.stores.postgres import GATHER_SECONDS
 from multiverse_gateway.stores.rows import shown
 
@@ -127,7 +128,7 @@ class Database:
 
 
 class Member:
-    """One of the gateways: follows the registry, has or wants a seat, probes its part, saves what it found and what was used."""
+    """One of the gateways: follows the registry, holds or wants the lease of a shard, probes its servers, saves results and counts."""
 
     def __init__(self, world: "World", number: int) -> None:
         self.number = number
@@ -146,7 +147,7 @@ class Member:
         for loop, period in (
             (self.follow, FOLLOW_SECONDS),
             (self.flush, FOLLOW_SECONDS),
-            (self.lead, claim_period(seats(self._plan.servers))),
+            (self.lead, claim_period(shard_count(self._plan.servers))),
             (self.flush_usage, USAGE_SECONDS),
         ):
             self._world.clock.later(chance.random() * period, loop)
@@ -205,8 +206,8 @@ class Member:
     # Probes
 
     def lead(self) -> None:
-        """Keep the seat and ask for the others, or try to get one of them."""
-        costs, count = self._plan.costs, seats(self._plan.servers)
+        """Renew the lease and ask about the others, or try to get one of them."""
+        costs, count = self._plan.costs, shard_count(self._plan.servers)
         again = self._again(claim_period(count), self.lead)
         if self.number >= count:
             self._call(costs.claim, then=again, times=count)
@@ -274,11 +275,11 @@ class World:
         chance = random.Random(plan.seed)
         for member in self.members:
             member.begin(chance)
-        taken = range(min(plan.gateways, seats(plan.servers)))
+        taken = range(min(plan.gateways, shard_count(plan.servers)))
         for number in range(plan.servers):
             own = random.Random(f"{plan.seed} {number}")
             due = attrs.evolve(fresh(1, now=0.0, wall=0.0), probe_at=own.random() * plan.policy.interval)
-            self.members[seat_of(ServerId(f"s{number}"), taken)].probe(Host(plan, own), due, own)
+            self.members[shard_of(ServerId(f"s{number}"), taken)].probe(Host(plan, own), due, own)
 
     def run(self, until: float) -> None:
         """Let time pass."""

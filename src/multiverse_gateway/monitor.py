@@ -1,17 +1,23 @@
-"""What runs beside the requests: follow what others change in the store, save what was found, probe what is due.
+"""The work beside the requests: follow the store, save results, and probe the servers that are due.
 
-1. One process probes: the one that has the seat. Many servers are worth several seats, and those who sit divide the servers among
-   them. A seat is a lease, which ends with its holder where that can be seen (`holders`). Without a store every process probes: rather
-   twice than not at all.
+1. The process that holds the lease probes; many servers are divided among several leases (`core.probing`). A lease ends with its holder
+   where the end of a process can be seen (`holders`). If the store cannot be reached, every process probes: a second probe does less
+   harm than none.
 2. A probe never waits for another one, as long as fewer than `MAX_PARALLEL` run.
-3. When nearly all servers fail, whoever probes lets another process try: its own network may be to blame.
-4. No server is taken off before it is certain that not nearly all others fail as well: then our own network is to blame.
-5. Nothing here ends because the store or a probe fails; it is told once and tried again.
+3. When nearly all servers fail, the process that probes lets another one try, because its own network may be the cause.
+4. Nothing here ends because the store or a probe fails: the failure is logged once, and the work is tried again.
+
+    a process that …                       | holds the lease of | probes
+    ---------------------------------------|--------------------|-----------------------------------------------
+    leads alone                            | shard 0            | all servers
+    is one of several                      | one shard          | the servers of that shard
+    found every lease held                 | none               | none; it claims again after `claim_period`
+    yields, because nearly all failed      | none               | all, until another process holds shard 0
+    cannot reach the store                 | unknown            | all
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from hashlib import blake2b
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from math import inf
 from typing import Protocol
 
@@ -22,6 +28,17 @@ import attrs
 from multiverse_gateway.core.activity import busy_role, held_seconds, hold_seconds
 from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.core.health import AutoDeregister, HealthState
+from multiverse_gateway.core.probing import (
+    LEASE_SECONDS,
+    MAX_PARALLEL,
+    Doubt,
+    FailurePattern,
+    claim_period,
+    lease_role,
+    next_probes,
+    shard_count,
+    shard_of,
+)
 from multiverse_gateway.core.routing import Route, RoutingTable
 from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.health_book import HealthBook
@@ -34,17 +51,9 @@ FOLLOW_SECONDS = 0.5
 """How long a change waits at most to be saved, and again to be read by the other processes: together the second that is promised."""
 USAGE_SECONDS = 5.0
 TICK_SECONDS = 0.25
-LEASE_SECONDS = 5.0
 YIELD_SECONDS = 3.0
-"""How long a seat stays free for others: they look for one more often than that. Who left it probes on until then."""
+"""How long a lease stays free for other processes, which look for one more often than that. The process that gave it up probes on."""
 YIELD_EVERY = 60.0
-LEASE_ROLE = "probe"
-SERVERS_PER_SEAT = 100
-"""So many servers can hang at once, and one process still judges each of them once in a minute."""
-MOST_SEATS = 16
-MAX_PARALLEL = 20
-LEAST_CORRELATED = 3
-CORRELATED_SHARE = 0.8
 
 _log = logging.getLogger("multiverse_gateway.health")
 
@@ -120,116 +129,6 @@ class Watched(Protocol):
         ...
 
 
-# Decisions
-
-
-def due(routes: Iterable[Route], now: float) -> list[Server]:
-    """Return the servers whose next probe is due, the one that waits longest first."""
-    waiting = [route for route in routes if route.health.probe_at <= now]
-    return [route.server for route in sorted(waiting, key=lambda route: route.health.probe_at)]
-
-
-def is_correlated(failed: int, watched: int) -> bool:
-    """Tell whether so many of the servers failed that our own network is the likelier cause.
-
-    >>> is_correlated(3, 3), is_correlated(2, 2), is_correlated(4, 6)
-    (True, False, False)
-    """
-    return failed >= LEAST_CORRELATED and failed >= CORRELATED_SHARE * watched
-
-
-@attrs.frozen
-class Verdict:
-    """What the latest probe of a server says of the network: whether the server was reached, and when the probe began.
-
-    `failing_since` is when the first probe of the present row of failures began.
-    """
-
-    began: float
-    reached: bool
-    failing_since: float | None = None
-
-
-@attrs.define(eq=False)
-class Evidence:
-    """Tell a broken server from a broken network of our own, by the latest probes of all. Instants are monotonic."""
-
-    _verdicts: dict[ServerId, Verdict] = attrs.field(factory=dict)
-
-    def note(self, server_id: ServerId, began: float, *, reached: bool) -> None:
-        """Take the outcome of a probe that began at this instant; a server that refuses its key was reached."""
-        before = self._verdicts.get(server_id)
-        since = before.failing_since if before is not None and before.failing_since is not None else began
-        self._verdicts[server_id] = Verdict(began, reached, None if reached else since)
-
-    def keep(self, known: Mapping[ServerId, object]) -> None:
-        """Forget the servers that are not among these."""
-        self._verdicts = {server_id: verdict for server_id, verdict in self._verdicts.items() if server_id in known}
-
-    def is_widespread(self, routes: Mapping[ServerId, Route]) -> bool:
-        """Tell whether nearly all active servers failed their latest probe."""
-        active = _active(routes)
-        failing = [server_id for server_id in active if server_id in self._verdicts and not self._verdicts[server_id].reached]
-        return is_correlated(len(failing), len(active))
-
-    def is_proven(self, server_id: ServerId, routes: Mapping[ServerId, Route]) -> bool:
-        """Tell whether enough others were reached since the server began to fail: then it is the server."""
-        active = _active(routes)
-        return not is_correlated(len(active) - len(active - self.outdated(server_id, routes) - self._failing()), len(active))
-
-    def outdated(self, server_id: ServerId, routes: Mapping[ServerId, Route]) -> set[ServerId]:
-        """Return the other active servers whose latest probe is older than the server's failing."""
-        verdict = self._verdicts.get(server_id)
-        since = float("inf") if verdict is None or verdict.failing_since is None else verdict.failing_since
-        return {
-            other
-            for other in _active(routes)
-            if other != server_id and (other not in self._verdicts or self._verdicts[other].began < since)
-        }
-
-    def _failing(self) -> set[ServerId]:
-        return {server_id for server_id, verdict in self._verdicts.items() if not verdict.reached}
-
-
-def _active(routes: Mapping[ServerId, Route]) -> set[ServerId]:
-    return {server_id for server_id, route in routes.items() if route.health.is_active}
-
-
-def seats(servers: int) -> int:
-    """Return how many processes may share the probing of so many servers.
-
-    >>> seats(0), seats(100), seats(101), seats(1_000_000)
-    (1, 1, 2, 16)
-    """
-    return min(MOST_SEATS, max(1, -(-servers // SERVERS_PER_SEAT)))
-
-
-def claim_period(count: int) -> float:
-    """Return the seconds after which a process renews its seat or looks for one, where there are so many.
-
-    The seat of a process that was killed on the same machine is free at once, so the only seat is looked for more often. Each of several
-    seats is claimed by every process without one, which at many gateways is most of the load of their database.
-
-    >>> claim_period(1), claim_period(2) < LEASE_SECONDS / 2
-    (1.0, True)
-    """
-    return 1.0 if count == 1 else LEASE_SECONDS / 3
-
-
-def seat_of(server_id: ServerId, taken: Collection[int]) -> int:
-    """Return the seat from which a server is probed: when one is taken or left, only the servers that it gets or had move."""
-    return max(taken, key=lambda seat: blake2b(f"{seat} {server_id}".encode(), digest_size=8).digest())
-
-
-def role_of(seat: int) -> str:
-    """Return the name of a seat's lease.
-
-    >>> role_of(0), role_of(1)
-    ('probe', 'probe-1')
-    """
-    return LEASE_ROLE if seat == 0 else f"{LEASE_ROLE}-{seat}"
-
-
 # Loops
 
 
@@ -283,16 +182,19 @@ async def _steadily(
 
 
 class Monitor:
-    """Probe the servers of one gateway, as long as this process leads."""
+    """Probe the servers of one gateway, as long as this process is the one to do so."""
 
     def __init__(self, gateway: Watched) -> None:
         self.leads = False
+        """Whether this process probes."""
         self._gateway = gateway
         self._holder = new_holder()
-        self._seat: int | None = None
-        self._taken: frozenset[int] = frozenset()
-        self._seats: dict[ServerId, int] = {}
-        self._evidence = Evidence()
+        self._shard: int | None = None
+        """The shard whose lease this process holds."""
+        self._held: frozenset[int] = frozenset()
+        """The shards that are held by any process."""
+        self._shards: dict[ServerId, int] = {}
+        self._pattern = FailurePattern()
         self._running: set[ServerId] = set()
         self._early: set[ServerId] = set()
         self._wake = anyio.Event()
@@ -300,82 +202,82 @@ class Monitor:
         self._yielded_at = -inf
 
     async def lead(self) -> None:
-        """Take or keep a seat, and find out who else has one; whoever gets other servers to probe learns when that was done last.
+        """Claim or renew a lease, and find out which others are held; if the shards change, read when their servers were probed last.
 
         Raises:
-            StorageUnavailable: Nobody knows who has one; this process probes all.
+            StorageUnavailable: The holders are not known; this process probes all servers.
         """
-        before = self._taken
+        before = self._held
         try:
             if self._yields():
                 await self.resign()
                 self._divide(frozenset())
-                self.leads = await self._claim(0, 0.0)  # until somebody takes it: rather twice than not at all
+                self.leads = await self._claim(0, 0.0)  # until another process takes it: a second probe does less harm than none
                 return
-            count = seats(len(self._gateway.table.routes))
-            self._seat = await self._sit(count)
-            taken = frozenset() if self._seat is None else frozenset([self._seat, *await self._others(count, self._seat)])
-            self._divide(taken)
-            if taken and taken != before:
+            count = shard_count(len(self._gateway.table.routes))
+            self._shard = await self._claim_shard(count)
+            held = frozenset() if self._shard is None else frozenset([self._shard, *await self._held_by_others(count, self._shard)])
+            self._divide(held)
+            if held and held != before:
                 await self._gateway.refresh(anyway=True)
         except BaseException:
             self._divide(frozenset())
             self.leads = True
             raise
-        leads, self.leads = self.leads, self._seat is not None
+        leads, self.leads = self.leads, self._shard is not None
         if leads is not self.leads:
-            _log.info("this process probes" if self.leads else "another process probes", extra={"fields": {"seat": self._seat}})
+            _log.info("this process probes" if self.leads else "another process probes", extra={"fields": {"shard": self._shard}})
 
     async def rest(self, seconds: float) -> None:
-        """Wait until it is time for `lead` again: so many seconds, or more where there are several seats."""
-        await anyio.sleep(max(seconds, claim_period(seats(len(self._gateway.table.routes)))))
+        """Wait until the next `lead`: `seconds`, or longer where there are several shards."""
+        await anyio.sleep(max(seconds, claim_period(shard_count(len(self._gateway.table.routes)))))
 
     def _yields(self) -> bool:
-        """Tell whether another process shall probe now: at the beginning of widespread failures, and each minute while they last."""
+        """Return whether another process is to probe now: when widespread failures begin, and every minute while they last."""
         now = self._gateway.now()
         if self._is_widespread and now >= self._yielded_at + YIELD_EVERY:
             self._yielded_at = now
         return now < self._yielded_at + YIELD_SECONDS
 
-    async def _sit(self, count: int) -> int | None:
-        """Return the seat that this process has: its old one if it may keep it, or else the first that is free."""
-        if self._seat is not None and self._seat >= count:
-            await self._claim(self._seat, 0.0)
-        order = sorted(range(count), key=lambda seat: seat != self._seat)
-        for seat in order:
-            if await self._claim(seat, LEASE_SECONDS):
-                return seat
+    async def _claim_shard(self, count: int) -> int | None:
+        """Return the shard that this process holds: its present one if it can be renewed, or else the first that is free."""
+        if self._shard is not None and self._shard >= count:
+            await self._claim(self._shard, 0.0)
+        order = sorted(range(count), key=lambda shard: shard != self._shard)
+        for shard in order:
+            if await self._claim(shard, LEASE_SECONDS):
+                return shard
         return None
 
-    async def _others(self, count: int, own: int) -> list[int]:
-        """Return the seats that others have: a claim that would end at once says so and takes nothing."""
-        return [seat for seat in range(count) if seat != own and not await self._claim(seat, 0.0)]
+    async def _held_by_others(self, count: int, own: int) -> list[int]:
+        """Return the shards that other processes hold: a claim for no time shows that and takes nothing."""
+        return [shard for shard in range(count) if shard != own and not await self._claim(shard, 0.0)]
 
-    async def _claim(self, seat: int, ttl: float) -> bool:
-        return await self._gateway.store.claim(role_of(seat), self._holder, ttl)
+    async def _claim(self, shard: int, ttl: float) -> bool:
+        return await self._gateway.store.claim(lease_role(shard), self._holder, ttl)
 
-    def _divide(self, taken: frozenset[int]) -> None:
-        if taken != self._taken:
-            self._taken = taken
-            self._seats.clear()
+    def _divide(self, held: frozenset[int]) -> None:
+        if held != self._held:
+            self._held = held
+            self._shards.clear()
 
     def _share(self) -> Mapping[ServerId, Route]:
         """Return the servers that this process probes."""
         routes = self._gateway.table.routes
-        if len(self._taken) < 2:
+        if len(self._held) < 2:
             return routes
-        known = self._seats
-        for server_id in routes.keys() - known.keys():
-            known[server_id] = seat_of(server_id, self._taken)
-        return {server_id: route for server_id, route in routes.items() if known[server_id] == self._seat}
+        shards = self._shards
+        for server_id in routes.keys() - shards.keys():
+            shards[server_id] = shard_of(server_id, self._held)
+        return {server_id: route for server_id, route in routes.items() if shards[server_id] == self._shard}
 
     async def resign(self) -> None:
-        """Give the seat back if this process has one."""
+        """Release the lease if this process holds one."""
         self.leads = False
-        seat, self._seat = self._seat, None
-        if seat is not None:
+        shard, self._shard = self._shard, None
+        if shard is not None:
             try:
-                await self._claim(seat, 0.0)
+                await self._claim(shard, 0.0)
             except StorageUnavailable:
                 _log.debug("the lease could not be given back; it expires by itself")
 
@@ -385,7 +287,7 @@ class Monitor:
         Raises:
             StorageUnavailable: The other processes cannot know.
         """
-        if self.leads and len(self._taken) < 2:
+        if self.leads and len(self._held) < 2:
             return
         ttl = held_seconds(self._gateway.settings.health_check_timeout_seconds)
         for url in self._gateway.busy_machines():
@@ -435,10 +337,7 @@ class Monitor:
         """Return the servers to probe now."""
         routes = self._share()
         self._early &= routes.keys()
-        servers = due(routes.values(), self._gateway.now())
-        planned = {server.id for server in servers}
-        servers += [routes[server_id].server for server_id in self._early - planned]
-        return [server for server in servers if server.id not in self._running][: MAX_PARALLEL - len(self._running)]
+        return next_probes(routes, early=self._early, running=self._running, now=self._gateway.now())
 
     async def _probe(self, server: Server) -> None:
         began = self._gateway.now()
@@ -466,24 +365,20 @@ class Monitor:
         route = routes.get(result.server_id)
         if route is None or route.server.generation != result.generation:
             return
-        self._evidence.keep(routes)
+        self._pattern.keep(routes)
         reached = result.passed or result.unauthorized or result.is_busy
-        self._evidence.note(result.server_id, began, reached=reached)
-        self._tell(self._evidence.is_widespread(routes))
-        self._gateway.note_result(result, correlated=not reached and self._is_doubtful(route, routes))
+        self._pattern.note(result.server_id, began, reached=reached)
+        self._report(self._pattern.is_widespread(routes))
+        doubt = Doubt(is_correlated=False) if reached else self._doubt(route, routes)
+        self._early |= doubt.early
+        self._gateway.note_result(result, correlated=doubt.is_correlated)
 
-    def _is_doubtful(self, route: Route, routes: Mapping[ServerId, Route]) -> bool:
-        """Tell whether a failure may be our own network's; ask the others in time for an answer before a server is taken off."""
-        server_id = route.server.id
+    def _doubt(self, route: Route, routes: Mapping[ServerId, Route]) -> Doubt:
         if self._is_widespread:
-            return True
-        left = self._gateway.settings.max_consecutive_failures - route.health.consecutive_failures
-        if not route.health.is_active or left > 2 or self._evidence.is_proven(server_id, routes):
-            return False
-        self._early |= self._evidence.outdated(server_id, routes)
-        return left <= 1
+            return Doubt(is_correlated=True)
+        return self._pattern.doubt(route, routes, max_failures=self._gateway.settings.max_consecutive_failures)
 
-    def _tell(self, widespread: bool) -> None:
+    def _report(self, widespread: bool) -> None:
         if widespread and not self._is_widespread:
             _log.error("nearly all servers fail at once: is this machine's own network down? No server is deactivated for it")
         elif self._is_widespread and not widespread:

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multiverse_gateway.core.health import HealthPolicy
-from multiverse_gateway.monitor import FOLLOW_SECONDS, seats
+from multiverse_gateway.core.probing import shard_count
+from multiverse_gateway.monitor import FOLLOW_SECONDS
 
 PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "scaling.md"
 CALM = Plan(gateways=3, servers=100, outages_per_hour=0.0)
@@ -105,14 +106,14 @@ def test_more_gateways_ask_more_and_probe_the_same(gateways: int, servers: int, 
 @settings(max_examples=15)
 @given(st.integers(1, 5), st.integers(20, 200), st.integers(2, 4))
 def test_more_servers_are_more_work(gateways: int, servers: int, times: int) -> None:
-    """More probes, rows and CPU, and as soon as there are several seats more questions about them."""
+    """More probes, rows and CPU, and as soon as there are several shards more questions about their leases."""
     few = simulate(Plan(gateways=gateways, servers=servers, outages_per_hour=0.0))
     many = simulate(Plan(gateways=gateways, servers=times * servers, outages_per_hour=0.0))
     assert many.probes > few.probes
     assert many.rows > few.rows
     assert many.row > few.row
     assert many.cpu > few.cpu
-    if seats(times * servers) > seats(servers):
+    if shard_count(times * servers) > shard_count(servers):
         assert many.transactions > few.transactions
 
 

@@ -12,7 +12,8 @@ from contextlib import ExitStack
 import httpx2
 import pytest
 
-from multiverse_gateway.monitor import FOLLOW_SECONDS, LEASE_SECONDS
+from multiverse_gateway.core.probing import LEASE_SECONDS
+from multiverse_gateway.monitor import FOLLOW_SECONDS
 from support.backends import Backend, Exchange, answer_well, list_models
 from support.processes import ADMIN_KEY, GatewayProcess
 from support.raw_client import RawClient

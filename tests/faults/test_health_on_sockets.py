@@ -20,9 +20,9 @@ from starlette.applications import Starlette
 from multiverse_gateway.app import create_app, lifespan
 from multiverse_gateway.core.activity import busy_role
 from multiverse_gateway.core.health import HealthState
+from multiverse_gateway.core.probing import LEASE_ROLE
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.monitor import LEASE_ROLE
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
 from support import answers, behaviours
