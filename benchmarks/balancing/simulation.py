@@ -278,7 +278,7 @@ def simulate(
     world.sweep()
     world.probe()
     world.clock.run(lambda: len(world.users) == requests and world.is_quiet())
-    tries = sum(gateway.totals.attempts for gateway in world.gateways) / requests
+    tries = sum(gateway.usage_book.totals["attempts"] for gateway in world.gateways) / requests
     return outcome(world.users[int(warm_up * requests) :], tries)
 
 

@@ -139,7 +139,7 @@ def all_keys(gateway: Gateway) -> list[KeyRecord]:
 def record_of(gateway: Gateway, key: ClientKey) -> KeyRecord:
     """Describe a client key, and how much of its day is used."""
     wall = gateway.wall()
-    return key_record(key, wall, gateway.day_counts.total(key.id, wall))
+    return key_record(key, wall, gateway.usage_book.day_counts.total(key.id, wall))
 
 
 # Owners' tokens
@@ -199,7 +199,7 @@ async def usage_report(gateway: Gateway, query: UsageQuery) -> UsageReport:
     if since > until:
         raise BadRequest("since is later than until; exchange them", param="since")
     with suppress(StorageUnavailable):
-        await gateway.flush_usage()
+        await gateway.usage_book.flush()
     names = client_names(gateway)
     rows = [usage for usage in await gateway.store.usage(since, until) if _is_wanted(usage.key, query, names)]
     by = set(query.by.split(","))

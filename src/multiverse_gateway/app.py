@@ -69,7 +69,9 @@ def create_app(
         **clock,
     )
     sessions = Sessions(gateway)
-    entrance = Entrance.of(settings, sessions.stands_for_key, lambda: gateway.keys, gateway.wall, gateway.now, gateway.day_counts)
+    entrance = Entrance.of(
+        settings, sessions.stands_for_key, lambda: gateway.keys, gateway.wall, gateway.now, gateway.usage_book.day_counts
+    )
     digests: set[bytes] = set()
     pages = Pages(gateway, sessions=sessions, entrance=entrance, admin_digests=lambda: digests) if settings.ui else None
 

@@ -7,7 +7,6 @@ path of a request: health changes are remembered and saved by `flush`, which the
 import asyncio
 import logging
 import random
-import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -23,9 +22,8 @@ from multiverse_gateway.access import ask_for_access
 from multiverse_gateway.core.access import CONFIRMING_PATH, Access
 from multiverse_gateway.core.activity import ELSEWHERE, Activity, Running, busy_role, held_seconds
 from multiverse_gateway.core.addresses import AddressPolicy
-from multiverse_gateway.core.budget import DayCounts, day_name, day_of
 from multiverse_gateway.core.envelope import Envelope
-from multiverse_gateway.core.errors import Overloaded, StorageRefused, StorageUnavailable
+from multiverse_gateway.core.errors import Overloaded, StorageUnavailable
 from multiverse_gateway.core.failover import RetryPolicy
 from multiverse_gateway.core.fairness import Band
 from multiverse_gateway.core.health import Health, HealthState, Refused, fresh, is_refused, share
@@ -43,11 +41,9 @@ from multiverse_gateway.core.routing import (
     verdict,
 )
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId, identity, model_key
-from multiverse_gateway.core.usage import NO_OWNER, NO_SERVER, Alike, Counts, Ledger, Outbox, Tally
-from multiverse_gateway.core.waits import LEAST_WAIT_SECONDS
 from multiverse_gateway.health_book import HealthBook
 from multiverse_gateway.observability.logging import note, redact
-from multiverse_gateway.observability.metrics import OTHER, Meter, Moment, exposition
+from multiverse_gateway.observability.metrics import Moment, exposition
 from multiverse_gateway.observability.telemetry import Observe
 from multiverse_gateway.protocols import Balancer, HealthProbe, ProbeResult, Registry, ResponseStore, Scoring, Store
 from multiverse_gateway.relay.exchange import Exchange, Limits, Phase, Sending
@@ -60,6 +56,7 @@ from multiverse_gateway.response_places import ResponsePlaces
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.settings.policies import address_policy, health_policy, retry_policy
 from multiverse_gateway.storage import guarded
+from multiverse_gateway.usage_book import SETTLE_SECONDS, UsageBook
 
 SWEEP_SECONDS = 0.05
 REST_SECONDS = 1.0
@@ -69,25 +66,12 @@ BULK_QUEUE_SECONDS = 240.0
 MAX_PAUSED_CHECKS = 3
 """How often a check is made if this process was stopped while it ran."""
 BUSY = "the server is busy: it sends answers to other requests, and did not answer the check in time"
-SETTLE_SECONDS = 1.0
-"""How long requests that are over are tallied before they are counted."""
 MAX_EXPLAINED = 20
 """Servers that the reason of a choice tells of; it has to fit into a header."""
 
 _routing_log = logging.getLogger("multiverse_gateway.routing")
 _health_log = logging.getLogger("multiverse_gateway.health")
 _registry_log = logging.getLogger("multiverse_gateway.registry")
-
-
-@attrs.define
-class Totals:
-    """What this process has done since its start."""
-
-    requests: int = 0
-    succeeded: int = 0
-    failed: int = 0
-    left: int = 0
-    attempts: int = 0
 
 
 class Gateway:
@@ -131,22 +115,14 @@ class Gateway:
         self.load = Load()
         self.admission = Admission(max_in_flight=settings.max_in_flight)
         self.room = WaitingRoom(settings.max_queue)
+        self.usage_book = UsageBook(self.store, self.room.queue, now=now, wall=wall, table=lambda: self.table)
         self.exchanges: set[Exchange] = set()
         self._numbers = 0
         self._resting: anyio.Event | None = None
         self._sweep_due = now() + SWEEP_SECONDS
         self._strain = Strain()
-        self._totals = Totals()
-        self._meter = Meter()
         self.observe: Observe | None = None
         self.keys: Mapping[bytes, ClientKey] = {}
-        self.day_counts = DayCounts()
-        """Requests of today by client key, for those with a daily limit."""
-        self._ledger = Ledger()
-        self._tallies: dict[tuple[Any, ...], Tally] = {}
-        """Requests that are over and not counted yet, by what they have in common."""
-        self._outbox = Outbox(self._ledger)
-        self._saving_usage = anyio.Lock()
         self.requests = Requests(count_stream_tokens=settings.count_stream_tokens)
         self._asking: dict[ServerId, list[Exchange]] = {}
         """Exchanges that wait for the result of a probe, by the server that keeps them waiting."""
@@ -217,7 +193,7 @@ class Gateway:
         await self._wire.aclose()
         last_steps = (
             (self.health_book.flush, "the last health checks could not be saved"),
-            (self.flush_usage, "the last counts of use could not be saved"),
+            (self.usage_book.flush, "the last counts of use could not be saved"),
             (self.responses.flush, "the places of the last stored responses could not be saved"),
             (self.store.aclose, "the store could not be closed"),
         )
@@ -268,7 +244,7 @@ class Gateway:
         self._raise_shares(now)
         if now >= self._settles_at:
             self._settles_at = now + SETTLE_SECONDS
-            self._settle()
+            self.usage_book.settle()
         if now >= self._fades_at:
             self._fades_at = now + FADE_SECONDS
             self.load.fade()
@@ -431,7 +407,7 @@ class Gateway:
         ]
         oldest = min(running, key=lambda exchange: exchange.number, default=None)
         return Activity(
-            answers=self.meter.answers(server.id),
+            answers=self.usage_book.meter.answers(server.id),
             received={(exchange.number, exchange.tried): exchange.received for exchange in running},
             oldest=None if oldest is None else Running((oldest.number, oldest.tried), oldest.due),
         )
@@ -480,7 +456,7 @@ class Gateway:
         """Advance the server's health by a probe's result, and count the probe."""
         outcome = self.health_book.note_result(result, forced=forced, correlated=correlated)
         if outcome is not None:
-            self._meter.probe(outcome, result.duration)
+            self.usage_book.meter.probe(outcome, result.duration)
 
     # What exchanges ask for
 
@@ -574,7 +550,7 @@ class Gateway:
 
     def budget_refused(self) -> None:
         """Count a retry that its model's budget did not let begin in time."""
-        self._meter.refused_retries += 1
+        self.usage_book.meter.refused_retries += 1
 
     def soon(self, call: Callable[[], None]) -> None:
         """Call a function in the next turn of the event loop, after everything else that is ready."""
@@ -619,144 +595,27 @@ class Gateway:
     def finished(self, exchange: Exchange) -> None:
         """Count, log and forget an exchange that is over."""
         self.exchanges.discard(exchange)
-        model, server, status = exchange.envelope.model, exchange.server, exchange.status
-        now, wall = self.now(), self.wall()
-        seconds, events = now - exchange.arrived, exchange.events
-        day = day_of(wall - seconds)
-        place = (None, 0) if server is None else (server.id, server.generation)
-        key = (model, *place, exchange.caller, day, status, exchange.error_code, exchange.tried, len(exchange.attempts))
-        tally = self._tallies.get(key)
-        if tally is None:
-            tally = self._tallies[key] = self._tally(exchange, day)
-        tally.seconds.append(seconds)
-        waited_seconds = exchange.ticket.waited_seconds
-        if waited_seconds >= LEAST_WAIT_SECONDS:
-            tally.waited_seconds += waited_seconds
-            self._meter.wait(self._label(model), exchange.ticket.flow, waited_seconds, now)
-        if exchange.first_byte_seconds is not None:
-            tally.first_byte_seconds.append(exchange.first_byte_seconds)
-        prompt_tokens, completion_tokens = exchange.usage
-        tally.prompt_tokens += prompt_tokens
-        tally.completion_tokens += completion_tokens
-        tally.events += events
-        tally.sent_bytes += exchange.sent_bytes
-        if exchange.attempts:
-            self._meter.failures(exchange.attempts)
+        wall, seconds = self.wall(), self.now() - exchange.arrived
+        self.usage_book.count(exchange, seconds, wall)
         if self.observe is not None:
             self.observe(exchange, wall, seconds)
         if exchange.why:
             _routing_log.debug("why this server", extra={"fields": {"request_id": exchange.request_id, "why": _in_words(exchange.why)}})
         if _routing_log.isEnabledFor(logging.INFO):
-            note(_routing_log, "request finished", _record(exchange, seconds, events), wall)
-
-    def _tally(self, exchange: Exchange, day: int) -> Tally:
-        model, server = exchange.envelope.model, exchange.server
-        alike = Alike(
-            model=listed_name(self.table, model),
-            is_known=model in self.table.models,
-            server_id=NO_SERVER if server is None else server.id,
-            owner=NO_OWNER if server is None else server.metadata.student_id or NO_OWNER,
-            client=exchange.caller,
-            day=day,
-            status=exchange.status,
-            failed=exchange.error_code is not None,
-            tries=exchange.tried,
-            worked=exchange.tried > len(exchange.attempts),
-        )
-        return Tally(alike)
-
-    def _settle(self) -> None:
-        """Add the tallies to what is counted: once for many requests."""
-        tallies, self._tallies = self._tallies, {}
-        for tally in tallies.values():
-            alike, count = tally.alike, len(tally.seconds)
-            tokens = tally.completion_tokens or tally.events
-            if tokens and alike.worked and not alike.failed:
-                taken = sum(tally.seconds) - tally.waited_seconds
-                self.room.queue.learn(model_key(alike.model), seconds=taken / count, output_tokens=tokens / count)
-            totals = self._totals
-            totals.requests += count
-            totals.attempts += count * alike.tries
-            if alike.status == 499:
-                totals.left += count
-            elif alike.failed:
-                totals.failed += count
-            else:
-                totals.succeeded += count
-            self._meter.requests(tally)
-            if alike.is_known or alike.server_id != NO_SERVER:
-                counts = Counts(
-                    requests=count,
-                    failed=count * alike.failed,
-                    prompt_tokens=tally.prompt_tokens,
-                    completion_tokens=tally.completion_tokens,
-                )
-                self._ledger.count(alike.model, alike.server_id, alike.owner, alike.client, day=alike.day, counts=counts)
-
-    @property
-    def meter(self) -> Meter:
-        """What is counted for metrics."""
-        self._settle()
-        return self._meter
-
-    @property
-    def totals(self) -> Totals:
-        """What this process has done since its start."""
-        self._settle()
-        return self._totals
-
-    async def flush_usage(self) -> None:
-        """Save the use since the last call. A row that the store refuses holds up no other one (`Outbox`).
-
-        Raises:
-            StorageUnavailable: Nothing can be saved; it is kept for the next call, and no row is saved twice.
-        """
-        async with self._saving_usage:
-            self._settle()
-            self._outbox.begin()
-            refusal: StorageRefused | None = None
-            saved = False
-            try:
-                while (batch := self._outbox.next(secrets.token_hex(16))) is not None:
-                    try:
-                        await self.store.add_usage(batch.id, batch.rows)
-                    except StorageRefused as error:
-                        refusal = error
-                        self._outbox.refused()
-                    else:
-                        saved = True
-                        self._outbox.accepted()
-            finally:
-                for usage in self._outbox.end():
-                    fields = {"day": usage.key.day, "model": usage.key.model, "server": usage.key.server_id, **attrs.asdict(usage.counts)}
-                    _registry_log.error("counts of use are dropped: the store refuses them", extra={"fields": fields})
-            if refusal is not None and not saved:
-                raise refusal
+            note(_routing_log, "request finished", _record(exchange, seconds, exchange.events), wall)
 
     async def learn_use(self) -> None:
-        """Learn what client keys with a daily limit have used today, before this process began and at others; else nothing is read.
-
-        Raises:
-            StorageUnavailable: It cannot be read; daily limits continue with the last known counts.
-        """
-        limited = {key.id for key in self.keys.values() if key.daily_limit is not None}
-        if limited:
-            day = day_of(self.wall())
-            requests = await self.store.requests_on(day_name(day))
-            self.day_counts.learn({key: requests[key] for key in limited & requests.keys()}, day, self.wall())
-
-    def _label(self, model: str) -> str:
-        """Return the name of a model in metrics: those that are not registered are not told apart."""
-        return listed_name(self.table, model) if model in self.table.models else OTHER
+        """Learn what client keys with a daily limit have used today, at other processes too."""
+        await self.usage_book.learn_day(self.keys.values())
 
     def metrics(self) -> bytes:
         """Return the figures of this process as Prometheus reads them."""
-        meter = self.meter
+        meter = self.usage_book.meter
         meter.forget({model.name for model in self.table.models.values()}, self.table.routes)
         routes = self.table.routes.values()
         waiting: Counter[tuple[str, Band]] = Counter()
         for (model, band), length in self.room.queue.lengths_by_band().items():
-            waiting[self._label(model), band] += length
+            waiting[self.usage_book.label(model), band] += length
         moment = Moment(
             at=self.now(),
             requests=len(self.exchanges),
@@ -777,10 +636,6 @@ class Gateway:
             tasks=len(anyio.get_running_tasks()),
         )
         return exposition(meter, moment)
-
-    def statistics(self) -> Mapping[str, int]:
-        """Return the counts of this process since its start."""
-        return attrs.asdict(self.totals)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -46,6 +46,7 @@ from multiverse_gateway.holders import new_holder
 from multiverse_gateway.protocols import ProbeResult, Store
 from multiverse_gateway.response_places import ResponsePlaces
 from multiverse_gateway.settings import Settings
+from multiverse_gateway.usage_book import UsageBook
 
 FOLLOW_SECONDS = 0.5
 """How long a change waits at most to be saved, and again to be read by the other processes: together the second that is promised."""
@@ -82,6 +83,11 @@ class Watched(Protocol):
         ...
 
     @property
+    def usage_book(self) -> UsageBook:
+        """Return what this process has done, with the counts that are to be saved."""
+        ...
+
+    @property
     def health_book(self) -> HealthBook:
         """Return what is known of the servers' health."""
         ...
@@ -94,10 +100,6 @@ class Watched(Protocol):
     @property
     def now(self) -> Callable[[], float]:
         """Return the monotonic clock."""
-        ...
-
-    async def flush_usage(self) -> None:
-        """Save what was used since the last call, in one batch."""
         ...
 
     async def learn_use(self) -> None:
@@ -138,7 +140,7 @@ async def watch(gateway: Watched) -> None:
     try:
         async with anyio.create_task_group() as group:
             group.start_soon(_steadily, gateway.health_book.flush, FOLLOW_SECONDS, "results of probes cannot be saved; they are kept")
-            group.start_soon(_steadily, gateway.flush_usage, USAGE_SECONDS, "counts of use cannot be saved; they are kept")
+            group.start_soon(_steadily, gateway.usage_book.flush, USAGE_SECONDS, "counts of use cannot be saved; they are kept")
             lost = "the places of stored responses cannot be saved; other processes do not know them yet"
             group.start_soon(_steadily, gateway.responses.flush, FOLLOW_SECONDS, lost, gateway.responses.noted)
             unknown = "the counts of today cannot be read; daily limits continue with the last known counts"

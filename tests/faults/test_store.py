@@ -138,7 +138,7 @@ async def test_a_plug_in_that_raises_anything_ends_nothing(caplog: pytest.LogCap
             group.start_soon(watch, at.gateway)
             await until(lambda: "claim" in store.calls and "changed" in store.calls)
             store.failing = set(EVERYTHING)
-            at.gateway._ledger.count("tiny", NO_SERVER, "", "", day=20_000, counts=Counts(requests=1))
+            at.gateway.usage_book._ledger.count("tiny", NO_SERVER, "", "", day=20_000, counts=Counts(requests=1))
             store.calls.clear()
             await until(lambda: {"version", "changed"} <= set(store.calls))
             for path in ("/admin/usage", "/admin/servers?include_inactive=true", f"/admin/servers/{server['id']}/history"):
@@ -146,9 +146,9 @@ async def test_a_plug_in_that_raises_anything_ends_nothing(caplog: pytest.LogCap
                 assert (answer.status_code, answer.json()["error"]["code"]) == (503, "storage_unavailable"), path
             assert (await at.client.get("/health")).json()["database"] == "unavailable"
             with pytest.raises(StorageUnavailable):
-                await at.gateway.flush_usage()
+                await at.gateway.usage_book.flush()
             store.failing = set()
-            await at.gateway.flush_usage()
+            await at.gateway.usage_book.flush()
             assert [usage.counts.requests for usage in await store.usage("2000-01-01", "2100-01-01")] == [1]
             store.calls.clear()
             await until(lambda: {"version", "changed"} <= set(store.calls))
@@ -187,8 +187,8 @@ async def test_one_server_that_the_store_refuses_costs_no_other_its_health(error
         for _ in range(4):
             for server in list(at.gateway.table.routes.values()):
                 await at.gateway.probe_server(server.server)
-                at.gateway._ledger.count("tiny", server.server.id, "", "", day=20_000, counts=Counts(requests=1))
+                at.gateway.usage_book._ledger.count("tiny", server.server.id, "", "", day=20_000, counts=Counts(requests=1))
             await at.gateway.health_book.flush()
-            await at.gateway.flush_usage()
+            await at.gateway.usage_book.flush()
         assert len(await store.history(ServerId(second["id"]), 10)) == 5
         assert [(row.key.server_id, row.counts.requests) for row in await store.usage("2000-01-01", "2100-01-01")] == [(second["id"], 4)]

@@ -113,7 +113,7 @@ class Stage:
 def entrance_of(gateway: Gateway) -> Entrance:
     """Make the entrance of a gateway, to which nobody is signed in."""
     return Entrance.of(
-        gateway.settings, stored_keys=lambda: gateway.keys, wall=gateway.wall, now=gateway.now, day_counts=gateway.day_counts
+        gateway.settings, stored_keys=lambda: gateway.keys, wall=gateway.wall, now=gateway.now, day_counts=gateway.usage_book.day_counts
     )
 
 

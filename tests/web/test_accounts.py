@@ -136,7 +136,7 @@ async def test_a_request_is_of_the_day_in_which_it_came(began: float, used: int)
         at.gateway.begin(exchange)
         at.clock.advance(600.0)
         at.gateway.finished(exchange)
-        await at.gateway.flush_usage()
+        await at.gateway.usage_book.flush()
         await at.gateway.learn_use()
         assert [record["used_today"] for record in (await at.client.get("/admin/keys")).json()] == [used]
 
@@ -353,12 +353,12 @@ async def test_no_token_is_taught_to_the_log_which_knows_its_form() -> None:
             *_, redactor = [
                 handler.redactor for handler in logging.getLogger("multiverse_gateway").handlers if hasattr(handler, "redactor")
             ]
-            before = set(redactor.known())
+            before = set(redactor.secrets())
             assert (await at.client.post("/admin/register", json=BODY)).status_code == 503
             assert (await at.client.post("/admin/register", json={})).status_code == 400
             token = (await at.register(endpoint_url="http://other.example"))["owner_token"]
             key = (await make_key(at))["key"]
-            assert set(redactor.known()) == before
+            assert set(redactor.secrets()) == before
             for secret in (token, key):
                 assert secret not in redactor(f"somebody sent {secret}")
     finally:

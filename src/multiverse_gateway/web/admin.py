@@ -155,7 +155,7 @@ async def list_records(gateway: Gateway, query: ServersQuery) -> list[ServerReco
 
 def totals(gateway: Gateway) -> Stats:
     """Return the totals that the dashboard shows."""
-    requests = gateway.statistics()
+    requests = gateway.usage_book.totals
     return Stats(
         **attrs.asdict(counts(gateway)),
         state=state_of(gateway),

@@ -346,7 +346,7 @@ class Front:
     def refused(self, error: Exception) -> None:
         """Count a request that ends in an error before there is an exchange."""
         code = getattr(error, "code", None)
-        self.gateway.meter.refusals[code if isinstance(code, str) else "invalid_request"] += 1
+        self.gateway.usage_book.meter.refusals[code if isinstance(code, str) else "invalid_request"] += 1
 
     def refuse(self, visit: Visit, error: Exception) -> Refusal:
         """Return the answer to a request that ends in an error; a mistake of ours is logged."""

@@ -181,7 +181,7 @@ class Pages:
             database=await _database(settings.database_url),
             started_at=iso(self._gateway.started_at),
             uptime=self._gateway.wall() - self._gateway.started_at,
-            totals=self._gateway.statistics(),
+            totals=self._gateway.usage_book.totals,
         )
         if wrong is not None and wrong.wait:
             response.headers["retry-after"] = str(wrong.wait)

@@ -306,7 +306,7 @@ def overview(gateway: Gateway) -> Overview:
         healthy=totals.healthy_servers,
         down=down,
         models=totals.models,
-        requests=gateway.statistics()["requests"],
+        requests=gateway.usage_book.totals["requests"],
         in_flight=gateway.load.total,
         tone=tone,
         headline=headline,

@@ -1,0 +1,196 @@
+"""What this process has done: for `/metrics`, for the statistics of use, and for the estimates of the queue.
+
+A request that is over is only added to the tally of those like it (a few dictionary operations); what they have in common is counted
+once for all of them, at the latest after `SETTLE_SECONDS` (see `Gateway.sweep`) and before anybody reads a figure.
+"""
+
+import logging
+import secrets
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import anyio
+import attrs
+
+from multiverse_gateway.core.budget import DayCounts, day_name, day_of
+from multiverse_gateway.core.errors import StorageRefused
+from multiverse_gateway.core.fairness import FairQueue
+from multiverse_gateway.core.routing import RoutingTable, listed_name
+from multiverse_gateway.core.servers import ClientKey, model_key
+from multiverse_gateway.core.usage import NO_OWNER, NO_SERVER, Alike, Counts, Ledger, Outbox, Tally
+from multiverse_gateway.core.waits import LEAST_WAIT_SECONDS
+from multiverse_gateway.observability.metrics import OTHER, Meter
+from multiverse_gateway.protocols import Store
+from multiverse_gateway.relay.exchange import Exchange
+
+SETTLE_SECONDS = 1.0
+"""How long requests that are over are tallied before they are counted."""
+
+_registry_log = logging.getLogger("multiverse_gateway.registry")
+
+
+@attrs.define
+class Totals:
+    """What this process has done since its start."""
+
+    requests: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    left: int = 0
+    attempts: int = 0
+
+
+class UsageBook:
+    """Count requests, tokens and waits. `now` is the monotonic clock, `wall` epoch seconds; `table` returns the servers there are."""
+
+    def __init__(
+        self, store: Store, queue: FairQueue, *, now: Callable[[], float], wall: Callable[[], float], table: Callable[[], RoutingTable]
+    ) -> None:
+        self.day_counts = DayCounts()
+        """Requests of today by client key, for those with a daily limit."""
+        self._store = store
+        self._queue = queue
+        self._now = now
+        self._wall = wall
+        self._table = table
+        self._meter = Meter()
+        self._totals = Totals()
+        self._ledger = Ledger()
+        self._outbox = Outbox(self._ledger)
+        self._tallies: dict[tuple[Any, ...], Tally] = {}
+        """Requests that are over and not counted yet, by what they have in common."""
+        self._saving = anyio.Lock()
+
+    @property
+    def meter(self) -> Meter:
+        """What is counted for metrics."""
+        self.settle()
+        return self._meter
+
+    @property
+    def totals(self) -> Mapping[str, int]:
+        """What this process has done since its start, the fields of `Totals`."""
+        self.settle()
+        return attrs.asdict(self._totals)
+
+    def label(self, model: str) -> str:
+        """Return the name of a model in metrics: those that are not registered are not told apart."""
+        table = self._table()
+        return listed_name(table, model) if model in table.models else OTHER
+
+    def count(self, exchange: Exchange, seconds: float, wall: float) -> None:
+        """Add a request that is over to those like it; it arrived `seconds` before the instant `wall`."""
+        model, server, status = exchange.envelope.model, exchange.server, exchange.status
+        day = day_of(wall - seconds)
+        place = (None, 0) if server is None else (server.id, server.generation)
+        key = (model, *place, exchange.caller, day, status, exchange.error_code, exchange.tried, len(exchange.attempts))
+        tally = self._tallies.get(key)
+        if tally is None:
+            tally = self._tallies[key] = self._tally(exchange, day)
+        tally.seconds.append(seconds)
+        waited_seconds = exchange.ticket.waited_seconds
+        if waited_seconds >= LEAST_WAIT_SECONDS:
+            tally.waited_seconds += waited_seconds
+            self._meter.wait(self.label(model), exchange.ticket.flow, waited_seconds, self._now())
+        if exchange.first_byte_seconds is not None:
+            tally.first_byte_seconds.append(exchange.first_byte_seconds)
+        prompt_tokens, completion_tokens = exchange.usage
+        tally.prompt_tokens += prompt_tokens
+        tally.completion_tokens += completion_tokens
+        tally.events += exchange.events
+        tally.sent_bytes += exchange.sent_bytes
+        if exchange.attempts:
+            self._meter.failures(exchange.attempts)
+
+    def _tally(self, exchange: Exchange, day: int) -> Tally:
+        model, server, table = exchange.envelope.model, exchange.server, self._table()
+        alike = Alike(
+            model=listed_name(table, model),
+            is_known=model in table.models,
+            server_id=NO_SERVER if server is None else server.id,
+            owner=NO_OWNER if server is None else server.metadata.student_id or NO_OWNER,
+            client=exchange.caller,
+            day=day,
+            status=exchange.status,
+            failed=exchange.error_code is not None,
+            tries=exchange.tried,
+            worked=exchange.tried > len(exchange.attempts),
+        )
+        return Tally(alike)
+
+    def settle(self) -> None:
+        """Add the tallies to what is counted: once for many requests."""
+        tallies, self._tallies = self._tallies, {}
+        for tally in tallies.values():
+            self._learn(tally)
+            self._add(tally)
+            self._meter.requests(tally)
+
+    def _learn(self, tally: Tally) -> None:
+        """Let the queue learn how long answers of the model take and how large they are."""
+        alike, count = tally.alike, len(tally.seconds)
+        tokens = tally.completion_tokens or tally.events
+        if tokens and alike.worked and not alike.failed:
+            taken = sum(tally.seconds) - tally.waited_seconds
+            self._queue.learn(model_key(alike.model), seconds=taken / count, output_tokens=tokens / count)
+
+    def _add(self, tally: Tally) -> None:
+        alike, count, totals = tally.alike, len(tally.seconds), self._totals
+        totals.requests += count
+        totals.attempts += count * alike.tries
+        if alike.status == 499:
+            totals.left += count
+        elif alike.failed:
+            totals.failed += count
+        else:
+            totals.succeeded += count
+        if alike.is_known or alike.server_id != NO_SERVER:
+            counts = Counts(
+                requests=count,
+                failed=count * alike.failed,
+                prompt_tokens=tally.prompt_tokens,
+                completion_tokens=tally.completion_tokens,
+            )
+            self._ledger.count(alike.model, alike.server_id, alike.owner, alike.client, day=alike.day, counts=counts)
+
+    async def flush(self) -> None:
+        """Save the use since the last call. A row that the store refuses holds up no other one (`Outbox`).
+
+        Raises:
+            StorageUnavailable: Nothing can be saved; it is kept for the next call, and no row is saved twice.
+        """
+        async with self._saving:
+            self.settle()
+            self._outbox.begin()
+            refusal: StorageRefused | None = None
+            saved = False
+            try:
+                while (batch := self._outbox.next(secrets.token_hex(16))) is not None:
+                    try:
+                        await self._store.add_usage(batch.id, batch.rows)
+                    except StorageRefused as error:
+                        refusal = error
+                        self._outbox.refused()
+                    else:
+                        saved = True
+                        self._outbox.accepted()
+            finally:
+                for usage in self._outbox.end():
+                    fields = {"day": usage.key.day, "model": usage.key.model, "server": usage.key.server_id, **attrs.asdict(usage.counts)}
+                    _registry_log.error("counts of use are dropped: the store refuses them", extra={"fields": fields})
+            if refusal is not None and not saved:
+                raise refusal
+
+    async def learn_day(self, keys: Collection[ClientKey]) -> None:
+        """Learn what those keys that have a daily limit have used today, before this process began and at other processes.
+
+        Nothing is read if no key has such a limit.
+
+        Raises:
+            StorageUnavailable: It cannot be read; daily limits continue with the last known counts.
+        """
+        limited = {key.id for key in keys if key.daily_limit is not None}
+        if limited:
+            day = day_of(self._wall())
+            requests = await self._store.requests_on(day_name(day))
+            self.day_counts.learn({key: requests[key] for key in limited & requests.keys()}, day, self._wall())
