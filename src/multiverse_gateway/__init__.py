@@ -21,7 +21,18 @@ if TYPE_CHECKING:
     from multiverse_gateway.core.stored import StoredResponse
     from multiverse_gateway.core.usage import Counts, Usage, UsageKey
     from multiverse_gateway.gateway import Gateway
-    from multiverse_gateway.protocols import Balancer, HealthProbe, LoadView, ProbeResult, Registry, ResponseStore, Scoring, Store
+    from multiverse_gateway.protocols import (
+        Balancer,
+        HealthProbe,
+        LoadView,
+        ProbeResult,
+        ProbeStep,
+        Registry,
+        ResponseStore,
+        Scoring,
+        ServerUnreachable,
+        Store,
+    )
     from multiverse_gateway.settings import Settings, SettingsError, load_settings
 
 _HOMES = {
@@ -40,12 +51,14 @@ _HOMES = {
     "LoadView": "multiverse_gateway.protocols",
     "Metadata": "multiverse_gateway.core.servers",
     "ProbeResult": "multiverse_gateway.protocols",
+    "ProbeStep": "multiverse_gateway.protocols",
     "Registry": "multiverse_gateway.protocols",
     "ResponseStore": "multiverse_gateway.protocols",
     "Scoring": "multiverse_gateway.protocols",
     "Server": "multiverse_gateway.core.servers",
     "ServerId": "multiverse_gateway.core.servers",
     "ServerNotFound": "multiverse_gateway.core.errors",
+    "ServerUnreachable": "multiverse_gateway.protocols",
     "Settings": "multiverse_gateway.settings",
     "SettingsError": "multiverse_gateway.settings",
     "StorageUnavailable": "multiverse_gateway.core.errors",
@@ -74,12 +87,14 @@ __all__ = [
     "LoadView",
     "Metadata",
     "ProbeResult",
+    "ProbeStep",
     "Registry",
     "ResponseStore",
     "Scoring",
     "Server",
     "ServerId",
     "ServerNotFound",
+    "ServerUnreachable",
     "Settings",
     "SettingsError",
     "StorageUnavailable",

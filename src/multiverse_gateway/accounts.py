@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 
 from multiverse_gateway.bodies import KeyChange, NewKey, Registration, UsageQuery, read
-from multiverse_gateway.core.errors import BadRequest, KeyNotFound, StorageUnavailable
+from multiverse_gateway.core.errors import BadRequest, InvalidField, KeyNotFound, StorageUnavailable
 from multiverse_gateway.core.routing import listed_name
 from multiverse_gateway.core.servers import ClientKey, ServerId, model_key
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey, summed
@@ -94,7 +94,7 @@ def _limits_of(gateway: Gateway, wanted: KeyChange) -> dict[str, Any]:
     """
     expires_at: float | None = wanted.expires_at  # type: ignore[assignment]  # its reader made it an instant
     if expires_at is not None and expires_at <= gateway.wall():
-        raise BadRequest("expires_at has passed already; write a later time, or leave it out", param="expires_at")
+        raise InvalidField("expires_at", " has passed already; write a later time, or leave it out")
     return {
         "expires_at": expires_at,
         "rate_limit": wanted.rate_limit,

@@ -19,8 +19,7 @@ import cattrs
 from msgspec import Meta
 
 from multiverse_gateway.core.addresses import EndpointError, parse_root
-from multiverse_gateway.core.errors import BadRequest
-from multiverse_gateway.core.registry import Imported
+from multiverse_gateway.core.errors import BadRequest, InvalidField
 from multiverse_gateway.core.servers import (
     MAX_AT_ONCE,
     MAX_CONCURRENCY,
@@ -285,6 +284,16 @@ class Change:
         )
 
 
+@attrs.frozen(kw_only=True)
+class Imported:
+    """One server of an export; `id` and `registered_at` as far as they were given, `has_key` tells whether it names a key at all."""
+
+    registration: Registration
+    id: ServerId | None = None
+    registered_at: float | None = None
+    has_key: bool = False
+
+
 # Reading
 
 
@@ -418,7 +427,9 @@ def read(body: Any, kind: type[_Kind]) -> _Kind:
         if isinstance(error, Unknown):
             known = ", ".join(name.replace(".[", "[") for name in error.known)
             raise BadRequest(f"There is no field {path}; the fields are {known}", param=path) from None
-        raise BadRequest(f"{path or 'The body'}{error.words}", param=path or None) from None
+        if not path:
+            raise BadRequest(f"The body{error.words}") from None
+        raise InvalidField(path, error.words) from None
 
 
 def read_query(query: Mapping[str, str], kind: type[_Kind]) -> _Kind:
@@ -487,7 +498,7 @@ def parse_change(body: Any) -> Change:
     if isinstance(body, dict):
         for name in _NEEDED:
             if name in body and body[name] is None:
-                raise BadRequest(f"{name} cannot be cleared; write a value or leave it out", param=name)
+                raise InvalidField(name, " cannot be cleared; write a value or leave it out")
         whole = read({**_NEEDED, **body}, Registration)
     else:
         whole = read(body, Registration)

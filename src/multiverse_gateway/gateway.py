@@ -24,7 +24,6 @@ from multiverse_gateway.core.activity import ELSEWHERE, Activity, Running, busy_
 from multiverse_gateway.core.addresses import AddressPolicy
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.errors import Overloaded, StorageUnavailable
-from multiverse_gateway.core.explaining import as_line, compared, described, judged
 from multiverse_gateway.core.failover import RetryPolicy
 from multiverse_gateway.core.fairness import Band
 from multiverse_gateway.core.health import Health, HealthState, Refused, fresh, is_refused, share
@@ -33,11 +32,13 @@ from multiverse_gateway.core.pauses import stopped_seconds
 from multiverse_gateway.core.routing import (
     Candidates,
     RoutingTable,
+    Verdict,
     candidates,
     candidates_at,
     has_slot,
     listed_name,
     pools_of,
+    verdict,
 )
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId, identity, model_key
 from multiverse_gateway.health_book import HealthBook
@@ -45,7 +46,6 @@ from multiverse_gateway.observability.logging import note, redact
 from multiverse_gateway.observability.metrics import Moment, exposition
 from multiverse_gateway.observability.telemetry import Observe
 from multiverse_gateway.protocols import Balancer, HealthProbe, ProbeResult, Registry, ResponseStore, Scoring, Store
-from multiverse_gateway.relay.comments import Commentary
 from multiverse_gateway.relay.exchange import Exchange, Limits, Phase, Sending
 from multiverse_gateway.relay.local_addresses import local_addresses
 from multiverse_gateway.relay.requests import USER_AGENT, Requests, endpoint_of
@@ -66,6 +66,8 @@ BULK_QUEUE_SECONDS = 240.0
 MAX_PAUSED_CHECKS = 3
 """How often a check is made if this process was stopped while it ran."""
 BUSY = "the server is busy: it sends answers to other requests, and did not answer the check in time"
+MAX_EXPLAINED = 20
+"""Servers that the reason of a choice tells of; it has to fit into a header."""
 
 _routing_log = logging.getLogger("multiverse_gateway.routing")
 _health_log = logging.getLogger("multiverse_gateway.health")
@@ -113,7 +115,6 @@ class Gateway:
         self.load = Load()
         self.admission = Admission(max_in_flight=settings.max_in_flight)
         self.room = WaitingRoom(settings.max_queue)
-        self._commentary = Commentary(self.room.queue)
         self.usage_book = UsageBook(self.store, self.room.queue, now=now, wall=wall, table=lambda: self.table)
         self.exchanges: set[Exchange] = set()
         self._numbers = 0
@@ -248,7 +249,6 @@ class Gateway:
             self._fades_at = now + FADE_SECONDS
             self.load.fade()
         self.room.look(now)
-        self._commentary.look(now)
         for exchange in [exchange for exchange in self.exchanges if exchange.due <= now]:
             exchange.tick(now)
 
@@ -493,15 +493,34 @@ class Gateway:
 
     def explain(self, exchange: Exchange, server: Server, now: float) -> Mapping[str, object]:
         """Say why a server was chosen: what each of the model's servers was judged as, and what the balancer compared."""
-        envelope = exchange.envelope
-        servers = judged(self.table.models.get(envelope.model), self.load, envelope, excluded=exchange.excluded, now=now)
-        scores = self.balancer.scores(compared(servers), self.load) if isinstance(self.balancer, Scoring) else {}
+        envelope, excluded = exchange.envelope, exchange.excluded
+        model = self.table.models.get(envelope.model)
+        routes = [] if model is None else [route for route in model.routes if envelope.server_id in (None, route.server.id)]
+        found = [
+            (route, verdict(route, self.load, stream=envelope.stream, path=envelope.path, excluded=excluded, now=now)) for route in routes
+        ]
+        ready = [route.server for route, judged in found if judged is Verdict.READY] or [
+            route.server for route, judged in found if judged is Verdict.LAST
+        ]
+        scores = self.balancer.scores(ready, self.load) if isinstance(self.balancer, Scoring) else {}
         return {
             "attempt": exchange.tried,
             "server": server.id,
             "balancer": self.settings.balancer,
             "failed": [[attempt.server_id, attempt.failure.kind.name.lower(), attempt.failure.reason] for attempt in exchange.attempts],
-            "candidates": described(servers, self.load, scores),
+            "candidates": [
+                {
+                    "server": route.server.id,
+                    "verdict": str(judged),
+                    "state": route.health.state.value,
+                    "in_flight": self.load.in_flight(route.server.id),
+                    "latency": _rounded(self.load.latency(route.server.id)),
+                    "share": self.load.share(route.server.id),
+                    "weight": route.server.weight,
+                    "score": _rounded(scores.get(route.server.id)),
+                }
+                for route, judged in found[:MAX_EXPLAINED]
+            ],
         }
 
     def slot_freed(self, model: str) -> None:
@@ -566,8 +585,6 @@ class Gateway:
         """Number and track an exchange; the door starts it."""
         exchange.number = self._numbers = self._numbers + 1
         self.exchanges.add(exchange)
-        if exchange.comments is not None:
-            self._commentary.add(exchange)
         if self._resting is not None:
             self._resting.set()
             self._resting = None
@@ -578,14 +595,12 @@ class Gateway:
     def finished(self, exchange: Exchange) -> None:
         """Count, log and forget an exchange that is over."""
         self.exchanges.discard(exchange)
-        if exchange.comments is not None:
-            self._commentary.discard(exchange)
         wall, seconds = self.wall(), self.now() - exchange.arrived
         self.usage_book.count(exchange, seconds, wall)
         if self.observe is not None:
             self.observe(exchange, wall, seconds)
         if exchange.why:
-            _routing_log.debug("why this server", extra={"fields": {"request_id": exchange.request_id, "why": as_line(exchange.why)}})
+            _routing_log.debug("why this server", extra={"fields": {"request_id": exchange.request_id, "why": _in_words(exchange.why)}})
         if _routing_log.isEnabledFor(logging.INFO):
             note(_routing_log, "request finished", _record(exchange, seconds, exchange.events), wall)
 
@@ -621,6 +636,22 @@ class Gateway:
             tasks=len(anyio.get_running_tasks()),
         )
         return exposition(meter, moment)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _in_words(why: Sequence[Mapping[str, Any]]) -> str:
+    """Write down why servers were chosen, short enough for a line of the log."""
+    lines = []
+    for choice in why:
+        others = ", ".join(
+            f"{candidate['server'][:8]} {candidate['verdict']}" + ("" if candidate["score"] is None else f" ({candidate['score']:g})")
+            for candidate in choice["candidates"][:8]
+        )
+        lines.append(f"{choice['server'][:8]} by {choice['balancer']} of: {others}")
+    return "; ".join(lines)
 
 
 def _record(exchange: Exchange, seconds: float, events: int) -> dict[str, object]:

@@ -4,13 +4,16 @@ Each is named in the settings by its entry point, or passed to `create_app` as a
 """
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
 import attrs
 import httpx2
 
 from multiverse_gateway.core.activity import Running
+from multiverse_gateway.core.addresses import AddressRefusal
 from multiverse_gateway.core.envelope import Envelope
+from multiverse_gateway.core.failover import ConnectFailure
 from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId
 from multiverse_gateway.core.stored import StoredResponse
@@ -55,6 +58,48 @@ class Scoring(Protocol):
         ...
 
 
+class ServerUnreachable(httpx2.ConnectError):
+    """The `Client` of a probe could not connect to the server; `cause` says at what it failed.
+
+    `refusal` says why the address may not be dialled, if that is the cause.
+    """
+
+    def __init__(self, message: str, *, cause: ConnectFailure, refusal: AddressRefusal | None = None) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.refusal = refusal
+
+
+class AnswerFlaw(StrEnum):
+    """Why the `Client` of a probe does not return an answer that arrived."""
+
+    COMPRESSED = "compressed"
+    TOO_LARGE = "too_large"
+
+
+class UnusableAnswer(httpx2.RemoteProtocolError):
+    """The `Client` of a probe refuses the server's answer: it is compressed, or larger than 1 MiB."""
+
+    def __init__(self, message: str, *, flaw: AnswerFlaw) -> None:
+        super().__init__(message)
+        self.flaw = flaw
+
+
+class ProbeStep(StrEnum):
+    """A step on the way to a server's answer, in the order in which they are taken.
+
+    The URL is read, its host name is resolved, the address is judged, a connection is made, the server lets the gateway in, and its answer
+    is what was asked for.
+    """
+
+    URL = "url"
+    NAME = "name"
+    ADDRESS = "address"
+    CONNECTION = "connection"
+    ACCESS = "access"
+    ANSWER = "answer"
+
+
 @attrs.frozen(kw_only=True)
 class ProbeResult:
     """What one probe of one server found.
@@ -65,7 +110,7 @@ class ProbeResult:
     needs one. `timed_out`: there was no answer within the time allowed. `lacks_chat`: the server was asked to chat and has no chat. The
     gateway sets `is_busy` if bytes of other answers of the server arrived meanwhile, and `running` to the oldest attempt that runs on it.
     `owned_by` is what the list of models says about who serves the model, often the engine's name; `None` if the list was not read.
-    These six are not stored.
+    `failed_at` is the step at which a probe failed, as far as it can tell. These seven are not stored.
     """
 
     server_id: ServerId
@@ -83,6 +128,18 @@ class ProbeResult:
     is_busy: bool = False
     running: Running | None = None
     owned_by: str | None = None
+    failed_at: ProbeStep | None = None
+
+    @property
+    def failed_step(self) -> ProbeStep | None:
+        """Return the step at which the probe failed, `None` if it passed; a probe that names no step got an answer it cannot use.
+
+        >>> ProbeResult(server_id=ServerId("x"), generation=1, passed=False, checked_at=1.0, duration=0.1, unauthorized=True).failed_step
+        <ProbeStep.ACCESS: 'access'>
+        """
+        if self.passed:
+            return None
+        return ProbeStep.ACCESS if self.unauthorized else self.failed_at or ProbeStep.ANSWER
 
 
 class HealthProbe(Protocol):

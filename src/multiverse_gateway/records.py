@@ -15,6 +15,8 @@ from multiverse_gateway.core.usage import Counts
 Time = Annotated[str, Meta(description="a time in ISO 8601 with zone", extra_json_schema={"format": "date-time"})]
 Uuid = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
 Status = Literal["healthy", "unhealthy", "unknown"]
+EPOCH_SECONDS = "epoch seconds"
+"""Description of a number that is an instant, as OpenAI's API writes it."""
 
 
 def iso(instant: float | None) -> str | None:
@@ -251,7 +253,7 @@ class ModelItem:
 
     id: str
     object: Literal["model"] = "model"
-    created: Annotated[int, Meta(description="epoch seconds")]
+    created: Annotated[int, Meta(description=EPOCH_SECONDS)]
     owned_by: str
     available_servers: int
     total_servers: int
@@ -267,41 +269,6 @@ class ModelList:
 
     object: Literal["list"] = "list"
     data: list[ModelItem]
-
-
-@attrs.frozen(kw_only=True)
-class QueuedModel:
-    """How much a model is used. `people_waiting` counts the keys and addresses with a waiting request."""
-
-    model: str
-    slots: Annotated[int | None, Meta(description="requests that its servers take at once; null without a limit")]
-    running: int
-    waiting: int
-    people_waiting: int
-
-
-@attrs.frozen(kw_only=True)
-class QueuedRequest:
-    """A waiting request of the caller."""
-
-    request_id: str
-    model: str
-    position: Annotated[int, Meta(description="1 for the request that begins next if no other request comes")]
-    waiting: Annotated[int, Meta(description="all requests that wait for the model")]
-    waited_seconds: float
-    about_seconds: Annotated[
-        int | None, Meta(description="about how long until it begins: one of 5, 10, 20, 30, 60, 120 and 240; null if that is not known yet")
-    ]
-    priority: Literal["interactive", "bulk"]
-
-
-@attrs.frozen(kw_only=True)
-class QueueList:
-    """The models, and the caller's own waiting requests."""
-
-    object: Literal["list"] = "list"
-    data: list[QueuedModel]
-    yours: list[QueuedRequest]
 
 
 @attrs.frozen(kw_only=True)

@@ -12,7 +12,6 @@ from multiverse_gateway.core.addresses import (
     AddressPolicy,
     Endpoint,
     EndpointError,
-    is_openable,
     parse_endpoint,
     parse_root,
     refusal,
@@ -652,5 +651,5 @@ def test_only_what_a_setting_opens_is_said_to_be_openable(address: str, openable
     """Nobody is sent to the operator for what no operator can allow."""
     reason = refusal(address, 80, AddressPolicy())
     assert reason is not None
-    assert is_openable(reason) is openable
+    assert reason.is_openable is openable
     assert (refusal(address, 80, AddressPolicy(allow_private=True)) is None) is openable

@@ -531,8 +531,8 @@ def test_an_open_list_of_models_does_not_end_a_refusal(forced: bool) -> None:
 
 
 def test_a_refusal_that_another_process_found_is_confirmed_in_the_same_way() -> None:
-    """By the call that the reason names, or else by chat; a server that another process found healthy is refused no more."""
-    stored = Health(state=HealthState.MISCONFIGURED, reason="no (POST /v1/rerank)")
+    """By the call that the reason is about, or else by chat; a server that another process found healthy is refused no more."""
+    stored = Health(state=HealthState.MISCONFIGURED, reason="in any words", reason_path="/v1/rerank")
     assert is_refused(followed(well(), stored, POLICY, now=100.0, wall=WALL)) == "/v1/rerank"
     again = after(resume(stored, POLICY, now=100.0, wall=WALL), failed(unauthorized=True))
     assert (is_refused(again), again.reason) == ("/v1/rerank", "the probe failed (POST /v1/rerank)")

@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 import httpx2
 import pytest
 
-from multiverse_gateway.core.addresses import AddressPolicy
+from multiverse_gateway.core.addresses import AddressPolicy, AddressRefusal
+from multiverse_gateway.core.failover import ConnectFailure
+from multiverse_gateway.protocols import ServerUnreachable
 from multiverse_gateway.relay.transport import MAX_BYTES, WireTransport
 from multiverse_gateway.relay.wire import Wire
 from support import behaviours as act
@@ -122,9 +124,11 @@ async def test_an_answer_of_exactly_the_limit_is_read(http: httpx2.AsyncClient, 
 
 
 async def test_a_server_that_is_not_there_raises_connect_error(http: httpx2.AsyncClient) -> None:
-    """In words."""
-    with pytest.raises(httpx2.ConnectError, match="refused"):
+    """In words, and with the cause for programs."""
+    with pytest.raises(httpx2.ConnectError, match="refused") as raised:
         await http.get(f"http://127.0.0.1:{free_port()}/v1/models")
+    assert isinstance(raised.value, ServerUnreachable)
+    assert (raised.value.cause, raised.value.refusal) == (ConnectFailure.REFUSED, None)
 
 
 async def test_nothing_private_is_dialled(alice: Backend) -> None:
@@ -137,8 +141,9 @@ async def test_nothing_private_is_dialled(alice: Backend) -> None:
     wire = Wire(policy=AddressPolicy, resolve=resolve)
     async with httpx2.AsyncClient(transport=WireTransport(wire), trust_env=False) as http:
         for host in ("127.0.0.1", "[::1]", "alice.example", "alice.example"):
-            with pytest.raises(httpx2.ConnectError, match="may not be dialled"):
+            with pytest.raises(ServerUnreachable, match="may not be dialled") as raised:
                 await http.get(f"http://{host}:{alice.port}/v1/models")
+            assert (raised.value.cause, raised.value.refusal) == (ConnectFailure.REFUSED_ADDRESS, AddressRefusal.LOOPBACK)
     await wire.aclose()
     assert (alice.connections, answers) == (0, [])
 

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, parse_endpoint
-from multiverse_gateway.core.failover import Failure, FailureClass
+from multiverse_gateway.core.failover import ConnectFailure, Failure, FailureClass
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.relay.wire import BUFFER_BYTES, MAX_HEAD_BYTES, MAX_HEADERS, MAX_IDLE, MAX_INFORMATIONAL, Sending, Wire
 from support import behaviours as act
@@ -720,6 +720,8 @@ async def test_nothing_private_is_dialled(wires: Wires, alice: Backend) -> None:
         assert (told.kind, told.said) == (FailureClass.CONNECT, ["failed"])
         assert told.failure is not None
         assert "127" not in told.failure.reason
+        assert told.failure.connect is ConnectFailure.REFUSED_ADDRESS
+        assert told.failure.refusal is not None
     assert (alice.connections, len(wire.connections)) == (0, 0)
 
 
@@ -795,6 +797,7 @@ async def test_a_server_that_refuses_fails_to_connect(wires: Wires) -> None:
     assert (told.kind, told.said) == (FailureClass.CONNECT, ["failed"])
     assert told.failure is not None
     assert "refused" in told.failure.reason
+    assert told.failure.connect is ConnectFailure.REFUSED
 
 
 async def test_a_server_that_does_not_accept_fails_in_time(wires: Wires) -> None:
@@ -804,6 +807,7 @@ async def test_a_server_that_does_not_accept_fails_in_time(wires: Wires) -> None
     assert told.kind is FailureClass.CONNECT
     assert told.failure is not None
     assert "time" in told.failure.reason
+    assert told.failure.connect is ConnectFailure.TIMEOUT
 
 
 @pytest.mark.parametrize("error", [socket.gaierror(-2, "no such name"), TimeoutError(), UnicodeError("label too long")])
@@ -817,6 +821,7 @@ async def test_a_name_that_cannot_be_resolved_fails_to_connect(wires: Wires, err
     assert told.kind is FailureClass.CONNECT
     assert told.failure is not None
     assert told.failure.reason == "the name of the server could not be resolved"
+    assert told.failure.connect is ConnectFailure.RESOLVE
 
 
 async def test_a_resolver_that_hangs_is_given_up(wires: Wires) -> None:

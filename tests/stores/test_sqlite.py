@@ -23,7 +23,7 @@ from multiverse_gateway import GatewayError, Health, HealthState, ServerId, Sett
 from multiverse_gateway.core.errors import StorageRefused
 from multiverse_gateway.core.usage import MAX_COUNT
 from multiverse_gateway.stores import sqlite
-from multiverse_gateway.stores.rows import health_row, key_row, result_row, server_row
+from multiverse_gateway.stores.rows import health_row, healths_of, key_row, result_row, server_row
 from multiverse_gateway.stores.sqlite import SqliteStore
 from multiverse_gateway.stores.vault import key_file, open_vault
 from multiverse_gateway.testing.store import (
@@ -389,6 +389,20 @@ def test_older_versions_can_read_a_suspect_server() -> None:
         "last_transition_at",
         "models",
     }
+
+
+def test_the_path_of_a_refusal_is_shared_and_read_from_rows_of_older_versions() -> None:
+    """Older versions wrote the path at the end of the reason only; they ignore the fact that names it now."""
+    refused = Health(state=HealthState.MISCONFIGURED, reason="in any words", reason_path="/v1/embeddings")
+    ((_, read),) = healths_of([health_row(ServerId("one"), refused)])
+    assert read == refused
+    older = health_row(ServerId("one"), Health(state=HealthState.MISCONFIGURED, reason="no (POST /v1/rerank)"))
+    ((_, read),) = healths_of([older])
+    assert read.reason_path == "/v1/rerank"
+    ((_, read),) = healths_of([health_row(ServerId("one"), Health(state=HealthState.MISCONFIGURED, reason="no"))])
+    assert read.reason_path is None
+    ((_, read),) = healths_of([health_row(ServerId("one"), Health(state=HealthState.UNHEALTHY, reason="no (POST /v1/rerank)"))])
+    assert read.reason_path is None
 
 
 async def test_health_of_an_unknown_kind_is_left_out(tmp_path: Path) -> None:

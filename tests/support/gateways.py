@@ -17,7 +17,8 @@ from multiverse_gateway.accounts import owner_digest
 from multiverse_gateway.balancers.round_robin import create as round_robin
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.protocols import Client, ProbeResult, Store
+from multiverse_gateway.protocols import Client, HealthProbe, ProbeResult, Store
+from multiverse_gateway.relay.wire import Resolver
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
 from multiverse_gateway.web.accounts import account_routes
@@ -135,16 +136,24 @@ def application(gateway: Gateway, *, extra: list[BaseRoute] | None = None) -> St
 
 
 @asynccontextmanager
-async def stage(*, store: Store | None = None, extra: list[BaseRoute] | None = None, **settings: Any) -> AsyncIterator[Stage]:
-    """Run a gateway that never dials, without its monitor."""
+async def stage(
+    *,
+    store: Store | None = None,
+    extra: list[BaseRoute] | None = None,
+    probe: HealthProbe | None = None,
+    resolve: Resolver | None = None,
+    **settings: Any,
+) -> AsyncIterator[Stage]:
+    """Run a gateway without its monitor; it never dials unless it gets another `probe` than the verdicts of the test."""
     clock = Clock()
-    probe = Verdicts(wall=lambda: clock.wall)
+    verdicts = Verdicts(wall=lambda: clock.wall)
     given = Settings(**{"admin_api_key": ADMIN_KEY, "rate_limit_per_minute": 0, **settings})
     gateway = Gateway(
         given,
         store=store or MemoryStore(wall=lambda: clock.wall),
         balancer=round_robin(given),
-        probe=probe,
+        probe=probe or verdicts,
+        resolve=resolve,
         now=lambda: clock.monotonic,
         wall=lambda: clock.wall,
         chance=lambda: 0.5,
@@ -153,4 +162,4 @@ async def stage(*, store: Store | None = None, extra: list[BaseRoute] | None = N
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     headers = {"x-api-key": ADMIN_KEY}
     async with gateway.running(), httpx2.AsyncClient(transport=transport, base_url="http://gateway", headers=headers) as client:
-        yield Stage(gateway, probe, clock, client, app)
+        yield Stage(gateway, verdicts, clock, client, app)

@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from multiverse_gateway import Settings, create_app, lifespan
+from multiverse_gateway.relay.wire import Resolver
 from multiverse_gateway.stores.memory import MemoryStore
 from support.gateways import ADMIN_KEY, BODY, Clock, Verdicts
 
@@ -69,15 +70,22 @@ def value_of(page: httpx2.Response, name: str) -> str:
 
 
 @asynccontextmanager
-async def browsing(*, prefix: str = "", servers: httpx2.AsyncBaseTransport | None = None, **settings: Any) -> AsyncIterator[Browser]:
+async def browsing(
+    *,
+    prefix: str = "",
+    servers: httpx2.AsyncBaseTransport | None = None,
+    resolve: Resolver | None = None,
+    probes: bool = False,
+    **settings: Any,
+) -> AsyncIterator[Browser]:
     """Run an application of pages, perhaps mounted in another one, with a client that is not signed in.
 
-    `servers` answers what is asked of model servers, but for the probes.
+    `servers` answers what is asked of model servers, but for the probes. With `probes` the gateway probes servers itself.
     """
     clock = Clock()
     probe = Verdicts(wall=lambda: clock.wall)
     given = Settings(**{"admin_api_key": ADMIN_KEY, "rate_limit_per_minute": 0, **settings})
-    app = create_app(given, store=MemoryStore(), probe=probe, transport=servers)
+    app = create_app(given, store=MemoryStore(), probe=None if probes else probe, transport=servers, resolve=resolve)
     outer = Starlette(routes=[Mount(prefix, app)]) if prefix else app
     transport = httpx2.ASGITransport(outer, raise_app_exceptions=False)
     async with lifespan(app), httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:

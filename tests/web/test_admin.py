@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from multiverse_gateway import Settings
 from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.core.servers import Server
+from multiverse_gateway.probes.models import create as models_probe
 from multiverse_gateway.stores.memory import MemoryStore
 from support.gateways import BODY, Stage, stage
 
@@ -123,8 +125,11 @@ async def test_a_bad_query_names_its_parameter(path: str, param: str) -> None:
 
 async def test_a_name_that_leads_nowhere_is_no_usable_url() -> None:
     """The connection test says so at the address, and says nothing about steps that were not taken."""
-    async with stage() as at:
-        at.probe.failing[BODY["endpoint_url"]] = "the host name leads nowhere: is it spelt right, and is the tunnel still open?"
+
+    async def resolve(host: str, port: int) -> list[str]:
+        raise OSError("no such name")
+
+    async with stage(probe=models_probe(Settings()), resolve=resolve) as at:
         tested = (await at.client.post("/admin/test-connection", json=BODY)).json()
         assert (tested["ok"], [(step["step"], step["ok"]) for step in tested["steps"]]) == (False, [("address", False)])
         assert tested["steps"][0]["message"] == tested["reason"]

@@ -143,7 +143,16 @@ async def test_a_refused_key_and_a_refused_address_end_the_test_where_they_stand
         assert denied.text.rpartition(NEXT_PIECE)[2].count('class="good"') == 3
         closed = await browser.send("/register/test", {"endpoint_url": "http://169.254.169.254"}, hx_request="true")
         assert re.search(r'<li class="bad">.*<strong>Address allowed</strong>.*This is an address', closed.text)
-        browser.probe.failing["http://moved.example"] = "the host name resolves to what this gateway does not dial"
+
+
+async def test_a_name_that_leads_to_a_refused_address_ends_the_test_at_the_address() -> None:
+    """The resolver's answer is judged, as the gateway's own probe does it."""
+
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["169.254.169.254"]
+
+    async with browsing(probes=True, resolve=resolve) as browser:
+        await browser.sign_in()
         moved = await browser.send("/register/test", {"endpoint_url": "http://moved.example"}, hx_request="true")
         assert re.search(r'<li class="bad">.*<strong>Address allowed</strong>', moved.text)
 

@@ -16,12 +16,14 @@ from multiverse_gateway import registration
 from multiverse_gateway.core.paths import OWN_SEGMENTS
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey
-from multiverse_gateway.protocols import ProbeResult
+from multiverse_gateway.protocols import ProbeResult, ProbeStep
 from multiverse_gateway.web import boards, views
+from multiverse_gateway.web.frame import NEXT_PIECE
 from multiverse_gateway.web.live import Parts, changes, follow, follow_lines
 from multiverse_gateway.web.security import MAX_ADMIN_FAILURES
 from support.gateways import ADMIN_KEY, BODY
 from support.pages import browsing, value_of
+from support.troubles import NETWORKS, STEPS, resolve, troubled
 
 XSS = "\"><script>alert(1)</script>'{{7*7}}"
 PRIVATE = [
@@ -515,22 +517,25 @@ async def test_the_stored_key_is_not_tried_at_another_address() -> None:
             assert browser.probe.checked[-1].api_key == key
 
 
-@pytest.mark.parametrize(
-    ("reason", "step"),
-    [
-        ("the host name leads nowhere: is it spelt right?", "Name found"),
-        ("connection refused: is the server running?", "Connected"),
-        ("/v1/models answers with status 500", "Models listed"),
-    ],
-)
-async def test_the_connection_test_says_at_which_step_it_ended(reason: str, step: str) -> None:
-    """And what helps."""
-    async with browsing() as browser:
+TITLES = {
+    ProbeStep.NAME: "Name found",
+    ProbeStep.ADDRESS: "Address allowed",
+    ProbeStep.CONNECTION: "Connected",
+    ProbeStep.ACCESS: "Let in",
+    ProbeStep.ANSWER: "Models listed",
+}
+
+
+@pytest.mark.e2e
+async def test_the_connection_test_shows_the_step_at_which_it_failed() -> None:
+    """With servers that really fail, each in its own way, and the gateway's own probe."""
+    async with troubled() as urls, browsing(probes=True, resolve=resolve, allow_private_networks=NETWORKS) as browser:
         await browser.sign_in()
-        browser.probe.failing["http://gpu.example"] = reason
-        answer = await browser.send("/register/test", {"endpoint_url": "http://gpu.example"}, hx_request="true")
-        assert re.search(rf'<li class="bad">.*<strong>{step}</strong>', answer.text)
-        assert answer.text.count('class="bad"') == 1
+        for name in ("nowhere", "private", "closed", "no-tls", "idle-tunnel", "wants-a-key", "lists-but-refuses", "broken", "well"):
+            step = STEPS[name]
+            answer = await browser.send("/register/test", {"endpoint_url": urls[name]}, hx_request="true")
+            failed = re.findall(r'<li class="bad">.*<strong>(.*)</strong>', answer.text.rpartition(NEXT_PIECE)[2])
+            assert failed == ([] if step is None else [TITLES[step]]), name
 
 
 async def test_tests_are_limited_with_a_word_when_to_go_on() -> None:

@@ -98,14 +98,14 @@ def migrate_store_command(source: str, target: str, config: Path | None, as_json
     try:
         path = database_path(source)
     except SettingsError as error:
-        refuse(as_written(str(error), {"MULTIVERSE_DATABASE_URL": ("SOURCE", "")}))
+        refuse(as_written(error, {"MULTIVERSE_DATABASE_URL": ("SOURCE", "")}))
     if not path.exists():
         raise click.ClickException(f"There is no database {path}")
     try:
         store = plugins.store(attrs.evolve(settings, database_url=target))
         counts = anyio.run(_copy, path, settings.backend_key_secret, store)
     except SettingsError as error:
-        refuse(as_written(str(error), {**names_here(config), "MULTIVERSE_DATABASE_URL": ("TARGET", "")}))
+        refuse(as_written(error, {**names_here(config), "MULTIVERSE_DATABASE_URL": ("TARGET", "")}))
     except StorageUnavailable as error:
         raise click.ClickException(error.message) from None
     if as_json:

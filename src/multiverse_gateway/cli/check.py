@@ -13,7 +13,7 @@ from multiverse_gateway._version import __version__
 from multiverse_gateway.cli.common import json_option, print_json, printable, settings_here, trimmed
 from multiverse_gateway.core.abilities import lacks_chat
 from multiverse_gateway.core.access import HOST_HEADER
-from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, is_openable, parse_root, refusal_of_any
+from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_root, refusal_of_any
 from multiverse_gateway.core.refusals import lacks_model
 from multiverse_gateway.core.servers import model_key
 from multiverse_gateway.settings import Settings
@@ -107,7 +107,7 @@ def _judge(addresses: list[str], port: int, policy: AddressPolicy) -> Step:
     if reason is None:
         return Step("address", True, "a gateway may dial it")
     remedy = "use a public address or a tunnel"
-    if is_openable(reason):
+    if reason.is_openable:
         remedy += ", or open the network with MULTIVERSE_ALLOW_PRIVATE_NETWORKS (here: --allow-private)"
     return Step("address", False, f"a gateway with these settings will not dial it: {reason}", remedy)
 

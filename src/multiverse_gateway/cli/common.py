@@ -51,7 +51,7 @@ def refuse_setting(error: SettingsError, config: Path | None = None) -> NoReturn
     Raises:
         Unusable: always.
     """
-    refuse(as_written(str(error), names_here(config)))
+    refuse(as_written(error, names_here(config)))
 
 
 def print_json(value: object) -> None:

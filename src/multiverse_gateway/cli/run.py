@@ -12,6 +12,8 @@ import click
 
 from multiverse_gateway.cli.common import config_option, names_here, refuse, settings_here
 from multiverse_gateway.settings import Settings
+from multiverse_gateway.settings.checks import UnusableSetting
+from multiverse_gateway.settings.declaration import unusable_value
 from multiverse_gateway.settings.sources import as_written
 
 _METAVARS: dict[Any, str] = {bool: "true|false", int: "NUMBER", float: "NUMBER"}
@@ -70,8 +72,8 @@ def run_command(
                 settings, sock, tls=tls, stop_at_eof=stop_at_eof, worker=worker, ready_fd=ready_fd, written=names_here(config, overrides)
             )
             sys.exit(serve(serving))
-    except OSError as error:
-        raise click.ClickException(as_written(str(error), names_here(config, overrides))) from None
+    except (OSError, UnusableSetting) as error:
+        raise click.ClickException(as_written(error, names_here(config, overrides))) from None
 
 
 def _require_database(settings: Settings) -> None:
@@ -102,14 +104,13 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """Return a bound socket that does not listen yet; `shared` ones of several processes may have the same port (Linux).
 
     Raises:
+        UnusableSetting: The host is no address of this machine.
         OSError: The address is not ours, or the port is taken; the message says what to do.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except socket.gaierror:
-        raise OSError(
-            f"MULTIVERSE_HOST={host} cannot be used: it is no address of this machine; write 127.0.0.1, or 0.0.0.0 for all"
-        ) from None
+        raise unusable_value("host", host, "it is no address of this machine; write 127.0.0.1, or 0.0.0.0 for all") from None
     sock = socket.socket(family, kind, protocol)
     try:
         if sys.platform != "win32":

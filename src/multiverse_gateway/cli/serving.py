@@ -9,7 +9,6 @@ import contextlib
 import gc
 import logging
 import os
-import re
 import signal
 import socket
 import sys
@@ -74,29 +73,30 @@ def serve(serving: Serving) -> int:
         logs = configure(serving.settings)
     except OSError as error:
         refusal = unusable(serving.settings, "log_file", f"it cannot be written ({error.strerror}); name a file in a folder that can be")
-        click.echo(f"Error: {as_written(str(refusal), serving.written)}", err=True)
+        click.echo(f"Error: {as_written(refusal, serving.written)}", err=True)
         return 2
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_serve(serving))
     except SettingsError as error:
-        click.echo(f"Error: {as_written(str(error), serving.written)}", err=True)
+        click.echo(f"Error: {as_written(error, serving.written)}", err=True)
         return 2
     except (LifespanFailureError, LifespanTimeoutError, GatewayError) as error:
-        click.echo(f"Error: the gateway could not start: {reason(str(error))}", err=True)
+        click.echo(f"Error: the gateway could not start: {start_error(error)}", err=True)
         return 1
     finally:
         logs.close()
 
 
-def reason(words: str) -> str:
-    r"""Return what a person can do about a start that failed; of an error of ours Starlette makes a traceback, whose last line says it.
+def start_error(error: BaseException) -> BaseException:
+    """Return the error of ours that made a start fail, or else the error itself.
 
-    >>> reason("Lifespan failure in startup. 'Traceback …\nmultiverse_gateway.core.errors.StorageUnavailable: start it first\n'")
-    'start it first'
+    Starlette reports a start that fails while it handles the exception, and hypercorn raises an error of its own then: ours is its context.
     """
-    ours = re.search(r"^multiverse_gateway\.core\.errors\.\w+: (.*)\s*'?\s*\Z", words, re.MULTILINE)
-    return ours[1] if ours else words
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, GatewayError):
+        cause = cause.__cause__ or cause.__context__
+    return error if cause is None else cause
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

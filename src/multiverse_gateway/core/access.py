@@ -4,8 +4,6 @@ A refused request (401, 403) may be due to its content: a firewall may dislike a
 an empty JSON object with the stored key. Every server rejects that object, but a server that wants another key rejects the key first.
 """
 
-import re
-
 from attrs import frozen
 
 from multiverse_gateway.core.envelope import JSON_PATHS
@@ -13,7 +11,6 @@ from multiverse_gateway.core.envelope import JSON_PATHS
 CONFIRMING_PATH = "/v1/chat/completions"
 """The API path that shows whether a server lets the gateway in, where no other path is known."""
 
-_AT_PATH = re.compile(r" \(POST (/v1/[\w/-]+)\)$")
 _UNDECIDED = frozenset({407, 502, 504, 530})
 """Statuses of proxies and tunnels: the server itself may never have seen the request."""
 _WANTS_KEY = "the server asks for a key: register it with its api_key"
@@ -66,15 +63,5 @@ def confirming_path(path: str) -> str:
 
 
 def refusal_at(refusal: str, path: str) -> str:
-    """Return the words of a refusal with the API path on which it was met, so that every process that reads them knows it."""
+    """Return the words of a refusal with the API path on which it was met, unless that is the path of chat."""
     return refusal if path == CONFIRMING_PATH else f"{refusal} (POST {path})"
-
-
-def path_of(refusal: str | None) -> str:
-    """Return the API path that the words of a refusal name; that of chat if they name none.
-
-    >>> path_of(refusal_at("no", "/v1/embeddings")), path_of("no"), path_of(None)
-    ('/v1/embeddings', '/v1/chat/completions', '/v1/chat/completions')
-    """
-    found = _AT_PATH.search(refusal or "")
-    return found[1] if found is not None else CONFIRMING_PATH

@@ -14,6 +14,7 @@ import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Sequence
+from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Self
 
@@ -210,12 +211,36 @@ def _idna(text: str) -> str:
         raise EndpointError('The host is not a valid international name; write its "xn--" form') from None
 
 
-_PRIVATE, _LOOPBACK, _LINK_LOCAL, _METADATA = "private address", "loopback", "link-local", "metadata address"
+class AddressRefusal(StrEnum):
+    """Why an address must not be dialled. The value is what people read; programs compare members."""
+
+    PRIVATE = "private address"
+    LOOPBACK = "loopback"
+    LINK_LOCAL = "link-local"
+    METADATA = "metadata address"
+    UNSPECIFIED = "unspecified"
+    RESERVED = "reserved"
+    MULTICAST = "multicast"
+    BROADCAST = "broadcast"
+    V4_MAPPED = "v4-mapped address"
+    SCOPED = "scoped address"
+    NOT_AN_ADDRESS = "not an address"
+    NO_ADDRESS = "no address"
+    OWN_LISTENER = "own listener"
+
+    @property
+    def is_openable(self) -> bool:
+        """Return whether `ALLOW_PRIVATE_NETWORKS` can allow such an address; metadata services, for one, stay closed."""
+        return self in _OPENABLE
+
+
+_PRIVATE, _LOOPBACK = AddressRefusal.PRIVATE, AddressRefusal.LOOPBACK
+_LINK_LOCAL, _METADATA, _RESERVED = AddressRefusal.LINK_LOCAL, AddressRefusal.METADATA, AddressRefusal.RESERVED
 _OPENABLE = frozenset({_PRIVATE, _LOOPBACK})
 
-_IPV4: tuple[tuple[str, str | None], ...] = (
+_IPV4: tuple[tuple[str, AddressRefusal | None], ...] = (
     ("0.0.0.0/0", None),
-    ("0.0.0.0/8", "unspecified"),
+    ("0.0.0.0/8", AddressRefusal.UNSPECIFIED),
     ("10.0.0.0/8", _PRIVATE),
     ("100.64.0.0/10", _PRIVATE),
     ("100.100.100.200/32", _METADATA),
@@ -224,43 +249,43 @@ _IPV4: tuple[tuple[str, str | None], ...] = (
     ("169.254.0.0/16", _LINK_LOCAL),
     ("169.254.169.254/32", _METADATA),
     ("172.16.0.0/12", _PRIVATE),
-    ("192.0.0.0/24", "reserved"),
+    ("192.0.0.0/24", _RESERVED),
     ("192.0.0.192/32", _METADATA),
-    ("192.0.2.0/24", "reserved"),
-    ("192.31.196.0/24", "reserved"),
-    ("192.52.193.0/24", "reserved"),
-    ("192.88.99.0/24", "reserved"),
+    ("192.0.2.0/24", _RESERVED),
+    ("192.31.196.0/24", _RESERVED),
+    ("192.52.193.0/24", _RESERVED),
+    ("192.88.99.0/24", _RESERVED),
     ("192.168.0.0/16", _PRIVATE),
-    ("192.175.48.0/24", "reserved"),
-    ("198.18.0.0/15", "reserved"),
-    ("198.51.100.0/24", "reserved"),
-    ("203.0.113.0/24", "reserved"),
-    ("224.0.0.0/4", "multicast"),
-    ("240.0.0.0/4", "reserved"),
-    ("255.255.255.255/32", "broadcast"),
+    ("192.175.48.0/24", _RESERVED),
+    ("198.18.0.0/15", _RESERVED),
+    ("198.51.100.0/24", _RESERVED),
+    ("203.0.113.0/24", _RESERVED),
+    ("224.0.0.0/4", AddressRefusal.MULTICAST),
+    ("240.0.0.0/4", _RESERVED),
+    ("255.255.255.255/32", AddressRefusal.BROADCAST),
 )
-_IPV6: tuple[tuple[str, str | None], ...] = (
-    ("::/0", "reserved"),
-    ("::/128", "unspecified"),
+_IPV6: tuple[tuple[str, AddressRefusal | None], ...] = (
+    ("::/0", _RESERVED),
+    ("::/128", AddressRefusal.UNSPECIFIED),
     ("::1/128", _LOOPBACK),
-    ("::ffff:0:0/96", "v4-mapped address"),
+    ("::ffff:0:0/96", AddressRefusal.V4_MAPPED),
     ("2000::/3", None),
-    ("2001::/23", "reserved"),
-    ("2001:db8::/32", "reserved"),
-    ("2002::/16", "reserved"),
-    ("3fff::/20", "reserved"),
+    ("2001::/23", _RESERVED),
+    ("2001:db8::/32", _RESERVED),
+    ("2002::/16", _RESERVED),
+    ("3fff::/20", _RESERVED),
     ("fc00::/7", _PRIVATE),
     ("fd00:42::42/128", _METADATA),
     ("fd00:ec2::23/128", _METADATA),
     ("fd00:ec2::254/128", _METADATA),
     ("fd20:ce::254/128", _METADATA),
     ("fe80::/10", _LINK_LOCAL),
-    ("ff00::/8", "multicast"),
+    ("ff00::/8", AddressRefusal.MULTICAST),
 )
 """The most specific network decides: the last one in the table that contains an address."""
 
 
-def _ranges(table: tuple[tuple[str, str | None], ...]) -> tuple[list[int], list[str | None]]:
+def _ranges(table: tuple[tuple[str, AddressRefusal | None], ...]) -> tuple[list[int], list[AddressRefusal | None]]:
     """Flatten nested networks into the first number of each range and its reason, for bisection."""
     networks = [(ip_network(text), reason) for text, reason in table]
     bounds = [(int(network[0]), int(network[-1]), reason) for network, reason in networks]
@@ -319,38 +344,33 @@ def _network(text: str) -> IPv4Network | IPv6Network:
     return network
 
 
-def is_openable(reason: str) -> bool:
-    """Return whether `ALLOW_PRIVATE_NETWORKS` can allow what was refused for this reason; metadata services, for one, stay closed."""
-    return reason in _OPENABLE
-
-
-def explained(reason: str) -> str:
+def explained(refusal: AddressRefusal) -> str:
     """Return a refusal with the setting that would allow the address, if one would.
 
-    >>> explained("private address"), explained("metadata address")
+    >>> explained(AddressRefusal.PRIVATE), explained(AddressRefusal.METADATA)
     ('private address, which only ALLOW_PRIVATE_NETWORKS opens', 'metadata address')
     """
-    return f"{reason}, which only ALLOW_PRIVATE_NETWORKS opens" if is_openable(reason) else reason
+    return f"{refusal}, which only ALLOW_PRIVATE_NETWORKS opens" if refusal.is_openable else str(refusal)
 
 
-def refusal(address: str, port: int, policy: AddressPolicy) -> str | None:
-    """Return why this address must not be dialled, in words fit for its owner, or None if it may be.
+def refusal(address: str, port: int, policy: AddressPolicy) -> AddressRefusal | None:
+    """Return why this address must not be dialled, or None if it may be.
 
     Called at every connect with what the resolver answered. Source: IANA special-purpose address registries.
 
     >>> refusal("127.0.0.1", 8000, AddressPolicy())
-    'loopback'
+    <AddressRefusal.LOOPBACK: 'loopback'>
     >>> refusal("127.0.0.1", 8000, AddressPolicy(allow_private=True)) is None
     True
     """
     if "%" in address:
-        return "scoped address"
+        return AddressRefusal.SCOPED
     try:
         ip = IPv6Address(address) if ":" in address else IPv4Address(address)
     except ValueError:
-        return "not an address"
+        return AddressRefusal.NOT_AN_ADDRESS
     if policy.own and _is_own(ip, port, policy.own):
-        return "own listener"
+        return AddressRefusal.OWN_LISTENER
     if isinstance(ip, IPv4Address):
         reason = _REASONS4[bisect_right(_STARTS4, int(ip)) - 1]
     else:
@@ -360,14 +380,14 @@ def refusal(address: str, port: int, policy: AddressPolicy) -> str | None:
     return reason
 
 
-def refusal_of_any(addresses: Sequence[str], port: int, policy: AddressPolicy) -> str | None:
+def refusal_of_any(addresses: Sequence[str], port: int, policy: AddressPolicy) -> AddressRefusal | None:
     """Return the first refusal among all answers of a resolver: one bad answer condemns the name.
 
     >>> refusal_of_any(["93.184.215.14", "10.0.0.1"], 443, AddressPolicy())
-    'private address'
+    <AddressRefusal.PRIVATE: 'private address'>
     """
     if not addresses:
-        return "no address"
+        return AddressRefusal.NO_ADDRESS
     for address in addresses:
         reason = refusal(address, port, policy)
         if reason is not None:

@@ -2,6 +2,8 @@
 
     GatewayError
     ├── BadRequest                400  invalid_request_error
+    │   ├── InvalidField
+    │   │   └── AddressForbidden
     │   ├── InvalidJSON                invalid_json
     │   ├── StreamingUnsupported       streaming_unsupported
     │   └── AlreadyRegistered
@@ -127,6 +129,36 @@ class BadRequest(GatewayError):
     status = 400
     type = "invalid_request_error"
     code: str | None = None
+
+
+class InvalidField(BadRequest):
+    """One field of the request cannot be used; `problem` continues a sentence that begins with the field's name.
+
+    >>> error = InvalidField("max_tokens", " must be a whole number")
+    >>> error.message, error.naming("Longest answer")
+    ('max_tokens must be a whole number', 'Longest answer must be a whole number')
+    """
+
+    def __init__(self, field: str, problem: str = " cannot be used") -> None:
+        super().__init__(f"{field}{problem}", param=field)
+        self.problem = problem
+
+    def naming(self, label: str) -> str:
+        """Return the message with another name for the field, such as the label that a form shows."""
+        return f"{label}{self.problem}"
+
+
+class AddressForbidden(InvalidField):
+    """The address in a field must not be dialled; `reason` says which kind of address it is."""
+
+    def __init__(self, reason: str, *, field: str = "endpoint_url", is_openable: bool = False) -> None:
+        remedy = ", or ask the operator to open private networks (ALLOW_PRIVATE_NETWORKS)" if is_openable else ""
+        self.explanation = f"an address that this gateway does not dial ({reason}); write a public address or a tunnel's{remedy}"
+        super().__init__(field, f" names {self.explanation}")
+
+    def naming(self, label: str) -> str:
+        """Return the message for a person who has just written the address."""
+        return f"This is {self.explanation}"
 
 
 class InvalidJSON(BadRequest):

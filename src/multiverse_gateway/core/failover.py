@@ -29,6 +29,7 @@ from typing import assert_never
 
 from attrs import frozen
 
+from multiverse_gateway.core.addresses import AddressRefusal
 from multiverse_gateway.core.answers import check_json, reported_status
 from multiverse_gateway.core.content_types import JSON, TEXT, relayed_type
 from multiverse_gateway.core.errors import (
@@ -71,13 +72,25 @@ class FailureClass(StrEnum):
     LOCAL = "L"
 
 
+class ConnectFailure(StrEnum):
+    """At what a connection to a server failed. `RESOLVE`: its name has no address; `REFUSED_ADDRESS`: its address may not be dialled."""
+
+    RESOLVE = "resolve"
+    REFUSED_ADDRESS = "refused_address"
+    TIMEOUT = "timeout"
+    REFUSED = "refused"
+    TLS = "tls"
+    OTHER = "other"
+
+
 @frozen
 class Failure:
     """How one attempt ended. `reason` is for people: words, no address, nothing internal. `retry_after` is in seconds, not capped.
 
     `status` and `body` are those of the server's answer, if there was one, and `content_type` is one that may be relayed.
     `after_request`: the server had the request, or a part of it, when the connection broke. `is_stale`: a kept connection ended
-    unanswered, which the server may have closed before the request was written.
+    unanswered, which the server may have closed before the request was written. `connect` says at what a failure of class A failed, and
+    `refusal` why the address may not be dialled. `may_hold_error`: only the head is known, and the body may report another error.
     """
 
     kind: FailureClass
@@ -88,6 +101,9 @@ class Failure:
     content_type: bytes = JSON
     after_request: bool = False
     is_stale: bool = False
+    connect: ConnectFailure | None = None
+    refusal: AddressRefusal | None = None
+    may_hold_error: bool = False
 
     @property
     def is_final(self) -> bool:
@@ -170,8 +186,7 @@ def classify(
         # The page may be the server's own and repeat words of the request, so a probe decides.
         return Failure(FailureClass.BROKEN, _OFFLINE, status, after_request=True)
     if 200 <= status < 300:
-        reason = _nonsense(status, headers.get(b"content-encoding"), kind, stream, checks_json)
-        return None if reason is None else Failure(FailureClass.NONSENSE, reason, status)
+        return _nonsense(status, headers.get(b"content-encoding"), kind, stream, checks_json)
     found, reason = _meaning(status, body or b"", request, names_response)
     if found in _RELAYED and not _is_identity(headers.get(b"content-encoding")):
         found, reason = FailureClass.NONSENSE, _COMPRESSED
@@ -216,7 +231,6 @@ def classify_report(
 
 
 JSON_FOR_STREAM = "the answer to a streaming request is JSON"
-"""Reason of the failure that `classify` returns for such a head: its body may still report another error."""
 _OFFLINE = "the server's tunnel is offline"
 _COMPRESSED = "the answer is compressed, although the gateway did not ask for that"
 _RELAYED = frozenset({FailureClass.NO_MODEL, FailureClass.UNSUPPORTED, FailureClass.CLIENT_ERROR})
@@ -263,22 +277,22 @@ def _meaning(status: int, body: bytes, request: bytes, names_response: bool) -> 
 
 
 @lru_cache(maxsize=64)
-def _nonsense(status: int, coding: bytes | None, kind: bytes, stream: bool, checks_json: bool) -> str | None:
+def _nonsense(status: int, coding: bytes | None, kind: bytes, stream: bool, checks_json: bool) -> Failure | None:
     """Return what is wrong with the head of a 2xx answer; cached, because few of them differ."""
-    media = media_type(kind)
+    media, nonsense = media_type(kind), FailureClass.NONSENSE
     if status not in ((200,) if checks_json else (200, 201, 202)):
-        return f"answered with status {status}"
+        return Failure(nonsense, f"answered with status {status}", status)
     if not _is_identity(coding):
-        return _COMPRESSED
+        return Failure(nonsense, _COMPRESSED, status)
     if media in (b"text/html", b"application/xhtml+xml"):
-        return "the answer is a web page"
+        return Failure(nonsense, "the answer is a web page", status)
     if stream:
         if checks_json and (not media or _is_json(media)):
-            return JSON_FOR_STREAM
+            return Failure(nonsense, JSON_FOR_STREAM, status, may_hold_error=True)
         if _is_json(media) or (checks_json and media != b"text/event-stream"):
-            return "the answer to a streaming request is not a stream"
+            return Failure(nonsense, "the answer to a streaming request is not a stream", status)
     elif checks_json and media and not _is_json(media):
-        return "the answer is not JSON"
+        return Failure(nonsense, "the answer is not JSON", status)
     return None
 
 

@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 from attrs import evolve, field, frozen
 
-from multiverse_gateway.core.access import CONFIRMING_PATH, path_of, refusal_at
+from multiverse_gateway.core.access import CONFIRMING_PATH, refusal_at
 from multiverse_gateway.core.activity import Running
 from multiverse_gateway.core.failover import Failure, FailureClass
 
@@ -120,17 +120,16 @@ class Health:
     """What is known about one generation of a server.
 
     `consecutive_failures` and `consecutive_successes` count probes. `by_traffic`: requests took it out or made it suspect, and no probe has
-    failed since. The three `last_…` instants are epoch seconds. From `probe_at` on, everything is local to the process and never
-    stored; its instants are monotonic. `resting_as` is the status with which the server asked for its pause, `rested_by`
-    the only client whose requests were answered so (`None`: there were several), `rests` how often in a row it did so without saying for
-    how long. `strikes` is the row of
-    failures that the server is to blame for, each with its client and the gateway's number of the request, the newest last; `struck_at`
-    is the instant of the newest. `suspected_by` is the client whose request the server broke off. The server is chosen last until
-    `doubted_until` for strikes of one client (`doubts` counts how often in a row), and until `lacking_until` because it did not have the
-    model.
-    `unsupported` holds API paths that the server does not know, each with the instant until which that is remembered; it is forgotten when
-    the server goes down. `answered` are the paths that it has answered. `refused_path` is the API path on which the server refused the
-    gateway. Timeouts of probes are `excused` by an attempt that runs.
+    failed since. The three `last_…` instants are epoch seconds. `reason_path` is the API path of the refusal that `reason` describes,
+    in the state MISCONFIGURED. From `probe_at` on, everything is local to the process and never stored; its instants are monotonic.
+    `resting_as` is the status with which the server asked for its pause, `rested_by` the only client whose requests were answered so
+    (`None`: there were several), `rests` how often in a row it did so without saying for how long. `strikes` is the row of failures
+    that the server is to blame for, each with its client and the gateway's number of the request, the newest last; `struck_at` is the
+    instant of the newest. `suspected_by` is the client whose request the server broke off. The server is chosen last until
+    `doubted_until` for strikes of one client (`doubts` counts how often in a row), and until `lacking_until` because it did not have
+    the model. `unsupported` holds API paths that the server does not know, each with the instant until which that is remembered; it is
+    forgotten when the server goes down. `answered` are the paths that it has answered. `refused_path` is the API path on which the
+    server refused the gateway. Timeouts of probes are `excused` by an attempt that runs.
     """
 
     state: HealthState = HealthState.PROBING
@@ -144,6 +143,7 @@ class Health:
     last_passed_at: float | None = None
     last_transition_at: float | None = None
     models: tuple[str, ...] = ()
+    reason_path: str | None = None
 
     probe_at: float = 0.0
     probe_step: int = 0
@@ -194,6 +194,7 @@ SHARED = (
     "last_passed_at",
     "last_transition_at",
     "models",
+    "reason_path",
 )
 """The fields of `Health` that all processes share, besides its state."""
 
@@ -622,9 +623,9 @@ def _without(health: Health, path: str, policy: HealthPolicy, now: float) -> Hea
 def is_refused(health: Health) -> str | None:
     """Return the API path on which the server has to let the gateway in before it gets requests again; `None` if it refuses nothing.
 
-    A process that did not see the refusal itself reads the path off the reason.
+    A process that did not see the refusal itself uses the path that is shared with the reason.
     """
-    return health.refused_path or (path_of(health.reason) if health.state is HealthState.MISCONFIGURED else None)
+    return health.refused_path or (health.reason_path or CONFIRMING_PATH if health.state is HealthState.MISCONFIGURED else None)
 
 
 def _misconfigured(health: Health, reason: str, path: str, policy: HealthPolicy, at: _At) -> Health:
@@ -638,6 +639,7 @@ def _misconfigured(health: Health, reason: str, path: str, policy: HealthPolicy,
         at.wall,
         by_traffic=False,
         reason=refusal_at(reason, path),
+        reason_path=path,
         slow_since=None,
         probe_at=at.now + _regular(policy, at.chance),
         probe_step=0,
@@ -681,8 +683,11 @@ def _still_refused(health: Health, at: _At) -> Health:
     """Keep a server out that passed a probe which does not show whether it lets the gateway in."""
     if health.state is _DEACTIVATED and health.consecutive_successes < 2:
         return evolve(health, probe_at=at.now + _CONFIRM_AFTER)
-    reason = health.reason if health.state is HealthState.MISCONFIGURED else refusal_at(_REFUSED, health.refused_path or CONFIRMING_PATH)
-    return _moved(health, HealthState.MISCONFIGURED, at.wall, by_traffic=False, reason=reason, probe_step=0)
+    reason, path = health.reason, health.reason_path
+    if health.state is not HealthState.MISCONFIGURED:
+        path = health.refused_path or CONFIRMING_PATH
+        reason = refusal_at(_REFUSED, path)
+    return _moved(health, HealthState.MISCONFIGURED, at.wall, by_traffic=False, reason=reason, reason_path=path, probe_step=0)
 
 
 def _probe_timed_out(health: Health, event: ProbeTimedOut, policy: HealthPolicy, at: _At) -> Health:
@@ -762,6 +767,8 @@ def _still_inactive(health: Health, event: ProbeFailed, policy: HealthPolicy, at
 def _moved(health: Health, state: HealthState, wall: float, **changes: Any) -> Health:
     if state is not health.state:
         changes["last_transition_at"] = wall
+    if state is not HealthState.MISCONFIGURED:
+        changes["reason_path"] = None
     return evolve(health, state=state, **changes)
 
 

@@ -12,7 +12,8 @@ from multiverse_gateway._version import __version__
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.failover import Attempt
 from multiverse_gateway.core.servers import Server
-from multiverse_gateway.settings import Settings, SettingsError
+from multiverse_gateway.settings import Settings
+from multiverse_gateway.settings.declaration import unusable_value
 
 SCOPE = "multiverse_gateway"
 OPERATIONS: Mapping[str, str] = {
@@ -56,7 +57,7 @@ def check(settings: Settings) -> None:
         SettingsError: It is not.
     """
     if settings.otel and not _is_installed():
-        raise SettingsError("MULTIVERSE_OTEL=true cannot be used: it needs a package: pip install 'multiverse-gateway[otel]'")
+        raise unusable_value("otel", "true", "it needs a package: pip install 'multiverse-gateway[otel]'")
 
 
 def _is_installed() -> bool:

@@ -10,9 +10,11 @@ import attrs
 import httpx2
 
 from multiverse_gateway.core.access import refusal_of
+from multiverse_gateway.core.addresses import AddressRefusal
 from multiverse_gateway.core.envelope import BOM
+from multiverse_gateway.core.failover import ConnectFailure
 from multiverse_gateway.core.servers import Server
-from multiverse_gateway.protocols import Client, ProbeResult
+from multiverse_gateway.protocols import AnswerFlaw, Client, ProbeResult, ProbeStep, ServerUnreachable, UnusableAnswer
 
 MAX_BYTES = 1 << 20
 
@@ -29,14 +31,7 @@ class Finding:
     timed_out: bool = False
     lacks_chat: bool = False
     owned_by: str | None = None
-
-
-class TooLargeError(Exception):
-    """The answer is larger than `MAX_BYTES`."""
-
-
-class CodedError(Exception):
-    """The answer is compressed, which nobody asked for."""
+    failed_at: ProbeStep | None = None
 
 
 Judge = Callable[[int, bytes], Finding]
@@ -48,8 +43,8 @@ async def ask(server: Server, http: Client, request: httpx2.Request, judge: Judg
     checked_at, began = time.time(), time.perf_counter()
     try:
         status, body = await _answer(http, request)
-    except (httpx2.RequestError, httpx2.InvalidURL, TooLargeError, CodedError) as error:
-        finding = Finding(reason=_trouble(error), timed_out=_is_timeout(error))
+    except (httpx2.RequestError, httpx2.InvalidURL) as error:
+        finding = _trouble(error)
     else:
         finding = _refusal(server, status) or judge(status, body)
     return ProbeResult(
@@ -66,6 +61,7 @@ async def ask(server: Server, http: Client, request: httpx2.Request, judge: Judg
         timed_out=finding.timed_out,
         lacks_chat=finding.lacks_chat,
         owned_by=finding.owned_by,
+        failed_at=finding.failed_at,
     )
 
 
@@ -73,12 +69,12 @@ async def _answer(http: Client, request: httpx2.Request) -> tuple[int, bytes]:
     response = await http.send(request, stream=True)
     try:
         if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-            raise CodedError
+            raise UnusableAnswer("the answer is compressed", flaw=AnswerFlaw.COMPRESSED)
         body = bytearray()
         async for piece in response.aiter_bytes():
             body += piece
             if len(body) > MAX_BYTES:
-                raise TooLargeError
+                raise UnusableAnswer("the answer is too large", flaw=AnswerFlaw.TOO_LARGE)
         return response.status_code, bytes(body).removeprefix(BOM)
     finally:
         await response.aclose()
@@ -88,57 +84,77 @@ def _refusal(server: Server, status: int) -> Finding | None:
     """Judge the statuses that mean the same whatever was asked."""
     refusal = refusal_of(status, has_key=server.api_key is not None)
     if refusal is not None:
-        return Finding(reason=refusal, unauthorized=True)
+        return Finding(reason=refusal, unauthorized=True, failed_at=ProbeStep.ACCESS)
     if 300 <= status < 400:
         return Finding(reason="the server answers with a redirect: register the address that it leads to")
     if status in (429, 503):
         return Finding(reason=f"the server is busy or still loading its model (status {status}): it is asked again soon")
     if status == 530:
-        return Finding(reason="the tunnel is there, but nothing is connected to it (status 530): is the tunnel's client running?")
+        words = "the tunnel is there, but nothing is connected to it (status 530): is the tunnel's client running?"
+        return Finding(reason=words, failed_at=ProbeStep.CONNECTION)
     return None
 
 
-_WORDS: Mapping[type[Exception], str] = {
-    httpx2.ConnectTimeout: "no connection within the time allowed: is the machine on, and is the port open in its firewall?",
-    httpx2.ReadTimeout: "no answer within the time allowed: is the server overloaded or still loading its model?",
-    httpx2.UnsupportedProtocol: "the URL cannot be used: register the server with an http:// or https:// address",
-    httpx2.InvalidURL: "the URL cannot be used: register the server with an http:// or https:// address",
-    httpx2.LocalProtocolError: "the stored key cannot be sent in a header: update its api_key",
-    TooLargeError: "the answer is larger than 1 MiB: does the URL lead to an OpenAI-compatible server?",
-    CodedError: "the answer is compressed, which was not asked for: switch compression off in the server or the proxy before it",
-}
+_NO_CONNECTION = "no connection within the time allowed: is the machine on, and is the port open in its firewall?"
+_UNUSABLE_URL = "the URL cannot be used: register the server with an http:// or https:// address"
+_BROKEN = "the connection broke before the answer was complete: does the URL lead to an HTTP server, and is https right or wrong for it?"
 
-_CONNECTING: Mapping[str, str] = {
-    "refused": "connection refused: is the server running, and does it listen on that address?",
-    "in time": "no connection within the time allowed: is the machine on, and is the port open in its firewall?",
-    "TLS": "no secure connection (TLS): is the certificate valid, and does the server speak https at all?",
-    "ALLOW_PRIVATE_NETWORKS": (
-        "the URL leads to a private address, which this gateway does not dial: use a public address or a tunnel, "
-        "or ask the operator to open private networks (ALLOW_PRIVATE_NETWORKS)"
+_TROUBLES: Mapping[type[Exception], Finding] = {
+    httpx2.ConnectTimeout: Finding(reason=_NO_CONNECTION, timed_out=True, failed_at=ProbeStep.CONNECTION),
+    httpx2.ReadTimeout: Finding(
+        reason="no answer within the time allowed: is the server overloaded or still loading its model?", timed_out=True
     ),
-    "may not be dialled": "the URL leads to an address that this gateway does not dial: use a public one or a tunnel, or ask the operator",
-    "name": "the host name leads nowhere: is it spelt right, and is the tunnel still open?",
-    "resolve": "the host name leads nowhere: is it spelt right, and is the tunnel still open?",
+    httpx2.UnsupportedProtocol: Finding(reason=_UNUSABLE_URL, failed_at=ProbeStep.URL),
+    httpx2.InvalidURL: Finding(reason=_UNUSABLE_URL, failed_at=ProbeStep.URL),
+    httpx2.LocalProtocolError: Finding(reason="the stored key cannot be sent in a header: update its api_key"),
 }
 
+_FLAWS: Mapping[AnswerFlaw, str] = {
+    AnswerFlaw.TOO_LARGE: "the answer is larger than 1 MiB: does the URL lead to an OpenAI-compatible server?",
+    AnswerFlaw.COMPRESSED: (
+        "the answer is compressed, which was not asked for: switch compression off in the server or the proxy before it"
+    ),
+}
 
-def _is_timeout(error: Exception) -> bool:
-    return isinstance(error, httpx2.TimeoutException) or (isinstance(error, httpx2.ConnectError) and "in time" in str(error))
+_UNREACHED: Mapping[ConnectFailure, str] = {
+    ConnectFailure.RESOLVE: "the host name leads nowhere: is it spelt right, and is the tunnel still open?",
+    ConnectFailure.TIMEOUT: _NO_CONNECTION,
+    ConnectFailure.REFUSED: "connection refused: is the server running, and does it listen on that address?",
+    ConnectFailure.TLS: "no secure connection (TLS): is the certificate valid, and does the server speak https at all?",
+    ConnectFailure.REFUSED_ADDRESS: (
+        "the URL leads to an address that this gateway does not dial: use a public one or a tunnel, or ask the operator"
+    ),
+    ConnectFailure.OTHER: "no connection: is the server running, and can it be reached from here?",
+}
+_OPENABLE = (
+    "the URL leads to a private address, which this gateway does not dial: use a public address or a tunnel, "
+    "or ask the operator to open private networks (ALLOW_PRIVATE_NETWORKS)"
+)
+
+_STEPS: Mapping[ConnectFailure, ProbeStep] = {
+    ConnectFailure.RESOLVE: ProbeStep.NAME,
+    ConnectFailure.REFUSED_ADDRESS: ProbeStep.ADDRESS,
+}
+"""The steps at which a connection fails; any other failure belongs to the step `CONNECTION`."""
 
 
-def _trouble(error: Exception) -> str:
-    """Say what went wrong on the way. Only marks of categories are looked for in the error's own text: it may name addresses."""
-    for kind, words in _WORDS.items():
+def _trouble(error: Exception) -> Finding:
+    """Return what an error on the way means; its own text is never read, because it may name addresses."""
+    for kind, finding in _TROUBLES.items():
         if isinstance(error, kind):
-            return words
+            return finding
+    if isinstance(error, ServerUnreachable):
+        return _unreached(error.cause, error.refusal)
     if isinstance(error, httpx2.ConnectError):
-        text = str(error)
-        for mark, words in _CONNECTING.items():
-            if mark in text:
-                return words
-        return "no connection: is the server running, and can it be reached from here?"
-    if "1 MiB" in str(error):
-        return _WORDS[TooLargeError]
-    if "compressed" in str(error):
-        return _WORDS[CodedError]
-    return "the connection broke before the answer was complete: does the URL lead to an HTTP server, and is https right or wrong for it?"
+        return _unreached(ConnectFailure.OTHER)
+    if isinstance(error, UnusableAnswer):
+        return Finding(reason=_FLAWS[error.flaw])
+    return Finding(reason=_BROKEN, timed_out=isinstance(error, httpx2.TimeoutException))
+
+
+def _unreached(cause: ConnectFailure, refusal: AddressRefusal | None = None) -> Finding:
+    return Finding(
+        reason=_OPENABLE if refusal is not None and refusal.is_openable else _UNREACHED[cause],
+        timed_out=cause is ConnectFailure.TIMEOUT,
+        failed_at=_STEPS.get(cause, ProbeStep.CONNECTION),
+    )

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import httpx2
 
 from multiverse_gateway.core.addresses import Endpoint, EndpointError, parse_endpoint
-from multiverse_gateway.core.failover import Failure, FailureClass
+from multiverse_gateway.core.failover import ConnectFailure, Failure, FailureClass
+from multiverse_gateway.protocols import AnswerFlaw, ServerUnreachable, UnusableAnswer
 from multiverse_gateway.relay.wire import Wire
 
 MAX_BYTES = 1 << 20
@@ -31,7 +32,7 @@ class _Collected:
     def head(self, status: int, headers: Mapping[bytes, bytes]) -> None:
         self.status, self.headers = status, headers
         if headers.get(b"content-encoding", b"identity").strip().lower() not in (b"", b"identity"):
-            self._fail(httpx2.RemoteProtocolError("the server's answer is compressed, which was not asked for"))
+            self._fail(UnusableAnswer("the server's answer is compressed, which was not asked for", flaw=AnswerFlaw.COMPRESSED))
         elif self._request.method == "HEAD":
             self.end()
 
@@ -40,15 +41,17 @@ class _Collected:
         if self._size <= MAX_BYTES:
             self.pieces.append(data)
         else:
-            self._fail(httpx2.RemoteProtocolError("the server's answer is larger than 1 MiB"))
+            self._fail(UnusableAnswer("the server's answer is larger than 1 MiB", flaw=AnswerFlaw.TOO_LARGE))
 
     def end(self) -> None:
         if not self.done.done():
             self.done.set_result(None)
 
     def failed(self, failure: Failure) -> None:
-        kind = httpx2.ConnectError if failure.kind is FailureClass.CONNECT else httpx2.RemoteProtocolError
-        self._fail(kind(failure.reason))
+        if failure.kind is FailureClass.CONNECT:
+            self._fail(ServerUnreachable(failure.reason, cause=failure.connect or ConnectFailure.OTHER, refusal=failure.refusal))
+        else:
+            self._fail(httpx2.RemoteProtocolError(failure.reason))
 
     def _fail(self, error: httpx2.TransportError) -> None:
         error.request = self._request
@@ -65,8 +68,9 @@ class WireTransport(httpx2.AsyncBaseTransport):
     Raises:
         httpx2.UnsupportedProtocol: The URL is none that a server may have; the message says why.
         httpx2.LocalProtocolError: The request's method, target or a header holds a control character.
-        httpx2.ConnectError: The server could not be reached, or its address may not be dialled; the message is the reason in words.
-        httpx2.RemoteProtocolError: The answer is broken, compressed or too large; the message is the reason in words.
+        ServerUnreachable: No connection could be made, or the address may not be dialled. It is an `httpx2.ConnectError`.
+        UnusableAnswer: The answer is compressed or too large. It is an `httpx2.RemoteProtocolError`.
+        httpx2.RemoteProtocolError: The answer is broken.
         httpx2.ReadTimeout: It took too long.
     """
 

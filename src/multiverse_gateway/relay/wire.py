@@ -22,8 +22,8 @@ from typing import Final, Protocol, cast
 
 import httptools
 
-from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, explained, refusal_of_any
-from multiverse_gateway.core.failover import Failure, FailureClass
+from multiverse_gateway.core.addresses import AddressPolicy, AddressRefusal, Endpoint, explained, refusal_of_any
+from multiverse_gateway.core.failover import ConnectFailure, Failure, FailureClass
 from multiverse_gateway.core.pauses import stopped_seconds
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.relay.names import SystemResolver
@@ -80,12 +80,30 @@ _BUG = Failure(FailureClass.LOCAL, "the gateway could not handle the server's an
 _STOPPING = Failure(FailureClass.LOCAL, "the gateway is being stopped")
 
 
+_CONNECTING: Mapping[ConnectFailure, str] = {
+    ConnectFailure.RESOLVE: "the name of the server could not be resolved",
+    ConnectFailure.REFUSED_ADDRESS: "the address may not be dialled",
+    ConnectFailure.TIMEOUT: "the connection could not be made in time",
+    ConnectFailure.REFUSED: "the connection was refused",
+    ConnectFailure.TLS: "the connection could not be secured (TLS)",
+    ConnectFailure.OTHER: "the connection could not be made",
+}
+
+
+def _unreached(cause: ConnectFailure, refusal: AddressRefusal | None = None) -> Failure:
+    words = _CONNECTING[cause] if refusal is None else f"{_CONNECTING[cause]}: {explained(refusal)}"
+    return Failure(FailureClass.CONNECT, words, connect=cause, refusal=refusal)
+
+
 class _StopParsingError(Exception):
     """The answer cannot be taken; `_Connection._bad` says why."""
 
 
-class _RefusedError(Exception):
-    """The address policy, or the resolver, says no."""
+class _NotDialledError(Exception):
+    """The server is not dialled: its name cannot be resolved, or the address policy refuses an address."""
+
+    def __init__(self, cause: ConnectFailure, refusal: AddressRefusal | None = None) -> None:
+        self.failure = _unreached(cause, refusal)
 
 
 class _Pool:
@@ -610,24 +628,24 @@ class Wire:
         try:
             async with asyncio.timeout(self._connect_timeout):
                 await self._connect(sending)
-        except _RefusedError as error:
-            reason = str(error)
+        except _NotDialledError as error:
+            failure = error.failure
         except TimeoutError:
             stopped = stopped_seconds(began + self._connect_timeout, self.time())
             if stopped and sending.connection is None and not sending.over:
                 await self.dial(sending)  # the server did not get its time
                 return
-            reason = "the connection could not be made in time"
+            failure = _unreached(ConnectFailure.TIMEOUT)
         except ssl.SSLError:
-            reason = "the connection could not be secured (TLS)"
+            failure = _unreached(ConnectFailure.TLS)
         except ConnectionRefusedError:
-            reason = "the connection was refused"
+            failure = _unreached(ConnectFailure.REFUSED)
         except OSError:
-            reason = "the connection could not be made"
+            failure = _unreached(ConnectFailure.OTHER)
         else:
             return
         if sending.connection is None:
-            sending.fail(Failure(FailureClass.CONNECT, reason))
+            sending.fail(failure)
 
     async def _connect(self, sending: Sending) -> None:
         """Resolve, check, and dial the addresses in turn, each in its part of the time that is left."""
@@ -671,7 +689,7 @@ class Wire:
             addresses = [endpoint.host]
         refused = refusal_of_any(addresses, endpoint.port, self._policy())
         if refused is not None:
-            raise _RefusedError(f"the address may not be dialled: {explained(refused)}")
+            raise _NotDialledError(ConnectFailure.REFUSED_ADDRESS, refused)
         return addresses[:MAX_ADDRESSES]
 
     async def _resolved(self, endpoint: Endpoint) -> Sequence[str]:
@@ -682,7 +700,7 @@ class Wire:
         except (OSError, UnicodeError) as error:
             if isinstance(error, TimeoutError) and stopped_seconds(began + self._dns_timeout, self.time()):
                 return await self._resolved(endpoint)  # the resolver did not get its time
-            raise _RefusedError("the name of the server could not be resolved") from None
+            raise _NotDialledError(ConnectFailure.RESOLVE) from None
 
     async def _context(self) -> ssl.SSLContext:
         if self._tls is None:

@@ -22,15 +22,33 @@ class SettingsError(ValueError):
     """A setting cannot be used; the message names it and says what to write instead."""
 
 
+class UnusableSetting(SettingsError):
+    """One setting has a value that cannot be used: `field` names it in `Settings`, and `remedy` says why, and what to write instead.
+
+    `shown` is the value as it may be shown, empty for a secret. `subject` is what the user wrote, where that is known.
+    """
+
+    def __init__(self, field: str, shown: str, remedy: str, *, subject: str | None = None) -> None:
+        super().__init__(f"{subject or canonical(field) + shown} cannot be used: {remedy}")
+        self.field = field
+        self.shown = shown
+        self.remedy = remedy
+
+
+def canonical(field: str) -> str:
+    """Return the name of a setting in the environment."""
+    return PREFIX + field.upper()
+
+
 def mask_url(url: str) -> str:
     """Return a URL, or a text that contains some, with the passwords masked."""
     return _PASSWORD.sub(rf"\1:{MASK}@", url)
 
 
-def rejection(field: "attrs.Attribute[Any]", value: object, remedy: str) -> SettingsError:
+def rejection(field: "attrs.Attribute[Any]", value: object, remedy: str) -> UnusableSetting:
     """Return the error of a value that a field cannot take; `remedy` says why, and what to write instead."""
-    shown = "" if field.metadata["secret"] else f"={value}"
-    return SettingsError(mask_url(f"{PREFIX}{field.name.upper()}{shown} cannot be used: {remedy}"))
+    shown = "" if field.metadata["secret"] else mask_url(f"={value}")
+    return UnusableSetting(field.name, shown, mask_url(remedy))
 
 
 Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]

@@ -11,7 +11,7 @@ from multiverse_gateway.settings.checks import (
     MASK,
     PREFIX,
     Check,
-    SettingsError,
+    UnusableSetting,
     between,
     byte_count,
     check_admin_key,
@@ -71,7 +71,7 @@ class Settings:
     >>> Settings(port=70_000)
     Traceback (most recent call last):
         ...
-    multiverse_gateway.settings.checks.SettingsError: MULTIVERSE_PORT=70000 cannot be used: write a number from 0 to 65,535
+    multiverse_gateway.settings.checks.UnusableSetting: MULTIVERSE_PORT=70000 cannot be used: write a number from 0 to 65,535
 
     Raises:
         SettingsError: A value is out of its range, or contradicts another.
@@ -282,14 +282,19 @@ def _masked(field: "attrs.Attribute[Any]", value: object) -> object:
     return mask_url(value) if field.metadata["url"] and isinstance(value, str) else value
 
 
-def unusable(settings: Settings, name: str, remedy: str) -> SettingsError:
+def unusable(settings: Settings, name: str, remedy: str) -> UnusableSetting:
     """Return the refusal of a setting whose value turned out to be impossible; `remedy` says why, and what to write instead.
 
     >>> unusable(Settings(balancer="best"), "balancer", "there is none of this name")
-    SettingsError('MULTIVERSE_BALANCER=best cannot be used: there is none of this name')
+    UnusableSetting('MULTIVERSE_BALANCER=best cannot be used: there is none of this name')
     """
     field = FIELDS[name]
     return rejection(field, _masked(field, getattr(settings, name)), remedy)
+
+
+def unusable_value(name: str, value: object, remedy: str) -> UnusableSetting:
+    """Return the refusal of a value that a setting has, or would have; see `unusable`."""
+    return rejection(FIELDS[name], value, remedy)
 
 
 FIELDS: Mapping[str, "attrs.Attribute[Any]"] = {field.name: field for field in attrs.fields(Settings)}

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from multiverse_gateway.settings.checks import PREFIX, SettingsError, mask_url, rejection
+from multiverse_gateway.settings.checks import PREFIX, SettingsError, UnusableSetting, canonical, mask_url, rejection
 from multiverse_gateway.settings.declaration import FIELDS, Settings
 
 CONFIG_FILE = "multiverse.toml"
@@ -40,14 +40,14 @@ def load_settings(
         for source, found in _sources(env, cwd, config, overrides or {}):
             for name, (given, value) in found.items():
                 values.pop(name, None)
-                written[_canonical(name)] = given, source
+                written[canonical(name)] = given, source
                 if value != "":
                     values[name] = _convert(FIELDS[name], value)
         if "rate_limit_per_minute" in values:  # also when it is set to its default
             values.setdefault("key_rate_limit_per_minute", values["rate_limit_per_minute"])
         return Settings(**values)  # type: ignore[arg-type]  # _convert made each value fit its field
     except SettingsError as error:
-        raise SettingsError(as_written(str(error), written)) from None
+        raise _renamed(error, written) from None
 
 
 def names_written(
@@ -59,29 +59,33 @@ def names_written(
         SettingsError: A file cannot be read, or a name is unknown.
     """
     sources = _sources(env, cwd, config, overrides or {})
-    return {_canonical(name): (given, source) for source, found in sources for name, (given, _) in found.items()}
+    return {canonical(name): (given, source) for source, found in sources for name, (given, _) in found.items()}
 
 
-def as_written(message: str, written: Written) -> str:
-    """Return a message in which settings have the names that the user knows them by.
+def as_written(error: Exception, written: Written) -> str:
+    """Return the message of an error, in which settings have the names that the user knows them by.
 
-    >>> as_written("MULTIVERSE_PORT=70000 cannot be used: write less", {"MULTIVERSE_PORT": ("PORT", "the environment")})
+    >>> as_written(UnusableSetting("port", "=70000", "write less"), {"MULTIVERSE_PORT": ("PORT", "the environment")})
     'PORT=70000 in the environment cannot be used: write less'
     """
-
-    def rename(match: re.Match[str]) -> str:
-        known = written.get(match["name"])
-        if known is None:
-            return match[0]
-        given, source = known
-        place = f" in {source}" if source else ""
-        return f"{given}{match['value']}{place}{match['verb']}" if match["verb"] else given
-
-    return re.sub(rf"(?s)(?P<name>{PREFIX}[A-Z_]+)(?:(?P<value>(?:=.*?)?)(?P<verb> cannot be used))?", rename, message)
+    return str(_renamed(error, written))
 
 
-def _canonical(name: str) -> str:
-    return PREFIX + name.upper()
+def _renamed(error: Exception, written: Written) -> SettingsError:
+    def given(match: re.Match[str]) -> str:
+        return written.get(match[0], (match[0], ""))[0]
+
+    def rename(text: str) -> str:
+        return re.sub(rf"{PREFIX}[A-Z_]+", given, text)
+
+    if not isinstance(error, UnusableSetting):
+        return SettingsError(rename(str(error)))
+    name = canonical(error.field)
+    subject = None
+    if name in written:
+        own_name, source = written[name]
+        subject = f"{own_name}{error.shown}" + (f" in {source}" if source else "")
+    return UnusableSetting(error.field, error.shown, rename(error.remedy), subject=subject)
 
 
 _Found = dict[str, tuple[str, object]]

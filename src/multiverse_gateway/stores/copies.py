@@ -91,6 +91,11 @@ def _keep_journal(path: Path, aside: Path) -> None:
             beside.replace(aside.with_name(aside.name + suffix))
 
 
+def is_locked(error: sqlite3.Error) -> bool:
+    """Return whether SQLite reports that another connection holds a lock; extended codes have more bits above the lowest eight."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
 @contextmanager
 def alone_with(path: Path) -> Iterator[sqlite3.Connection]:
     """Lend a connection to a database that nobody else has open.
@@ -105,7 +110,7 @@ def alone_with(path: Path) -> Iterator[sqlite3.Connection]:
             db.execute("begin exclusive")
             db.execute("commit")
         except sqlite3.OperationalError as error:
-            if "locked" in str(error):
+            if is_locked(error):
                 raise InUseError from None
             raise
         yield db

@@ -28,6 +28,7 @@ from multiverse_gateway.core.usage import MAX_COUNT, Usage
 from multiverse_gateway.holders import is_gone
 from multiverse_gateway.protocols import ProbeResult, Registry
 from multiverse_gateway.settings import Settings, SettingsError
+from multiverse_gateway.settings.checks import UnusableSetting
 from multiverse_gateway.stores.errors import refused, unavailable
 from multiverse_gateway.stores.rows import (
     BATCH_SECONDS,
@@ -599,10 +600,8 @@ def conninfo(url: str) -> str:
             raise psycopg.ProgrammingError("the port")
         return psycopg.conninfo.make_conninfo(**{**defaults, **parts})
     except psycopg.Error:
-        raise SettingsError(
-            "MULTIVERSE_DATABASE_URL cannot be used: write postgresql://user:password@host:5432/database, "
-            "with % and @ in the password written as %25 and %40"
-        ) from None
+        remedy = "write postgresql://user:password@host:5432/database, with % and @ in the password written as %25 and %40"
+        raise UnusableSetting("database_url", "", remedy) from None
 
 
 async def _configure(connection: Connection) -> None:
@@ -636,7 +635,7 @@ def _cannot_open(url: str, error: Exception) -> str:
     """Say in our own words why a database cannot be opened; the server's might hold what nobody should read."""
     parts = psycopg.conninfo.conninfo_to_dict(url)
     where = f"{parts.get('host', 'this machine')}, database {parts.get('dbname', parts.get('user', ''))}"
-    text = str(error)
+    text = str(error)  # libpq gives no code for a connection that fails, only words
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         reason = "its user may not make tables: grant create on the schema"
     elif "authentication" in text or "no password" in text:

@@ -1,5 +1,6 @@
 """What stands in the rows of every SQL database: one form of a server, its health and its checks, whatever engine keeps them."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -87,9 +88,12 @@ def health_row(server_id: ServerId, health: Health) -> dict[str, object]:
     """Return the row of a server's health.
 
     A suspect server is stored as a healthy one whose `by_traffic` is a number: older versions know neither the state nor any further fact,
-    and read the number as a boolean.
+    and read the number as a boolean. The path of a refusal is stored under a name that they know, and ignore.
     """
     facts = {name: getattr(health, name) for name in SHARED}
+    path = facts.pop("reason_path")
+    if path is not None:
+        facts["refused_path"] = path
     if health.state is not HealthState.SUSPECT:
         return {"server_id": server_id, "state": health.state.value, "facts": _json(facts)}
     facts["by_traffic"] = int(health.by_traffic)
@@ -103,13 +107,25 @@ def healths_of(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[ServerId, He
             facts = msgspec.json.decode(row["facts"])
             by_traffic = facts["by_traffic"]
             state = HealthState(row["state"]) if isinstance(by_traffic, bool) else HealthState.SUSPECT
-            facts |= {"models": tuple(facts["models"]), "by_traffic": bool(by_traffic)}
+            path = facts.pop("refused_path", None)
+            if path is None and state is HealthState.MISCONFIGURED:
+                path = _path_in(facts["reason"])
+            facts |= {"models": tuple(facts["models"]), "by_traffic": bool(by_traffic), "reason_path": path}
             yield ServerId(row["server_id"]), Health(state=state, **facts)
+
+
+_PATH_AT_THE_END = re.compile(r" \(POST (/v1/[\w/-]+)\)$")
+
+
+def _path_in(reason: str | None) -> str | None:
+    """Return the API path of a refusal in a row of an older version, which has it at the end of the reason only."""
+    match = _PATH_AT_THE_END.search(reason or "")
+    return match[1] if match is not None else None
 
 
 def shown(health: Health | None) -> tuple[object, ...] | None:
     """Return what makes other processes read a health anew when it changes."""
-    return None if health is None else (health.state, health.reason, health.warning, health.generation)
+    return None if health is None else (health.state, health.reason, health.reason_path, health.warning, health.generation)
 
 
 def result_row(result: ProbeResult) -> dict[str, object]:

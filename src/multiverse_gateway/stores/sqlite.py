@@ -29,8 +29,9 @@ from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import MAX_COUNT, Usage
 from multiverse_gateway.holders import is_gone, new_holder
 from multiverse_gateway.protocols import ProbeResult, Registry
-from multiverse_gateway.settings import Settings, SettingsError
-from multiverse_gateway.stores.copies import InUseError, alone_with, copy_to, replace
+from multiverse_gateway.settings import Settings
+from multiverse_gateway.settings.declaration import unusable_value
+from multiverse_gateway.stores.copies import InUseError, alone_with, copy_to, is_locked, replace
 from multiverse_gateway.stores.errors import refused, unavailable
 from multiverse_gateway.stores.files import keep_private, publish
 from multiverse_gateway.stores.rows import (
@@ -293,7 +294,7 @@ class SqliteStore:
                 raise
             if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
                 raise self._refusal("is damaged") from error
-            if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+            if isinstance(error, sqlite3.OperationalError) and is_locked(error):
                 raise StorageUnavailable(f"The database {self.path} is locked by another program: end that one first") from error
             if isinstance(error, sqlite3.Error | OSError):
                 raise StorageUnavailable(
@@ -832,10 +833,7 @@ def database_path(database_url: str) -> Path:
     """
     text = database_url.removeprefix("sqlite:///")
     if text in ("", ".", "./", "/", ":memory:"):
-        raise SettingsError(
-            f"MULTIVERSE_DATABASE_URL={database_url} cannot be used: it names no file; "
-            "write sqlite:///./multiverse.db, or memory:// for a trial"
-        )
+        raise unusable_value("database_url", database_url, "it names no file; write sqlite:///./multiverse.db, or memory:// for a trial")
     return Path(text)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from multiverse_gateway.records import EPOCH_SECONDS
 from multiverse_gateway.web.relayed import MODEL
 
 Json = dict[str, Any]
@@ -87,7 +88,7 @@ def sample(schema: Json, components: Json, name: str = "") -> Any:
         return None if is_optional and name not in _VALUES and "$ref" not in kinds[0] else sample(kinds[0], components, name)
     if "format" in schema:
         return {"uuid": SERVER_ID, "date-time": _INSTANT}[schema["format"]]
-    if schema.get("description") == "epoch seconds":
+    if schema.get("description") == EPOCH_SECONDS:
         return 1780000000
     kind = schema.get("type", "object")
     for value in _VALUES.get(name, ()):

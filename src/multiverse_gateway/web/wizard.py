@@ -10,12 +10,12 @@ import attrs
 
 from multiverse_gateway.bodies import Registration, names_cap, parse_change, parse_registration, parse_test
 from multiverse_gateway.core.addresses import EndpointError, parse_endpoint
-from multiverse_gateway.core.errors import BadRequest, GatewayError
+from multiverse_gateway.core.errors import BadRequest, GatewayError, InvalidField
 from multiverse_gateway.core.servers import Server, model_key
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.plugins import load
-from multiverse_gateway.protocols import ProbeResult
-from multiverse_gateway.registration import candidate, is_about_address, refuse_address
+from multiverse_gateway.protocols import ProbeResult, ProbeStep
+from multiverse_gateway.registration import candidate, refuse_address
 from multiverse_gateway.web.views import sentence
 
 CHAT_SECONDS = 30.0
@@ -94,13 +94,9 @@ def field_of(error: GatewayError) -> str | None:
 
 
 def message_of(error: GatewayError) -> str:
-    """Say what is wrong, in the form's words instead of the API's."""
-    message = error.message.replace("endpoint_url names an address", "This is an address")
-    for name, words in FIELDS.items():
-        place = _PLACES.get(name)
-        message = message.replace(f"{place}.{name}", words) if place else message
-        message = re.sub(rf"\b{name}\b", words, message)
-    return sentence(message)
+    """Return what is wrong, with the form's label of the field instead of the API's name."""
+    name = field_of(error)
+    return sentence(error.naming(FIELDS[name]) if name is not None and isinstance(error, InvalidField) else error.message)
 
 
 def values_of(server: Server) -> dict[str, str]:
@@ -195,9 +191,10 @@ def recognise(gateway: Gateway, text: str) -> Note:
     try:
         endpoint = parse_endpoint(address)
         refuse_address(gateway, endpoint.url)
-    except (EndpointError, BadRequest) as error:
-        words = error.message if isinstance(error, BadRequest) else str(error)
-        return Note(field=name, state="bad", words=message_of(BadRequest(words)))
+    except EndpointError as error:
+        return Note(field=name, state="bad", words=sentence(str(error)))
+    except BadRequest as error:
+        return Note(field=name, state="bad", words=message_of(error))
     read_as = "" if endpoint.url == text.strip().rstrip("/") else f" It is read as {endpoint.url}."
     return Note(field=name, state="good", words=f"This is {_kind(endpoint.host)}.{read_as}")
 
@@ -256,17 +253,15 @@ UNTRIED = Test(steps=tuple(Step(title=title, state="idle") for title in _TITLES)
 """What the page shows before the first test."""
 
 
-def _fails_at(reason: str, *, unauthorized: bool) -> int:
-    """Tell from the category that a probe names at which step it ended."""
-    if unauthorized:
-        return 3
-    if "host name leads nowhere" in reason:
-        return 0
-    if is_about_address(reason):
-        return 1
-    if any(mark in reason for mark in ("refused", "no connection", "no secure connection", "nothing is connected")):
-        return 2
-    return 4
+_PLACES_OF_STEPS: Mapping[ProbeStep, int] = {
+    ProbeStep.NAME: 0,
+    ProbeStep.URL: 1,
+    ProbeStep.ADDRESS: 1,
+    ProbeStep.CONNECTION: 2,
+    ProbeStep.ACCESS: 3,
+    ProbeStep.ANSWER: 4,
+}
+"""Where each step of a probe stands in `_TITLES`."""
 
 
 def trial_of(form: Form) -> Registration:
@@ -291,8 +286,8 @@ async def try_steps(gateway: Gateway, registration: Registration, named: str) ->
     yield _under_way(())
     server = candidate(gateway, registration)
     result = await gateway.check(server)
-    if not result.passed:
-        yield _ended(_fails_at(result.reason or "", unauthorized=result.unauthorized), sentence(result.reason or "no answer"))
+    if result.failed_step is not None:
+        yield _ended(_PLACES_OF_STEPS[result.failed_step], sentence(result.reason or "no answer"))
         return
     names = result.models[:MAX_CHOICES]
     steps = (*_good(4), _listing(result, named))
