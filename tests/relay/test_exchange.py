@@ -1128,7 +1128,7 @@ def test_an_exchange_that_is_over_is_freed_without_the_garbage_collector() -> No
     for _ in range(2):
         stage.last.answer()
     assert [exchange.phase for exchange in exchanges] == [Phase.OVER] * 3
-    assert not [exchange for exchange in exchanges if exchange in gc.get_referents(exchange.ticket, exchange.ticket.__dict__)]
+    assert not [exchange for exchange in exchanges if exchange in gc.get_referents(exchange.ticket)]
 
 
 def test_nobody_begins_to_wait_in_a_process_that_is_to_end() -> None:

@@ -83,6 +83,9 @@ class Flow(NamedTuple):
     band: Band = Band.INTERACTIVE
 
 
+_BULK, _INTERACTIVE = Band.BULK, Band.INTERACTIVE  # a look-up in an enum costs as much as a call
+
+
 @frozen
 class Pool:
     """Slots that one or more models share: a server, or a host. `slots` is `None` without a cap."""
@@ -172,26 +175,35 @@ class Request(Protocol):
 class Ticket:
     """One request in the books of the queue, from its first `begin` or `join` to its `end`.
 
-    A plain class with defaults on the class: one is made for each request, and this halves its price.
+    `number` is the order of arrival and `cost` the estimate that the request was charged, once the books of its model are open.
+    `waited_seconds` are those in the queue, up to the last time that it left it.
     """
 
-    number = 0
-    """The order of arrival, once the books of its model are open."""
-    cost = 0.0
-    """The estimate that it was charged."""
-    has_begun = False
-    is_running = False
-    is_waiting = False
-    joined_at = 0.0
-    waited_seconds = 0.0
-    """Seconds in the queue, up to the last time that it left it."""
-    _model: "_Model | None" = None
+    __slots__ = (
+        "_model",
+        "cost",
+        "flow",
+        "has_begun",
+        "is_running",
+        "is_waiting",
+        "joined_at",
+        "model",
+        "number",
+        "request",
+        "waited_seconds",
+        "weight",
+    )
 
     def __init__(self, model: str, flow: Flow, request: Request, weight: float = 1.0) -> None:
         self.model = model
         self.flow = flow
         self.request = request
         self.weight = weight
+        self.number = 0
+        self.cost = 0.0
+        self.has_begun = self.is_running = self.is_waiting = False
+        self.joined_at = self.waited_seconds = 0.0
+        self._model: _Model | None = None
 
 
 def _rank(ticket: Ticket) -> tuple[bool, int]:
@@ -234,7 +246,7 @@ class _Books:
         ticket.cost = ticket.request.estimated_cost()
         account = self.accounts.get(ticket.flow)
         if account is None:
-            account = self.accounts[ticket.flow] = _Account(ticket.flow, ticket.flow.band is Band.BULK)
+            account = self.accounts[ticket.flow] = _Account(ticket.flow, ticket.flow.band is _BULK)
         account.weight = ticket.weight
         account.live += 1
         return account
@@ -294,7 +306,7 @@ class _Model:
 
     def used_up(self, flow: Flow, now: float) -> Share | None:
         """Return the share of slots because of which a flow may not hold one more, or `None` if it may."""
-        if flow.band is Band.BULK and self.is_bulk_at_limit(now):
+        if flow.band is _BULK and self.is_bulk_at_limit(now):
             return Share.BULK
         running = self.running.get(flow)
         if not running or not self.slots or running < _half(self.slots) or self._is_alone(flow.client, now):
@@ -305,18 +317,18 @@ class _Model:
         """Return whether bulk requests hold as many slots as they may beside interactive ones."""
         if not self.slots or not self._is_interactive(now):
             return False
-        return sum(running for flow, running in self.running.items() if flow.band is Band.BULK) >= _quarter(self.slots)
+        return sum(running for flow, running in self.running.items() if flow.band is _BULK) >= _quarter(self.slots)
 
     def limit(self, flow: Flow, slots: int, now: float) -> int | None:
         """Return how many of the slots a flow may hold; for bulk beside interactive requests, how many all bulk ones may together."""
-        if flow.band is Band.BULK and self._is_interactive(now):
+        if flow.band is _BULK and self._is_interactive(now):
             return _quarter(slots)
         return None if self._is_alone(flow.client, now) else _half(slots)
 
     def _is_interactive(self, now: float) -> bool:
         if now - self.interactive_at <= OTHERS_SECONDS:
             return True
-        return any(ticket.flow.band is Band.INTERACTIVE for ticket in self.live)
+        return any(ticket.flow.band is _INTERACTIVE for ticket in self.live)
 
     def _is_alone(self, client: str, now: float) -> bool:
         others_at = self.before_at if client == self.latest_client else self.latest_at
@@ -370,8 +382,9 @@ class FairQueue:
     """The pools with several models."""
     _last: dict[Hashable, str] = field(factory=dict, init=False)
     """The model that ran last in each of them."""
+    total_waiting: int = field(default=0, init=False)
+    """Waiting requests of all models."""
     _turns: int = field(default=0, init=False)
-    _waiting: int = field(default=0, init=False)
 
     # What is served
 
@@ -420,7 +433,7 @@ class FairQueue:
         if model is None:
             return True
         books = model.books
-        return (books is None or not books.waiting) and model.used_up(ticket.flow, now) is None
+        return (books is None or not books.waiting) and (not model.running or model.used_up(ticket.flow, now) is None)
 
     def used_up(self, ticket: Ticket, now: float) -> Share | None:
         """Return the share of slots because of which a request may not take a free one, or `None` if it may."""
@@ -451,8 +464,9 @@ class FairQueue:
 
     def release(self, ticket: Ticket) -> None:
         """Give the slot of an attempt back. The request keeps its charge and its place, until `end`; harmless without a slot."""
-        model = ticket._model
-        if ticket.is_running and model is not None:
+        if ticket.is_running:
+            model = ticket._model
+            assert model is not None
             ticket.is_running = False
             running, flow = model.running, ticket.flow
             left = running[flow] - 1
@@ -484,7 +498,7 @@ class FairQueue:
         ticket.is_waiting = True
         ticket.joined_at = now
         books.waiting += 1
-        self._waiting += 1
+        self.total_waiting += 1
 
     def overflow(self, name: str) -> Ticket | None:
         """Return the request that has to leave the queue of a model because too many wait, or `None`. It is still in the queue.
@@ -516,8 +530,9 @@ class FairQueue:
             self.release(ticket)
         ticket._model = None
         del model.live[ticket]
-        if model.books is not None:
-            self._settle(ticket, model, model.books, now)
+        books = model.books
+        if books is not None:
+            self._settle(ticket, model, books, now)
 
     def _settle(self, ticket: Ticket, model: _Model, books: _Books, now: float) -> None:
         account = books.accounts[ticket.flow]
@@ -530,14 +545,15 @@ class FairQueue:
             books.park(account)
 
     def _enter(self, ticket: Ticket, now: float) -> _Model:
-        model = ticket._model = self._model(ticket.model)
+        model = self._models.get(ticket.model) or self._model(ticket.model)
+        ticket._model = model
         model.live[ticket] = None
         client, band = ticket.flow
         if client != model.latest_client:
             model.before_at = model.latest_at
             model.latest_client = client
         model.latest_at = now
-        if band is not Band.BULK:
+        if band is not _BULK:
             model.interactive_at = now
         if model.books is not None:
             self._turns += 1
@@ -563,7 +579,7 @@ class FairQueue:
             del books.queued[account.flow]
         books.waiting -= 1
         books.waited_at = now
-        self._waiting -= 1
+        self.total_waiting -= 1
 
     def _catch_up(self, model: _Model, books: _Books) -> None:
         """Lift the clock of a model that begins to wait to those of the models it shares pools with: idle models earn no credit."""
@@ -585,7 +601,7 @@ class FairQueue:
     def pick_for(self, pool: Hashable, now: float, *, unmet: Collection[Hashable] = ()) -> Ticket | None:
         """Return the request that is next over all models of a pool, or `None`. See `pick`."""
         known = self._pools.get(pool)
-        if known is None or not self._waiting:
+        if known is None or not self.total_waiting:
             return None
         if len(known.models) == 1:
             return self.pick(known.models[0], now, unmet=unmet)
@@ -612,7 +628,7 @@ class FairQueue:
     @property
     def anybody_waits(self) -> bool:
         """Whether any request waits for any model."""
-        return self._waiting > 0
+        return self.total_waiting > 0
 
     def waiting(self, name: str) -> int:
         """Return how many requests wait for a model."""

@@ -60,7 +60,7 @@ from multiverse_gateway.core.sse import DONE_EVENT, Dialect, EventStream, error_
 from multiverse_gateway.core.stored import id_of, response_not_found, usable_id
 from multiverse_gateway.relay.heads import Headers
 from multiverse_gateway.relay.requests import Requests
-from multiverse_gateway.relay.waiting import LOOK_SECONDS, WaitingRoom, flow_of
+from multiverse_gateway.relay.waiting import LOOK_SECONDS, WaitingRoom, bulk_flow_of, flow_of
 
 MAX_ERROR_BYTES = 65536
 EMBEDDINGS = "/v1/embeddings"
@@ -293,7 +293,6 @@ class Exchange:
         "_queue",
         "_received",
         "_retrying",
-        "_room",
         "_sending",
         "_slot",
         "_tokens",
@@ -348,9 +347,8 @@ class Exchange:
         limits = self._limits = engine.limits
         self.caller = caller
         self.source = source
-        self._room = engine.room
         self._queue = engine.room.queue
-        self.ticket = Ticket(envelope.model, flow_of(source, is_bulk), self)
+        self.ticket = Ticket(envelope.model, bulk_flow_of(source) if is_bulk else flow_of(source), self)
         self.number = 0
         self.why: list[Mapping[str, object]] | None = None
         self.shows_why = False
@@ -774,13 +772,13 @@ class Exchange:
         if found is None:
             self._give_up_without_server(self._unknown_model())
         elif ready := found.ready_for(self.source):
-            if self._may_begin(now):
+            if self._queue.may_begin(self.ticket, now) or self._may_pass():
                 self._try(engine.pick(ready, self.envelope), now)
             else:
                 self._wait_for_slot(found, now, inf, self._no_slot)
         elif found.full:
             self._wait_for_slot(found, now, inf, self._no_slot)
-        elif found.last_resort is not None and self._may_begin(now):
+        elif found.last_resort is not None and (self._queue.may_begin(self.ticket, now) or self._may_pass()):
             self._try(found.last_resort, now)
         elif found.last_resort is not None or found.last_resort_taken:
             self._wait_for_slot(found, now, LAST_RESORT_SECONDS, partial(self._nobody_usable, found))
@@ -793,11 +791,13 @@ class Exchange:
         else:
             self._give_up_without_server(self._nobody_usable(found))
 
-    def _may_begin(self, now: float) -> bool:
-        """Return whether the request may take what is free. One that cannot wait for its turn may, too: its share of slots is no limit."""
-        if self.envelope.is_lookup or self._queue.may_begin(self.ticket, now) or self._room.has_turn(self):
-            return True
-        return not self._room.has_places or self.ticket.waited_seconds >= self._queue_timeout
+    def _may_pass(self) -> bool:
+        """Return whether the request may take what is free though others wait, or though its client is over its share of the slots.
+
+        It may if it is its turn, if it needs no slot, or if it cannot wait.
+        """
+        room = self._engine.room
+        return self.envelope.is_lookup or room.has_turn(self) or not room.has_places or self.ticket.waited_seconds >= self._queue_timeout
 
     def _unknown_model(self) -> GatewayError:
         if self.envelope.server_id is not None:  # removed or changed since it was located
@@ -839,10 +839,10 @@ class Exchange:
         self.phase = _QUEUED
         self._is_picky = bool(found.resting) and not (found.ready or found.full)
         joined_at = ticket.joined_at if ticket.is_waiting else now
-        moved_at = max(joined_at, self._room.moved_at(self.envelope.model))
+        moved_at = max(joined_at, self._engine.room.moved_at(self.envelope.model))
         until = min(joined_at + self._queue_timeout - ticket.waited_seconds, moved_at + patience)
         self.due = min(until, now + LOOK_SECONDS)
-        if now >= until or not self._room.join(self, now):
+        if now >= until or not self._engine.room.join(self, now):
             self._give_up_without_server(refusal())
 
     @property
@@ -1421,8 +1421,8 @@ class Exchange:
 
     def _offer_slot(self) -> None:
         """Offer the slot that was given back to the requests that wait."""
-        if self._queue.anybody_waits:
-            self._room.slot_freed(self.envelope.model, self._engine.now())
+        if self._queue.total_waiting:
+            self._engine.room.slot_freed(self.envelope.model, self._engine.now())
 
     def _abandon_attempt(self) -> None:
         """Stop whatever runs, blaming nobody."""

@@ -28,9 +28,15 @@ class Waiter(Protocol):
 
 
 @lru_cache(maxsize=4096)
-def flow_of(client: str, is_bulk: bool) -> Flow:
-    """Return the flow of a client's requests; few of them differ."""
-    return Flow(client, Band.BULK if is_bulk else Band.INTERACTIVE)
+def flow_of(client: str) -> Flow:
+    """Return the flow of a client's interactive requests; few of them differ."""
+    return Flow(client)
+
+
+@lru_cache(maxsize=4096)
+def bulk_flow_of(client: str) -> Flow:
+    """Return the flow of a client's bulk requests."""
+    return Flow(client, Band.BULK)
 
 
 class WaitingRoom:
