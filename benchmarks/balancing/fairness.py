@@ -224,6 +224,8 @@ class Person:
     waits: list[float] = attrs.field(factory=list)
     refused: int = 0
     served: float = 0.0
+    longest: float = 0.0
+    """Seconds that the longest answer took."""
     totals: list[tuple[float, float]] = attrs.field(factory=list)
     """Weighted tokens served up to an instant."""
 
@@ -263,6 +265,7 @@ class Person:
         now, counts = self.gateway.clock.now, call.arrived >= WARM_UP
         if call.status == 200:
             assert call.began is not None
+            self.longest = max(self.longest, now - call.began)
             if counts:
                 self.waits.append(call.began - call.arrived)
             if now >= WARM_UP:
@@ -355,6 +358,7 @@ SHARES = Rules(shares=True)
 BULK = attrs.evolve(FLOOD, band=Band.BULK)
 ROWS: Sequence[tuple[str, Rules, int, Habit | None]] = (
     ("no script, first come, 32 places, 10 s", OLD, 20, None),
+    ("no script, the fair queue", SHARES, 20, None),
     ("script, first come, 32 places, 10 s", OLD, 20, FLOOD),
     ("script, first come, 256 places, 60 s", OLD_LARGE, 20, FLOOD),
     ("fair order, 32 places, drops the last to come", Rules(kind=TailDrop, places=32), 20, FLOOD),
@@ -368,17 +372,18 @@ ROWS: Sequence[tuple[str, Rules, int, Habit | None]] = (
     ("40 people, first come, 256 places, 60 s", OLD_LARGE, 40, FLOOD),
     ("40 people, half of the slots", SHARES, 40, FLOOD),
 )
-HEADS = ("", "wait p50 s", "wait p95 s", "refused", "script's share", "work/s", "slots busy", "while any wait")
+HEADS = ("", "wait p50 s", "wait p95 s", "refused", "script's share", "work/s", "slots busy", "while any wait", "longest answer s")
 
 
 def line(name: str, rules: Rules, count: int, flood: Habit | None, *, seeds: int, minutes: float) -> str:
     """Return one row of the table: waits and refusals of the people, and who got how much."""
     waits: list[float] = []
-    refused = script = everybody = busy = used = waiting = 0.0
+    refused = script = everybody = busy = used = waiting = longest = 0.0
     for seed in range(1, seeds + 1):
         gateway, people = run(rules, light(count) | ({SCRIPT: flood} if flood else {}), seed=seed, minutes=minutes)
         for person in people:
             everybody += person.served
+            longest = max(longest, person.longest)
             if person.name == SCRIPT:
                 script += person.served
             else:
@@ -396,6 +401,7 @@ def line(name: str, rules: Rules, count: int, flood: Habit | None, *, seeds: int
         f"{everybody / seconds:.0f}",
         f"{busy / seconds / SLOTS:.1%}",
         f"{used / waiting / SLOTS:.1%}" if waiting else "-",
+        f"{longest:.0f}",
     )
     return f"| {name} | {' | '.join(cells)} |"
 
