@@ -36,8 +36,9 @@ from multiverse_gateway.core.sse import Dialect
 from multiverse_gateway.gateway import BULK_QUEUE_SECONDS, SWEEP_SECONDS, Gateway
 from multiverse_gateway.plugins import probe as named_probe
 from multiverse_gateway.protocols import Registry
-from multiverse_gateway.relay.exchange import Exchange, Limits, Sending
+from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import Headers
+from multiverse_gateway.relay.ports import Limits, Sending
 from multiverse_gateway.relay.waiting import Waiter, WaitingRoom
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore

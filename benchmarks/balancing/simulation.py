@@ -23,8 +23,9 @@ from multiverse_gateway.core.sse import Dialect
 from multiverse_gateway.gateway import SWEEP_SECONDS, Gateway
 from multiverse_gateway.plugins import probe as named_probe
 from multiverse_gateway.protocols import Balancer, LoadView, ProbeResult, Registry
-from multiverse_gateway.relay.exchange import Exchange, Sending
+from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import Headers
+from multiverse_gateway.relay.ports import Sending
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
 

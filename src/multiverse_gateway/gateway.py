@@ -46,8 +46,9 @@ from multiverse_gateway.observability.logging import note, redact
 from multiverse_gateway.observability.metrics import Moment, exposition
 from multiverse_gateway.observability.telemetry import Observe
 from multiverse_gateway.protocols import Balancer, HealthProbe, ProbeResult, Registry, ResponseStore, Scoring, Store
-from multiverse_gateway.relay.exchange import Exchange, Limits, Phase, Sending
+from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.local_addresses import local_addresses
+from multiverse_gateway.relay.ports import Limits, Phase, Sending
 from multiverse_gateway.relay.requests import USER_AGENT, Requests, endpoint_of
 from multiverse_gateway.relay.transport import WireTransport
 from multiverse_gateway.relay.waiting import WaitingRoom

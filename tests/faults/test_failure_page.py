@@ -20,7 +20,7 @@ from multiverse_gateway.core.health import (
     advance,
 )
 from multiverse_gateway.core.servers import ServerId
-from multiverse_gateway.relay.exchange import Phase
+from multiverse_gateway.relay.ports import Phase
 
 PAGE = (Path(__file__).parents[2] / "docs" / "explanation" / "failure.md").read_text(encoding="utf-8")
 

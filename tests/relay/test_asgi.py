@@ -14,7 +14,8 @@ import pytest
 from multiverse_gateway.core.failover import FailureClass
 from multiverse_gateway.core.sse import DONE_EVENT
 from multiverse_gateway.relay.asgi import HIGH_WATER, AsgiClient, Message, answer
-from multiverse_gateway.relay.exchange import Exchange, Phase
+from multiverse_gateway.relay.exchange import Exchange
+from multiverse_gateway.relay.ports import Phase
 from support.answers import chat_event
 from support.exchanges import JSON, MODEL, SPEECH, RecordingEngine, server
 

@@ -20,17 +20,8 @@ from multiverse_gateway.core.routing import build_table, pools_of
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.sse import DONE_EVENT, EVENTS_PER_CALL
 from multiverse_gateway.core.stored import lookup_of, response_not_found
-from multiverse_gateway.relay.exchange import (
-    DRAINING_SECONDS,
-    EMBEDDINGS,
-    MAX_ERROR_BYTES,
-    NOISE_BYTES,
-    NOISE_SECONDS,
-    UNCOUNTED_BYTES,
-    Exchange,
-    Limits,
-    Phase,
-)
+from multiverse_gateway.relay.exchange import DRAINING_SECONDS, EMBEDDINGS, MAX_ERROR_BYTES, NOISE_BYTES, NOISE_SECONDS, Exchange
+from multiverse_gateway.relay.ports import UNCOUNTED_BYTES, Limits, Phase
 from multiverse_gateway.relay.requests import Requests
 from multiverse_gateway.relay.waiting import LOOK_SECONDS
 from support.answers import chat_event, error_body, messages_events, model_not_found, responses_events

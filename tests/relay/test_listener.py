@@ -15,9 +15,10 @@ import pytest
 from multiverse_gateway.core.errors import BadRequest, GatewayError, InvalidClientKey, RequestTimeout, RequestTooLarge
 from multiverse_gateway.core.failover import FailureClass
 from multiverse_gateway.core.sse import DONE_EVENT
-from multiverse_gateway.relay.exchange import Client, Exchange, Phase
+from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import Headers, RequestHead
 from multiverse_gateway.relay.listener import AHEAD_BYTES, HIGH_WATER, SPARED_BYTES, Listener, Patience
+from multiverse_gateway.relay.ports import Client, Phase
 from support.answers import chat_event
 from support.exchanges import MODEL, SPEECH, RecordingEngine, server
 from support.raw_client import Response, ResponseReader

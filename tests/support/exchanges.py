@@ -24,8 +24,9 @@ from multiverse_gateway.core.routing import (
 from multiverse_gateway.core.servers import Capabilities, Server, ServerId
 from multiverse_gateway.core.sse import dialect_of
 from multiverse_gateway.health_book import HealthBook
-from multiverse_gateway.relay.exchange import Client, Exchange, Limits, Phase
+from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import Headers
+from multiverse_gateway.relay.ports import Client, Limits, Phase
 from multiverse_gateway.relay.requests import Requests
 from multiverse_gateway.relay.waiting import WaitingRoom
 from multiverse_gateway.stores.memory import MemoryStore

@@ -15,7 +15,6 @@ Outputs are calls to the three ports below. Everything runs on one event loop.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
 from functools import lru_cache, partial
 from math import inf
 from typing import Protocol
@@ -59,6 +58,7 @@ from multiverse_gateway.core.servers import Server, ServerId, model_key
 from multiverse_gateway.core.sse import DONE_EVENT, Dialect, EventStream, error_event
 from multiverse_gateway.core.stored import id_of, response_not_found, usable_id
 from multiverse_gateway.relay.heads import Headers
+from multiverse_gateway.relay.ports import UNCOUNTED_BYTES, Client, Limits, Phase, Sending
 from multiverse_gateway.relay.requests import Requests
 from multiverse_gateway.relay.waiting import LOOK_SECONDS, WaitingRoom, bulk_flow_of, flow_of
 
@@ -68,8 +68,6 @@ MAX_HELD_EMBEDDINGS = 1 << 20
 """Embeddings up to this size are held until they are known to be whole; larger ones are relayed as they come."""
 SILENCE_FACTOR = 5
 """A server that passes a probe may be silent in the middle of an answer for so many times the idle timeout."""
-UNCOUNTED_BYTES = 65536
-"""What every exchange may hold of an answer without asking the budget: most answers are smaller."""
 NOISE_BYTES = 16384
 """A read of this size without a single event is noise: blank lines or comments as fast as a server can send them."""
 NOISE_SECONDS = 0.05
@@ -85,61 +83,6 @@ _NO_EVENT = Failure(FailureClass.NONSENSE, "a stream of comments without any eve
 _FAILED_PROBE = Failure(FailureClass.TIMEOUT, "no data, and the server failed a probe")
 _KNOWN_REFUSALS = frozenset({401, 403, 404, 405, 408, 413, 429})
 """Statuses of 4xx that say something else than that a field of the request is not known."""
-
-
-class Client(Protocol):
-    """The door's side: one response. During these calls it may call `client_clogged` and `taken` on the exchange, nothing else."""
-
-    def answer(self, status: int, headers: Headers, body: bytes) -> None:
-        """Send a whole response; nothing else is called then. The door calls `taken` once the client has all of it, or is gone."""
-
-    def head(self, status: int, headers: Headers) -> None:
-        """Send the head of a response whose length is not known; called once."""
-
-    def body(self, data: bytes) -> None:
-        """Send a piece of the body."""
-
-    def end(self) -> None:
-        """Finish a complete response."""
-
-    def cut(self) -> None:
-        """Finish a response whose end is missing, so that the client can tell."""
-
-
-class Sending(Protocol):
-    """One request on its way to a server (`relay.wire`)."""
-
-    def abort(self) -> None:
-        """Close the connection now; nothing more is called on the exchange."""
-
-    def pause(self) -> None:
-        """Stop reading."""
-
-    def resume(self) -> None:
-        """Go on reading."""
-
-
-@attrs.frozen(kw_only=True)
-class Limits:
-    """Seconds and bytes that bound one exchange."""
-
-    request_timeout: float = 300.0
-    first_byte_timeout: float = 120.0
-    idle_timeout: float = 60.0
-    queue_timeout: float = 60.0
-    bulk_queue_timeout: float = 240.0
-    max_response_bytes: int = 16 << 20
-    max_embeddings_bytes: int = 64 << 20
-    max_event_bytes: int = 1 << 20
-    max_large_event_bytes: int = 16 << 20
-    max_stream_bytes: int = 64 << 20
-    max_stream_seconds: float = 3600.0
-    unchecked_bytes: int = attrs.field(init=False)
-    """What may come of a body before the other limits and the budget are looked at."""
-
-    @unchecked_bytes.default
-    def _least_limit(self) -> int:
-        return min(UNCOUNTED_BYTES, self.max_response_bytes)
 
 
 class Places(Protocol):
@@ -235,18 +178,6 @@ class Engine(Protocol):
 
     def finished(self, exchange: "Exchange") -> None:
         """Take note of the end: log, count, forget."""
-
-
-class Phase(Enum):
-    """Where an exchange stands."""
-
-    CHOOSING = "choosing"
-    QUEUED = "queued"
-    TRYING = "trying"
-    BACKOFF = "backoff"
-    RELAYING = "relaying"
-    DRAINING = "draining"
-    OVER = "over"
 
 
 _CHAT = Dialect.CHAT

@@ -24,8 +24,9 @@ import httptools
 
 from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.core.pauses import stopped_seconds
-from multiverse_gateway.relay.exchange import Client, Exchange
+from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import Headers, Heads, RequestHead
+from multiverse_gateway.relay.ports import Client
 
 HIGH_WATER: Final = 16384
 AHEAD_BYTES: Final = 65536

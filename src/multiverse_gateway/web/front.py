@@ -27,8 +27,9 @@ from multiverse_gateway.core.paths import hint
 from multiverse_gateway.core.stored import lookup_of
 from multiverse_gateway.core.usage import OPERATOR
 from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.relay.exchange import Client, Exchange
+from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import Headers, RequestHead
+from multiverse_gateway.relay.ports import Client
 from multiverse_gateway.web.errors import BadFraming, Refusal, refusal_of
 from multiverse_gateway.web.headers import API_HEADERS, NO_STORE, is_below
 from multiverse_gateway.web.quotas import Quota

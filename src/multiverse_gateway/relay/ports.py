@@ -1,0 +1,78 @@
+"""The ports of an exchange that know nothing of it: the client it answers, the request it sends, the limits that bound it, its phases."""
+
+from enum import Enum
+from typing import Protocol
+
+import attrs
+
+from multiverse_gateway.relay.heads import Headers
+
+UNCOUNTED_BYTES = 65536
+"""What every exchange may hold of an answer without asking the budget: most answers are smaller."""
+
+
+class Client(Protocol):
+    """The door's side: one response. During these calls it may call `client_clogged` and `taken` on the exchange, nothing else."""
+
+    def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send a whole response; nothing else is called then. The door calls `taken` once the client has all of it, or is gone."""
+
+    def head(self, status: int, headers: Headers) -> None:
+        """Send the head of a response whose length is not known; called once."""
+
+    def body(self, data: bytes) -> None:
+        """Send a piece of the body."""
+
+    def end(self) -> None:
+        """Finish a complete response."""
+
+    def cut(self) -> None:
+        """Finish a response whose end is missing, so that the client can tell."""
+
+
+class Sending(Protocol):
+    """One request on its way to a server (`relay.wire`)."""
+
+    def abort(self) -> None:
+        """Close the connection now; nothing more is called on the exchange."""
+
+    def pause(self) -> None:
+        """Stop reading."""
+
+    def resume(self) -> None:
+        """Go on reading."""
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """Seconds and bytes that bound one exchange."""
+
+    request_timeout: float = 300.0
+    first_byte_timeout: float = 120.0
+    idle_timeout: float = 60.0
+    queue_timeout: float = 60.0
+    bulk_queue_timeout: float = 240.0
+    max_response_bytes: int = 16 << 20
+    max_embeddings_bytes: int = 64 << 20
+    max_event_bytes: int = 1 << 20
+    max_large_event_bytes: int = 16 << 20
+    max_stream_bytes: int = 64 << 20
+    max_stream_seconds: float = 3600.0
+    unchecked_bytes: int = attrs.field(init=False)
+    """What may come of a body before the other limits and the budget are looked at."""
+
+    @unchecked_bytes.default
+    def _least_limit(self) -> int:
+        return min(UNCOUNTED_BYTES, self.max_response_bytes)
+
+
+class Phase(Enum):
+    """Where an exchange stands."""
+
+    CHOOSING = "choosing"
+    QUEUED = "queued"
+    TRYING = "trying"
+    BACKOFF = "backoff"
+    RELAYING = "relaying"
+    DRAINING = "draining"
+    OVER = "over"
