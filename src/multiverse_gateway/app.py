@@ -36,6 +36,7 @@ from multiverse_gateway.web.paths import Paths, ollama_routes
 from multiverse_gateway.web.security import Cors, Entrance, Security
 from multiverse_gateway.web.sessions import Sessions
 from multiverse_gateway.web.stored import stored_routes
+from multiverse_gateway.web.waiting import waiting_routes
 
 TELEMETRY_SECONDS = 3.0
 """How long the last spans may take on their way out."""
@@ -111,6 +112,7 @@ def create_app(
     app = Starlette(
         routes=[
             *model_routes(gateway),
+            *waiting_routes(gateway),
             *stored_routes(),
             *[Route(path, endpoint=inference, methods=["POST"]) for path in sorted(CALLS)],  # for 405; `Security` takes every POST
             *admin,

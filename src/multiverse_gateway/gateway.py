@@ -46,6 +46,7 @@ from multiverse_gateway.observability.logging import note, redact
 from multiverse_gateway.observability.metrics import Moment, exposition
 from multiverse_gateway.observability.telemetry import Observe
 from multiverse_gateway.protocols import Balancer, HealthProbe, ProbeResult, Registry, ResponseStore, Scoring, Store
+from multiverse_gateway.relay.comments import Commentary
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.local_addresses import local_addresses
 from multiverse_gateway.relay.ports import Limits, Phase, Sending
@@ -116,6 +117,7 @@ class Gateway:
         self.load = Load()
         self.admission = Admission(max_in_flight=settings.max_in_flight)
         self.room = WaitingRoom(settings.max_queue)
+        self._commentary = Commentary(self.room.queue)
         self.usage_book = UsageBook(self.store, self.room.queue, now=now, wall=wall, table=lambda: self.table)
         self.exchanges: set[Exchange] = set()
         self._numbers = 0
@@ -250,6 +252,7 @@ class Gateway:
             self._fades_at = now + FADE_SECONDS
             self.load.fade()
         self.room.look(now)
+        self._commentary.look(now)
         for exchange in [exchange for exchange in self.exchanges if exchange.due <= now]:
             exchange.tick(now)
 
@@ -586,6 +589,8 @@ class Gateway:
         """Number and track an exchange; the door starts it."""
         exchange.number = self._numbers = self._numbers + 1
         self.exchanges.add(exchange)
+        if exchange.comments is not None:
+            self._commentary.add(exchange)
         if self._resting is not None:
             self._resting.set()
             self._resting = None
@@ -596,6 +601,8 @@ class Gateway:
     def finished(self, exchange: Exchange) -> None:
         """Count, log and forget an exchange that is over."""
         self.exchanges.discard(exchange)
+        if exchange.comments is not None:
+            self._commentary.discard(exchange)
         wall, seconds = self.wall(), self.now() - exchange.arrived
         self.usage_book.count(exchange, seconds, wall)
         if self.observe is not None:

@@ -272,6 +272,41 @@ class ModelList:
 
 
 @attrs.frozen(kw_only=True)
+class QueuedModel:
+    """How much a model is used. `people_waiting` counts the keys and addresses with a waiting request."""
+
+    model: str
+    slots: Annotated[int | None, Meta(description="requests that its servers take at once; null without a limit")]
+    running: int
+    waiting: int
+    people_waiting: int
+
+
+@attrs.frozen(kw_only=True)
+class QueuedRequest:
+    """A waiting request of the caller."""
+
+    request_id: str
+    model: str
+    position: Annotated[int, Meta(description="1 for the request that begins next if no other request comes")]
+    waiting: Annotated[int, Meta(description="all requests that wait for the model")]
+    waited_seconds: float
+    about_seconds: Annotated[
+        int | None, Meta(description="about how long until it begins: one of 5, 10, 20, 30, 60, 120 and 240; null if that is not known yet")
+    ]
+    priority: Literal["interactive", "bulk"]
+
+
+@attrs.frozen(kw_only=True)
+class QueueList:
+    """The models, and the caller's own waiting requests."""
+
+    object: Literal["list"] = "list"
+    data: list[QueuedModel]
+    yours: list[QueuedRequest]
+
+
+@attrs.frozen(kw_only=True)
 class StoredAnswer:
     """The response, as the server that made it keeps it."""
 

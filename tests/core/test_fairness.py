@@ -74,6 +74,14 @@ def fill(queue: FairQueue, slots: int, now: float = 0.0) -> list[Ticket]:
     return began
 
 
+def flows(queue: FairQueue, name: str) -> set[Flow]:
+    """Return the flows of a model of which the queue knows anything."""
+    model = queue._models.get(name)
+    if model is None:
+        return set()
+    return {*(() if model.books is None else model.books.accounts), *(each.flow for each in model.live)}
+
+
 def join_all(queue: FairQueue, tickets: Sequence[Ticket], now: float = 0.0) -> None:
     for each in tickets:
         queue.join(each, now)
@@ -178,7 +186,7 @@ def test_a_model_without_requests_has_no_queue() -> None:
     for name in (MODEL, "unknown"):
         assert queue.pick(name, 0.0) is None
         assert queue.pick_for(name, 0.0) is None
-        assert (queue.waiting(name), queue.order(name), queue.places(name, 0.0), set(queue.flows(name))) == (0, [], {}, set())
+        assert (queue.waiting(name), queue.order(name), queue.places(name, 0.0), flows(queue, name)) == (0, [], {}, set())
         assert queue.mean_output_tokens(name) == USUAL_OUTPUT_TOKENS
         assert queue.until_next_end(name, Flow("a")) is None
         assert queue.overflow(name) is None
@@ -397,7 +405,7 @@ def test_a_short_pause_makes_nothing_cheaper() -> None:
     join_all(queue, [greedy, *[ticket("other", 10) for _ in range(3)]])
     assert fill(queue, 1) == [greedy]
     queue.end(greedy, 1.0)
-    assert queue.flows(MODEL) == {Flow("greedy"), Flow("other")}
+    assert flows(queue, MODEL) == {Flow("greedy"), Flow("other")}
     again = ticket("greedy", 5000)
     queue.join(again, 1.0)
     assert queue.order(MODEL)[-1] is again
@@ -755,7 +763,7 @@ def test_a_flow_is_forgotten_once_the_clock_has_passed_it() -> None:
         queue.join(ticket(f"client {number}", 100), number)
         for each in fill(queue, 2, number):
             queue.end(each, number)
-    assert len(queue.flows(MODEL)) <= 3
+    assert len(flows(queue, MODEL)) <= 3
 
 
 def test_coming_and_leaving_fills_nothing() -> None:
@@ -787,7 +795,7 @@ def test_a_flow_that_came_back_is_not_forgotten() -> None:
     far = ticket("far", 10)
     join_all(queue, [back, far], 0.0)
     queue.begin(far, 0.0)
-    assert Flow("a") in queue.flows(MODEL)
+    assert Flow("a") in flows(queue, MODEL)
     assert queue.pick(MODEL, 0.0) is back
 
 
@@ -894,7 +902,7 @@ class Chaos(RuleBasedStateMachine):
             assert crowd.clients_waiting == len({each.flow.client for each in waiting})
             assert set(queue.order(name)) == waiting == set(queue.places(name, self.now))
             if not own:
-                assert set(queue.flows(name)) == set()
+                assert flows(queue, name) == set()
         assert queue.anybody_waits == bool(queue.lengths())
         assert self.at_once.total == len(self.live)
         assert set(self.at_once.clients) == {each.flow.client for each in self.live}
@@ -971,14 +979,35 @@ def test_the_place_tells_how_long_it_takes_about() -> None:
         queue.begin(ticket("a"), 0.0)
     waiting = [ticket("b"), ticket("c"), ticket("c"), ticket("c")]
     join_all(queue, waiting)
-    assert queue.place(waiting[0], 0.0) == Place(position=1, waiting=4, about_seconds=None)
+    assert queue.places(MODEL, 0.0)[waiting[0]] == Place(position=1, waiting=4, about_seconds=None)
     queue.learn(MODEL, seconds=16.0, output_tokens=100.0)
-    assert [queue.place(each, 0.0).about_seconds for each in waiting] == [10, 20, 30, 60]  # type: ignore[union-attr]
-    assert queue.place(ticket("d"), 0.0) is None
+    assert [queue.places(MODEL, 0.0)[each].about_seconds for each in waiting] == [10, 20, 30, 60]
+    assert ticket("d") not in queue.places(MODEL, 0.0)
     assert queue.until_next_end(MODEL, Flow("a")) == 10
     assert queue.until_next_end(MODEL, Flow("b")) == 10
     queue.serve({"lab": Pool((MODEL,), None)})
-    assert queue.place(waiting[0], 0.0).about_seconds is None  # type: ignore[union-attr]
+    assert queue.places(MODEL, 0.0)[waiting[0]].about_seconds is None
+
+
+def test_a_client_sees_its_own_requests() -> None:
+    """In all models and both bands, those of one model in their order, with all the time that they waited; nobody else's."""
+    queue = make_queue(slots=1)
+    queue.serve({"lab": Pool((MODEL, "phi"), 1)})
+    mine = [ticket("me"), ticket("me"), ticket("me", band=Band.BULK), ticket("me", model="phi")]
+    join_all(queue, [ticket("you"), *mine[:2]], 1.0)
+    join_all(queue, mine[2:], 2.0)
+    assert {(wait.ticket, wait.place.position, wait.seconds) for wait in queue.waits_of("me", 5.0)} == {
+        (mine[0], 2, 4.0),
+        (mine[2], 3, 3.0),
+        (mine[1], 4, 4.0),
+        (mine[3], 1, 3.0),
+    }
+    assert [wait.place.position for wait in queue.waits_of("me", 5.0) if wait.ticket.model == MODEL] == [2, 3, 4]
+    queue.begin(mine[0], 6.0, "lab")
+    queue.release(mine[0])
+    queue.join(mine[0], 10.0)
+    assert next(wait.seconds for wait in queue.waits_of("me", 12.0) if wait.ticket is mine[0]) == 7.0
+    assert queue.waits_of("a stranger", 12.0) == []
 
 
 def test_a_client_alone_is_not_held_back() -> None:
@@ -987,9 +1016,9 @@ def test_a_client_alone_is_not_held_back() -> None:
     queue.learn(MODEL, seconds=20.0, output_tokens=100.0)
     bulk = [ticket("a", band=Band.BULK) for _ in range(4)]
     join_all(queue, bulk)
-    assert queue.place(bulk[3], 0.0).about_seconds == 20  # type: ignore[union-attr]
+    assert queue.places(MODEL, 0.0)[bulk[3]].about_seconds == 20
     queue.begin(ticket("b"), 0.0)
-    assert queue.place(bulk[3], 0.0).about_seconds == 60  # type: ignore[union-attr]
+    assert queue.places(MODEL, 0.0)[bulk[3]].about_seconds == 60
     assert queue.until_next_end(MODEL, Flow("c")) == 20
 
 

@@ -23,6 +23,7 @@ from multiverse_gateway.core.sse import (
     EventStream,
     dialect_of,
     error_event,
+    refusal_event,
 )
 from support.memory import peak_of_memory
 
@@ -609,6 +610,44 @@ def test_our_error_event_is_read_as_an_error(dialect: Dialect) -> None:
     stream, out = fed(chunk(), ours, dialect=dialect)
     assert out == chunk() + ours
     assert stream.failed
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message", "fields"),
+    [
+        (b'{"error": {"message": "no", "code": "overloaded", "n_ctx": 4096}}', 503, "no", {"code": "overloaded", "n_ctx": 4096}),
+        (b'{"error": "no such template"}', 400, "no such template", {"type": "invalid_request_error", "code": None}),
+        (b'{"object": "error", "message": "too long", "type": "BadRequestError", "code": 400}', 400, "too long", {"code": 400}),
+        (b'{"detail": "bad field"}', 422, "bad field", {"type": "invalid_request_error"}),
+        (b'{"error": {"message": "", "values": [1], "large": 9007199254740993}}', 500, "The request was refused with status 500.", {}),
+        (b'"in a string"', 400, "in a string", {}),
+        (b"[1]", 409, "The request was refused with status 409.", {}),
+        (b"in plain words", 402, "in plain words", {}),
+        (b"<html>bad gateway</html>", 451, "The request was refused with status 451.", {}),
+        (b"", 400, "The request was refused with status 400.", {}),
+        (b"[" * 100_000, 400, "[" * 4096, {}),
+    ],
+)
+def test_a_refusal_becomes_an_event(body: bytes, status: int, message: str, fields: dict[str, object]) -> None:
+    """Whatever a server's refusal looks like, clients of each dialect find a message, and OpenAI's an object `error` that they raise."""
+    event = refusal_event(Dialect.CHAT, status, body)
+    assert event.startswith(b"data: ")
+    assert event.endswith(b"}\n\n")
+    error = json.loads(event[6:])["error"]
+    assert error["message"] == message
+    assert {"message", "type", "param", "code"} <= error.keys()
+    assert not {"values", "large"} & error.keys()
+    assert {name: error[name] for name in fields} == fields
+    name, data = refusal_event(Dialect.RESPONSES, status, body).split(b"\n", 1)
+    assert (name, json.loads(data[6:])["message"], json.loads(data[6:])["error"]["message"]) == (b"event: error", message, message)
+    name, data = refusal_event(Dialect.MESSAGES, status, body).split(b"\n", 1)
+    assert (name, json.loads(data[6:])["error"]["message"]) == (b"event: error", message)
+
+
+def test_a_refusal_for_anthropics_clients_has_their_types() -> None:
+    """They choose by it whether to try again."""
+    event = refusal_event(Dialect.MESSAGES, 503, b'{"error": {"message": "busy"}}')
+    assert json.loads(event.split(b"data: ")[1])["error"] == {"type": "overloaded_error", "message": "busy"}
 
 
 def test_error_events_have_the_form_of_their_dialect() -> None:

@@ -1918,9 +1918,17 @@ class Traffic(RuleBasedStateMachine):
     def has_attempts(self) -> bool:
         return any(sending.is_live for sending in self.stage.sendings)
 
-    @rule(stream=st.booleans(), path=st.sampled_from(PATHS), stateful=st.booleans(), high_water=st.sampled_from([None, 0, 300]))
-    def start(self, stream: bool, path: str, stateful: bool, high_water: int | None) -> None:
-        self.stage.start(RecordingClient(high_water=high_water), stream=stream, path=path, stateful=stateful)
+    @rule(
+        stream=st.booleans(),
+        path=st.sampled_from(PATHS),
+        stateful=st.booleans(),
+        high_water=st.sampled_from([None, 0, 300]),
+        comments=st.booleans(),
+    )
+    def start(self, stream: bool, path: str, stateful: bool, high_water: int | None, comments: bool) -> None:
+        stream = stream and path != SPEECH  # as the front reads it
+        client = RecordingClient(high_water=high_water)
+        self.stage.start(client, stream=stream, path=path, stateful=stateful, wants_comments=comments)
 
     @rule(stream=st.booleans())
     def begin(self, stream: bool) -> None:
@@ -2056,10 +2064,11 @@ class Traffic(RuleBasedStateMachine):
             again = len(tried) > 1 and tried[0] == tried[1]
             assert len(set(tried)) == len(tried) - again, "a server tried twice"
             assert not again or exchange.attempts[0].failure.kind is A
-            if client.status is not None:
-                assert self.committed.setdefault(number, len(tried)) == len(tried), "a retry after the head"
+            if client.relayed:
+                assert self.committed.setdefault(number, len(tried)) == len(tried), "a retry after the first event"
                 if client.headers[b"content-type"] == EVENTS[b"content-type"]:
                     assert client.data.endswith((b"\n\n", b"\r\n\r\n", b"\r\n\r")), "half an event"
+                assert exchange.phase not in (Phase.QUEUED, Phase.TRYING, Phase.BACKOFF)
 
     def teardown(self) -> None:
         """Whatever is left ends, and leaves nothing behind."""
@@ -2795,3 +2804,266 @@ def test_an_answer_without_a_usable_id_is_relayed_all_the_same(body: bytes) -> N
     _, client = stage.start(path=RESPONSES, stateful=True)
     stage.last.answer(body=body)
     assert (client.status, client.data, stage.responses.stored) == (200, body, [])
+
+
+# Comments while a stream waits
+
+
+def commented(stage: RecordingEngine, **fields: Any) -> tuple[Exchange, RecordingClient]:
+    """Start a stream whose client wants to be told where it stands."""
+    return stage.start(stream=True, wants_comments=True, **fields)
+
+
+def place(position: int, waiting: int, about: int | None = None) -> bytes:
+    return b': queue {"position":%d,"waiting":%d,"about_seconds":%b}\n' % (position, waiting, b"null" if about is None else b"%d" % about)
+
+
+FIRST_TRY = b': prefill {"attempt":1}\n'
+SECOND_TRY = b': prefill {"attempt":2}\n'
+
+
+def refusal(client: RecordingClient) -> dict[str, Any]:
+    """Return the error that ended a stream of nothing but comments."""
+    assert (client.status, client.was_cut, client.data) == (200, True, b"".join(client.comments) + client.relayed)
+    assert client.relayed.startswith(b"data: ")
+    assert client.relayed.endswith(b"}\n\n")
+    error = json.loads(client.relayed[6:])["error"]
+    assert isinstance(error, dict)
+    return error
+
+
+def test_a_waiting_stream_tells_its_place() -> None:
+    """After a second, at each change, and then again within 15 s; the answer follows, after what the head could not say."""
+    stage = queueing()
+    stage.start()
+    stage.start()
+    exchange, client = commented(stage)
+    stage.wait(0.75)
+    assert client.is_silent
+    stage.wait(0.25)
+    assert (client.status, client.data) == (200, place(2, 2))
+    assert client.headers == {b"content-type": b"text/event-stream", b"cache-control": b"no-store", b"x-accel-buffering": b"no"}
+    stage.wait_on(13)
+    stage.check()
+    assert client.comments == [place(2, 2)]
+    stage.wait_on(2)
+    assert client.comments == [place(2, 2)] * 2
+    stage.sendings[0].answer()
+    stage.wait_on(1)
+    assert client.comments[2:] == [place(1, 1)]
+    stage.last.answer()
+    assert exchange.phase is Phase.TRYING
+    stage.wait_on(1)
+    assert client.comments[3:] == [FIRST_TRY]
+    stage.last.stream(ONE, LAST, DONE_EVENT)
+    told = json.loads(client.comments[4].removeprefix(b": headers "))
+    assert told == {"x-multiverse-attempts": "1", "x-gateway-server-id": "a", "x-multiverse-server": "a", "x-multiverse-queued-ms": "17000"}
+    assert (client.relayed, client.ended) == (ONE + LAST + DONE_EVENT, True)
+    assert client.data.endswith(client.comments[4] + client.relayed), "no comment after the first event"
+    stage.wait_on(20)
+    assert (exchange.status, exchange.error_code, exchange.events, len(client.comments)) == (200, None, 3, 5)
+    stage.check()
+
+
+def test_changes_are_told_once_a_second() -> None:
+    """Positions that nobody saw are left out."""
+    stage = queueing()
+    for _ in range(4):
+        stage.start()
+    _, client = commented(stage)
+    stage.wait_on(1)
+    for _ in range(3):
+        stage.last.answer()
+        stage.wait(0.25)
+    assert client.comments == [place(4, 4)]
+    stage.wait(0.25)
+    assert client.comments == [place(4, 4), place(1, 1)]
+
+
+def test_a_waiting_stream_tells_about_how_long_it_takes() -> None:
+    stage = queueing()
+    stage.room.queue.serve(pools_of(stage.table))
+    stage.start()
+    stage.room.queue.learn(MODEL, seconds=12.0, output_tokens=100.0)
+    _, client = commented(stage)
+    stage.wait_on(1)
+    assert client.comments == [place(1, 1, 20)]
+
+
+def test_a_stream_that_begins_within_a_second_has_no_comments() -> None:
+    """The head is that of any other stream."""
+    stage = engine("a")
+    _, client = commented(stage)
+    stage.wait_on(0.75)
+    stage.last.stream(ONE, LAST, DONE_EVENT)
+    assert (client.data, client.headers[b"x-multiverse-attempts"]) == (ONE + LAST + DONE_EVENT, b"1")
+
+
+def test_a_slow_prefill_is_commented() -> None:
+    """Semantics 6: a server's own comments before its first event are dropped, and the gateway's take their place."""
+    stage = engine("a")
+    _, client = commented(stage)
+    stage.last.stream(PING)
+    stage.wait_on(1)
+    assert client.comments == [FIRST_TRY]
+    stage.last.body(PING)
+    stage.wait_on(31)
+    assert client.comments == [FIRST_TRY] * 3
+    stage.last.body(ONE, TWO, PING, LAST, DONE_EVENT)
+    assert client.relayed == ONE + TWO + PING + LAST + DONE_EVENT
+
+
+@pytest.mark.parametrize("wants_comments", [True, False])
+def test_nothing_changes_for_other_requests(wants_comments: bool) -> None:
+    """A plain answer has no comments, whatever its client asks for; a stream has them only if it does."""
+    stage = queueing()
+    stage.start()
+    _, client = stage.start(stream=not wants_comments, wants_comments=wants_comments)
+    stage.wait_on(20)
+    assert client.is_silent
+    stage.sendings[0].answer()
+    stage.wait_on(20)
+    assert client.is_silent
+
+
+def test_failover_goes_on_after_a_comment() -> None:
+    """The commit point is the first event: another server takes over, also after a server that refuses the added field."""
+    stage = asking(engine("a", "b"))
+    exchange, client = commented(stage)
+    stage.wait_on(2)
+    refuse(stage.last)
+    stage.last.head(500)
+    stage.last.end()
+    stage.wait_on(1)
+    assert client.comments == [FIRST_TRY, SECOND_TRY]
+    assert exchange.phase is Phase.TRYING
+    stage.last.stream(ONE, LAST, DONE_EVENT)
+    assert json.loads(client.comments[2].removeprefix(b": headers "))["x-multiverse-attempts"] == "2"
+    assert (client.relayed, client.status, exchange.status) == (ONE + LAST + DONE_EVENT, 200, 200)
+    stage.check()
+
+
+def test_a_refusal_after_a_comment_is_an_event() -> None:
+    """The queue's timeout, no usable server, a server's own refusal, every attempt failed, the deadline, a shutdown: without `[DONE]`."""
+    stage = queueing(limits=Limits(queue_timeout=10))
+    stage.start()
+    exchange, client = commented(stage)
+    stage.wait_on(10)
+    error = refusal(client)
+    assert (error["code"], error["type"], error["param"]) == ("overloaded", "service_unavailable_error", None)
+    assert (exchange.status, exchange.error_code, exchange.actual_cost()) == (200, "overloaded", 0.0)
+    stage.check()
+
+    stage = queueing()
+    stage.start()
+    _, client = commented(stage)
+    stage.wait_on(1)
+    stage.remove("a")
+    stage.wait_on(1)
+    assert (refusal(client)["code"], refusal(client)["param"]) == ("model_not_found", "model")
+    stage.check()
+
+    stage = engine("a")
+    exchange, client = commented(stage)
+    stage.wait_on(1)
+    stage.last.answer(400, body=b'{"error":{"message":"too long","type":"invalid_request_error","n_ctx":4096}}')
+    assert refusal(client) == {"message": "too long", "type": "invalid_request_error", "param": None, "code": None, "n_ctx": 4096}
+    assert (exchange.status, exchange.error_code) == (200, "relayed")
+    stage.check()
+
+    stage = engine("a")
+    _, client = commented(stage)
+    stage.wait_on(1)
+    stage.last.fail(B)
+    assert refusal(client)["code"] == "upstream_timeout"
+    stage.check()
+
+    stage = engine("a", limits=Limits(request_timeout=20))
+    _, client = commented(stage)
+    stage.wait_on(20)
+    assert refusal(client)["code"] == "upstream_timeout"
+    stage.check()
+
+    for stage in (queueing(), engine("a")):
+        stage.start()
+        exchange, client = commented(stage)
+        stage.wait_on(2)
+        exchange.interrupt()
+        assert refusal(client)["code"] == "gateway_shutting_down"
+        stage.check()
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+def test_a_refusal_has_the_form_of_its_dialect(path: str) -> None:
+    stage = engine("a")
+    exchange, client = commented(stage, path=path)
+    stage.wait_on(1)
+    exchange.interrupt()
+    name, data = client.relayed.split(b"\n", 1)
+    event = json.loads(data[6:])
+    assert (name, event["type"]) == (b"event: error", "error")
+    assert event["error"]["message"] == "The gateway is being stopped. Send the request again in a moment."
+
+
+def test_a_request_that_is_dropped_is_told_in_its_stream() -> None:
+    stage = queueing(max_queue=2)
+    stage.start(source="script")
+    stage.start(source="script")
+    _, client = commented(stage, source="script")
+    stage.wait_on(1)
+    stage.start(source="person")
+    assert refusal(client)["code"] == "overloaded"
+    stage.check()
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_client_that_leaves_gets_no_further_comment(waits: bool) -> None:
+    stage = queueing() if waits else engine("a")
+    stage.start()
+    exchange, client = commented(stage)
+    stage.wait_on(1)
+    leave(exchange)
+    before = client.comments
+    stage.wait_on(20)
+    assert (client.comments, exchange.status, exchange.error_code) == (before, 499, "client_gone")
+    stage.check()
+
+
+def test_comments_wait_for_a_client_that_does_not_read() -> None:
+    """Nothing is buffered for it; its server is read only once it has taken the comments."""
+    stage = queueing()
+    stage.start()
+    exchange, client = commented(stage)
+    stage.wait_on(1)
+    exchange.client_clogged()
+    stage.wait_on(40)
+    assert len(client.comments) == 1
+    exchange.client_drained()
+    stage.wait_on(0.25)
+    assert len(client.comments) == 2
+    exchange.client_clogged()
+    stage.sendings[0].answer()
+    stage.last.stream(ONE)
+    assert (stage.last.paused, exchange.due) == (True, exchange.deadline)
+    stage.wait(500)
+    exchange.client_drained()
+    assert not stage.last.paused
+    stage.last.body(LAST, DONE_EVENT)
+    assert (client.relayed, client.ended) == (ONE + LAST + DONE_EVENT, True)
+    stage.check()
+
+
+def test_a_stored_response_that_is_looked_up_has_no_place_yet() -> None:
+    """While its server is being found there is nothing to tell; after that there is."""
+    stage = engine("a")
+    asked = lookup_of("GET", "/v1/responses/resp_1", b"stream=true")
+    assert asked is not None
+    exchange, client = commented(stage, asked=asked)
+    stage.wait_on(2)
+    assert client.is_silent
+    exchange.located(stage.servers[0])
+    stage.wait_on(1)
+    assert (client.comments, client.headers) == (
+        [FIRST_TRY],
+        {b"content-type": b"text/event-stream", b"x-accel-buffering": b"no"},
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from multiverse_gateway.core.routing import (
 from multiverse_gateway.core.servers import Capabilities, Server, ServerId
 from multiverse_gateway.core.sse import dialect_of
 from multiverse_gateway.health_book import HealthBook
+from multiverse_gateway.relay.comments import LOOK_SECONDS, Commentary
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import Headers
 from multiverse_gateway.relay.ports import Client, Limits, Phase
@@ -36,6 +38,7 @@ CHAT = "/v1/chat/completions"
 SPEECH = "/v1/audio/speech"
 JSON = {b"content-type": b"application/json"}
 EVENTS = {b"content-type": b"text/event-stream"}
+_COMMENT = re.compile(rb"^: (?:queue|prefill|headers) [^\n]*\n", re.MULTILINE)
 
 
 def server(name: str, *, model: str = MODEL, cap: int | None = None, streaming: bool = True, registered_at: float = 0.0) -> Server:
@@ -95,6 +98,16 @@ class RecordingClient:
     def data(self) -> bytes:
         """Everything of the body so far."""
         return b"".join(self.pieces)
+
+    @property
+    def comments(self) -> list[bytes]:
+        """The gateway's own comments."""
+        return _COMMENT.findall(self.data)
+
+    @property
+    def relayed(self) -> bytes:
+        """The body without them."""
+        return _COMMENT.sub(b"", self.data)
 
     @property
     def is_silent(self) -> bool:
@@ -267,6 +280,7 @@ class RecordingEngine:
     load: Load = attrs.field(factory=Load, init=False)
     room: WaitingRoom = attrs.field(init=False)
     requests: Requests = attrs.field(factory=lambda: Requests(count_stream_tokens=False), init=False)
+    commentary: Commentary = attrs.field(init=False)
     health_book: RecordingHealth = attrs.field(init=False)
     sendings: list[RecordingSending] = attrs.field(factory=list, init=False)
     exchanges: list[Exchange] = attrs.field(factory=list, init=False)
@@ -281,6 +295,10 @@ class RecordingEngine:
     @room.default
     def _make_room(self) -> WaitingRoom:
         return WaitingRoom(self.max_queue)
+
+    @commentary.default
+    def _make_commentary(self) -> Commentary:
+        return Commentary(self.room.queue)
 
     @health_book.default
     def _make_health(self) -> RecordingHealth:
@@ -411,6 +429,7 @@ class RecordingEngine:
     def finished(self, exchange: Exchange) -> None:
         """Note the end, which comes once."""
         assert exchange not in self.over
+        self.commentary.discard(exchange)
         self.over.append(exchange)
 
     # For tests
@@ -420,7 +439,14 @@ class RecordingEngine:
         return [sending for sending in self.sendings if sending.exchange is exchange]
 
     def exchange(
-        self, client: Client, *, asked: Envelope | None = None, source: str = "", is_bulk: bool = False, **fields: object
+        self,
+        client: Client,
+        *,
+        asked: Envelope | None = None,
+        source: str = "",
+        is_bulk: bool = False,
+        wants_comments: bool = False,
+        **fields: object,
     ) -> Exchange:
         """Make an exchange that is not started yet, of the envelope or of one with the `fields`."""
         exchange = Exchange(
@@ -434,7 +460,10 @@ class RecordingEngine:
             arrived=self.clock,
             source=source or f"client-{len(self.exchanges)}",
             is_bulk=is_bulk,
+            wants_comments=wants_comments,
         )
+        if exchange.comments is not None:
+            self.commentary.add(exchange)
         self.exchanges.append(exchange)
         exchange.number = len(self.exchanges)
         return exchange
@@ -472,12 +501,18 @@ class RecordingEngine:
         """Let time pass, then do what is due, as the gateway's sweep does: who is due is decided before anybody is called."""
         self.clock += seconds
         self.room.look(self.clock)
+        self.commentary.look(self.clock)
         due = [call for at, call in self.timers if at <= self.clock]
         self.timers = [timer for timer in self.timers if timer[0] > self.clock]
         for call in due:
             call()
         for exchange in [exchange for exchange in self.exchanges if exchange not in self.over and exchange.due <= self.clock]:
             exchange.tick(self.clock)
+
+    def wait_on(self, seconds: float) -> None:
+        """Let time pass as it does: look every `LOOK_SECONDS`."""
+        for _ in range(round(seconds / LOOK_SECONDS)):
+            self.wait(LOOK_SECONDS)
 
     def blamed(self) -> list[tuple[str, FailureClass]]:
         """Return who was reported with which failure."""
@@ -529,9 +564,10 @@ class RecordingEngine:
                 assert client.gone or client.is_finished
                 assert client.gone or exchange.status == client.status
             if exchange.phase in (Phase.CHOOSING, Phase.QUEUED, Phase.TRYING, Phase.BACKOFF):
-                assert client.status is None
+                assert client.status == (200 if client.comments else None)
+                assert not client.relayed
             if client.status is not None:
-                assert exchange.sent_bytes == len(client.data)
+                assert exchange.sent_bytes == len(client.relayed)
         for capped in self.servers:
             assert capped.max_concurrency is None or self.load.in_flight(capped.id) <= capped.max_concurrency
         assert self.answer_bytes == sum(exchange.held for exchange in self.exchanges)

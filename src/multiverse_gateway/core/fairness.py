@@ -345,6 +345,15 @@ def _quarter(slots: int) -> int:
     return max(1, ceil(slots / 4))
 
 
+@frozen(kw_only=True)
+class Wait:
+    """A waiting request, where it stands, and for how many seconds it has waited in all."""
+
+    ticket: Ticket
+    place: Place
+    seconds: float
+
+
 _Key = tuple[float, int]
 
 
@@ -367,7 +376,7 @@ class FairQueue:
     >>> queue.begin(first, 0.0, "lab-1")
     >>> queue.join(second, 1.0)
     >>> queue.join(third, 2.0)
-    >>> queue.place(third, 3.0)
+    >>> queue.places("llama", 3.0)[third]
     Place(position=1, waiting=2, about_seconds=None)
     >>> queue.end(first, 4.0)
     >>> queue.pick("llama", 4.0) is third
@@ -654,14 +663,6 @@ class FairQueue:
         clients = {flow.client for flow in _queued(model)}
         return Crowd(slots=model.slots, running=sum(model.running.values()), waiting=model.waiting, clients_waiting=len(clients))
 
-    def flows(self, name: str) -> Collection[Flow]:
-        """Return the flows of a model of which anything is known."""
-        model = self._models.get(name)
-        if model is None:
-            return ()
-        known = () if model.books is None else model.books.accounts.keys()
-        return {*known, *(ticket.flow for ticket in model.live)}
-
     def order(self, name: str) -> list[Ticket]:
         """Return the waiting requests of a model in the order in which they would begin if no other request came and all could.
 
@@ -683,9 +684,16 @@ class FairQueue:
             places[ticket] = Place(position=position, waiting=model.waiting, about_seconds=seconds)
         return places
 
-    def place(self, ticket: Ticket, now: float) -> Place | None:
-        """Return where a request stands, or `None` if it does not wait. It costs as much as `places`."""
-        return self.places(ticket.model, now).get(ticket)
+    def waits_of(self, client: str, now: float) -> list[Wait]:
+        """Return the waiting requests of a client in all models, those of one model in the order in which they would begin."""
+        flows = [Flow(client, band) for band in Band]
+        return [
+            Wait(ticket=ticket, place=place, seconds=ticket.waited_seconds + now - ticket.joined_at)
+            for name, model in self._models.items()
+            if any(flow in _queued(model) for flow in flows)
+            for ticket, place in self.places(name, now).items()
+            if ticket.flow.client == client
+        ]
 
     def mean_output_tokens(self, name: str) -> float:
         """Return the output tokens of a model's usual answer."""

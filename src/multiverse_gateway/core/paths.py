@@ -41,6 +41,7 @@ OWN_SEGMENTS: Final = frozenset(call.split("/")[index] for call in CALLS for ind
 _ROOT: Final = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)*")
 _UNPREFIXED: Final = frozenset(call.removeprefix(PREFIX) for call in CALLS)
 _OTHER_NAMES: Final = {"/v2/rerank": "/v1/rerank"}
+_OWN: Final = re.compile(r"/v1/(?:models|queue)(?:/|\Z)")
 _ORIGIN: Final = re.compile(r"https?://[^/?#]+", re.IGNORECASE)
 _SLASHES: Final = re.compile(r"/{2,}")
 _BEGINNINGS: Final = "|".join(sorted({call.split("/")[2] for call in CALLS} | {"models", "files"}))
@@ -54,6 +55,15 @@ def is_api(path: str) -> bool:
     (True, True, False)
     """
     return path.startswith(PREFIX) and path[3:4] in ("", "/")
+
+
+def is_own(path: str) -> bool:
+    """Return whether the gateway itself answers an API path, from what it knows: these calls are only read.
+
+    >>> is_own("/v1/models/llama"), is_own("/v1/queue"), is_own("/v1/queues")
+    (True, True, False)
+    """
+    return _OWN.match(path) is not None
 
 
 def without_origin(target: str) -> str:

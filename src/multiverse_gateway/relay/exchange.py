@@ -2,15 +2,18 @@
 
 Rules that hold here, whatever the order of inputs and however bytes are cut:
 
-* Before the commit point (the response head) an attempt may be replaced by another one; after it never.
+* Before the commit point (the head of a server's answer) an attempt may be replaced by another one; after it never.
 * At most one attempt runs at a time; its slot is given back exactly once, before the next attempt begins.
 * Of a stream at most `sse.EVENTS_PER_CALL` events are handled before other requests get their turn; the server is not read meanwhile.
 * What is held of an answer beyond `UNCOUNTED_BYTES` counts against the budget of all answers until the client has taken it.
 * The client gets one whole `answer`, or one `head` and after it one of `end` and `cut`; nothing at all once it is gone.
 * A stream is relayed in complete events only, so that the error event of a broken one can never be glued onto half an event.
+* The head of a stream with `comments` may be sent before the commit point, with the first comment. The status is fixed then, and an error
+  becomes an event; an attempt may still be replaced.
 
 Inputs are method calls: from the wire (`head`, `body`, `end`, `failed`), the door (`start`, `client_gone`, `client_stalled`,
-`client_clogged`, `client_drained`), the gateway's clock (`tick`, when `due` has passed), its queue (`turn`) and its shutdown (`interrupt`).
+`client_clogged`, `client_drained`), the gateway's clock (`tick`, when `due` has passed, and `comment`), its queue (`turn`) and its shutdown
+(`interrupt`).
 Outputs are calls to the three ports below. Everything runs on one event loop.
 """
 
@@ -23,6 +26,7 @@ import attrs
 import msgspec
 
 from multiverse_gateway.core.answers import PassingJson, read_answer
+from multiverse_gateway.core.comments import Comments, headers_comment, place_comment, prefill_comment
 from multiverse_gateway.core.content_types import relayed_type
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.errors import (
@@ -49,13 +53,13 @@ from multiverse_gateway.core.failover import (
     classify_report,
     final_error,
 )
-from multiverse_gateway.core.fairness import Band, Share, Ticket, actual_cost, estimated_cost
+from multiverse_gateway.core.fairness import Band, Place, Share, Ticket, actual_cost, estimated_cost
 from multiverse_gateway.core.health import AttemptFailed, HealthEvent
 from multiverse_gateway.core.load import Load, retry_seconds
 from multiverse_gateway.core.patience import first_byte_allowance, requested_tokens
 from multiverse_gateway.core.routing import Candidates, close_names
 from multiverse_gateway.core.servers import Server, ServerId, model_key
-from multiverse_gateway.core.sse import DONE_EVENT, Dialect, EventStream, error_event
+from multiverse_gateway.core.sse import DONE_EVENT, Dialect, EventStream, error_event, refusal_event
 from multiverse_gateway.core.stored import id_of, response_not_found, usable_id
 from multiverse_gateway.relay.heads import Headers
 from multiverse_gateway.relay.ports import UNCOUNTED_BYTES, Client, Limits, Phase, Sending
@@ -76,6 +80,7 @@ DRAINING_SECONDS = 1.0
 LAST_RESORT_SECONDS = 0.05
 """How long a request waits for the one that tries the last resort: a rejected client gets its response within 100 ms."""
 
+_EVENT_STREAM = (b"content-type", b"text/event-stream")
 _STREAM_HEADERS = [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 _BLAMELESS = frozenset({FailureClass.CLIENT_ERROR, FailureClass.TRANSIENT, FailureClass.LOCAL})
 _REPORTED_ERROR = Failure(FailureClass.SERVER_ERROR, "the stream ended with an error")
@@ -181,6 +186,7 @@ class Engine(Protocol):
 
 
 _CHAT = Dialect.CHAT
+_WAITING = frozenset({Phase.CHOOSING, Phase.QUEUED, Phase.TRYING, Phase.BACKOFF})
 _CHOOSING, _QUEUED, _TRYING, _BACKOFF, _RELAYING, _DRAINING, _OVER = Phase  # a look-up in an enum costs as much as a call
 
 
@@ -195,6 +201,7 @@ class Exchange:
     attempt (`core.forwarding`). `asks_usage`: the engine asked the server for the tokens of a stream, which
     the client did not; `refuser` is the server that would not have it, and nobody else is asked then. `replays`: the attempt repeats one
     whose kept connection ended unanswered, so the engine opens a new one. `held` is what counts against the budget of all answers.
+    `comments` are there if the client of a stream asked to be told while it waits.
     """
 
     _backoff_server: Server | None
@@ -234,6 +241,7 @@ class Exchange:
         "body_bytes",
         "caller",
         "client",
+        "comments",
         "content_type",
         "deadline",
         "due",
@@ -273,6 +281,7 @@ class Exchange:
         caller: str = "",
         source: str = "",
         is_bulk: bool = False,
+        wants_comments: bool = False,
     ) -> None:
         self._engine = engine
         limits = self._limits = engine.limits
@@ -297,7 +306,9 @@ class Exchange:
         self.query = query
         self.request_id = request_id
         self.arrived = arrived
-        self.deadline = self.due = engine.now() + limits.request_timeout  # the body is complete; how long that took does not count
+        now = engine.now()
+        self.comments = Comments(now) if wants_comments and envelope.stream else None
+        self.deadline = self.due = now + limits.request_timeout  # the body is complete; how long that took does not count
         self.phase = _CHOOSING
         self.attempts: list[Attempt] = []
         self.tried = 0
@@ -328,6 +339,11 @@ class Exchange:
     def waits_for_budget(self) -> bool:
         """Whether a retry waits until the model's budget lets it begin."""
         return self.phase is _BACKOFF and not self._retrying
+
+    @property
+    def awaits_answer(self) -> bool:
+        """Whether the request waits in the queue, or for the first event of a server."""
+        return self.phase in _WAITING
 
     @property
     def events(self) -> int:
@@ -395,6 +411,8 @@ class Exchange:
             self._clogged = True
             self.due = self.deadline
             self._pause()
+        elif self.comments is not None:  # no comment is written until the client has read the earlier ones
+            self._clogged = True
 
     def client_drained(self) -> None:
         """Resume reading from the server."""
@@ -405,6 +423,8 @@ class Exchange:
                 self._engine.soon(self._handle_more)
             else:
                 self._resume()
+        else:
+            self._clogged = False
 
     def taken(self) -> None:
         """Stop counting the answer as held: the client has all of it, or is gone."""
@@ -480,6 +500,23 @@ class Exchange:
             self._after_backoff()
         elif phase is _TRYING:
             self._tick_trying(now)
+
+    def comment(self, place: Place | None, now: float) -> None:
+        """Write a comment if one is due; `place` is that in the queue, `None` for a request that waits for a server's first event.
+
+        The first one sends the head of the response. Only for an exchange with `comments`.
+        """
+        comments = self.comments
+        assert comments is not None
+        if self._clogged or not self.awaits_answer or (place is None and not self.tried):
+            return
+        has_head = comments.have_begun
+        comment = place_comment(place) if place is not None else prefill_comment(self.tried)
+        if comments.take(comment, now):
+            if not has_head:
+                self.status = 200
+                self.client.head(200, [_EVENT_STREAM, *self._stream_headers()])
+            self.client.body(comment)
 
     def interrupt(self) -> None:
         """End now, telling the client that the gateway is being stopped."""
@@ -1106,14 +1143,10 @@ class Exchange:
             self._refuse(verdict.error)
             return
         self.error_code = "relayed"
-        self.status = failure.status or 502
-        body = failure.body or b""
         headers = [(b"content-type", failure.content_type), *self._own_headers(), *self._retry_after(failure)]
         if failure.is_final:
             headers.append((b"x-should-retry", b"false"))
-        self.sent_bytes = len(body)
-        self.client.answer(self.status, headers, body)
-        self._over()
+        self._refuse_with(failure.status or 502, headers, failure.body or b"")
 
     @staticmethod
     def _retry_after(failure: Failure) -> Headers:
@@ -1122,12 +1155,27 @@ class Exchange:
     def _refuse(self, error: GatewayError) -> None:
         self._chunks = []
         self.taken()
-        self.status = error.status
         self.error_code = error.code
-        body = error.body(self.envelope.path, self.request_id)
-        self.sent_bytes = len(body)
-        self.client.answer(error.status, [(b"content-type", b"application/json"), *error.headers(), *self._own_headers()], body)
+        headers = [(b"content-type", b"application/json"), *error.headers(), *self._own_headers()]
+        self._refuse_with(error.status, headers, error.body(self.envelope.path, self.request_id))
+
+    def _refuse_with(self, status: int, headers: Headers, body: bytes) -> None:
+        """End with an error: a whole response, or the last event of a stream whose head was sent while it waited."""
+        if self._has_begun_early:
+            event = refusal_event(self.envelope.dialect, status, body)
+            self.sent_bytes = len(event)
+            self.client.body(event)
+            self.client.cut()
+        else:
+            self.status = status
+            self.sent_bytes = len(body)
+            self.client.answer(status, headers, body)
         self._over()
+
+    @property
+    def _has_begun_early(self) -> bool:
+        """Whether the head of the response was sent with a comment, before any server's answer."""
+        return self.comments is not None and self.comments.have_begun
 
     # The commit point and after
 
@@ -1157,11 +1205,26 @@ class Exchange:
         now = self._engine.now()
         self._commit(now)
         self.deadline = now + self._limits.max_stream_seconds
+        if self._has_begun_early:
+            self._continue_answer()
+            return
         self._expect_more()
         headers = [(b"content-type", self._content_type), *self._own_headers()]
         if self._events is not None:
-            headers += _STREAM_HEADERS[1:] if self.envelope.is_lookup else _STREAM_HEADERS  # the front adds `no-store` to every look-up
+            headers += self._stream_headers()
         self.client.head(self.status, headers)
+
+    def _continue_answer(self) -> None:
+        """Begin an answer whose head was sent with a comment: another one tells what the head could not."""
+        self.client.body(headers_comment(self._own_headers()))
+        if self._clogged:
+            self.due = self.deadline
+            self._pause()
+        else:
+            self._expect_more()
+
+    def _stream_headers(self) -> Headers:
+        return _STREAM_HEADERS[1:] if self.envelope.is_lookup else _STREAM_HEADERS  # the front adds `no-store` to every look-up
 
     def _expect_more(self) -> None:
         if not self._clogged:

@@ -23,7 +23,7 @@ from multiverse_gateway.core.errors import (
     is_anthropic,
 )
 from multiverse_gateway.core.forwarding import forwarded_lines
-from multiverse_gateway.core.paths import hint
+from multiverse_gateway.core.paths import hint, is_own
 from multiverse_gateway.core.stored import lookup_of
 from multiverse_gateway.core.usage import OPERATOR
 from multiverse_gateway.gateway import Gateway
@@ -31,7 +31,7 @@ from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import Headers, RequestHead
 from multiverse_gateway.relay.ports import Client
 from multiverse_gateway.web.errors import BadFraming, Refusal, refusal_of
-from multiverse_gateway.web.headers import API_HEADERS, NO_STORE, is_below
+from multiverse_gateway.web.headers import API_HEADERS, NO_STORE
 from multiverse_gateway.web.quotas import Quota
 from multiverse_gateway.web.security import (
     Caller,
@@ -53,6 +53,8 @@ EXPLAIN = b"x-multiverse-explain"
 """Header with which our own pages ask why a server was chosen; the answer is in `x-multiverse-why`."""
 PRIORITY = b"x-multiverse-priority"
 """Header of a request: with the value `bulk` it waits in the queue while requests that people wait for take their turns."""
+QUEUE = b"x-multiverse-queue"
+"""Header of a request: with the value `comments` a stream tells in comments where it stands while it waits."""
 NOBODY_YET = Caller("")
 JSON = b"application/json"
 MAX_PATH = 512
@@ -86,10 +88,10 @@ def check_call(path: str) -> None:
     """Let pass only the path of a call by POST that may exist; whether one of the servers has it is theirs to say.
 
     Raises:
-        MethodNotAllowed: The list of models is only read.
+        MethodNotAllowed: The gateway's own lists are only read.
         UnknownURL: The client's base URL is wrong.
     """
-    if is_below(path, "/v1/models"):
+    if is_own(path):
         raise MethodNotAllowed("Use GET for this call.", "GET, HEAD")
     advice = hint(path)
     if advice is not None:
@@ -137,6 +139,8 @@ class Opening:
     """Whether it asks why a server was chosen."""
     is_bulk: bool
     """Whether nobody waits for its answer, so that it may wait while others do."""
+    wants_comments: bool
+    """Whether a stream is to tell where it stands while it waits."""
     lookup: Envelope | None
     """The envelope of a call for what is stored, which says all that its body would."""
 
@@ -215,6 +219,7 @@ class Front:
             is_forwarded=is_forwarded(names),
             explains=EXPLAIN in names,
             is_bulk=names.get(PRIORITY, b"").strip().lower() == b"bulk",
+            wants_comments=names.get(QUEUE, b"").strip().lower() == b"comments",
             lookup=lookup,
         )
 
@@ -331,6 +336,7 @@ class Front:
             caller=caller.name,
             source=caller.quota,
             is_bulk=opening.is_bulk or (key is not None and key.is_bulk),
+            wants_comments=opening.wants_comments,
         )
         exchange.traceparent = opening.traceparent
         exchange.forwarded = opening.forwarded

@@ -53,7 +53,8 @@ def unknown_model(name: str, names: Sequence[str]) -> ModelNotFound:
     return ModelNotFound(f"The model {shown} is not registered; {hint}{listed}", param="model")
 
 
-def _may_use(request: Request, model: str) -> bool:
+def may_use(request: Request, model: str) -> bool:
+    """Return whether the caller's key, if there is one, is for a model."""
     caller = request.scope.get(CALLER)
     return caller is None or caller.key is None or caller.key.may_use(model)
 
@@ -63,14 +64,14 @@ def model_routes(gateway: Gateway) -> list[Route]:
 
     async def list_models(request: Request) -> Response:
         """List the models that have a server."""
-        return json_response(ModelList(data=[item for item in model_items(gateway) if _may_use(request, item.id)]))
+        return json_response(ModelList(data=[item for item in model_items(gateway) if may_use(request, item.id)]))
 
     async def one_model(request: Request) -> Response:
         """Show one model; its id may contain "/"."""
         name = request.path_params["model"]
         model = gateway.table.models.get(model_key(name))
         item = None if model is None else model_item(model)
-        if item is None or not _may_use(request, name):
+        if item is None or not may_use(request, name):
             raise unknown_model(name, gateway.model_names())
         return json_response(item)
 

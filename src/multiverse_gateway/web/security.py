@@ -39,6 +39,7 @@ from multiverse_gateway.core.errors import (
     is_anthropic,
 )
 from multiverse_gateway.core.origins import OriginPolicy
+from multiverse_gateway.core.paths import is_own
 from multiverse_gateway.core.pauses import stopped_seconds
 from multiverse_gateway.core.servers import ClientKey
 from multiverse_gateway.core.stored import lookup_of
@@ -659,7 +660,7 @@ def is_inference(scope: Scope) -> bool:
     """Return whether a server answers a request: one that carries a model, or asks for a response that a server has stored."""
     path, method = path_of(scope), scope["method"]
     if method == "POST":
-        return is_below(path, "/v1") and not is_below(path, "/v1/models")
+        return is_below(path, "/v1") and not is_own(path)
     return lookup_of(method, path, b"") is not None and not asks_for_websocket(method, scope["headers"])
 
 
