@@ -24,6 +24,7 @@ from multiverse_gateway.core.activity import ELSEWHERE, Activity, Running, busy_
 from multiverse_gateway.core.addresses import AddressPolicy
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.errors import Overloaded, StorageUnavailable
+from multiverse_gateway.core.explaining import as_line, compared, described, judged
 from multiverse_gateway.core.failover import RetryPolicy
 from multiverse_gateway.core.fairness import Band
 from multiverse_gateway.core.health import Health, HealthState, Refused, fresh, is_refused, share
@@ -32,13 +33,11 @@ from multiverse_gateway.core.pauses import stopped_seconds
 from multiverse_gateway.core.routing import (
     Candidates,
     RoutingTable,
-    Verdict,
     candidates,
     candidates_at,
     has_slot,
     listed_name,
     pools_of,
-    verdict,
 )
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId, identity, model_key
 from multiverse_gateway.health_book import HealthBook
@@ -68,8 +67,6 @@ BULK_QUEUE_SECONDS = 240.0
 MAX_PAUSED_CHECKS = 3
 """How often a check is made if this process was stopped while it ran."""
 BUSY = "the server is busy: it sends answers to other requests, and did not answer the check in time"
-MAX_EXPLAINED = 20
-"""Servers that the reason of a choice tells of; it has to fit into a header."""
 
 _routing_log = logging.getLogger("multiverse_gateway.routing")
 _health_log = logging.getLogger("multiverse_gateway.health")
@@ -497,34 +494,15 @@ class Gateway:
 
     def explain(self, exchange: Exchange, server: Server, now: float) -> Mapping[str, object]:
         """Say why a server was chosen: what each of the model's servers was judged as, and what the balancer compared."""
-        envelope, excluded = exchange.envelope, exchange.excluded
-        model = self.table.models.get(envelope.model)
-        routes = [] if model is None else [route for route in model.routes if envelope.server_id in (None, route.server.id)]
-        found = [
-            (route, verdict(route, self.load, stream=envelope.stream, path=envelope.path, excluded=excluded, now=now)) for route in routes
-        ]
-        ready = [route.server for route, judged in found if judged is Verdict.READY] or [
-            route.server for route, judged in found if judged is Verdict.LAST
-        ]
-        scores = self.balancer.scores(ready, self.load) if isinstance(self.balancer, Scoring) else {}
+        envelope = exchange.envelope
+        servers = judged(self.table.models.get(envelope.model), self.load, envelope, excluded=exchange.excluded, now=now)
+        scores = self.balancer.scores(compared(servers), self.load) if isinstance(self.balancer, Scoring) else {}
         return {
             "attempt": exchange.tried,
             "server": server.id,
             "balancer": self.settings.balancer,
             "failed": [[attempt.server_id, attempt.failure.kind.name.lower(), attempt.failure.reason] for attempt in exchange.attempts],
-            "candidates": [
-                {
-                    "server": route.server.id,
-                    "verdict": str(judged),
-                    "state": route.health.state.value,
-                    "in_flight": self.load.in_flight(route.server.id),
-                    "latency": _rounded(self.load.latency(route.server.id)),
-                    "share": self.load.share(route.server.id),
-                    "weight": route.server.weight,
-                    "score": _rounded(scores.get(route.server.id)),
-                }
-                for route, judged in found[:MAX_EXPLAINED]
-            ],
+            "candidates": described(servers, self.load, scores),
         }
 
     def slot_freed(self, model: str) -> None:
@@ -608,7 +586,7 @@ class Gateway:
         if self.observe is not None:
             self.observe(exchange, wall, seconds)
         if exchange.why:
-            _routing_log.debug("why this server", extra={"fields": {"request_id": exchange.request_id, "why": _in_words(exchange.why)}})
+            _routing_log.debug("why this server", extra={"fields": {"request_id": exchange.request_id, "why": as_line(exchange.why)}})
         if _routing_log.isEnabledFor(logging.INFO):
             note(_routing_log, "request finished", _record(exchange, seconds, exchange.events), wall)
 
@@ -644,22 +622,6 @@ class Gateway:
             tasks=len(anyio.get_running_tasks()),
         )
         return exposition(meter, moment)
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
-
-
-def _in_words(why: Sequence[Mapping[str, Any]]) -> str:
-    """Write down why servers were chosen, short enough for a line of the log."""
-    lines = []
-    for choice in why:
-        others = ", ".join(
-            f"{candidate['server'][:8]} {candidate['verdict']}" + ("" if candidate["score"] is None else f" ({candidate['score']:g})")
-            for candidate in choice["candidates"][:8]
-        )
-        lines.append(f"{choice['server'][:8]} by {choice['balancer']} of: {others}")
-    return "; ".join(lines)
 
 
 def _record(exchange: Exchange, seconds: float, events: int) -> dict[str, object]:
