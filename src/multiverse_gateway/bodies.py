@@ -20,6 +20,7 @@ from msgspec import Meta
 
 from multiverse_gateway.core.addresses import EndpointError, parse_root
 from multiverse_gateway.core.errors import BadRequest, InvalidField
+from multiverse_gateway.core.registry import Imported
 from multiverse_gateway.core.servers import (
     MAX_AT_ONCE,
     MAX_CONCURRENCY,
@@ -282,16 +283,6 @@ class Change:
             capabilities=attrs.evolve(server.capabilities, **self.capabilities),
             metadata=attrs.evolve(server.metadata, **self.metadata),
         )
-
-
-@attrs.frozen(kw_only=True)
-class Imported:
-    """One server of an export; `id` and `registered_at` as far as they were given, `has_key` tells whether it names a key at all."""
-
-    registration: Registration
-    id: ServerId | None = None
-    registered_at: float | None = None
-    has_key: bool = False
 
 
 # Reading

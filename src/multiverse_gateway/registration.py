@@ -1,5 +1,7 @@
 """What hosts and operators do to the registry: register, change, remove, check, export, import.
 
+What becomes of the servers is decided in `core.registry`; the functions here read the store, probe, save what was decided, and log it.
+
 1. A server is probed before it is accepted; nothing changes when the probe fails.
 2. Whoever writes refreshes the gateway's table before it answers: this process routes by what it has just said.
 3. Writes of one process are serialised, so two registrations of one pair at once give one id. Probes run outside the lock.
@@ -10,13 +12,12 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from ipaddress import ip_address
-from typing import Any
 
 import attrs
 
-from multiverse_gateway.bodies import EXPORT_FORMAT, Change, Imported, Registration
+from multiverse_gateway.bodies import EXPORT_FORMAT, Change, Registration
 from multiverse_gateway.core.addresses import AddressRefusal, parse_endpoint, refusal
-from multiverse_gateway.core.caps import Cap, Stated, cap_of
+from multiverse_gateway.core.caps import Cap, Stated
 from multiverse_gateway.core.errors import (
     AddressForbidden,
     AlreadyRegistered,
@@ -26,8 +27,9 @@ from multiverse_gateway.core.errors import (
     ServerNotFound,
     StorageUnavailable,
 )
+from multiverse_gateway.core.registry import Imported, new_server, plan_change, plan_import, plan_registration
 from multiverse_gateway.core.routing import Route
-from multiverse_gateway.core.servers import Server, ServerId, identity, model_key
+from multiverse_gateway.core.servers import Server, ServerId, identity
 from multiverse_gateway.engines import READ_SECONDS, read_stated
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.protocols import ProbeResult, ProbeStep, Registry
@@ -58,23 +60,13 @@ def refuse_address(gateway: Gateway, endpoint_url: str) -> None:
         raise AddressForbidden(reason, is_openable=reason.is_openable)
 
 
-def _pair(server: Server | Registration) -> tuple[str, str]:
-    """Return what two registrations of one server have in common."""
-    return model_key(server.model_name), server.endpoint_url
-
-
-def _server(registration: Registration, *, server_id: ServerId, wall: float, registered_at: float | None = None) -> Server:
-    since = wall if registered_at is None else min(registered_at, wall)
-    return Server(id=server_id, registered_at=since, created_at=since, updated_at=wall, **_facts(registration))
-
-
 def candidate(gateway: Gateway, registration: Registration) -> Server:
     """Return the server that a registration would make, to be probed."""
-    return _server(registration, server_id=ServerId(str(uuid.uuid4())), wall=gateway.wall())
+    return new_server(registration, server_id=_new_id(), wall=gateway.wall())
 
 
-def _facts(registration: Registration) -> dict[str, Any]:
-    return {field.name: getattr(registration, field.name) for field in attrs.fields(Registration)}
+def _new_id() -> ServerId:
+    return ServerId(str(uuid.uuid4()))
 
 
 def server_id_of(text: str) -> ServerId:
@@ -111,10 +103,6 @@ def _find(registry: Registry, server_id: ServerId) -> Server:
         if server.id == server_id:
             return server
     raise unknown_server()
-
-
-def _with_pair(registry: Registry, wanted: Server | Registration) -> Server | None:
-    return next((server for server in registry.servers if _pair(server) == _pair(wanted)), None)
 
 
 # Doing
@@ -159,36 +147,27 @@ async def register(gateway: Gateway, registration: Registration, *, has_cap: boo
         ProbeRefused: It did not pass its probe; nothing changed.
         StorageUnavailable: It could not be saved.
     """
-    wall = gateway.wall()
-    new = attrs.evolve(candidate(gateway, registration), owner_digest=owner_digest)
+    new = new_server(registration, server_id=_new_id(), wall=gateway.wall(), owner_digest=owner_digest)
     result = await _probed(gateway, new)
     engine = None if has_cap else await stated(gateway, new, result.owned_by)
     while True:
         async with gateway.registry_lock:
-            existing = _with_pair(await gateway.store.load(), registration)
-            server = new
-            cap = cap_of(engine, wanted=registration.max_concurrency, existing=existing)
-            if existing is not None:
-                generation = existing.generation + (identity(existing) != identity(new))
-                owner = existing.owner_digest or owner_digest
-                server = attrs.evolve(existing, **_facts(registration), generation=generation, updated_at=wall, owner_digest=owner)
-            server = attrs.evolve(server, max_concurrency=cap.limit)
+            plan = plan_registration((await gateway.store.load()).servers, new, stated=engine)
+            server = plan.server
             try:
                 await gateway.adopt(server, attrs.evolve(result, server_id=server.id, generation=server.generation))
             except (AlreadyRegistered, ServerNotFound):
                 continue  # another process registered or removed it since we looked
-        _note("server registered" if existing is None else "server registered again", server)
-        return Accepted(server=server, is_new=existing is None, cap=cap)
+        _note("server registered" if plan.is_new else "server registered again", server)
+        return Accepted(server=server, is_new=plan.is_new, cap=plan.cap)
 
 
-async def _freely() -> None:
-    """Let a probe be made."""
-
-
-async def update(gateway: Gateway, server_id: ServerId, change: Change, *, before_probe: Callable[[], Awaitable[None]] = _freely) -> Server:
+async def update(
+    gateway: Gateway, server_id: ServerId, change: Change, *, before_probe: Callable[[], Awaitable[None]] | None = None
+) -> Server:
     """Change what the body names and return the record; a new URL, key or model is probed first, and so is a server taken out.
 
-    `before_probe` is called before a probe and may raise that there were enough.
+    `before_probe` is called before each probe; it can raise an error to prevent the probe and the change.
 
     Raises:
         ServerNotFound: There is none with this id.
@@ -201,23 +180,20 @@ async def update(gateway: Gateway, server_id: ServerId, change: Change, *, befor
         async with gateway.registry_lock:
             registry = await gateway.store.load()
             current = _find(registry, server_id)
-            wanted = change.apply(current)
-            other = _with_pair(registry, wanted)
-            if other is not None and other.id != server_id:
-                raise AlreadyRegistered(other.id)
-            is_new = identity(wanted) != identity(current)
             route = gateway.table.routes.get(server_id)
-            needs_probe = is_new or (route is not None and not route.health.is_active)
-            if not needs_probe or (probed is not None and identity(probed[0]) == identity(wanted)):
-                server = attrs.evolve(wanted, generation=current.generation + is_new, updated_at=gateway.wall())
-                result = None if probed is None else attrs.evolve(probed[1], generation=server.generation)
-                if server.generation != current.generation or wanted != current or needs_probe:
-                    await gateway.adopt(server, result)
-                    _note("server changed", server)
-                    return server
+            is_active = route is None or route.health.is_active
+            plan = plan_change(registry.servers, current, change.apply(current), is_active=is_active, wall=gateway.wall())
+            if not plan.is_change:
                 return current
-        await before_probe()
-        probed = wanted, await _probed(gateway, wanted)
+            server = plan.server
+            if not plan.needs_probe or (probed is not None and identity(probed[0]) == identity(server)):
+                result = None if probed is None else attrs.evolve(probed[1], generation=server.generation)
+                await gateway.adopt(server, result)
+                _note("server changed", server)
+                return server
+        if before_probe is not None:
+            await before_probe()
+        probed = server, await _probed(gateway, server)
 
 
 async def remove(gateway: Gateway, server_id: ServerId) -> None:
@@ -322,38 +298,13 @@ async def import_registry(gateway: Gateway, servers: Iterable[Imported]) -> Impo
             refuse_address(gateway, item.registration.endpoint_url)
         except BadRequest as error:
             raise BadRequest(f"servers[{number}]: {error.message}", param=f"servers[{number}].endpoint_url") from None
-    counts = {"created": 0, "updated": 0, "unchanged": 0}
     async with gateway.registry_lock:
         registry = await gateway.store.load()
-        known = {server.id: server for server in registry.servers}
-        pairs = {_pair(server): server.id for server in registry.servers}
-        gone = {server.id for server in await gateway.store.removed()}
-        for item in wanted:
-            found = pairs.get(_pair(item.registration)) or (item.id if item.id in known else None)
-            if found is None:
-                fresh_id = item.id if item.id is not None and item.id not in gone else ServerId(str(uuid.uuid4()))
-                server = _server(item.registration, server_id=fresh_id, wall=gateway.wall(), registered_at=item.registered_at)
-                counts["created"] += 1
-            else:
-                current = known[found]
-                server = _merged(current, item)
-                if server == current:
-                    counts["unchanged"] += 1
-                    continue
-                server = attrs.evolve(server, updated_at=gateway.wall())
-                pairs.pop(_pair(current))
-                counts["updated"] += 1
-            known[server.id] = server
-            pairs[_pair(server)] = server.id
+        removed = {server.id for server in await gateway.store.removed()}
+        plan = plan_import(registry.servers, removed, wanted, wall=gateway.wall(), new_id=_new_id)
+        for server in plan.saves:
             await gateway.store.save_server(server)
         await gateway.refresh()
+    counts = {"created": plan.created, "updated": plan.updated, "unchanged": plan.unchanged}
     _log.info("registry imported", extra={"fields": counts})
     return ImportCounts(imported=len(wanted), **counts)
-
-
-def _merged(current: Server, item: Imported) -> Server:
-    facts = _facts(item.registration)
-    if not item.has_key:
-        facts["api_key"] = current.api_key
-    server = attrs.evolve(current, **facts)
-    return attrs.evolve(server, generation=current.generation + (identity(server) != identity(current)))

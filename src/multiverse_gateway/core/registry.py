@@ -1,0 +1,203 @@
+"""What a registration, a change or an import makes of the registered servers.
+
+1. Servers are the same if they have the same URL and the same model, in any spelling of its name (`model_key`). There is never a second
+   one: registering it again updates the first, and a change that would make another server's pair is rejected.
+2. A new name, URL or key begins a new generation; results that belong to an older one do not count.
+3. A key that an import does not name stays. An owner's token stays, whoever registers the server again.
+
+Nothing here is saved: the caller holds the lock, passes what the store holds, and saves the plan.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import attrs
+
+from multiverse_gateway.core.caps import Cap, Stated, cap_of
+from multiverse_gateway.core.errors import AlreadyRegistered
+from multiverse_gateway.core.servers import Capabilities, Metadata, Server, ServerId, identity, model_key
+
+DESCRIBED = ("model_name", "endpoint_url", "api_key", "capabilities", "metadata", "max_concurrency", "weight")
+"""The attributes of a server that its host states; the others are the gateway's."""
+
+
+class Description(Protocol):
+    """A server as its host states it: a registration, or a server that is registered."""
+
+    @property
+    def model_name(self) -> str:
+        """Return the name of its model."""
+        ...
+
+    @property
+    def endpoint_url(self) -> str:
+        """Return its canonical URL."""
+        ...
+
+    @property
+    def api_key(self) -> str | None:
+        """Return its own key in clear text."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return what it can do."""
+        ...
+
+    @property
+    def metadata(self) -> Metadata:
+        """Return the texts about its host."""
+        ...
+
+    @property
+    def max_concurrency(self) -> int | None:
+        """Return how many requests it gets at once, `None` for any number."""
+        ...
+
+    @property
+    def weight(self) -> int:
+        """Return its share of the traffic under the balancer `weighted`."""
+        ...
+
+
+def described(description: Description) -> dict[str, Any]:
+    """Return the attributes of a server that its host states, by name."""
+    return {name: getattr(description, name) for name in DESCRIBED}
+
+
+def new_server(
+    description: Description, *, server_id: ServerId, wall: float, registered_at: float | None = None, owner_digest: str | None = None
+) -> Server:
+    """Return a server of the first generation; `registered_at` is `wall` by default, and never later than that."""
+    since = wall if registered_at is None else min(registered_at, wall)
+    return Server(id=server_id, registered_at=since, created_at=since, updated_at=wall, owner_digest=owner_digest, **described(description))
+
+
+def pair_of(description: Description) -> tuple[str, str]:
+    """Return what two registrations of one server have in common."""
+    return model_key(description.model_name), description.endpoint_url
+
+
+def with_same_pair(servers: Iterable[Server], wanted: Description) -> Server | None:
+    """Return the registered server that a description is about, if there is one."""
+    pair = pair_of(wanted)
+    return next((server for server in servers if pair_of(server) == pair), None)
+
+
+@attrs.frozen(kw_only=True)
+class RegistrationPlan:
+    """The server to save, whether it is a new one, and how many requests it gets at once and why."""
+
+    server: Server
+    is_new: bool
+    cap: Cap
+
+
+def plan_registration(servers: Iterable[Server], wanted: Server, *, stated: Stated | None) -> RegistrationPlan:
+    """Return what a registration makes of the servers; `wanted` is the server that it makes if there is none of its pair.
+
+    An existing server gets all that the registration states, and keeps its id and the token of its owner. `stated` is what its engine
+    states about requests at once, `None` if the registration says something about them itself.
+    """
+    existing = with_same_pair(servers, wanted)
+    cap = cap_of(stated, wanted=wanted.max_concurrency, existing=existing)
+    if existing is None:
+        return RegistrationPlan(server=attrs.evolve(wanted, max_concurrency=cap.limit), is_new=True, cap=cap)
+    server = attrs.evolve(
+        existing,
+        **described(wanted) | {"max_concurrency": cap.limit},
+        generation=_next_generation(existing, wanted),
+        updated_at=wanted.updated_at,
+        owner_digest=existing.owner_digest or wanted.owner_digest,
+    )
+    return RegistrationPlan(server=server, is_new=False, cap=cap)
+
+
+@attrs.frozen(kw_only=True)
+class ChangePlan:
+    """The server as it will be, whether a probe must pass before that, and whether there is anything to save."""
+
+    server: Server
+    needs_probe: bool
+    is_change: bool
+
+
+def plan_change(servers: Iterable[Server], current: Server, wanted: Server, *, is_active: bool, wall: float) -> ChangePlan:
+    """Return what a change of `current` to `wanted` means; a server that was taken out (not `is_active`) is probed in any case.
+
+    Raises:
+        AlreadyRegistered: Another server has the wanted URL and model.
+    """
+    other = with_same_pair(servers, wanted)
+    if other is not None and other.id != current.id:
+        raise AlreadyRegistered(other.id)
+    needs_probe = identity(wanted) != identity(current) or not is_active
+    server = attrs.evolve(wanted, generation=_next_generation(current, wanted), updated_at=wall)
+    return ChangePlan(server=server, needs_probe=needs_probe, is_change=needs_probe or wanted != current)
+
+
+@attrs.frozen(kw_only=True)
+class Imported:
+    """One server of an import; `id` and `registered_at` if they were given, and whether it names a key at all."""
+
+    registration: Description
+    id: ServerId | None = None
+    registered_at: float | None = None
+    has_key: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class ImportPlan:
+    """The servers to save, in this order, and how many of the imported ones are new, changed and as they were."""
+
+    saves: tuple[Server, ...]
+    created: int
+    updated: int
+    unchanged: int
+
+
+def plan_import(
+    servers: Iterable[Server], removed: Collection[ServerId], items: Sequence[Imported], *, wall: float, new_id: Callable[[], ServerId]
+) -> ImportPlan:
+    """Return what an import makes of the servers: one is found by its pair, or else by its id.
+
+    A new server keeps the id it had where it was exported, unless a server with this id was removed here (`removed`): then it gets a
+    new one, because a removed server never comes back.
+    """
+    registered: dict[ServerId, Server] = {server.id: server for server in servers}
+    ids = {pair_of(server): server.id for server in registered.values()}
+    saves: list[Server] = []
+    created = 0
+    for item in items:
+        current = _found(registered, ids, item)
+        if current is None:
+            server_id = item.id if item.id is not None and item.id not in removed else new_id()
+            server = new_server(item.registration, server_id=server_id, wall=wall, registered_at=item.registered_at)
+            created += 1
+        else:
+            server = _merged(current, item)
+            if server == current:
+                continue
+            server = attrs.evolve(server, updated_at=wall)
+            ids.pop(pair_of(current), None)  # absent if two servers shared a pair, as versions that compared whole names allowed
+        registered[server.id] = server
+        ids[pair_of(server)] = server.id
+        saves.append(server)
+    return ImportPlan(saves=tuple(saves), created=created, updated=len(saves) - created, unchanged=len(items) - len(saves))
+
+
+def _found(registered: Mapping[ServerId, Server], ids: Mapping[tuple[str, str], ServerId], item: Imported) -> Server | None:
+    server_id = ids.get(pair_of(item.registration), item.id)
+    return None if server_id is None else registered.get(server_id)
+
+
+def _merged(current: Server, item: Imported) -> Server:
+    stated = described(item.registration)
+    if not item.has_key:
+        stated["api_key"] = current.api_key
+    server = attrs.evolve(current, **stated)
+    return attrs.evolve(server, generation=_next_generation(current, server))
+
+
+def _next_generation(current: Server, wanted: Server) -> int:
+    return current.generation + (identity(wanted) != identity(current))
