@@ -25,6 +25,7 @@ class Deadline:
     due: float
     at_tick: Callable[[], None] = lambda: None
     why: list[str] | None = None
+    comments: None = None
     number: int = 0
     ticks: list[float] = attrs.Factory(list)
 
