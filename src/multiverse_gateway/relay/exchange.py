@@ -1161,7 +1161,7 @@ class Exchange:
 
     def _refuse_with(self, status: int, headers: Headers, body: bytes) -> None:
         """End with an error: a whole response, or the last event of a stream whose head was sent while it waited."""
-        if self._has_begun_early:
+        if self.comments is not None and self.comments.have_begun:
             event = refusal_event(self.envelope.dialect, status, body)
             self.sent_bytes = len(event)
             self.client.body(event)
@@ -1171,11 +1171,6 @@ class Exchange:
             self.sent_bytes = len(body)
             self.client.answer(status, headers, body)
         self._over()
-
-    @property
-    def _has_begun_early(self) -> bool:
-        """Whether the head of the response was sent with a comment, before any server's answer."""
-        return self.comments is not None and self.comments.have_begun
 
     # The commit point and after
 
@@ -1205,7 +1200,7 @@ class Exchange:
         now = self._engine.now()
         self._commit(now)
         self.deadline = now + self._limits.max_stream_seconds
-        if self._has_begun_early:
+        if self.comments is not None and self.comments.have_begun:
             self._continue_answer()
             return
         self._expect_more()

@@ -201,6 +201,20 @@ def _operation(path: str, method: str, call: Call, schemas: _Schemas) -> Json:
     return operation
 
 
+def _header_parameter(name: str, description: str, example: str) -> Json:
+    return {"name": name, "in": "header", "description": description, "schema": {"type": "string"}, "example": example}
+
+
+_PRIORITY = _header_parameter(
+    "X-Multiverse-Priority", "With `bulk` the request leaves most slots of a busy model to other requests, and may wait for longer.", "bulk"
+)
+_COMMENTS = _header_parameter(
+    "X-Multiverse-Queue",
+    "With `comments` a stream that has to wait says where it stands. The first comment sends the head, so later errors come as events.",
+    "comments",
+)
+
+
 def _inference(path: str, relayed: Relayed, schemas: _Schemas) -> Json:
     body = {
         "type": "object",
@@ -230,6 +244,7 @@ def _inference(path: str, relayed: Relayed, schemas: _Schemas) -> Json:
         "summary": relayed.summary,
         "description": _RELAYED.format(relayed.summary),
         "security": [{"clientKey": []}, {"clientKeyHeader": []}, {}],
+        "parameters": [_PRIORITY, *([] if relayed.stream is None else [_COMMENTS])],
         "requestBody": {"required": True, "content": {"application/json": {"schema": body, "example": relayed.body}}},
         "responses": {"200": good}
         | _refusals([*_ANY, *_INFERENCE], schemas, path)
