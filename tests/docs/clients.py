@@ -2,12 +2,14 @@
 
     python tests/docs/clients.py [--write]
 
-Two real llama.cpp servers stand behind the gateway. `--write` puts the table of results into the documentation. Exit code 1: one failed.
+Two real llama.cpp servers stand behind the gateway. Clients that have a program for it also read a stream that waits with comments.
+`--write` puts the table of results into the documentation. Exit code 1: one failed.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,12 +20,23 @@ import attrs
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from support.busy import check_program
 from support.processes import GatewayProcess, LlamaServer, environment
 from support.snippets import GATEWAY, MODEL, ROOT, Snippet, placed, snippets
 
 PAGE = ROOT / "docs" / "how-to" / "use-a-model.md"
 RESULTS = ROOT / "docs" / "how-to" / "clients.txt"
 SECONDS = 300.0
+PROGRAMS = ROOT / "tests" / "e2e" / "programs"
+WAITING = {
+    "openai==3.*": "waiting_openai.py",
+    "openai==2.54.*": "waiting_openai.py",
+    "openai==0.28.*": "waiting_openai_028.py",
+    "npm openai": "waiting_openai.mjs",
+    "langchain-openai": "waiting_langchain.py",
+    "anthropic": "waiting_anthropic.py",
+}
+"""The programs that read a stream with comments, by package."""
 
 
 @attrs.frozen
@@ -73,20 +86,36 @@ def run(command: list[str], home: Path, env: dict[str, str]) -> str:
     return done.stdout
 
 
-def use(client: Client, url: str) -> tuple[str, str]:
+def read_comments(client: Client, gateway: GatewayProcess, home: Path, env: dict[str, str]) -> str:
+    """Let a client read streams that wait with comments, if it has a program for that; return what came of it."""
+    if client.package not in WAITING:
+        return ""
+    program = home / WAITING[client.package]
+    program.write_text((PROGRAMS / program.name).read_text())  # beside the modules of npm
+    runner = shutil.which("node" if program.suffix == ".mjs" else "python", path=env["PATH"])
+    for kind in ([], ["async"], ["responses"]) if program.name == "waiting_openai.py" else ([],):
+        try:
+            check_program(gateway, "-".join(["waiting", home.name, *kind]), [str(runner), str(program), *kind], cwd=home, env=env)
+        except AssertionError as error:
+            raise RuntimeError(f"{client.package} does not read a stream with comments: {error}") from error
+    return ", comments"
+
+
+def use(client: Client, gateway: GatewayProcess) -> tuple[str, str]:
     """Install and run a client; return its version, and what came of it."""
     with tempfile.TemporaryDirectory(prefix="client-") as directory:
         home = Path(directory)
         env, version = prepare(client, home)
         for number, snippet in enumerate(client.snippets):
-            text = placed(snippet.text, {GATEWAY: url})
+            text = placed(snippet.text, {GATEWAY: gateway.url})
             ending, program = {"python": ("py", "python"), "javascript": ("mjs", "node"), "bash": ("sh", "bash")}[snippet.language]
             file = home / f"snippet-{number}.{ending}"
             file.write_text(f"set -euo pipefail\n{text}" if ending == "sh" else text)
             said = run([program, str(file)], home, env)
             if not said.strip():
                 raise RuntimeError(f"{snippet} printed nothing")
-        return version, f"{len(client.snippets)} of {len(client.snippets)} snippets"
+        count = len(client.snippets)
+        return version, f"{count} of {count} snippets{read_comments(client, gateway, home, env)}"
 
 
 def main() -> int:
@@ -98,7 +127,7 @@ def main() -> int:
         for client in clients():
             began = time.monotonic()
             try:
-                version, result = use(client, gateway.url)
+                version, result = use(client, gateway)
             except RuntimeError as error:
                 version, result = "", "failed"
                 failed += 1

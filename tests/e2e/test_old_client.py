@@ -15,11 +15,14 @@ import pytest
 from e2e.scene import Scene
 from support import behaviours
 from support.backends import Backend
+from support.busy import check_program
+from support.processes import GatewayProcess
 from support.require import leave_out
 
 pytestmark = pytest.mark.e2e
 
 Stage = Callable[..., Scene]
+PROGRAMS = Path(__file__).parent / "programs"
 PROGRAM = """
 import json, sys
 import openai
@@ -69,11 +72,15 @@ def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
+def clean_environment() -> dict[str, str]:
+    """Return our environment without what the library or another Python would read."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "PYTHON"))}
+
+
 def run(python: Path, program: str, scene: Scene) -> str:
     """Run a program of the old days, and return what it prints."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "PYTHON"))}
     command = [str(python), "-c", program, scene.gateway.base_url, scene.model]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=clean_environment())
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -88,6 +95,11 @@ def test_the_old_library_works_unmodified(stage: Stage, old_python: Path) -> Non
         assert got[kind].split()[1:] == ["word1", "word2", "word3", "word4"]
     assert got["vector"] == 3
     assert got["refusal"] == [404, "model_not_found", "model"]
+
+
+def test_the_old_library_reads_a_stream_with_comments(gateway: GatewayProcess, old_python: Path) -> None:
+    """It ignores them, and raises an error that comes after the head."""
+    check_program(gateway, "waiting-for-old", [str(old_python), str(PROGRAMS / "waiting_openai_028.py")], env=clean_environment())
 
 
 def test_the_old_library_learns_of_a_broken_stream(stage: Stage, old_python: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any
+from pathlib import Path
 
 import h2.events
 import httpx2
@@ -13,6 +14,7 @@ import pytest
 
 from support import behaviours
 from support.backends import Backend
+from support.busy import CHAT, Busy, check_program
 from support.h2_client import H2Client
 from support.processes import DOORS, Door, GatewayProcess, door_setting
 from support.raw_client import RawClient
@@ -21,8 +23,8 @@ from support.sockets import serving, wait_until
 pytestmark = pytest.mark.e2e
 
 ONE, OTHER = ("a-key-of-one-person-000000000000001", "a-key-of-the-other-0000000000000002")
+PROGRAMS = Path(__file__).parent / "programs"
 ORIGIN = "https://class.example"
-CHAT = "/v1/chat/completions"
 WAITING = b': queue {"position":1,"waiting":1,"about_seconds":null}\n'
 
 
@@ -41,56 +43,17 @@ def gateway(request: pytest.FixtureRequest) -> Iterator[GatewayProcess]:
         yield process
 
 
-class Busy:
-    """A model whose only slot is taken by a plain request until the gate opens, and the raw connections of a test."""
-
-    def __init__(self, gateway: GatewayProcess, model: str, open_connections: ExitStack) -> None:
-        self.gateway = gateway
-        self.model = model
-        self.server = Backend(model, models=(model,))
-        self.gate = behaviours.Gate()
-        self._connections = open_connections
-        open_connections.enter_context(serving(self.server))
-        gateway.register(model, self.server.url, max_concurrency=1)
-        self.server.behave = self.gate.held()
-        self.connect()
-        self.holder = self.ask(stream=False)
-        wait_until(lambda: self.server.running == 1)
-
-    def connect(self) -> RawClient:
-        """Return a connection that ends with the test."""
-        return self._connections.enter_context(RawClient(self.gateway.port))
-
-    def body(self, *, stream: bool) -> dict[str, Any]:
-        """Return the body of a request."""
-        return {"model": self.model, "messages": [{"role": "user", "content": "Hello"}], "stream": stream}
-
-    def ask(
-        self, key: str = ONE, *, stream: bool = True, comments: str = "comments", headers: Mapping[str, str] | None = None
-    ) -> RawClient:
-        """Send a request on a connection of its own, and read nothing."""
-        client = self.connect()
-        fields = {"authorization": f"Bearer {key}", "x-multiverse-queue": comments, **(headers or {})}
-        client.request("POST", CHAT, json=self.body(stream=stream), headers=list(fields.items()))
-        return client
-
-    def queue(self, key: str = ONE) -> dict[str, Any]:
-        """Return what `GET /v1/queue` tells the holder of a key."""
-        answer = self.gateway.call("GET", "/v1/queue", headers={"authorization": f"Bearer {key}"})
-        assert answer.status_code == 200, answer.text
-        shown: dict[str, Any] = answer.json()
-        return shown
-
-    def waiting(self) -> int:
-        """Return how many requests wait for the model."""
-        return next(int(entry["waiting"]) for entry in self.queue()["data"] if entry["model"] == self.model)
+@pytest.fixture
+def open_gateway(gateways: Callable[[Door], GatewayProcess]) -> GatewayProcess:
+    """Return the shared gateway, which needs no key."""
+    return gateways("direct")
 
 
 @pytest.fixture
 def busy(gateway: GatewayProcess, request: pytest.FixtureRequest) -> Iterator[Busy]:
     """Return a busy model."""
     with ExitStack() as connections:
-        yield Busy(gateway, request.node.name.split("[")[0], connections)
+        yield Busy(gateway, request.node.name.split("[")[0], connections, key=ONE)
 
 
 def read_until(client: RawClient, wanted: bytes) -> bytes:
@@ -144,6 +107,12 @@ def test_the_same_over_http_2(busy: Busy) -> None:
     assert body.endswith(b"data: [DONE]\n\n")
 
 
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_openais_library_reads_a_stream_with_comments(open_gateway: GatewayProcess, kind: str) -> None:
+    """It sees the events alone, and raises an error that comes after the head. `nox -s clients` tries other libraries and versions."""
+    check_program(open_gateway, f"library-{kind}", [sys.executable, str(PROGRAMS / "waiting_openai.py"), kind])
+
+
 def test_without_the_header_nothing_is_sent_while_it_waits(busy: Busy) -> None:
     """Nor for another value, nor for a plain answer."""
     clients = [busy.ask(comments="yes"), busy.ask(stream=False), busy.ask()]
@@ -192,7 +161,7 @@ def test_an_error_after_the_head_comes_in_the_stream(door: Door, how: str) -> No
     """The libraries raise it; there is no `[DONE]`, and on HTTP/1.1 the body has no end."""
     settings = {"CLIENT_API_KEYS": ONE, "MULTIVERSE_QUEUE_TIMEOUT_SECONDS": "2" if how == "timeout" else "60", **door_setting(door)}
     with GatewayProcess(settings) as gateway, ExitStack() as connections:
-        busy = Busy(gateway, "ending", connections)
+        busy = Busy(gateway, "ending", connections, key=ONE)
         client = busy.ask()
         read_until(client, b"\n")
         if how == "shutdown":
@@ -215,7 +184,7 @@ def test_the_queue_shows_everybody_how_full_it_is_and_each_caller_its_own_reques
     busy.ask(OTHER, headers={"x-request-id": "theirs", "x-multiverse-priority": "bulk"})
     wait_until(lambda: busy.waiting() == 2)
     shown = {"model": busy.model, "slots": 1, "running": 1, "waiting": 2, "people_waiting": 2}
-    mine, theirs = busy.queue(ONE), busy.queue(OTHER)
+    mine, theirs = busy.queue(), busy.queue(OTHER)
     assert list(mine) == ["object", "data", "yours"]
     assert mine["object"] == "list"
     for answer in (mine, theirs):
