@@ -10,14 +10,10 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
-import attrs
 import pytest
 
-PACKAGE = "multiverse_gateway"
-SOURCE = Path(__file__).parents[1] / "src"
-FILES = sorted(path.relative_to(SOURCE).as_posix() for path in (SOURCE / PACKAGE).rglob("*.py"))
+from support.source import FILES, PACKAGE, SOURCE, imports
 
 CORE_MAY_IMPORT = sys.stdlib_module_names | {"attr", "attrs", "msgspec"}
 NOT_PURE = {"asyncio", "logging", "random", "secrets", "sqlite3", "ssl", "subprocess", "threading", "time"}
@@ -26,39 +22,6 @@ SIBLINGS = ("balancers", "probes", "relay", "stores")
 PLUGGABLE = ("balancers", "probes", "stores")
 MAY_NAME_CONCRETE = ("app", "cli", "plugins")
 OPTIONAL = {"limits", "opentelemetry", "psycopg", "psycopg_pool", "redis", "uvloop"}  # limits: needed by who uses redis only
-
-
-@attrs.frozen
-class Import:
-    """One imported name, as a full dotted path, and where it stands."""
-
-    target: str
-    line: int
-    in_function: bool
-
-    def is_in(self, *modules: str) -> bool:
-        """Tell whether the name is one of these modules or lies in one."""
-        return any(self.target == module or self.target.startswith(f"{module}.") for module in modules)
-
-
-def imports(tree: ast.Module, module: str, *, is_package: bool) -> Iterator[Import]:
-    """Find every import of a module, those under `if TYPE_CHECKING` too: they are arrows as well."""
-
-    def walk(node: ast.AST, in_function: bool) -> Iterator[Import]:
-        if isinstance(node, ast.Import):
-            yield from (Import(alias.name, node.lineno, in_function) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parts = module.split(".")
-                kept = parts[: len(parts) - node.level + is_package]
-                base = ".".join([*kept, base] if base else kept)
-            yield from (Import(f"{base}.{alias.name}", node.lineno, in_function) for alias in node.names)
-        inside = in_function or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        for child in ast.iter_child_nodes(node):
-            yield from walk(child, inside)
-
-    yield from walk(tree, False)
 
 
 def within(module: str, *parts: str) -> bool:
