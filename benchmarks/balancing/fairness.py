@@ -76,16 +76,10 @@ def _newest(queue: FairQueue, name: str) -> Ticket | None:
     return max(queue.order(name), key=lambda ticket: ticket.number) if queue.waiting(name) > queue.max_waiting else None
 
 
-@attrs.define(eq=False)
-class Call:
-    """One request, as the client of its exchange."""
+class PlainClient:
+    """The client of an exchange whose answer comes whole."""
 
-    person: "Person"
-    prompt: int
-    answer_tokens: int
-    arrived: float
-    began: float | None = None
-    status: int = 0
+    status = 0
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
         self.status = status
@@ -101,6 +95,18 @@ class Call:
 
     def cut(self) -> None:
         raise AssertionError("no server breaks")
+
+
+@attrs.define(eq=False)
+class Call(PlainClient):
+    """One request of a person."""
+
+    person: "Person"
+    prompt: int
+    answer_tokens: int
+    arrived: float
+    began: float | None = None
+    status: int = 0
 
 
 class _Running:
@@ -449,6 +455,52 @@ def greedy_line(name: str, rules: Rules, *, seed: int, minutes: float) -> str:
     return f"| {name} | {jain(person.served for person in people):.3f} | {largest_gap(people):,.0f} | {part:.1%} |"
 
 
+class NoQueue(FairQueue):
+    """A queue that does nothing, to see what the fair one costs."""
+
+    def may_begin(self, ticket: Ticket, now: float) -> bool:
+        return True
+
+    def begin(self, ticket: Ticket, now: float, pool: Hashable = None) -> None:
+        pass
+
+    def release(self, ticket: Ticket) -> None:
+        pass
+
+    def end(self, ticket: Ticket, now: float) -> None:
+        pass
+
+
+class _SilentGateway(Gateway):
+    """The gateway without wires: the caller answers in the place of its only server."""
+
+    def send(self, server: Server, exchange: Exchange) -> Sending:
+        return _Running()
+
+
+def _whole_request(queue: FairQueue) -> Callable[[], None]:
+    """Return an action: a request that is answered at once by a server with a slot."""
+    settings = Settings(database_url="memory://")
+    gateway = _SilentGateway(settings, store=MemoryStore(), balancer=RoundRobin(), probe=named_probe(settings), now=lambda: 0.0)
+    gateway.room.queue = queue
+    server = _server(ServerId("lab"), Kind(slots=SLOTS, declares_slots=True))
+    health = {server.id: fresh(1, now=0.0, wall=0.0, policy=gateway.health_book.policy)}
+    gateway.follow(Registry(version=1, servers=(server,), health=health))
+    client = PlainClient()
+
+    def request() -> None:
+        exchange = Exchange(
+            gateway, _ENVELOPE, client, body=b"{}", content_type=b"application/json", query=b"", request_id="", arrived=0.0, source="key"
+        )
+        gateway.begin(exchange)
+        exchange.start()
+        exchange.head(200, _JSON)
+        exchange.body(b'{"choices":[]}')
+        exchange.end()
+
+    return request
+
+
 class _Anything:
     """A request that costs the same as every other."""
 
@@ -480,6 +532,10 @@ def prices() -> Iterator[tuple[str, float]]:
         at_once.give_back("key")
 
     yield "a request while nothing waits", _price(pass_through)
+    requests = [_whole_request(kind()) for kind in (FairQueue, NoQueue)]
+    whole, rest = map(min, zip(*([_price(request, 100, 20) for request in requests] for _ in range(20)), strict=True))
+    yield "the same, as part of its exchange", whole - rest
+    yield "its whole exchange, without door and wire", whole
     yield "counting it among those at once", _price(count)
     for number in range(SLOTS):
         queue.begin(Ticket(MODEL, flows[number], request), 0.0, "lab")
@@ -491,8 +547,8 @@ def prices() -> Iterator[tuple[str, float]]:
     yield "choosing which request to drop", _price(lambda: queue.overflow(MODEL), 20)
 
 
-def _price(action: Callable[[], object], count: int = 1000) -> float:
-    return min(timeit.repeat(action, number=count, repeat=200)) / count * 1e6
+def _price(action: Callable[[], object], count: int = 1000, rounds: int = 200) -> float:
+    return min(timeit.repeat(action, number=count, repeat=rounds)) / count * 1e6
 
 
 def main(arguments: Sequence[str]) -> int:

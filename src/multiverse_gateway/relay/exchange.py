@@ -185,6 +185,8 @@ class Engine(Protocol):
         """Take note of the end: log, count, forget."""
 
 
+_NO_SERVERS: frozenset[ServerId] = frozenset()  # made once, not for each exchange
+_NO_HEADERS: Mapping[bytes, bytes] = {}
 _CHAT = Dialect.CHAT
 _WAITING = frozenset({Phase.CHOOSING, Phase.QUEUED, Phase.TRYING, Phase.BACKOFF})
 _CHOOSING, _QUEUED, _TRYING, _BACKOFF, _RELAYING, _DRAINING, _OVER = Phase  # a look-up in an enum costs as much as a call
@@ -317,7 +319,7 @@ class Exchange:
         self.error_code: str | None = None
         self.first_byte_seconds: float | None = None
         self.sent_bytes = 0
-        self._excluded: frozenset[ServerId] = frozenset()
+        self._excluded = _NO_SERVERS
         self._sending: Sending | None = None
         self._slot = False
         self._retrying = False
@@ -332,7 +334,7 @@ class Exchange:
         self._chunks: list[bytes] = []
         self._received = 0
         self._head_status = 0
-        self._headers: Mapping[bytes, bytes] = {}
+        self._headers = _NO_HEADERS
         self._content_type = b""
 
     @property
