@@ -33,15 +33,6 @@ def key_digest(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def check_admin_key(presented: str, digest: str) -> bool:
-    """Tell whether the key is the right one, in constant time.
-
-    >>> check_admin_key("mvg-admin-1", key_digest("mvg-admin-1"))
-    True
-    """
-    return hmac.compare_digest(key_digest(presented), digest)
-
-
 async def create_admin_key(store: Store) -> AdminKey:
     """Make a key unless the store has the hash of one; of several processes at once, one makes it and the others get its hash."""
     key = new_key()

@@ -33,7 +33,6 @@ from multiverse_gateway.core.health import (
     is_last,
     is_refused,
     is_settled,
-    is_usable,
     resume,
     share,
     supports,
@@ -41,6 +40,7 @@ from multiverse_gateway.core.health import (
 from multiverse_gateway.core.load import Load
 from multiverse_gateway.core.routing import build_table, candidates, with_health
 from multiverse_gateway.core.servers import Server, ServerId
+from support.health import is_usable
 
 CHAT = "/v1/chat/completions"
 POLICY = HealthPolicy()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multiverse_gateway.core.health import Health, HealthState, is_last, is_usable
+from multiverse_gateway.core.health import Health, HealthState, is_last, supports
 from multiverse_gateway.core.load import Load
 from multiverse_gateway.core.routing import (
     Candidates,
@@ -355,7 +355,10 @@ def test_candidates_keep_their_promises(
         cap = 1 if known.state is HealthState.HALF_OPEN else each.max_concurrency
         return cap is None or load.in_flight(each.id) < cap
 
-    usable = [(each, known) for each, known in pairs if fits(each) and is_usable(known, path, NOW)]
+    def is_usable(known: Health) -> bool:
+        return known.status == "healthy" and known.resting_until <= NOW and supports(known, path, NOW)
+
+    usable = [(each, known) for each, known in pairs if fits(each) and is_usable(known)]
     free = [each for each, known in usable if has_slot(each, known)]
     if free or found.full or found.busy:
         assert list(found.ready) == ([each for each, known in pairs if each in free and not is_last(known, NOW)] or free)

@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Raw
 
+from multiverse_gateway.core.lenient import BOM
 from multiverse_gateway.core.payloads import MAX_REPORTED_TOKENS, tokens_of
 from multiverse_gateway.core.sse import (
     DONE_EVENT,
@@ -27,7 +28,6 @@ from multiverse_gateway.core.sse import (
 )
 from support.memory import peak_of_memory
 
-BOM = b"\xef\xbb\xbf"
 DIALECTS = list(Dialect)
 
 

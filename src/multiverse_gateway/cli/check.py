@@ -15,7 +15,7 @@ from multiverse_gateway.core.abilities import lacks_chat
 from multiverse_gateway.core.access import HOST_HEADER
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_root, refusal_of_any
 from multiverse_gateway.core.refusals import lacks_model
-from multiverse_gateway.core.servers import model_key
+from multiverse_gateway.core.servers import is_among
 from multiverse_gateway.settings import Settings
 
 MAX_BODY = 1 << 20
@@ -145,7 +145,7 @@ def _talk(http: httpx2.Client, endpoint: Endpoint, model: str | None, settings: 
     if model is None and not names:
         yield Step("models", False, "the list is empty", "load a model, or name the one to use with --model")
         return
-    if model is not None and names and model_key(model) not in map(model_key, names):
+    if model is not None and names and not is_among(model, names):
         yield Step("models", True, f"{model} is not in the list: {_some(names)}", "many servers take any name; else register one of these")
     else:
         yield Step("models", True, _some(names) if names else f"the list is empty; {model} is tried all the same")

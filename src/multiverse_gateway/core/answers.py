@@ -12,10 +12,9 @@ import msgspec
 from attrs import define, field
 from msgspec import DecodeError, Raw, Struct
 
-from multiverse_gateway.core.lenient import is_utf8, legible
+from multiverse_gateway.core.lenient import BOM, is_utf8, legible
 from multiverse_gateway.core.payloads import Usage, is_truthy, tokens_of, value_of
 
-_BOM = b"\xef\xbb\xbf"
 _SPACE = b" \t\r\n"
 _ABSENT = Raw(b"null")
 _DIGITS = 3
@@ -74,7 +73,7 @@ def check_json(body: bytes) -> bool:
     >>> check_json(b'{"choices": []}'), check_json(b'{"choices": ['), check_json(b"3")
     (True, False, False)
     """
-    text = body.removeprefix(_BOM)
+    text = body.removeprefix(BOM)
     if text.lstrip(_SPACE)[:1] not in (b"{", b"["):
         return False
     try:
@@ -102,7 +101,7 @@ def read_answer(body: bytes) -> Answer | None:
     try:
         fields = _decode_fields(text)
     except (ValueError, RecursionError):
-        text = legible(body.removeprefix(_BOM))
+        text = legible(body.removeprefix(BOM))
         odd = _read_odd_fields(text)
         if odd is None:
             return _NO_TOKENS if check_json(body) else None
@@ -137,7 +136,7 @@ def reported_status(report: bytes) -> int | None:
     (404, 503, None)
     """
     try:
-        text = legible(report.removeprefix(_BOM))
+        text = legible(report.removeprefix(BOM))
         outer = _CODED.decode(text)
     except (DecodeError, RecursionError):
         return None
@@ -203,7 +202,7 @@ class PassingJson:
     @property
     def is_whole(self) -> bool:
         """Whether it is a whole object or array, if it ends here."""
-        ends = self._first.removeprefix(_BOM).lstrip()[:1] + self._last.rstrip()[-1:]
+        ends = self._first.removeprefix(BOM).lstrip()[:1] + self._last.rstrip()[-1:]
         return not self.is_broken and not self._depth and not self._carried and ends in (b"{}", b"[]") and not self._decoder.getstate()[0]
 
     @property

@@ -25,6 +25,7 @@ from attrs import Factory, evolve, field, frozen
 from msgspec import Meta, Raw, Struct, ValidationError
 
 from multiverse_gateway.core.lenient import is_utf8
+from multiverse_gateway.core.paths import is_below
 from multiverse_gateway.core.servers import ServerId, model_key
 from multiverse_gateway.core.sse import Dialect, dialect_of
 
@@ -51,9 +52,6 @@ RESPONSES = "/v1/responses"
 """Where responses are made. The calls below it (`compact`, `input_tokens`) may continue a stored response, too."""
 LOOKUP = f"{RESPONSES}/*"
 """Stands for the path of every call for a stored response wherever the gateway remembers paths."""
-BOM = b"\xef\xbb\xbf"
-"""The byte order mark that some clients write before JSON. It is taken off before the body is read or relayed: RFC 8259, 8.1 lets parsers
-ignore it, and many servers do not."""
 _LARGE = 1 << 18
 """From this size on, the types of `model` and `stream` are checked before their values are made: a list of 7 million lists is 400 MB."""
 _MOST_COLONS = 1_000_000
@@ -260,7 +258,7 @@ def read_envelope(path: str, content_type: str, body: bytes) -> Envelope:
         except ValidationError:
             values.clear()
             fields = _decode_any(body, note)
-            if _makes_responses(path):
+            if is_below(path, RESPONSES):
                 _refuse_odd_continuation(body)
     except (ValueError, RecursionError) as error:
         _refuse(body, error)
@@ -271,13 +269,9 @@ def read_envelope(path: str, content_type: str, body: bytes) -> Envelope:
         return _envelope(path, model, stream, path == RESPONSES, wants_usage, says_usage)
     names_response = bytes(fields.previous_response_id) not in _NO
     envelope = _envelope(path, model, stream, _is_stateful(path, fields), wants_usage, says_usage, names_response)
-    if fields.previous_response_id is not _ABSENT and _makes_responses(path):
+    if fields.previous_response_id is not _ABSENT and is_below(path, RESPONSES):
         return evolve(envelope, response_id=_response_id(body))
     return envelope
-
-
-def _makes_responses(path: str) -> bool:
-    return path.startswith(RESPONSES) and path[len(RESPONSES) :][:1] in ("", "/")
 
 
 def _response_id(body: bytes) -> str | None:

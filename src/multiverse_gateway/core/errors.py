@@ -49,6 +49,8 @@ import json
 import math
 from typing import ClassVar
 
+from multiverse_gateway.core.paths import is_below
+
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -78,7 +80,7 @@ def is_anthropic(path: str) -> bool:
     >>> is_anthropic("/v1/messages/count_tokens"), is_anthropic("/v1/models")
     (True, False)
     """
-    return path.startswith(MESSAGES_PATH) and path[len(MESSAGES_PATH) :][:1] in ("", "/")
+    return is_below(path, MESSAGES_PATH)
 
 
 class GatewayError(Exception):

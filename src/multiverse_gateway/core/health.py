@@ -376,11 +376,6 @@ def _planned(health: Health, policy: HealthPolicy, now: float, wall: float, *, i
     return now + min(period, max(0.0, period - age))
 
 
-def is_usable(health: Health, path: str, now: float) -> bool:
-    """Return whether requests to the API path may go to the server now; a HALF_OPEN one takes one at a time."""
-    return health.status == "healthy" and health.resting_until <= now and supports(health, path, now)
-
-
 def is_last(health: Health, now: float) -> bool:
     """Return whether a usable server is chosen only if no better one is ready: it is suspect or doubted, or lacked the model."""
     return health.state is _SUSPECT or last_until(health) > now

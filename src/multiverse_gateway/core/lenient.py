@@ -12,6 +12,9 @@ from typing import Any
 
 import msgspec
 
+BOM = b"\xef\xbb\xbf"
+"""The byte order mark that some programs write before JSON. It is removed before a text is read, and from a request before it is relayed:
+RFC 8259, 8.1 lets parsers ignore it, and many servers do not."""
 _PIECE = 1 << 16
 
 

@@ -48,13 +48,22 @@ _BEGINNINGS: Final = "|".join(sorted({call.split("/")[2] for call in CALLS} | {"
 _TWICE: Final = re.compile(rf"({'|'.join(sorted(CALLS, key=len, reverse=True))})/(?:v1/)?(?:{_BEGINNINGS})(?:/|$)")
 
 
+def is_below(path: str, prefix: str) -> bool:
+    """Return whether a path is the prefix, which has no slash at its end, or lies under it.
+
+    >>> is_below("/v1", "/v1"), is_below("/v1/models", "/v1"), is_below("/v10", "/v1")
+    (True, True, False)
+    """
+    return path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in ("", "/")
+
+
 def is_api(path: str) -> bool:
     """Return whether a path belongs to the inference API.
 
     >>> is_api("/v1"), is_api("/v1/models"), is_api("/v10")
     (True, True, False)
     """
-    return path.startswith(PREFIX) and path[3:4] in ("", "/")
+    return is_below(path, PREFIX)
 
 
 def is_own(path: str) -> bool:
@@ -91,7 +100,7 @@ def below(path: str, root: str) -> str:
     >>> below("/ai/v1/models", "/ai"), below("/v1/models", "/ai"), below("/ai", "/ai"), below("/aim", "/ai")
     ('/v1/models', '/v1/models', '/', '/aim')
     """
-    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+    if root and is_below(path, root):
         return path[len(root) :] or "/"
     return path
 

@@ -1,6 +1,7 @@
 """What is known about a registered server: facts only, changed by `attrs.evolve` and one assignment."""
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, NewType
 
 import attrs
@@ -58,6 +59,15 @@ def model_key(name: str) -> str:
     ('llama3.2', 'llama3.2', 'llama3.2:3b')
     """
     return name.removesuffix(_LATEST) or name
+
+
+def is_among(model: str, names: Iterable[str]) -> bool:
+    """Return whether a model, in any spelling of its name, is one of the named ones.
+
+    >>> is_among("llama3.2", ["phi-4", "llama3.2:latest"]), is_among("llama3.2", ["llama3.2:3b"])
+    (True, False)
+    """
+    return model_key(model) in map(model_key, names)
 
 
 @attrs.frozen(kw_only=True)
@@ -118,4 +128,4 @@ class ClientKey:
 
     def may_use(self, model: str) -> bool:
         """Return whether the model, in any of its spellings, is one of those that it is for."""
-        return not self.models or model_key(model) in map(model_key, self.models)
+        return not self.models or is_among(model, self.models)

@@ -23,7 +23,7 @@ import msgspec
 from attrs import define, field
 
 from multiverse_gateway.core.errors import anthropic_type
-from multiverse_gateway.core.lenient import decode, is_utf8, legible
+from multiverse_gateway.core.lenient import BOM, decode, is_utf8, legible
 from multiverse_gateway.core.payloads import (
     Carrier,
     Choice,
@@ -58,7 +58,6 @@ _OVERLOADED = frozenset({"gateway_shutting_down", "overloaded"})
 """Codes after which Anthropic's clients may try again later: those of 503."""
 _EXACT = 1 << 53
 """Integers below this one are exact in JavaScript."""
-_BOM = b"\xef\xbb\xbf"
 _EVENT_END = re.compile(rb"\n(?:\n|\r\n?)|\r\r\n?")
 _COMMENTS = re.compile(rb"(?:(?::[^\r\n\x80-\xff]*+(?:\r\n?|\n))*+(?:\r\n?|\n))++")
 """Blank lines, and comments that a blank line ends. The possessive quantifiers keep the engine from storing a way back per line."""
@@ -272,8 +271,8 @@ class EventStream:
         """Return the beginning of the stream without a byte order mark, which `openai` would take for a part of the first field's name."""
         beginning = bytes(self._rest) + chunk
         self._rest.clear()
-        self._begun = len(beginning) >= len(_BOM) or not _BOM.startswith(beginning)
-        return beginning.removeprefix(_BOM)
+        self._begun = len(beginning) >= len(BOM) or not BOM.startswith(beginning)
+        return beginning.removeprefix(BOM)
 
     def finish(self) -> bytes:
         """Take the end of the body, and return the event that was only waiting for the LF of its last line end."""

@@ -14,9 +14,9 @@ from urllib.parse import parse_qsl
 import msgspec
 from attrs import define, field, frozen
 
-from multiverse_gateway.core.envelope import BOM, Envelope
+from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.errors import ResponseNotFound
-from multiverse_gateway.core.lenient import legible
+from multiverse_gateway.core.lenient import BOM, legible
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.sse import Dialect
 

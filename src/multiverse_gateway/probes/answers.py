@@ -11,8 +11,8 @@ import httpx2
 
 from multiverse_gateway.core.access import refusal_of
 from multiverse_gateway.core.addresses import AddressRefusal
-from multiverse_gateway.core.envelope import BOM
 from multiverse_gateway.core.failover import ConnectFailure
+from multiverse_gateway.core.lenient import BOM
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.protocols import AnswerFlaw, Client, ProbeResult, ProbeStep, ServerUnreachable, UnusableAnswer
 

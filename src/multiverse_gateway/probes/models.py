@@ -6,7 +6,7 @@ from functools import partial
 from multiverse_gateway.access import headers
 from multiverse_gateway.core.caps import owner_of
 from multiverse_gateway.core.lenient import decode
-from multiverse_gateway.core.servers import Server, model_key
+from multiverse_gateway.core.servers import Server, is_among
 from multiverse_gateway.probes.answers import Finding, ask
 from multiverse_gateway.protocols import Client, ProbeResult
 from multiverse_gateway.settings import Settings
@@ -47,7 +47,7 @@ def judge(model: str, status: int, body: bytes) -> Finding:
     if listed is None:
         return Finding(reason="the answer to /v1/models has no list of models: does the URL lead to an OpenAI-compatible server?")
     names, owned_by = tuple(_names(listed))[:MAX_MODELS], owner_of(listed, model)
-    if names and model_key(model) not in map(model_key, names):
+    if names and not is_among(model, names):
         warning = "the server does not list the registered model: is the name spelt right?"
         return Finding(models=names, warning=warning, owned_by=owned_by)
     return Finding(models=names, owned_by=owned_by)

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import attrs
 
-from multiverse_gateway.core.envelope import BOM, Envelope, is_form, read_envelope
+from multiverse_gateway.core.envelope import Envelope, is_form, read_envelope
 from multiverse_gateway.core.errors import (
     BadRequest,
     GatewayError,
@@ -23,6 +23,7 @@ from multiverse_gateway.core.errors import (
     is_anthropic,
 )
 from multiverse_gateway.core.forwarding import forwarded_lines
+from multiverse_gateway.core.lenient import BOM
 from multiverse_gateway.core.paths import hint, is_own
 from multiverse_gateway.core.stored import lookup_of
 from multiverse_gateway.core.usage import OPERATOR

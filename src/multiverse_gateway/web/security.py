@@ -23,7 +23,6 @@ import msgspec
 from starlette.middleware.cors import CORSMiddleware
 
 from multiverse_gateway.core.budget import DayCounts
-from multiverse_gateway.core.envelope import BOM
 from multiverse_gateway.core.errors import (
     AdminKeyRequired,
     CompressedRequest,
@@ -38,6 +37,7 @@ from multiverse_gateway.core.errors import (
     UnknownURL,
     is_anthropic,
 )
+from multiverse_gateway.core.lenient import BOM
 from multiverse_gateway.core.origins import OriginPolicy
 from multiverse_gateway.core.paths import is_own
 from multiverse_gateway.core.pauses import stopped_seconds

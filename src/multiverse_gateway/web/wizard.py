@@ -11,7 +11,7 @@ import attrs
 from multiverse_gateway.bodies import Registration, names_cap, parse_change, parse_registration, parse_test
 from multiverse_gateway.core.addresses import EndpointError, parse_endpoint
 from multiverse_gateway.core.errors import BadRequest, GatewayError, InvalidField
-from multiverse_gateway.core.servers import Server, model_key
+from multiverse_gateway.core.servers import Server, is_among
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.plugins import load
 from multiverse_gateway.protocols import ProbeResult, ProbeStep
@@ -23,7 +23,6 @@ MAX_CHOICES = 50
 
 Form = Mapping[str, str]
 
-TEXTS = ("model_name", "endpoint_url", "student_id", "description")
 NUMBERS = ("max_tokens", "context_length", "max_concurrency", "weight")
 NO_LIMIT = ("none", "no limit")
 """What people write for any number of requests at once; an empty field leaves the choice to the server's engine."""
@@ -318,7 +317,7 @@ def _listing(result: ProbeResult, named: str) -> Step:
     found = len(result.models)
     if not found:
         return Step(title=_TITLES[4], state="warn", words="The server answers, but lists no models: is one loaded?")
-    if named and model_key(named) not in map(model_key, result.models):
+    if named and not is_among(named, result.models):
         return Step(title=_TITLES[4], state="warn", words=f"The server does not list {named}; choose one of its models below.")
     return Step(title=_TITLES[4], state="good", words="1 model found." if found == 1 else f"{found} models found.")
 
