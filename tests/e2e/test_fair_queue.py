@@ -145,3 +145,22 @@ def test_requests_of_a_bulk_key_are_bulk(gateway: GatewayProcess, busy: Callable
     gate.open()
     crowd.end()
     assert crowd.names(200).count("bulk") == 3
+
+
+def test_a_rejected_client_learns_that_its_own_requests_are_in_the_way(busy: Callable[..., tuple[Crowd, Backend, behaviours.Gate]]) -> None:
+    """While a person uses the model, the script holds two of its four slots: its refusal does not say that every server is busy."""
+    crowd, server, gate = busy("shared", slots=4)
+    crowd.call("person", PERSON)
+    wait_until(lambda: server.running == 2)
+    for number in range(9):
+        crowd.call("script", SCRIPT)
+        wait_until(lambda number=number: (server.running, crowd.waiting()) == (3, number))  # type: ignore[misc]
+    crowd.call("script", SCRIPT)
+    wait_until(lambda: crowd.names(503) == ["script"])
+    message = crowd.answers[0][1].json()["error"]["message"]
+    assert message.startswith(
+        "Your requests hold half of the slots of the model 'shared', the limit of one client while others use it, and "
+    )
+    gate.open()
+    crowd.end()
+    assert (crowd.names(200).count("script"), server.most_running) == (10, 3)

@@ -824,8 +824,9 @@ class Exchange:
         """Return the refusal of a request that waited too long, or for which there is no place; it says when a slot is likely."""
         queue, model = self._queue, self.envelope.model
         seconds = queue.until_next_end(model, self.ticket.flow) or retry_seconds(self._engine.chance())
+        waiting = queue.waiting(model)
         return Overloaded(
-            f"{self._why_no_slot()}, and {queue.waiting(model)} requests wait. "
+            f"{self._why_no_slot()}, and {'1 request waits' if waiting == 1 else f'{waiting} requests wait'}. "
             f"Try again in {max(1.0, seconds):.0f} s, or send fewer requests at once.",
             retry_after=seconds,
         )
