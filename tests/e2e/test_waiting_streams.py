@@ -25,6 +25,7 @@ pytestmark = pytest.mark.e2e
 ONE, OTHER = ("a-key-of-one-person-000000000000001", "a-key-of-the-other-0000000000000002")
 PROGRAMS = Path(__file__).parent / "programs"
 ORIGIN = "https://class.example"
+FIELDS = [("authorization", f"Bearer {ONE}"), ("content-type", "application/json"), ("x-multiverse-queue", "comments")]
 WAITING = b': queue {"position":1,"waiting":1,"about_seconds":null}\n'
 
 
@@ -94,9 +95,8 @@ def test_a_waiting_stream_tells_its_place(busy: Busy) -> None:
 
 def test_the_same_over_http_2(busy: Busy) -> None:
     """The first comment is not held back, and neither is what follows."""
-    fields = [("authorization", f"Bearer {ONE}"), ("content-type", "application/json"), ("x-multiverse-queue", "comments")]
     with H2Client(busy.gateway.port) as client:
-        stream = client.ask("POST", CHAT, json.dumps(busy.body(stream=True)).encode(), headers=fields)
+        stream = client.ask("POST", CHAT, json.dumps(busy.body(stream=True)).encode(), headers=FIELDS)
         assert client.status(stream) == 200
         first = client.read(h2.events.DataReceived, stream)
         assert isinstance(first, h2.events.DataReceived)
@@ -164,17 +164,22 @@ def test_an_error_after_the_head_comes_in_the_stream(door: Door, how: str) -> No
         busy = Busy(gateway, "ending", connections, key=ONE)
         client = busy.ask()
         read_until(client, b"\n")
+        second = connections.enter_context(H2Client(gateway.port))
+        stream = second.ask("POST", CHAT, json.dumps(busy.body(stream=True)).encode(), headers=FIELDS)
+        second.read(h2.events.DataReceived, stream)
         if how == "shutdown":
             gateway.terminate()
         answer = client.read_response()
+        ending = second.body(stream)
         busy.gate.open()
     assert (answer.status, answer.complete) == (200, False)
-    comments, event = answer.body.split(b"data: ")
+    comments = answer.body.partition(b"data: ")[0]
     assert comments.startswith(WAITING)
-    assert event.endswith(b"}\n\n")
-    error = json.loads(event)["error"]
-    assert error["code"] == {"timeout": "overloaded", "shutdown": "gateway_shutting_down"}[how]
-    assert error["type"] == "service_unavailable_error"
+    for body in (answer.body.removeprefix(comments), ending[ending.index(b"data: ") :]):
+        assert body.endswith(b"}\n\n")
+        error = json.loads(body.removeprefix(b"data: "))["error"]
+        assert error["code"] == {"timeout": "overloaded", "shutdown": "gateway_shutting_down"}[how]
+        assert error["type"] == "service_unavailable_error"
 
 
 def test_the_queue_shows_everybody_how_full_it_is_and_each_caller_its_own_requests(busy: Busy) -> None:
