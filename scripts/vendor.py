@@ -15,7 +15,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-TARGET = Path(__file__).parents[1] / "src" / "multiverse_gateway" / "web" / "static" / "vendor"
+TARGET = Path(__file__).parents[1] / "src" / "multiverse_gateway" / "pages" / "static" / "vendor"
 LOCK = TARGET / "vendor.json"
 PACKAGES = {
     "htmx.org@2.0.11": {"dist/htmx.min.js": "htmx.min.js"},

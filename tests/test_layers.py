@@ -1,7 +1,7 @@
 """Imports only go down: the rule of the architecture, read off the source with plain `ast`.
 
 ```
-cli -> app -> web -> gateway, monitor -> balancers, probes, relay, stores -> protocols -> core
+cli -> app -> pages -> api -> web -> gateway, monitor -> balancers, probes, relay, stores -> protocols -> core
 ```
 """
 
@@ -18,6 +18,7 @@ from support.source import FILES, PACKAGE, SOURCE, imports
 CORE_MAY_IMPORT = sys.stdlib_module_names | {"attr", "attrs", "msgspec"}
 NOT_PURE = {"asyncio", "logging", "random", "secrets", "sqlite3", "ssl", "subprocess", "threading", "time"}
 HTTP_CLIENTS = {"aiohttp", "http.client", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "urllib.request", "urllib3"}
+HTTP = ("web", "api", "pages")
 SIBLINGS = ("balancers", "probes", "relay", "stores")
 PLUGGABLE = ("balancers", "probes", "stores")
 MAY_NAME_CONCRETE = ("app", "cli", "plugins")
@@ -47,11 +48,11 @@ def offences(path: str, source: str) -> Iterator[str]:
                 yield f"{where}: core imports only itself, the standard library, attrs and msgspec"
             if found.is_in(*NOT_PURE):
                 yield f"{where}: core has no I/O, no clock, no randomness"
-        if within(module, "web") and found.is_in(f"{PACKAGE}.stores", *HTTP_CLIENTS):
-            yield f"{where}: web imports no store and no HTTP client"
+        if within(module, *HTTP) and found.is_in(f"{PACKAGE}.stores", *HTTP_CLIENTS):
+            yield f"{where}: {', '.join(HTTP)} import no store and no HTTP client"
         if within(module, *SIBLINGS):
             if found.is_in("starlette"):
-                yield f"{where}: Starlette belongs to web"
+                yield f"{where}: Starlette belongs to {', '.join(HTTP)}"
             if any(found.is_in(f"{PACKAGE}.{part}") and not within(module, part) for part in SIBLINGS):
                 yield f"{where}: {', '.join(SIBLINGS)} do not know each other"
         for part in PLUGGABLE:
@@ -75,10 +76,10 @@ def test_imports_only_go_down(path: str) -> None:
         ("core/health.py", "from multiverse_gateway import gateway"),
         ("core/health.py", "from .. import gateway"),
         ("core/health.py", "class Health:\n    async def advance(self): ..."),
-        ("web/admin.py", "from multiverse_gateway.stores.sqlite import SqliteStore"),
-        ("web/admin.py", "from ..stores import sqlite"),
-        ("web/admin.py", "import httpx2"),
-        ("web/admin.py", "from urllib import request"),
+        ("api/admin.py", "from multiverse_gateway.stores.sqlite import SqliteStore"),
+        ("api/admin.py", "from ..stores import sqlite"),
+        ("api/admin.py", "import httpx2"),
+        ("api/admin.py", "from urllib import request"),
         ("stores/sqlite.py", "from starlette.requests import Request"),
         ("stores/sqlite.py", "from multiverse_gateway.relay import wire"),
         ("relay/wire.py", "import multiverse_gateway.balancers.round_robin"),
@@ -102,7 +103,7 @@ def test_a_broken_rule_is_found(path: str, source: str) -> None:
         ("stores/postgres.py", "def create(settings):\n    import psycopg"),
         ("cli/run.py", "def run():\n    from multiverse_gateway.stores import sqlite"),
         ("app.py", "from multiverse_gateway.probes.models import create"),
-        ("web/pages.py", "import starlette.responses\nfrom multiverse_gateway.gateway import Gateway"),
+        ("pages/routes.py", "import starlette.responses\nfrom multiverse_gateway.gateway import Gateway"),
     ],
 )
 def test_what_is_allowed_is_left_alone(path: str, source: str) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import anyio
 import pytest
 
+from multiverse_gateway.api.stored_responses import stored_routes
 from multiverse_gateway.core.errors import StorageRefused, StorageUnavailable
 from multiverse_gateway.core.stored import StoredResponse, lookup_of, response_key
 from multiverse_gateway.protocols import Store
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.stores.memory import MemoryStore
-from multiverse_gateway.web.stored import stored_routes
 from support.exchanges import RecordingClient
 from support.gateways import Stage, stage
 

@@ -34,7 +34,7 @@ LONG_MODULES = {
     "stores.postgres",
     "stores.sqlite",
     "web.security",
-    "web.views",
+    "pages.views",
 }
 LARGE_CLASSES = {
     "core.fairness.FairQueue",
@@ -62,7 +62,6 @@ SHARED_CLASS_NAMES = {
 }
 SHARED_MODULE_NAMES = {
     "access",
-    "accounts",
     "answers",
     "comments",
     "errors",
@@ -71,8 +70,6 @@ SHARED_MODULE_NAMES = {
     "paths",
     "records",
     "registry",
-    "stored",
-    "waiting",
 }
 
 

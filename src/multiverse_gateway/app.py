@@ -13,30 +13,30 @@ from starlette.routing import Route
 
 from multiverse_gateway import plugins
 from multiverse_gateway.accounts import owner_digest
+from multiverse_gateway.api.admin import admin_routes
+from multiverse_gateway.api.endpoints import owned
+from multiverse_gateway.api.errors import EXCEPTION_HANDLERS, Errors
+from multiverse_gateway.api.keys_and_usage import account_routes
+from multiverse_gateway.api.models import model_routes
+from multiverse_gateway.api.openapi import openapi_routes
+from multiverse_gateway.api.queue import waiting_routes
+from multiverse_gateway.api.status import operations_routes
+from multiverse_gateway.api.stored_responses import stored_routes
 from multiverse_gateway.core.paths import CALLS
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.keys import admin_key
 from multiverse_gateway.monitor import watch
 from multiverse_gateway.observability import telemetry
 from multiverse_gateway.observability.logging import configure
+from multiverse_gateway.pages.routes import Pages
+from multiverse_gateway.pages.sessions import Sessions
 from multiverse_gateway.protocols import Balancer, HealthProbe, Store
 from multiverse_gateway.relay.wire import Resolver
 from multiverse_gateway.settings import Settings
-from multiverse_gateway.web.accounts import account_routes
-from multiverse_gateway.web.admin import admin_routes
-from multiverse_gateway.web.answers import owned
-from multiverse_gateway.web.errors import EXCEPTION_HANDLERS, Errors
 from multiverse_gateway.web.front import Front
 from multiverse_gateway.web.inference import Inference
-from multiverse_gateway.web.models import model_routes
-from multiverse_gateway.web.openapi import openapi_routes
-from multiverse_gateway.web.operations import operations_routes
-from multiverse_gateway.web.pages import Pages
 from multiverse_gateway.web.paths import Paths, ollama_routes
 from multiverse_gateway.web.security import Cors, Entrance, Security
-from multiverse_gateway.web.sessions import Sessions
-from multiverse_gateway.web.stored import stored_routes
-from multiverse_gateway.web.waiting import waiting_routes
 
 TELEMETRY_SECONDS = 3.0
 """How long the last spans may take on their way out."""

@@ -14,6 +14,12 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
 from multiverse_gateway.accounts import owner_digest
+from multiverse_gateway.api.admin import admin_routes
+from multiverse_gateway.api.endpoints import owned
+from multiverse_gateway.api.errors import EXCEPTION_HANDLERS, Errors
+from multiverse_gateway.api.keys_and_usage import account_routes
+from multiverse_gateway.api.models import model_routes
+from multiverse_gateway.api.status import operations_routes
 from multiverse_gateway.balancers.round_robin import create as round_robin
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.gateway import Gateway
@@ -21,12 +27,6 @@ from multiverse_gateway.protocols import Client, HealthProbe, ProbeResult, Store
 from multiverse_gateway.relay.wire import Resolver
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
-from multiverse_gateway.web.accounts import account_routes
-from multiverse_gateway.web.admin import admin_routes
-from multiverse_gateway.web.answers import owned
-from multiverse_gateway.web.errors import EXCEPTION_HANDLERS, Errors
-from multiverse_gateway.web.models import model_routes
-from multiverse_gateway.web.operations import operations_routes
 from multiverse_gateway.web.security import Entrance, Security, digests
 
 ADMIN_KEY = "an-admin-key-for-tests"

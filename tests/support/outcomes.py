@@ -20,9 +20,9 @@ from multiverse_gateway.cli import main
 from multiverse_gateway.cli.serving import Serving, serve
 from multiverse_gateway.core.health import Health, HealthPolicy, Refused, advance, is_refused
 from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.pages.rendering import NEXT_PIECE
 from multiverse_gateway.settings import SettingsError, load_settings
 from multiverse_gateway.stores.rows import health_row, healths_of
-from multiverse_gateway.web.frame import NEXT_PIECE
 from support.gateways import ADMIN_KEY
 from support.pages import Browser, browsing
 from support.troubles import NETWORKS, resolve, troubled

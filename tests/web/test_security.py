@@ -19,10 +19,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from multiverse_gateway.api.errors import BadFraming, Errors, Message, Receive
 from multiverse_gateway.core.errors import GatewayError, InvalidJSON, LoopDetected, RequestTimeout, RequestTooLarge
 from multiverse_gateway.core.origins import OriginPolicy
 from multiverse_gateway.settings import Settings
-from multiverse_gateway.web.errors import BadFraming, Errors, Message, Receive
 from multiverse_gateway.web.security import (
     MAX_ADMIN_FAILURES,
     Caller,

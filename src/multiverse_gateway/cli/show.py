@@ -68,7 +68,7 @@ def _described(kind: str, entry: EntryPoint) -> dict[str, str]:
 @click.command("openapi")
 def openapi_command() -> None:
     """Print the description of the HTTP API (OpenAPI 3.1, JSON)."""
+    from multiverse_gateway.api.openapi import document
     from multiverse_gateway.app import create_app
-    from multiverse_gateway.web.openapi import document
 
     print_json(document(create_app(Settings(database_url="memory://")).routes))

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import attrs
 
+from multiverse_gateway.api.errors import BadFraming, Refusal, refusal_of
 from multiverse_gateway.core.envelope import Envelope, is_form, read_envelope
 from multiverse_gateway.core.errors import (
     BadRequest,
@@ -31,7 +32,6 @@ from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import Headers, RequestHead
 from multiverse_gateway.relay.ports import Client
-from multiverse_gateway.web.errors import BadFraming, Refusal, refusal_of
 from multiverse_gateway.web.headers import API_HEADERS, NO_STORE
 from multiverse_gateway.web.quotas import Quota
 from multiverse_gateway.web.security import (

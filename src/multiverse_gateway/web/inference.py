@@ -2,10 +2,10 @@
 
 from functools import partial
 
+from multiverse_gateway.api.errors import REQUEST_ID, Message, Receive, Scope, Send, response_of
 from multiverse_gateway.relay.asgi import AsgiClient, answer
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import RequestHead
-from multiverse_gateway.web.errors import REQUEST_ID, Message, Receive, Scope, Send, response_of
 from multiverse_gateway.web.front import Front, Visit
 from multiverse_gateway.web.headers import path_of
 from multiverse_gateway.web.security import ClientGone, declared_length, read_body, run_draining

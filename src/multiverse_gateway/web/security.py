@@ -22,6 +22,7 @@ import attrs
 import msgspec
 from starlette.middleware.cors import CORSMiddleware
 
+from multiverse_gateway.api.errors import REQUEST_ID, App, BadFraming, Message, Receive, Scope, Send, refusal_of, response_of
 from multiverse_gateway.core.budget import DayCounts
 from multiverse_gateway.core.errors import (
     AdminKeyRequired,
@@ -47,7 +48,6 @@ from multiverse_gateway.core.usage import NOBODY, OPERATOR
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.settings.declaration import KEY_PER_MINUTE
 from multiverse_gateway.settings.policies import origin_policy
-from multiverse_gateway.web.errors import REQUEST_ID, App, BadFraming, Message, Receive, Scope, Send, refusal_of, response_of
 from multiverse_gateway.web.headers import EXPOSED_HEADERS, headers_for, is_below, path_of, with_defaults
 from multiverse_gateway.web.quotas import LocalWindow, Quota, RateLimiter, rate_limiter
 

@@ -11,8 +11,7 @@ import pytest
 
 from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.core.origins import OriginPolicy
-from multiverse_gateway.stores.memory import MemoryStore
-from multiverse_gateway.web.sessions import (
+from multiverse_gateway.pages.sessions import (
     LINK_SECONDS,
     SESSION_SECONDS,
     Session,
@@ -22,6 +21,7 @@ from multiverse_gateway.web.sessions import (
     form_token,
     is_own_form,
 )
+from multiverse_gateway.stores.memory import MemoryStore
 from support.gateways import Stage, stage
 
 Headers = list[tuple[bytes, bytes]]

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from multiverse_gateway.api.endpoints import ApiRoute, Call, Endpoint
 from multiverse_gateway.core.errors import (
     BackendBusy,
     DailyLimitReached,
@@ -23,7 +24,6 @@ from multiverse_gateway.core.errors import (
     UpstreamTimeout,
 )
 from multiverse_gateway.records import DeletedResponse, InputItems, StoredAnswer
-from multiverse_gateway.web.answers import ApiRoute, Call, Endpoint
 
 _JSON = "application/json"
 _EVENT_STREAM = "text/event-stream"

@@ -11,16 +11,12 @@ from multiverse_gateway.bodies import parse_change
 from multiverse_gateway.core.errors import GatewayError, NotFound, ServerNotFound
 from multiverse_gateway.core.history import statistics
 from multiverse_gateway.core.routing import Route as ServerRoute
-from multiverse_gateway.records import iso
-from multiverse_gateway.registration import check, refreshed, remove, route_of, server_id_of, stated, update
-from multiverse_gateway.web import views
-from multiverse_gateway.web.frame import NEXT_PIECE, Frame, Visit
-from multiverse_gateway.web.gate import Gate
-from multiverse_gateway.web.histories import Histories
-from multiverse_gateway.web.live import Parts, follow
-from multiverse_gateway.web.members import usage_values
-from multiverse_gateway.web.security import ADDRESS
-from multiverse_gateway.web.wizard import (
+from multiverse_gateway.pages import views
+from multiverse_gateway.pages.client_keys import usage_values
+from multiverse_gateway.pages.live import Parts, follow
+from multiverse_gateway.pages.recent_checks import Histories
+from multiverse_gateway.pages.rendering import NEXT_PIECE, Frame, Visit
+from multiverse_gateway.pages.server_form import (
     FIELDS,
     UNTRIED,
     change_body,
@@ -34,9 +30,13 @@ from multiverse_gateway.web.wizard import (
     try_steps,
     values_of,
 )
+from multiverse_gateway.pages.sign_in import Gate
+from multiverse_gateway.records import iso
+from multiverse_gateway.registration import check, refreshed, remove, route_of, server_id_of, stated, update
+from multiverse_gateway.web.security import ADDRESS
 
 
-class Hosting:
+class ServerPages:
     """Servers, one at a time."""
 
     def __init__(self, frame: Frame, histories: Histories) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import attrs
 
+from multiverse_gateway.api.status import counts
 from multiverse_gateway.core.health import Health, HealthState
 from multiverse_gateway.core.history import statistics
 from multiverse_gateway.core.routing import Model, Route, listed_name
@@ -20,7 +21,6 @@ from multiverse_gateway.core.usage import NOBODY
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.protocols import ProbeResult
 from multiverse_gateway.records import ServerCounts, iso
-from multiverse_gateway.web.operations import counts
 
 BEATS = 30
 HISTORY = 100

@@ -10,11 +10,11 @@ import pytest
 
 from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.core.servers import Server
+from multiverse_gateway.pages import server_pages
+from multiverse_gateway.pages.live import MAX_STREAMS
+from multiverse_gateway.pages.rendering import NEXT_PIECE
 from multiverse_gateway.protocols import Client
 from multiverse_gateway.stores.memory import MemoryStore
-from multiverse_gateway.web import hosting
-from multiverse_gateway.web.frame import NEXT_PIECE
-from multiverse_gateway.web.live import MAX_STREAMS
 from support.gateways import ADMIN_KEY, Verdicts
 from support.pages import browsing
 
@@ -225,7 +225,7 @@ async def test_too_many_open_pages_are_told_to_ask_instead(monkeypatch: pytest.M
     async with browsing() as browser:
         await browser.sign_in()
         assert MAX_STREAMS > 100
-        monkeypatch.setattr("multiverse_gateway.web.live.MAX_STREAMS", 0)
+        monkeypatch.setattr("multiverse_gateway.pages.live.MAX_STREAMS", 0)
         for path in ("/dashboard/live", "/models/live", "/logs/live"):
             answer = await browser.open(path)
             assert answer.status_code == 503
@@ -256,7 +256,7 @@ async def test_a_mistake_of_ours_is_a_page_with_an_id(monkeypatch: pytest.Monkey
         def broken(*_: object, **__: object) -> None:
             raise RuntimeError("a secret of the code")
 
-        monkeypatch.setattr(hosting, "statistics", broken)
+        monkeypatch.setattr(server_pages, "statistics", broken)
         failed = await browser.open(f"/server/{server_id}")
         assert failed.status_code == 500
         assert "The gateway made a mistake" in failed.text

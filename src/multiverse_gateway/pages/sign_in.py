@@ -11,7 +11,9 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from multiverse_gateway.core.errors import BadRequest, GatewayError
-from multiverse_gateway.web.frame import Frame, Handler, Visit
+from multiverse_gateway.pages.rendering import Frame, Handler, Visit
+from multiverse_gateway.pages.server_form import Form, message_of
+from multiverse_gateway.pages.sessions import SAFE_METHODS, form_cookie, form_token, is_own_form
 from multiverse_gateway.web.headers import path_of
 from multiverse_gateway.web.quotas import LocalWindow
 from multiverse_gateway.web.security import (
@@ -23,8 +25,6 @@ from multiverse_gateway.web.security import (
     read_body,
     verified,
 )
-from multiverse_gateway.web.sessions import SAFE_METHODS, form_cookie, form_token, is_own_form
-from multiverse_gateway.web.wizard import Form, message_of
 
 MAX_SIGN_INS = 10
 MAX_FIELDS = 100

@@ -18,18 +18,18 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 from starlette.routing import NoMatchFound
 
 from multiverse_gateway._version import __version__
+from multiverse_gateway.api.errors import REQUEST_ID, response_of
 from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.core.origins import normalize_origin
 from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.web import views
-from multiverse_gateway.web.assets import load_assets
-from multiverse_gateway.web.errors import REQUEST_ID, response_of
+from multiverse_gateway.pages import views
+from multiverse_gateway.pages.assets import load_assets
+from multiverse_gateway.pages.live import Streams
+from multiverse_gateway.pages.server_form import Form, message_of
+from multiverse_gateway.pages.sessions import Session, Sessions, cookie_values, end_note
+from multiverse_gateway.pages.views import sentence
 from multiverse_gateway.web.headers import is_below, path_of
-from multiverse_gateway.web.live import Streams
 from multiverse_gateway.web.security import Entrance, is_secure
-from multiverse_gateway.web.sessions import Session, Sessions, cookie_values, end_note
-from multiverse_gateway.web.views import sentence
-from multiverse_gateway.web.wizard import Form, message_of
 
 THEMES = ("light", "dark")
 NAVIGATION = (

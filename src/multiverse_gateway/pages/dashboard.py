@@ -10,20 +10,20 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from multiverse_gateway.core.servers import model_key
+from multiverse_gateway.pages import live, views
+from multiverse_gateway.pages.client_keys import usage_values
+from multiverse_gateway.pages.live import Parts, follow, out_of_band
+from multiverse_gateway.pages.recent_checks import Histories
+from multiverse_gateway.pages.rendering import Frame, Visit
+from multiverse_gateway.pages.sign_in import Gate
 from multiverse_gateway.registration import refreshed
-from multiverse_gateway.web import live, views
-from multiverse_gateway.web.frame import Frame, Visit
-from multiverse_gateway.web.gate import Gate
-from multiverse_gateway.web.histories import Histories
-from multiverse_gateway.web.live import Parts, follow, out_of_band
-from multiverse_gateway.web.members import usage_values
 
 _WHOLE = {"hx-retarget": "#page", "hx-reselect": "#page"}
 """Makes HTMX take a whole page where a part of another one was asked for."""
 
 
 @attrs.frozen
-class Sight:
+class Snapshot:
     """How everything was at an instant, as operators or visitors see it."""
 
     at: float
@@ -32,14 +32,14 @@ class Sight:
     queues: views.Queues
 
 
-class Boards:
+class Dashboard:
     """What is up, by server and by model."""
 
     def __init__(self, frame: Frame, histories: Histories) -> None:
         self._frame = frame
         self._gateway = frame.gateway
         self._histories = histories
-        self._sights: dict[bool, Sight] = {}
+        self._sights: dict[bool, Snapshot] = {}
         """What was seen last, by whether visitors see it: one tick of all live pages needs it once."""
         self._rows: dict[tuple[str, bool, str], tuple[views.Row, str]] = {}
 
@@ -92,30 +92,30 @@ class Boards:
     async def _dashboard_live(self, visit: Visit) -> Response:
         return self._followed(visit, lambda sight: self._dashboard_parts(visit, sight))
 
-    def _followed(self, visit: Visit, parts_of: Callable[[Sight], Parts]) -> Response:
+    def _followed(self, visit: Visit, parts_of: Callable[[Snapshot], Parts]) -> Response:
         async def read() -> Parts:
             return parts_of(await self._recent(visit))
 
         return self._frame.stream(follow(read, self._frame.lasts(visit), visit.query.get("seen", "")))
 
-    async def _fresh(self, visit: Visit) -> Sight:
+    async def _fresh(self, visit: Visit) -> Snapshot:
         """Look at everything, what other processes wrote included."""
         await refreshed(self._gateway)
         return await self._look(visit)
 
-    async def _recent(self, visit: Visit) -> Sight:
+    async def _recent(self, visit: Visit) -> Snapshot:
         """Return what was seen within this tick; the monitor follows the store."""
         known = self._sights.get(not visit.is_operator)
         return known if known is not None and anyio.current_time() - known.at < live.TICK_SECONDS else await self._look(visit)
 
-    async def _look(self, visit: Visit) -> Sight:
+    async def _look(self, visit: Visit) -> Snapshot:
         public = not visit.is_operator
         histories = await self._histories.all()
         rows = [
             views.row_of(self._gateway, route, histories.get(server_id, ()), public=public)
             for server_id, route in self._gateway.table.routes.items()
         ]
-        sight = self._sights[public] = Sight(anyio.current_time(), rows, views.overview(self._gateway), views.queues(self._gateway))
+        sight = self._sights[public] = Snapshot(anyio.current_time(), rows, views.overview(self._gateway), views.queues(self._gateway))
         return sight
 
     def _row_html(self, visit: Visit, row: views.Row) -> str:
@@ -130,7 +130,7 @@ class Boards:
         self._rows[key] = (row, html)
         return html
 
-    def _dashboard_parts(self, visit: Visit, sight: Sight) -> Parts:
+    def _dashboard_parts(self, visit: Visit, sight: Snapshot) -> Parts:
         query = views.Query.of(visit.query, public=not visit.is_operator)
         rows = views.chosen(sight.rows, query)
         shown = {f"row-{row.id}": self._row_html(visit, row) for row in rows}
@@ -176,7 +176,7 @@ class Boards:
     async def _models_live(self, visit: Visit) -> Response:
         return self._followed(visit, lambda sight: self._models_parts(visit, self._model_cards(visit, sight), sight))
 
-    def _model_cards(self, visit: Visit, sight: Sight) -> list[views.ModelCard]:
+    def _model_cards(self, visit: Visit, sight: Snapshot) -> list[views.ModelCard]:
         wanted = visit.query.get("q", "").strip().casefold()[:200]
         by_model: dict[str, list[views.Row]] = {}
         for row in sight.rows:
@@ -186,7 +186,7 @@ class Boards:
         chosen.sort(key=lambda card: (card[0].name.casefold(), card[0].name))
         return [views.model_card(model, rows, number, sight.queues.of(model.name)) for number, (model, rows) in enumerate(chosen)]
 
-    def _models_parts(self, visit: Visit, cards: Sequence[views.ModelCard], sight: Sight) -> Parts:
+    def _models_parts(self, visit: Visit, cards: Sequence[views.ModelCard], sight: Snapshot) -> Parts:
         fragments = {"counts": self._frame.render(visit, "_counts.html", overview=sight.overview)}
         for card in cards:
             fragments[f"share-{card.number}"] = self._frame.render(visit, "_share.html", card=card)

@@ -16,23 +16,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from multiverse_gateway.api.admin import LEVELS, recent_logs
+from multiverse_gateway.api.endpoints import json_response
 from multiverse_gateway.core.servers import model_key
 from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.pages import views
+from multiverse_gateway.pages.assets import serve_asset
+from multiverse_gateway.pages.client_keys import ClientKeys
+from multiverse_gateway.pages.dashboard import Dashboard
+from multiverse_gateway.pages.live import follow_lines
+from multiverse_gateway.pages.recent_checks import Histories
+from multiverse_gateway.pages.rendering import Frame, Visit
+from multiverse_gateway.pages.server_pages import ServerPages
+from multiverse_gateway.pages.sessions import Sessions
+from multiverse_gateway.pages.sign_in import Gate, WrongKey
 from multiverse_gateway.records import iso
 from multiverse_gateway.registration import export_registry, refreshed
-from multiverse_gateway.web import views
-from multiverse_gateway.web.admin import LEVELS, recent_logs
-from multiverse_gateway.web.answers import json_response
-from multiverse_gateway.web.assets import serve_asset
-from multiverse_gateway.web.boards import Boards
-from multiverse_gateway.web.frame import Frame, Visit
-from multiverse_gateway.web.gate import Gate, WrongKey
-from multiverse_gateway.web.histories import Histories
-from multiverse_gateway.web.hosting import Hosting
-from multiverse_gateway.web.live import follow_lines
-from multiverse_gateway.web.members import Members
 from multiverse_gateway.web.security import Entrance
-from multiverse_gateway.web.sessions import Sessions
 
 EXPORT_NAME = "multiverse-servers.json"
 LOG_LINES = 200
@@ -47,9 +47,9 @@ class Pages:
         self._frame = Frame(gateway, sessions, entrance)
         self._gate = Gate(self._frame, admin_digests)
         histories = Histories(gateway)
-        self._boards = Boards(self._frame, histories)
-        self._hosting = Hosting(self._frame, histories)
-        self._members = Members(self._frame)
+        self._boards = Dashboard(self._frame, histories)
+        self._hosting = ServerPages(self._frame, histories)
+        self._members = ClientKeys(self._frame)
 
     def routes(self) -> list[Route]:
         """Make the routes of all pages."""

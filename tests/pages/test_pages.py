@@ -16,10 +16,10 @@ from multiverse_gateway import registration
 from multiverse_gateway.core.paths import OWN_SEGMENTS
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey
+from multiverse_gateway.pages import dashboard, views
+from multiverse_gateway.pages.live import Parts, changes, follow, follow_lines
+from multiverse_gateway.pages.rendering import NEXT_PIECE
 from multiverse_gateway.protocols import ProbeResult, ProbeStep
-from multiverse_gateway.web import boards, views
-from multiverse_gateway.web.frame import NEXT_PIECE
-from multiverse_gateway.web.live import Parts, changes, follow, follow_lines
 from multiverse_gateway.web.security import MAX_ADMIN_FAILURES
 from support.gateways import ADMIN_KEY, BODY
 from support.pages import browsing, value_of
@@ -837,7 +837,7 @@ def test_only_what_changed_is_sent() -> None:
 
 async def test_a_page_follows_until_its_session_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it shows already is not sent again; another shape asks for the page anew."""
-    monkeypatch.setattr("multiverse_gateway.web.live.TICK_SECONDS", 0)
+    monkeypatch.setattr("multiverse_gateway.pages.live.TICK_SECONDS", 0)
     shown = [
         Parts(shape="empty"),
         Parts(shape="servers", fragments={"a": '<p id="a">1</p>'}),
@@ -858,7 +858,7 @@ async def test_a_page_follows_until_its_session_ends(monkeypatch: pytest.MonkeyP
 
 async def test_a_page_that_comes_back_is_read_anew_when_it_is_of_another_make(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection broke and meanwhile a model or a server came or went: pieces would land at the wrong places."""
-    monkeypatch.setattr("multiverse_gateway.web.live.TICK_SECONDS", 0)
+    monkeypatch.setattr("multiverse_gateway.pages.live.TICK_SECONDS", 0)
     before = Parts(shape="one|two", fragments={"a": '<p id="a">1</p>'})
     after = {
         "same": (before, []),
@@ -892,7 +892,7 @@ async def test_a_filtered_page_of_models_is_read_anew_only_when_its_own_models_c
 
 async def test_live_pages_share_what_is_seen_in_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many follow: the rows are made once, and the registry is left to the monitor. A page that is opened looks itself."""
-    monkeypatch.setattr("multiverse_gateway.web.live.TICK_SECONDS", 3600)
+    monkeypatch.setattr("multiverse_gateway.pages.live.TICK_SECONDS", 3600)
     made: list[str] = []
     read = anyio.Semaphore(0)
     row_of, chosen, refreshed = views.row_of, views.chosen, registration.refreshed
@@ -911,7 +911,7 @@ async def test_live_pages_share_what_is_seen_in_a_tick(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(views, "row_of", making)
     monkeypatch.setattr(views, "chosen", choosing)
-    monkeypatch.setattr(boards, "refreshed", refreshing)
+    monkeypatch.setattr(dashboard, "refreshed", refreshing)
     async with browsing() as browser:
         await browser.register()
         await browser.sign_in()
@@ -930,7 +930,7 @@ async def test_live_pages_share_what_is_seen_in_a_tick(monkeypatch: pytest.Monke
 
 async def test_new_lines_go_on_top(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each once."""
-    monkeypatch.setattr("multiverse_gateway.web.live.TICK_SECONDS", 0)
+    monkeypatch.setattr("multiverse_gateway.pages.live.TICK_SECONDS", 0)
     lines = {1: "<tr>1</tr>", 2: "<tr>2</tr>"}
     lasting = iter([True, True, False])
     sent = [
@@ -1053,7 +1053,7 @@ async def test_of_many_models_the_most_used_are_shown_and_the_page_says_so() -> 
 
 async def test_the_live_log_reads_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the same filter, each line once."""
-    monkeypatch.setattr("multiverse_gateway.web.live.TICK_SECONDS", 0)
+    monkeypatch.setattr("multiverse_gateway.pages.live.TICK_SECONDS", 0)
     async with browsing() as browser:
         await browser.sign_in()
         gateway = browser.app.state.gateway

@@ -13,10 +13,10 @@ from multiverse_gateway.core.addresses import EndpointError, parse_endpoint
 from multiverse_gateway.core.errors import BadRequest, GatewayError, InvalidField
 from multiverse_gateway.core.servers import Server, is_among
 from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.pages.views import sentence
 from multiverse_gateway.plugins import load
 from multiverse_gateway.protocols import ProbeResult, ProbeStep
 from multiverse_gateway.registration import candidate, refuse_address
-from multiverse_gateway.web.views import sentence
 
 CHAT_SECONDS = 30.0
 MAX_CHOICES = 50

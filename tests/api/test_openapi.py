@@ -15,6 +15,9 @@ from starlette.routing import Mount, Route
 
 from multiverse_gateway import GatewayError, Settings, create_app
 from multiverse_gateway.accounts import csv_of
+from multiverse_gateway.api.endpoints import ApiRoute
+from multiverse_gateway.api.openapi import body_schemas, document, example_of
+from multiverse_gateway.api.relayed_calls import RELAYED
 from multiverse_gateway.bodies import (
     Change,
     ConnectionTest,
@@ -31,9 +34,6 @@ from multiverse_gateway.core.addresses import EndpointError, parse_root
 from multiverse_gateway.core.envelope import read_envelope
 from multiverse_gateway.core.paths import CALLS
 from multiverse_gateway.core.sse import EventStream, dialect_of
-from multiverse_gateway.web.answers import ApiRoute
-from multiverse_gateway.web.openapi import body_schemas, document, example_of
-from multiverse_gateway.web.relayed import RELAYED
 from support import behaviours
 from support.backends import Backend
 from support.processes import GatewayProcess

@@ -6,14 +6,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from multiverse_gateway.api.endpoints import ApiRoute, Call, json_response
+from multiverse_gateway.api.models import may_use
 from multiverse_gateway.core.fairness import Wait
 from multiverse_gateway.core.routing import listed_name
 from multiverse_gateway.core.servers import model_key
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.records import QueuedModel, QueuedRequest, QueueList
 from multiverse_gateway.relay.exchange import Exchange
-from multiverse_gateway.web.answers import ApiRoute, Call, json_response
-from multiverse_gateway.web.models import may_use
 from multiverse_gateway.web.security import CALLER, Caller
 
 

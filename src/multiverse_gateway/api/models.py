@@ -7,12 +7,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from multiverse_gateway.api.endpoints import ApiRoute, Call, json_response
 from multiverse_gateway.core.errors import ModelNotFound
 from multiverse_gateway.core.routing import Model, close_names
 from multiverse_gateway.core.servers import model_key
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.records import ModelItem, ModelList, ModelServers
-from multiverse_gateway.web.answers import ApiRoute, Call, json_response
 from multiverse_gateway.web.security import CALLER
 
 OWNER = "multiverse-gateway"

@@ -11,8 +11,8 @@ from attrs import evolve
 from multiverse_gateway.bodies import EXPORT_FORMAT
 from multiverse_gateway.core.health import Health, HealthState
 from multiverse_gateway.core.servers import ServerId
+from multiverse_gateway.pages.views import STATES, Tone, chart_of, heartbeat, next_check_words, overview, reason_of
 from multiverse_gateway.protocols import ProbeResult
-from multiverse_gateway.web.views import STATES, Tone, chart_of, heartbeat, next_check_words, overview, reason_of
 from support.gateways import Stage, stage
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from multiverse_gateway.api.relayed_calls import MODEL
 from multiverse_gateway.records import EPOCH_SECONDS
-from multiverse_gateway.web.relayed import MODEL
 
 Json = dict[str, Any]
 

@@ -10,6 +10,8 @@ from starlette.routing import Route
 
 from multiverse_gateway._version import __version__
 from multiverse_gateway.accounts import register_owned
+from multiverse_gateway.api.endpoints import ApiRoute, Call, body_of, json_response
+from multiverse_gateway.api.status import counts, state_of
 from multiverse_gateway.bodies import (
     HISTORY,
     Change,
@@ -61,8 +63,6 @@ from multiverse_gateway.registration import (
     try_connection,
     update,
 )
-from multiverse_gateway.web.answers import ApiRoute, Call, body_of, json_response
-from multiverse_gateway.web.operations import counts, state_of
 from multiverse_gateway.web.security import ADDRESS, HAS_ADMIN_KEY, OWNER, Entrance
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")

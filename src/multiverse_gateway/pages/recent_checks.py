@@ -8,9 +8,9 @@ from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.core.routing import Route
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.pages import views
 from multiverse_gateway.protocols import ProbeResult
 from multiverse_gateway.registration import saved
-from multiverse_gateway.web import views
 
 HISTORY_SECONDS = 15.0
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import anyio
 import httpx2
 
-from multiverse_gateway.web.views import NO_QUEUES, Queue, Queues
+from multiverse_gateway.pages.views import NO_QUEUES, Queue, Queues
 from support import behaviours
 from support.backends import Backend
 from support.pages import Browser, browsing

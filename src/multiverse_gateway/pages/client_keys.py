@@ -10,11 +10,11 @@ from starlette.routing import Route
 from multiverse_gateway.accounts import all_keys, create_key, revoke_key, usage_report
 from multiverse_gateway.bodies import NewKey, UsageQuery, read
 from multiverse_gateway.core.errors import BadRequest, GatewayError
+from multiverse_gateway.pages.rendering import Frame, Visit
+from multiverse_gateway.pages.server_form import Form, message_of
+from multiverse_gateway.pages.sign_in import Gate
 from multiverse_gateway.records import MadeKey, UsageReport, made_key
 from multiverse_gateway.registration import refreshed
-from multiverse_gateway.web.frame import Frame, Visit
-from multiverse_gateway.web.gate import Gate
-from multiverse_gateway.web.wizard import Form, message_of
 
 LIMITS = ("rate_limit", "daily_limit", "max_at_once")
 FIELDS = ("name", "days", *LIMITS, "bulk", "models")
@@ -23,7 +23,7 @@ MOST_ROWS = 31
 """How many rows of use a page shows: each day of the month by day, or what is used most."""
 
 
-class Members:
+class ClientKeys:
     """Who may use the models."""
 
     def __init__(self, frame: Frame) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from multiverse_gateway.web.assets import STATIC, load_assets
+from multiverse_gateway.pages.assets import STATIC, load_assets
 
 BUDGET = 60_000
 """Bytes of scripts on a page, as they travel."""

@@ -8,12 +8,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from multiverse_gateway._version import __version__
+from multiverse_gateway.api.endpoints import ApiRoute, Call, json_response
 from multiverse_gateway.core.errors import AdminKeyRequired, ShuttingDown, StorageUnavailable, Unavailable
 from multiverse_gateway.core.history import overall
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.observability.metrics import CONTENT_TYPE
 from multiverse_gateway.records import Health, ServerCounts, Word
-from multiverse_gateway.web.answers import ApiRoute, Call, json_response
 from multiverse_gateway.web.security import digests, verified
 
 STORE_PATIENCE = 2.0

@@ -5,12 +5,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from multiverse_gateway.accounts import all_keys, change_key, create_key, csv_of, record_of, renew_owner_token, revoke_key, usage_report
+from multiverse_gateway.api.endpoints import ApiRoute, Call, body_of, json_response
 from multiverse_gateway.bodies import KeyChange, NewKey, UsageQuery, read, read_query
 from multiverse_gateway.core.errors import KeyNotFound, ServerNotFound, StorageUnavailable
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.records import KeyRecord, MadeKey, OwnerToken, UsageReport, made_key
 from multiverse_gateway.registration import refreshed, server_id_of
-from multiverse_gateway.web.answers import ApiRoute, Call, body_of, json_response
 
 _CSV = {
     "text/csv": "day,model,server,owner,client,client_id,requests,failed,prompt_tokens,completion_tokens\r\n"

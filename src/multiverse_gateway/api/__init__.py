@@ -1,0 +1,1 @@
+"""The JSON API for programs: everything over HTTP except inference and pages."""
