@@ -2823,8 +2823,8 @@ SECOND_TRY = b': prefill {"attempt":2}\n'
 
 
 def refusal(client: RecordingClient) -> dict[str, Any]:
-    """Return the error that ended a stream of nothing but comments."""
-    assert (client.status, client.was_cut, client.data) == (200, True, b"".join(client.comments) + client.relayed)
+    """Return the error that ended a stream of nothing but comments; the connection stays usable, because nothing is missing."""
+    assert (client.status, client.was_cut, client.data) == (200, False, b"".join(client.comments) + client.relayed)
     assert client.relayed.startswith(b"data: ")
     assert client.relayed.endswith(b"}\n\n")
     error = json.loads(client.relayed[6:])["error"]

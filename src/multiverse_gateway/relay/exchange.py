@@ -1163,12 +1163,15 @@ class Exchange:
         self._refuse_with(error.status, headers, error.body(self.envelope.path, self.request_id))
 
     def _refuse_with(self, status: int, headers: Headers, body: bytes) -> None:
-        """End with an error: a whole response, or the last event of a stream whose head was sent while it waited."""
+        """End with an error: a whole response, or the only event of a stream whose head was sent while it waited.
+
+        Such a stream ends properly, because no part of an answer is missing: Chromium drops the last event of a body that is cut off.
+        """
         if self.comments is not None and self.comments.have_begun:
             event = refusal_event(self.envelope.dialect, status, body)
             self.sent_bytes = len(event)
             self.client.body(event)
-            self.client.cut()
+            self.client.end()
         else:
             self.status = status
             self.sent_bytes = len(body)
