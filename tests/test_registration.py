@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multiverse_gateway.api.connection_tests import try_connection
 from multiverse_gateway.bodies import parse_change, parse_import, parse_registration, parse_test
 from multiverse_gateway.core.errors import BadRequest, ProbeRefused, ServerNotFound
 from multiverse_gateway.core.health import HealthState, ProbeFailed
 from multiverse_gateway.core.servers import Capabilities, Server, ServerId
 from multiverse_gateway.records import ImportCounts, iso
-from multiverse_gateway.registration import export_registry, import_registry, register, remove, server_id_of, try_connection, update
+from multiverse_gateway.registration import export_registry, import_registry, register, remove, server_id_of, update
 from multiverse_gateway.stores.sqlite import SqliteStore
 from support.gateways import BODY, Stage, stage
 

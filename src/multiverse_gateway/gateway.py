@@ -40,6 +40,7 @@ from multiverse_gateway.core.routing import (
     pools_of,
 )
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId, identity, model_key
+from multiverse_gateway.dialing import client_over, wire_of
 from multiverse_gateway.health_book import HealthBook
 from multiverse_gateway.observability.logging import note, redact
 from multiverse_gateway.observability.metrics import Moment, exposition
@@ -49,10 +50,10 @@ from multiverse_gateway.relay.comments import Commentary
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.local_addresses import local_addresses
 from multiverse_gateway.relay.ports import Limits, Phase, Sending
-from multiverse_gateway.relay.requests import USER_AGENT, Requests, endpoint_of
+from multiverse_gateway.relay.requests import Requests, endpoint_of
 from multiverse_gateway.relay.transport import WireTransport
 from multiverse_gateway.relay.waiting import WaitingRoom
-from multiverse_gateway.relay.wire import Resolver, Wire
+from multiverse_gateway.relay.wire import Resolver
 from multiverse_gateway.response_places import ResponsePlaces
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.settings.policies import address_policy, health_policy, retry_policy
@@ -139,21 +140,8 @@ class Gateway:
         self._slow: set[ServerId] = set()
         self._fades_at = now() + FADE_SECONDS
         self._settles_at = now() + SETTLE_SECONDS
-        self._wire = Wire(
-            policy=lambda: self.address_policy,
-            resolve=resolve,
-            connect_timeout=settings.connect_timeout_seconds,
-            dns_timeout=settings.dns_timeout_seconds,
-            write_timeout=settings.write_timeout_seconds,
-            verify_tls=settings.verify_backend_tls,
-        )
-        self.http = httpx2.AsyncClient(
-            transport=transport if transport is not None else WireTransport(self._wire),
-            headers={"user-agent": USER_AGENT, "accept-encoding": "identity"},
-            follow_redirects=False,
-            trust_env=False,
-            timeout=None,
-        )
+        self._wire = wire_of(settings, policy=lambda: self.address_policy, resolve=resolve)
+        self.http = client_over(transport if transport is not None else WireTransport(self._wire))
 
     # The lifespan
 

@@ -3,6 +3,7 @@
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
+from multiverse_gateway.probes import chat
 from multiverse_gateway.protocols import Balancer, HealthProbe, Store
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.settings.declaration import unusable
@@ -11,6 +12,11 @@ GROUP = "multiverse_gateway"
 _PROTOCOLS = {"balancers": Balancer, "probes": HealthProbe, "stores": Store}
 _SETTINGS = {"balancers": "balancer", "probes": "probe", "stores": "database_url"}
 """The setting that names a plug-in of each kind."""
+
+
+def chat_probe(settings: Settings) -> HealthProbe:
+    """Return the probe that asks for one token, whichever probe the settings name: a connection test ends with it."""
+    return chat.create(settings)
 
 
 def available(kind: str) -> list[str]:

@@ -70,26 +70,40 @@ class ServerUnreachable(httpx2.ConnectError):
         self.refusal = refusal
 
 
-class AnswerFlaw(StrEnum):
-    """Why the `Client` of a probe does not return an answer that arrived."""
+class ProbeProblem(StrEnum):
+    """What is wrong with a server's answer to a probe, or with the way in which it failed to answer."""
 
+    KEY_MISSING = "key_missing"
+    KEY_REFUSED = "key_refused"
+    ACCESS_REFUSED = "access_refused"
+    REDIRECT = "redirect"
+    BUSY = "busy"
+    IDLE_TUNNEL = "idle_tunnel"
+    NOT_FOUND = "not_found"
+    UNKNOWN_MODEL = "unknown_model"
+    STATUS = "status"
+    NOT_JSON = "not_json"
+    NO_LIST = "no_list"
+    NO_CHOICES = "no_choices"
     COMPRESSED = "compressed"
     TOO_LARGE = "too_large"
+    TIMEOUT = "timeout"
+    BROKEN = "broken"
 
 
 class UnusableAnswer(httpx2.RemoteProtocolError):
-    """The `Client` of a probe refuses the server's answer: it is compressed, or larger than 1 MiB."""
+    """The `Client` of a probe refuses the server's answer, because it is `COMPRESSED`, or `TOO_LARGE`: more than 1 MiB."""
 
-    def __init__(self, message: str, *, flaw: AnswerFlaw) -> None:
+    def __init__(self, message: str, *, problem: ProbeProblem) -> None:
         super().__init__(message)
-        self.flaw = flaw
+        self.problem = problem
 
 
 class ProbeStep(StrEnum):
-    """A step on the way to a server's answer, in the order in which they are taken.
+    """A step of a connection test, in the order in which they are taken.
 
-    The URL is read, its host name is resolved, the address is judged, a connection is made, the server lets the gateway in, and its answer
-    is what was asked for.
+    The URL is read, its host name is resolved, the address is judged, a connection is made, the server lets the gateway in, its answer is
+    what was asked for, it offers the model, and the model answers a chat completion. A probe need not take the last two.
     """
 
     URL = "url"
@@ -98,6 +112,8 @@ class ProbeStep(StrEnum):
     CONNECTION = "connection"
     ACCESS = "access"
     ANSWER = "answer"
+    MODEL = "model"
+    CHAT = "chat"
 
 
 @attrs.frozen(kw_only=True)
@@ -110,7 +126,8 @@ class ProbeResult:
     needs one. `timed_out`: there was no answer within the time allowed. `lacks_chat`: the server was asked to chat and has no chat. The
     gateway sets `is_busy` if bytes of other answers of the server arrived meanwhile, and `running` to the oldest attempt that runs on it.
     `owned_by` is what the list of models says about who serves the model, often the engine's name; `None` if the list was not read.
-    `failed_at` is the step at which a probe failed, as far as it can tell. These seven are not stored.
+    `failed_at` is the step at which a probe failed, and `problem` what was wrong there, as far as it can tell; `status` is that of the last
+    answer that it judged. These nine are not stored.
     """
 
     server_id: ServerId
@@ -129,6 +146,8 @@ class ProbeResult:
     running: Running | None = None
     owned_by: str | None = None
     failed_at: ProbeStep | None = None
+    problem: ProbeProblem | None = None
+    status: int | None = None
 
     @property
     def failed_step(self) -> ProbeStep | None:

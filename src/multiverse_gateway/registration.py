@@ -32,8 +32,8 @@ from multiverse_gateway.core.routing import Route
 from multiverse_gateway.core.servers import Server, ServerId, identity
 from multiverse_gateway.engines import READ_SECONDS, read_stated
 from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.protocols import ProbeResult, ProbeStep, Registry
-from multiverse_gateway.records import Export, ExportedWithKey, ImportCounts, ServerFacts, Step, TestResult, facts_of, iso_of
+from multiverse_gateway.protocols import ProbeResult, Registry
+from multiverse_gateway.records import Export, ExportedWithKey, ImportCounts, ServerFacts, facts_of, iso_of
 
 _log = logging.getLogger("multiverse_gateway.registry")
 
@@ -232,35 +232,6 @@ async def saved(gateway: Gateway) -> None:
     """Save the checks that are not saved yet, so that a history shows them; what fails is kept for later."""
     with suppress(StorageUnavailable):
         await gateway.health_book.flush()
-
-
-_NOT_DIALLED = frozenset({ProbeStep.URL, ProbeStep.NAME, ProbeStep.ADDRESS})
-"""The steps of a probe before anything is dialled: if one of them fails, the URL itself cannot be used."""
-
-
-async def try_connection(gateway: Gateway, registration: Registration) -> TestResult:
-    """Probe a server without registering it and say step by step what works, in categories only.
-
-    Raises:
-        BadRequest: The address is closed.
-    """
-    refuse_address(gateway, registration.endpoint_url)
-    result = await gateway.check(candidate(gateway, registration))
-    reason = result.reason or "The server did not answer as expected"
-    if result.failed_step in _NOT_DIALLED:
-        return TestResult(ok=False, reason=result.reason, warning=None, steps=[Step(step="address", ok=False, message=reason)])
-    reached = result.passed or result.unauthorized
-    steps = [
-        Step(step="address", ok=True, message="The URL can be used"),
-        Step(step="answer", ok=reached, message="The server answers" if reached else reason),
-    ]
-    if reached:
-        steps.append(
-            Step(step="key", ok=not result.unauthorized, message=reason if result.unauthorized else "The server lets the gateway in")
-        )
-    if result.passed:
-        steps.append(Step(step="model", ok=result.warning is None, message=result.warning or "The server offers models"))
-    return TestResult(ok=result.passed, reason=result.reason, warning=result.warning, steps=steps)
 
 
 def _note(event: str, server: Server) -> None:

@@ -36,6 +36,7 @@ ANSWERS: Mapping[str, Trouble] = {
     "refuses": Trouble(ProbeStep.ACCESS, _answer(403)),
     "lists-but-refuses": Trouble(ProbeStep.ACCESS, post=_answer(401)),
     "idle-tunnel": Trouble(ProbeStep.CONNECTION, _answer(530)),
+    "offline-tunnel": Trouble(ProbeStep.CONNECTION, _answer(404, b"{}", b"ngrok-error-code: ERR_NGROK_3200")),
     "moved": Trouble(ProbeStep.ANSWER, _answer(302, b"", b"location: http://elsewhere.example")),
     "elsewhere": Trouble(ProbeStep.ANSWER, _answer(404)),
     "loading": Trouble(ProbeStep.ANSWER, _answer(503)),
@@ -74,6 +75,8 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     try:
         first = await reader.readexactly(1)
         if first == b"\x16":  # TLS, which this server does not speak
+            writer.write(_answer(400))
+            await writer.drain()
             return
         method, path, _ = (first + await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split(" ", 2)
         trouble = ANSWERS[path.split("/")[1]]

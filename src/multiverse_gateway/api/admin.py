@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from multiverse_gateway._version import __version__
 from multiverse_gateway.accounts import register_owned
+from multiverse_gateway.api.connection_tests import try_connection
 from multiverse_gateway.api.endpoints import ApiRoute, Call, body_of, json_response
 from multiverse_gateway.api.status import counts, state_of
 from multiverse_gateway.bodies import (
@@ -60,7 +61,6 @@ from multiverse_gateway.registration import (
     route_of,
     saved,
     server_id_of,
-    try_connection,
     update,
 )
 from multiverse_gateway.web.security import ADDRESS, HAS_ADMIN_KEY, OWNER, Entrance

@@ -1,24 +1,38 @@
 """The command `check`: what a gateway would find at a server, one step after the other."""
 
-import socket
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 
+import anyio
 import attrs
 import click
-import httpx2
 
-from multiverse_gateway._version import __version__
+from multiverse_gateway import plugins
 from multiverse_gateway.cli.common import json_option, print_json, printable, settings_here, trimmed
-from multiverse_gateway.core.abilities import lacks_chat
+from multiverse_gateway.connection_test import Means, Outcome, StepResult, examine, scout
 from multiverse_gateway.core.access import HOST_HEADER
-from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_root, refusal_of_any
-from multiverse_gateway.core.refusals import lacks_model
-from multiverse_gateway.core.servers import is_among
+from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_root
+from multiverse_gateway.core.failover import ConnectFailure
+from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.dialing import client_over, wire_of
+from multiverse_gateway.probes.models import ModelsProbe
+from multiverse_gateway.protocols import ProbeProblem, ProbeResult, ProbeStep
+from multiverse_gateway.relay.transport import WireTransport
 from multiverse_gateway.settings import Settings
 
-MAX_BODY = 1 << 20
+NAMES: Mapping[ProbeStep, str] = {
+    ProbeStep.URL: "URL",
+    ProbeStep.NAME: "name",
+    ProbeStep.ADDRESS: "address",
+    ProbeStep.CONNECTION: "connection",
+    ProbeStep.ACCESS: "model list",
+    ProbeStep.ANSWER: "model list",
+    ProbeStep.MODEL: "models",
+    ProbeStep.CHAT: "chat",
+}
+"""What the command calls each step; the server lets a gateway in, or not, when it is asked for its list."""
 
 
 @attrs.frozen
@@ -43,10 +57,15 @@ def check_command(url: str, model: str | None, api_key: str | None, allow_privat
     The exit code is 0 if it could, and 1 if not; the last step then says why.
     """
     settings = settings_here()
-    model, api_key = trimmed(model), trimmed(api_key)
     policy = AddressPolicy.parse("true" if allow_private else settings.allow_private_networks)
+    passed = anyio.run(_check, url, trimmed(model), trimmed(api_key), policy, settings, as_json)
+    raise SystemExit(0 if passed else 1)
+
+
+async def _check(url: str, model: str | None, api_key: str | None, policy: AddressPolicy, settings: Settings, as_json: bool) -> bool:
+    """Take the steps, print each as soon as it is taken, or all as JSON at the end, and return whether all passed."""
     steps = []
-    for step in examine(url, model=model, api_key=api_key, policy=policy, settings=settings):
+    async for step in _steps(url, model, api_key, policy, settings):
         steps.append(step)
         if not as_json:
             _print_step(step)
@@ -55,7 +74,7 @@ def check_command(url: str, model: str | None, api_key: str | None, allow_privat
         print_json({"url": url, "passed": passed, "steps": [attrs.asdict(step) for step in steps]})
     else:
         click.echo("\nA gateway can use this server." if passed else "\nA gateway cannot use this server yet.")
-    raise SystemExit(0 if passed else 1)
+    return passed
 
 
 def _print_step(step: Step) -> None:
@@ -65,197 +84,180 @@ def _print_step(step: Step) -> None:
         click.echo(f"        -> {printable(step.remedy)}")
 
 
-def examine(url: str, *, model: str | None, api_key: str | None, policy: AddressPolicy, settings: Settings) -> Iterator[Step]:
-    """Yield the result of each step, and stop at the first failure on which the next step depends."""
+async def _steps(url: str, model: str | None, api_key: str | None, policy: AddressPolicy, settings: Settings) -> AsyncIterator[Step]:
     try:
         endpoint = parse_root(url)
     except EndpointError as error:
         yield Step("URL", False, str(error), "give the server's root, such as http://gpu.example:8000")
         return
-    yield Step("URL", True, endpoint.url)
-
-    addresses = _resolve(endpoint)
-    if isinstance(addresses, Step):
-        yield addresses
-        return
-    yield Step("name", True, f"{endpoint.host} is {', '.join(addresses)}")
-    yield _judge(addresses, endpoint.port, policy)
-
-    connected = _connect(addresses, endpoint.port, settings.connect_timeout_seconds)
-    yield connected
-    if not connected.passed:
-        return
-    headers = {"user-agent": f"multiverse-gateway/{__version__}", "accept-encoding": "identity"}
-    if api_key:
-        headers["authorization"] = f"Bearer {api_key}"
-    timeout = settings.health_check_timeout_seconds
-    with httpx2.Client(headers=headers, timeout=timeout, trust_env=False, verify=settings.verify_backend_tls) as http:
-        yield from _talk(http, endpoint, model, settings)
-
-
-def _resolve(endpoint: Endpoint) -> list[str] | Step:
-    try:
-        found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
-    except (socket.gaierror, UnicodeError) as error:
-        words = error.strerror if isinstance(error, socket.gaierror) else "it is no host name"
-        return Step("name", False, f"{endpoint.host} cannot be resolved ({words})", "check the spelling; a tunnel may have a new address")
-    return list(dict.fromkeys(str(address[4][0]) for address in found))
-
-
-def _judge(addresses: list[str], port: int, policy: AddressPolicy) -> Step:
-    reason = refusal_of_any(addresses, port, policy)
-    if reason is None:
-        return Step("address", True, "a gateway may dial it")
-    remedy = "use a public address or a tunnel"
-    if reason.is_openable:
-        remedy += ", or open the network with MULTIVERSE_ALLOW_PRIVATE_NETWORKS (here: --allow-private)"
-    return Step("address", False, f"a gateway with these settings will not dial it: {reason}", remedy)
-
-
-def _connect(addresses: list[str], port: int, timeout: float) -> Step:
-    began = time.monotonic()
-    problem: OSError | None = None
-    for address in addresses:
-        try:
-            with socket.create_connection((address, port), timeout):
-                return Step("connection", True, f"{address} port {port} in {1000 * (time.monotonic() - began):.0f} ms")
-        except OSError as error:
-            problem = error
-    if isinstance(problem, TimeoutError):
-        return Step("connection", False, f"no answer within {timeout:g} seconds", "is the machine on? A firewall may drop what comes in")
-    if isinstance(problem, ConnectionRefusedError):
-        remedy = "start the server; if it runs, let it listen on this address (--host 0.0.0.0) and this port"
-        return Step("connection", False, f"port {port} is closed", remedy)
-    words = problem.strerror if problem is not None else "no address"
-    return Step("connection", False, str(words), "is the network up, and the address right?")
-
-
-def _talk(http: httpx2.Client, endpoint: Endpoint, model: str | None, settings: Settings) -> Iterator[Step]:
-    answer = _request(http, "GET", f"{endpoint.url}/v1/models", "model list", settings.health_check_timeout_seconds)
-    if isinstance(answer, Step):
-        yield answer
-        return
-    names = _names(answer)
-    if names is None:
-        yield Step(
-            "model list", False, "GET /v1/models answers 200, but no OpenAI list", "is this the root URL of an OpenAI-compatible server?"
-        )
-        return
-    yield Step("model list", True, f"GET /v1/models answers with {len(names)} models")
-    if model is None and not names:
-        yield Step("models", False, "the list is empty", "load a model, or name the one to use with --model")
-        return
-    if model is not None and names and not is_among(model, names):
-        yield Step("models", True, f"{model} is not in the list: {_some(names)}", "many servers take any name; else register one of these")
-    else:
-        yield Step("models", True, _some(names) if names else f"the list is empty; {model} is tried all the same")
-    yield _chat(http, endpoint, model or names[0], settings)
-
-
-def _chat(http: httpx2.Client, endpoint: Endpoint, model: str, settings: Settings) -> Step:
-    body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
-    began = time.monotonic()
-    timeout = settings.first_byte_timeout_seconds
-    answer = _request(
-        http, "POST", f"{endpoint.url}/v1/chat/completions", "chat", timeout, json=body, timeout=timeout, accepts_refusal=True
+    server = Server(
+        id=ServerId("checked"),
+        model_name=model or "unnamed",
+        endpoint_url=endpoint.url,
+        api_key=api_key,
+        registered_at=0.0,
+        created_at=0.0,
+        updated_at=0.0,
     )
-    if isinstance(answer, Step):
-        return answer
-    if lacks_chat(answer.status_code, answer.content):
-        return _other_abilities(http, endpoint, model, timeout)
-    if answer.status_code != 200:
-        return _bad_status("chat", answer, has_key=_has_key(http))
-    choices = _json(answer).get("choices")
-    if not isinstance(choices, list) or not choices:
-        return Step("chat", False, "the answer has no choices", "is this an OpenAI-compatible chat model?")
-    return Step("chat", True, f"{model} made one token in {time.monotonic() - began:.1f} s")
+    words = Words(endpoint=endpoint, model=model, has_key=api_key is not None, settings=settings)
+    async with _means(endpoint, policy, settings) as means:
+        async for found in examine(server, model, means):
+            step = words.step(found)
+            if step is not None:
+                yield step
 
 
-OTHER_CALLS: Mapping[str, tuple[str, Mapping[str, object], str]] = {
-    "/v1/embeddings": ("makes embeddings", {"input": "Hi"}, "data"),
-    "/v1/rerank": ("ranks documents", {"query": "Hi", "documents": ["Hi"]}, "results"),
-    "/v1/completions": ("completes text", {"prompt": "Hi", "max_tokens": 1}, "choices"),
+@asynccontextmanager
+async def _means(endpoint: Endpoint, policy: AddressPolicy, settings: Settings) -> AsyncIterator[Means]:
+    """Lend what a gateway with these settings would use; private addresses are dialled in any case, to find out about the rest."""
+    opened = attrs.evolve(policy, allow_private=True)
+    wire = wire_of(settings, policy=lambda: opened)
+    seconds = settings.health_check_timeout_seconds
+
+    async def check(server: Server) -> ProbeResult:
+        began, wall = time.monotonic(), time.time()
+        with anyio.move_on_after(seconds):
+            return await ModelsProbe().check(server, http)
+        duration = time.monotonic() - began
+        facts = {"server_id": server.id, "generation": 1, "passed": False, "checked_at": wall, "duration": duration}
+        return ProbeResult(**facts, timed_out=True, problem=ProbeProblem.TIMEOUT)  # type: ignore[arg-type]
+
+    async with client_over(WireTransport(wire)) as http:
+        try:
+            yield Means(
+                check=check,
+                http=http,
+                chat=plugins.chat_probe(settings),
+                chat_seconds=settings.first_byte_timeout_seconds,
+                scout=partial(scout, wire, endpoint, policy, time.monotonic),
+                abilities=True,
+            )
+        finally:
+            await wire.aclose()
+
+
+_ABLE: Mapping[str, str] = {
+    "/v1/embeddings": "makes embeddings",
+    "/v1/rerank": "ranks documents",
+    "/v1/completions": "completes text",
 }
-"""Calls that a server without chat may support: what it does then, the fields to send besides the model, and the list in the answer."""
+_KEY = "give its key with --api-key, and the same when registering"
+_COMPATIBLE = "is this the root URL of an OpenAI-compatible server?"
+_UNCOMPRESSED = "switch compression off in the server or the proxy before it"
+_PROBLEMS: Mapping[ProbeProblem, tuple[str, str]] = {
+    ProbeProblem.KEY_MISSING: ("the server asks for a key (status 401)", _KEY),
+    ProbeProblem.KEY_REFUSED: ("the server refuses the key (status 401)", _KEY),
+    ProbeProblem.IDLE_TUNNEL: ("the tunnel answers, but nothing is behind it", "start the server, then the tunnel to its port"),
+    ProbeProblem.REDIRECT: ("the server redirects (status {status})", "give the URL that it redirects to; a gateway follows none"),
+    ProbeProblem.NOT_FOUND: (
+        "the path is not there (status 404)",
+        "give the root URL, without /v1; is it an OpenAI-compatible server?",
+    ),
+    ProbeProblem.UNKNOWN_MODEL: ("the server does not know the model (status 404)", "give one of its models with --model"),
+    ProbeProblem.BUSY: ("the server is loading or busy (status {status})", "wait a little and check again"),
+    ProbeProblem.STATUS: ("status {status}", "look at the server's log"),
+    ProbeProblem.NO_LIST: ("GET /v1/models answers 200, but no OpenAI list", _COMPATIBLE),
+    ProbeProblem.NO_CHOICES: ("the answer has no choices", "is this an OpenAI-compatible chat model?"),
+    ProbeProblem.COMPRESSED: ("the answer is compressed, which was not asked for", _UNCOMPRESSED),
+    ProbeProblem.TOO_LARGE: ("the answer is larger than 1 MiB", "is this the root URL of a model server?"),
+    ProbeProblem.TIMEOUT: ("no answer within {seconds:g} seconds", "is the model still loading, or the machine busy?"),
+    ProbeProblem.BROKEN: ("the connection broke before the answer was complete", "is it https or http? Look at the server's log"),
+}
+_CAUSES: Mapping[ConnectFailure, tuple[str, str]] = {
+    ConnectFailure.RESOLVE: ("{host} cannot be resolved", "check the spelling; a tunnel may have a new address"),
+    ConnectFailure.TIMEOUT: ("no answer within {connect:g} seconds", "is the machine on? A firewall may drop what comes in"),
+    ConnectFailure.REFUSED: (
+        "port {port} is closed",
+        "start the server; if it runs, let it listen on this address (--host 0.0.0.0) and this port",
+    ),
+    ConnectFailure.TLS: ("no secure connection (TLS)", "is it https or http? Is the certificate valid for this name?"),
+    ConnectFailure.REFUSED_ADDRESS: ("the address may not be dialled", "use a public address or a tunnel"),
+    ConnectFailure.OTHER: ("no connection", "is the network up, and the address right?"),
+}
 
 
-def _other_abilities(http: httpx2.Client, endpoint: Endpoint, model: str, timeout: float) -> Step:
-    for path, (words, fields, listed) in OTHER_CALLS.items():
-        answer = _request(http, "POST", f"{endpoint.url}{path}", "chat", timeout, json={"model": model, **fields}, timeout=timeout)
-        if not isinstance(answer, Step) and isinstance(_json(answer).get(listed), list):
-            return Step("chat", True, f"no chat: {model} {words}")
-    return Step("chat", True, "no chat", "is it meant to chat? If so, load a chat model, or give the model a chat template")
+@attrs.frozen(kw_only=True)
+class Words:
+    """How the command words the steps of one test."""
+
+    endpoint: Endpoint
+    model: str | None
+    has_key: bool
+    settings: Settings
+
+    def step(self, found: StepResult) -> Step | None:
+        """Return a step for people and programs; `None` for one that the command does not show, because the next one includes it."""
+        if found.step is ProbeStep.ACCESS and found.outcome is Outcome.PASSED:
+            return None
+        if found.outcome is Outcome.FAILED:
+            is_probed = found.result is not None and found.step is not ProbeStep.CHAT
+            return Step(NAMES[ProbeStep.ANSWER if is_probed else found.step], False, *self._failed(found))
+        if found.step is ProbeStep.MODEL:
+            return self._offer(found)
+        if found.step is ProbeStep.CHAT:
+            return self._chat(found)
+        return Step(NAMES[found.step], True, self._passed(found))
+
+    def _passed(self, found: StepResult) -> str:
+        """Return what a step found that passed."""
+        endpoint = self.endpoint
+        match found.step:
+            case ProbeStep.NAME:
+                return f"{endpoint.host} is {', '.join(found.addresses)}"
+            case ProbeStep.ADDRESS:
+                return "a gateway may dial it"
+            case ProbeStep.CONNECTION:
+                return f"{found.address} port {endpoint.port} in {1000 * found.seconds:.0f} ms"
+            case ProbeStep.ANSWER if found.result is not None:
+                return f"GET /v1/models answers with {len(found.result.models)} models"
+        return endpoint.url
+
+    def _offer(self, found: StepResult) -> Step:
+        names = () if found.result is None else found.result.models
+        name = NAMES[ProbeStep.MODEL]
+        if found.model is None:
+            return Step(name, False, "the list is empty", "load a model, or name the one to use with --model")
+        if not names:
+            return Step(name, True, f"the list is empty; {found.model} is tried all the same")
+        if found.outcome is Outcome.DOUBTFUL:
+            return Step(
+                name, True, f"{found.model} is not in the list: {_some(names)}", "many servers take any name; else register one of these"
+            )
+        return Step(name, True, _some(names))
+
+    def _chat(self, found: StepResult) -> Step:
+        name = NAMES[ProbeStep.CHAT]
+        if found.ability is not None:
+            return Step(name, True, f"no chat: {found.model} {_ABLE[found.ability]}")
+        if found.result is None or found.result.lacks_chat:
+            return Step(name, True, "no chat", "is it meant to chat? If so, load a chat model, or give the model a chat template")
+        return Step(name, True, f"{found.model} made one token in {found.result.duration:.1f} s")
+
+    def _failed(self, found: StepResult) -> tuple[str, str]:
+        """Return what a step found that failed, and the remedy."""
+        if found.refusal is not None:
+            opens = (
+                ", or open the network with MULTIVERSE_ALLOW_PRIVATE_NETWORKS (here: --allow-private)" if found.refusal.is_openable else ""
+            )
+            return f"a gateway with these settings will not dial it: {found.refusal}", f"use a public address or a tunnel{opens}"
+        if found.problem is ProbeProblem.ACCESS_REFUSED:
+            key = "is the key right?" if self.has_key else "a server that wants a key gets it with --api-key."
+            return "the server refuses access (status 403)", f"{key} {HOST_HEADER}"
+        words = _CAUSES[found.cause] if found.cause is not None else self._problem(found)
+        if words is None:
+            reason = None if found.result is None else found.result.reason
+            return reason or "no answer", "look at the server's log"
+        finding, remedy = words
+        settings = self.settings
+        seconds = settings.first_byte_timeout_seconds if found.step is ProbeStep.CHAT else settings.health_check_timeout_seconds
+        facts = {"host": self.endpoint.host, "port": self.endpoint.port, "connect": settings.connect_timeout_seconds, "seconds": seconds}
+        return finding.format(**facts, status=None if found.result is None else found.result.status), remedy
+
+    def _problem(self, found: StepResult) -> tuple[str, str] | None:
+        if found.problem is ProbeProblem.NOT_JSON:
+            return _PROBLEMS[ProbeProblem.NO_CHOICES if found.step is ProbeStep.CHAT else ProbeProblem.NO_LIST]
+        return None if found.problem is None else _PROBLEMS.get(found.problem)
 
 
-def _has_key(http: httpx2.Client) -> bool:
-    return "authorization" in http.headers
-
-
-def _request(
-    http: httpx2.Client, method: str, url: str, name: str, within: float, *, accepts_refusal: bool = False, **more: Any
-) -> httpx2.Response | Step:
-    """Return an answer with status 200, with `accepts_refusal` one of any status, or the step that says what was wrong."""
-    try:
-        with http.stream(method, url, **more) as answer:
-            size = 0
-            pieces = []
-            for piece in answer.iter_bytes():
-                size += len(piece)
-                if size > MAX_BODY:
-                    return Step(name, False, "the answer is larger than 1 MiB", "is this the root URL of a model server?")
-                pieces.append(piece)
-    except httpx2.TimeoutException:
-        return Step(name, False, f"no answer within {within:g} seconds", "is the model still loading, or the machine busy?")
-    except httpx2.ConnectError as error:
-        return Step(name, False, f"no connection ({error})", "is it https or http? Is the certificate valid for this name?")
-    except httpx2.HTTPError as error:
-        return Step(
-            name, False, f"the connection broke ({str(error) or type(error).__name__})", "is it https or http? Look at the server's log"
-        )
-    whole = httpx2.Response(answer.status_code, headers=_plain(answer), content=b"".join(pieces))
-    return whole if accepts_refusal or whole.status_code == 200 else _bad_status(name, whole, has_key=_has_key(http))
-
-
-def _plain(answer: httpx2.Response) -> list[tuple[str, str]]:
-    return [(key, value) for key, value in answer.headers.items() if key not in ("content-encoding", "transfer-encoding", "content-length")]
-
-
-def _bad_status(name: str, answer: httpx2.Response, *, has_key: bool) -> Step:
-    status = answer.status_code
-    if "ngrok-error-code" in answer.headers or "ERR_NGROK" in answer.text[:4096]:
-        return Step(name, False, "the tunnel answers, but nothing is behind it", "start the server, then the tunnel to its port")
-    if status == 403:
-        key = "is the key right?" if has_key else "a server that wants a key gets it with --api-key."
-        return Step(name, False, "the server refuses access (status 403)", f"{key} {HOST_HEADER}")
-    if status == 401 and has_key:
-        return Step(name, False, "the server refuses the key (status 401)", "give its key with --api-key, and the same when registering")
-    if status == 401:
-        return Step(name, False, "the server asks for a key (status 401)", "give its key with --api-key, and the same when registering")
-    if 300 <= status < 400:
-        return Step(name, False, f"the server redirects (status {status})", "give the URL that it redirects to; a gateway follows none")
-    if status == 404 and lacks_model(answer.content, b""):
-        return Step(name, False, "the server does not know the model (status 404)", "give one of its models with --model")
-    if status == 404:
-        return Step(name, False, "the path is not there (status 404)", "give the root URL, without /v1; is it an OpenAI-compatible server?")
-    if status in (429, 503):
-        return Step(name, False, f"the server is loading or busy (status {status})", "wait a little and check again")
-    return Step(name, False, f"status {status}", "look at the server's log")
-
-
-def _json(answer: httpx2.Response) -> dict[str, Any]:
-    try:
-        value = answer.json()
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _names(answer: httpx2.Response) -> list[str] | None:
-    data = _json(answer).get("data")
-    if not isinstance(data, list):
-        return None
-    return [str(item["id"]) for item in data if isinstance(item, dict) and "id" in item]
-
-
-def _some(names: list[str]) -> str:
+def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -5,20 +5,18 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any
 
-import anyio
 import attrs
 
 from multiverse_gateway.bodies import Registration, names_cap, parse_change, parse_registration, parse_test
+from multiverse_gateway.connection_test import CHAT_SECONDS, Outcome, StepResult, examine, means_of
 from multiverse_gateway.core.addresses import EndpointError, parse_endpoint
 from multiverse_gateway.core.errors import BadRequest, GatewayError, InvalidField
-from multiverse_gateway.core.servers import Server, is_among
+from multiverse_gateway.core.servers import Server
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.pages.views import sentence
-from multiverse_gateway.plugins import load
-from multiverse_gateway.protocols import ProbeResult, ProbeStep
+from multiverse_gateway.protocols import ProbeProblem, ProbeStep
 from multiverse_gateway.registration import candidate, refuse_address
 
-CHAT_SECONDS = 30.0
 MAX_CHOICES = 50
 
 Form = Mapping[str, str]
@@ -246,12 +244,6 @@ class Test:
 
 
 _TITLES = ("Name found", "Address allowed", "Connected", "Let in", "Models listed", "One-token chat")
-
-
-UNTRIED = Test(steps=tuple(Step(title=title, state="idle") for title in _TITLES))
-"""What the page shows before the first test."""
-
-
 _PLACES_OF_STEPS: Mapping[ProbeStep, int] = {
     ProbeStep.NAME: 0,
     ProbeStep.URL: 1,
@@ -259,8 +251,13 @@ _PLACES_OF_STEPS: Mapping[ProbeStep, int] = {
     ProbeStep.CONNECTION: 2,
     ProbeStep.ACCESS: 3,
     ProbeStep.ANSWER: 4,
+    ProbeStep.MODEL: 4,
+    ProbeStep.CHAT: 5,
 }
-"""Where each step of a probe stands in `_TITLES`."""
+"""Where each step of a connection test stands in `_TITLES`."""
+
+UNTRIED = Test(steps=tuple(Step(title=title, state="idle") for title in _TITLES))
+"""What the page shows before the first test."""
 
 
 def trial_of(form: Form) -> Registration:
@@ -283,20 +280,29 @@ async def try_steps(gateway: Gateway, registration: Registration, named: str) ->
         yield _ended(1, message_of(error))
         return
     yield _under_way(())
-    server = candidate(gateway, registration)
-    result = await gateway.check(server)
-    if result.failed_step is not None:
-        yield _ended(_PLACES_OF_STEPS[result.failed_step], sentence(result.reason or "no answer"))
-        return
-    names = result.models[:MAX_CHOICES]
-    steps = (*_good(4), _listing(result, named))
-    model = named or (names[0] if names else "")
-    if not model:
-        yield Test(steps=(*steps, Step(title=_TITLES[5], state="idle", words="Write the model's name, then test again.")), ok=True)
-        return
-    yield _under_way(steps)
-    chat = await _chat(gateway, attrs.evolve(server, model_name=model))
-    yield Test(steps=(*steps, chat), models=names, ok=chat.state == "good")
+    steps: tuple[Step, ...] = ()
+    names: tuple[str, ...] = ()
+    async for found in examine(candidate(gateway, registration), named or None, means_of(gateway, chats=True)):
+        if found.step is ProbeStep.CHAT and steps:
+            chat = _chat(found)
+            yield Test(steps=(*steps, chat), models=names, ok=chat.state == "good")
+        elif found.outcome is Outcome.FAILED:
+            yield _ended(_PLACES_OF_STEPS[found.step], _reason(found))
+        elif found.step is ProbeStep.MODEL:
+            names = _names(found)[:MAX_CHOICES]
+            steps = (*_good(4), _listing(found))
+            if found.model is None:
+                yield Test(steps=(*steps, Step(title=_TITLES[5], state="idle", words="Write the model's name, then test again.")), ok=True)
+            else:
+                yield _under_way(steps)
+
+
+def _names(found: StepResult) -> tuple[str, ...]:
+    return () if found.result is None else found.result.models
+
+
+def _reason(found: StepResult) -> str:
+    return sentence((found.result and found.result.reason) or "no answer")
 
 
 def _good(count: int) -> tuple[Step, ...]:
@@ -313,25 +319,24 @@ def _ended(at: int, words: str) -> Test:
     return Test(steps=(*_good(at), Step(title=_TITLES[at], state="bad", words=words), *rest))
 
 
-def _listing(result: ProbeResult, named: str) -> Step:
-    found = len(result.models)
-    if not found:
+def _listing(found: StepResult) -> Step:
+    names = _names(found)
+    if not names:
         return Step(title=_TITLES[4], state="warn", words="The server answers, but lists no models: is one loaded?")
-    if named and not is_among(named, result.models):
-        return Step(title=_TITLES[4], state="warn", words=f"The server does not list {named}; choose one of its models below.")
-    return Step(title=_TITLES[4], state="good", words="1 model found." if found == 1 else f"{found} models found.")
+    if found.outcome is Outcome.DOUBTFUL:
+        return Step(title=_TITLES[4], state="warn", words=f"The server does not list {found.model}; choose one of its models below.")
+    return Step(title=_TITLES[4], state="good", words="1 model found." if len(names) == 1 else f"{len(names)} models found.")
 
 
-async def _chat(gateway: Gateway, server: Server) -> Step:
-    title, words = _TITLES[5], f"No answer within {CHAT_SECONDS:g} seconds. Is the model still loading?"
-    try:
-        with anyio.move_on_after(CHAT_SECONDS):
-            result = await load("probes", "chat", gateway.settings).check(server, gateway.http)
-            if result.passed and result.lacks_chat:
-                return Step(title=title, state="good", words=f"{server.model_name} does not chat, which is normal for an embedding model.")
-            if result.passed:
-                return Step(title=title, state="good", words=f"{server.model_name} answers.")
-            words = sentence(result.reason or "no answer")
-    except Exception:  # noqa: BLE001  whatever a stranger's server does is a failed step, in a category only
+def _chat(found: StepResult) -> Step:
+    result = found.result
+    if found.outcome is Outcome.PASSED and result is not None:
+        words = "does not chat, which is normal for an embedding model." if result.lacks_chat else "answers."
+        return Step(title=_TITLES[5], state="good", words=f"{found.model} {words}")
+    if result is not None:
+        words = _reason(found)
+    elif found.problem is ProbeProblem.TIMEOUT:
+        words = f"No answer within {CHAT_SECONDS:g} seconds. Is the model still loading?"
+    else:
         words = "The connection broke before an answer came. Is the model still loading?"
-    return Step(title=title, state="warn", words=words)
+    return Step(title=_TITLES[5], state="warn", words=words)

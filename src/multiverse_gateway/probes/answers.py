@@ -14,7 +14,7 @@ from multiverse_gateway.core.addresses import AddressRefusal
 from multiverse_gateway.core.failover import ConnectFailure
 from multiverse_gateway.core.lenient import BOM
 from multiverse_gateway.core.servers import Server
-from multiverse_gateway.protocols import AnswerFlaw, Client, ProbeResult, ProbeStep, ServerUnreachable, UnusableAnswer
+from multiverse_gateway.protocols import Client, ProbeProblem, ProbeResult, ProbeStep, ServerUnreachable, UnusableAnswer
 
 MAX_BYTES = 1 << 20
 
@@ -32,6 +32,7 @@ class Finding:
     lacks_chat: bool = False
     owned_by: str | None = None
     failed_at: ProbeStep | None = None
+    problem: ProbeProblem | None = None
 
 
 Judge = Callable[[int, bytes], Finding]
@@ -41,12 +42,14 @@ Judge = Callable[[int, bytes], Finding]
 async def ask(server: Server, http: Client, request: httpx2.Request, judge: Judge) -> ProbeResult:
     """Send a request to a server and make a result of what came of it; the timeout is the caller's."""
     checked_at, began = time.time(), time.perf_counter()
+    status: int | None = None
     try:
-        status, body = await _answer(http, request)
+        response, body = await _answer(http, request)
     except (httpx2.RequestError, httpx2.InvalidURL) as error:
         finding = _trouble(error)
     else:
-        finding = _refusal(server, status) or judge(status, body)
+        status = response.status_code
+        finding = _refusal(server, response) or judge(status, body)
     return ProbeResult(
         server_id=server.id,
         generation=server.generation,
@@ -62,37 +65,46 @@ async def ask(server: Server, http: Client, request: httpx2.Request, judge: Judg
         lacks_chat=finding.lacks_chat,
         owned_by=finding.owned_by,
         failed_at=finding.failed_at,
+        problem=finding.problem,
+        status=status,
     )
 
 
-async def _answer(http: Client, request: httpx2.Request) -> tuple[int, bytes]:
+async def _answer(http: Client, request: httpx2.Request) -> tuple[httpx2.Response, bytes]:
     response = await http.send(request, stream=True)
     try:
         if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-            raise UnusableAnswer("the answer is compressed", flaw=AnswerFlaw.COMPRESSED)
+            raise UnusableAnswer("the answer is compressed", problem=ProbeProblem.COMPRESSED)
         body = bytearray()
         async for piece in response.aiter_bytes():
             body += piece
             if len(body) > MAX_BYTES:
-                raise UnusableAnswer("the answer is too large", flaw=AnswerFlaw.TOO_LARGE)
-        return response.status_code, bytes(body).removeprefix(BOM)
+                raise UnusableAnswer("the answer is too large", problem=ProbeProblem.TOO_LARGE)
+        return response, bytes(body).removeprefix(BOM)
     finally:
         await response.aclose()
 
 
-def _refusal(server: Server, status: int) -> Finding | None:
-    """Judge the statuses that mean the same whatever was asked."""
+def _refusal(server: Server, response: httpx2.Response) -> Finding | None:
+    """Judge the answers that mean the same whatever was asked."""
+    status = response.status_code
+    if status == 530 or "ngrok-error-code" in response.headers:  # the page is the tunnel's own
+        words = f"the tunnel is there, but nothing is connected to it (status {status}): is the tunnel's client running?"
+        return Finding(reason=words, failed_at=ProbeStep.CONNECTION, problem=ProbeProblem.IDLE_TUNNEL)
     refusal = refusal_of(status, has_key=server.api_key is not None)
     if refusal is not None:
-        return Finding(reason=refusal, unauthorized=True, failed_at=ProbeStep.ACCESS)
+        problem = _REFUSALS.get((status, server.api_key is not None), ProbeProblem.ACCESS_REFUSED)
+        return Finding(reason=refusal, unauthorized=True, failed_at=ProbeStep.ACCESS, problem=problem)
     if 300 <= status < 400:
-        return Finding(reason="the server answers with a redirect: register the address that it leads to")
+        words = "the server answers with a redirect: register the address that it leads to"
+        return Finding(reason=words, problem=ProbeProblem.REDIRECT)
     if status in (429, 503):
-        return Finding(reason=f"the server is busy or still loading its model (status {status}): it is asked again soon")
-    if status == 530:
-        words = "the tunnel is there, but nothing is connected to it (status 530): is the tunnel's client running?"
-        return Finding(reason=words, failed_at=ProbeStep.CONNECTION)
+        words = f"the server is busy or still loading its model (status {status}): it is asked again soon"
+        return Finding(reason=words, problem=ProbeProblem.BUSY)
     return None
+
+
+_REFUSALS = {(401, False): ProbeProblem.KEY_MISSING, (401, True): ProbeProblem.KEY_REFUSED}
 
 
 _NO_CONNECTION = "no connection within the time allowed: is the machine on, and is the port open in its firewall?"
@@ -102,16 +114,18 @@ _BROKEN = "the connection broke before the answer was complete: does the URL lea
 _TROUBLES: Mapping[type[Exception], Finding] = {
     httpx2.ConnectTimeout: Finding(reason=_NO_CONNECTION, timed_out=True, failed_at=ProbeStep.CONNECTION),
     httpx2.ReadTimeout: Finding(
-        reason="no answer within the time allowed: is the server overloaded or still loading its model?", timed_out=True
+        reason="no answer within the time allowed: is the server overloaded or still loading its model?",
+        timed_out=True,
+        problem=ProbeProblem.TIMEOUT,
     ),
     httpx2.UnsupportedProtocol: Finding(reason=_UNUSABLE_URL, failed_at=ProbeStep.URL),
     httpx2.InvalidURL: Finding(reason=_UNUSABLE_URL, failed_at=ProbeStep.URL),
     httpx2.LocalProtocolError: Finding(reason="the stored key cannot be sent in a header: update its api_key"),
 }
 
-_FLAWS: Mapping[AnswerFlaw, str] = {
-    AnswerFlaw.TOO_LARGE: "the answer is larger than 1 MiB: does the URL lead to an OpenAI-compatible server?",
-    AnswerFlaw.COMPRESSED: (
+_FLAWS: Mapping[ProbeProblem, str] = {
+    ProbeProblem.TOO_LARGE: "the answer is larger than 1 MiB: does the URL lead to an OpenAI-compatible server?",
+    ProbeProblem.COMPRESSED: (
         "the answer is compressed, which was not asked for: switch compression off in the server or the proxy before it"
     ),
 }
@@ -148,8 +162,8 @@ def _trouble(error: Exception) -> Finding:
     if isinstance(error, httpx2.ConnectError):
         return _unreached(ConnectFailure.OTHER)
     if isinstance(error, UnusableAnswer):
-        return Finding(reason=_FLAWS[error.flaw])
-    return Finding(reason=_BROKEN, timed_out=isinstance(error, httpx2.TimeoutException))
+        return Finding(reason=_FLAWS[error.problem], problem=error.problem)
+    return Finding(reason=_BROKEN, timed_out=isinstance(error, httpx2.TimeoutException), problem=ProbeProblem.BROKEN)
 
 
 def _unreached(cause: ConnectFailure, refusal: AddressRefusal | None = None) -> Finding:

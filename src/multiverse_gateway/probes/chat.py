@@ -12,7 +12,7 @@ from multiverse_gateway.core.lenient import decode
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.probes.answers import Finding, ask
 from multiverse_gateway.probes.models import ModelsProbe
-from multiverse_gateway.protocols import Client, ProbeResult
+from multiverse_gateway.protocols import Client, ProbeProblem, ProbeResult
 from multiverse_gateway.settings import Settings
 
 
@@ -48,16 +48,20 @@ def judge(status: int, body: bytes) -> Finding:
     if lacks_chat(status, body):
         return Finding(reason=f"the server has no chat (status {status})", lacks_chat=True)
     if status == 404:
-        return Finding(reason="the server does not know the registered model (status 404): is the name spelt right?")
+        words = "the server does not know the registered model (status 404): is the name spelt right?"
+        return Finding(reason=words, problem=ProbeProblem.UNKNOWN_MODEL)
     if status != 200:
-        return Finding(reason=f"a chat completion is answered with status {status}: does the model run, and can it chat?")
+        words = f"a chat completion is answered with status {status}: does the model run, and can it chat?"
+        return Finding(reason=words, problem=ProbeProblem.STATUS)
     try:
         answer = decode(body)
     except (ValueError, RecursionError):
-        return Finding(reason="the answer to a chat completion is no JSON: does the URL lead to an OpenAI-compatible server?")
+        words = "the answer to a chat completion is no JSON: does the URL lead to an OpenAI-compatible server?"
+        return Finding(reason=words, problem=ProbeProblem.NOT_JSON)
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or not choices:
-        return Finding(reason="the answer to a chat completion has no choices: does the model run, and can it chat?")
+        words = "the answer to a chat completion has no choices: does the model run, and can it chat?"
+        return Finding(reason=words, problem=ProbeProblem.NO_CHOICES)
     return Finding(let_in=True)
 
 

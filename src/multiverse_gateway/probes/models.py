@@ -8,11 +8,12 @@ from multiverse_gateway.core.caps import owner_of
 from multiverse_gateway.core.lenient import decode
 from multiverse_gateway.core.servers import Server, is_among
 from multiverse_gateway.probes.answers import Finding, ask
-from multiverse_gateway.protocols import Client, ProbeResult
+from multiverse_gateway.protocols import Client, ProbeProblem, ProbeResult
 from multiverse_gateway.settings import Settings
 
 MAX_MODELS = 1000
 MAX_NAME = 256
+_COMPATIBLE = "does the URL lead to an OpenAI-compatible server?"
 
 
 class ModelsProbe:
@@ -38,14 +39,15 @@ def judge(model: str, status: int, body: bytes) -> Finding:
     'the answer to /v1/models is no JSON: does the URL lead to an OpenAI-compatible server?'
     """
     if status != 200:
-        return Finding(reason=f"/v1/models answers with status {status}: does the URL lead to an OpenAI-compatible server?")
+        problem = ProbeProblem.NOT_FOUND if status == 404 else ProbeProblem.STATUS
+        return Finding(reason=f"/v1/models answers with status {status}: {_COMPATIBLE}", problem=problem)
     try:
         answer = decode(body)
     except (ValueError, RecursionError):
-        return Finding(reason="the answer to /v1/models is no JSON: does the URL lead to an OpenAI-compatible server?")
+        return Finding(reason=f"the answer to /v1/models is no JSON: {_COMPATIBLE}", problem=ProbeProblem.NOT_JSON)
     listed = _listed(answer)
     if listed is None:
-        return Finding(reason="the answer to /v1/models has no list of models: does the URL lead to an OpenAI-compatible server?")
+        return Finding(reason=f"the answer to /v1/models has no list of models: {_COMPATIBLE}", problem=ProbeProblem.NO_LIST)
     names, owned_by = tuple(_names(listed))[:MAX_MODELS], owner_of(listed, model)
     if names and not is_among(model, names):
         warning = "the server does not list the registered model: is the name spelt right?"

@@ -7,7 +7,7 @@ import httpx2
 
 from multiverse_gateway.core.addresses import Endpoint, EndpointError, parse_endpoint
 from multiverse_gateway.core.failover import ConnectFailure, Failure, FailureClass
-from multiverse_gateway.protocols import AnswerFlaw, ServerUnreachable, UnusableAnswer
+from multiverse_gateway.protocols import ProbeProblem, ServerUnreachable, UnusableAnswer
 from multiverse_gateway.relay.wire import Wire
 
 MAX_BYTES = 1 << 20
@@ -32,7 +32,7 @@ class _Collected:
     def head(self, status: int, headers: Mapping[bytes, bytes]) -> None:
         self.status, self.headers = status, headers
         if headers.get(b"content-encoding", b"identity").strip().lower() not in (b"", b"identity"):
-            self._fail(UnusableAnswer("the server's answer is compressed, which was not asked for", flaw=AnswerFlaw.COMPRESSED))
+            self._fail(UnusableAnswer("the server's answer is compressed, which was not asked for", problem=ProbeProblem.COMPRESSED))
         elif self._request.method == "HEAD":
             self.end()
 
@@ -41,7 +41,7 @@ class _Collected:
         if self._size <= MAX_BYTES:
             self.pieces.append(data)
         else:
-            self._fail(UnusableAnswer("the server's answer is larger than 1 MiB", flaw=AnswerFlaw.TOO_LARGE))
+            self._fail(UnusableAnswer("the server's answer is larger than 1 MiB", problem=ProbeProblem.TOO_LARGE))
 
     def end(self) -> None:
         if not self.done.done():

@@ -491,6 +491,26 @@ class Sending:
             self.fail(_STOPPING if error is None else _BUG)  # a no-op after `abort`, and after the dialling told the reason
 
 
+class _Reached:
+    """The receiver of a connection without a request: whatever the server sends is ignored."""
+
+    def __init__(self) -> None:
+        self.failure: Failure | None = None
+
+    def head(self, status: int, headers: Mapping[bytes, bytes], /) -> None:
+        """Ignore a head."""
+
+    def body(self, data: bytes, /) -> None:
+        """Ignore a piece of a body."""
+
+    def end(self) -> None:
+        """Ignore the end of an answer."""
+
+    def failed(self, failure: Failure, /) -> None:
+        """Keep the reason."""
+        self.failure = failure
+
+
 class Wire:
     """All connections of one gateway to its servers. Belongs to the event loop it is first used on.
 
@@ -599,6 +619,27 @@ class Wire:
                 if self.connections:
                     await self._closing
 
+    # For connection tests
+
+    async def resolve(self, endpoint: Endpoint) -> Sequence[str] | Failure:
+        """Return the addresses of an endpoint, unjudged, or why its name has none."""
+        try:
+            return await self._named(endpoint)
+        except _NotDialledError as error:
+            return error.failure
+
+    async def reach(self, endpoint: Endpoint) -> str | Failure:
+        """Make a connection as for a request, close it, and return the address that it led to, or why there is none."""
+        reached = _Reached()
+        sending = Sending(self, _Pool(endpoint, keeps=False), (), reached)
+        await self.dial(sending)
+        if reached.failure is not None:
+            return reached.failure
+        assert sending.connection is not None
+        peer = sending.connection.transport.get_extra_info("peername")
+        sending.abort()
+        return str(peer[0])
+
     # For connections
 
     def gone(self, connection: _Connection) -> None:
@@ -680,13 +721,15 @@ class Wire:
                 connection.connection_lost(None)
             raise
 
-    async def _addresses(self, endpoint: Endpoint) -> Sequence[str]:
+    async def _named(self, endpoint: Endpoint) -> Sequence[str]:
         try:
             ipaddress.ip_address(endpoint.host)
         except ValueError:
-            addresses = await self._resolved(endpoint)
-        else:
-            addresses = [endpoint.host]
+            return await self._resolved(endpoint)
+        return [endpoint.host]
+
+    async def _addresses(self, endpoint: Endpoint) -> Sequence[str]:
+        addresses = await self._named(endpoint)
         refused = refusal_of_any(addresses, endpoint.port, self._policy())
         if refused is not None:
             raise _NotDialledError(ConnectFailure.REFUSED_ADDRESS, refused)

@@ -1,0 +1,44 @@
+"""The connection test as the API answers it: its steps in four groups, and what was found in categories only."""
+
+from multiverse_gateway.bodies import Registration
+from multiverse_gateway.connection_test import StepResult, examine, means_of
+from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.protocols import ProbeResult, ProbeStep
+from multiverse_gateway.records import Step, TestResult
+from multiverse_gateway.registration import candidate, refuse_address
+
+_NOT_DIALLED = frozenset({ProbeStep.URL, ProbeStep.NAME, ProbeStep.ADDRESS})
+"""The steps before anything is dialled: if one of them fails, the URL itself cannot be used."""
+
+
+async def try_connection(gateway: Gateway, registration: Registration) -> TestResult:
+    """Test a server without registering it; it is not asked to chat, because a model may take long to load.
+
+    Raises:
+        BadRequest: The address is closed.
+    """
+    refuse_address(gateway, registration.endpoint_url)
+    server = candidate(gateway, registration)
+    last: StepResult | None = None
+    async for found in examine(server, None, means_of(gateway, chats=False)):
+        last = found
+    assert last is not None
+    assert last.result is not None
+    return TestResult(ok=last.result.passed, reason=last.result.reason, warning=last.result.warning, steps=_steps(last.step, last.result))
+
+
+def _steps(ended_at: ProbeStep, result: ProbeResult) -> list[Step]:
+    """Return the steps up to the one at which the test ended."""
+    reason = result.reason or "The server did not answer as expected"
+    if not result.passed and ended_at in _NOT_DIALLED:
+        return [Step(step="address", ok=False, message=reason)]
+    reached = result.passed or ended_at is ProbeStep.ACCESS
+    steps = [
+        Step(step="address", ok=True, message="The URL can be used"),
+        Step(step="answer", ok=reached, message="The server answers" if reached else reason),
+    ]
+    if reached:
+        steps.append(Step(step="key", ok=result.passed, message="The server lets the gateway in" if result.passed else reason))
+    if result.passed:
+        steps.append(Step(step="model", ok=result.warning is None, message=result.warning or "The server offers models"))
+    return steps

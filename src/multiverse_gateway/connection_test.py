@@ -1,0 +1,184 @@
+"""One connection test for the API, the pages and the command line: what a gateway finds at a server, one step after the other.
+
+1. The steps are those of `ProbeStep`, in their order. The first one that fails ends the test.
+2. A closed address that a setting could open is the one exception: the command line goes on, to find out whether the server is fine.
+3. Results are facts. The words are written where they are shown.
+"""
+
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from enum import StrEnum
+
+import anyio
+import attrs
+import httpx2
+import msgspec
+
+from multiverse_gateway import plugins
+from multiverse_gateway.access import headers
+from multiverse_gateway.core.addresses import AddressPolicy, AddressRefusal, Endpoint, refusal_of_any
+from multiverse_gateway.core.failover import ConnectFailure, Failure
+from multiverse_gateway.core.lenient import decode
+from multiverse_gateway.core.servers import Server, is_among
+from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.protocols import Client, HealthProbe, ProbeProblem, ProbeResult, ProbeStep
+from multiverse_gateway.relay.wire import Wire
+
+CHAT_SECONDS = 30.0
+"""How long a page waits for one token, which may have to wait for the model to load."""
+_PROBED = (ProbeStep.URL, ProbeStep.NAME, ProbeStep.ADDRESS, ProbeStep.CONNECTION, ProbeStep.ACCESS, ProbeStep.ANSWER)
+"""The steps that every probe takes: those before the one at which it failed passed."""
+
+
+class Outcome(StrEnum):
+    """How a step went. `DOUBTFUL`: nothing failed, but somebody should look at it."""
+
+    PASSED = "passed"
+    DOUBTFUL = "doubtful"
+    FAILED = "failed"
+
+
+@attrs.frozen(kw_only=True)
+class StepResult:
+    """What one step found.
+
+    `result` is that of the probe which took the step, if one did. `addresses` are those of the name, `refusal` why one of them is closed,
+    `address` the one that a connection was made to in `seconds`, and `cause` why there is no connection. `model` is the model to ask,
+    `ability` the API path that a server without chat supports instead. `problem` is what was wrong.
+    """
+
+    step: ProbeStep
+    outcome: Outcome = Outcome.PASSED
+    result: ProbeResult | None = None
+    addresses: tuple[str, ...] = ()
+    refusal: AddressRefusal | None = None
+    address: str | None = None
+    seconds: float = 0.0
+    cause: ConnectFailure | None = None
+    model: str | None = None
+    ability: str | None = None
+    problem: ProbeProblem | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Return whether the test ends here, because the later steps depend on this one."""
+        return self.outcome is Outcome.FAILED and (self.refusal is None or not self.refusal.is_openable)
+
+
+@attrs.frozen(kw_only=True)
+class Means:
+    """What a connection test works with.
+
+    `check` probes a server within its own timeout and does not raise. `chat` asks for one token, within `chat_seconds`; without it the test
+    ends before that. `scout` takes the steps up to the connection one by one; without it the probe's result tells how they went.
+    `abilities`: a server without chat is asked what else it can do.
+    """
+
+    check: Callable[[Server], Awaitable[ProbeResult]]
+    http: Client
+    chat: HealthProbe | None = None
+    chat_seconds: float = CHAT_SECONDS
+    scout: Callable[[], AsyncIterator[StepResult]] | None = None
+    abilities: bool = False
+
+
+def means_of(gateway: Gateway, *, chats: bool) -> Means:
+    """Return the means of a gateway: its own probe, the one that decides about registering, over its own client."""
+    chat = plugins.chat_probe(gateway.settings) if chats else None
+    return Means(check=gateway.check, http=gateway.http, chat=chat)
+
+
+async def examine(server: Server, named: str | None, means: Means) -> AsyncIterator[StepResult]:
+    """Yield the result of each step of a server whose URL was read; `named` is the model that somebody wants, if that is known.
+
+    The step MODEL says which model is tried next: the one that is wanted, or else the first that the server lists, if it lists any.
+    """
+    taken = [ProbeStep.URL]
+    yield StepResult(step=ProbeStep.URL)
+    if means.scout is not None:
+        async for found in means.scout():
+            taken.append(found.step)
+            yield found
+            if found.is_final:
+                return
+    result = await means.check(server)
+    failed = result.failed_step
+    for step in itertools.takewhile(lambda step: step is not failed, _PROBED):
+        if step not in taken:
+            yield StepResult(step=step, result=result)
+    if failed is not None:
+        yield StepResult(step=failed, outcome=Outcome.FAILED, result=result, problem=result.problem)
+        return
+    offer = _offer(result, named)
+    yield offer
+    if means.chat is not None and offer.model is not None:
+        yield await _chat(attrs.evolve(server, model_name=offer.model), means, means.chat)
+
+
+def _offer(result: ProbeResult, named: str | None) -> StepResult:
+    """Return whether the server offers the model that was named, and the one to try: that one, or else the first of its list."""
+    is_listed = not named or is_among(named, result.models)
+    outcome = Outcome.PASSED if result.models and is_listed else Outcome.DOUBTFUL
+    model = named or next(iter(result.models), None)
+    return StepResult(step=ProbeStep.MODEL, outcome=outcome, result=result, model=model)
+
+
+async def _chat(server: Server, means: Means, probe: HealthProbe) -> StepResult:
+    failed = StepResult(step=ProbeStep.CHAT, outcome=Outcome.FAILED, model=server.model_name, problem=ProbeProblem.TIMEOUT)
+    result: ProbeResult | None = None
+    try:
+        with anyio.move_on_after(means.chat_seconds):
+            result = await probe.check(server, means.http)
+    except Exception:  # noqa: BLE001  whatever a stranger's server does is a failed step, in a category only
+        return attrs.evolve(failed, problem=ProbeProblem.BROKEN)
+    if result is None:
+        return failed
+    if not result.passed:
+        return attrs.evolve(failed, result=result, problem=result.problem)
+    ability = await _ability(server, means) if result.lacks_chat and means.abilities else None
+    return StepResult(step=ProbeStep.CHAT, result=result, model=server.model_name, ability=ability)
+
+
+ABILITIES: Mapping[str, tuple[Mapping[str, object], str]] = {
+    "/v1/embeddings": ({"input": "Hi"}, "data"),
+    "/v1/rerank": ({"query": "Hi", "documents": ["Hi"]}, "results"),
+    "/v1/completions": ({"prompt": "Hi", "max_tokens": 1}, "choices"),
+}
+"""API paths that a server without chat may support: the fields to send besides the model, and the list in the answer."""
+
+
+async def _ability(server: Server, means: Means) -> str | None:
+    for path, (fields, listed) in ABILITIES.items():
+        value: object = None
+        with anyio.move_on_after(means.chat_seconds), suppress(httpx2.RequestError, ValueError, RecursionError):
+            answer = await means.http.post(
+                f"{server.endpoint_url}{path}",
+                headers={**headers(server), "content-type": "application/json"},
+                content=msgspec.json.encode({"model": server.model_name, **fields}),
+            )
+            value = decode(answer.content) if answer.status_code == 200 else None
+        if isinstance(value, dict) and isinstance(value.get(listed), list):
+            return path
+    return None
+
+
+async def scout(wire: Wire, endpoint: Endpoint, policy: AddressPolicy, now: Callable[[], float]) -> AsyncIterator[StepResult]:
+    """Take the steps from the name to the connection over a wire; `policy` is the one to judge by, the wire's own may allow more."""
+    addresses = await wire.resolve(endpoint)
+    if isinstance(addresses, Failure):
+        yield StepResult(step=ProbeStep.NAME, outcome=Outcome.FAILED, cause=addresses.connect)
+        return
+    yield StepResult(step=ProbeStep.NAME, addresses=tuple(addresses))
+    refusal = refusal_of_any(addresses, endpoint.port, policy)
+    outcome = Outcome.PASSED if refusal is None else Outcome.FAILED
+    judged = StepResult(step=ProbeStep.ADDRESS, outcome=outcome, refusal=refusal)
+    yield judged
+    if judged.is_final:
+        return
+    began = now()
+    reached = await wire.reach(endpoint)
+    if isinstance(reached, Failure):
+        yield StepResult(step=ProbeStep.CONNECTION, outcome=Outcome.FAILED, cause=reached.connect or ConnectFailure.OTHER)
+    else:
+        yield StepResult(step=ProbeStep.CONNECTION, address=reached, seconds=now() - began)

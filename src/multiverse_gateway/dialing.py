@@ -1,0 +1,34 @@
+"""How servers are dialled: one wire and one HTTP client, made from the settings in the same way for a gateway and for a command."""
+
+from collections.abc import Callable
+
+import httpx2
+
+from multiverse_gateway.core.addresses import AddressPolicy
+from multiverse_gateway.protocols import Client
+from multiverse_gateway.relay.requests import USER_AGENT
+from multiverse_gateway.relay.wire import Resolver, Wire
+from multiverse_gateway.settings import Settings
+
+
+def wire_of(settings: Settings, *, policy: Callable[[], AddressPolicy], resolve: Resolver | None = None) -> Wire:
+    """Return a wire with the timeouts and the TLS of the settings; `policy` is asked at each connect."""
+    return Wire(
+        policy=policy,
+        resolve=resolve,
+        connect_timeout=settings.connect_timeout_seconds,
+        dns_timeout=settings.dns_timeout_seconds,
+        write_timeout=settings.write_timeout_seconds,
+        verify_tls=settings.verify_backend_tls,
+    )
+
+
+def client_over(transport: httpx2.AsyncBaseTransport) -> Client:
+    """Return the client of the gateway's own requests: it follows no redirect, uses no proxy, and leaves timeouts to its callers."""
+    return httpx2.AsyncClient(
+        transport=transport,
+        headers={"user-agent": USER_AGENT, "accept-encoding": "identity"},
+        follow_redirects=False,
+        trust_env=False,
+        timeout=None,
+    )
