@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,9 +26,10 @@ LONG = "org/very-long.model_name-of-somebody-who-likes-to-be-exact@2025-01-31+in
 class Crowd:
     """Callers of models whose servers answer when the gate opens."""
 
-    def __init__(self, gateway: GatewayProcess, gate: behaviours.Gate) -> None:
+    def __init__(self, gateway: GatewayProcess, gate: behaviours.Gate, backend: Backend) -> None:
         self.gateway = gateway
         self.gate = gate
+        self.backend = backend
         self.threads: list[threading.Thread] = []
 
     def call(self, model: str, key: str | None = None) -> None:
@@ -77,7 +79,7 @@ def crowd(busy: GatewayProcess) -> Iterator[Crowd]:
         ids = [busy.register(backend.name, backend.url, max_concurrency=1) for backend in backends]
         for backend in backends:
             backend.behave = gate.held(behaviours.good(events=3))
-        callers = Crowd(busy, gate)
+        callers = Crowd(busy, gate, backends[0])
         yield callers
         callers.end()
         for server_id in ids:
@@ -113,3 +115,134 @@ def test_queues_come_and_go_by_themselves(
     queues.wait_for(state="hidden")
     other.page.get_by_text("waiting").first.wait_for(state="hidden")
     assert other.page.get_by_text("waiting").count() == 0
+
+
+def send(watched: Watched, text: str = "Hello") -> Any:
+    """Send a message in the playground and return the box of its answer."""
+    page = watched.page
+    number = page.locator(".message-box.assistant").count()
+    page.get_by_label("Your message").fill(text)
+    page.get_by_role("button", name="Send").click()
+    return page.locator(".message-box.assistant").nth(number)
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_playground_shows_the_place_in_the_queue(
+    browse_at: Callable[..., Watched], busy: GatewayProcess, cookies: Any, crowd: Crowd, viewport: dict[str, int]
+) -> None:
+    """It counts down as others begin, then says that the model reads the prompt; when the answer comes the badge goes."""
+    crowd.backend.behave = behaviours.good(events=3)
+    busy.chat("crowded")
+    crowd.backend.behave = crowd.gate.held(behaviours.good(events=3))
+    watched = browse_at(busy.url, cookies, viewport=viewport)
+    watched.open("/test?model=crowded")
+    for _ in range(3):
+        crowd.call("crowded")
+    answer = send(watched)
+    badge = answer.locator(".standing")
+    badge.get_by_text("Waiting: 3rd of 3, about 5 s").wait_for()
+    assert badge.get_attribute("aria-live") == "polite"
+    check(watched, f"playground-waits-{'phone' if viewport is PHONE else 'desktop'}")
+    gates = [crowd.gate, behaviours.Gate(), behaviours.Gate(), behaviours.Gate()]
+    for before, following, words in zip(
+        gates, gates[1:], ("Waiting: 2nd of 2", "Waiting: 1st of 1", "The model is reading your prompt…"), strict=False
+    ):
+        crowd.backend.behave = following.held(behaviours.good(events=3))
+        before.open()
+        badge.get_by_text(words).wait_for()
+    assert re.search(r"prompt… \d+ s$", badge.text_content() or "")
+    gates[-1].open()
+    badge.wait_for(state="detached")
+    answer.get_by_text("of it in the queue").wait_for()
+    answer.get_by_text("1 attempt").wait_for()
+    answer.get_by_text("Why this server").wait_for()
+    assert answer.locator(".measures a").get_attribute("href").startswith("/server/")
+
+
+def test_the_playground_says_why_a_wait_was_in_vain(
+    browse_at: Callable[..., Watched], busy: GatewayProcess, cookies: Any, crowd: Crowd
+) -> None:
+    """The head of the answer has been sent, so the error is an event of the stream; the page shows the gateway's own words."""
+    watched = browse_at(busy.url, cookies)
+    watched.open("/test?model=crowded")
+    crowd.call("crowded")
+    answer = send(watched)
+    answer.get_by_text("Waiting: 1st of 1").wait_for()
+    crowd.backend.behave = behaviours.status(400, message="This prompt is too long.")
+    crowd.gate.open()
+    answer.get_by_text("This prompt is too long.").wait_for()
+    assert answer.locator(".standing").count() == 0
+    assert "failed" in (answer.get_attribute("class") or "")
+    watched.troubles.clear()  # the stream ends without its last chunk, as for every error in it
+
+
+def test_stop_leaves_the_queue(browse_at: Callable[..., Watched], busy: GatewayProcess, cookies: Any, crowd: Crowd) -> None:
+    """A person who no longer wants to wait gives the place back."""
+    watched = browse_at(busy.url, cookies)
+    watched.open("/test?model=crowded")
+    crowd.call("crowded")
+    answer = send(watched)
+    answer.get_by_text("Waiting: 1st of 1").wait_for()
+    watched.page.get_by_role("button", name="Stop").click()
+    answer.get_by_text("Stopped before the first token.").wait_for()
+    assert answer.locator(".standing").count() == 0
+    wait_until(lambda: crowd.in_flight() == 1)
+
+
+WORDS = """async (places) => {
+  const { placeWords } = await import(new URL("./standing.js", document.querySelector("script[src*=playground]").src));
+  return places.map(([position, waiting, about_seconds]) => placeWords({ position, waiting, about_seconds }));
+}"""
+READ = """async ([text, size]) => {
+  const { pieces } = await import(new URL("./stream.js", document.querySelector("script[src*=playground]").src));
+  const bytes = new TextEncoder().encode(text);
+  const body = new ReadableStream({
+    start(controller) {
+      for (let at = 0; at < bytes.length; at += size) controller.enqueue(bytes.slice(at, at + size));
+      controller.close();
+    },
+  });
+  const found = [];
+  for await (const piece of pieces(body)) found.push(piece);
+  return found;
+}"""
+
+
+def test_places_in_words(browse_at: Callable[..., Watched], busy: GatewayProcess, cookies: Any) -> None:
+    """English ordinals, and steps of seconds and minutes; no time while none is known."""
+    watched = browse_at(busy.url, cookies)
+    watched.open("/test")
+    places = [(1, 1, 5), (2, 9, 30), (3, 7, 20), (4, 4, 60), (11, 40, 120), (12, 40, 240), (21, 40, None), (112, 1200, 240)]
+    assert watched.page.evaluate(WORDS, places) == [
+        "1st of 1, about 5 s",
+        "2nd of 9, about 30 s",
+        "3rd of 7, about 20 s",
+        "4th of 4, about 1 min",
+        "11th of 40, about 2 min",
+        "12th of 40, about 4 min",
+        "21st of 40",
+        "112th of 1,200, about 4 min",
+    ]
+
+
+def test_a_stream_is_read_however_it_is_cut(browse_at: Callable[..., Watched], busy: GatewayProcess, cookies: Any) -> None:
+    """In pieces of any size, with any line ends; comments count only before the first event, because later ones are a server's."""
+    watched = browse_at(busy.url, cookies)
+    watched.open("/test")
+    lines = [
+        ': queue {"position":1}',
+        ": ping",
+        ': headers {"a":"ü"}',
+        'data: {"n":',
+        "data: 1}",
+        "",
+        ': queue {"position":9}',
+        'data: {"n":2}',
+        "",
+    ]
+    for end in ("\n", "\r\n", "\r"):
+        text = "".join(f"{line}{end}" for line in lines)
+        for size in (1, 2, 3, 7, 1000):
+            found = watched.page.evaluate(READ, [text, size])
+            assert found == [{"queue": {"position": 1}}, {"headers": {"a": "ü"}}, {"data": {"n": 1}}, {"data": {"n": 2}}], (end, size)
+        assert watched.page.evaluate(READ, [f'data: [DONE]{end}{end}data: {{"n":3}}{end}{end}', 1000]) == []

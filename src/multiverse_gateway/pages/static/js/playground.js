@@ -1,4 +1,6 @@
 // The playground: a chat with a model over the same API that programs use. Whatever a model writes is text, never markup.
+import { badge } from "./standing.js";
+import { pieces } from "./stream.js";
 import { why } from "./why.js";
 import { toast } from "./toasts.js";
 import { offline, online, signedOut } from "./trouble.js";
@@ -74,15 +76,17 @@ const seconds = (milliseconds) => (milliseconds < 1000 ? `${Math.round(milliseco
 
 const nameOf = (server) => [...document.getElementById("hosts").options].find((option) => option.value === server)?.label ?? server.slice(0, 8);
 
-function measure(place, { response, began, first, ended, pieces, usage, stopped }) {
+function measure(place, { headers, began, first, ended, pieces, usage, stopped }) {
   const items = [];
-  const server = response?.headers.get("x-gateway-server-id");
+  const server = headers?.get("x-gateway-server-id");
   if (first) items.push(`first token after ${seconds(first - began)}`);
   items.push(`${seconds(ended - began)} in all`);
+  const queued = Number(headers?.get("x-multiverse-queued-ms") ?? 0);
+  if (queued) items.push(`${seconds(queued)} of it in the queue`);
   const tokens = usage?.completion_tokens ?? pieces;
   if (first && ended - first > 20 && tokens > 1) items.push(`${((tokens - 1) / ((ended - first) / 1000)).toFixed(1)} tokens/s`);
   if (usage) items.push(`${usage.prompt_tokens ?? "?"} in, ${usage.completion_tokens ?? "?"} out`);
-  const attempts = Number(response?.headers.get("x-multiverse-attempts") ?? 0);
+  const attempts = Number(headers?.get("x-multiverse-attempts") ?? 0);
   if (attempts) items.push(attempts === 1 ? "1 attempt" : `${attempts} attempts`);
   if (stopped) items.push("stopped");
   place.replaceChildren(...items.map((words) => Object.assign(document.createElement("span"), { textContent: words })));
@@ -97,22 +101,6 @@ function measure(place, { response, began, first, ended, pieces, usage, stopped 
 
 // One request
 
-async function* events(body) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    rest += value;
-    const whole = rest.split(/\r?\n\r?\n/);
-    rest = whole.pop();
-    for (const event of whole) {
-      const data = event.split(/\r?\n/).filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trimStart()).join("\n");
-      if (data === "[DONE]") return;
-      if (data) yield JSON.parse(data);
-    }
-  }
-}
 async function trouble(response) {
   if (response.status === 401 || response.status === 403) signedOut();
   let words = "";
@@ -135,10 +123,13 @@ async function ask() {
   send.hidden = true;
   stop.hidden = false;
   talk.setAttribute("aria-busy", "true");
+  const place = badge(run.began);
+  answer.text.after(place.element);
   let written = "";
   let problem = "";
   const write = (piece) => {
     if (!piece) return;
+    place.remove();
     run.first ||= performance.now();
     run.pieces += 1;
     written += piece;
@@ -147,16 +138,25 @@ async function ask() {
   };
   try {
     const headers = { "Content-Type": "application/json", "X-CSRF-Token": document.querySelector("meta[name=csrf-token]").content, "X-Multiverse-Explain": "1" };
+    if (body.stream) headers["X-Multiverse-Queue"] = "comments";
     const response = await fetch(form.dataset.post, { method: "POST", headers, body: JSON.stringify(body), signal: running.signal });
     run.response = response;
+    run.headers = new Headers(response.headers);
     online();
     if (!response.ok) problem = await trouble(response);
     else if (response.headers.get("content-type")?.startsWith("text/event-stream")) {
-      for await (const event of events(response.body)) {
-        if (event.error) { problem = event.error.message ?? "The answer broke off."; break; }
-        run.usage = event.usage ?? run.usage;
-        const delta = event.choices?.[0]?.delta ?? {};
-        write(delta.content ?? delta.reasoning_content ?? "");
+      for await (const { data, queue, prefill, headers: late } of pieces(response.body)) {
+        if (queue) place.waits(queue);
+        else if (prefill) place.reads(prefill);
+        else if (late) {
+          for (const [name, value] of Object.entries(late)) run.headers.set(name, value);
+        } else {
+          if (data.error) { problem = data.error.message ?? "The answer broke off."; break; }
+          run.usage = data.usage ?? run.usage;
+          const delta = data.choices?.[0]?.delta ?? {};
+          write(delta.content ?? delta.reasoning_content ?? "");
+        }
+        follow();
       }
     } else {
       const whole = await response.json();
@@ -167,14 +167,15 @@ async function ask() {
   } catch (error) {
     if (error.name === "AbortError") run.stopped = true;
     else {
-      problem = "The connection to the gateway broke. Try again.";
+      problem = run.response ? "The answer broke off before its end. Send your message again." : "The connection to the gateway broke. Try again.";
       if (!navigator.onLine || !run.response) offline();
     }
   }
   run.ended = performance.now();
+  place.remove();
   answer.text.classList.remove("writing");
   measure(answer.measures, run);
-  const reasons = why(run.response, nameOf);
+  const reasons = why(run.headers, nameOf);
   if (reasons) answer.outer.append(reasons);
   if (written) {
     messages.push({ role: "assistant", content: written });

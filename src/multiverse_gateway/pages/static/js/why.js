@@ -1,4 +1,4 @@
-// Why the gateway chose the server of an answer: what the header x-multiverse-why tells, as a table.
+// Why the gateway chose the server of an answer: what the header x-multiverse-why says, as a table.
 const cell = (words, tag = "td") => Object.assign(document.createElement(tag), { textContent: words ?? "–" });
 const line = (words, tag) => {
   const row = document.createElement("tr");
@@ -6,10 +6,10 @@ const line = (words, tag) => {
   return row;
 };
 
-export function why(response, nameOf) {
+export function why(headers, nameOf) {
   let choices = [];
   try {
-    choices = JSON.parse(response?.headers.get("x-multiverse-why") ?? "[]");
+    choices = JSON.parse(headers?.get("x-multiverse-why") ?? "[]");
   } catch {
     return null;
   }
