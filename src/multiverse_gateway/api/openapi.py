@@ -210,7 +210,7 @@ _PRIORITY = _header_parameter(
 )
 _COMMENTS = _header_parameter(
     "X-Multiverse-Queue",
-    "With `comments` a stream that has to wait says where it stands. The first comment sends the head, so later errors come as events.",
+    "With `comments` a stream that has to wait reports its place. The first comment sends the head, so later errors come as events.",
     "comments",
 )
 

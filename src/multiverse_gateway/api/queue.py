@@ -1,4 +1,4 @@
-"""The list of what waits: how much each model is used, and where the caller's own requests stand."""
+"""The queue as a caller sees it: how much each model is used, and the places of the caller's own requests."""
 
 from typing import cast
 

@@ -1,4 +1,4 @@
-"""Decide what a client is told while its stream waits, and when: comments of the stream, which SSE clients ignore.
+"""Decide which comments a waiting stream gets, and when; clients of server-sent events ignore them.
 
 A comment ends with a single line end. A blank line after it would end an event, and some clients dispatch an empty event then:
 openai-python after an `id:` or `retry:`, older versions of openai-go after any comment.

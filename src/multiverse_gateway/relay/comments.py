@@ -8,7 +8,7 @@ LOOK_SECONDS = 0.25
 
 
 class Commentary:
-    """Tell clients that asked for it where their requests stand. An exchange is kept until its answer begins."""
+    """Send the places of their requests to the clients that asked for comments. An exchange is kept until its answer begins."""
 
     def __init__(self, queue: FairQueue) -> None:
         self._queue = queue

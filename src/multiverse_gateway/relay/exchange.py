@@ -203,7 +203,7 @@ class Exchange:
     attempt (`core.forwarding`). `asks_usage`: the engine asked the server for the tokens of a stream, which
     the client did not; `refuser` is the server that would not have it, and nobody else is asked then. `replays`: the attempt repeats one
     whose kept connection ended unanswered, so the engine opens a new one. `held` is what counts against the budget of all answers.
-    `comments` are there if the client of a stream asked to be told while it waits.
+    `comments` is set if the client of a stream asked for comments while it waits.
     """
 
     _backoff_server: Server | None
@@ -1216,7 +1216,7 @@ class Exchange:
         self.client.head(self.status, headers)
 
     def _continue_answer(self) -> None:
-        """Begin an answer whose head was sent with a comment: another one tells what the head could not."""
+        """Begin an answer whose head was sent with a comment: another comment holds the headers that were not known then."""
         self.client.body(headers_comment(self._own_headers()))
         if self._clogged:
             self.due = self.deadline

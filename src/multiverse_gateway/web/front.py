@@ -55,7 +55,7 @@ EXPLAIN = b"x-multiverse-explain"
 PRIORITY = b"x-multiverse-priority"
 """Header of a request: with the value `bulk` it waits in the queue while requests that people wait for take their turns."""
 QUEUE = b"x-multiverse-queue"
-"""Header of a request: with the value `comments` a stream tells in comments where it stands while it waits."""
+"""Header of a request: with the value `comments` a stream gets comments with its place while it waits."""
 NOBODY_YET = Caller("")
 JSON = b"application/json"
 MAX_PATH = 512
@@ -141,7 +141,7 @@ class Opening:
     is_bulk: bool
     """Whether nobody waits for its answer, so that it may wait while others do."""
     wants_comments: bool
-    """Whether a stream is to tell where it stands while it waits."""
+    """Whether a stream gets comments while it waits."""
     lookup: Envelope | None
     """The envelope of a call for what is stored, which says all that its body would."""
 
