@@ -26,6 +26,7 @@ class Deadline:
     at_tick: Callable[[], None] = lambda: None
     why: list[str] | None = None
     comments: None = None
+    source: str = "someone"
     number: int = 0
     ticks: list[float] = attrs.Factory(list)
 

@@ -123,19 +123,16 @@ class _Running:
 
 
 class MeasuredRoom(WaitingRoom):
-    """The gateway's room, which measures how busy the slots are, and lets no client wait with more than so many requests at once."""
+    """The gateway's room, which measures how busy the slots are."""
 
-    def __init__(self, queue: FairQueue, at_once: AtOnce, most_at_once: int, measure: Callable[[], None]) -> None:
+    def __init__(self, queue: FairQueue, measure: Callable[[], None]) -> None:
         super().__init__(queue.max_waiting)
         self.queue = queue
-        self.at_once = at_once
-        self.most_at_once = most_at_once
         self.measure = measure
 
     def join(self, waiter: Waiter, now: float) -> bool:
         self.measure()
-        client = waiter.ticket.flow.client
-        return (waiter.ticket.is_waiting or self.at_once.may_wait(client, self.most_at_once)) and super().join(waiter, now)
+        return super().join(waiter, now)
 
     def slot_freed(self, model: str, now: float) -> None:
         self.measure()
@@ -146,7 +143,7 @@ class SimulatedGateway(Gateway):
     """The gateway with one server of `SLOTS` slots in the place of wires."""
 
     clock: Clock
-    at_once: AtOnce
+    max_at_once: int
     has_shares: bool
     busy_seconds = 0.0
     waiting_seconds = 0.0
@@ -177,14 +174,9 @@ class SimulatedGateway(Gateway):
         self.clock.later(call.prompt / PREFILL_PER_SECOND + call.answer_tokens / TOKENS_PER_SECOND, end)
         return _Running()
 
-    def begin(self, exchange: Exchange) -> None:
-        self.at_once.take(exchange.ticket.flow.client)
-        super().begin(exchange)
-
     def finished(self, exchange: Exchange) -> None:
         call = exchange.client
         assert isinstance(call, Call)
-        self.at_once.give_back(exchange.ticket.flow.client)
         super().finished(exchange)
         call.person.finished(call)
 
@@ -262,6 +254,7 @@ class Person:
             arrived=gateway.clock.now,
             source=self.name,
             is_bulk=habit.band is Band.BULK,
+            max_at_once=gateway.max_at_once,
         )
         exchange.ticket.weight = habit.weight
         gateway.begin(exchange)
@@ -310,8 +303,8 @@ def run(rules: Rules, habits: Mapping[str, Habit], *, seed: int, minutes: float)
     )
     gateway.clock = clock
     gateway.has_shares = rules.shares
-    gateway.at_once = AtOnce()
-    gateway.room = MeasuredRoom(rules.kind(max_waiting=rules.places), gateway.at_once, rules.at_once, gateway.measure)
+    gateway.max_at_once = rules.at_once
+    gateway.room = MeasuredRoom(rules.kind(max_waiting=rules.places), gateway.measure)
     gateway.limits = Limits(
         request_timeout=1e6,
         first_byte_timeout=1e6,

@@ -23,7 +23,7 @@ from multiverse_gateway.core.access import CONFIRMING_PATH, Access
 from multiverse_gateway.core.activity import ELSEWHERE, Activity, Running, busy_role, held_seconds
 from multiverse_gateway.core.addresses import AddressPolicy
 from multiverse_gateway.core.envelope import Envelope
-from multiverse_gateway.core.errors import Overloaded, StorageUnavailable
+from multiverse_gateway.core.errors import Overloaded, StorageUnavailable, TooManyAtOnce
 from multiverse_gateway.core.explaining import as_line, compared, described, judged
 from multiverse_gateway.core.failover import RetryPolicy
 from multiverse_gateway.core.fairness import Band
@@ -526,6 +526,11 @@ class Gateway:
         """Call a function in the next turn of the event loop, after everything else that is ready."""
         asyncio.get_running_loop().call_soon(call)
 
+    def in_background(self, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a function beside everything else, until the gateway ends. It may raise nothing."""
+        if self._group is not None:
+            self._group.start_soon(call)
+
     def later(self, seconds: float, call: Callable[[], None]) -> None:
         """Call a function after so many seconds."""
         asyncio.get_running_loop().call_later(seconds, call)
@@ -557,6 +562,7 @@ class Gateway:
         self.exchanges.add(exchange)
         if exchange.comments is not None:
             self._commentary.add(exchange)
+        self.room.at_once.take(exchange.source)
         if self._resting is not None:
             self._resting.set()
             self._resting = None
@@ -569,6 +575,10 @@ class Gateway:
         self.exchanges.discard(exchange)
         if exchange.comments is not None:
             self._commentary.discard(exchange)
+        self.room.at_once.give_back(exchange.source)
+        if exchange.status == 429 and exchange.error_code == TooManyAtOnce.code:  # as refused at the door: no use of anything
+            self.usage_book.meter.refusals[TooManyAtOnce.code] += 1
+            return
         wall, seconds = self.wall(), self.now() - exchange.arrived
         self.usage_book.count(exchange, seconds, wall)
         if self.observe is not None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import json
+import random
+from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -15,17 +17,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.failover import Failure, FailureClass, RetryPolicy
+from multiverse_gateway.core.fairness import Crowd
 from multiverse_gateway.core.health import HealthState, fresh
 from multiverse_gateway.core.routing import build_table, pools_of
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.sse import DONE_EVENT, EVENTS_PER_CALL
 from multiverse_gateway.core.stored import lookup_of, response_not_found
+from multiverse_gateway.core.usage import NOBODY, OPERATOR
 from multiverse_gateway.relay.exchange import DRAINING_SECONDS, EMBEDDINGS, MAX_ERROR_BYTES, NOISE_BYTES, NOISE_SECONDS, Exchange
 from multiverse_gateway.relay.ports import UNCOUNTED_BYTES, Limits, Phase
 from multiverse_gateway.relay.requests import Requests
 from multiverse_gateway.relay.waiting import LOOK_SECONDS
 from support.answers import chat_event, error_body, messages_events, model_not_found, responses_events
-from support.exchanges import EVENTS, JSON, MODEL, SPEECH, RecordingClient, RecordingEngine, RecordingSending, server
+from support.exchanges import EVENTS, JSON, MODEL, SPEECH, RecordingCharge, RecordingClient, RecordingEngine, RecordingSending, server
 
 ONE = chat_event("one", MODEL, {"content": "Hello"})
 TWO = chat_event("one", MODEL, {"content": " you"})
@@ -1924,11 +1928,25 @@ class Traffic(RuleBasedStateMachine):
         stateful=st.booleans(),
         high_water=st.sampled_from([None, 0, 300]),
         comments=st.booleans(),
+        source=st.sampled_from(["", "", "one", "another"]),
+        max_at_once=st.integers(0, 3),
+        is_bulk=st.booleans(),
     )
-    def start(self, stream: bool, path: str, stateful: bool, high_water: int | None, comments: bool) -> None:
+    def start(
+        self,
+        stream: bool,
+        path: str,
+        stateful: bool,
+        high_water: int | None,
+        comments: bool,
+        source: str,
+        max_at_once: int,
+        is_bulk: bool,
+    ) -> None:
         stream = stream and path != SPEECH  # as the front reads it
-        client = RecordingClient(high_water=high_water)
-        self.stage.start(client, stream=stream, path=path, stateful=stateful, wants_comments=comments)
+        client, charge = RecordingClient(high_water=high_water), RecordingCharge()
+        fields = {"stream": stream, "path": path, "stateful": stateful, "wants_comments": comments}
+        self.stage.start(client, source=source, max_at_once=max_at_once, is_bulk=is_bulk, charge=charge, **fields)
 
     @rule(stream=st.booleans())
     def begin(self, stream: bool) -> None:
@@ -2036,7 +2054,7 @@ class Traffic(RuleBasedStateMachine):
 
     @rule()
     def nobody_waits_while_a_slot_is_free(self) -> None:
-        """Who waits looks within `LOOK_SECONDS`; looked at when a round of ticks has ended no attempt."""
+        """Within `LOOK_SECONDS`, unless its client's share of slots is used up; checked when a round of ticks has ended no attempt."""
         rounds = 0
         while True:
             before = self.happened()
@@ -2046,7 +2064,7 @@ class Traffic(RuleBasedStateMachine):
             rounds += 1
             assert rounds < 1000
         for exchange in self.stage.exchanges:
-            if exchange.phase is Phase.QUEUED:
+            if exchange.phase is Phase.QUEUED and self.stage.room.queue.used_up(exchange.ticket, self.stage.clock) is None:
                 found = self.stage.candidates(exchange.envelope, frozenset(), self.stage.clock)
                 assert found is not None
                 assert {server.id for server in found.ready} <= {attempt.server_id for attempt in exchange.attempts}
@@ -2083,6 +2101,128 @@ class Traffic(RuleBasedStateMachine):
 
 
 TestTraffic = Traffic.TestCase
+
+
+# At once
+
+
+HEALTHY: dict[str, Any] = {"state": HealthState.HEALTHY, "resting_until": 0.0, "lacking_until": 0.0, "strikes": ()}
+
+
+def limited(stage: RecordingEngine, source: str = "script", limit: int = 2, **fields: Any) -> tuple[Exchange, RecordingClient]:
+    """Start an exchange of a client that has a limit."""
+    return stage.start(source=source, max_at_once=limit, charge=RecordingCharge(), **fields)
+
+
+def test_a_request_over_its_clients_limit_is_refused_only_if_it_would_have_to_wait() -> None:
+    """Free slots are for every request; other clients wait as before, and a place that is given back can be used again."""
+    stage = RecordingEngine([server("a", cap=3)])
+    stage.start(source="person")
+    stage.last.answer()
+    script = [limited(stage, limit=1)[0] for _ in range(2)]
+    assert [exchange.phase for exchange in script] == [Phase.TRYING] * 2
+    _, refused = limited(stage, limit=2)  # over its half of the slots, one of which is free
+    assert (refused.status, code(refused)) == (429, "too_many_at_once")
+    waiting, _ = stage.start(source="script")
+    assert waiting.phase is Phase.QUEUED
+    person, _ = limited(stage, "person", limit=1)
+    assert person.phase is Phase.TRYING
+    leave(waiting)
+    leave(script[0])
+    assert limited(stage, limit=2)[0].phase is Phase.TRYING
+    stage.check()
+
+
+def test_a_refusal_for_the_limit_at_once_says_whose_it_is_and_when_to_come_again() -> None:
+    """And it takes back what was counted before."""
+    stage = queueing()
+    for _ in range(2):
+        limited(stage, caller="the id of a key")
+    exchange, refused = limited(stage, caller="the id of a key")
+    message = json.loads(refused.data)["error"]["message"]
+    assert "your key has 2 requests running or waiting; its limit is 2" in message
+    assert (refused.headers[b"retry-after"], refused.headers[b"retry-after-ms"]) == (b"3", b"3000")
+    assert cast(RecordingCharge, exchange.charge).taken_back == 1
+    for name in (NOBODY, OPERATOR):
+        _, refused = limited(stage, caller=name)
+        assert "your address has 2" in json.loads(refused.data)["error"]["message"]
+    _, refused = stage.start(source="script", max_at_once=1)
+    assert code(refused) == "too_many_at_once", "also without a charge"
+    stage.check()
+
+
+def test_a_request_that_waits_or_fails_over_is_never_turned_away() -> None:
+    """It was let in: it keeps its place, whatever else its client sends."""
+    stage = RecordingEngine([server("a", cap=1), server("b", cap=1)])
+    first, _ = limited(stage, limit=1)
+    second, _ = limited(stage, limit=1)
+    assert (first.phase, second.phase) == (Phase.TRYING, Phase.TRYING)
+    stage.of(first)[0].fail(B)
+    stage.wait(1)
+    assert (first.phase, first.tried) == (Phase.QUEUED, 1)
+    stage.of(second)[0].answer()
+    assert (first.phase, first.tried) == (Phase.TRYING, 2)
+    stage.check()
+
+
+def test_a_request_that_takes_what_others_cannot_use_does_not_wait() -> None:
+    """A stream waits for the server that streams; a plain request of a client at its limit gets the other one."""
+    stage = RecordingEngine([server("plain", cap=2, streaming=False), server("any", cap=1)])
+    limited(stage, limit=1, stream=True)
+    waiting, _ = stage.start(source="person", stream=True)
+    assert waiting.phase is Phase.QUEUED
+    assert limited(stage, limit=1)[0].phase is Phase.TRYING
+    stage.check()
+
+
+def test_a_request_that_is_turned_away_drops_no_other_one() -> None:
+    """Though the queue is full: the limit comes before the choice of the request that has to go."""
+    stage = queueing(max_queue=1)
+    limited(stage, limit=1)
+    person, _ = stage.start(source="person")
+    _, refused = limited(stage, limit=1)
+    assert (code(refused), person.phase) == ("too_many_at_once", Phase.QUEUED)
+    stage.check()
+
+
+def test_ten_thousand_random_events_leave_nothing_behind() -> None:
+    """Whatever clients and servers do: answers, failures and failovers, cancels, refusals, deadlines. The counts are right at any time."""
+    chance = random.Random(15)
+    stage = RecordingEngine(
+        [server(name, cap=cap) for name, cap in (("a", 1), ("b", 2), ("c", 2))],
+        limits=Limits(request_timeout=20, first_byte_timeout=4, queue_timeout=5),
+        max_queue=8,
+    )
+    ends: Counter[str | int | None] = Counter()
+    for _ in range(10_000):
+        live = [sending for sending in stage.sendings if sending.is_live]
+        alive = [exchange for exchange in stage.exchanges if exchange.phase is not Phase.OVER]
+        match chance.randrange(8):
+            case 0 | 1 | 2:
+                limited(stage, chance.choice(["script", "script", "person", "other"]), limit=3, is_bulk=chance.random() < 0.2)
+            case 3 if live:
+                chance.choice(live).answer()
+            case 4 if live:
+                chance.choice(live).answer(*chance.choice(ANSWERS))
+            case 5 if live:
+                chance.choice(live).fail(chance.choice([A, B, K]))
+            case 6 if alive:
+                leave(chance.choice(alive))
+            case 7:
+                stage.wait(chance.random())
+                stage.set_health(chance.choice("abc"), **HEALTHY)
+        stage.check()
+        if len(stage.over) >= 20:
+            ends.update(exchange.error_code or exchange.status for exchange in stage.over)
+            stage.forget_the_dead()
+    for exchange in list(stage.exchanges):
+        leave(exchange)
+    ends.update(exchange.error_code or exchange.status for exchange in stage.over)
+    stage.check()
+    assert not stage.room.at_once.total
+    assert not stage.load.total
+    assert stage.room.queue.crowd(MODEL) == Crowd(slots=5, running=0, waiting=0, clients_waiting=0)
+    assert min(ends[end] for end in (200, "too_many_at_once", "client_gone", "relayed")) > 100, ends
 
 
 # Tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ from multiverse_gateway.health_book import HealthBook
 from multiverse_gateway.relay.comments import LOOK_SECONDS, Commentary
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import Headers
-from multiverse_gateway.relay.ports import Client, Limits, Phase
+from multiverse_gateway.relay.ports import Charge, Client, Limits, Phase
 from multiverse_gateway.relay.requests import Requests
 from multiverse_gateway.relay.waiting import WaitingRoom
 from multiverse_gateway.stores.memory import MemoryStore
@@ -264,6 +265,17 @@ class RecordingHealth(HealthBook):
         super().report(server_id, event)
 
 
+@attrs.define
+class RecordingCharge:
+    """What a request has used up of its client's limits; counts how often that was taken back."""
+
+    taken_back: int = 0
+
+    def take_back(self) -> None:
+        """Count."""
+        self.taken_back += 1
+
+
 @attrs.define(eq=False)
 class RecordingEngine:
     """The gateway without sockets, store and tasks: real routing, health, load and queue; time passes when the test says so."""
@@ -430,6 +442,7 @@ class RecordingEngine:
         """Note the end, which comes once."""
         assert exchange not in self.over
         self.commentary.discard(exchange)
+        self.room.at_once.give_back(exchange.source)
         self.over.append(exchange)
 
     # For tests
@@ -446,6 +459,9 @@ class RecordingEngine:
         source: str = "",
         is_bulk: bool = False,
         wants_comments: bool = False,
+        max_at_once: int = 0,
+        charge: Charge | None = None,
+        caller: str = "",
         **fields: object,
     ) -> Exchange:
         """Make an exchange that is not started yet, of the envelope or of one with the `fields`."""
@@ -461,7 +477,11 @@ class RecordingEngine:
             source=source or f"client-{len(self.exchanges)}",
             is_bulk=is_bulk,
             wants_comments=wants_comments,
+            max_at_once=max_at_once,
+            charge=charge,
+            caller=caller,
         )
+        self.room.at_once.take(exchange.source)
         if exchange.comments is not None:
             self.commentary.add(exchange)
         self.exchanges.append(exchange)
@@ -496,6 +516,12 @@ class RecordingEngine:
         calls, self.calls = self.calls, []
         for call in calls:
             call()
+
+    def forget_the_dead(self) -> None:
+        """Keep nothing of exchanges that are over, so that many can be checked."""
+        self.exchanges = [exchange for exchange in self.exchanges if exchange.phase is not Phase.OVER]
+        self.sendings = [sending for sending in self.sendings if sending.exchange in self.exchanges]
+        self.over.clear()
 
     def wait(self, seconds: float) -> None:
         """Let time pass, then do what is due, as the gateway's sweep does: who is due is decided before anybody is called."""
@@ -571,5 +597,12 @@ class RecordingEngine:
         for capped in self.servers:
             assert capped.max_concurrency is None or self.load.in_flight(capped.id) <= capped.max_concurrency
         assert self.answer_bytes == sum(exchange.held for exchange in self.exchanges)
+        alive = Counter(exchange.source for exchange in self.exchanges if exchange.phase is not Phase.OVER)
+        assert {client: self.room.at_once.live(client) for client in self.room.at_once.clients} == alive
+        for exchange in self.exchanges:
+            if isinstance(exchange.charge, RecordingCharge):
+                is_turned_away = exchange.error_code == "too_many_at_once"
+                assert exchange.charge.taken_back == is_turned_away, "a refused request uses up something, or another one nothing"
+                assert not is_turned_away or not exchange.tried
         if len(self.over) == len(self.exchanges):
             assert not any(self.load.retries_in_flight(model) for model in self.table.models)

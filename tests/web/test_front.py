@@ -63,6 +63,27 @@ async def test_what_the_gateway_has_no_room_for_uses_up_nobodys_quota(length: by
         assert (b"x-ratelimit-remaining-requests", b"0") in let_in.headers
 
 
+async def test_a_body_that_finds_no_room_uses_up_nobodys_quota() -> None:
+    """Its length was not known when the request was counted, or others came meanwhile."""
+    async with stage(max_body_bytes=2048, body_budget_bytes=4096) as at:
+        made = (await at.client.post("/admin/keys", json={"name": "alice", "rate_limit": 1, "daily_limit": 1})).json()
+        front = Front(at.gateway, entrance_of(at.gateway))
+        head = RequestHead("POST", "/v1/chat/completions", b"", [(b"authorization", f"Bearer {made['key']}".encode())])
+        for _ in range(3):
+            visit = front.visit(head, 0, "127.0.0.1")
+            front.admit_now(visit)
+            assert (b"x-ratelimit-remaining-requests", b"0") in visit.headers
+            at.gateway.body_bytes += 4096
+            with pytest.raises(GatewayError) as refusal:
+                front.hold(visit, 100)
+            assert refusal.value.code == "overloaded"
+            assert (b"x-ratelimit-remaining-requests", b"1") in visit.headers
+            at.gateway.body_bytes -= 4096
+            front.leave(visit)
+        (record,) = (await at.client.get("/admin/keys")).json()
+        assert record["used_today"] == 0
+
+
 async def test_of_a_header_that_comes_twice_the_first_counts() -> None:
     """As it does with most servers; what is read and what is sent on are the same."""
     async with stage() as at:

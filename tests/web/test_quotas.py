@@ -244,6 +244,78 @@ async def test_a_call_over_the_limit_of_the_minute_does_not_count_for_the_day() 
         assert await used(limiter, limit=0, calls=2) == [True, False]
 
 
+@pytest.mark.parametrize("exact", [600, 0])
+@given(calls=st.lists(st.tuples(st.floats(0, 30), st.booleans()), max_size=40))
+def test_calls_that_are_taken_back_were_never_counted(exact: int, calls: list[tuple[float, bool]]) -> None:
+    """A window with them is at any time as one without them, whether it counts each call by itself or some together."""
+    with_them, without = LocalWindow(5, exact=exact), LocalWindow(5, exact=exact)
+    now = 0.0
+    for gap, is_taken_back in calls:
+        now += gap
+        if is_taken_back:
+            if with_them.hit("a", now).allowed:
+                with_them.take_back("a", now, now)
+        else:
+            assert with_them.hit("a", now) == without.hit("a", now)
+
+
+def test_a_call_is_taken_back_by_when_it_came() -> None:
+    """Later calls of the same client stay; of a call that is a minute old, or of an unknown client, nothing is left to take back."""
+    window = LocalWindow(2)
+    window.hit("a", 0.5)
+    window.hit("a", 30.0)
+    window.take_back("a", 0.0, 40.0)
+    assert [window.hit("a", now).allowed for now in (59.0, 60.0, 89.0, 90.0)] == [True, False, False, True]
+    window.take_back("a", 30.0, 91.0)
+    assert not window.hit("a", 91.0).allowed
+    window.take_back("a", 91.0, 91.0)
+    window.take_back("b", 91.0, 91.0)
+    assert not window.hit("a", 91.0).allowed
+
+
+async def test_a_call_that_is_taken_back_uses_up_neither_the_minute_nor_the_day() -> None:
+    """Here or in the shared storage, and with either limit alone."""
+    for storage in (None, MemoryStorage()):
+        for name, limit, daily in (("alice", 1, 1), ("bob", 1, None), ("carol", 0, 1)):
+            limiter = RateLimiter(0, storage, now=lambda: 100.0, wall=lambda: NOON)
+            for _ in range(3):
+                quota = await limiter.hit(name, limit, daily)
+                assert quota is not None
+                assert (quota.allowed, quota.is_shared) == (True, storage is not None)
+                if storage is None:
+                    limiter.take_back(name, 100.0, daily=daily is not None)
+                else:
+                    await limiter.take_back_shared(name, limit, 100.0, daily=daily is not None)
+            quotas = [await limiter.hit(name, limit, daily) for _ in range(2)]
+            assert [quota.allowed for quota in quotas if quota] == [True, False]
+
+
+async def test_a_call_of_yesterday_is_not_taken_back_today() -> None:
+    """Its day is over."""
+    limiter = RateLimiter(0, now=lambda: 100.0, wall=lambda: float(DAY_SECONDS))
+    assert await used(limiter, daily=1) == [True]
+    limiter.take_back("alice", 99.0, daily=True)
+    assert await used(limiter, daily=1) == [False]
+
+
+async def test_a_storage_that_fails_keeps_the_count_of_a_call_that_is_taken_back() -> None:
+    """Nobody waits for it, and nothing fails."""
+    storage = Hanging()
+    limiter = RateLimiter(9, storage, patience=0.01)
+    await limiter.take_back_shared("alice", None, limiter.now(), daily=True)
+    assert storage.waiting
+
+
+async def test_a_day_that_others_have_used_up_costs_no_place_in_the_minute() -> None:
+    """The first call that this gateway refuses for the day is not counted either."""
+    storage = MemoryStorage()
+    one, other = (RateLimiter(0, storage, wall=lambda: NOON) for _ in range(2))
+    await used(one, daily=1, limit=9)
+    kept = dict(storage.storage)
+    assert await used(other, daily=1, limit=9) == [False]
+    assert dict(storage.storage) == kept
+
+
 async def test_a_day_that_is_used_up_costs_no_question() -> None:
     """Neither a place in the minute nor a call of the storage."""
     storage = MemoryStorage()

@@ -170,7 +170,10 @@ def test_only_a_verified_key_is_a_quota_of_its_own() -> None:
     entrance = Entrance.of(Settings(client_api_keys=("a-good-client-key",)))
     peer = "192.0.2.1"
     found = digest("a-good-client-key").hex()
-    for key, caller in ((b"invented", Caller(peer)), (b"a-good-client-key", Caller(found, f"setting:{found[:8]}", limit=600))):
+    for key, caller in (
+        (b"invented", Caller(peer, max_at_once=256)),
+        (b"a-good-client-key", Caller(found, f"setting:{found[:8]}", limit=600, max_at_once=64)),
+    ):
         headers = [(b"authorization", b"Bearer " + key)]
         assert entrance.caller("POST", peer, headers, dict(headers)) == caller
 

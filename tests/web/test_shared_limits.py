@@ -65,6 +65,20 @@ async def test_gateways_count_together(limiter: Make) -> None:
     assert await allowed(one, "somebody else")
 
 
+async def test_a_call_that_is_taken_back_counts_for_nobody(limiter: Make) -> None:
+    """A gateway that refuses it afterwards gives back its place in the minute and in the day, to all gateways."""
+    one, other = limiter(), limiter()
+    for _ in range(4):
+        for _ in range(2):
+            quota = await one.hit("given back", 2, 2)
+            assert quota is not None
+            assert quota.allowed
+        for _ in range(2):
+            await one.take_back_shared("given back", 2, one.now(), daily=True)
+    quotas = [await gateway.hit("given back", 2, 2) for gateway in (other, one, other)]
+    assert [quota.allowed for quota in quotas if quota] == [True, True, False]
+
+
 async def test_days_are_counted_together_and_forgotten_by_themselves(redis: RedisServer, limiter: Make) -> None:
     """Three calls in a day, whichever gateway they come to; Redis keeps one number of it, until that day is over by every clock."""
     one, other = limiter(), limiter()

@@ -23,6 +23,7 @@
     ├── CompressedRequest         415  unsupported_content_encoding
     ├── RateLimited               429  rate_limit_exceeded
     │   ├── DailyLimitReached          daily_limit_exceeded
+    │   ├── TooManyAtOnce              too_many_at_once
     │   └── BackendBusy                upstream_busy
     ├── InternalError             500  internal_error
     ├── UpstreamFailed            502  upstream_error
@@ -324,6 +325,17 @@ class DailyLimitReached(RateLimited):
 
     code = "daily_limit_exceeded"
     final = True
+
+
+class TooManyAtOnce(RateLimited):
+    """The caller's own limit on requests that run and wait together is reached, and another one would have to wait."""
+
+    code = "too_many_at_once"
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the error's headers, and the wait in milliseconds."""
+        wait = (b"retry-after-ms", b"%d" % max(1, math.ceil(1000 * (self.retry_after or 0))))
+        return [*super().headers(), wait]
 
 
 class BackendBusy(RateLimited):

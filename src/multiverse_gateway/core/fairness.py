@@ -827,7 +827,7 @@ def in_steps(seconds: float) -> int:
 class AtOnce:
     """Count the requests of each client that run or wait, in all models together; a client without any is not kept.
 
-    The caller calls `take` when a request is admitted and `give_back` at its one exit. A limit holds for waiting only: while servers are
+    The caller calls `take` when a request begins and `give_back` at its one exit. A limit holds for waiting only: while servers are
     free, a client may use as many of them as it likes.
 
     >>> at_once = AtOnce()
@@ -837,14 +837,12 @@ class AtOnce:
     (True, False, True)
     """
 
-    total: int = field(default=0, init=False)
-    """Requests of all clients."""
     _live: dict[str, int] = field(factory=dict, init=False)
 
     def take(self, client: str) -> None:
         """Count a request."""
-        self.total += 1
-        self._live[client] = self._live.get(client, 0) + 1
+        live = self._live
+        live[client] = live.get(client, 0) + 1
 
     def give_back(self, client: str) -> None:
         """Count a request no more.
@@ -852,12 +850,12 @@ class AtOnce:
         Raises:
             KeyError: None is counted for this client.
         """
-        live = self._live[client]
-        if live == 1:
-            del self._live[client]
+        live = self._live
+        left = live[client] - 1
+        if left:
+            live[client] = left
         else:
-            self._live[client] = live - 1
-        self.total -= 1
+            del live[client]
 
     def live(self, client: str) -> int:
         """Return how many requests of a client run or wait."""
@@ -866,6 +864,11 @@ class AtOnce:
     def may_wait(self, client: str, limit: int) -> bool:
         """Return whether a request that is counted already may wait; a limit of 0 means no limit."""
         return not limit or self.live(client) <= limit
+
+    @property
+    def total(self) -> int:
+        """The requests of all clients."""
+        return sum(self._live.values())
 
     @property
     def clients(self) -> Collection[str]:

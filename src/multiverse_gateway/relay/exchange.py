@@ -37,6 +37,7 @@ from multiverse_gateway.core.errors import (
     Overloaded,
     ShuttingDown,
     StreamingUnsupported,
+    TooManyAtOnce,
     UpstreamTimeout,
 )
 from multiverse_gateway.core.failover import (
@@ -61,8 +62,9 @@ from multiverse_gateway.core.routing import Candidates, close_names
 from multiverse_gateway.core.servers import Server, ServerId, model_key
 from multiverse_gateway.core.sse import DONE_EVENT, Dialect, EventStream, error_event, refusal_event
 from multiverse_gateway.core.stored import id_of, response_not_found, usable_id
+from multiverse_gateway.core.usage import NOBODY, OPERATOR
 from multiverse_gateway.relay.heads import Headers
-from multiverse_gateway.relay.ports import UNCOUNTED_BYTES, Client, Limits, Phase, Sending
+from multiverse_gateway.relay.ports import UNCOUNTED_BYTES, Charge, Client, Limits, Phase, Sending
 from multiverse_gateway.relay.requests import Requests
 from multiverse_gateway.relay.waiting import LOOK_SECONDS, WaitingRoom, bulk_flow_of, flow_of
 
@@ -242,6 +244,7 @@ class Exchange:
         "attempts",
         "body_bytes",
         "caller",
+        "charge",
         "client",
         "comments",
         "content_type",
@@ -252,6 +255,7 @@ class Exchange:
         "first_byte_seconds",
         "forwarded",
         "held",
+        "max_at_once",
         "number",
         "phase",
         "query",
@@ -284,11 +288,15 @@ class Exchange:
         source: str = "",
         is_bulk: bool = False,
         wants_comments: bool = False,
+        max_at_once: int = 0,
+        charge: Charge | None = None,
     ) -> None:
         self._engine = engine
         limits = self._limits = engine.limits
         self.caller = caller
         self.source = source
+        self.max_at_once = max_at_once
+        self.charge = charge
         self._queue = engine.room.queue
         self.ticket = Ticket(envelope.model, bulk_flow_of(source) if is_bulk else flow_of(source), self)
         self.number = 0
@@ -467,6 +475,21 @@ class Exchange:
     def drop(self) -> None:
         """Leave the queue: too many requests wait, and no client has more of them there."""
         self._give_up_without_server(self._no_slot())
+
+    def turn_away(self) -> None:
+        """End: the request would have to wait, and its client has reached its limit. It uses up none of the client's other limits."""
+        if self.charge is not None:
+            self.charge.take_back()
+        owner = "address" if self.caller in (NOBODY, OPERATOR) else "key"
+        live, seconds = self._engine.room.at_once.live(self.source) - 1, self._until_next_end()
+        requests = "1 request" if live == 1 else f"{live:,} requests"
+        self._refuse(
+            TooManyAtOnce(
+                f"{self._why_no_slot()}, and your {owner} has {requests} running or waiting; its limit is {self.max_at_once:,}. "
+                f"Try again in {max(1.0, seconds):.0f} s, or send fewer requests at once.",
+                retry_after=seconds,
+            )
+        )
 
     def postpone(self, seconds: float) -> None:
         """Move all deadlines: the process was stopped for so long, and what its sockets hold was not read yet."""
@@ -822,14 +845,16 @@ class Exchange:
 
     def _no_slot(self) -> GatewayError:
         """Return the refusal of a request that waited too long, or for which there is no place; it says when a slot is likely."""
-        queue, model = self._queue, self.envelope.model
-        seconds = queue.until_next_end(model, self.ticket.flow) or retry_seconds(self._engine.chance())
-        waiting = queue.waiting(model)
+        seconds, waiting = self._until_next_end(), self._queue.waiting(self.envelope.model)
         return Overloaded(
             f"{self._why_no_slot()}, and {'1 request waits' if waiting == 1 else f'{waiting} requests wait'}. "
             f"Try again in {max(1.0, seconds):.0f} s, or send fewer requests at once.",
             retry_after=seconds,
         )
+
+    def _until_next_end(self) -> float:
+        """Return about how many seconds it takes until the client has a place again."""
+        return self._queue.until_next_end(self.envelope.model, self.ticket.flow) or retry_seconds(self._engine.chance())
 
     def _why_no_slot(self) -> str:
         """Return the first half of a sentence: what keeps the request from being served now."""

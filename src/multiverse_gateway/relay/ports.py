@@ -30,6 +30,13 @@ class Client(Protocol):
         """Finish a response whose end is missing, so that the client can tell."""
 
 
+class Charge(Protocol):
+    """What a request has used up of its client's limits per minute and per day."""
+
+    def take_back(self) -> None:
+        """Count the request no more: it is refused, and will not be answered. Called once, before the refusal is sent."""
+
+
 class Sending(Protocol):
     """One request on its way to a server (`relay.wire`)."""
 

@@ -8,7 +8,7 @@ runs on one event loop, and any of these calls may come while another one is on 
 from functools import lru_cache
 from typing import Protocol, cast
 
-from multiverse_gateway.core.fairness import Band, FairQueue, Flow, Ticket
+from multiverse_gateway.core.fairness import AtOnce, Band, FairQueue, Flow, Ticket
 
 LOOK_SECONDS = 0.25
 """How often free slots are offered, and waiting exchanges look at the servers, though no attempt ended: a server can return from its pause,
@@ -19,12 +19,18 @@ class Waiter(Protocol):
     """An exchange, as the room sees it: `ticket.request` is one."""
 
     ticket: Ticket
+    source: str
+    max_at_once: int
+    """How many exchanges of its source may live if this one has to wait; 0 for any number."""
 
     def turn(self) -> None:
         """Try to use a slot that is free."""
 
     def drop(self) -> None:
         """End: too many requests wait, and this one is the first that has to go."""
+
+    def turn_away(self) -> None:
+        """End: it would have to wait, and more exchanges of its source live than may."""
 
 
 @lru_cache(maxsize=4096)
@@ -44,6 +50,8 @@ class WaitingRoom:
 
     def __init__(self, max_waiting: int) -> None:
         self.queue = FairQueue(max_waiting=max_waiting)
+        self.at_once = AtOnce()
+        """The exchanges that live, by their `source`."""
         self._turn: Waiter | None = None
         """The exchange to which a free slot is offered at the moment."""
         self._moved_at: dict[str, float] = {}
@@ -64,7 +72,8 @@ class WaitingRoom:
     def join(self, waiter: Waiter, now: float) -> bool:
         """Wait, or stay in the same place; false if the exchange itself is the one for which there is no room.
 
-        What is free is offered first, so the exchange may have begun when this returns.
+        What is free is offered first, so the exchange may have begun when this returns. One that would have to wait is turned away if its
+        source has too many, before it takes the place of another one; not if it has begun before and fails over.
         """
         ticket = waiter.ticket
         if ticket.is_waiting or self.is_closed:
@@ -72,12 +81,20 @@ class WaitingRoom:
         self.queue.join(ticket, now)
         if waiter is not self._turn:
             self.offer(ticket.model, now)
+        if self._has_too_many(waiter):
+            waiter.turn_away()
+            return True
         dropped = self.queue.overflow(ticket.model)
         if dropped is None:
             return True
         if dropped is not ticket:
             cast(Waiter, dropped.request).drop()
         return dropped is not ticket
+
+    def _has_too_many(self, waiter: Waiter) -> bool:
+        """Return whether an exchange waits for the first time though its source has more exchanges than may live then."""
+        ticket = waiter.ticket
+        return ticket.is_waiting and not ticket.has_begun and not self.at_once.may_wait(waiter.source, waiter.max_at_once)
 
     def slot_freed(self, model: str, now: float) -> None:
         """Offer a slot of a model that was given back; those that wait for it learn that the queue moves."""

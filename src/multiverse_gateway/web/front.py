@@ -1,16 +1,19 @@
 """The front of both doors: what becomes of an inference request between its head and its exchange. Decides only; the doors do the I/O.
 
-1. A request is looked at in the order identity, framing, key, method, size, room, quota; the first objection is the answer.
-   So what there is no room for uses up nobody's quota, and waits for none.
+1. A request is looked at in the order identity, framing, key, method, size, room, requests at once, minute, day; the first objection is
+   the answer, and a refused request uses up nothing of any limit. Minute and day are counted before the body is read. Whether the client
+   has too many requests at once matters only if this one would have to wait, which its exchange finds out. So it is the one objection
+   that may come after the counting, and then the counting is taken back (`Visit.take_back`), as for a body that there is no room for.
 2. Every answer to a request, good or bad, has the headers of its `Visit`.
 3. What is held of a body is counted from its first byte, and given back exactly once, by `leave`.
 """
 
 import re
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import attrs
+from msgspec.structs import replace
 
 from multiverse_gateway.api.errors import BadFraming, Refusal, refusal_of
 from multiverse_gateway.core.envelope import Envelope, is_form, read_envelope
@@ -156,11 +159,16 @@ class Visit:
     peer: str | None
     arrived: float
     request_id: str
+    front: "Front"
     caller: Caller = NOBODY_YET
     """Who sent it; known once it was admitted, as is `quota`."""
     quota: Quota | None = None
     held: int = 0
     """Bytes of its body that are counted as held."""
+
+    def take_back(self) -> None:
+        """Count the request towards no limit: it is refused for another one. Called once at most, and harmless if it was not counted."""
+        self.front.take_back(self)
 
     @property
     def headers(self) -> Headers:
@@ -195,7 +203,7 @@ class Front:
         opening = head.notes
         if opening is None:
             opening = head.notes = self._read(head)
-        return Visit(head, opening, length, peer, self.gateway.now(), opening.request_id or new_id())
+        return Visit(head, opening, length, peer, self.gateway.now(), opening.request_id or new_id(), self)
 
     def _read(self, head: RequestHead) -> Opening:
         names, origins = head.names, self.entrance.origins
@@ -242,11 +250,11 @@ class Front:
         self._check(visit)
         caller = visit.caller
         quota = await self.entrance.limiter.hit(caller.quota, caller.limit, caller.daily_limit)
-        gateway = self.gateway
-        if not gateway.admission.may_start(len(gateway.exchanges)) or not gateway.has_room(visit.length):  # others may have come meanwhile
-            raise gateway.overloaded()
         if quota is not None:
             self._charge(visit, quota)
+        gateway = self.gateway
+        if not gateway.admission.may_start(len(gateway.exchanges)) or not gateway.has_room(visit.length):  # others may have come meanwhile
+            raise self._no_room(visit)
 
     def _check(self, visit: Visit) -> None:
         gateway, head, opening = self.gateway, visit.head, visit.opening
@@ -273,6 +281,24 @@ class Front:
             raise self.entrance.too_many(visit.caller, quota)
         visit.quota = quota
 
+    def take_back(self, visit: Visit) -> None:
+        """Do what `Visit.take_back` says."""
+        quota, caller, limiter = visit.quota, visit.caller, self.entrance.limiter
+        if quota is None:
+            return
+        visit.quota = replace(quota, remaining=min(quota.limit, quota.remaining + 1))
+        is_daily = caller.daily_limit is not None
+        if quota.is_shared:
+            call = partial(limiter.take_back_shared, caller.quota, caller.limit, visit.arrived, daily=is_daily)
+            self.gateway.in_background(call)
+        else:
+            limiter.take_back(caller.quota, visit.arrived, daily=is_daily)
+
+    def _no_room(self, visit: Visit) -> GatewayError:
+        """Return the refusal of a request that there is no room for, though there was when it was counted."""
+        self.take_back(visit)
+        return self.gateway.overloaded()
+
     def hold(self, visit: Visit, count: int) -> None:
         """Count a piece of the body that is kept.
 
@@ -285,7 +311,7 @@ class Front:
         if visit.held + count > limit:
             raise too_large(limit)
         if not gateway.has_room(count):
-            raise gateway.overloaded()
+            raise self._no_room(visit)
         gateway.body_bytes += count
         visit.held += count
 
@@ -306,7 +332,7 @@ class Front:
         gateway, opening, path = self.gateway, visit.opening, visit.head.path
         if visit.held:  # others may have come while the body was on its way
             if not gateway.admission.may_start(len(gateway.exchanges)):
-                raise gateway.overloaded()
+                raise self._no_room(visit)
             if len(body) > visit.held:
                 self.hold(visit, len(body) - visit.held)
         elif len(body) <= visit.length:  # it came with the head, for whose `length` there was room just now
@@ -338,6 +364,8 @@ class Front:
             source=caller.quota,
             is_bulk=opening.is_bulk or (key is not None and key.is_bulk),
             wants_comments=opening.wants_comments,
+            max_at_once=caller.max_at_once,
+            charge=visit,
         )
         exchange.traceparent = opening.traceparent
         exchange.forwarded = opening.forwarded

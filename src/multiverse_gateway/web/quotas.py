@@ -3,8 +3,10 @@
 import logging
 import math
 import time
+from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -41,6 +43,8 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     remaining: int
     reset: float
     wait: float | None = None
+    is_shared: bool = False
+    """Whether the call was counted in a storage that several gateways share."""
 
     @property
     def allowed(self) -> bool:
@@ -74,10 +78,11 @@ class DayQuota(Quota, frozen=True, kw_only=True, gc=False):
     """What a client key has left of its day (UTC)."""
 
     @classmethod
-    def of(cls, limit: int, used: int, wall: float) -> "DayQuota":
+    def of(cls, limit: int, used: int, wall: float, *, is_shared: bool = False) -> "DayQuota":
         """Judge a call that is the `used`th of its day; `wall` is epoch seconds."""
         left = until_next_day(wall)
-        return cls(limit=limit, remaining=max(0, limit - used), reset=left, wait=None if used <= limit else left)
+        wait = None if used <= limit else left
+        return cls(limit=limit, remaining=max(0, limit - used), reset=left, wait=wait, is_shared=is_shared)
 
     def error(self, message: str = "") -> RateLimited:
         """Return the refusal of a call over the limit."""
@@ -141,6 +146,15 @@ class _Calls:
             instants.popleft()
             self.total -= self.counts.popleft()
 
+    def take_back(self, since: float) -> None:
+        """Count a call no more: the first one that was counted at this instant or later."""
+        index = bisect_left(self.instants, since)
+        if index < len(self.instants):
+            self.total -= 1
+            self.counts[index] -= 1
+            if not self.counts[index]:
+                del self.instants[index], self.counts[index]
+
     def add(self, now: float, *, is_exact: bool) -> None:
         """Count a call."""
         self.total += 1
@@ -183,6 +197,12 @@ class LocalWindow:
         calls.add(now, is_exact=limit <= self.exact)
         return Quota(limit=limit, remaining=limit - calls.total, reset=WINDOW)
 
+    def take_back(self, key: str, since: float, now: float) -> None:
+        """Count a call no more that was counted just after the monotonic instant `since`, unless that is a minute ago."""
+        calls = self._calls.get(key)
+        if calls is not None and since + WINDOW > now:
+            calls.take_back(since)
+
 
 @attrs.define
 class RateLimiter:
@@ -191,8 +211,10 @@ class RateLimiter:
 
     A storage that fails or takes longer than `patience` is left alone for `recovery` seconds, in which this process counts by itself;
     then one call tries it again. It counts by its own clock, whatever those of the gateways say, and a little coarser than we do: what
-    is left of the minute before counts by its share. Days end by our own `wall` clock; `day_counts` is what is known of today. A call
-    over the limit of the minute does not count for the day; a day that is used up is refused without asking anybody.
+    is left of the minute before counts by its share. Days end by our own `wall` clock; `day_counts` is what is known of today.
+
+    Both limits are looked at before either is counted, so a refused call uses up nothing. A day that is known to be used up is refused
+    without asking anybody.
     """
 
     limit: int
@@ -220,6 +242,29 @@ class RateLimiter:
             return minute
         wall = self.wall()
         return tighter(minute, DayQuota.of(daily, self.day_counts.count(key, wall), wall))
+
+    def take_back(self, key: str, since: float, *, daily: bool) -> None:
+        """Count a call no more that this process counted just after the monotonic instant `since`; `daily`: towards a day, too."""
+        now = self.now()
+        self._local.take_back(key, since, now)
+        if daily:
+            self.day_counts.take_back(key, day_of(self.wall() - (now - since)))
+
+    async def take_back_shared(self, key: str, limit: int | None, since: float, *, daily: bool) -> None:
+        """Do the same for a call that the shared storage counted; one that cannot be asked in time keeps the count."""
+        from limits import RateLimitItemPerMinute
+        from limits.aio.strategies import SlidingWindowCounterRateLimiter
+
+        storage, limit = self.storage, self.limit if limit is None else limit
+        assert storage is not None
+        day = day_of(self.wall() - (self.now() - since))
+        if daily:
+            self.day_counts.take_back(key, day)
+        with suppress(Exception), anyio.move_on_after(self.patience):  # each storage fails in its own way
+            if limit and since + WINDOW > self.now():
+                await SlidingWindowCounterRateLimiter(storage).hit(RateLimitItemPerMinute(limit), key, cost=-1)
+            if daily:
+                await storage.incr(_day_key(key, day), 2 * DAY_SECONDS, -1)
 
     def _spent(self, key: str, daily: int) -> DayQuota | None:
         """Return the refusal of a key whose day is used up."""
@@ -264,10 +309,21 @@ class RateLimiter:
                 await bridge.get_connection().aclose()
 
     async def _hit_shared(self, storage: "Storage", key: str, limit: int, daily: int | None) -> Quota | None:
+        if daily is not None and limit:
+            spent = await self._spent_elsewhere(storage, key, daily)
+            if spent is not None:
+                return spent
         minute = await self._hit_minute(storage, key, limit) if limit else None
         if daily is None or (minute is not None and not minute.allowed):
             return minute
         return tighter(minute, await self._hit_day(storage, key, daily))
+
+    async def _spent_elsewhere(self, storage: "Storage", key: str, daily: int) -> DayQuota | None:
+        """Return the refusal of a key whose day is used up by what all gateways have counted."""
+        wall = self.wall()
+        day = day_of(wall)
+        self.day_counts.learn({key: await storage.get(_day_key(key, day))}, day, wall)
+        return self._spent(key, daily)
 
     async def _hit_minute(self, storage: "Storage", key: str, limit: int) -> Quota:
         from limits import RateLimitItemPerMinute
@@ -280,7 +336,7 @@ class RateLimiter:
         soonest = min(WINDOW, max(0.001, stats.reset_time - time.time()))
         if not allowed:
             return Quota(limit=limit, remaining=0, reset=WINDOW, wait=soonest)
-        return Quota(limit=limit, remaining=max(0, stats.remaining), reset=WINDOW)
+        return Quota(limit=limit, remaining=max(0, stats.remaining), reset=WINDOW, is_shared=True)
 
     async def _hit_day(self, storage: "Storage", key: str, limit: int) -> DayQuota:
         """Count a call under the name of its day, which is kept until that is over by everybody's clock."""
@@ -288,15 +344,22 @@ class RateLimiter:
         day = day_of(wall)
         here = self.day_counts.count(key, wall)
         try:
-            there = await storage.incr(f"LIMITER/{key}/{day_name(day)}", 2 * DAY_SECONDS)
+            there = await storage.incr(_day_key(key, day), 2 * DAY_SECONDS)
         except BaseException:
             self.day_counts.take_back(key, day)
             raise
         self.day_counts.learn({key: there}, day, self.wall())
-        return DayQuota.of(limit, max(here, there), wall)
+        return DayQuota.of(limit, max(here, there), wall, is_shared=True)
 
 
-def rate_limiter(settings: Settings, day_counts: DayCounts, wall: Callable[[], float] = time.time) -> RateLimiter:
+def _day_key(key: str, day: int) -> str:
+    """Return the name under which a shared storage counts the calls of a key on a day."""
+    return f"LIMITER/{key}/{day_name(day)}"
+
+
+def rate_limiter(
+    settings: Settings, day_counts: DayCounts, wall: Callable[[], float] = time.time, now: Callable[[], float] = time.monotonic
+) -> RateLimiter:
     """Make the limiter that the settings ask for.
 
     Raises:
@@ -304,7 +367,7 @@ def rate_limiter(settings: Settings, day_counts: DayCounts, wall: Callable[[], f
     """
     url = settings.rate_limit_storage
     if url.startswith("memory:"):
-        return RateLimiter(settings.rate_limit_per_minute, day_counts=day_counts, wall=wall)
+        return RateLimiter(settings.rate_limit_per_minute, now=now, day_counts=day_counts, wall=wall)
     from limits.aio.storage import Storage  # 2 MB and a tenth of the start, for those who count elsewhere
     from limits.errors import ConfigurationError
     from limits.storage import storage_from_string
@@ -320,4 +383,4 @@ def rate_limiter(settings: Settings, day_counts: DayCounts, wall: Callable[[], f
         remedy = "write redis://host:6379/0, with the port" if is_installed else f"it needs a package: pip install '{package}'"
         raise unusable(settings, "rate_limit_storage", remedy) from None
     assert isinstance(storage, Storage)
-    return RateLimiter(settings.rate_limit_per_minute, storage, day_counts=day_counts, wall=wall)
+    return RateLimiter(settings.rate_limit_per_minute, storage, now=now, day_counts=day_counts, wall=wall)

@@ -3,7 +3,7 @@
 1. What a rule says stands here once; the inference doors call the same functions.
 2. On `/admin` the key is checked before anything else about the request, its path and its body included.
 3. Only a key that was verified names a caller; any other is counted by its address, or a new key would be a new quota.
-4. A client on this machine has no limit per minute, unless a header shows that a proxy or a tunnel forwarded the request.
+4. A client on this machine has no limits without a key, unless a header shows that a proxy or a tunnel forwarded the request.
 """
 
 import hashlib
@@ -292,13 +292,15 @@ def _nobody(method: str, headers: Headers) -> bool:
 class Caller:
     """Who sent a request: `quota` is what its calls are counted by, `name` what its use is, `key` the client key kept in the store.
 
-    `limit` is in calls per minute, 0 for no limit; `None` stands for the limit of an address.
+    `limit` is in calls per minute, 0 for no limit; `None` stands for the limit of an address. `max_at_once` is how many of its requests may
+    run and wait together when another one would have to wait; 0 is no limit.
     """
 
     quota: str
     name: str = NOBODY
     key: ClientKey | None = None
     limit: int | None = None
+    max_at_once: int = 0
 
     @property
     def daily_limit(self) -> int | None:
@@ -307,9 +309,9 @@ class Caller:
 
 
 @lru_cache(maxsize=1024)
-def _stranger(address: str, limit: int | None) -> Caller:
+def _stranger(address: str, limit: int | None, max_at_once: int) -> Caller:
     """Return a caller without a key, known by the address: most requests of some networks."""
-    return Caller(address, limit=limit)
+    return Caller(address, limit=limit, max_at_once=max_at_once)
 
 
 @lru_cache(maxsize=1024)
@@ -374,6 +376,10 @@ class Entrance:
     stored_keys: Callable[[], Mapping[bytes, ClientKey]] = _no_keys
     wall: Callable[[], float] = time.time
     now: Callable[[], float] = time.monotonic
+    key_at_once: int = 0
+    """How many requests with one of the settings' keys may run and wait together when another one would have to wait; 0 for no limit."""
+    address_at_once: int = 0
+    """The same for an address without a key."""
     proxy: ProxyWatch = attrs.field(factory=ProxyWatch, init=False)
     _failures: LocalWindow = attrs.field(factory=_failures, init=False)
     _probes: RateLimiter = attrs.field(init=False)
@@ -403,7 +409,7 @@ class Entrance:
         """
         origins = origin_policy(settings)
         return cls(
-            rate_limiter(settings, day_counts or DayCounts(), wall),
+            rate_limiter(settings, day_counts or DayCounts(), wall, now),
             settings.key_rate_limit_per_minute,
             tuple(ip_network(text, strict=False) for text in settings.trusted_proxies),
             origins,
@@ -413,6 +419,8 @@ class Entrance:
             stored_keys,
             wall,
             now,
+            settings.max_at_once_per_key,
+            settings.max_at_once_per_address,
         )
 
     def is_local(self, peer: str | None, forwarded: bool) -> bool:
@@ -427,7 +435,7 @@ class Entrance:
         return not forwarded
 
     def caller(self, method: str, address: str, headers: Headers, names: Mapping[bytes, bytes], *, is_local: bool = False) -> Caller:
-        """Return who sent a request from an address; without a key a client on this machine (`is_local`) has no limit per minute.
+        """Return who sent a request from an address; without a key a client on this machine (`is_local`) has no limits.
 
         Raises:
             InvalidClientKey: A client key is required, and there is none that works.
@@ -435,20 +443,22 @@ class Entrance:
         if b"authorization" in names or b"x-api-key" in names:
             found = verified(headers, self.client_digests) if self.client_digests else None
             if found is not None:
-                return Caller(found.hex(), f"setting:{found.hex()[:8]}", limit=self.key_limit)
+                return Caller(found.hex(), f"setting:{found.hex()[:8]}", None, self.key_limit, self.key_at_once)
             stored = self.stored_keys()
             for presented in presented_keys(headers) if stored else ():
                 key = stored.get(digest(presented))
                 if key is not None and key.works(self.wall()):
-                    return Caller(key.id, key.id, key, self.key_limit if key.rate_limit is None else key.rate_limit)
+                    limit = self.key_limit if key.rate_limit is None else key.rate_limit
+                    return Caller(key.id, key.id, key, limit, key.max_at_once)
+        limits = (0, 0) if is_local else (None, self.address_at_once)
         if b"cookie" in names and self.signed_in(method, headers):
-            return Caller(address, OPERATOR, limit=0 if is_local else None)
+            return Caller(address, OPERATOR, None, *limits)
         if self.require_client_key:
             raise InvalidClientKey(
                 "The API key is missing or wrong; send yours as `Authorization: Bearer KEY` (api_key of the openai library), "
                 "or ask the operator of this gateway for one"
             )
-        return _stranger(address, 0 if is_local else None)
+        return _stranger(address, *limits)
 
     def too_many(self, caller: Caller, quota: Quota) -> RateLimited:
         """Return the refusal of a call over the caller's limit: a caller without a key learns that keys have a limit of their own."""
