@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from multiverse_gateway import Settings, SettingsError, plugins
+from multiverse_gateway import Settings, SettingsError, create_app, lifespan, plugins
 from multiverse_gateway.balancers.round_robin import RoundRobin
 from multiverse_gateway.probes.models import ModelsProbe
 from multiverse_gateway.stores.memory import MemoryStore
+from multiverse_gateway.testing.store import make_usage
 
 SETTINGS = Settings(database_url="memory://")
 
@@ -28,6 +29,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "no_callable = plugged:NAME\n"
         "[multiverse_gateway.stores]\n"
         "outdated = plugged:Outdated\n"
+        "small = plugged:Small\n"
     )
     (tmp_path / "plugged.py").write_text(
         "from multiverse_gateway.stores.memory import MemoryStore\n"
@@ -43,6 +45,11 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "        self._inner = MemoryStore()\n"
         "    def __getattr__(self, name):\n"
         "        if name in ('requests_on', 'close_session'):\n"
+        "            raise AttributeError(name)\n"
+        "        return getattr(self._inner, name)\n"
+        "class Small(Outdated):\n"
+        "    def __getattr__(self, name):\n"
+        "        if name in ('open_session', 'close_session', 'add_usage', 'usage', 'requests_on'):\n"
         "            raise AttributeError(name)\n"
         "        return getattr(self._inner, name)\n"
     )
@@ -68,6 +75,20 @@ def test_one_that_was_written_for_an_older_version_is_refused_at_the_start() -> 
     """With what it lacks and whose it is, and not by an error when that is first asked for."""
     with pytest.raises(SettingsError, match=r"outdated.*close_session, requests_on.*plugged"):
         plugins.store(Settings(database_url="outdated://here"))
+
+
+@pytest.mark.usefixtures("installed")
+async def test_a_store_may_leave_sessions_and_counts_of_use_to_the_memory_of_the_process() -> None:
+    """It works by its name, and as an instance that an application passes."""
+    stores = [plugins.store(Settings(database_url="small://here")), plugins.completed(plugins.load("stores", "small", SETTINGS))]
+    for store in stores:
+        await store.add_usage("first", [make_usage("2026-05-01")])
+        assert await store.requests_on("2026-05-01") == {"id of alice": 1}
+        await store.open_session("ab" * 32, 1e10)
+        assert (await store.load()).sessions == {"ab" * 32: 1e10}
+    app = create_app(SETTINGS, store=plugins.load("stores", "small", SETTINGS))
+    async with lifespan(app):
+        assert await app.state.gateway.store.usage("2026-05-01", "2026-05-02") == ()
 
 
 @pytest.mark.usefixtures("installed")

@@ -30,7 +30,7 @@ from multiverse_gateway.observability import telemetry
 from multiverse_gateway.observability.logging import configure
 from multiverse_gateway.pages.routes import Pages
 from multiverse_gateway.pages.sessions import Sessions
-from multiverse_gateway.protocols import Balancer, HealthProbe, Store
+from multiverse_gateway.protocols import Balancer, HealthProbe, RegistryStore
 from multiverse_gateway.relay.wire import Resolver
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.web.front import Front
@@ -45,7 +45,7 @@ TELEMETRY_SECONDS = 3.0
 def create_app(
     settings: Settings | None = None,
     *,
-    store: Store | None = None,
+    store: RegistryStore | None = None,
     balancer: Balancer | None = None,
     probe: HealthProbe | None = None,
     transport: httpx2.AsyncBaseTransport | None = None,
@@ -62,7 +62,7 @@ def create_app(
     clock = {} if now is None else {"now": now}
     gateway = Gateway(
         settings,
-        store=store or plugins.store(settings),
+        store=plugins.store(settings) if store is None else plugins.completed(store),
         balancer=balancer or plugins.balancer(settings),
         probe=probe or plugins.probe(settings),
         transport=transport,

@@ -9,7 +9,7 @@ import secrets
 
 import attrs
 
-from multiverse_gateway.protocols import Store
+from multiverse_gateway.protocols import Coordination
 from multiverse_gateway.settings import Settings
 
 SECRET_NAME = "admin_key_sha256"
@@ -33,7 +33,7 @@ def key_digest(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-async def create_admin_key(store: Store) -> AdminKey:
+async def create_admin_key(store: Coordination) -> AdminKey:
     """Make a key unless the store has the hash of one; of several processes at once, one makes it and the others get its hash."""
     key = new_key()
     digest = key_digest(key)
@@ -41,7 +41,7 @@ async def create_admin_key(store: Store) -> AdminKey:
     return AdminKey(kept, key if hmac.compare_digest(kept, digest) else None)
 
 
-async def admin_key(settings: Settings, store: Store) -> AdminKey:
+async def admin_key(settings: Settings, store: Coordination) -> AdminKey:
     """Return the admin key of the settings, which wins, or else that of the store, made when there is none."""
     if settings.admin_api_key is not None:
         return AdminKey(key_digest(settings.admin_api_key))

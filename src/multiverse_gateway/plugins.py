@@ -1,15 +1,19 @@
 """Balancers, probes and stores by name: the entry points of this package and of any other that is installed."""
 
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
 from multiverse_gateway.probes import chat
-from multiverse_gateway.protocols import Balancer, HealthProbe, Store
+from multiverse_gateway.protocols import Balancer, Coordination, HealthProbe, RegistryStore, SessionStore, Store, UsageStore, methods_of
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.settings.declaration import unusable
+from multiverse_gateway.stores.memory import WithSessions, WithUsage
 
 GROUP = "multiverse_gateway"
-_PROTOCOLS = {"balancers": Balancer, "probes": HealthProbe, "stores": Store}
+_REQUIRED: Mapping[str, tuple[type, ...]] = {"balancers": (Balancer,), "probes": (HealthProbe,), "stores": (RegistryStore, Coordination)}
+_OPTIONAL: Mapping[str, tuple[type, ...]] = {"stores": (SessionStore, UsageStore)}
+"""The parts that a plug-in may lack, but not by half."""
 _SETTINGS = {"balancers": "balancer", "probes": "probe", "stores": "database_url"}
 """The setting that names a plug-in of each kind."""
 
@@ -37,9 +41,9 @@ def load(kind: str, name: str, settings: Settings) -> Any:
     """
     for entry in entry_points(group=f"{GROUP}.{kind}", name=name):
         made = _factory(kind, entry, settings)(settings)
-        missing = sorted(method for method in vars(_PROTOCOLS[kind]) if not method.startswith("_") and not hasattr(made, method))
+        missing = _missing(kind, made)
         if missing:
-            remedy = f"{name} lacks {', '.join(missing)}; install a version of {_package(entry)} for this gateway"
+            remedy = f"{name} lacks {', '.join(sorted(missing))}; install a version of {_package(entry)} for this gateway"
             raise unusable(settings, _SETTINGS[kind], remedy)
         return made
     if kind == "stores":
@@ -66,6 +70,12 @@ def _factory(kind: str, entry: EntryPoint, settings: Settings) -> Any:
     return factory
 
 
+def _missing(kind: str, made: object) -> set[str]:
+    """Return the methods that a plug-in lacks: any of a required part, and some, but not all, of an optional one."""
+    parts = [*_REQUIRED[kind], *(part for part in _OPTIONAL.get(kind, ()) if not _lacks(made, part))]
+    return {method for part in parts for method in methods_of(part) if not hasattr(made, method)}
+
+
 def _package(entry: EntryPoint) -> str:
     return entry.dist.name if entry.dist is not None else entry.module
 
@@ -81,5 +91,19 @@ def probe(settings: Settings) -> HealthProbe:
 
 
 def store(settings: Settings) -> Store:
-    """Make the store that the scheme of the database URL names."""
-    return cast(Store, load("stores", settings.database_url.partition("://")[0], settings))
+    """Make the store that the scheme of the database URL names, and complete it."""
+    return completed(load("stores", settings.database_url.partition("://")[0], settings))
+
+
+def completed(store: RegistryStore) -> Store:
+    """Return a store with all its parts; sessions and counts of use that it does not keep are kept in memory, for this process."""
+    if _lacks(store, SessionStore):
+        store = cast(RegistryStore, WithSessions(store))
+    if _lacks(store, UsageStore):
+        store = cast(RegistryStore, WithUsage(store))
+    return cast(Store, store)
+
+
+def _lacks(made: object, part: type) -> bool:
+    """Return whether there is nothing of a part."""
+    return not any(hasattr(made, method) for method in methods_of(part))

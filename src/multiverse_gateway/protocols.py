@@ -5,6 +5,7 @@ Each is named in the settings by its entry point, or passed to `create_app` as a
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from inspect import isfunction
 from typing import Protocol, runtime_checkable
 
 import attrs
@@ -184,11 +185,12 @@ class Registry:
     sessions: Mapping[str, float] = attrs.field(factory=dict)
 
 
-class Store(Protocol):
-    """The durable registry, shared by every process and replica.
+class RegistryStore(Protocol):
+    """The servers, their health and the client keys: what every store keeps, for every process and replica.
 
     Raises `StorageUnavailable` from any method when the storage cannot be reached or written; what was acknowledged is never lost. The
-    gateway treats any other exception as a refusal: it continues, and does not expect the same call to succeed later.
+    gateway treats any other exception as a refusal: it continues, and does not expect the same call to succeed later. This holds for the
+    other parts of a store as well.
     """
 
     async def open(self) -> None:
@@ -196,11 +198,14 @@ class Store(Protocol):
         ...
 
     async def version(self) -> int:
-        """Return a number that grows when servers, client keys, sessions or a health *state* changed, by anyone."""
+        """Return a number that grows whenever servers, client keys, sessions or what `save_health` names changed, by any process."""
         ...
 
     async def changed(self, within: float) -> None:
-        """Return when somebody may have changed the registry, after `within` seconds at the latest; raises nothing."""
+        """Return when another process may have changed the registry, after `within` seconds at the latest; raise nothing.
+
+        A store that is not told of changes sleeps for that long.
+        """
         ...
 
     async def load(self) -> Registry:
@@ -228,7 +233,8 @@ class Store(Protocol):
         """Save one batch: health of the servers named and results of probes.
 
         Health of an older generation than the stored server's, and of removed servers, is dropped. The last 100 results of each
-        server are kept. `version` grows only when some `state` (or `reason` or `warning`) changed.
+        server are kept. `version` grows only when the `state`, `reason`, `reason_path`, `warning` or `generation` of some server changed.
+        The fields of `Health` from `probe_at` on mean something to one process only, and need not be kept.
         """
         ...
 
@@ -240,13 +246,46 @@ class Store(Protocol):
         """Insert or replace a client key; returns only after a durable commit. A revoked one stays revoked, whatever is saved."""
         ...
 
+    async def aclose(self) -> None:
+        """Close; everything acknowledged is on disk."""
+        ...
+
+
+class Coordination(Protocol):
+    """What several processes agree on: every store keeps it."""
+
+    async def claim(self, role: str, holder: str, ttl: float) -> bool:
+        """Take or renew the lease of `role` for `ttl` seconds, and return true; return false while another holder has it.
+
+        With a `ttl` of 0 or less nothing is taken: the result says whether the lease is free or the holder's own, and its own one ends.
+        """
+        ...
+
+    async def secret(self, name: str, proposal: str) -> str:
+        """Return the value kept under `name`, after keeping `proposal` if there is none yet; atomic over all processes, and durable."""
+        ...
+
+
+class SessionStore(Protocol):
+    """The browsers' sessions, an optional part of a store: `version` grows with them, and `load` returns them.
+
+    With a store that lacks it, each process knows only the sessions that it opened itself, and they end with it.
+    """
+
     async def open_session(self, digest: str, until: float) -> None:
-        """Let a browser's session count in every process until `until` (Unix time), when the store may forget it."""
+        """Let a browser's session count in every process until `until` (Unix time); the store may forget it then."""
         ...
 
     async def close_session(self, digest: str) -> bool:
-        """Let a session count no more, in any process; returns only after a durable commit. False when there is none: true once."""
+        """End a session in every process; return only after a durable commit. True once, then false, as for a session that never was."""
         ...
+
+
+class UsageStore(Protocol):
+    """The counts of use, an optional part of a store.
+
+    With a store that lacks it, each process knows only what it counted itself, and that ends with it.
+    """
 
     async def add_usage(self, batch: str, rows: Sequence[Usage]) -> None:
         """Add counts to those that are kept, all or none; a batch that was added within the last day is not added again.
@@ -263,17 +302,9 @@ class Store(Protocol):
         """Return how many requests each client sent on a day (ISO 8601), at most `MAX_COUNT`; clients without any are left out."""
         ...
 
-    async def claim(self, role: str, holder: str, ttl: float) -> bool:
-        """Take or renew the lease of `role` for `ttl` seconds; false while somebody else holds it."""
-        ...
 
-    async def secret(self, name: str, proposal: str) -> str:
-        """Return the value kept under `name`, keeping `proposal` when there is none yet; atomic over all processes."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close; everything acknowledged is on disk."""
-        ...
+class Store(RegistryStore, Coordination, SessionStore, UsageStore, Protocol):
+    """The durable registry with all its parts: what the gateway works with. `plugins.completed` makes one of a store with fewer parts."""
 
 
 class ResponseStore(Protocol):
@@ -289,3 +320,13 @@ class ResponseStore(Protocol):
     async def find_response(self, key: str) -> StoredResponse | None:
         """Return the place of a response, or `None`; an expired one may still be found."""
         ...
+
+
+def methods_of(protocol: type) -> frozenset[str]:
+    """Return the names of the methods of a protocol, those of its parts included.
+
+    >>> sorted(methods_of(Coordination)), methods_of(Coordination) < methods_of(Store)
+    (['claim', 'secret'], True)
+    """
+    parts = [part for part in protocol.__mro__ if part.__module__ == __name__]
+    return frozenset(name for part in parts for name, member in vars(part).items() if isfunction(member) and not name.startswith("_"))

@@ -6,19 +6,13 @@ A store is a plug-in. One that raises a `TypeError` must end neither the countin
 import logging
 from collections.abc import Awaitable, Callable
 from functools import wraps
-from inspect import isfunction
 from pathlib import Path
 from typing import Any, cast
 
 from multiverse_gateway.core.errors import GatewayError, StorageRefused
-from multiverse_gateway.protocols import ResponseStore, Store
+from multiverse_gateway.protocols import ResponseStore, Store, methods_of
 
-CALLS = frozenset(
-    name
-    for protocol in (Store, ResponseStore)
-    for name, member in vars(protocol).items()
-    if isfunction(member) and not name.startswith("_")
-) - {"open"}
+CALLS = (methods_of(Store) | methods_of(ResponseStore)) - {"open"}
 """The calls of a store that are guarded. What `open` raises stops the start, and its author needs to see it."""
 
 _log = logging.getLogger("multiverse_gateway.registry")

@@ -5,7 +5,8 @@ are read by what reads them. With `title="NAME"` a fence is a file that the late
 
     <!-- not run: why it cannot be -->
     <!-- client: openai==3.*, openai==2.54.* -->        `nox -s clients` runs it, once with each of these packages
-    <!-- from PATH -->                                  it is a copy of a part of that file, which another test runs
+    <!-- from PATH -->                                  it is a copy of a part of that file, which another test runs; with a
+                                                        title the later fences of the page find it, too
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import anyio
 import attrs
@@ -12,17 +13,70 @@ from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId
 from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey, bounded
-from multiverse_gateway.protocols import ProbeResult, Registry
+from multiverse_gateway.protocols import ProbeResult, Registry, RegistryStore
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.rows import BATCH_SECONDS, HISTORY, MOST_RESPONSES, REMOVED, shown
 
 
-class MemoryStore:
-    """Keep everything in dictionaries; the model that the other stores are held against."""
+class MemorySessions:
+    """The sessions of one process; `_version` grows with them."""
 
     def __init__(self, wall: Callable[[], float] = time.time) -> None:
         self._wall = wall
         self._version = 0
+        self._sessions: dict[str, float] = {}
+
+    async def open_session(self, digest: str, until: float) -> None:
+        """Let a session count; those that are over are forgotten."""
+        now = self._wall()
+        self._sessions = {name: end for name, end in self._sessions.items() if end > now} | {digest: until}
+        self._version += 1
+
+    async def close_session(self, digest: str) -> bool:
+        """Let a session count no more."""
+        if self._sessions.pop(digest, None) is None:
+            return False
+        self._version += 1
+        return True
+
+
+class MemoryUsage:
+    """The counts of use of one process."""
+
+    def __init__(self) -> None:
+        self._usage: dict[UsageKey, Counts] = {}
+        self._batches: dict[str, float] = {}
+
+    async def add_usage(self, batch: str, rows: Sequence[Usage]) -> None:
+        """Add counts, once per batch."""
+        now = anyio.current_time()
+        self._batches = {name: at for name, at in self._batches.items() if now < at + BATCH_SECONDS}
+        if batch in self._batches:
+            return
+        self._batches[batch] = now
+        for row in rows:
+            self._usage[row.key] = self._usage.get(row.key, Counts()) + row.counts
+
+    async def usage(self, since: str, until: str) -> Sequence[Usage]:
+        """Return what is kept of these days."""
+        found = [Usage(key=key, counts=counts) for key, counts in self._usage.items() if since <= key.day <= until]
+        return tuple(sorted(found, key=lambda usage: attrs.astuple(usage.key)))
+
+    async def requests_on(self, day: str) -> Mapping[str, int]:
+        """Return how many requests each client has sent on a day."""
+        sums: Counter[str] = Counter()
+        for key, counts in self._usage.items():
+            if key.day == day:
+                sums[key.client] = bounded(sums[key.client] + counts.requests)
+        return sums
+
+
+class MemoryStore(MemorySessions, MemoryUsage):
+    """Keep everything in dictionaries; the model that the other stores are held against."""
+
+    def __init__(self, wall: Callable[[], float] = time.time) -> None:
+        MemorySessions.__init__(self, wall)
+        MemoryUsage.__init__(self)
         self._servers: dict[ServerId, Server] = {}
         self._removed: deque[Server] = deque(maxlen=REMOVED)
         self._health: dict[ServerId, Health] = {}
@@ -30,9 +84,6 @@ class MemoryStore:
         self._leases: dict[str, tuple[str, float]] = {}
         self._secrets: dict[str, str] = {}
         self._keys: dict[str, ClientKey] = {}
-        self._sessions: dict[str, float] = {}
-        self._usage: dict[UsageKey, Counts] = {}
-        self._batches: dict[str, float] = {}
         self._responses: dict[str, StoredResponse] = {}
 
     async def open(self) -> None:
@@ -111,42 +162,6 @@ class MemoryStore:
         self._keys[key.id] = key
         self._version += 1
 
-    async def open_session(self, digest: str, until: float) -> None:
-        """Let a session count; those that are over are forgotten."""
-        now = self._wall()
-        self._sessions = {name: end for name, end in self._sessions.items() if end > now} | {digest: until}
-        self._version += 1
-
-    async def close_session(self, digest: str) -> bool:
-        """Let a session count no more."""
-        if self._sessions.pop(digest, None) is None:
-            return False
-        self._version += 1
-        return True
-
-    async def add_usage(self, batch: str, rows: Sequence[Usage]) -> None:
-        """Add counts, once per batch."""
-        now = anyio.current_time()
-        self._batches = {name: at for name, at in self._batches.items() if now < at + BATCH_SECONDS}
-        if batch in self._batches:
-            return
-        self._batches[batch] = now
-        for row in rows:
-            self._usage[row.key] = self._usage.get(row.key, Counts()) + row.counts
-
-    async def usage(self, since: str, until: str) -> Sequence[Usage]:
-        """Return what is kept of these days."""
-        found = [Usage(key=key, counts=counts) for key, counts in self._usage.items() if since <= key.day <= until]
-        return tuple(sorted(found, key=lambda usage: attrs.astuple(usage.key)))
-
-    async def requests_on(self, day: str) -> Mapping[str, int]:
-        """Return how many requests each client has sent on a day."""
-        sums: Counter[str] = Counter()
-        for key, counts in self._usage.items():
-            if key.day == day:
-                sums[key.client] = bounded(sums[key.client] + counts.requests)
-        return sums
-
     async def save_responses(self, responses: Sequence[StoredResponse]) -> None:
         """Keep the places of responses, and delete the expired ones."""
         now = self._wall()
@@ -173,6 +188,38 @@ class MemoryStore:
 
     async def aclose(self) -> None:
         """Do nothing: what was kept goes with the process."""
+
+
+class WithUsage(MemoryUsage):
+    """A store that counts no use, and the counts of this process."""
+
+    def __init__(self, store: RegistryStore) -> None:
+        super().__init__()
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+class WithSessions(MemorySessions):
+    """A store that keeps no sessions, and those of this process, which are part of its registry."""
+
+    def __init__(self, store: RegistryStore) -> None:
+        super().__init__()
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def version(self) -> int:
+        """Return a number that grows with the store's own and with the sessions."""
+        return await self._store.version() + self._version
+
+    async def load(self) -> Registry:
+        """Return what the store keeps, with the sessions."""
+        opened, sessions = self._version, dict(self._sessions)
+        registry = await self._store.load()
+        return attrs.evolve(registry, version=registry.version + opened, sessions=sessions)
 
 
 def create(settings: Settings) -> MemoryStore:

@@ -68,8 +68,8 @@ def make_response(key: str = "a" * 64, **facts: object) -> StoredResponse:
     return StoredResponse(**{**values, **facts})  # type: ignore[arg-type]
 
 
-class StoreContract:
-    """Subclass it with an async fixture `store` that yields an empty, open store."""
+class RegistryStoreContract:
+    """What every store must do. Subclass it with an async fixture `store` that yields an empty, open store."""
 
     async def test_a_saved_server_is_loaded_as_it_was(self, store: Store) -> None:
         """Every field comes back, and health only once it was saved."""
@@ -210,18 +210,6 @@ class StoreContract:
         await store.save_health({}, [make_result("three", 1)])
         assert not await store.history(ServerId("three"), 5)
 
-    async def test_a_session_counts_until_it_is_closed(self, store: Store) -> None:
-        """Everybody who follows the version hears of it; one that is over is forgotten by and by; it can be closed once."""
-        before = await store.version()
-        await store.open_session("over", 1.0)
-        await store.open_session("ab" * 32, 1e10)
-        assert (opened := await store.version()) > before
-        assert (await store.load()).sessions == {"ab" * 32: 1e10}
-        assert await store.close_session("ab" * 32)
-        assert not await store.close_session("ab" * 32)
-        assert await store.version() > opened
-        assert not (await store.load()).sessions
-
     async def test_client_keys_are_kept(self, store: Store) -> None:
         """Every field comes back, with the registry, and others see at once that something changed."""
         seen = [await store.version()]
@@ -241,6 +229,48 @@ class StoreContract:
         await store.save_key(make_key(revoked_at=5.0))
         await store.save_key(make_key(rate_limit=9))
         assert (await store.load()).keys == (make_key(rate_limit=9, revoked_at=5.0),)
+
+
+class CoordinationContract:
+    """What every store must do for the processes that share it. Subclass it like `RegistryStoreContract`."""
+
+    async def test_one_holder_has_the_lease(self, store: Store) -> None:
+        """It can be renewed, and taken by another once it ran out."""
+        assert await store.claim("probe", "first", 60.0) is True
+        assert await store.claim("probe", "first", 60.0) is True
+        assert await store.claim("probe", "second", 60.0) is False
+        assert await store.claim("other", "second", 60.0) is True
+        assert await store.claim("probe", "first", -1.0) is True
+        assert await store.claim("probe", "second", 60.0) is True
+        assert await store.claim("probe", "first", 0.0) is False
+        assert await store.claim("probe", "second", 0.0) is True
+        assert await store.claim("probe", "first", 60.0) is True
+
+    async def test_the_first_secret_stays(self, store: Store) -> None:
+        """Whoever comes later gets the one that is kept."""
+        assert await store.secret("key", "first") == "first"
+        assert await store.secret("key", "second") == "first"
+        assert await store.secret("other", "second") == "second"
+
+
+class SessionStoreContract:
+    """What a store must do that keeps sessions. Subclass it like `RegistryStoreContract`."""
+
+    async def test_a_session_counts_until_it_is_closed(self, store: Store) -> None:
+        """Everybody who follows the version hears of it; one that is over is forgotten by and by; it can be closed once."""
+        before = await store.version()
+        await store.open_session("over", 1.0)
+        await store.open_session("ab" * 32, 1e10)
+        assert (opened := await store.version()) > before
+        assert (await store.load()).sessions == {"ab" * 32: 1e10}
+        assert await store.close_session("ab" * 32)
+        assert not await store.close_session("ab" * 32)
+        assert await store.version() > opened
+        assert not (await store.load()).sessions
+
+
+class UsageStoreContract:
+    """What a store must do that counts use. Subclass it like `RegistryStoreContract`."""
 
     async def test_usage_adds_up(self, store: Store) -> None:
         """By everything in its key; each day can be asked for."""
@@ -298,23 +328,9 @@ class StoreContract:
                 group.start_soon(store.add_usage, f"batch {number}", [make_usage("2026-05-01"), make_usage("2026-05-02")])
         assert [usage.counts.requests for usage in await store.usage("2026-05-01", "2026-05-02")] == [20, 20]
 
-    async def test_one_holder_has_the_lease(self, store: Store) -> None:
-        """It can be renewed, and taken by another once it ran out."""
-        assert await store.claim("probe", "first", 60.0) is True
-        assert await store.claim("probe", "first", 60.0) is True
-        assert await store.claim("probe", "second", 60.0) is False
-        assert await store.claim("other", "second", 60.0) is True
-        assert await store.claim("probe", "first", -1.0) is True
-        assert await store.claim("probe", "second", 60.0) is True
-        assert await store.claim("probe", "first", 0.0) is False
-        assert await store.claim("probe", "second", 0.0) is True
-        assert await store.claim("probe", "first", 60.0) is True
 
-    async def test_the_first_secret_stays(self, store: Store) -> None:
-        """Whoever comes later gets the one that is kept."""
-        assert await store.secret("key", "first") == "first"
-        assert await store.secret("key", "second") == "first"
-        assert await store.secret("other", "second") == "second"
+class StoreContract(RegistryStoreContract, CoordinationContract, SessionStoreContract, UsageStoreContract):
+    """What a store must do that has all parts."""
 
 
 class ResponseStoreContract:
