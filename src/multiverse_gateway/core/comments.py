@@ -4,9 +4,9 @@ A comment ends with a single line end. A blank line after it would end an event,
 openai-python after an `id:` or `retry:`, older versions of openai-go after any comment.
 """
 
-import json
 from collections.abc import Iterable
 
+import msgspec
 from attrs import define
 
 from multiverse_gateway.core.fairness import Place
@@ -34,6 +34,10 @@ class Comments:
         """Whether any comment was written, so that the head of the response is sent."""
         return bool(self.latest)
 
+    def may_take(self, now: float) -> bool:
+        """Return whether any comment can be due."""
+        return now - self.written_at >= APART_SECONDS
+
     def take(self, comment: bytes, now: float) -> bool:
         """Return whether a comment is due, and count it as written then: it differs from the latest one, or that is old."""
         if now - self.written_at < (SILENCE_SECONDS if comment == self.latest else APART_SECONDS):
@@ -49,7 +53,7 @@ def place_comment(place: Place) -> bytes:
     >>> place_comment(Place(position=3, waiting=7, about_seconds=20))
     b': queue {"position":3,"waiting":7,"about_seconds":20}\\n'
     """
-    return _comment("queue", {"position": place.position, "waiting": place.waiting, "about_seconds": place.about_seconds})
+    return _comment(b"queue", {"position": place.position, "waiting": place.waiting, "about_seconds": place.about_seconds})
 
 
 def prefill_comment(attempt: int) -> bytes:
@@ -58,7 +62,7 @@ def prefill_comment(attempt: int) -> bytes:
     >>> prefill_comment(1)
     b': prefill {"attempt":1}\\n'
     """
-    return _comment("prefill", {"attempt": attempt})
+    return _comment(b"prefill", {"attempt": attempt})
 
 
 def headers_comment(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -67,8 +71,8 @@ def headers_comment(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     >>> headers_comment([(b"x-multiverse-attempts", b"1")])
     b': headers {"x-multiverse-attempts":"1"}\\n'
     """
-    return _comment("headers", {name.decode("latin-1"): value.decode("latin-1") for name, value in headers})
+    return _comment(b"headers", {name.decode("latin-1"): value.decode("latin-1") for name, value in headers})
 
 
-def _comment(name: str, fields: dict[str, object]) -> bytes:
-    return f": {name} {json.dumps(fields, separators=(',', ':'))}\n".encode()
+def _comment(name: bytes, fields: dict[str, object]) -> bytes:
+    return b": %b %b\n" % (name, msgspec.json.encode(fields))

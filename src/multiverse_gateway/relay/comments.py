@@ -29,8 +29,9 @@ class Commentary:
             return
         self._looks_at = now + LOOK_SECONDS
         self._exchanges = {exchange for exchange in self._exchanges if exchange.awaits_answer}
+        ready = [exchange for exchange in self._exchanges if exchange.may_comment(now)]
         places: dict[Ticket, Place] = {}
-        for model in {exchange.ticket.model for exchange in self._exchanges if exchange.ticket.is_waiting}:
+        for model in {exchange.ticket.model for exchange in ready if exchange.ticket.is_waiting}:
             places |= self._queue.places(model, now)
-        for exchange in list(self._exchanges):
+        for exchange in ready:
             exchange.comment(places.get(exchange.ticket), now)

@@ -526,14 +526,18 @@ class Exchange:
         elif phase is _TRYING:
             self._tick_trying(now)
 
+    def may_comment(self, now: float) -> bool:
+        """Return whether a comment can be due: cheaper than to find out which."""
+        return self.comments is not None and not self._clogged and self.comments.may_take(now)
+
     def comment(self, place: Place | None, now: float) -> None:
         """Write a comment if one is due; `place` is that in the queue, `None` for a request that waits for a server's first event.
 
-        The first one sends the head of the response. Only for an exchange with `comments`.
+        The first one sends the head of the response. Only for an exchange that `may_comment`.
         """
         comments = self.comments
         assert comments is not None
-        if self._clogged or not self.awaits_answer or (place is None and not self.tried):
+        if not self.awaits_answer or (place is None and not self.tried):
             return
         has_head = comments.have_begun
         comment = place_comment(place) if place is not None else prefill_comment(self.tried)
