@@ -29,7 +29,6 @@ LONG_MODULES = {
     "core.sse",
     "gateway",
     "relay.exchange",
-    "relay.listener",
     "relay.wire",
     "stores.postgres",
     "stores.sqlite",
@@ -42,7 +41,6 @@ LARGE_CLASSES = {
     "core.sse.EventStream",
     "gateway.Gateway",
     "relay.exchange.Exchange",
-    "relay.listener.Connection",
     "settings.declaration.Settings",  # stays: one field per setting, and nothing but fields
     "stores.postgres.PostgresStore",
 }
@@ -50,11 +48,9 @@ SHARED_CLASS_NAMES = {
     "Check",
     "Client",
     "Dialect",
-    "Front",
     "Health",
     "Note",
     "Outbox",
-    "Refusal",
     "Sending",
     "Step",
     "Usage",

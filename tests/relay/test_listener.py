@@ -15,9 +15,10 @@ import pytest
 from multiverse_gateway.core.errors import BadRequest, GatewayError, InvalidClientKey, RequestTimeout, RequestTooLarge
 from multiverse_gateway.core.failover import FailureClass
 from multiverse_gateway.core.sse import DONE_EVENT
+from multiverse_gateway.relay.client_connection import AHEAD_BYTES, HIGH_WATER, SPARED_BYTES, Patience
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import Headers, RequestHead
-from multiverse_gateway.relay.listener import AHEAD_BYTES, HIGH_WATER, SPARED_BYTES, Listener, Patience
+from multiverse_gateway.relay.listener import Listener
 from multiverse_gateway.relay.ports import Client, Phase
 from support.answers import chat_event
 from support.exchanges import MODEL, SPEECH, RecordingEngine, server
@@ -193,7 +194,7 @@ class Door:
     """A direct door on a port of its own."""
 
     hall: Hall
-    listener: Listener
+    listener: Listener[Visit]
     port: int
     handed: list[tuple[asyncio.Transport, bytes]]
 
@@ -332,10 +333,10 @@ async def test_an_answer_that_is_cut_before_anything_followed_its_head() -> None
     async with door() as it, it.visitor() as visitor:
         await visitor.send(request(path=SPEECH))
         await it.tried()
-        connection = next(iter(it.listener.connections))
-        connection.head(200, [])
+        writer = next(iter(it.listener.connections)).writer
+        writer.head(200, [])
         it.hall.last.client_gone()
-        connection.cut()
+        writer.cut()
         answer = await visitor.answer()
         assert (answer.status, answer.complete) == (200, False)
 
@@ -618,11 +619,12 @@ async def test_a_request_behind_a_body_waits_too() -> None:
         assert len(it.hall.bodies) == 3
 
 
-async def test_garbage_behind_chunks_does_not_spoil_the_request() -> None:
+@pytest.mark.parametrize("behind", [b"\x00garbage", b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"])
+async def test_garbage_behind_chunks_does_not_spoil_the_request(behind: bytes) -> None:
     async with door() as it, it.visitor() as visitor:
         await visitor.send(CHUNKED)
         await until(lambda: it.hall.visits)
-        await visitor.send(chunked(BODY) + b"\x00garbage")
+        await visitor.send(chunked(BODY) + behind)
         await it.tried()
         it.hall.engine.last.answer()
         assert (await visitor.answer()).header("connection") == "close"

@@ -29,7 +29,8 @@ from multiverse_gateway.cli.guards import GuardedConfig, guard_hypercorn
 from multiverse_gateway.cli.handover import Hypercorn, misfit
 from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.observability.logging import configure
-from multiverse_gateway.relay.listener import Listener, Patience
+from multiverse_gateway.relay.client_connection import Patience
+from multiverse_gateway.relay.listener import Listener
 from multiverse_gateway.settings import Settings, SettingsError
 from multiverse_gateway.settings.declaration import unusable
 from multiverse_gateway.settings.sources import Written, as_written

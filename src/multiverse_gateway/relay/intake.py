@@ -1,0 +1,78 @@
+"""What the direct door asks of the rules for incoming requests, which stand above it (`web.front`)."""
+
+from typing import Protocol, TypeVar
+
+from multiverse_gateway.core.errors import GatewayError
+from multiverse_gateway.relay.exchange import Exchange
+from multiverse_gateway.relay.heads import Headers, RequestHead
+from multiverse_gateway.relay.ports import Client
+
+
+class HasLines(Protocol):
+    """A request on its way in, as far as the door looks at it."""
+
+    @property
+    def lines(self) -> bytes:
+        """Return the header lines that every response to the request has, as HTTP/1.1 writes them."""
+
+
+V = TypeVar("V", bound=HasLines)
+"""What the rules make of the head of a request; the door passes it back with each question about that request."""
+
+
+class EarlyResponse(Protocol):
+    """A response to a request that reaches no exchange."""
+
+    @property
+    def status(self) -> int:
+        """Return the status code."""
+
+    @property
+    def headers(self) -> Headers:
+        """Return the headers, without a length."""
+
+    @property
+    def body(self) -> bytes:
+        """Return the body."""
+
+    @property
+    def closes(self) -> bool:
+        """Return whether the connection cannot be used after it."""
+
+
+class Intake(Protocol[V]):
+    """The rules for incoming requests. The door reads and writes; these decide."""
+
+    @property
+    def must_wait(self) -> bool:
+        """Return whether `admit` has to be awaited, because quotas are counted elsewhere."""
+
+    def visit(self, head: RequestHead, length: int, peer: str | None) -> V:
+        """Note a request; `length` is the number of its `Content-Length`, or 0."""
+
+    def admit_now(self, visit: V) -> None:
+        """Decide whether the body is wanted; raises the error to respond with if it is not. Only called if not `must_wait`."""
+
+    async def admit(self, visit: V) -> None:
+        """Decide the same after asking for the quota."""
+
+    def hold(self, visit: V, count: int) -> None:
+        """Count bytes of the body that are held in memory; raises the error to respond with if there is no room."""
+
+    def body_deadline(self, received: int, elapsed: float) -> float:
+        """Return the seconds after its beginning by which more of a body must arrive; its last piece arrived after `elapsed` seconds."""
+
+    def too_slow(self) -> GatewayError:
+        """Return the error for a body that arrives too slowly."""
+
+    def misread(self, message: str) -> GatewayError:
+        """Return the error for a request that is not proper HTTP."""
+
+    def begin(self, visit: V, body: bytes, client: Client) -> Exchange:
+        """Make the exchange, or raise the error to respond with."""
+
+    def refuse(self, visit: V, error: Exception) -> EarlyResponse:
+        """Return the response for an error."""
+
+    def leave(self, visit: V) -> None:
+        """Stop counting what is held of the body."""
