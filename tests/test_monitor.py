@@ -223,7 +223,7 @@ async def test_a_probe_that_raises_is_told_and_tried_again(caplog: pytest.LogCap
         async def broken(server: Server) -> ProbeResult:
             raise RuntimeError("a fault of our own")
 
-        scene.gateway.check = broken  # type: ignore[method-assign]
+        scene.gateway.checks.check = broken  # type: ignore[method-assign]
         scene.clock.advance(60)
         await one_round(monitor)
         assert "could not be probed" in caplog.text
@@ -259,7 +259,7 @@ async def test_what_another_process_found_ill_is_probed_at_once() -> None:
         first.probe.checked.clear()
         await second.gateway.refresh()
         [server_id] = second.gateway.table.routes
-        second.gateway.note_result(
+        second.gateway.checks.note_result(
             ProbeResult(server_id=server_id, generation=1, passed=False, checked_at=1.0, duration=0.1, reason="no answer")
         )
         await second.gateway.health_book.flush()

@@ -221,7 +221,7 @@ class World:
         """Probe what is due."""
         for gateway in self.gateways:
             for server in due(gateway.table.routes.values(), self.clock.now):
-                gateway.note_result(_probed(self.hosts[server.id], server, self.clock.now))
+                gateway.checks.note_result(_probed(self.hosts[server.id], server, self.clock.now))
         self.clock.later(PROBE_SECONDS, self.probe)
 
     def is_quiet(self) -> bool:

@@ -18,16 +18,13 @@ import attrs
 import httpx2
 from anyio.abc import TaskGroup
 
-from multiverse_gateway.access import ask_for_access
-from multiverse_gateway.core.access import CONFIRMING_PATH, Access
-from multiverse_gateway.core.activity import ELSEWHERE, Activity, Running, busy_role, held_seconds
 from multiverse_gateway.core.addresses import AddressPolicy
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.errors import Overloaded, StorageUnavailable, TooManyAtOnce
 from multiverse_gateway.core.explaining import as_line, compared, described, judged
 from multiverse_gateway.core.failover import RetryPolicy
 from multiverse_gateway.core.fairness import Band
-from multiverse_gateway.core.health import Health, HealthState, Refused, fresh, is_refused, share
+from multiverse_gateway.core.health import Health, fresh, share
 from multiverse_gateway.core.load import FADE_SECONDS, Admission, Load, Strain, retry_seconds
 from multiverse_gateway.core.pauses import stopped_seconds
 from multiverse_gateway.core.routing import (
@@ -39,7 +36,7 @@ from multiverse_gateway.core.routing import (
     listed_name,
     pools_of,
 )
-from multiverse_gateway.core.servers import ClientKey, Server, ServerId, identity, model_key
+from multiverse_gateway.core.servers import ClientKey, Server, ServerId, model_key
 from multiverse_gateway.dialing import client_over, wire_of
 from multiverse_gateway.health_book import HealthBook
 from multiverse_gateway.observability.logging import note, redact
@@ -50,11 +47,12 @@ from multiverse_gateway.relay.comments import Commentary
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.local_addresses import local_addresses
 from multiverse_gateway.relay.ports import Limits, Phase, Sending
-from multiverse_gateway.relay.requests import Requests, endpoint_of
+from multiverse_gateway.relay.requests import Requests
 from multiverse_gateway.relay.transport import WireTransport
 from multiverse_gateway.relay.waiting import WaitingRoom
 from multiverse_gateway.relay.wire import Resolver
 from multiverse_gateway.response_places import ResponsePlaces
+from multiverse_gateway.server_checks import ServerChecks
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.settings.policies import address_policy, health_policy, retry_policy
 from multiverse_gateway.storage import guarded
@@ -65,12 +63,8 @@ REST_SECONDS = 1.0
 """How often a gateway without requests looks whether anything is due."""
 BULK_QUEUE_SECONDS = 240.0
 """How long a bulk request may wait for a slot, if that is more than any other may."""
-MAX_PAUSED_CHECKS = 3
-"""How often a check is made if this process was stopped while it ran."""
-BUSY = "the server is busy: it sends answers to other requests, and did not answer the check in time"
 
 _routing_log = logging.getLogger("multiverse_gateway.routing")
-_health_log = logging.getLogger("multiverse_gateway.health")
 _registry_log = logging.getLogger("multiverse_gateway.registry")
 
 
@@ -125,8 +119,6 @@ class Gateway:
         self.observe: Observe | None = None
         self.keys: Mapping[bytes, ClientKey] = {}
         self.requests = Requests(count_stream_tokens=settings.count_stream_tokens)
-        self._asking: dict[ServerId, list[Exchange]] = {}
-        """Exchanges that wait for the result of a probe, by the server that keeps them waiting."""
         self._group: TaskGroup | None = None
         self.body_bytes = 0
         """Bytes of requests' bodies that are kept; whoever keeps some asks `has_room`, adds them and takes them off."""
@@ -140,8 +132,9 @@ class Gateway:
         self._slow: set[ServerId] = set()
         self._fades_at = now() + FADE_SECONDS
         self._settles_at = now() + SETTLE_SECONDS
-        self._wire = wire_of(settings, policy=lambda: self.address_policy, resolve=resolve)
-        self.http = client_over(transport if transport is not None else WireTransport(self._wire))
+        self.wire = wire_of(settings, policy=lambda: self.address_policy, resolve=resolve)
+        self.http = client_over(transport if transport is not None else WireTransport(self.wire))
+        self.checks = ServerChecks(self, timeout=settings.health_check_timeout_seconds)
 
     # The lifespan
 
@@ -178,7 +171,7 @@ class Gateway:
     async def _close(self) -> None:
         self.interrupt()
         await self.http.aclose()
-        await self._wire.aclose()
+        await self.wire.aclose()
         last_steps = (
             (self.health_book.flush, "the last health checks could not be saved"),
             (self.usage_book.flush, "the last counts of use could not be saved"),
@@ -270,7 +263,7 @@ class Gateway:
             redact(server.api_key)
         known = self.table.routes
         for server_id in self.health_book.follow(registry):
-            self._wire.drop(server_id)
+            self.wire.drop(server_id)
             self.load.forget(server_id)
         self.requests.follow(registry.servers)
         self.keys = {bytes.fromhex(key.digest): key for key in registry.keys}
@@ -278,7 +271,7 @@ class Gateway:
         routes = self.table.routes
         for server_id, route in known.items():
             if route.health.status == "healthy" and server_id in routes and routes[server_id].health.status != "healthy":
-                self._wire.drop(server_id)  # an idle connection of ours may be what keeps it from answering another process
+                self.wire.drop(server_id)  # an idle connection of ours may be what keeps it from answering another process
         self.loaded = True
         self._slow |= {server_id for server_id, route in routes.items() if route.health.slow_since is not None}
         self._raise_shares(self.now())
@@ -292,7 +285,7 @@ class Gateway:
             self._raise_shares(self.now())
         if after.state is not before.state:
             if after.status != "healthy":
-                self._wire.drop(server.id)
+                self.wire.drop(server.id)
             self._note_pools()
             self.slot_freed(model_key(server.model_name))
 
@@ -336,117 +329,6 @@ class Gateway:
             self.follow(attrs.evolve(self.registry, servers=servers, health={}))
         return removed
 
-    async def check(self, server: Server) -> ProbeResult:
-        """Probe a server within the timeout, and report what it did for other requests meanwhile; any error is a failed result.
-
-        A server that was not probed since it was changed, or that refused the gateway, must also accept a request with its key.
-        Nothing is noted.
-        """
-        redact(server.api_key)
-        before = self._activity(server)
-        result = await self._probed(server)
-        if result.timed_out and self._wire.close_idle(endpoint_of(server)):
-            result = await self._probed(server)  # a server that handles one connection at a time waited for the next request on ours
-        path = self._confirming_path(server)
-        if result.passed and path is not None and not result.let_in:
-            access = await self._access(server, path)
-            refused = access.refusal is not None
-            return attrs.evolve(result, passed=not refused, reason=access.refusal, unauthorized=refused, let_in=access.granted)
-        if not result.timed_out:
-            return result
-        activity = self._activity(server)
-        if activity.oldest is None and await self._is_busy_elsewhere(server):
-            elsewhere = Running(ELSEWHERE, self.now() + held_seconds(self.settings.health_check_timeout_seconds))
-            activity = attrs.evolve(activity, oldest=elsewhere)
-        result = attrs.evolve(result, is_busy=activity.shows_life_since(before), running=activity.oldest)
-        return attrs.evolve(result, reason=BUSY) if result.is_busy else result
-
-    async def _probed(self, server: Server) -> ProbeResult:
-        timeout = self.settings.health_check_timeout_seconds
-        reason, timed_out = f"no answer within {timeout:g} seconds: is the server running, and can it be reached from here?", True
-        began = self.now()
-        try:
-            for _ in range(MAX_PAUSED_CHECKS):
-                began = self.now()
-                with anyio.move_on_after(timeout):
-                    return await self.probe.check(server, self.http)
-                if not stopped_seconds(began + timeout, self.now()):
-                    break  # else this process was stopped, and the server did not get its time
-        except TimeoutError:
-            pass
-        except Exception:  # noqa: BLE001  a probe is a plug-in: whatever it raises is a failed result
-            _health_log.exception("the probe itself failed", extra={"fields": {"server": server.id}})
-            reason, timed_out = "the probe itself failed; the operator finds the cause in the log", False
-        return ProbeResult(
-            server_id=server.id,
-            generation=server.generation,
-            passed=False,
-            checked_at=self.wall(),
-            duration=self.now() - began,
-            reason=reason,
-            timed_out=timed_out,
-        )
-
-    def _activity(self, server: Server) -> Activity:
-        """Return what the machine of a server does for this process now; it may serve several models."""
-        running = [
-            exchange
-            for exchange in self.exchanges
-            if exchange.is_attempting and exchange.server is not None and exchange.server.endpoint_url == server.endpoint_url
-        ]
-        oldest = min(running, key=lambda exchange: exchange.number, default=None)
-        return Activity(
-            answers=self.usage_book.meter.answers(server.id),
-            received={(exchange.number, exchange.tried): exchange.received for exchange in running},
-            oldest=None if oldest is None else Running((oldest.number, oldest.tried), oldest.due),
-        )
-
-    async def _is_busy_elsewhere(self, server: Server) -> bool:
-        """Return whether another process has requests running on the machine of a server, as far as the store can say."""
-        try:
-            return not await self.store.claim(busy_role(server.endpoint_url), "", 0.0)
-        except StorageUnavailable:
-            return False
-
-    def busy_machines(self) -> set[str]:
-        """Return the URLs of servers on which requests of this process have been running for longer than half of a probe's time."""
-        now, least = self.now(), self.settings.health_check_timeout_seconds / 2
-        return {
-            exchange.server.endpoint_url
-            for exchange in self.exchanges
-            if exchange.is_attempting and exchange.server is not None and exchange.due > now >= exchange.attempt_began + least
-        }
-
-    def _confirming_path(self, server: Server) -> str | None:
-        """Return the API path on which the server has to let the gateway in, or `None` if there is no doubt about that."""
-        route = self.table.routes.get(server.id)
-        if route is None or route.health.state is HealthState.PROBING or identity(route.server) != identity(server):
-            return CONFIRMING_PATH
-        return is_refused(route.health)
-
-    async def _access(self, server: Server, path: str) -> Access:
-        with anyio.move_on_after(self.settings.health_check_timeout_seconds):
-            return await ask_for_access(server, self.http, path)
-        return Access()
-
-    async def confirm_access(self, server: Server, path: str) -> None:
-        """Ask a server that refused a request whether it refuses the gateway, and take it out if it does."""
-        access = await self._access(server, path)
-        if access.refusal is not None:
-            self.health_book.report(server.id, Refused(generation=server.generation, reason=access.refusal, path=path))
-
-    async def probe_server(self, server: Server, *, forced: bool = False) -> ProbeResult:
-        """Probe a registered server and note what was found."""
-        result = await self.check(server)
-        self.note_result(result, forced=forced)
-        return result
-
-    def note_result(self, result: ProbeResult, *, forced: bool = False, correlated: bool = False) -> None:
-        """Advance the server's health by a probe's result, and count the probe."""
-        outcome = self.health_book.note_result(result, forced=forced, correlated=correlated)
-        if outcome is not None:
-            self.usage_book.meter.probe(outcome, result.duration)
-
     # What exchanges ask for
 
     def candidates(self, envelope: Envelope, excluded: frozenset[ServerId], now: float) -> Candidates | None:
@@ -478,7 +360,7 @@ class Gateway:
     def send(self, server: Server, exchange: Exchange) -> Sending:
         """Open an attempt."""
         endpoint, request = self.requests.write(server, exchange)
-        return self._wire.send(server.id, endpoint, request, exchange, fresh=exchange.envelope.stateful or exchange.replays)
+        return self.wire.send(server.id, endpoint, request, exchange, fresh=exchange.envelope.stateful or exchange.replays)
 
     def explain(self, exchange: Exchange, server: Server, now: float) -> Mapping[str, object]:
         """Say why a server was chosen: what each of the model's servers was judged as, and what the balancer compared."""
@@ -501,22 +383,6 @@ class Gateway:
     def _note_pools(self) -> None:
         """Update the slots that the queue knows: servers, or the states of some, have changed. It costs about a microsecond per server."""
         self.room.queue.serve(pools_of(self.table))
-
-    def ask(self, exchange: Exchange, server: Server) -> None:
-        """Probe a server that keeps an exchange waiting; all exchanges that it keeps waiting share one probe."""
-        waiting = self._asking.get(server.id)
-        if waiting is not None:
-            waiting.append(exchange)
-        elif self._group is not None:
-            self._asking[server.id] = [exchange]
-            self._group.start_soon(self._ask, server)
-
-    async def _ask(self, server: Server) -> None:
-        result = await self.check(server)
-        self.note_result(result)
-        is_alone = result.timed_out and self.load.in_flight(server.id) == 1  # it may serve one connection at a time
-        for exchange in self._asking.pop(server.id):
-            exchange.probed(server, alive=result.passed or result.is_busy or is_alone)
 
     def budget_refused(self) -> None:
         """Count a retry that its model's budget did not let begin in time."""

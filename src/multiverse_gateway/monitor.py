@@ -17,7 +17,7 @@
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from math import inf
 from typing import Protocol
 
@@ -45,6 +45,7 @@ from multiverse_gateway.health_book import HealthBook
 from multiverse_gateway.holders import new_holder
 from multiverse_gateway.protocols import ProbeResult, Store
 from multiverse_gateway.response_places import ResponsePlaces
+from multiverse_gateway.server_checks import ServerChecks
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.usage_book import UsageBook
 
@@ -87,6 +88,15 @@ class Watched(Protocol):
         """Return what this process has done, with the counts that are to be saved."""
         ...
 
+    async def dismiss(self, server_id: ServerId) -> bool:
+        """Remove a server."""
+        ...
+
+    @property
+    def checks(self) -> ServerChecks:
+        """Return what probes servers."""
+        ...
+
     @property
     def health_book(self) -> HealthBook:
         """Return what is known of the servers' health."""
@@ -108,26 +118,6 @@ class Watched(Protocol):
 
     async def refresh(self, *, anyway: bool = False) -> None:
         """Read the registry again if anybody changed it, or `anyway`."""
-        ...
-
-    async def check(self, server: Server) -> ProbeResult:
-        """Probe a server under the timeout, noting nothing."""
-        ...
-
-    def note_result(self, result: ProbeResult, *, forced: bool = False, correlated: bool = False) -> None:
-        """Advance a server's health by a result; results of removed servers and of older generations are dropped."""
-        ...
-
-    def busy_machines(self) -> Collection[str]:
-        """Return the URLs of servers on which requests of this process have been running for a while."""
-        ...
-
-    async def confirm_access(self, server: Server, path: str) -> None:
-        """Ask a server whether it refuses the gateway, and take it out if it does."""
-        ...
-
-    async def dismiss(self, server_id: ServerId) -> bool:
-        """Remove a server durably."""
         ...
 
 
@@ -292,7 +282,7 @@ class Monitor:
         if self.leads and len(self._held) < 2:
             return
         ttl = held_seconds(self._gateway.settings.health_check_timeout_seconds)
-        for url in self._gateway.busy_machines():
+        for url in self._gateway.checks.busy_machines():
             await self._gateway.store.claim(busy_role(url), self._holder, ttl)
 
     async def clear(self) -> None:
@@ -344,7 +334,7 @@ class Monitor:
     async def _probe(self, server: Server) -> None:
         began = self._gateway.now()
         try:
-            result = await self._gateway.check(server)
+            result = await self._gateway.checks.check(server)
             self.note(attrs.evolve(result, server_id=server.id, generation=server.generation), began)
         except Exception:  # noqa: BLE001  # the edge of the loops: logged, and tried again
             _log.exception("a server could not be probed", extra={"fields": {"server": server.id}})
@@ -357,7 +347,7 @@ class Monitor:
     async def _confirm(self, server: Server, path: str) -> None:
         """Find out whether a server that refused a request refuses the gateway; every process does that for its own requests."""
         try:
-            await self._gateway.confirm_access(server, path)
+            await self._gateway.checks.confirm_access(server, path)
         except Exception:  # noqa: BLE001  the edge of the loops: logged, and tried again
             _log.exception("a refusal could not be confirmed", extra={"fields": {"server": server.id}})
 
@@ -373,7 +363,7 @@ class Monitor:
         self._report(self._pattern.is_widespread(routes))
         doubt = Doubt(is_correlated=False) if reached else self._doubt(route, routes)
         self._early |= doubt.early
-        self._gateway.note_result(result, correlated=doubt.is_correlated)
+        self._gateway.checks.note_result(result, correlated=doubt.is_correlated)
 
     def _doubt(self, route: Route, routes: Mapping[ServerId, Route]) -> Doubt:
         if self._is_widespread:

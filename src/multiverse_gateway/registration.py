@@ -110,7 +110,7 @@ def _find(registry: Registry, server_id: ServerId) -> Server:
 
 async def _probed(gateway: Gateway, server: Server) -> ProbeResult:
     refuse_address(gateway, server.endpoint_url)
-    result = await gateway.check(server)
+    result = await gateway.checks.check(server)
     if not result.passed:
         raise ProbeRefused(f"The server did not pass its probe: {result.reason or 'no reason is known'}", param="endpoint_url")
     return result
@@ -217,7 +217,7 @@ async def check(gateway: Gateway, server_id: ServerId) -> ProbeResult:
         ServerNotFound: There is none with this id.
     """
     await refreshed(gateway)
-    result = await gateway.probe_server(route_of(gateway, server_id).server, forced=True)
+    result = await gateway.checks.check_now(route_of(gateway, server_id).server, forced=True)
     await saved(gateway)
     return result
 

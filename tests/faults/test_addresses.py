@@ -302,7 +302,7 @@ async def test_no_payload_gets_through_import_or_its_later_probe() -> None:
             servers = (await there.gateway.store.load()).servers
             assert len(servers) == taken > len(CLOSED) / 2
             for server in servers:
-                result = await there.gateway.check(server)
+                result = await there.gateway.checks.check(server)
                 assert not result.passed
             assert listeners.connections() == 0
 
@@ -319,7 +319,7 @@ async def test_no_payload_gets_through_the_relay() -> None:
                 answer = await there.client.post("/v1/chat/completions", json={"model": model, "messages": []})
                 assert answer.status_code == 504, (url, answer.text)
                 assert answer.headers["x-multiverse-attempts"] >= "1"
-                assert not (await there.gateway.check(server)).passed
+                assert not (await there.gateway.checks.check(server)).passed
 
             async with anyio.create_task_group() as group:
                 for number, url in enumerate(urls):
@@ -386,7 +386,7 @@ async def test_a_redirect_leads_nowhere(code: int) -> None:
             assert answer.status_code == 502
             assert str(listeners.port) not in f"{answer.headers}{answer.text}"
             (server,) = (await there.gateway.store.load()).servers
-            assert not (await there.gateway.check(server)).passed
+            assert not (await there.gateway.checks.check(server)).passed
             assert (await there.call("POST", "/admin/register", body)).status_code == 503
         assert listeners.connections() == 0
 

@@ -258,7 +258,7 @@ async def test_a_clock_that_jumps_changes_nothing(jump: float) -> None:
         await anyio.sleep(0.1)
         assert {key: route.health for key, route in there.gateway.table.routes.items()} == {key: r.health for key, r in before.items()}
         for route in before.values():
-            await there.gateway.probe_server(route.server)
+            await there.gateway.checks.check_now(route.server)
         for key, route in there.gateway.table.routes.items():
             assert route.health.state is before[key].health.state
             assert abs(route.health.probe_at - before[key].health.probe_at) < 60

@@ -186,7 +186,7 @@ async def test_a_key_that_is_read_from_the_store_is_known_to_the_log(tmp_path: P
             there.gateway.probe = Careless()
             (server,) = (await there.gateway.store.load()).servers
             assert server.api_key == key
-            await there.gateway.check(server)
+            await there.gateway.checks.check(server)
             logging.getLogger("multiverse_gateway.api").warning("told %s, %r and %s", key, key, json.dumps(key))
     finally:
         logs.close()

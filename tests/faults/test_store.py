@@ -186,7 +186,7 @@ async def test_one_server_that_the_store_refuses_costs_no_other_its_health(error
         store.refused = ServerId(first["id"])
         for _ in range(4):
             for server in list(at.gateway.table.routes.values()):
-                await at.gateway.probe_server(server.server)
+                await at.gateway.checks.check_now(server.server)
                 at.gateway.usage_book._ledger.count("tiny", server.server.id, "", "", day=20_000, counts=Counts(requests=1))
             await at.gateway.health_book.flush()
             await at.gateway.usage_book.flush()

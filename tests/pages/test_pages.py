@@ -951,7 +951,7 @@ async def test_a_history_is_told_in_words() -> None:
         gateway = browser.app.state.gateway
         wall = gateway.wall()
         for age, passed in ((600, True), (500, False), (400, False), (100, True)):
-            gateway.note_result(
+            gateway.checks.note_result(
                 ProbeResult(
                     server_id=server_id,  # type: ignore[arg-type]
                     generation=1,

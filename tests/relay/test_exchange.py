@@ -640,7 +640,7 @@ def test_a_timeout_is_retried_while_enough_time_remains() -> None:
     stage.wait(9.9)
     assert stage.blamed() == []
     stage.wait(0.1)
-    assert stage.asked
+    assert stage.checks.asked
     stage.wait(0)
     assert (stage.sendings[0].aborted, stage.blamed()) == (True, [("a", C)])
     stage.wait(0.1)

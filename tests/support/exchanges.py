@@ -246,6 +246,17 @@ class RecordingPlaces:
         self.stored.append((exchange.server.id, response_id))
 
 
+@attrs.define(eq=False)
+class RecordingChecks:
+    """The checks that exchanges ask for; the test says what they find."""
+
+    asked: list[tuple[Exchange, Server]] = attrs.field(factory=list)
+
+    def ask(self, exchange: Exchange, server: Server) -> None:
+        """Note who asked about which server."""
+        self.asked.append((exchange, server))
+
+
 class RecordingHealth(HealthBook):
     """The real health of the servers; it notes what was reported."""
 
@@ -300,7 +311,7 @@ class RecordingEngine:
     calls: list[Callable[[], None]] = attrs.field(factory=list, init=False)
     timers: list[tuple[float, Callable[[], None]]] = attrs.field(factory=list, init=False)
     answer_bytes: int = attrs.field(default=0, init=False)
-    asked: list[tuple[Exchange, Server]] = attrs.field(factory=list, init=False)
+    checks: RecordingChecks = attrs.field(factory=RecordingChecks, init=False)
     refused_retries: int = attrs.field(default=0, init=False)
     responses: RecordingPlaces = attrs.field(factory=RecordingPlaces, init=False)
 
@@ -422,10 +433,6 @@ class RecordingEngine:
         for exchange in self.exchanges:
             exchange.postpone(stopped)
 
-    def ask(self, exchange: Exchange, server: Server) -> None:
-        """Note who asked about which server; the test says what its probe finds."""
-        self.asked.append((exchange, server))
-
     def budget_refused(self) -> None:
         """Count."""
         self.refused_retries += 1
@@ -507,7 +514,7 @@ class RecordingEngine:
 
     def find(self, *, alive: bool) -> None:
         """Let the probes end that were asked for."""
-        asked, self.asked = self.asked, []
+        asked, self.checks.asked = self.checks.asked, []
         for exchange, server in asked:
             exchange.probed(server, alive=alive)
 

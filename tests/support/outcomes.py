@@ -51,7 +51,7 @@ async def _of_server(browser: Browser, name: str, url: str) -> Facts:
         created_at=1.0,
         updated_at=1.0,
     )
-    result = await gateway.check(server)
+    result = await gateway.checks.check(server)
     body = {"model_name": name, "endpoint_url": url}
     tested = await browser.client.post("/admin/test-connection", json=body, headers={"x-api-key": ADMIN_KEY})
     page = await browser.send("/register/test", {"endpoint_url": url}, hx_request="true")
@@ -59,7 +59,7 @@ async def _of_server(browser: Browser, name: str, url: str) -> Facts:
     await gateway.store.save_server(server) if registered.is_error else None
     await gateway.refresh()
     route = next(route for route in gateway.table.routes.values() if route.server.model_name == name)
-    await gateway.probe_server(route.server, forced=True)
+    await gateway.checks.check_now(route.server, forced=True)
     asked = {"model": name, "messages": [{"role": "user", "content": "Hi"}]}
     answers = [await browser.client.post("/v1/chat/completions", json={**asked, "stream": stream}) for stream in (False, True)]
     return {

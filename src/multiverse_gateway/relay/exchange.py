@@ -115,6 +115,13 @@ class HealthReports(Protocol):
         """Tell the health machine anything else."""
 
 
+class Checks(Protocol):
+    """Who probes servers (`server_checks`)."""
+
+    def ask(self, exchange: "Exchange", server: Server) -> None:
+        """Probe a server that keeps the exchange waiting; the result comes through `probed`, never during this call."""
+
+
 class Engine(Protocol):
     """What an exchange asks of the gateway."""
 
@@ -127,6 +134,10 @@ class Engine(Protocol):
     @property
     def health_book(self) -> HealthReports:
         """Return who is told how attempts went."""
+
+    @property
+    def checks(self) -> Checks:
+        """Return who probes servers."""
 
     @property
     def responses(self) -> Places:
@@ -161,9 +172,6 @@ class Engine(Protocol):
 
     def send(self, server: Server, exchange: "Exchange") -> Sending:
         """Open an attempt; its outcome comes back through the exchange's wire methods, never during this call."""
-
-    def ask(self, exchange: "Exchange", server: Server) -> None:
-        """Probe a server that keeps the exchange waiting; the result comes through `probed`, never during this call."""
 
     def budget_refused(self) -> None:
         """Count a retry that the model's budget did not let begin in time."""
@@ -963,7 +971,7 @@ class Exchange:
     def _ask(self, until: float) -> None:
         assert self.server is not None
         self.due = self._asked_until = until
-        self._engine.ask(self, self.server)
+        self._engine.checks.ask(self, self.server)
 
     def probed(self, server: Server, *, alive: bool) -> None:
         """Take the result of the probe of a server that kept the exchange waiting; without effect once any data came."""

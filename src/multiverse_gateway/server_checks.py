@@ -1,0 +1,193 @@
+"""Checks of servers: the probe, with what the gateway sees of the server's answers to other requests meanwhile.
+
+What a result means is decided in `core.health`; here are the probe, its timeout, and the requests that ask for one.
+"""
+
+import logging
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, Protocol
+
+import anyio
+import attrs
+import httpx2
+
+from multiverse_gateway.access import ask_for_access
+from multiverse_gateway.core.access import CONFIRMING_PATH, Access
+from multiverse_gateway.core.activity import ELSEWHERE, Activity, Running, busy_role, held_seconds
+from multiverse_gateway.core.errors import StorageUnavailable
+from multiverse_gateway.core.health import HealthState, Refused, is_refused
+from multiverse_gateway.core.load import Load
+from multiverse_gateway.core.pauses import stopped_seconds
+from multiverse_gateway.core.servers import Server, ServerId, identity
+from multiverse_gateway.health_book import HealthBook
+from multiverse_gateway.observability.logging import redact
+from multiverse_gateway.protocols import HealthProbe, ProbeResult, Store
+from multiverse_gateway.relay.exchange import Exchange
+from multiverse_gateway.relay.requests import endpoint_of
+from multiverse_gateway.relay.wire import Wire
+from multiverse_gateway.usage_book import UsageBook
+
+MAX_PAUSED_CHECKS = 3
+"""How often a check is made if this process was stopped while it ran."""
+BUSY = "the server is busy: it sends answers to other requests, and did not answer the check in time"
+
+_health_log = logging.getLogger("multiverse_gateway.health")
+
+
+class _Serving(Protocol):
+    """What the checks need of the gateway."""
+
+    probe: HealthProbe
+    http: httpx2.AsyncClient
+    wire: Wire
+    store: Store
+    load: Load
+    exchanges: set[Exchange]
+    health_book: HealthBook
+    usage_book: UsageBook
+
+    def in_background(self, call: Callable[[], Coroutine[Any, Any, None]]) -> None: ...
+
+    @property
+    def now(self) -> Callable[[], float]: ...
+
+    @property
+    def wall(self) -> Callable[[], float]: ...
+
+
+class ServerChecks:
+    """Check servers, each within `timeout` seconds."""
+
+    def __init__(self, gateway: _Serving, *, timeout: float) -> None:
+        self._gateway = gateway
+        self._timeout = timeout
+        self._waiting: dict[ServerId, list[Exchange]] = {}
+        """Exchanges that wait for the result of a probe, by the server that keeps them waiting."""
+
+    async def check(self, server: Server) -> ProbeResult:
+        """Probe a server within the timeout, and report what it did for other requests meanwhile; any error is a failed result.
+
+        A server that was not probed since it was changed, or that refused the gateway, must also accept a request with its key.
+        Nothing is noted.
+        """
+        redact(server.api_key)
+        before = self._activity(server)
+        result = await self._probed(server)
+        if result.timed_out and self._gateway.wire.close_idle(endpoint_of(server)):
+            result = await self._probed(server)  # a server that handles one connection at a time waited for the next request on ours
+        path = self._confirming_path(server)
+        if result.passed and path is not None and not result.let_in:
+            access = await self._access(server, path)
+            refused = access.refusal is not None
+            return attrs.evolve(result, passed=not refused, reason=access.refusal, unauthorized=refused, let_in=access.granted)
+        if not result.timed_out:
+            return result
+        activity = self._activity(server)
+        if activity.oldest is None and await self._is_busy_elsewhere(server):
+            elsewhere = Running(ELSEWHERE, self._gateway.now() + held_seconds(self._timeout))
+            activity = attrs.evolve(activity, oldest=elsewhere)
+        result = attrs.evolve(result, is_busy=activity.shows_life_since(before), running=activity.oldest)
+        return attrs.evolve(result, reason=BUSY) if result.is_busy else result
+
+    async def _probed(self, server: Server) -> ProbeResult:
+        timeout = self._timeout
+        reason, timed_out = f"no answer within {timeout:g} seconds: is the server running, and can it be reached from here?", True
+        began = self._gateway.now()
+        try:
+            for _ in range(MAX_PAUSED_CHECKS):
+                began = self._gateway.now()
+                with anyio.move_on_after(timeout):
+                    return await self._gateway.probe.check(server, self._gateway.http)
+                if not stopped_seconds(began + timeout, self._gateway.now()):
+                    break  # else this process was stopped, and the server did not get its time
+        except TimeoutError:
+            pass
+        except Exception:  # noqa: BLE001  a probe is a plug-in: whatever it raises is a failed result
+            _health_log.exception("the probe itself failed", extra={"fields": {"server": server.id}})
+            reason, timed_out = "the probe itself failed; the operator finds the cause in the log", False
+        return ProbeResult(
+            server_id=server.id,
+            generation=server.generation,
+            passed=False,
+            checked_at=self._gateway.wall(),
+            duration=self._gateway.now() - began,
+            reason=reason,
+            timed_out=timed_out,
+        )
+
+    def _activity(self, server: Server) -> Activity:
+        """Return what the machine of a server does for this process now; it may serve several models."""
+        running = [
+            exchange
+            for exchange in self._gateway.exchanges
+            if exchange.is_attempting and exchange.server is not None and exchange.server.endpoint_url == server.endpoint_url
+        ]
+        oldest = min(running, key=lambda exchange: exchange.number, default=None)
+        return Activity(
+            answers=self._gateway.usage_book.meter.answers(server.id),
+            received={(exchange.number, exchange.tried): exchange.received for exchange in running},
+            oldest=None if oldest is None else Running((oldest.number, oldest.tried), oldest.due),
+        )
+
+    async def _is_busy_elsewhere(self, server: Server) -> bool:
+        """Return whether another process has requests running on the machine of a server, as far as the store can say."""
+        try:
+            return not await self._gateway.store.claim(busy_role(server.endpoint_url), "", 0.0)
+        except StorageUnavailable:
+            return False
+
+    def busy_machines(self) -> set[str]:
+        """Return the URLs of servers on which requests of this process have been running for longer than half of a probe's time."""
+        now, least = self._gateway.now(), self._timeout / 2
+        return {
+            exchange.server.endpoint_url
+            for exchange in self._gateway.exchanges
+            if exchange.is_attempting and exchange.server is not None and exchange.due > now >= exchange.attempt_began + least
+        }
+
+    def _confirming_path(self, server: Server) -> str | None:
+        """Return the API path on which the server has to let the gateway in, or `None` if there is no doubt about that."""
+        route = self._gateway.health_book.table.routes.get(server.id)
+        if route is None or route.health.state is HealthState.PROBING or identity(route.server) != identity(server):
+            return CONFIRMING_PATH
+        return is_refused(route.health)
+
+    async def _access(self, server: Server, path: str) -> Access:
+        with anyio.move_on_after(self._timeout):
+            return await ask_for_access(server, self._gateway.http, path)
+        return Access()
+
+    async def confirm_access(self, server: Server, path: str) -> None:
+        """Ask a server that refused a request whether it refuses the gateway, and take it out if it does."""
+        access = await self._access(server, path)
+        if access.refusal is not None:
+            self._gateway.health_book.report(server.id, Refused(generation=server.generation, reason=access.refusal, path=path))
+
+    async def check_now(self, server: Server, *, forced: bool = False) -> ProbeResult:
+        """Probe a registered server and note what was found."""
+        result = await self.check(server)
+        self.note_result(result, forced=forced)
+        return result
+
+    def note_result(self, result: ProbeResult, *, forced: bool = False, correlated: bool = False) -> None:
+        """Advance the server's health by a probe's result, and count the probe."""
+        outcome = self._gateway.health_book.note_result(result, forced=forced, correlated=correlated)
+        if outcome is not None:
+            self._gateway.usage_book.meter.probe(outcome, result.duration)
+
+    def ask(self, exchange: Exchange, server: Server) -> None:
+        """Probe a server that keeps an exchange waiting; all exchanges that it keeps waiting share one probe."""
+        waiting = self._waiting.get(server.id)
+        if waiting is not None:
+            waiting.append(exchange)
+        else:
+            self._waiting[server.id] = [exchange]
+            self._gateway.in_background(partial(self._ask, server))
+
+    async def _ask(self, server: Server) -> None:
+        result = await self.check(server)
+        self.note_result(result)
+        is_alone = result.timed_out and self._gateway.load.in_flight(server.id) == 1  # it may serve one connection at a time
+        for exchange in self._waiting.pop(server.id):
+            exchange.probed(server, alive=result.passed or result.is_busy or is_alone)
