@@ -51,7 +51,7 @@ async def create_key(gateway: Gateway, wanted: NewKey) -> tuple[ClientKey, str]:
         key = ClientKey(
             id=str(uuid.uuid4()),
             name=wanted.name,
-            digest=key_digest(secret),
+            digest=key_digest(secret).hex(),
             created_at=wall,
             **limits,
         )
@@ -156,7 +156,7 @@ async def register_owned(gateway: Gateway, registration: Registration, *, has_ca
         StorageUnavailable: It could not be saved.
     """
     token = new_key("owner")
-    digest = key_digest(token)
+    digest = key_digest(token).hex()
     accepted = await register(gateway, registration, has_cap=has_cap, owner_digest=digest)
     return attrs.evolve(accepted, owner_token=token if accepted.server.owner_digest == digest else None)
 
@@ -171,7 +171,7 @@ async def renew_owner_token(gateway: Gateway, server_id: ServerId) -> str:
     token = new_key("owner")
     async with gateway.registry_lock:
         await gateway.refresh()
-        await gateway.adopt(attrs.evolve(route_of(gateway, server_id).server, owner_digest=key_digest(token)))
+        await gateway.adopt(attrs.evolve(route_of(gateway, server_id).server, owner_digest=key_digest(token).hex()))
     _log.info("owner's token made", extra={"fields": {"server": server_id}})
     return token
 

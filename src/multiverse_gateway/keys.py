@@ -6,6 +6,7 @@ A fast hash is right for keys that are random: there is nothing to guess.
 import hashlib
 import hmac
 import secrets
+from collections.abc import Iterable
 
 import attrs
 
@@ -28,15 +29,24 @@ def new_key(kind: str = "admin") -> str:
     return f"mvg-{kind}-{secrets.token_urlsafe(32)}"
 
 
-def key_digest(key: str) -> str:
-    """Return the SHA-256 of a key in hexadecimal: all that is ever stored of it."""
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+def key_digest(key: str | bytes) -> bytes:
+    """Return the SHA-256 of a key or token: all that is ever stored of it, in hexadecimal."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape") if isinstance(key, str) else key).digest()
+
+
+def is_known(digest: bytes, known: Iterable[bytes]) -> bool:
+    """Return whether a digest is one of the known ones; all are compared, in constant time, so that the time tells nothing.
+
+    >>> is_known(key_digest("mvg-admin-1"), [key_digest("mvg-admin-2"), key_digest("mvg-admin-1")])
+    True
+    """
+    return any([hmac.compare_digest(digest, other) for other in known])  # noqa: C419  a generator would stop at the first one
 
 
 async def create_admin_key(store: Coordination) -> AdminKey:
     """Make a key unless the store has the hash of one; of several processes at once, one makes it and the others get its hash."""
     key = new_key()
-    digest = key_digest(key)
+    digest = key_digest(key).hex()
     kept = await store.secret(SECRET_NAME, digest)
     return AdminKey(kept, key if hmac.compare_digest(kept, digest) else None)
 
@@ -44,5 +54,5 @@ async def create_admin_key(store: Coordination) -> AdminKey:
 async def admin_key(settings: Settings, store: Coordination) -> AdminKey:
     """Return the admin key of the settings, which wins, or else that of the store, made when there is none."""
     if settings.admin_api_key is not None:
-        return AdminKey(key_digest(settings.admin_api_key))
+        return AdminKey(key_digest(settings.admin_api_key).hex())
     return await create_admin_key(store)

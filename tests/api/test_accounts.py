@@ -43,7 +43,7 @@ async def test_a_key_is_shown_once_and_kept_as_a_hash() -> None:
         made = await make_key(at, rate_limit=5, models=["tiny", "tiny"], expires_at="2030-01-01T00:00:00Z")
         assert made["key"].startswith("mvg-client-")
         (kept,) = (await store.load()).keys
-        assert (kept.digest, kept.models, kept.rate_limit) == (key_digest(made["key"]), ("tiny",), 5)
+        assert (kept.digest, kept.models, kept.rate_limit) == (key_digest(made["key"]).hex(), ("tiny",), 5)
         listed = await at.client.get("/admin/keys")
         assert made["key"] not in listed.text
         assert listed.json() == [{name: value for name, value in made.items() if name != "key"}]
@@ -288,7 +288,7 @@ async def test_a_token_is_made_once_and_again_when_an_operator_says() -> None:
         assert (shown.status_code, shown.json()["metadata"]["student_id"], shown.json()["weight"]) == (200, None, 2)
         everything = shown.text + (await at.client.get("/admin/export?include_keys=true")).text
         assert "mvg-owner" not in everything
-        assert key_digest(renewed["owner_token"]) not in everything
+        assert key_digest(renewed["owner_token"]).hex() not in everything
         assert (await at.client.post(f"/admin/servers/{NOBODY}/owner-token")).status_code == 404
 
 

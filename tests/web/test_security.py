@@ -22,6 +22,7 @@ from starlette.routing import Route
 from multiverse_gateway.api.errors import BadFraming, Errors, Message, Receive
 from multiverse_gateway.core.errors import GatewayError, InvalidJSON, LoopDetected, RequestTimeout, RequestTooLarge
 from multiverse_gateway.core.origins import OriginPolicy
+from multiverse_gateway.keys import key_digest
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.web.security import (
     MAX_ADMIN_FAILURES,
@@ -35,7 +36,6 @@ from multiverse_gateway.web.security import (
     check_head,
     client_address,
     cors_headers,
-    digest,
     digests,
     is_forwarded,
     presented_keys,
@@ -118,7 +118,7 @@ def test_keys_are_taken_from_either_header() -> None:
     headers = [(b"authorization", b"bEaReR  one "), (b"x-api-key", b"two"), (b"authorization", b"Basic three")]
     assert presented_keys(headers) == [b"one", b"two"]
     known = digests(["two", "other"])
-    assert verified(headers, known) == digest("two")
+    assert verified(headers, known) == key_digest("two")
     assert verified(headers, frozenset()) is None
     assert verified([(b"x-api-key", b"\xff\x00")], known) is None
 
@@ -169,7 +169,7 @@ def test_only_a_verified_key_is_a_quota_of_its_own() -> None:
     """Any other key would be a way round the limit."""
     entrance = Entrance.of(Settings(client_api_keys=("a-good-client-key",)))
     peer = "192.0.2.1"
-    found = digest("a-good-client-key").hex()
+    found = key_digest("a-good-client-key").hex()
     for key, caller in (
         (b"invented", Caller(peer, max_at_once=256)),
         (b"a-good-client-key", Caller(found, f"setting:{found[:8]}", limit=600, max_at_once=64)),

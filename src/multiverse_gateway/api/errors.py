@@ -20,8 +20,8 @@ from multiverse_gateway.core.errors import (
     RequestTooLarge,
     UnknownURL,
 )
-from multiverse_gateway.core.paths import hint
-from multiverse_gateway.web.headers import API_HEADERS, is_below, path_of, with_defaults
+from multiverse_gateway.core.paths import hint, is_below
+from multiverse_gateway.web.headers import API_HEADERS, path_of, with_defaults
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

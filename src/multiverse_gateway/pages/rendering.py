@@ -21,6 +21,7 @@ from multiverse_gateway._version import __version__
 from multiverse_gateway.api.errors import REQUEST_ID, response_of
 from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.core.origins import normalize_origin
+from multiverse_gateway.core.paths import is_below
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.pages import views
 from multiverse_gateway.pages.assets import load_assets
@@ -28,7 +29,7 @@ from multiverse_gateway.pages.live import Streams
 from multiverse_gateway.pages.server_form import Form, message_of
 from multiverse_gateway.pages.sessions import Session, Sessions, cookie_values, end_note
 from multiverse_gateway.pages.views import sentence
-from multiverse_gateway.web.headers import is_below, path_of
+from multiverse_gateway.web.headers import path_of
 from multiverse_gateway.web.security import Entrance, is_secure
 
 THEMES = ("light", "dark")

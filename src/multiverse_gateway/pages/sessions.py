@@ -20,6 +20,7 @@ from itsdangerous import BadData, URLSafeSerializer
 from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.core.origins import OriginPolicy
 from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.keys import key_digest
 from multiverse_gateway.settings.policies import origin_policy
 from multiverse_gateway.web.security import Headers
 
@@ -96,7 +97,8 @@ def set_cookie(name: str, value: str, *, secure: bool, max_age: int) -> str:
 
 
 def _hash(purpose: str, token: str) -> str:
-    return hashlib.sha256(f"{purpose}\0{token}".encode("utf-8", "surrogateescape")).hexdigest()
+    """Return what is kept of a token; another purpose makes another value of it."""
+    return key_digest(f"{purpose}\0{token}").hex()
 
 
 @attrs.define(eq=False)

@@ -1,6 +1,5 @@
 """The gate: who may see a page or change something, and the form to sign in with."""
 
-import hmac
 import logging
 from collections.abc import Awaitable, Callable, Collection
 from urllib.parse import parse_qsl, urlencode
@@ -11,6 +10,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from multiverse_gateway.core.errors import BadRequest, GatewayError
+from multiverse_gateway.keys import is_known, key_digest
 from multiverse_gateway.pages.rendering import Frame, Handler, Visit
 from multiverse_gateway.pages.server_form import Form, message_of
 from multiverse_gateway.pages.sessions import SAFE_METHODS, form_cookie, form_token, is_own_form
@@ -19,7 +19,6 @@ from multiverse_gateway.web.quotas import LocalWindow
 from multiverse_gateway.web.security import (
     ADDRESS,
     ClientGone,
-    digest,
     is_secure,
     presented_keys,
     read_body,
@@ -173,8 +172,7 @@ class Gate:
         if not quota.allowed:
             wait = quota.wait_seconds
             return WrongKey(429, f"Too many attempts from your address. Wait {wait} seconds, then try again.", wait)
-        presented = digest(key.strip().encode("utf-8", "surrogateescape"))
-        if not any([hmac.compare_digest(presented, known) for known in self._admin_digests()]):  # noqa: C419  all are compared
+        if not is_known(key_digest(key.strip()), self._admin_digests()):
             _log.warning("sign-in refused", extra={"fields": {"address": address}})
             return WrongKey(403, "That is not the admin key. It was printed the first time the gateway started.")
         return None

@@ -8,6 +8,8 @@ and an origin of its own, should one ever be shown all the same.
 from collections.abc import Iterable
 from typing import Any
 
+from multiverse_gateway.core.paths import is_below
+
 Header = tuple[bytes, bytes]
 
 API_HEADERS: tuple[Header, ...] = (
@@ -58,11 +60,6 @@ def path_of(scope: Any) -> str:
     """Return the path below the place where the application is mounted."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     return path[len(root) :] if root and path.startswith(f"{root}/") else path
-
-
-def is_below(path: str, prefix: str) -> bool:
-    """Return whether a path is the prefix or lies under it."""
-    return path == prefix or path.startswith(f"{prefix}/")
 
 
 def headers_for(path: str) -> list[Header]:

@@ -6,8 +6,6 @@
 4. A client on this machine has no limits without a key, unless a header shows that a proxy or a tunnel forwarded the request.
 """
 
-import hashlib
-import hmac
 import logging
 import random
 import re
@@ -40,15 +38,16 @@ from multiverse_gateway.core.errors import (
 )
 from multiverse_gateway.core.lenient import BOM
 from multiverse_gateway.core.origins import OriginPolicy
-from multiverse_gateway.core.paths import is_own
+from multiverse_gateway.core.paths import is_below, is_own
 from multiverse_gateway.core.pauses import stopped_seconds
 from multiverse_gateway.core.servers import ClientKey
 from multiverse_gateway.core.stored import lookup_of
 from multiverse_gateway.core.usage import NOBODY, OPERATOR
+from multiverse_gateway.keys import is_known, key_digest
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.settings.declaration import KEY_PER_MINUTE
 from multiverse_gateway.settings.policies import origin_policy
-from multiverse_gateway.web.headers import EXPOSED_HEADERS, headers_for, is_below, path_of, with_defaults
+from multiverse_gateway.web.headers import EXPOSED_HEADERS, headers_for, path_of, with_defaults
 from multiverse_gateway.web.quotas import LocalWindow, Quota, RateLimiter, rate_limiter
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -166,21 +165,16 @@ def presented_keys(headers: Headers) -> list[bytes]:
     return keys
 
 
-def digest(key: str | bytes) -> bytes:
-    """Return what is kept of a key: a fast hash is right for random ones."""
-    return hashlib.sha256(key.encode() if isinstance(key, str) else key).digest()
-
-
 def digests(keys: Iterable[str]) -> frozenset[bytes]:
     """Return what is kept of several keys."""
-    return frozenset(digest(key) for key in keys)
+    return frozenset(map(key_digest, keys))
 
 
 def verified(headers: Headers, known: Collection[bytes]) -> bytes | None:
     """Return the digest of the first presented key that is known, compared in constant time."""
     for key in presented_keys(headers) if known else ():
-        found = digest(key)
-        if any([hmac.compare_digest(found, other) for other in known]):  # noqa: C419  all are compared, or the time would tell
+        found = key_digest(key)
+        if is_known(found, known):
             return found
     return None
 
@@ -284,10 +278,6 @@ def check_site(names: Mapping[bytes, bytes], policy: OriginPolicy) -> None:
 # Both doors
 
 
-def _nobody(method: str, headers: Headers) -> bool:
-    return False
-
-
 @attrs.frozen
 class Caller:
     """Who sent a request: `quota` is what its calls are counted by, `name` what its use is, `key` the client key kept in the store.
@@ -350,10 +340,6 @@ class ProxyWatch:
             )
 
 
-def _no_keys() -> Mapping[bytes, ClientKey]:
-    return {}
-
-
 def _failures() -> LocalWindow:
     return LocalWindow(MAX_ADMIN_FAILURES)
 
@@ -372,8 +358,8 @@ class Entrance:
     origins: OriginPolicy = attrs.field(factory=OriginPolicy)
     client_digests: frozenset[bytes] = frozenset()
     require_client_key: bool = False
-    signed_in: Callable[[str, Headers], bool] = _nobody
-    stored_keys: Callable[[], Mapping[bytes, ClientKey]] = _no_keys
+    signed_in: Callable[[str, Headers], bool] | None = None
+    stored_keys: Callable[[], Mapping[bytes, ClientKey]] = dict
     wall: Callable[[], float] = time.time
     now: Callable[[], float] = time.monotonic
     key_at_once: int = 0
@@ -397,8 +383,8 @@ class Entrance:
     def of(
         cls,
         settings: Settings,
-        signed_in: Callable[[str, Headers], bool] = _nobody,
-        stored_keys: Callable[[], Mapping[bytes, ClientKey]] = _no_keys,
+        signed_in: Callable[[str, Headers], bool] | None = None,
+        stored_keys: Callable[[], Mapping[bytes, ClientKey]] = dict,
         wall: Callable[[], float] = time.time,
         now: Callable[[], float] = time.monotonic,
         day_counts: DayCounts | None = None,
@@ -415,7 +401,7 @@ class Entrance:
             origins,
             digests(settings.client_api_keys),
             settings.require_client_auth,
-            _nobody if origins.allows_any else signed_in,
+            None if origins.allows_any else signed_in,
             stored_keys,
             wall,
             now,
@@ -446,12 +432,12 @@ class Entrance:
                 return Caller(found.hex(), f"setting:{found.hex()[:8]}", None, self.key_limit, self.key_at_once)
             stored = self.stored_keys()
             for presented in presented_keys(headers) if stored else ():
-                key = stored.get(digest(presented))
+                key = stored.get(key_digest(presented))
                 if key is not None and key.works(self.wall()):
                     limit = self.key_limit if key.rate_limit is None else key.rate_limit
                     return Caller(key.id, key.id, key, limit, key.max_at_once)
         limits = (0, 0) if is_local else (None, self.address_at_once)
-        if b"cookie" in names and self.signed_in(method, headers):
+        if b"cookie" in names and self.signed_in is not None and self.signed_in(method, headers):
             return Caller(address, OPERATOR, None, *limits)
         if self.require_client_key:
             raise InvalidClientKey(
@@ -541,17 +527,13 @@ def too_slow() -> RequestTimeout:
     return RequestTimeout(f"The body arrived too slowly; send at least {LEAST_RATE // 1024} KiB per second, without long pauses")
 
 
-def _hold_anything(count: int) -> None:
-    """Have room for every body."""
-
-
 async def read_body(
     receive: Receive,
     limit: int,
     pause: float,
     *,
     headers: Headers = (),
-    hold: Callable[[int], None] = _hold_anything,
+    hold: Callable[[int], None] | None = None,
 ) -> bytes:
     """Read a request's body, bounded in size and time; `hold` hears the size of each piece and may raise that there is no room.
 
@@ -586,7 +568,8 @@ async def read_body(
         if size > limit:
             raise too_large(limit)
         if piece:
-            hold(len(piece))
+            if hold is not None:
+                hold(len(piece))
             pieces.append(piece)
         if not message.get("more_body", False):
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -674,14 +657,6 @@ def is_inference(scope: Scope) -> bool:
     return lookup_of(method, path, b"") is not None and not asks_for_websocket(method, scope["headers"])
 
 
-def _not_signed_in(scope: Scope) -> bool:
-    return False
-
-
-def _no_owner(scope: Scope) -> str | None:
-    return None
-
-
 async def _refuse_websocket(scope: Scope, send: Send) -> None:
     """Answer a WebSocket of a server that makes a scope of its own for it: with 404 where the server lets us choose the answer."""
     if "websocket.http.response" not in scope.get("extensions", {}):
@@ -708,8 +683,8 @@ class Security:
         entrance: Entrance,
         admin_digests: Callable[[], Collection[bytes]],
         inference: App | None = None,
-        signed_in: Callable[[Scope], bool] = _not_signed_in,
-        owner_digest: Callable[[Scope], str | None] = _no_owner,
+        signed_in: Callable[[Scope], bool] | None = None,
+        owner_digest: Callable[[Scope], str | None] | None = None,
         drain_timeout: float = 30.0,
     ) -> None:
         self._app = app
@@ -800,9 +775,9 @@ class Security:
         if verified(headers, self._admin_digests()) is not None:
             scope[HAS_ADMIN_KEY] = True
             return
-        if self._signed_in(scope):
+        if self._signed_in is not None and self._signed_in(scope):
             return
-        if presented_keys(headers):
+        if self._owner_digest is not None and presented_keys(headers):
             owner = self._owner_digest(scope)
             if owner is not None and verified(headers, (bytes.fromhex(owner),)) is not None:
                 scope[OWNER] = f"owner {owner}"
