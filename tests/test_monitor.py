@@ -11,6 +11,7 @@ import pytest
 
 from multiverse_gateway import Health, HealthState, ProbeResult, Registry, Server, ServerId
 from multiverse_gateway.core.errors import StorageUnavailable
+from multiverse_gateway.core.health import NextProbe
 from multiverse_gateway.core.probing import LEASE_ROLE, MAX_PARALLEL, shard_count
 from multiverse_gateway.core.routing import build_table
 from multiverse_gateway.monitor import Monitor, _steadily, watch
@@ -49,7 +50,7 @@ def health_of(scene: Stage, url: str) -> Health:
 
 def skip_to_next_probe(scene: Stage, *only: str) -> None:
     """Let time pass until a server (one of these) is due."""
-    found = [route.health.probe_at for route in scene.gateway.table.routes.values() if not only or route.server.endpoint_url in only]
+    found = [route.health.next_probe.at for route in scene.gateway.table.routes.values() if not only or route.server.endpoint_url in only]
     scene.clock.advance(max(0.0, min(found) - scene.clock.monotonic))
 
 
@@ -128,7 +129,7 @@ async def test_servers_probed_one_after_another_are_not_taken_off_either() -> No
         for number, url in enumerate(urls(5)):
             scene.probe.failing[url] = "no answer"
             [(server_id, old)] = [(key, entry) for key, entry in scene.gateway.table.routes.items() if entry.server.endpoint_url == url]
-            later = attrs.evolve(old.health, probe_at=scene.clock.monotonic + 10.0 * number)
+            later = attrs.evolve(old.health, next_probe=NextProbe(at=scene.clock.monotonic + 10.0 * number))
             table = scene.gateway.table
             scene.gateway.health_book.table = build_table(
                 table.version,

@@ -355,7 +355,7 @@ async def test_a_registry_survives_its_way_through_a_file() -> None:
         assert await import_registry(other.gateway, parse_import(exported)) == ImportCounts(imported=2, created=2)
         assert attrs.asdict(await export_registry(other.gateway, include_keys=True))["servers"] == exported["servers"]
         assert set(states(other).values()) == {HealthState.PROBING}
-        assert all(route.health.probe_at <= other.clock.monotonic for route in other.gateway.table.routes.values())
+        assert all(route.health.next_probe.at <= other.clock.monotonic for route in other.gateway.table.routes.values())
         assert (await import_registry(other.gateway, parse_import(exported))).unchanged == 2
 
 

@@ -25,7 +25,6 @@ LONG_MODULES = {
     "cli.guards.http2",
     "core.envelope",
     "core.fairness",
-    "core.health",
     "core.sse",
     "gateway",
     "relay.exchange",
@@ -37,7 +36,6 @@ LONG_MODULES = {
 }
 LARGE_CLASSES = {
     "core.fairness.FairQueue",
-    "core.health.Health",
     "core.sse.EventStream",
     "gateway.Gateway",
     "relay.exchange.Exchange",

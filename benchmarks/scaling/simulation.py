@@ -16,7 +16,7 @@ import attrs
 from benchmarks.clock import Clock
 from benchmarks.scaling.plan import Call, Outcome, Plan
 
-from multiverse_gateway.core.health import Health, ProbeFailed, ProbePassed, advance, fresh
+from multiverse_gateway.core.health import Health, NextProbe, ProbeFailed, ProbePassed, advance, fresh
 from multiverse_gateway.core.probing import MAX_PARALLEL, claim_period, shard_count, shard_of
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.monitor import FOLLOW_SECONDS, USAGE_SECONDS
@@ -231,7 +231,7 @@ class Member:
             self._note(health, after, is_up=is_up)
             self.probe(host, after, chance)
 
-        clock.later(max(0.0, health.probe_at - clock.now), begin)
+        clock.later(max(0.0, health.next_probe.at - clock.now), begin)
 
     def _note(self, before: Health, after: Health, *, is_up: bool) -> None:
         counted, now = self._world.counted, self._world.clock.now
@@ -278,7 +278,7 @@ class World:
         taken = range(min(plan.gateways, shard_count(plan.servers)))
         for number in range(plan.servers):
             own = random.Random(f"{plan.seed} {number}")
-            due = attrs.evolve(fresh(1, now=0.0, wall=0.0), probe_at=own.random() * plan.policy.interval)
+            due = attrs.evolve(fresh(1, now=0.0, wall=0.0), next_probe=NextProbe(at=own.random() * plan.policy.interval))
             self.members[shard_of(ServerId(f"s{number}"), taken)].probe(Host(plan, own), due, own)
 
     def run(self, until: float) -> None:

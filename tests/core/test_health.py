@@ -18,14 +18,17 @@ from multiverse_gateway.core.health import (
     AttemptFailed,
     AttemptPassed,
     AutoDeregister,
+    Blame,
     Health,
     HealthEvent,
     HealthPolicy,
     HealthState,
+    NextProbe,
     ProbeFailed,
     ProbePassed,
     ProbeTimedOut,
     Refused,
+    Rest,
     advance,
     followed,
     fresh,
@@ -91,7 +94,7 @@ def broke(
 
 def strikers(health: Health) -> str:
     """Return the clients of the row of strikes."""
-    return "".join(client for client, _ in health.strikes)
+    return "".join(client for client, _ in health.blame.strikes)
 
 
 def well(**changes: Any) -> Health:
@@ -141,7 +144,7 @@ def test_each_state_has_a_status(state: HealthState, status: str, active: bool) 
 @pytest.mark.parametrize("generation", [1, 3])
 def test_events_of_another_generation_are_dropped(state: HealthState, generation: int) -> None:
     """What happened to the old address or key says nothing about the new one."""
-    health = Health(state=state, generation=2, probe_at=1e9, by_traffic=True)
+    health = Health(state=state, generation=2, next_probe=NextProbe(at=1e9), by_traffic=True)
     events: list[HealthEvent] = [
         ProbePassed(generation, forced=True),
         ProbeFailed(generation, "no"),
@@ -169,7 +172,7 @@ def test_a_dead_connection_takes_a_server_out(kind: FailureClass) -> None:
     health = after(well(), broke(kind))
     assert health.state is HealthState.UNHEALTHY
     assert health.by_traffic
-    assert health.probe_at == 101.0
+    assert health.next_probe.at == 101.0
     assert health.consecutive_failures == 0
     assert health.reason == "requests failed: words"
     assert health.last_transition_at == WALL + 100.0
@@ -185,13 +188,13 @@ def test_three_strikes_take_a_server_out(kind: FailureClass) -> None:
         assert is_usable(health, CHAT, 100.0)
     health = after(health, broke(kind, "c"))
     assert health.state is HealthState.UNHEALTHY
-    assert (health.by_traffic, health.probe_at, strikers(health)) == (True, 101.0, "abc")
+    assert (health.by_traffic, health.next_probe.at, strikers(health)) == (True, 101.0, "abc")
 
 
 def test_a_success_between_strikes_forgives() -> None:
     """Only failures in a row count."""
     health = after(well(), broke(FailureClass.TIMEOUT, "a"), broke(FailureClass.TIMEOUT, "b"), answered())
-    assert (health.strikes, health.struck_at) == ((), -inf)
+    assert (health.blame.strikes, health.blame.struck_at) == ((), -inf)
     assert after(health, broke(FailureClass.TIMEOUT, "d"), broke(FailureClass.TIMEOUT, "e")).state is HealthState.HEALTHY
 
 
@@ -201,7 +204,7 @@ def test_one_request_alone_takes_no_server_out(needed: int) -> None:
     policy = HealthPolicy(strikes=needed)
     health = after(well(), broke(FailureClass.SERVER_ERROR, "poison"), policy=policy)
     assert after(health, *[broke(FailureClass.NONSENSE, "poison")] * 10, policy=policy) is health
-    assert (health.state, health.doubted_until) == (HealthState.HEALTHY, 0.0)
+    assert (health.state, health.blame.doubted_until) == (HealthState.HEALTHY, 0.0)
     more = [broke(FailureClass.SERVER_ERROR, f"other-{number}") for number in range(max(2, needed) - 1)]
     assert after(health, *more, policy=policy).state is HealthState.UNHEALTHY
 
@@ -228,7 +231,7 @@ def test_leaving_half_open_clears_the_row() -> None:
     """Outside case 11: half-open, one client error, one failure: the strikes from before do not count any more."""
     half = after(struck_out(now=10.0), passed(), now=20.0)
     lifted = after(half, broke(FailureClass.CLIENT_ERROR), now=20.0)
-    assert (lifted.state, lifted.slow_since, lifted.strikes) == (HealthState.HEALTHY, 20.0, ())
+    assert (lifted.state, lifted.slow_since, lifted.blame.strikes) == (HealthState.HEALTHY, 20.0, ())
     assert after(lifted, broke(FailureClass.SERVER_ERROR), now=20.0).state is HealthState.HEALTHY
 
 
@@ -246,13 +249,13 @@ def test_one_client_only_makes_a_server_doubted(kind: FailureClass) -> None:
     health = after(well(), *by("a", 2, kind=kind))
     assert not is_last(health, 100.0)
     health = after(health, *by("a", 50, since=2, kind=kind))
-    assert (health.state, health.doubted_until) == (HealthState.HEALTHY, 130.0)
+    assert (health.state, health.blame.doubted_until) == (HealthState.HEALTHY, 130.0)
     assert is_usable(health, CHAT, 100.0)
     assert is_last(health, 129.9)
     assert not is_last(health, 130.0)
-    assert after(health, passed(), now=129.0).doubted_until == 130.0, "a probe does not end it"
+    assert after(health, passed(), now=129.0).blame.doubted_until == 130.0, "a probe does not end it"
     out = after(health, broke(kind, "b"))
-    assert (out.state, out.by_traffic, out.doubted_until) == (HealthState.UNHEALTHY, True, 0.0)
+    assert (out.state, out.by_traffic, out.blame.doubted_until) == (HealthState.UNHEALTHY, True, 0.0)
 
 
 def test_doubt_doubles_up_to_five_minutes() -> None:
@@ -260,14 +263,14 @@ def test_doubt_doubles_up_to_five_minutes() -> None:
     health, now, lasted = well(), 100.0, []
     for turn in range(6):
         health = after(health, *by("a", 3, since=10 * turn), now=now)
-        lasted.append(health.doubted_until - now)
-        now = health.doubted_until + 60.0
+        lasted.append(health.blame.doubted_until - now)
+        now = health.blame.doubted_until + 60.0
         health = after(health, passed(), now=now)
-        assert health.strikes == ()
+        assert health.blame.strikes == ()
     assert lasted == [30.0, 60.0, 120.0, 240.0, 300.0, 300.0]
     health = after(health, answered(), now=now)
-    assert (health.doubted_until, health.doubts) == (0.0, 0)
-    assert after(health, *by("a", 3, since=90), now=now).doubted_until == now + 30.0
+    assert (health.blame.doubted_until, health.blame.doubts) == (0.0, 0)
+    assert after(health, *by("a", 3, since=90), now=now).blame.doubted_until == now + 30.0
 
 
 @pytest.mark.parametrize("answer", [answered(), broke(FailureClass.CLIENT_ERROR)])
@@ -283,7 +286,7 @@ def test_half_open_one_client_closes_a_server_once() -> None:
     health = after(half_open(), *by("a", 1))
     assert health.state is HealthState.UNHEALTHY
     health = after(after(health, passed()), *by("a", 1, since=1))
-    assert (health.state, health.doubted_until) == (HealthState.HALF_OPEN, 130.0)
+    assert (health.state, health.blame.doubted_until) == (HealthState.HALF_OPEN, 130.0)
     assert after(health, broke(FailureClass.TIMEOUT, "b")).state is HealthState.UNHEALTHY
     assert after(health, passed(), now=129.0).state is HealthState.HALF_OPEN
     assert after(health, passed(), now=130.0).state is HealthState.HEALTHY
@@ -296,11 +299,11 @@ def test_half_open_one_client_closes_a_server_once() -> None:
 def test_a_request_that_was_broken_off_makes_a_server_suspect() -> None:
     """S5, class B: the request may have killed it: it is probed at once and chosen last until then."""
     health = after(well(), broke(FailureClass.BROKEN, "a", after_request=True))
-    assert (health.state, health.probe_at, health.by_traffic) == (HealthState.SUSPECT, 100.0, True)
+    assert (health.state, health.next_probe.at, health.by_traffic) == (HealthState.SUSPECT, 100.0, True)
     assert is_usable(health, CHAT, 100.0)
     assert is_last(health, 1e9)
     assert after(health, failed()).state is HealthState.UNHEALTHY
-    assert after(health, answered()) == well(last_transition_at=WALL + 100.0, probe_at=100.0)
+    assert after(health, answered()) == well(last_transition_at=WALL + 100.0, next_probe=NextProbe(at=100.0))
     again = after(health, broke(FailureClass.BROKEN, "a", 2, after_request=True))
     assert again.state is HealthState.SUSPECT
     assert after(health, broke(FailureClass.CONNECT, "a")).state is HealthState.UNHEALTHY
@@ -324,7 +327,7 @@ def test_requests_of_one_client_that_are_broken_off_count_as_strikes() -> None:
     health = well()
     for number in range(3):
         health = after(health, broke(FailureClass.BROKEN, "a", number, after_request=True), passed())
-    assert (health.state, health.doubted_until) == (HealthState.HEALTHY, 130.0)
+    assert (health.state, health.blame.doubted_until) == (HealthState.HEALTHY, 130.0)
 
 
 @pytest.mark.parametrize("kind", BLAMED)
@@ -349,15 +352,15 @@ def test_failures_while_out_are_remembered(kind: FailureClass) -> None:
     """H11: who failed as the last resort was the most recent to fail; the probe is not put off."""
     health = struck_out(now=100.0)
     later = after(health, broke(kind, "z"), now=120.0)
-    assert (later.state, later.by_traffic, later.struck_at) == (HealthState.UNHEALTHY, True, 120.0)
-    assert later.probe_at == health.probe_at
+    assert (later.state, later.by_traffic, later.blame.struck_at) == (HealthState.UNHEALTHY, True, 120.0)
+    assert later.next_probe.at == health.next_probe.at
 
 
 def test_a_success_as_the_last_resort_asks_for_a_probe() -> None:
     """H11: a server that works again is looked at at once; only a probe lets it in."""
     health = after(well(), broke(FailureClass.CONNECT), now=100.0)
     hurried = after(health, answered(), now=100.5)
-    assert (hurried.state, hurried.probe_at) == (HealthState.UNHEALTHY, 100.5)
+    assert (hurried.state, hurried.next_probe.at) == (HealthState.UNHEALTHY, 100.5)
     assert after(hurried, answered(), now=100.5) is hurried
     known_dead = after(well(), failed())
     assert after(known_dead, answered()) is known_dead
@@ -369,7 +372,7 @@ def test_a_success_as_the_last_resort_asks_for_a_probe() -> None:
 def test_a_busy_server_rests() -> None:
     """F10, F13: it is healthy, and back after what it asked for."""
     health = after(well(), broke(FailureClass.BUSY, retry_after=3.0))
-    assert (health.state, health.resting_until, health.strikes) == (HealthState.HEALTHY, 103.0, ())
+    assert (health.state, health.rest.until, health.blame.strikes) == (HealthState.HEALTHY, 103.0, ())
     assert not is_usable(health, CHAT, 102.9)
     assert is_usable(health, CHAT, 103.0)
 
@@ -378,7 +381,7 @@ def test_resting_keeps_the_later_deadline() -> None:
     """F11: thirty seconds, then one second: thirty."""
     health = after(well(), broke(FailureClass.BUSY, retry_after=30.0))
     assert after(health, broke(FailureClass.BUSY, retry_after=1.0)) is health
-    assert after(health, broke(FailureClass.BUSY, retry_after=31.0)).resting_until == 131.0
+    assert after(health, broke(FailureClass.BUSY, retry_after=31.0)).rest.until == 131.0
 
 
 def test_a_pause_for_one_client_is_for_all_once_another_is_refused() -> None:
@@ -386,10 +389,10 @@ def test_a_pause_for_one_client_is_for_all_once_another_is_refused() -> None:
     one = broke(FailureClass.BUSY, retry_after=3.0)
     other = attrs.evolve(one, client="another")
     health = after(well(), one, one)
-    assert health.rested_by == one.client
-    assert after(health, other).rested_by is None
-    assert after(health, attrs.evolve(other, failure=Failure(FailureClass.BUSY, "busy", retry_after=30.0)), one).rested_by is None
-    assert after(after(health, other), other, now=103.0).rested_by == "another"
+    assert health.rest.client == one.client
+    assert after(health, other).rest.client is None
+    assert after(health, attrs.evolve(other, failure=Failure(FailureClass.BUSY, "busy", retry_after=30.0)), one).rest.client is None
+    assert after(after(health, other), other, now=103.0).rest.client == "another"
 
 
 @pytest.mark.parametrize(
@@ -397,7 +400,7 @@ def test_a_pause_for_one_client_is_for_all_once_another_is_refused() -> None:
 )
 def test_rest_has_a_default_and_a_cap(retry_after: float | None, chance: float, rest: float) -> None:
     """F12: nothing said means 1 s ± 20 %, too much means 60 s."""
-    assert after(well(), broke(FailureClass.BUSY, retry_after=retry_after), chance=chance).resting_until == pytest.approx(100.0 + rest)
+    assert after(well(), broke(FailureClass.BUSY, retry_after=retry_after), chance=chance).rest.until == pytest.approx(100.0 + rest)
 
 
 def test_a_rest_without_an_end_grows_until_the_server_answers() -> None:
@@ -405,27 +408,27 @@ def test_a_rest_without_an_end_grows_until_the_server_answers() -> None:
     health, now, rests = well(), 100.0, []
     for _ in range(6):
         health = after(health, *[broke(FailureClass.BUSY)] * 3, now=now)
-        rests.append(health.resting_until - now)
-        now = health.resting_until
+        rests.append(health.rest.until - now)
+        now = health.rest.until
     assert rests == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
     health = after(health, broke(FailureClass.BUSY, retry_after=3.0), now=now)
-    assert health.resting_until == now + 3.0
+    assert health.rest.until == now + 3.0
     health = after(health, answered(), broke(FailureClass.BUSY), now=now + 3.0)
-    assert health.resting_until == now + 4.0
+    assert health.rest.until == now + 4.0
 
 
 def test_a_missing_model_rests_its_pair() -> None:
     """F14, H10: others are chosen first for a minute and the list of models is read again at once; the server stays healthy."""
-    health = after(well(probe_at=150.0), broke(FailureClass.NO_MODEL))
-    assert (health.state, health.lacking_until, health.probe_at) == (HealthState.HEALTHY, 160.0, 100.0)
+    health = after(well(next_probe=NextProbe(at=150.0)), broke(FailureClass.NO_MODEL))
+    assert (health.state, health.blame.lacking_until, health.next_probe.at) == (HealthState.HEALTHY, 160.0, 100.0)
     assert is_usable(health, CHAT, 100.0)
     assert is_last(health, 159.9)
-    assert after(health, passed()).lacking_until == 160.0
-    assert after(health, answered()).lacking_until == 0.0
-    assert after(health, broke(FailureClass.NO_MODEL), now=120.0).lacking_until == 180.0
-    due = after(well(probe_at=90.0), broke(FailureClass.NO_MODEL))
-    assert due.probe_at == 90.0
-    assert after(Health(state=HealthState.ARCHIVED, probe_at=inf), broke(FailureClass.NO_MODEL)).probe_at == inf
+    assert after(health, passed()).blame.lacking_until == 160.0
+    assert after(health, answered()).blame.lacking_until == 0.0
+    assert after(health, broke(FailureClass.NO_MODEL), now=120.0).blame.lacking_until == 180.0
+    due = after(well(next_probe=NextProbe(at=90.0)), broke(FailureClass.NO_MODEL))
+    assert due.next_probe.at == 90.0
+    assert after(Health(state=HealthState.ARCHIVED, next_probe=NextProbe(at=inf)), broke(FailureClass.NO_MODEL)).next_probe.at == inf
 
 
 def test_an_unsupported_endpoint_is_remembered() -> None:
@@ -439,10 +442,10 @@ def test_an_unsupported_endpoint_is_remembered() -> None:
     again = after(health, broke(FailureClass.UNSUPPORTED), now=200.0)
     assert again.unsupported == ((CHAT, 800.0),)
     page = AttemptFailed(1, "r", 1, Failure(FailureClass.UNSUPPORTED, "no", 404), CHAT)
-    found = after(well(probe_at=150.0), page)
-    assert found.probe_at == 100.0, "it may be the page of a tunnel that is offline"
-    assert after(attrs.evolve(found, probe_at=150.0), page).probe_at == 150.0
-    assert after(well(probe_at=150.0), broke(FailureClass.UNSUPPORTED)).probe_at == 150.0
+    found = after(well(next_probe=NextProbe(at=150.0)), page)
+    assert found.next_probe.at == 100.0, "it may be the page of a tunnel that is offline"
+    assert after(attrs.evolve(found, next_probe=NextProbe(at=150.0)), page).next_probe.at == 150.0
+    assert after(well(next_probe=NextProbe(at=150.0)), broke(FailureClass.UNSUPPORTED)).next_probe.at == 150.0
     other = AttemptFailed(1, "r", 1, Failure(FailureClass.UNSUPPORTED, "no"), "/v1/rerank")
     assert len(after(again, other, now=200.0).unsupported) == 2
     assert len(after(again, other, now=900.0).unsupported) == 1
@@ -501,8 +504,8 @@ def test_a_refused_key_needs_its_owner(make: Callable[[], Health]) -> None:
     """F17: misconfigured, with a reason; looked at again at the usual pace, until the server lets a request in."""
     health = after(make(), refused())
     assert (health.state, health.reason, health.by_traffic) == (HealthState.MISCONFIGURED, "words", False)
-    assert health.probe_at == pytest.approx(100.0 + 50.0 * 0.95)
-    assert health.probe_step == 0
+    assert health.next_probe.at == pytest.approx(100.0 + 50.0 * 0.95)
+    assert health.next_probe.step == 0
     assert is_refused(health) == CHAT
     assert not is_usable(health, CHAT, 100.0)
     mended = after(health, let_in())
@@ -516,7 +519,7 @@ def test_an_open_list_of_models_does_not_end_a_refusal(forced: bool) -> None:
     health = after(well(), refused("/v1/embeddings"), *[passed(forced=forced)] * 5)
     assert (health.state, is_refused(health)) == (HealthState.MISCONFIGURED, "/v1/embeddings")
     assert health.reason == "words (POST /v1/embeddings)"
-    assert health.probe_at == pytest.approx(100.0 + 50.0 * 0.95)
+    assert health.next_probe.at == pytest.approx(100.0 + 50.0 * 0.95)
     down = after(health, failed())
     assert (down.state, down.reason, is_refused(down)) == (HealthState.UNHEALTHY, "the probe failed", "/v1/embeddings")
     back = after(down, passed(forced=forced))
@@ -573,11 +576,11 @@ def slow(*, is_busy: bool = False, allowed_until: float | None = None, number: i
 @ANY_STATE
 def test_bytes_that_arrive_are_proof_of_life(state: HealthState) -> None:
     """Outside case 9: a probe's timeout is then neither passed nor failed, however often."""
-    health = Health(state=state, consecutive_failures=2, excused=Running((1, 1), 110.0), last_checked_at=WALL)
+    health = Health(state=state, consecutive_failures=2, next_probe=NextProbe(excused=Running((1, 1), 110.0)), last_checked_at=WALL)
     later = after(health, *[slow(is_busy=True, forced=True)] * 5)
     assert later.state is (HealthState.HEALTHY if state is HealthState.SUSPECT else state)
-    assert (later.consecutive_failures, later.last_checked_at, later.excused) == (2, WALL, None)
-    assert later.probe_at > 100.0
+    assert (later.consecutive_failures, later.last_checked_at, later.next_probe.excused) == (2, WALL, None)
+    assert later.next_probe.at > 100.0
 
 
 def test_a_running_request_excuses_timeouts_until_its_time_is_over() -> None:
@@ -585,11 +588,11 @@ def test_a_running_request_excuses_timeouts_until_its_time_is_over() -> None:
     health = after(well(), slow(allowed_until=200.0))
     assert (health.state, health.consecutive_failures) == (HealthState.SUSPECT, 0)
     assert health.reason == "no answer in time"
-    assert 101.0 <= health.probe_at <= 200.0
+    assert 101.0 <= health.next_probe.at <= 200.0
     assert is_last(health, 100.0)
     health = after(health, slow(allowed_until=300.0, number=2), now=150.0)
-    assert (health.state, health.probe_at) == (HealthState.SUSPECT, 197.5)
-    assert after(health, slow(allowed_until=300.0, number=2), now=199.0).probe_at == 200.0
+    assert (health.state, health.next_probe.at) == (HealthState.SUSPECT, 197.5)
+    assert after(health, slow(allowed_until=300.0, number=2), now=199.0).next_probe.at == 200.0
     extended = after(health, slow(allowed_until=300.0), now=199.0)
     assert after(extended, slow(allowed_until=300.0), now=299.0).state is HealthState.SUSPECT, "its time was extended"
     failing = after(health, slow(allowed_until=300.0, number=2), now=200.0)
@@ -621,7 +624,7 @@ def test_a_good_probe_keeps_a_server_well() -> None:
         last_passed_at=WALL + 100.0,
         warning="the model is not listed",
         models=("x", "y"),
-        probe_at=health.probe_at,
+        next_probe=NextProbe(at=health.next_probe.at),
     )
     assert after(health, passed()).warning is None
 
@@ -634,14 +637,14 @@ def test_a_verdict_never_grows_older_than_the_interval(interval: float, timeout:
     """H03, H08: the next probe begins a timeout before the interval is over, up to a tenth sooner, never before its half."""
     policy = HealthPolicy(interval=interval, timeout=timeout)
     health = after(well(), passed(), policy=policy, chance=chance)
-    assert health.probe_at - 100.0 == pytest.approx(wait, abs=1e-4)
+    assert health.next_probe.at - 100.0 == pytest.approx(wait, abs=1e-4)
 
 
 def test_a_failed_probe_takes_a_server_out() -> None:
     """TC-HEALTH-002: at once; the next probe comes after a second ± 20 %."""
     health = after(well(), failed())
     assert (health.state, health.consecutive_failures, health.consecutive_successes) == (HealthState.UNHEALTHY, 1, 0)
-    assert (health.by_traffic, health.reason, health.probe_at) == (False, "the probe failed", 101.0)
+    assert (health.by_traffic, health.reason, health.next_probe.at) == (False, "the probe failed", 101.0)
     assert (health.last_checked_at, health.last_passed_at) == (WALL + 100.0, WALL)
     assert after(Health(), failed()).state is HealthState.UNHEALTHY
 
@@ -659,7 +662,7 @@ def test_probes_of_the_ill_come_ever_later(chance: float) -> None:
     health, waits = well(), []
     for _ in range(40):
         health = after(health, failed(), policy=policy, chance=chance)
-        waits.append((health.probe_at - 100.0) / (0.8 + 0.4 * chance))
+        waits.append((health.next_probe.at - 100.0) / (0.8 + 0.4 * chance))
     assert waits == pytest.approx([1, 2, 4, 8, 16, 32] + [60] * 34)
     assert health.state is HealthState.UNHEALTHY
     assert health.consecutive_failures == 40
@@ -688,10 +691,10 @@ def test_only_failures_in_a_row_count() -> None:
 def test_a_deactivated_server_is_still_probed() -> None:
     """H01: after 1, 2, 4, 8, 15 minutes, and then every 15."""
     health = deactivated()
-    waits = [health.probe_at - 100.0]
+    waits = [health.next_probe.at - 100.0]
     for _ in range(6):
         health = after(health, failed())
-        waits.append(health.probe_at - 100.0)
+        waits.append(health.next_probe.at - 100.0)
     assert waits == pytest.approx([60, 120, 240, 480, 900, 900, 900])
     assert health.state is HealthState.DEACTIVATED
 
@@ -699,19 +702,19 @@ def test_a_deactivated_server_is_still_probed() -> None:
 def test_two_good_probes_bring_a_deactivated_server_back() -> None:
     """H01, H12: the second comes after a second; it starts slowly."""
     health = after(deactivated(), passed())
-    assert (health.state, health.probe_at) == (HealthState.DEACTIVATED, 101.0)
+    assert (health.state, health.next_probe.at) == (HealthState.DEACTIVATED, 101.0)
     health = after(health, passed(), now=101.0)
-    assert (health.state, health.slow_since, health.reason, health.probe_step) == (HealthState.HEALTHY, 101.0, None, 0)
+    assert (health.state, health.slow_since, health.reason, health.next_probe.step) == (HealthState.HEALTHY, 101.0, None, 0)
     assert after(deactivated(), passed(), failed(), passed()).state is HealthState.DEACTIVATED
 
 
 def test_looking_often_does_not_put_the_next_probe_off() -> None:
     """Somebody who presses "check now" while the server is down does not slow its return."""
     down = after(well(), failed())
-    assert after(down, failed(forced=True), now=100.5).probe_at == down.probe_at
+    assert after(down, failed(forced=True), now=100.5).next_probe.at == down.next_probe.at
     off = deactivated()
-    assert after(off, *[failed(forced=True)] * 5, now=110.0).probe_at == off.probe_at
-    assert after(well(probe_at=150.0), failed(forced=True)).probe_at == 101.0
+    assert after(off, *[failed(forced=True)] * 5, now=110.0).next_probe.at == off.next_probe.at
+    assert after(well(next_probe=NextProbe(at=150.0)), failed(forced=True)).next_probe.at == 101.0
 
 
 def test_our_own_network_deactivates_nobody() -> None:
@@ -720,10 +723,10 @@ def test_our_own_network_deactivates_nobody() -> None:
     for _ in range(50):
         health = after(health, failed(correlated=True), chance=0.999999)
         assert health.state is HealthState.UNHEALTHY
-        assert health.probe_at - 100.0 < 5.0
+        assert health.next_probe.at - 100.0 < 5.0
     assert health.consecutive_failures == 0
     long_down = after(well(), *[failed()] * 5, policy=HealthPolicy(max_consecutive_failures=9))
-    assert after(long_down, failed(correlated=True)).probe_at - 100.0 < 5.0
+    assert after(long_down, failed(correlated=True)).next_probe.at - 100.0 < 5.0
     assert after(well(), failed(), failed(), failed(correlated=True)).state is HealthState.UNHEALTHY
     assert after(deactivated(), failed(correlated=True)).consecutive_failures == 3
 
@@ -734,7 +737,7 @@ def test_our_own_network_deactivates_nobody() -> None:
 def test_the_first_good_probe_opens_half() -> None:
     """One request decides, or the next probe, a second later."""
     health = half_open()
-    assert (health.state, health.probe_at) == (HealthState.HALF_OPEN, 101.0)
+    assert (health.state, health.next_probe.at) == (HealthState.HALF_OPEN, 101.0)
     assert is_usable(health, CHAT, 100.0)
     assert after(after(well(), failed()), passed()).state is HealthState.HALF_OPEN
 
@@ -742,8 +745,8 @@ def test_the_first_good_probe_opens_half() -> None:
 def test_a_good_request_opens_whole() -> None:
     """It starts slowly and everything held against it is forgotten."""
     health = after(after(struck_out(), passed()), answered())
-    assert (health.state, health.slow_since, health.strikes, health.struck_at) == (HealthState.HEALTHY, 100.0, (), -inf)
-    assert (health.reason, health.by_traffic, health.probe_step) == (None, False, 0)
+    assert (health.state, health.slow_since, health.blame.strikes, health.blame.struck_at) == (HealthState.HEALTHY, 100.0, (), -inf)
+    assert (health.reason, health.by_traffic, health.next_probe.step) == (None, False, 0)
 
 
 def test_without_requests_another_good_probe_opens_whole() -> None:
@@ -759,7 +762,7 @@ def test_a_failed_request_closes_again(kind: FailureClass) -> None:
     for number, wait in enumerate((2, 4, 8, 16, 32, 60, 60)):
         health = after(health, broke(kind, str(number)))
         assert (health.state, health.by_traffic) == (HealthState.UNHEALTHY, True)
-        assert health.probe_at - 100.0 == pytest.approx(wait)
+        assert health.next_probe.at - 100.0 == pytest.approx(wait)
         health = after(health, passed())
         assert health.state is HealthState.HALF_OPEN
 
@@ -767,36 +770,36 @@ def test_a_failed_request_closes_again(kind: FailureClass) -> None:
 def test_a_failed_probe_closes_again() -> None:
     """A half-open server that fails a probe goes on where it was."""
     health = after(half_open(), failed())
-    assert (health.state, health.probe_at) == (HealthState.UNHEALTHY, 102.0)
+    assert (health.state, health.next_probe.at) == (HealthState.UNHEALTHY, 102.0)
 
 
 def test_probes_alone_do_not_clear_strikes() -> None:
     """H04: a server that lists its models but fails to answer is let in half, and whole only after 30 s without a strike."""
     health = struck_out(now=100.0)
     health = after(health, passed(), now=101.0)
-    assert (health.state, health.probe_at) == (HealthState.HALF_OPEN, 130.0)
+    assert (health.state, health.next_probe.at) == (HealthState.HALF_OPEN, 130.0)
     for now in (102.0, 110.0, 129.9):
         health = after(health, passed(), now=now)
         assert health.state is HealthState.HALF_OPEN
         assert strikers(health) == "abc"
     health = after(health, passed(), now=130.0)
-    assert (health.state, health.strikes) == (HealthState.HEALTHY, ())
+    assert (health.state, health.blame.strikes) == (HealthState.HEALTHY, ())
 
 
 def test_a_good_probe_clears_old_strikes() -> None:
     """Two strikes of this morning do not count in the evening."""
     health = after(well(), broke(FailureClass.TIMEOUT, "a"), broke(FailureClass.TIMEOUT, "b"))
     assert strikers(after(health, passed(), now=129.9)) == "ab"
-    assert after(health, passed(), now=130.0).strikes == ()
+    assert after(health, passed(), now=130.0).blame.strikes == ()
 
 
 @ANY_STATE
 def test_a_forced_good_probe_lifts_any_state(state: HealthState) -> None:
     """FR-API-REG: "check now" makes a server healthy that is well; half only if requests struck it a moment ago."""
-    health = after(Health(state=state, probe_at=inf, reason="down"), let_in(forced=True))
+    health = after(Health(state=state, next_probe=NextProbe(at=inf), reason="down"), let_in(forced=True))
     assert (health.state, health.reason) == (HealthState.HEALTHY, None)
-    assert health.probe_at < 200.0
-    struck = after(Health(state=state, strikes=(("a", 1),), struck_at=90.0), let_in(forced=True))
+    assert health.next_probe.at < 200.0
+    struck = after(Health(state=state, blame=Blame(strikes=(("a", 1),), struck_at=90.0)), let_in(forced=True))
     trusted = state in (HealthState.HEALTHY, HealthState.SUSPECT, HealthState.PROBING)
     assert struck.state is (HealthState.HEALTHY if trusted else HealthState.HALF_OPEN)
 
@@ -818,10 +821,10 @@ def test_a_week_of_silence_archives() -> None:
     assert after(health, failed(), now=week - 1).state is HealthState.DEACTIVATED
     assert after(health, failed(correlated=True), now=week).state is HealthState.DEACTIVATED
     archived = after(health, failed(), now=week)
-    assert (archived.state, archived.probe_at, archived.last_transition_at) == (HealthState.ARCHIVED, inf, WALL + week)
+    assert (archived.state, archived.next_probe.at, archived.last_transition_at) == (HealthState.ARCHIVED, inf, WALL + week)
     assert after(archived, passed(), now=week) is archived
     assert after(archived, failed(), now=week) is archived
-    assert after(archived, failed(forced=True), now=week).probe_at == inf
+    assert after(archived, failed(forced=True), now=week).next_probe.at == inf
     never = after(Health(), failed(), failed(), failed())
     assert never.last_passed_at is None
     assert after(never, failed(), now=99.0 + week).state is HealthState.DEACTIVATED
@@ -854,7 +857,7 @@ def test_the_slow_start_ends() -> None:
     assert after(health, answered(), now=130.0).slow_since is None
     assert after(health, passed(), now=130.0).slow_since is None
     struck = after(health, broke(FailureClass.TIMEOUT), answered(), now=110.0)
-    assert (struck.slow_since, struck.strikes) == (100.0, ())
+    assert (struck.slow_since, struck.blame.strikes) == (100.0, ())
 
 
 # Beginnings
@@ -865,9 +868,9 @@ def test_a_new_server_is_healthy_at_once() -> None:
     health = fresh(7, now=100.0, wall=WALL)
     assert (health.state, health.generation, health.status) == (HealthState.HEALTHY, 7, "healthy")
     assert (health.last_checked_at, health.last_passed_at, health.last_transition_at) == (WALL, WALL, WALL)
-    assert health.probe_at == 100.0
+    assert health.next_probe.at == 100.0
     assert share(health, POLICY, 100.0) == 1.0
-    assert fresh(1, now=100.0, wall=WALL, policy=POLICY).probe_at == 150.0
+    assert fresh(1, now=100.0, wall=WALL, policy=POLICY).next_probe.at == 150.0
     assert after(Health(), passed()).state is HealthState.HEALTHY
 
 
@@ -898,23 +901,19 @@ def test_after_a_restart(state: str, age: float | None, resumed: str) -> None:
         consecutive_failures=2,
         by_traffic=True,
         last_checked_at=None if age is None else WALL - age,
-        probe_at=1e9,
-        probe_step=9,
-        resting_until=1e9,
+        next_probe=NextProbe(at=1e9, step=9),
+        rest=Rest(until=1e9),
         slow_since=1e9,
-        strikes=(("a", 1),),
-        struck_at=1e9,
-        suspected_by="a",
-        doubted_until=1e9,
-        doubts=4,
+        blame=Blame(strikes=(("a", 1),), struck_at=1e9, suspected_by="a", doubted_until=1e9, doubts=4),
         unsupported=((CHAT, 1e9),),
     )
     health = resume(stored, POLICY, now=5.0, wall=WALL)
     assert health.state == resumed
-    assert health.probe_at == (inf if state == "archived" else 5.0)
+    assert health.next_probe.at == (inf if state == "archived" else 5.0)
     assert (health.generation, health.consecutive_failures, health.by_traffic) == (4, 2, True)
-    local = ("probe_step", "resting_until", "slow_since", "strikes", "struck_at", "suspected_by", "doubted_until", "doubts", "unsupported")
+    local = ("rest", "slow_since", "blame", "unsupported")
     assert [getattr(health, name) for name in local] == [getattr(Health(), name) for name in local]
+    assert (health.next_probe.step, health.next_probe.excused) == (0, None)
 
 
 # Everything at once
@@ -951,13 +950,13 @@ def test_any_history_heals(history: list[tuple[HealthEvent, float, float]]) -> N
     if health.state is HealthState.ARCHIVED:
         return
     for _ in range(2):
-        assert health.probe_at - now <= 900 * 1.2 + 1e-6
-        now = max(now, health.probe_at)
+        assert health.next_probe.at - now <= 900 * 1.2 + 1e-6
+        now = max(now, health.next_probe.at)
         health = after(health, let_in(), now=now)
     assert health.status == "healthy"
-    assert is_usable(health, "/v1/audio/speech", max(now, health.resting_until))
-    assert health.resting_until - now <= 60.0 + 1e-6
-    now = max(now, health.probe_at)
+    assert is_usable(health, "/v1/audio/speech", max(now, health.rest.until))
+    assert health.rest.until - now <= 60.0 + 1e-6
+    now = max(now, health.next_probe.at)
     assert after(health, passed(), now=now).state is HealthState.HEALTHY
 
 
@@ -1000,7 +999,7 @@ class Servers(RuleBasedStateMachine):
             assert health is before
             return
         assert health.generation == before.generation
-        assert health.resting_until >= before.resting_until
+        assert health.rest.until >= before.rest.until
         assert (health.last_transition_at != before.last_transition_at) <= (health.state is not before.state)
         if isinstance(event, AttemptPassed):
             self.struck[server_id].clear()
@@ -1031,7 +1030,7 @@ class Servers(RuleBasedStateMachine):
             server = data.draw(st.sampled_from(found.ready))
             health = self.health(server.id)
             assert health.state in (HealthState.HEALTHY, HealthState.SUSPECT, HealthState.HALF_OPEN)
-            assert health.resting_until <= self.now
+            assert health.rest.until <= self.now
             assert len({is_last(self.health(each.id), self.now) for each in found.ready}) == 1
             if health.state is HealthState.HALF_OPEN:
                 assert self.load.in_flight(server.id) == 0
@@ -1139,14 +1138,14 @@ class Servers(RuleBasedStateMachine):
         for route in self.table.routes.values():
             health = route.health
             if health.state is HealthState.ARCHIVED:
-                assert health.probe_at == inf
+                assert health.next_probe.at == inf
             else:
-                assert health.probe_at - self.now <= 900 * 1.2 + 1e-6
-            assert health.resting_until - self.now <= 60.0 + 1e-6
-            assert len(health.strikes) <= POLICY.strikes
-            assert len(set(health.strikes)) == len(health.strikes)
+                assert health.next_probe.at - self.now <= 900 * 1.2 + 1e-6
+            assert health.rest.until - self.now <= 60.0 + 1e-6
+            assert len(health.blame.strikes) <= POLICY.strikes
+            assert len(set(health.blame.strikes)) == len(health.blame.strikes)
             assert 0.25 <= share(health, POLICY, self.now) <= 1.0
-            assert health.doubted_until - self.now <= POLICY.longest_doubt + 1e-6
+            assert health.blame.doubted_until - self.now <= POLICY.longest_doubt + 1e-6
             if health.by_traffic:
                 assert health.state in (HealthState.SUSPECT, HealthState.UNHEALTHY, HealthState.HALF_OPEN)
 
@@ -1236,11 +1235,11 @@ def test_the_verdict_of_another_process_is_as_good_as_ones_own(
     state: HealthState, found: HealthState, age: float, in_seconds: float
 ) -> None:
     """Its next probe is planned from when it was found, whatever the clocks; what is ill wants one at once; local knowledge stays."""
-    current = Health(state=state, probe_at=107.0, resting_until=120.0, strikes=(("a", 1),), models=("old",))
+    current = Health(state=state, next_probe=NextProbe(at=107.0), rest=Rest(until=120.0), blame=Blame(strikes=(("a", 1),)), models=("old",))
     stored = Health(state=found, last_checked_at=1000.0 - age, reason="words", models=("new",))
     known = followed(current, stored, HealthPolicy(interval=60, timeout=10), now=100.0, wall=1000.0)
     assert (known.state, known.reason, known.models, known.last_checked_at) == (found, "words", ("new",), 1000.0 - age)
-    assert (known.probe_at, known.resting_until, known.strikes) == (100.0 + in_seconds, 120.0, (("a", 1),))
+    assert (known.next_probe.at, known.rest.until, known.blame.strikes) == (100.0 + in_seconds, 120.0, (("a", 1),))
 
 
 @pytest.mark.parametrize(("state", "is_slow"), [(HealthState.UNHEALTHY, True), (HealthState.PROBING, False), (HealthState.HEALTHY, False)])
@@ -1252,19 +1251,19 @@ def test_a_server_that_came_back_elsewhere_starts_slowly_here(state: HealthState
 @pytest.mark.parametrize("state", [HealthState.HEALTHY, HealthState.HALF_OPEN, HealthState.UNHEALTHY])
 def test_what_requests_of_another_process_found_only_asks_for_a_probe(state: HealthState) -> None:
     """Its own network may be to blame: nobody else stops using the server for it."""
-    current = Health(state=state, probe_at=150.0, reason="ours")
+    current = Health(state=state, next_probe=NextProbe(at=150.0), reason="ours")
     stored = Health(state=HealthState.UNHEALTHY, by_traffic=True, reason="theirs")
     known = followed(current, stored, HealthPolicy(), now=100.0, wall=1000.0)
     if state is HealthState.UNHEALTHY:
         assert known == attrs.evolve(current, by_traffic=True, reason="theirs")
     else:
-        assert known == attrs.evolve(current, probe_at=100.0)
+        assert known == attrs.evolve(current, next_probe=NextProbe(at=100.0))
 
 
 @pytest.mark.parametrize(("struck_at", "state"), [(95.0, HealthState.HALF_OPEN), (5.0, HealthState.HEALTHY)])
 def test_a_probe_elsewhere_does_not_wipe_off_what_ones_own_requests_found(struck_at: float, state: HealthState) -> None:
     """One more request decides."""
-    current = Health(state=HealthState.UNHEALTHY, by_traffic=True, struck_at=struck_at)
+    current = Health(state=HealthState.UNHEALTHY, by_traffic=True, blame=Blame(struck_at=struck_at))
     known = followed(current, Health(state=HealthState.HEALTHY), HealthPolicy(), now=100.0, wall=1000.0)
     assert known.state is state
 
@@ -1275,3 +1274,35 @@ def test_no_check_saves_a_server_that_is_to_be_deleted(forced: bool) -> None:
     policy = HealthPolicy(auto_deregister=AutoDeregister.DELETE)
     health = deactivated()
     assert after(health, passed(forced=forced), passed(forced=forced), failed(forced=forced), policy=policy) is health
+
+
+# Old names
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("probe_at", 7.0),
+        ("probe_step", 2),
+        ("excused", Running((1, 1), 9.0)),
+        ("resting_until", 8.0),
+        ("resting_as", 429),
+        ("rested_by", "a"),
+        ("rests", 3),
+        ("strikes", (("a", 1),)),
+        ("struck_at", 6.0),
+        ("suspected_by", "b"),
+        ("doubted_until", 5.0),
+        ("doubts", 1),
+        ("lacking_until", 4.0),
+    ],
+)
+def test_facts_that_were_grouped_keep_their_old_names_for_a_release(name: str, value: object) -> None:
+    """The old name of each fact is readable, and says what it is called now."""
+    health = Health(
+        next_probe=NextProbe(at=7.0, step=2, excused=Running((1, 1), 9.0)),
+        rest=Rest(until=8.0, status=429, client="a", in_a_row=3),
+        blame=Blame(strikes=(("a", 1),), struck_at=6.0, suspected_by="b", doubted_until=5.0, doubts=1, lacking_until=4.0),
+    )
+    with pytest.warns(DeprecationWarning, match=f"Health.{name} is deprecated; use Health."):
+        assert getattr(health, name) == value

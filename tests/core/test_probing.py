@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multiverse_gateway import Health, HealthState, ServerId
+from multiverse_gateway.core.health import NextProbe
 from multiverse_gateway.core.probing import MAX_PARALLEL, Doubt, FailurePattern, due, is_correlated, next_probes, shard_of
 from multiverse_gateway.core.routing import Route
 from multiverse_gateway.testing.store import make_server
@@ -16,7 +17,7 @@ from multiverse_gateway.testing.store import make_server
 
 def route(name: str, probe_at: float = 0.0, state: HealthState = HealthState.HEALTHY) -> Route:
     """Return a route whose next probe is due at this instant."""
-    return Route(make_server(name), Health(state=state, probe_at=probe_at))
+    return Route(make_server(name), Health(state=state, next_probe=NextProbe(at=probe_at)))
 
 
 def routes(count: int, state: HealthState = HealthState.HEALTHY) -> dict[ServerId, Route]:

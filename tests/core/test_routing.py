@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multiverse_gateway.core.health import Health, HealthState, is_last, supports
+from multiverse_gateway.core.health import Blame, Health, HealthState, NextProbe, Rest, is_last, supports
 from multiverse_gateway.core.load import Load
 from multiverse_gateway.core.routing import (
     Candidates,
@@ -51,7 +51,7 @@ def model_of(*pairs: tuple[Server, Health]) -> Model:
 
 
 def health(state: HealthState = WELL, **changes: Any) -> Health:
-    return attrs.evolve(Health(state=state, probe_at=NOW + 7), **changes)
+    return attrs.evolve(Health(state=state, next_probe=NextProbe(at=NOW + 7)), **changes)
 
 
 def loaded(**slots: int) -> Load:
@@ -166,30 +166,30 @@ def test_only_the_well_take_requests(state: HealthState) -> None:
 def test_who_is_out_returns_with_its_next_probe(state: HealthState, returns_in: float) -> None:
     """H11: the client is told when to come back."""
     assert find((server("a"), health(state))) == Candidates(returns_in=returns_in)
-    assert find((server("a"), health(state, probe_at=NOW - 5))).returns_in == 0.0
-    assert find((server("a"), health(state)), (server("b"), health(state, probe_at=NOW + 3))).returns_in == 3.0
+    assert find((server("a"), health(state, next_probe=NextProbe(at=NOW - 5)))).returns_in == 0.0
+    assert find((server("a"), health(state)), (server("b"), health(state, next_probe=NextProbe(at=NOW + 3)))).returns_in == 3.0
 
 
 def test_the_archived_do_not_return() -> None:
     """Nothing is promised of a server that is not probed any more."""
-    assert find((server("a"), health(HealthState.ARCHIVED, probe_at=inf))) == Candidates()
+    assert find((server("a"), health(HealthState.ARCHIVED, next_probe=NextProbe(at=inf)))) == Candidates()
 
 
 def test_who_rests_is_left_out_until_its_time_has_come() -> None:
     """F10, F13: others serve meanwhile; when all rest, the earliest return is told."""
-    resting, other = (server("a"), health(resting_until=NOW + 3, resting_as=429)), (server("b"), health())
+    resting, other = (server("a"), health(rest=Rest(until=NOW + 3, status=429))), (server("b"), health())
     assert names(find(resting, other)) == "b"
     assert names(find(resting, other, now=NOW + 3)) == "ab"
     assert names(find(resting, (server("b", cap=9), health()), now=NOW + 3)) == "ab"
-    alone = find(resting, (server("c"), health(resting_until=NOW + 30, resting_as=503)))
+    alone = find(resting, (server("c"), health(rest=Rest(until=NOW + 30, status=503))))
     assert alone == Candidates(busy=429, returns_in=3.0)
-    assert find(resting, (server("c"), health(HealthState.UNHEALTHY, probe_at=NOW + 1))).returns_in == 1.0
+    assert find(resting, (server("c"), health(HealthState.UNHEALTHY, next_probe=NextProbe(at=NOW + 1)))).returns_in == 1.0
 
 
 def test_a_server_that_asked_one_client_for_a_pause_may_serve_others() -> None:
     """S4: if no other server is ready; and never beyond its cap."""
-    refused = health(resting_until=NOW + 3, resting_as=429, rested_by="one")
-    alone = find((server("a"), refused), (server("b"), health(resting_until=NOW + 3, resting_as=429)))
+    refused = health(rest=Rest(until=NOW + 3, status=429, client="one"))
+    alone = find((server("a"), refused), (server("b"), health(rest=Rest(until=NOW + 3, status=429))))
     assert alone.ready_for("one") == []
     assert [each.id for each in alone.ready_for("other")] == ["a"]
     with_another = find((server("a"), refused), (server("b"), health()))
@@ -206,7 +206,7 @@ def test_caps_are_kept() -> None:
     assert find(capped, load=loaded(a=2)) == Candidates(full=True)
     found = find(capped, other, load=loaded(a=2, b=50))
     assert (names(found), found.full) == ("b", True)
-    busy_too = find(capped, (server("c"), health(resting_until=NOW + 3, resting_as=429)), load=loaded(a=2))
+    busy_too = find(capped, (server("c"), health(rest=Rest(until=NOW + 3, status=429))), load=loaded(a=2))
     assert (busy_too.full, busy_too.busy, busy_too.returns_in) == (True, None, 3.0)
 
 
@@ -217,7 +217,9 @@ def test_a_half_open_server_takes_one_request() -> None:
     assert find(half, load=loaded(a=1)) == Candidates(full=True)
 
 
-@pytest.mark.parametrize("reason", [{"state": HealthState.SUSPECT}, {"doubted_until": NOW + 5}, {"lacking_until": NOW + 5}])
+@pytest.mark.parametrize(
+    "reason", [{"state": HealthState.SUSPECT}, {"blame": Blame(doubted_until=NOW + 5)}, {"blame": Blame(lacking_until=NOW + 5)}]
+)
 def test_suspect_and_doubted_servers_are_chosen_last(reason: dict[str, Any]) -> None:
     """S12: they are ready only if no better server is; before those that do not know the call, and within their caps."""
     last = server("a"), attrs.evolve(health(), **reason)
@@ -226,7 +228,7 @@ def test_suspect_and_doubted_servers_are_chosen_last(reason: dict[str, Any]) -> 
     assert names(find(last, last)) == "aa"
     found = find(last, (server("b", cap=1), health()), load=loaded(b=1))
     assert (names(found), found.full) == ("a", True)
-    assert names(find(last, (server("b"), health(resting_until=NOW + 9)))) == "a"
+    assert names(find(last, (server("b"), health(rest=Rest(until=NOW + 9))))) == "a"
     assert names(find(last, (server("b"), health(unsupported=((CHAT, NOW + 9),))))) == "a"
     assert find((server("a", cap=1), last[1]), load=loaded(a=1)) == Candidates(full=True)
     if "state" not in reason:
@@ -256,7 +258,7 @@ def test_who_does_not_support_the_path_comes_last() -> None:
     assert names(find(lacking, (server("b"), health()), now=NOW + 100)) == "ab"
     assert names(find(lacking)) == "a"
     assert names(find(lacking, (server("b"), health(HealthState.UNHEALTHY)))) == "a"
-    assert find(lacking, (server("b"), health(resting_until=NOW + 2, resting_as=429))) == Candidates(busy=429, returns_in=2.0)
+    assert find(lacking, (server("b"), health(rest=Rest(until=NOW + 2, status=429)))) == Candidates(busy=429, returns_in=2.0)
     assert find(lacking, (server("b", cap=1), health()), load=loaded(b=1)) == Candidates(full=True)
     full = (server("a", cap=1), health(unsupported=((CHAT, NOW + 100),)))
     assert find(full, load=loaded(a=1)) == Candidates()
@@ -266,7 +268,7 @@ def test_who_does_not_support_the_path_comes_last() -> None:
 
 
 def suspect(name: str, *, struck_at: float = 0.0, by_traffic: bool = True, **changes: Any) -> tuple[Server, Health]:
-    return server(name), health(HealthState.UNHEALTHY, by_traffic=by_traffic, struck_at=struck_at, **changes)
+    return server(name), health(HealthState.UNHEALTHY, by_traffic=by_traffic, blame=Blame(struck_at=struck_at), **changes)
 
 
 def resort(*pairs: tuple[Server, Health], **options: Any) -> str | None:
@@ -301,10 +303,10 @@ def test_the_last_resort_must_be_able_to_serve() -> None:
     mute = server("a", streaming=False), health(HealthState.UNHEALTHY, by_traffic=True)
     assert resort(mute, stream=True) is None
     assert resort(mute) == "a"
-    assert resort(suspect("a", resting_until=NOW + 1)) is None
-    assert resort(suspect("a", resting_until=NOW)) == "a"
+    assert resort(suspect("a", rest=Rest(until=NOW + 1))) is None
+    assert resort(suspect("a", rest=Rest(until=NOW))) == "a"
     assert resort(suspect("a"), (server("b", cap=1), health()), load=loaded(b=1)) is None
-    assert resort(suspect("a"), (server("b"), health(resting_until=NOW + 9))) == "a"
+    assert resort(suspect("a"), (server("b"), health(rest=Rest(until=NOW + 9)))) == "a"
 
 
 # Everything at once
@@ -316,17 +318,19 @@ PATHS = [CHAT, "/v1/embeddings"]
 def routes(draw: st.DrawFn) -> list[tuple[Server, Health]]:
     """Draw up to five servers of one model in any condition."""
     found = []
+    around = st.floats(NOW - 60, NOW + 60)
     for name in "abcde"[: draw(st.integers(0, 5))]:
         each = server(name, cap=draw(st.none() | st.integers(1, 3)), streaming=draw(st.booleans()))
         known = Health(
             state=draw(st.just(WELL) | st.sampled_from(list(HealthState))),
             by_traffic=draw(st.booleans()),
-            probe_at=NOW + draw(st.floats(-100, 100)),
-            resting_until=draw(st.just(0.0) | st.floats(NOW - 60, NOW + 60)),
-            resting_as=draw(st.sampled_from([429, 503])),
-            struck_at=draw(st.floats(0, NOW)),
-            doubted_until=draw(st.just(0.0) | st.floats(NOW - 60, NOW + 60)),
-            lacking_until=draw(st.just(0.0) | st.floats(NOW - 60, NOW + 60)),
+            next_probe=NextProbe(at=NOW + draw(st.floats(-100, 100))),
+            rest=Rest(until=draw(st.just(0.0) | around), status=draw(st.sampled_from([429, 503]))),
+            blame=Blame(
+                struck_at=draw(st.floats(0, NOW)),
+                doubted_until=draw(st.just(0.0) | around),
+                lacking_until=draw(st.just(0.0) | around),
+            ),
             unsupported=draw(st.just(()) | st.tuples(st.tuples(st.sampled_from(PATHS), st.floats(NOW - 60, NOW + 60)))),
         )
         found.append((each, known))
@@ -356,7 +360,7 @@ def test_candidates_keep_their_promises(
         return cap is None or load.in_flight(each.id) < cap
 
     def is_usable(known: Health) -> bool:
-        return known.status == "healthy" and known.resting_until <= NOW and supports(known, path, NOW)
+        return known.status == "healthy" and known.rest.until <= NOW and supports(known, path, NOW)
 
     usable = [(each, known) for each, known in pairs if fits(each) and is_usable(known)]
     free = [each for each, known in usable if has_slot(each, known)]
@@ -367,7 +371,7 @@ def test_candidates_keep_their_promises(
         known = by_id[each.id]
         assert fits(each)
         assert known.status == "healthy"
-        assert known.resting_until <= NOW
+        assert known.rest.until <= NOW
         assert has_slot(each, known)
     assert found.full == any(not has_slot(each, known) for each, known in usable)
     assert not (found.busy and (found.ready or found.full))

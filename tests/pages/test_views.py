@@ -9,7 +9,7 @@ import pytest
 from attrs import evolve
 
 from multiverse_gateway.bodies import EXPORT_FORMAT
-from multiverse_gateway.core.health import Health, HealthState
+from multiverse_gateway.core.health import Blame, Health, HealthState, NextProbe, Rest
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.pages.views import STATES, Tone, chart_of, heartbeat, next_check_words, overview, reason_of
 from multiverse_gateway.protocols import ProbeResult
@@ -54,18 +54,18 @@ def test_a_healthy_server_may_have_something_to_say() -> None:
     """That it rests, that others are chosen first and why, or that it does not list its model."""
     health = Health(state=HealthState.HEALTHY, warning="it lists other models")
     assert reason_of(health, 10.0) == "It lists other models."
-    assert reason_of(evolve(health, resting_until=11.0), 10.0) == "Busy: it asked for a pause."
-    assert "chosen first" in (reason_of(evolve(health, doubted_until=11.0), 10.0) or "")
-    assert "the model" in (reason_of(evolve(health, lacking_until=11.0), 10.0) or "")
+    assert reason_of(evolve(health, rest=Rest(until=11.0)), 10.0) == "Busy: it asked for a pause."
+    assert "chosen first" in (reason_of(evolve(health, blame=Blame(doubted_until=11.0)), 10.0) or "")
+    assert "the model" in (reason_of(evolve(health, blame=Blame(lacking_until=11.0)), 10.0) or "")
     assert reason_of(Health(state=HealthState.SUSPECT, reason="it hung up"), 10.0) == "It hung up."
     assert reason_of(Health(state=HealthState.PROBING), 0.0) is None
 
 
 def test_the_next_check_is_named_roughly() -> None:
     """Or that none comes."""
-    assert next_check_words(Health(probe_at=10.0), 10.0) == "is due now"
-    assert next_check_words(Health(probe_at=100.0), 10.0) == "comes in about 1 min"
-    assert next_check_words(Health(probe_at=inf), 10.0) == "comes only when somebody asks for it"
+    assert next_check_words(Health(next_probe=NextProbe(at=10.0)), 10.0) == "is due now"
+    assert next_check_words(Health(next_probe=NextProbe(at=100.0)), 10.0) == "comes in about 1 min"
+    assert next_check_words(Health(next_probe=NextProbe(at=inf)), 10.0) == "comes only when somebody asks for it"
 
 
 async def fail(here: Stage, server: dict[str, Any]) -> None:

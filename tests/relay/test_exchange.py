@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.failover import Failure, FailureClass, RetryPolicy
 from multiverse_gateway.core.fairness import Crowd
-from multiverse_gateway.core.health import HealthState, fresh
+from multiverse_gateway.core.health import HealthState, NextProbe, Rest, fresh
 from multiverse_gateway.core.routing import build_table, pools_of
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.sse import DONE_EVENT, EVENTS_PER_CALL
@@ -699,7 +699,7 @@ def test_the_only_server_is_asked_twice_if_it_refuses() -> None:
 
 def test_another_server_that_appeared_meanwhile_is_preferred() -> None:
     stage = engine("a", "b")
-    stage.set_health("b", resting_until=stage.clock + 0.1)
+    stage.set_health("b", rest=Rest(until=stage.clock + 0.1))
     _, client = stage.start()
     stage.last.fail(A)
     stage.wait(0.25)
@@ -742,7 +742,7 @@ def test_a_second_try_on_a_server_that_is_half_open_waits_for_the_request_that_t
 def test_a_request_is_tried_twice_on_a_server_and_never_again() -> None:
     """Also if it waited for the second attempt there, and another server came meanwhile."""
     stage = RecordingEngine([server("a", cap=1), server("b", registered_at=1)])
-    stage.set_health("b", resting_until=stage.clock + 1)
+    stage.set_health("b", rest=Rest(until=stage.clock + 1))
     exchange, client = stage.start()
     stage.last.fail(A)
     stage.set_health("a", state=HealthState.HEALTHY)
@@ -772,7 +772,7 @@ def test_a_removed_server_is_not_tried_again() -> None:
 def test_a_removed_server_is_not_tried_again_though_its_model_stays() -> None:
     """A sibling that rests keeps the model alive, not the removed server."""
     stage = engine("a", "b")
-    stage.set_health("b", resting_until=stage.clock + 60)
+    stage.set_health("b", rest=Rest(until=stage.clock + 60))
     _, client = stage.start()
     stage.last.fail(A)
     stage.remove("a")
@@ -927,10 +927,10 @@ def test_an_unknown_model_is_told_with_close_names() -> None:
 def test_no_usable_server_is_told_with_the_time_of_the_next_probe() -> None:
     """H11: at once, with Retry-After between 1 and 60 s."""
     stage = engine("a")
-    stage.set_health("a", state=HealthState.UNHEALTHY, probe_at=stage.clock + 7.2)
+    stage.set_health("a", state=HealthState.UNHEALTHY, next_probe=NextProbe(at=stage.clock + 7.2))
     _, client = stage.start()
     assert (client.status, code(client), client.headers[b"retry-after"]) == (503, "no_healthy_server", b"8")
-    stage.set_health("a", state=HealthState.ARCHIVED, probe_at=float("inf"))
+    stage.set_health("a", state=HealthState.ARCHIVED, next_probe=NextProbe(at=float("inf")))
     _, client = stage.start()
     assert client.headers[b"retry-after"] == b"60"
     stage.check()
@@ -939,7 +939,7 @@ def test_no_usable_server_is_told_with_the_time_of_the_next_probe() -> None:
 def suspects(*names: str) -> RecordingEngine:
     stage = engine(*names)
     for name in names:
-        stage.set_health(name, state=HealthState.UNHEALTHY, by_traffic=True, probe_at=stage.clock + 5)
+        stage.set_health(name, state=HealthState.UNHEALTHY, by_traffic=True, next_probe=NextProbe(at=stage.clock + 5))
     return stage
 
 
@@ -1149,7 +1149,7 @@ def test_a_turn_that_comes_too_early_keeps_waiting() -> None:
 def test_a_slot_that_nobody_freed_is_found() -> None:
     """A server may return from its pause: no attempt ends then, so whoever waits looks now and then."""
     stage = RecordingEngine([server("a", cap=1), server("b")])
-    stage.set_health("b", resting_until=stage.clock + 0.1)
+    stage.set_health("b", rest=Rest(until=stage.clock + 0.1))
     stage.start()
     _, client = stage.start()
     stage.wait(0.05)
@@ -1190,9 +1190,9 @@ def test_looking_keeps_the_place_in_the_queue() -> None:
 def test_a_failed_request_waits_for_a_server_that_is_full() -> None:
     """A server at its cap is usable: the retry queues for it."""
     stage = RecordingEngine([server("a"), server("b", cap=1, registered_at=1)])
-    stage.set_health("a", resting_until=stage.clock + 1)
+    stage.set_health("a", rest=Rest(until=stage.clock + 1))
     _, first = stage.start()
-    stage.set_health("a", resting_until=0.0)
+    stage.set_health("a", rest=Rest(until=0.0))
     exchange, second = stage.start()
     assert stage.tried() == ["b", "a"]
     stage.last.answer(500)
@@ -1207,9 +1207,9 @@ def test_a_failed_request_waits_for_a_server_that_is_full() -> None:
 def test_a_retry_may_wait_as_long_as_any_other() -> None:
     """The time in the queue counts from when it joined; if it was in vain, the failure before it is told."""
     stage = RecordingEngine([server("a"), server("b", cap=1, registered_at=1)], limits=Limits(queue_timeout=10))
-    stage.set_health("a", resting_until=stage.clock + 1)
+    stage.set_health("a", rest=Rest(until=stage.clock + 1))
     stage.start()
-    stage.set_health("a", resting_until=0.0)
+    stage.set_health("a", rest=Rest(until=0.0))
     exchange, client = stage.start()
     stage.wait(30)
     stage.last.answer(500)
@@ -1226,7 +1226,7 @@ def test_a_turn_may_find_that_nobody_is_left() -> None:
     stage = queueing()
     stage.start()
     _, client = stage.start()
-    stage.set_health("a", state=HealthState.UNHEALTHY, probe_at=stage.clock + 5)
+    stage.set_health("a", state=HealthState.UNHEALTHY, next_probe=NextProbe(at=stage.clock + 5))
     stage.slot_freed(MODEL)
     assert (client.status, code(client)) == (503, "no_healthy_server")
     stage.check()
@@ -1257,7 +1257,7 @@ def test_a_request_waits_no_longer_than_the_queue_timeout_in_all() -> None:
 def test_a_newcomer_does_not_take_the_last_resort_before_a_request_that_waits() -> None:
     """A request that waited for a full server is next when another one is all that is left."""
     stage = RecordingEngine([server("a", cap=1), server("b", registered_at=1)])
-    stage.set_health("b", state=HealthState.UNHEALTHY, by_traffic=True, probe_at=stage.clock + 5)
+    stage.set_health("b", state=HealthState.UNHEALTHY, by_traffic=True, next_probe=NextProbe(at=stage.clock + 5))
     stage.start()
     waiting, _ = stage.start()
     stage.remove("a")
@@ -1328,7 +1328,7 @@ def test_without_a_server_in_rotation_there_are_no_shares() -> None:
     """Half of nothing is no share: what the last resort can take is not left to others that do not come."""
     stage = shared()
     stage.start(source="script")
-    stage.set_health("a", state=HealthState.UNHEALTHY, by_traffic=True, probe_at=stage.clock + 5)
+    stage.set_health("a", state=HealthState.UNHEALTHY, by_traffic=True, next_probe=NextProbe(at=stage.clock + 5))
     assert stage.room.queue.crowd(MODEL).slots == 0
     assert stage.room.queue.used_up(stage.begin(source="script")[0].ticket, stage.clock) is None
     assert stage.room.queue.used_up(stage.begin(source="script", is_bulk=True)[0].ticket, stage.clock) is None
@@ -2041,7 +2041,7 @@ class Traffic(RuleBasedStateMachine):
     def change_health(self, number: int, state: HealthState) -> None:
         name = f"s{number % len(self.stage.servers)}"
         if name in self.stage.table.routes:
-            self.stage.set_health(name, state=state, by_traffic=True, resting_until=0.0, unsupported=())
+            self.stage.set_health(name, state=state, by_traffic=True, rest=Rest(until=0.0), unsupported=())
 
     @rule(number=st.integers(0, 2))
     def remove(self, number: int) -> None:
@@ -2888,7 +2888,7 @@ def test_a_look_up_needs_no_slot() -> None:
 def test_a_server_that_is_down_has_its_responses_still(state: HealthState) -> None:
     """503 with the time to wait: the client asks again, and no other server is asked."""
     stage = engine("a", "b")
-    stage.set_health("a", state=state, probe_at=1007.0)
+    stage.set_health("a", state=state, next_probe=NextProbe(at=1007.0))
     exchange, client = stage.start(asked=look_up())
     exchange.located(stage.servers[0])
     assert (client.status, code(client), client.headers[b"retry-after"]) == (503, "no_healthy_server", b"7")

@@ -79,7 +79,7 @@ def record_of(gateway: Gateway, server: Server, health: Health) -> ServerRecord:
         status="registered",
         health_status=health.status,
         state=health.state.value,
-        resting=max(health.resting_until, health.lacking_until) > gateway.now(),
+        resting=max(health.rest.until, health.blame.lacking_until) > gateway.now(),
         reason=health.reason,
         warning=health.warning,
         consecutive_failures=health.consecutive_failures,

@@ -35,8 +35,8 @@ CORRELATED_SHARE = 0.8
 
 def due(routes: Iterable[Route], now: float) -> list[Server]:
     """Return the servers whose next probe is due, the one that has been due longest first."""
-    waiting = [route for route in routes if route.health.probe_at <= now]
-    return [route.server for route in sorted(waiting, key=lambda route: route.health.probe_at)]
+    waiting = [route for route in routes if route.health.next_probe.at <= now]
+    return [route.server for route in sorted(waiting, key=lambda route: route.health.next_probe.at)]
 
 
 def next_probes(

@@ -86,7 +86,7 @@ class Model:
 
     @_everybody_from.default
     def _find_everybody_from(self) -> float:
-        pauses = [max(route.health.resting_until, last_until(route.health)) for route in self.routes]
+        pauses = [max(route.health.rest.until, last_until(route.health)) for route in self.routes]
         return max([*pauses, *(until for route in self.routes for _, until in route.health.unsupported)], default=-inf)
 
     def everybody(self, now: float) -> Candidates | None:
@@ -237,7 +237,7 @@ def verdict(route: Route, load: Slots, *, stream: bool, path: str, excluded: Col
         return Verdict.NO_STREAMS
     if health.status != "healthy":
         return Verdict.ILL
-    if health.resting_until > now:
+    if health.rest.until > now:
         return Verdict.RESTING
     if not has_slot(route, load):
         return Verdict.FULL
@@ -262,11 +262,11 @@ def _sort_out(model: Model, load: Slots, stream: bool, path: str, excluded: Coll
         elif found is Verdict.LAST:
             last.append(route.server)
         elif found is Verdict.ILL:
-            returns_at = min(returns_at, health.probe_at)
-            if health.state is HealthState.UNHEALTHY and health.by_traffic and health.resting_until <= now:
+            returns_at = min(returns_at, health.next_probe.at)
+            if health.state is HealthState.UNHEALTHY and health.by_traffic and health.rest.until <= now:
                 suspects.append(route)
         elif found is Verdict.RESTING:
-            returns_at = min(returns_at, health.resting_until)
+            returns_at = min(returns_at, health.rest.until)
             resting.append(route)
         elif found is Verdict.FULL:
             full = full or supports(health, path, now)
@@ -282,7 +282,7 @@ def _sort_out(model: Model, load: Slots, stream: bool, path: str, excluded: Coll
         full=full,
         busy=None if full else _asked_by([route.health for route in resting]),
         resting=tuple(
-            (route.server, route.health.rested_by) for route in resting if route.health.rested_by is not None and has_slot(route, load)
+            (route.server, route.health.rest.client) for route in resting if route.health.rest.client is not None and has_slot(route, load)
         ),
         streaming_unsupported=stream and _streams_nowhere(model),
         returns_in=None if returns_at == inf else max(0.0, returns_at - now),
@@ -293,7 +293,7 @@ def _sort_out(model: Model, load: Slots, stream: bool, path: str, excluded: Coll
 
 def _asked_by(resting: Sequence[Health]) -> int | None:
     """Return the status with which the server that returns first asked for its pause."""
-    return min(resting, key=lambda health: health.resting_until).resting_as if resting else None
+    return min(resting, key=lambda health: health.rest.until).rest.status if resting else None
 
 
 def _cap(route: Route) -> int | None:
@@ -312,7 +312,7 @@ def _last_resort(model: Model, suspects: Sequence[Route], load: Slots) -> Server
     unhealthy = (route.server.id for route in model.routes if route.health.state is HealthState.UNHEALTHY)
     if not suspects or any(load.in_flight(server_id) for server_id in unhealthy):
         return None
-    return min(suspects, key=lambda route: route.health.struck_at).server
+    return min(suspects, key=lambda route: route.health.blame.struck_at).server
 
 
 def _streams_nowhere(model: Model) -> bool:

@@ -200,22 +200,22 @@ def reason_of(health: Health, now: float) -> str | None:
     """Say why a server is not simply healthy, or what to know of it although it is."""
     if health.status != "healthy":
         return None if health.reason is None else sentence(health.reason)
-    if health.resting_until > now:
+    if health.rest.until > now:
         return "Busy: it asked for a pause."
     if health.state is HealthState.SUSPECT and health.reason is not None:
         return sentence(health.reason)
-    if health.lacking_until > now:
+    if health.blame.lacking_until > now:
         return "It did not have the model a moment ago; other servers are chosen first."
-    if health.doubted_until > now:
+    if health.blame.doubted_until > now:
         return "Requests of one client failed here; other servers are chosen first."
     return None if health.warning is None else sentence(health.warning)
 
 
 def next_check_words(health: Health, now: float) -> str:
     """Say when a server is checked next, roughly."""
-    if health.probe_at == float("inf"):
+    if health.next_probe.at == float("inf"):
         return "comes only when somebody asks for it"
-    wait = health.probe_at - now
+    wait = health.next_probe.at - now
     return "is due now" if wait <= 1 else f"comes in about {span(wait)}"
 
 
