@@ -76,6 +76,7 @@ class ProbeProblem(StrEnum):
 
     KEY_MISSING = "key_missing"
     KEY_REFUSED = "key_refused"
+    UNSENDABLE_KEY = "unsendable_key"
     ACCESS_REFUSED = "access_refused"
     REDIRECT = "redirect"
     BUSY = "busy"

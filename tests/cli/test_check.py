@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -168,6 +169,60 @@ def test_what_is_wrong_is_said(strange: tuple[dict[str, Any], str], method: str,
     assert result.exit_code == 1
     assert words in result.output
     assert "->" in result.output
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("method", "answer", "words"),
+    [
+        ("GET", (200, {"content-encoding": "gzip"}, b"x"), "FAILED  model list: the answer is compressed"),
+        ("POST", (200, {}, b"<html>"), "FAILED  chat: the answer has no choices"),
+        ("GET", (401, {"ngrok-error-code": "ERR_NGROK_3004"}, b""), "FAILED  model list: the tunnel answers, but nothing is behind it"),
+    ],
+)
+def test_what_a_gateway_would_trip_over_is_reported(strange: tuple[dict[str, Any], str], method: str, answer: Any, words: str) -> None:
+    """As the gateway's own requests find it."""
+    answers, url = strange
+    answers[method] = answer
+    result = call(url, "--allow-private")
+    assert (result.exit_code, words in result.output) == (1, True), result.output
+
+
+@pytest.mark.e2e
+def test_a_server_that_speaks_no_tls_fails_at_the_connection(scripted: str) -> None:
+    """A gateway would not get further."""
+    result = call(scripted.replace("http:", "https:"), "--allow-private")
+    assert result.exit_code == 1
+    assert "FAILED  connection: no secure connection (TLS)" in result.output
+
+
+@pytest.mark.e2e
+def test_a_server_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the time that a gateway's probe has."""
+    monkeypatch.setenv("MULTIVERSE_HEALTH_CHECK_TIMEOUT_SECONDS", "0.2")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        result = call(f"http://127.0.0.1:{silent.getsockname()[1]}", "--allow-private")
+    assert result.exit_code == 1
+    assert "FAILED  model list: no answer within 0.2 seconds" in result.output
+
+
+@pytest.mark.e2e
+def test_a_model_that_is_named_is_tried_although_the_list_is_empty(strange: tuple[dict[str, Any], str]) -> None:
+    """Some servers list nothing before the model is loaded."""
+    answers, url = strange
+    answers["GET"] = (200, {}, b'{"data": []}')
+    result = call(url, "--allow-private", "--model", "tiny")
+    assert result.exit_code == 0
+    assert "the list is empty; tiny is tried all the same" in result.output
+    assert "tiny made one token" in result.output
+
+
+@pytest.mark.e2e
+def test_a_key_that_no_header_can_carry_is_named(scripted: str) -> None:
+    """Nothing is sent."""
+    result = call(scripted, "--allow-private", "--api-key", "two\nlines")
+    assert result.exit_code == 1
+    assert "the key cannot be sent in a header" in result.output
 
 
 NO_CHAT: Any = (400, {}, b'{"error": {"message": "\\"tiny\\" does not support chat"}}')

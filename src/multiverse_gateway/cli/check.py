@@ -147,6 +147,7 @@ _UNCOMPRESSED = "switch compression off in the server or the proxy before it"
 _PROBLEMS: Mapping[ProbeProblem, tuple[str, str]] = {
     ProbeProblem.KEY_MISSING: ("the server asks for a key (status 401)", _KEY),
     ProbeProblem.KEY_REFUSED: ("the server refuses the key (status 401)", _KEY),
+    ProbeProblem.UNSENDABLE_KEY: ("the key cannot be sent in a header", "give a key of one line, without invisible characters"),
     ProbeProblem.IDLE_TUNNEL: ("the tunnel answers, but nothing is behind it", "start the server, then the tunnel to its port"),
     ProbeProblem.REDIRECT: ("the server redirects (status {status})", "give the URL that it redirects to; a gateway follows none"),
     ProbeProblem.NOT_FOUND: (

@@ -120,7 +120,9 @@ _TROUBLES: Mapping[type[Exception], Finding] = {
     ),
     httpx2.UnsupportedProtocol: Finding(reason=_UNUSABLE_URL, failed_at=ProbeStep.URL),
     httpx2.InvalidURL: Finding(reason=_UNUSABLE_URL, failed_at=ProbeStep.URL),
-    httpx2.LocalProtocolError: Finding(reason="the stored key cannot be sent in a header: update its api_key"),
+    httpx2.LocalProtocolError: Finding(
+        reason="the stored key cannot be sent in a header: update its api_key", problem=ProbeProblem.UNSENDABLE_KEY
+    ),
 }
 
 _FLAWS: Mapping[ProbeProblem, str] = {
