@@ -186,4 +186,4 @@ async def test_a_gateways_test_uses_its_own_probe_and_client() -> None:
         gateway = browser.app.state.gateway
         assert means_of(gateway, chats=False).chat is None
         means = means_of(gateway, chats=True)
-        assert (means.check, means.http) == (gateway.check, gateway.http)
+        assert (means.check, means.http) == (gateway.checks.check, gateway.http)
