@@ -31,7 +31,7 @@ from multiverse_gateway.observability.logging import configure
 from multiverse_gateway.pages.routes import Pages
 from multiverse_gateway.pages.sessions import Sessions
 from multiverse_gateway.protocols import Balancer, HealthProbe, RegistryStore
-from multiverse_gateway.relay.wire import Resolver
+from multiverse_gateway.relay.dialer import Resolver
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.web.front import Front
 from multiverse_gateway.web.inference import Inference

@@ -6,8 +6,9 @@ import httpx2
 
 from multiverse_gateway.core.addresses import AddressPolicy
 from multiverse_gateway.protocols import Client
+from multiverse_gateway.relay.dialer import Resolver
 from multiverse_gateway.relay.requests import USER_AGENT
-from multiverse_gateway.relay.wire import Resolver, Wire
+from multiverse_gateway.relay.wire import Wire
 from multiverse_gateway.settings import Settings
 
 

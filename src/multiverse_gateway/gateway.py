@@ -44,13 +44,13 @@ from multiverse_gateway.observability.metrics import Moment, exposition
 from multiverse_gateway.observability.telemetry import Observe
 from multiverse_gateway.protocols import Balancer, HealthProbe, ProbeResult, Registry, ResponseStore, Scoring, Store
 from multiverse_gateway.relay.comments import Commentary
+from multiverse_gateway.relay.dialer import Resolver
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.local_addresses import local_addresses
 from multiverse_gateway.relay.ports import Limits, Phase, Sending
 from multiverse_gateway.relay.requests import Requests
 from multiverse_gateway.relay.transport import WireTransport
 from multiverse_gateway.relay.waiting import WaitingRoom
-from multiverse_gateway.relay.wire import Resolver
 from multiverse_gateway.response_places import ResponsePlaces
 from multiverse_gateway.server_checks import ServerChecks
 from multiverse_gateway.settings import Settings

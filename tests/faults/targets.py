@@ -22,7 +22,8 @@ from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.core.failover import Failure, FailureClass, classify, classify_report, parse_retry_after
 from multiverse_gateway.core.payloads import MAX_REPORTED_TOKENS
 from multiverse_gateway.core.sse import Dialect, EventStream
-from multiverse_gateway.relay.wire import MAX_HEAD_BYTES, Sending, Wire, _Connection, _Pool
+from multiverse_gateway.relay.server_connection import MAX_HEAD_BYTES, ServerConnection, ServerPool, WireSending
+from multiverse_gateway.relay.wire import Wire
 from multiverse_gateway.web.front import check_target
 from multiverse_gateway.web.security import client_address, declared_length, presented_keys, refuse_bad_framing, request_id
 
@@ -212,8 +213,8 @@ class Heard:
 async def _answered(data: bytes, places: bytes) -> None:
     wire = Wire(policy=AddressPolicy, stale_timeout=0.0)
     heard = Heard()
-    sending = Sending(wire, _Pool(Endpoint("http", "server.example", 80), keeps=True), [b"POST / HTTP/1.1\r\n\r\n"], heard)
-    connection = _Connection(wire, sending)
+    sending = WireSending(wire, ServerPool(Endpoint("http", "server.example", 80), keeps=True), [b"POST / HTTP/1.1\r\n\r\n"], heard)
+    connection = ServerConnection(wire, sending)
     transport = Transport()
     connection.connection_made(transport)  # type: ignore[arg-type]
     for piece in pieces_of(data, places):

@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, parse_endpoint
 from multiverse_gateway.core.failover import ConnectFailure, Failure, FailureClass
 from multiverse_gateway.core.servers import ServerId
-from multiverse_gateway.relay.wire import BUFFER_BYTES, MAX_HEAD_BYTES, MAX_HEADERS, MAX_IDLE, MAX_INFORMATIONAL, Sending, Wire
+from multiverse_gateway.relay.server_connection import MAX_HEAD_BYTES, MAX_HEADERS, MAX_IDLE, MAX_INFORMATIONAL, WireSending
+from multiverse_gateway.relay.wire import BUFFER_BYTES, Wire
 from support import behaviours as act
 from support.backends import Backend, Behaviour, Exchange
 from support.require import require
@@ -124,7 +125,7 @@ def request(endpoint: Endpoint, body: bytes = BODY) -> tuple[bytes, bytes]:
     return head.encode(), body
 
 
-def start(wire: Wire, url: str, told: Told, *, server: ServerId | None = ALICE, body: bytes = BODY, fresh: bool = False) -> Sending:
+def start(wire: Wire, url: str, told: Told, *, server: ServerId | None = ALICE, body: bytes = BODY, fresh: bool = False) -> WireSending:
     """Send one request."""
     endpoint = parse_endpoint(url)
     sending = wire.send(server, endpoint, request(endpoint, body), told, fresh=fresh)
@@ -211,7 +212,7 @@ async def test_one_ending_may_send_the_next_request_on_the_same_connection(wires
     """The connection is given back before `end` is told."""
     wire = wires()
     second = Told()
-    sent: list[Sending] = []
+    sent: list[WireSending] = []
 
     def at(what: str) -> None:
         if what == "end":
@@ -1010,11 +1011,11 @@ async def test_closed_connections_are_freed_at_once(wires: Wires, alice: Backend
     gc.collect()
     gc.disable()
     try:
-        before = sum(type(thing).__name__ == "_Connection" for thing in gc.get_objects())
+        before = sum(type(thing).__name__ == "ServerConnection" for thing in gc.get_objects())
         for _ in range(5):
             await ask(wire, alice.url, server=None)
         await until(lambda: not wire.connections)
         await asyncio.sleep(0)
-        assert sum(type(thing).__name__ == "_Connection" for thing in gc.get_objects()) <= before + 1
+        assert sum(type(thing).__name__ == "ServerConnection" for thing in gc.get_objects()) <= before + 1
     finally:
         gc.enable()

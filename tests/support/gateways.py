@@ -24,7 +24,7 @@ from multiverse_gateway.balancers.round_robin import create as round_robin
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.protocols import Client, HealthProbe, ProbeResult, Store
-from multiverse_gateway.relay.wire import Resolver
+from multiverse_gateway.relay.dialer import Resolver
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
 from multiverse_gateway.web.security import Entrance, Security, digests

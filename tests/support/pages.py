@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from multiverse_gateway import Settings, create_app, lifespan
-from multiverse_gateway.relay.wire import Resolver
+from multiverse_gateway.relay.dialer import Resolver
 from multiverse_gateway.stores.memory import MemoryStore
 from support.gateways import ADMIN_KEY, BODY, Clock, Verdicts
 
