@@ -84,12 +84,12 @@ FOREIGN = {"stores/postgres.py"}
 
 
 def _is_sentence(node: ast.expr) -> bool:
-    """Tell whether an expression is a text that reads like prose."""
+    """Return whether an expression is a text that reads like prose."""
     return isinstance(node, ast.Constant) and isinstance(node.value, str) and is_prose(node.value)
 
 
 def _is_message(node: ast.expr) -> bool:
-    """Tell whether an expression is the text of an error or a reason for people."""
+    """Return whether an expression is the text of an error or a reason for people."""
     if isinstance(node, ast.Call):
         return ast.unparse(node.func) == "str" and ast.unparse(node.args[0]) in ("error", "problem", "exception", "failure")
     return isinstance(node, ast.Attribute) and node.attr in ("message", "reason", "warning", "finding", "words")

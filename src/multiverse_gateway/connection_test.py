@@ -1,8 +1,8 @@
 """One connection test for the API, the pages and the command line: what a gateway finds at a server, one step after the other.
 
 1. The steps are those of `ProbeStep`, in their order. The first one that fails ends the test.
-2. A closed address that a setting could open is the one exception: the command line goes on, to find out whether the server is fine.
-3. Results are facts. The words are written where they are shown.
+2. The one exception is a closed address that a setting could open: the command dials it anyway, so that the rest can be checked.
+3. Results are facts. The code that shows them writes the sentences.
 """
 
 import itertools
@@ -32,7 +32,7 @@ _PROBED = (ProbeStep.URL, ProbeStep.NAME, ProbeStep.ADDRESS, ProbeStep.CONNECTIO
 
 
 class Outcome(StrEnum):
-    """How a step went. `DOUBTFUL`: nothing failed, but somebody should look at it."""
+    """How a step went. `DOUBTFUL`: nothing failed, but the user should look at it."""
 
     PASSED = "passed"
     DOUBTFUL = "doubtful"
@@ -90,9 +90,9 @@ def means_of(gateway: Gateway, *, chats: bool) -> Means:
 
 
 async def examine(server: Server, named: str | None, means: Means) -> AsyncIterator[StepResult]:
-    """Yield the result of each step of a server whose URL was read; `named` is the model that somebody wants, if that is known.
+    """Yield the result of each step of a server whose URL was read; `named` is the model that the user asked for, if any.
 
-    The step MODEL says which model is tried next: the one that is wanted, or else the first that the server lists, if it lists any.
+    The step MODEL says which model is tried next: `named`, or else the first model that the server lists, if it lists any.
     """
     taken = [ProbeStep.URL]
     yield StepResult(step=ProbeStep.URL)

@@ -23,7 +23,7 @@ _LEFT_ALONE = ("stores.sqlite", "stores.postgres", "stores.copies", "observabili
 
 
 def is_prose(text: str) -> bool:
-    """Tell whether a text reads like a sentence or a part of one, and not like a name, a path or a header."""
+    """Return whether a text reads like a sentence or a part of one, and not like a name, a path or a header."""
     return _PROSE.search(text) is not None
 
 

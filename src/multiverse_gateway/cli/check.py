@@ -32,7 +32,7 @@ NAMES: Mapping[ProbeStep, str] = {
     ProbeStep.MODEL: "models",
     ProbeStep.CHAT: "chat",
 }
-"""What the command calls each step; the server lets a gateway in, or not, when it is asked for its list."""
+"""What the command calls each step; ACCESS shows in the answer to the request for the list of models."""
 
 
 @attrs.frozen
@@ -99,17 +99,17 @@ async def _steps(url: str, model: str | None, api_key: str | None, policy: Addre
         created_at=0.0,
         updated_at=0.0,
     )
-    words = Words(endpoint=endpoint, model=model, has_key=api_key is not None, settings=settings)
+    wording = Wording(endpoint=endpoint, model=model, has_key=api_key is not None, settings=settings)
     async with _means(endpoint, policy, settings) as means:
         async for found in examine(server, model, means):
-            step = words.step(found)
+            step = wording.step(found)
             if step is not None:
                 yield step
 
 
 @asynccontextmanager
 async def _means(endpoint: Endpoint, policy: AddressPolicy, settings: Settings) -> AsyncIterator[Means]:
-    """Lend what a gateway with these settings would use; private addresses are dialled in any case, to find out about the rest."""
+    """Yield what a gateway with these settings would use; private addresses are always dialled, so that the rest can be checked."""
     opened = attrs.evolve(policy, allow_private=True)
     wire = wire_of(settings, policy=lambda: opened)
     seconds = settings.health_check_timeout_seconds
@@ -178,7 +178,7 @@ _CAUSES: Mapping[ConnectFailure, tuple[str, str]] = {
 
 
 @attrs.frozen(kw_only=True)
-class Words:
+class Wording:
     """How the command words the steps of one test."""
 
     endpoint: Endpoint
@@ -187,7 +187,7 @@ class Words:
     settings: Settings
 
     def step(self, found: StepResult) -> Step | None:
-        """Return a step for people and programs; `None` for one that the command does not show, because the next one includes it."""
+        """Return a step as the command shows it, or `None` if the next step includes it."""
         if found.step is ProbeStep.ACCESS and found.outcome is Outcome.PASSED:
             return None
         if found.outcome is Outcome.FAILED:
@@ -244,11 +244,11 @@ class Words:
         if found.problem is ProbeProblem.ACCESS_REFUSED:
             key = "is the key right?" if self.has_key else "a server that wants a key gets it with --api-key."
             return "the server refuses access (status 403)", f"{key} {HOST_HEADER}"
-        words = _CAUSES[found.cause] if found.cause is not None else self._problem(found)
-        if words is None:
+        advice = _CAUSES[found.cause] if found.cause is not None else self._problem(found)
+        if advice is None:
             reason = None if found.result is None else found.result.reason
             return reason or "no answer", "look at the server's log"
-        finding, remedy = words
+        finding, remedy = advice
         settings = self.settings
         seconds = settings.first_byte_timeout_seconds if found.step is ProbeStep.CHAT else settings.health_check_timeout_seconds
         facts = {"host": self.endpoint.host, "port": self.endpoint.port, "connect": settings.connect_timeout_seconds, "seconds": seconds}

@@ -89,18 +89,18 @@ def _refusal(server: Server, response: httpx2.Response) -> Finding | None:
     """Judge the answers that mean the same whatever was asked."""
     status = response.status_code
     if status == 530 or "ngrok-error-code" in response.headers:  # the page is the tunnel's own
-        words = f"the tunnel is there, but nothing is connected to it (status {status}): is the tunnel's client running?"
-        return Finding(reason=words, failed_at=ProbeStep.CONNECTION, problem=ProbeProblem.IDLE_TUNNEL)
+        reason = f"the tunnel is there, but nothing is connected to it (status {status}): is the tunnel's client running?"
+        return Finding(reason=reason, failed_at=ProbeStep.CONNECTION, problem=ProbeProblem.IDLE_TUNNEL)
     refusal = refusal_of(status, has_key=server.api_key is not None)
     if refusal is not None:
         problem = _REFUSALS.get((status, server.api_key is not None), ProbeProblem.ACCESS_REFUSED)
         return Finding(reason=refusal, unauthorized=True, failed_at=ProbeStep.ACCESS, problem=problem)
     if 300 <= status < 400:
-        words = "the server answers with a redirect: register the address that it leads to"
-        return Finding(reason=words, problem=ProbeProblem.REDIRECT)
+        reason = "the server answers with a redirect: register the address that it leads to"
+        return Finding(reason=reason, problem=ProbeProblem.REDIRECT)
     if status in (429, 503):
-        words = f"the server is busy or still loading its model (status {status}): it is asked again soon"
-        return Finding(reason=words, problem=ProbeProblem.BUSY)
+        reason = f"the server is busy or still loading its model (status {status}): it is asked again soon"
+        return Finding(reason=reason, problem=ProbeProblem.BUSY)
     return None
 
 

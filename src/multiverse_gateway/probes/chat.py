@@ -48,20 +48,20 @@ def judge(status: int, body: bytes) -> Finding:
     if lacks_chat(status, body):
         return Finding(reason=f"the server has no chat (status {status})", lacks_chat=True)
     if status == 404:
-        words = "the server does not know the registered model (status 404): is the name spelt right?"
-        return Finding(reason=words, problem=ProbeProblem.UNKNOWN_MODEL)
+        reason = "the server does not know the registered model (status 404): is the name spelt right?"
+        return Finding(reason=reason, problem=ProbeProblem.UNKNOWN_MODEL)
     if status != 200:
-        words = f"a chat completion is answered with status {status}: does the model run, and can it chat?"
-        return Finding(reason=words, problem=ProbeProblem.STATUS)
+        reason = f"a chat completion is answered with status {status}: does the model run, and can it chat?"
+        return Finding(reason=reason, problem=ProbeProblem.STATUS)
     try:
         answer = decode(body)
     except (ValueError, RecursionError):
-        words = "the answer to a chat completion is no JSON: does the URL lead to an OpenAI-compatible server?"
-        return Finding(reason=words, problem=ProbeProblem.NOT_JSON)
+        reason = "the answer to a chat completion is no JSON: does the URL lead to an OpenAI-compatible server?"
+        return Finding(reason=reason, problem=ProbeProblem.NOT_JSON)
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or not choices:
-        words = "the answer to a chat completion has no choices: does the model run, and can it chat?"
-        return Finding(reason=words, problem=ProbeProblem.NO_CHOICES)
+        reason = "the answer to a chat completion has no choices: does the model run, and can it chat?"
+        return Finding(reason=reason, problem=ProbeProblem.NO_CHOICES)
     return Finding(let_in=True)
 
 

@@ -112,7 +112,7 @@ class Dialer:
             raise
 
     async def resolve(self, endpoint: Endpoint) -> Sequence[str] | Failure:
-        """Return the addresses of an endpoint, unjudged, or why its name has none."""
+        """Return the addresses of an endpoint without judging them, or why its name has none."""
         try:
             return await self._named(endpoint)
         except _NotDialledError as error:

@@ -53,5 +53,5 @@ _CONNECTING: Mapping[ConnectFailure, str] = {
 
 def unreached(cause: ConnectFailure, refusal: AddressRefusal | None = None) -> Failure:
     """Return the failure of a request whose connection could not be made; `refusal` says why its address is forbidden."""
-    words = _CONNECTING[cause] if refusal is None else f"{_CONNECTING[cause]}: {explained(refusal)}"
-    return Failure(FailureClass.CONNECT, words, connect=cause, refusal=refusal)
+    reason = _CONNECTING[cause] if refusal is None else f"{_CONNECTING[cause]}: {explained(refusal)}"
+    return Failure(FailureClass.CONNECT, reason, connect=cause, refusal=refusal)

@@ -170,11 +170,11 @@ class Wire:
     # For connection tests
 
     async def resolve(self, endpoint: Endpoint) -> Sequence[str] | Failure:
-        """Return the addresses of an endpoint, unjudged, or why its name has none."""
+        """Return the addresses of an endpoint without judging them, or why its name has none."""
         return await self._dialer.resolve(endpoint)
 
     async def reach(self, endpoint: Endpoint) -> str | Failure:
-        """Make a connection as for a request, close it, and return the address that it led to, or why there is none."""
+        """Make a connection as for a request, close it, and return the address that was dialled, or why there is no connection."""
         reached = _Reached()
         sending = WireSending(self, ServerPool(endpoint, keeps=False), (), reached)
         await self.dial(sending)
