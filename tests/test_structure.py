@@ -22,7 +22,6 @@ MOST_ATTRIBUTES = 20
 
 LONG_MODULES = {
     "bodies",
-    "cli.guards.http2",
     "core.envelope",
     "core.fairness",
     "core.sse",
@@ -47,7 +46,6 @@ SHARED_CLASS_NAMES = {
     "Dialect",
     "Health",
     "Note",
-    "Outbox",
     "Step",
     "Usage",
     "Visit",

@@ -1,7 +1,7 @@
 """HTTP/2, in the place of hypercorn's: the `h2` library is the protocol, hypercorn's `HTTPStream` the bridge to the application.
 
-What the application sends goes into the `Outbox` of its stream, and one task of the connection writes frames from the outboxes in turn.
-The application waits while its outbox is full, and at the end until the last frame is written.
+What the application sends goes into the `StreamOutbox` of its stream, and one task of the connection writes frames from the outboxes in
+turn. The application waits while its outbox is full, and at the end until the last frame is written.
 
 1. A stream ends once, in `_end_stream`: the outbox is closed, so that no sender waits any longer, and the application receives that its
    client has left. A connection that ends, whichever way, ends all its streams.
@@ -34,149 +34,21 @@ from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.typing import AppWrapper, ConnectionState, TaskGroup, WorkerContext
 from hypercorn.utils import filter_pseudo_headers
 
-from multiverse_gateway.cli.guards.shared import HELD_BYTES, Applications, GuardedConfig, HeadTimer, Outlet, stopped_before
+from multiverse_gateway.cli.guards.http2_frames import FrameWatch
+from multiverse_gateway.cli.guards.http2_outbox import StreamOutbox
+from multiverse_gateway.cli.guards.shared import Applications, GuardedConfig, HeadTimer, Outlet, stopped_before
 
 MAX_RESETS = 100
 """Resets of one connection in `RESET_SECONDS`: more than a person can cause, whose client has at most 100 streams."""
 RESET_SECONDS = 10.0
 SLICE_BYTES = 1024
 """What is read of a connection before others have their turn."""
-LEAST_BYTES = 4096
-"""What a stream must take in the write timeout, or all that there is."""
 DROPPED_BYTES = 64 << 20
 """What may still arrive on a stream that was answered; then it is reset."""
 STREAM_WINDOW = 65_535
 """What a client may send ahead on one stream: the protocol's default."""
 
-BLOCK_BYTES = 64 << 10
-"""What a head may have in all its frames together, encoded."""
-PREFACE_BYTES = 24
-FRAME_HEAD_BYTES = 9
-HEADERS, CONTINUATION, END_HEADERS = 0x1, 0x9, 0x4
-
 _HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"})
-
-
-class FrameWatch:
-    """Look at the heads of frames before h2 does: it buffers an oversized frame, up to 16 MiB, before it objects to it.
-
-    The same goes for a head in many frames, of which h2 buffers up to 1 MiB.
-    """
-
-    def __init__(self, max_frame_size: int) -> None:
-        self._max_frame_size = max_frame_size
-        self._head = bytearray()
-        self._left = PREFACE_BYTES
-        self._block = 0
-
-    def accepts(self, data: bytes) -> bool:
-        """Take what arrived; return False if a frame or a head in it is too large."""
-        at = 0
-        while at < len(data):
-            if self._left:
-                skipped = min(self._left, len(data) - at)
-                self._left -= skipped
-                at += skipped
-                continue
-            missing = FRAME_HEAD_BYTES - len(self._head)
-            self._head += data[at : at + missing]
-            at += missing
-            if len(self._head) == FRAME_HEAD_BYTES and not self._begins_well():
-                return False
-        return True
-
-    def _begins_well(self) -> bool:
-        length, kind, flags = int.from_bytes(self._head[:3], "big"), self._head[3], self._head[4]
-        self._head.clear()
-        self._left = length
-        if kind in (HEADERS, CONTINUATION):
-            self._block += length
-        if kind not in (HEADERS, CONTINUATION) or flags & END_HEADERS:
-            self._block = 0
-        return length <= self._max_frame_size and self._block <= BLOCK_BYTES
-
-
-class Outbox:
-    """What is to be sent on one stream: views of what the application sent, at most `HELD_BYTES`."""
-
-    def __init__(self) -> None:
-        self._pieces: deque[memoryview] = deque()
-        self._size = 0
-        self._is_complete = False
-        self._changed = asyncio.Event()
-        self._taken = 0
-        self._since = 0.0
-        self.is_closed = False
-
-    def __len__(self) -> int:
-        return self._size
-
-    @property
-    def is_over(self) -> bool:
-        """Return whether nothing is left and nothing will come."""
-        return self._is_complete and not self._size
-
-    async def add(self, data: memoryview) -> int:
-        """Wait for room, add as much of `data` as fits, and return how much that was; 0 if the stream has ended."""
-        while self._size >= HELD_BYTES and not self.is_closed:
-            await self._wait()
-        if self.is_closed:
-            return 0
-        if not self._size:
-            self._begin_to_count()
-        piece = data[: HELD_BYTES - self._size]
-        self._pieces.append(piece)
-        self._size += len(piece)
-        return len(piece)
-
-    def complete(self) -> None:
-        """Note that nothing more will come."""
-        self._is_complete = True
-
-    async def ended(self) -> None:
-        """Wait for the end of the stream."""
-        while not self.is_closed:
-            await self._wait()
-
-    def take(self, count: int) -> bytes:
-        """Return up to `count` bytes that are to be sent now."""
-        taken = bytearray()
-        while self._pieces and len(taken) < count:
-            piece = self._pieces.popleft()
-            missing = count - len(taken)
-            taken += piece[:missing]
-            if len(piece) > missing:
-                self._pieces.appendleft(piece[missing:])
-        if taken:
-            self._size -= len(taken)
-            self._taken += len(taken)
-            self._changed.set()
-        if self._taken >= LEAST_BYTES:
-            self._begin_to_count()
-        return bytes(taken)
-
-    def close(self) -> None:
-        """Let no sender wait any longer: the stream has ended."""
-        self.is_closed = True
-        self._pieces.clear()
-        self._size = 0
-        self._changed.set()
-
-    def is_stalled(self, now: float, patience: float) -> bool:
-        """Return whether the client has taken too little for `patience` seconds."""
-        return self._size > 0 and now - self._since >= patience
-
-    def postpone(self, seconds: float) -> None:
-        """Do not count time in which the process was stopped."""
-        self._since += seconds
-
-    def _begin_to_count(self) -> None:
-        self._taken = 0
-        self._since = asyncio.get_running_loop().time()
-
-    async def _wait(self) -> None:
-        self._changed.clear()
-        await self._changed.wait()
 
 
 class GuardedH2:
@@ -212,7 +84,7 @@ class GuardedH2:
         )
         self._frames = FrameWatch(self.connection.max_inbound_frame_size)
         self._streams: dict[int, HTTPStream] = {}
-        self._outboxes: dict[int, Outbox] = {}
+        self._outboxes: dict[int, StreamOutbox] = {}
         self._turns: dict[int, None] = {}
         """The streams that may have something to write, in order."""
         self._has_work = asyncio.Event()
@@ -349,7 +221,7 @@ class GuardedH2:
         stream = HTTPStream(self._app, self._config, self._context, applications, *ends, self._stream_send, stream_id)
         self._streams[stream_id] = stream
         self._unfinished.add(stream_id)
-        self._outboxes[stream_id] = Outbox()
+        self._outboxes[stream_id] = StreamOutbox()
         self._requests += 1
         request = Request(
             stream_id=stream_id,
@@ -442,7 +314,7 @@ class GuardedH2:
             await self._end_stream(event.stream_id, ErrorCodes.INTERNAL_ERROR)
         await self._flush()
 
-    async def _send_body(self, stream_id: int, outbox: Outbox, data: bytes) -> None:
+    async def _send_body(self, stream_id: int, outbox: StreamOutbox, data: bytes) -> None:
         rest = memoryview(data)
         while rest:
             added = await outbox.add(rest)
