@@ -21,7 +21,7 @@ from multiverse_gateway.core.errors import (
     UpstreamTimeout,
 )
 from multiverse_gateway.core.failover import (
-    Attempt,
+    FailedAttempt,
     Failure,
     FailureClass,
     GiveUp,
@@ -58,15 +58,15 @@ def kind_of(failure: Failure | None) -> FailureClass | None:
     return None if failure is None else failure.kind
 
 
-def failed(*kinds: FailureClass, status: int | None = None, retry_after: float | None = None, body: bytes = b"{}") -> list[Attempt]:
+def failed(*kinds: FailureClass, status: int | None = None, retry_after: float | None = None, body: bytes = b"{}") -> list[FailedAttempt]:
     return [
-        Attempt(ServerId(f"server-{number}"), Failure(kind, "words", status, retry_after=retry_after, body=body))
+        FailedAttempt(ServerId(f"server-{number}"), Failure(kind, "words", status, retry_after=retry_after, body=body))
         for number, kind in enumerate(kinds)
     ]
 
 
 def decide(
-    attempts: Sequence[Attempt],
+    attempts: Sequence[FailedAttempt],
     *,
     others: int = 3,
     policy: RetryPolicy = RetryPolicy(),  # noqa: B008  # a value
@@ -379,7 +379,7 @@ def test_what_no_server_can_mend_is_not_retried(kind: FailureClass) -> None:
 class GiveUpLike:
     """Equal to giving up after these attempts (errors compare by their content here)."""
 
-    def __init__(self, attempts: Sequence[Attempt]) -> None:
+    def __init__(self, attempts: Sequence[FailedAttempt]) -> None:
         self.expected = final_error(attempts)
 
     def __eq__(self, other: object) -> bool:
@@ -437,7 +437,7 @@ def test_a_refusal_speaks_of_a_stored_key_only_where_there_is_one() -> None:
 @pytest.mark.parametrize("others", [0, 3])
 def test_a_request_whose_kept_connection_died_unanswered_goes_to_the_same_server_again(others: int) -> None:
     """RFC 9112, 9.3.1: the server may have closed it before the request came. A stateful request is not repeated."""
-    stale = [Attempt(ServerId("a"), Failure(FailureClass.BROKEN, "words", is_stale=True))]
+    stale = [FailedAttempt(ServerId("a"), Failure(FailureClass.BROKEN, "words", is_stale=True))]
     assert decide(stale, others=others) == Retry(0.0, same_server=True)
     assert decide(stale, others=others, budget_left=False) == Retry(0.0, same_server=True)
     assert isinstance(decide(stale, others=others, stateful=True), GiveUp)
@@ -516,7 +516,7 @@ def test_decisions_keep_their_promises(
 # What the client sees
 
 
-def error_of(attempts: Sequence[Attempt]) -> GatewayError:
+def error_of(attempts: Sequence[FailedAttempt]) -> GatewayError:
     verdict = final_error(attempts)
     assert verdict.relay is None
     assert verdict.error is not None
@@ -554,14 +554,14 @@ def test_the_last_attempt_decides() -> None:
 def test_some_answers_are_relayed(kind: FailureClass) -> None:
     """F08, F14: the last server's own status and body reach the client."""
     last = Failure(kind, "words", 404, body=b'{"error": "no"}', content_type=b"application/json")
-    assert final_error([*failed(FailureClass.CONNECT), Attempt(ServerId("z"), last)]) == GiveUp(relay=last)
+    assert final_error([*failed(FailureClass.CONNECT), FailedAttempt(ServerId("z"), last)]) == GiveUp(relay=last)
 
 
 def test_a_504_lists_what_happened() -> None:
     """F07: statuses, or words where there was no status; no addresses, no names of servers."""
     attempts = [
-        Attempt(ServerId("secret-1"), Failure(FailureClass.SERVER_ERROR, "answered with status 500", 500)),
-        Attempt(ServerId("secret-2"), Failure(FailureClass.CONNECT, "the connection was refused")),
+        FailedAttempt(ServerId("secret-1"), Failure(FailureClass.SERVER_ERROR, "answered with status 500", 500)),
+        FailedAttempt(ServerId("secret-2"), Failure(FailureClass.CONNECT, "the connection was refused")),
     ]
     message = error_of(attempts).message
     assert message.startswith("No server could answer: all 2 attempts failed (500, the connection was refused).")
@@ -575,7 +575,7 @@ def test_a_504_lists_what_happened() -> None:
 )
 def test_busy_servers_say_when_to_come_back(status: int, error: type[GatewayError], waits: list[float | None], wait: float) -> None:
     """F10, F12, F13: 429, 503 and 529 stay what they are, with the earliest return of all servers that asked for a pause."""
-    attempts = [Attempt(ServerId("x"), Failure(FailureClass.BUSY, "busy", status, retry_after=each)) for each in waits]
+    attempts = [FailedAttempt(ServerId("x"), Failure(FailureClass.BUSY, "busy", status, retry_after=each)) for each in waits]
     found = error_of([*failed(FailureClass.CONNECT, retry_after=1.0), *attempts])
     assert type(found) is error
     assert found.retry_after == wait

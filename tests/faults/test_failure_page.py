@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from multiverse_gateway.core.failover import Attempt, Failure, FailureClass, GiveUp, Retry, RetryPolicy, after_failure, final_error
+from multiverse_gateway.core.failover import FailedAttempt, Failure, FailureClass, GiveUp, Retry, RetryPolicy, after_failure, final_error
 from multiverse_gateway.core.health import (
     AttemptFailed,
     AttemptPassed,
@@ -57,9 +57,9 @@ def test_the_page_says_who_is_retried_and_what_is_seen(kind: FailureClass) -> No
     row = CLASSES[kind.value]
     statuses = [429, 503, 529] if kind is FailureClass.BUSY else [500]
     for status in statuses:
-        attempts = [Attempt(ServerId("a"), Failure(kind, "a reason", status=status, body=b"{}"))]
+        attempts = [FailedAttempt(ServerId("a"), Failure(kind, "a reason", status=status, body=b"{}"))]
 
-        def decide(remaining: float = 60.0, attempts: list[Attempt] = attempts) -> Retry | GiveUp:
+        def decide(remaining: float = 60.0, attempts: list[FailedAttempt] = attempts) -> Retry | GiveUp:
             return after_failure(
                 attempts, others=1, policy=RetryPolicy(), remaining=remaining, stateful=False, budget_left=True, chance=0.5
             )

@@ -112,7 +112,7 @@ class Failure:
 
 
 @frozen
-class Attempt:
+class FailedAttempt:
     """One failed request to one server; `has_key` says whether the gateway sent a key that it keeps for the server."""
 
     server_id: ServerId
@@ -342,7 +342,7 @@ _HARMLESS = frozenset(
 
 
 def after_failure(
-    attempts: Sequence[Attempt],
+    attempts: Sequence[FailedAttempt],
     *,
     others: int,
     policy: RetryPolicy,
@@ -373,7 +373,7 @@ def after_failure(
     return retry
 
 
-def _may_be_the_servers_own(attempts: Sequence[Attempt]) -> bool:
+def _may_be_the_servers_own(attempts: Sequence[FailedAttempt]) -> bool:
     """Return whether a refusal may be about the server's key: the first of this request, in JSON, not the page of a firewall."""
     refusals = [attempt.failure for attempt in attempts if attempt.failure.kind is FailureClass.AUTH]
     return len(refusals) == 1 and check_json(refusals[0].body)
@@ -389,7 +389,7 @@ def _next(failure: Failure, made: int, others: int, policy: RetryPolicy, chance:
     return None
 
 
-def final_error(attempts: Sequence[Attempt]) -> GiveUp:
+def final_error(attempts: Sequence[FailedAttempt]) -> GiveUp:
     """Return what the client sees when no attempt is left; the last attempt decides, and there was at least one."""
     last = attempts[-1].failure
     match last.kind:
@@ -417,7 +417,7 @@ def final_error(attempts: Sequence[Attempt]) -> GiveUp:
             assert_never(last.kind)
 
 
-def _refused(attempt: Attempt) -> str:
+def _refused(attempt: FailedAttempt) -> str:
     if attempt.has_key:
         return (
             "The model's server refused the key that the gateway keeps for it; your own key is fine. "
@@ -430,7 +430,7 @@ def _refused(attempt: Attempt) -> str:
     )
 
 
-def _busy(attempts: Sequence[Attempt], last: Failure) -> GatewayError:
+def _busy(attempts: Sequence[FailedAttempt], last: Failure) -> GatewayError:
     waits = [attempt.failure.retry_after or DEFAULT_REST for attempt in attempts if attempt.failure.kind is FailureClass.BUSY]
     return busy_error(last.status, min(LONGEST_REST, *waits))
 
@@ -442,7 +442,7 @@ def busy_error(status: int | None, wait: float) -> GatewayError:
     return kind(f"Every server of this model is busy. Send the request again in {max(1.0, wait):.0f} s.", retry_after=wait)
 
 
-def _all_failed(attempts: Sequence[Attempt]) -> str:
+def _all_failed(attempts: Sequence[FailedAttempt]) -> str:
     ends = ", ".join(str(attempt.failure.status or attempt.failure.reason) for attempt in attempts)
     made = "the only attempt" if len(attempts) == 1 else f"all {len(attempts)} attempts"
     return f"No server could answer: {made} failed ({ends}). Try again later, choose another model, or tell the host."

@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from multiverse_gateway._version import __version__
-from multiverse_gateway.core.failover import Attempt, FailureClass
+from multiverse_gateway.core.failover import FailedAttempt, FailureClass
 from multiverse_gateway.core.fairness import Band, Flow
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.usage import Tally, bounded
@@ -123,7 +123,7 @@ class Meter:
         histogram.note(seconds)
         self.recent_waits.note(model, flow, seconds, now)
 
-    def failures(self, attempts: Iterable[Attempt]) -> None:
+    def failures(self, attempts: Iterable[FailedAttempt]) -> None:
         """Count attempts that failed."""
         for attempt in attempts:
             self.attempts[attempt.server_id, attempt.failure.kind.name.lower()] += 1

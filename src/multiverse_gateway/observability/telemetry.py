@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from multiverse_gateway._version import __version__
 from multiverse_gateway.core.envelope import Envelope
-from multiverse_gateway.core.failover import Attempt
+from multiverse_gateway.core.failover import FailedAttempt
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.settings.declaration import unusable_value
@@ -36,7 +36,7 @@ class Finished(Protocol):
     status: int
     error_code: str | None
     server: Server | None
-    attempts: list[Attempt]
+    attempts: list[FailedAttempt]
     tried: int
     first_byte_seconds: float | None
 

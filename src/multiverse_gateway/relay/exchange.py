@@ -42,7 +42,7 @@ from multiverse_gateway.core.errors import (
 )
 from multiverse_gateway.core.failover import (
     JSON_FOR_STREAM,
-    Attempt,
+    FailedAttempt,
     Failure,
     FailureClass,
     GiveUp,
@@ -328,7 +328,7 @@ class Exchange:
         self.comments = Comments(now) if wants_comments and envelope.stream else None
         self.deadline = self.due = now + limits.request_timeout  # the body is complete; how long that took does not count
         self.phase = _CHOOSING
-        self.attempts: list[Attempt] = []
+        self.attempts: list[FailedAttempt] = []
         self.tried = 0
         self.server: Server | None = None
         self.status = 0
@@ -1413,7 +1413,7 @@ class Exchange:
             counts=not failure.is_stale,
         )
         self._engine.health_book.report(server.id, event)
-        self.attempts.append(Attempt(server_id=server.id, failure=failure, has_key=server.api_key is not None))
+        self.attempts.append(FailedAttempt(server_id=server.id, failure=failure, has_key=server.api_key is not None))
 
     def _break_off(self, message: str, code: str) -> None:
         self.taken()
