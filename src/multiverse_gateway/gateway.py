@@ -120,6 +120,7 @@ class Gateway:
         self.keys: Mapping[bytes, ClientKey] = {}
         self.requests = Requests(count_stream_tokens=settings.count_stream_tokens)
         self._group: TaskGroup | None = None
+        self._background: asyncio.Queue[Callable[[], Coroutine[Any, Any, None]]] = asyncio.Queue()
         self.body_bytes = 0
         """Bytes of requests' bodies that are kept; whoever keeps some asks `has_room`, adds them and takes them off."""
         self.answer_bytes = 0
@@ -153,6 +154,7 @@ class Gateway:
             async with anyio.create_task_group() as group:
                 self._group = group
                 group.start_soon(self._sweep)
+                group.start_soon(self._run_background, group)
                 group.start_soon(self.responses.look_up_all)
                 if watch is not None:
                     group.start_soon(watch, self)
@@ -393,9 +395,13 @@ class Gateway:
         asyncio.get_running_loop().call_soon(call)
 
     def in_background(self, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a function beside everything else, until the gateway ends. It may raise nothing."""
-        if self._group is not None:
-            self._group.start_soon(call)
+        """Run a function beside everything else, until the gateway ends. It may raise nothing. May be called outside of any task."""
+        self._background.put_nowait(call)
+
+    async def _run_background(self, group: TaskGroup) -> None:
+        """Start what is to run in the background: callbacks of sockets run in no task, and only a task can start others in a group."""
+        while True:
+            group.start_soon(await self._background.get())
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:
         """Call a function after so many seconds."""

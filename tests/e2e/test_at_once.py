@@ -15,6 +15,7 @@ import pytest
 from support import behaviours
 from support.backends import Backend, Exchange
 from support.processes import DOORS, Door, GatewayProcess, door_setting
+from support.services import RedisServer
 from support.sockets import serving, until
 
 pytestmark = pytest.mark.e2e
@@ -146,6 +147,24 @@ async def test_a_request_that_would_have_to_wait_is_refused_over_the_limit(
     assert (flood.statuses(), used()) == ({200: 3, 429: 5}, 4)
     counts = gateway.admin("GET", f"/usage?client={model}").json()["total"]
     assert counts["requests"] == 4, "a restart would count the refused ones towards the day"
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_a_shared_storage_gets_back_what_a_refused_request_took(door: Door) -> None:
+    """With Redis, too, a refusal uses up neither the minute nor the day: more refusals than either holds."""
+    server, gate = Backend("shared", models=("shared",)), behaviours.Gate()
+    server.behave = gate.held(behaviours.good())
+    with RedisServer() as redis, serving(server), GatewayProcess({"RATE_LIMIT_STORAGE": redis.url, **door_setting(door)}) as gateway:
+        gateway.register("shared", server.url, max_concurrency=1)
+        mine, _ = key(gateway, "shared", max_at_once=1, rate_limit=6, daily_limit=6)
+        flood = Flood(gateway, "shared")
+        async with anyio.create_task_group() as group:
+            group.start_soon(flood.ask, mine)
+            await until(lambda: server.running == 1)
+            for _ in range(12):
+                assert error(await flood.ask(mine))[1] == "too_many_at_once"
+            gate.open()
+        assert (await flood.ask(mine)).status_code == 200
 
 
 async def test_refusals_are_counted_by_their_code(gateway: GatewayProcess, busy: Busy) -> None:

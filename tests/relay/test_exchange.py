@@ -17,9 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.failover import Failure, FailureClass, RetryPolicy
-from multiverse_gateway.core.fairness import Crowd
 from multiverse_gateway.core.health import HealthState, NextProbe, Rest, fresh
-from multiverse_gateway.core.routing import build_table, pools_of
+from multiverse_gateway.core.routing import build_table, pools_of, with_health
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.sse import DONE_EVENT, EVENTS_PER_CALL
 from multiverse_gateway.core.stored import lookup_of, response_not_found
@@ -2106,9 +2105,6 @@ TestTraffic = Traffic.TestCase
 # At once
 
 
-HEALTHY: dict[str, Any] = {"state": HealthState.HEALTHY, "resting_until": 0.0, "lacking_until": 0.0, "strikes": ()}
-
-
 def limited(stage: RecordingEngine, source: str = "script", limit: int = 2, **fields: Any) -> tuple[Exchange, RecordingClient]:
     """Start an exchange of a client that has a limit."""
     return stage.start(source=source, max_at_once=limit, charge=RecordingCharge(), **fields)
@@ -2175,6 +2171,22 @@ def test_a_request_that_takes_what_others_cannot_use_does_not_wait() -> None:
     stage.check()
 
 
+def test_a_request_for_a_stored_response_is_turned_away_once_its_server_is_known() -> None:
+    """Only its own server can answer it, and that one is busy, though another one is free. A look-up needs no slot."""
+    stage = RecordingEngine([server("a", cap=1), server("b", cap=1)])
+    stage.start()
+    assert stage.tried() == ["a"]
+    bound, refused = limited(stage, limit=1, path=RESPONSES, stateful=True, response_id="resp_1")
+    other, client = limited(stage, limit=1, path=RESPONSES, stateful=True, response_id="resp_2")
+    bound.located(stage.servers[0])
+    assert (refused.status, code(refused)) == (429, "too_many_at_once")
+    other.located(stage.servers[1])
+    assert other.phase is Phase.TRYING
+    look, _ = limited(stage, limit=1, asked=look_up("POST", "/cancel"))
+    look.located(stage.servers[0])
+    assert (look.phase, client.status) == (Phase.TRYING, None)
+
+
 def test_a_request_that_is_turned_away_drops_no_other_one() -> None:
     """Though the queue is full: the limit comes before the choice of the request that has to go."""
     stage = queueing(max_queue=1)
@@ -2193,6 +2205,7 @@ def test_ten_thousand_random_events_leave_nothing_behind() -> None:
         limits=Limits(request_timeout=20, first_byte_timeout=4, queue_timeout=5),
         max_queue=8,
     )
+    healthy = [(route.server.id, route.health) for route in stage.table.routes.values()]
     ends: Counter[str | int | None] = Counter()
     for _ in range(10_000):
         live = [sending for sending in stage.sendings if sending.is_live]
@@ -2210,7 +2223,7 @@ def test_ten_thousand_random_events_leave_nothing_behind() -> None:
                 leave(chance.choice(alive))
             case 7:
                 stage.wait(chance.random())
-                stage.set_health(chance.choice("abc"), **HEALTHY)
+                stage.table = with_health(stage.table, *chance.choice(healthy))
         stage.check()
         if len(stage.over) >= 20:
             ends.update(exchange.error_code or exchange.status for exchange in stage.over)
@@ -2221,7 +2234,8 @@ def test_ten_thousand_random_events_leave_nothing_behind() -> None:
     stage.check()
     assert not stage.room.at_once.total
     assert not stage.load.total
-    assert stage.room.queue.crowd(MODEL) == Crowd(slots=5, running=0, waiting=0, clients_waiting=0)
+    crowd = stage.room.queue.crowd(MODEL)
+    assert (crowd.running, crowd.waiting, crowd.clients_waiting) == (0, 0, 0)
     assert min(ends[end] for end in (200, "too_many_at_once", "client_gone", "relayed")) > 100, ends
 
 

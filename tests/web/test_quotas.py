@@ -301,7 +301,7 @@ async def test_a_call_of_yesterday_is_not_taken_back_today() -> None:
 async def test_a_storage_that_fails_keeps_the_count_of_a_call_that_is_taken_back() -> None:
     """Nobody waits for it, and nothing fails."""
     storage = Hanging()
-    limiter = RateLimiter(9, storage, patience=0.01)
+    limiter = RateLimiter(9, storage, recovery=0.01)
     await limiter.take_back_shared("alice", None, limiter.now(), daily=True)
     assert storage.waiting
 

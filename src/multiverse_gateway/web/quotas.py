@@ -251,7 +251,7 @@ class RateLimiter:
             self.day_counts.take_back(key, day_of(self.wall() - (now - since)))
 
     async def take_back_shared(self, key: str, limit: int | None, since: float, *, daily: bool) -> None:
-        """Do the same for a call that the shared storage counted; one that cannot be asked in time keeps the count."""
+        """Do the same for a call that the shared storage counted; one that fails keeps the count. Nobody waits for it."""
         from limits import RateLimitItemPerMinute
         from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
@@ -260,7 +260,7 @@ class RateLimiter:
         day = day_of(self.wall() - (self.now() - since))
         if daily:
             self.day_counts.take_back(key, day)
-        with suppress(Exception), anyio.move_on_after(self.patience):  # each storage fails in its own way
+        with suppress(Exception), anyio.move_on_after(self.recovery):  # each storage fails in its own way
             if limit and since + WINDOW > self.now():
                 await SlidingWindowCounterRateLimiter(storage).hit(RateLimitItemPerMinute(limit), key, cost=-1)
             if daily:
