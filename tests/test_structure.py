@@ -28,7 +28,6 @@ LONG_MODULES = {
     "gateway",
     "relay.exchange",
     "stores.postgres",
-    "stores.sqlite",
     "web.security",
     "pages.views",
 }

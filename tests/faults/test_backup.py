@@ -18,7 +18,8 @@ from click.testing import CliRunner, Result
 from multiverse_gateway.cli import main
 from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.core.servers import Server, ServerId
-from multiverse_gateway.stores.sqlite import SqliteStore, contents
+from multiverse_gateway.stores.sqlite import SqliteStore
+from multiverse_gateway.stores.sqlite_copies import contents
 from multiverse_gateway.stores.vault import key_file
 from support.processes import SOURCES, environment
 
@@ -304,9 +305,9 @@ def test_a_secret_of_the_settings_is_renewed_there(database: Path) -> None:
 MIGRATION = """
 import sys, time
 from pathlib import Path
-from multiverse_gateway.stores import sqlite
+from multiverse_gateway.stores import sqlite, sqlite_schema
 
-@sqlite.migrations()
+@sqlite_schema.migrations()
 def second(db):
     db.execute("create table one (x)")
     db.execute("insert into one values (1)")
@@ -315,7 +316,7 @@ def second(db):
         time.sleep(60)
     db.execute("create table two (x)")
 
-sqlite.KNOWN = sqlite.KNOWN | {"second"}
+sqlite_schema.KNOWN = sqlite_schema.KNOWN | {"second"}
 store = sqlite.SqliteStore(Path(sys.argv[1]))
 import anyio
 anyio.run(store.open)

@@ -22,7 +22,7 @@ from sqlite_utils import Database
 from multiverse_gateway import GatewayError, Health, HealthState, ServerId, Settings, SettingsError, Store
 from multiverse_gateway.core.errors import StorageRefused
 from multiverse_gateway.core.usage import MAX_COUNT
-from multiverse_gateway.stores import sqlite
+from multiverse_gateway.stores import sqlite, sqlite_connection, sqlite_copies, sqlite_schema, sqlite_statements
 from multiverse_gateway.stores.rows import health_row, healths_of, key_row, result_row, server_row
 from multiverse_gateway.stores.sqlite import SqliteStore
 from multiverse_gateway.stores.vault import key_file, open_vault
@@ -210,7 +210,7 @@ async def test_files_that_others_could_read_become_private(tmp_path: Path) -> No
 
 async def test_the_oldest_stored_responses_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When there are too many: what clients make is bounded."""
-    monkeypatch.setattr(sqlite, "MOST_RESPONSES", 3)
+    monkeypatch.setattr(sqlite_statements, "MOST_RESPONSES", 3)
     store = await opened(tmp_path / "registry.db")
     await store.save_responses([make_response(str(number), until=1e10 + number) for number in (4, 1, 3, 2)])
     assert [number for number in range(1, 5) if await store.find_response(str(number)) is None] == [1]
@@ -232,7 +232,7 @@ def make_old(path: Path, next_step: str) -> None:
     """Make a database as the gateway did before it knew a step, with servers of which one was removed, health and checks."""
     connection = sqlite3.connect(path, isolation_level=None)
     db = Database(connection)
-    sqlite.migrations.apply(db, stop_before=next_step)
+    sqlite_schema.migrations.apply(db, stop_before=next_step)
     vault = open_vault(path, None, may_create=True)
     columns = db.table("servers").columns_dict
     for name, removed_at in (("one", None), ("two", None), ("gone", 9.0)):
@@ -244,7 +244,7 @@ def make_old(path: Path, next_step: str) -> None:
     connection.close()
 
 
-STEPS = [migration.name for migration in sqlite.migrations._migrations]
+STEPS = [migration.name for migration in sqlite_schema.migrations._migrations]
 
 
 @pytest.mark.parametrize("next_step", STEPS[1:])
@@ -274,9 +274,9 @@ async def test_an_old_file_keeps_everything_and_learns_what_is_new(tmp_path: Pat
     assert (registry.keys, registry.sessions) == ((make_key(),), {"ef" * 32: 1e10})
     assert list(await store.usage("2026-05-01", "2026-05-01")) == [make_usage("2026-05-01")]
     await store.aclose()
-    before = sqlite.newest_backup(path)
+    before = sqlite_copies.newest_backup(path)
     assert before is not None
-    assert (before.name, sqlite.contents(before).servers) == (f"registry.db.before-{min(STEPS[STEPS.index(next_step) :])}", 2)
+    assert (before.name, sqlite_copies.contents(before).servers) == (f"registry.db.before-{min(STEPS[STEPS.index(next_step) :])}", 2)
 
 
 async def test_keys_of_an_older_file_have_no_limit_at_once(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ async def test_keys_of_an_older_file_have_no_limit_at_once(tmp_path: Path) -> No
 
 async def test_a_locked_file_refuses_writes_and_recovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """P04: a write answers that it cannot be done, reading goes on, and nothing must be restarted."""
-    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite_connection, "BUSY_SECONDS", 0.05)
     path = tmp_path / "registry.db"
     store = await opened(path)
     other = sqlite3.connect(path, isolation_level=None)
@@ -314,7 +314,7 @@ async def test_a_locked_file_refuses_writes_and_recovers(tmp_path: Path, monkeyp
 
 async def test_a_file_that_is_locked_at_the_start_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not called damaged; the next start works."""
-    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite_connection, "BUSY_SECONDS", 0.05)
     path = tmp_path / "registry.db"
     await (await opened(path)).aclose()
     other = sqlite3.connect(path, isolation_level=None)

@@ -18,7 +18,7 @@ from types import CodeType, ModuleType
 PACKAGE = "multiverse_gateway"
 _PROSE = re.compile(r"[a-z]{2,},? (?:[a-z]|\{|\x00|/)|\x00 [a-z]{2,}|[a-z]{2,} \x00")
 _WORD = re.compile(r"%[a-z]|\{[^}]*\}|[A-Za-z]{2,}")
-_LEFT_ALONE = ("stores.sqlite", "stores.postgres", "stores.copies", "observability.")
+_LEFT_ALONE = ("stores.sqlite", "stores.postgres", "observability.")
 """Modules whose texts are SQL, or formats of the log and of metrics."""
 
 

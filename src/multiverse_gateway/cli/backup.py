@@ -13,7 +13,8 @@ from multiverse_gateway.cli.common import config_option, json_option, names_here
 from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.settings import Settings, SettingsError
 from multiverse_gateway.settings.sources import as_written
-from multiverse_gateway.stores.sqlite import SqliteStore, back_up, bring_back, database_path, everything, unused
+from multiverse_gateway.stores.sqlite import SqliteStore, database_path
+from multiverse_gateway.stores.sqlite_copies import back_up, bring_back, everything, unused
 from multiverse_gateway.stores.vault import key_file, rotated
 
 

@@ -1,6 +1,6 @@
-"""What the SQL stores answer when their database fails, in the same words for all of them."""
+"""The errors that several stores raise, in the same words for all of them."""
 
-from multiverse_gateway.core.errors import StorageRefused, StorageUnavailable
+from multiverse_gateway.core.errors import ServerNotFound, StorageRefused, StorageUnavailable
 
 
 def unavailable() -> StorageUnavailable:
@@ -14,3 +14,8 @@ def unavailable() -> StorageUnavailable:
 def refused() -> StorageRefused:
     """Return the error of a database that rejects the values which it was given."""
     return StorageRefused("The database rejects this data; inference continues. The operator finds the cause in the log.", retry_after=60.0)
+
+
+def removed_meanwhile() -> ServerNotFound:
+    """Return the error of a change to a server that was removed: nothing brings it back, not even a change that began before."""
+    return ServerNotFound("This server was removed meanwhile; register it again")

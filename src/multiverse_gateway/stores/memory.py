@@ -8,14 +8,15 @@ from typing import Any
 import anyio
 import attrs
 
-from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound
+from multiverse_gateway.core.errors import AlreadyRegistered
 from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId
 from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey, bounded
 from multiverse_gateway.protocols import ProbeResult, Registry, RegistryStore
 from multiverse_gateway.settings import Settings
-from multiverse_gateway.stores.rows import BATCH_SECONDS, HISTORY, MOST_RESPONSES, REMOVED, shown
+from multiverse_gateway.stores.errors import removed_meanwhile
+from multiverse_gateway.stores.rows import BATCH_SECONDS, HISTORY, MOST_RESPONSES, REMOVED, is_news, kept, still_revoked
 
 
 class MemorySessions:
@@ -115,7 +116,7 @@ class MemoryStore(MemorySessions, MemoryUsage):
             AlreadyRegistered: Another one has its model and URL.
         """
         if any(removed.id == server.id for removed in self._removed):
-            raise ServerNotFound("This server was removed meanwhile; register it again")
+            raise removed_meanwhile()
         for other in self._servers.values():
             if (other.model_name, other.endpoint_url) == (server.model_name, server.endpoint_url) and other.id != server.id:
                 raise AlreadyRegistered(other.id)
@@ -138,14 +139,10 @@ class MemoryStore(MemorySessions, MemoryUsage):
 
     async def save_health(self, changes: Mapping[ServerId, Health], results: Sequence[ProbeResult]) -> None:
         """Save health and results of servers that are still there."""
-        for server_id, health in changes.items():
-            server = self._servers.get(server_id)
-            if server is None or health.generation < server.generation:
-                continue
-            before = self._health.get(server_id)
-            self._health[server_id] = health
-            if shown(before) != shown(health):
-                self._version += 1
+        saved = kept(changes, {server.id: server.generation for server in self._servers.values()})
+        if is_news(self._health, saved):
+            self._version += 1
+        self._health |= saved
         for result in results:
             if result.server_id in self._servers:
                 self._history.setdefault(result.server_id, deque(maxlen=HISTORY)).appendleft(attrs.evolve(result, models=()))
@@ -156,10 +153,8 @@ class MemoryStore(MemorySessions, MemoryUsage):
 
     async def save_key(self, key: ClientKey) -> None:
         """Insert or replace a client key; a revoked one stays revoked."""
-        known = self._keys.get(key.id)
-        if known is not None and known.revoked_at is not None:
-            key = attrs.evolve(key, revoked_at=known.revoked_at)
-        self._keys[key.id] = key
+        before = self._keys.get(key.id)
+        self._keys[key.id] = still_revoked(key, None if before is None else before.revoked_at)
         self._version += 1
 
     async def save_responses(self, responses: Sequence[StoredResponse]) -> None:

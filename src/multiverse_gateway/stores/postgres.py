@@ -20,7 +20,7 @@ import anyio
 import anyio.to_thread
 import attrs
 
-from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound, StorageUnavailable
+from multiverse_gateway.core.errors import AlreadyRegistered, StorageUnavailable
 from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.servers import ClientKey, Server, ServerId
 from multiverse_gateway.core.stored import StoredResponse
@@ -29,7 +29,7 @@ from multiverse_gateway.holders import is_gone
 from multiverse_gateway.protocols import ProbeResult, Registry
 from multiverse_gateway.settings import Settings, SettingsError
 from multiverse_gateway.settings.checks import UnusableSetting
-from multiverse_gateway.stores.errors import refused, unavailable
+from multiverse_gateway.stores.errors import refused, removed_meanwhile, unavailable
 from multiverse_gateway.stores.rows import (
     BATCH_SECONDS,
     HISTORY,
@@ -43,6 +43,8 @@ from multiverse_gateway.stores.rows import (
     adding_usage,
     health_row,
     healths_of,
+    is_news,
+    kept,
     key_of,
     key_row,
     response_of,
@@ -50,7 +52,7 @@ from multiverse_gateway.stores.rows import (
     result_row,
     server_of,
     server_row,
-    shown,
+    still_revoked,
     usage_of,
     usage_row,
 )
@@ -360,7 +362,7 @@ class PostgresStore:
         row = server_row(server, self._vault)
         async with self._changing() as cursor:
             if await _all(cursor, "select 1 from servers where id = %s and removed_at is not null", [server.id]):
-                raise ServerNotFound("This server was removed meanwhile; register it again")
+                raise removed_meanwhile()
             query: LiteralString = "select id from servers where model_name = %s and endpoint_url = %s and id <> %s and removed_at is null"
             others = await _all(cursor, query, [server.model_name, server.endpoint_url, server.id])
             if others:
@@ -398,11 +400,11 @@ class PostgresStore:
             there = await _all(cursor, "select id, generation from servers where removed_at is null and id = any(%s)", [named])
             generations = {row["id"]: row["generation"] for row in there}
             before = dict(healths_of(await _all(cursor, "select * from health where server_id = any(%s)", [list(changes)])))
-            kept = {key: health for key, health in changes.items() if key in generations and health.generation >= generations[key]}
-            if kept:
-                rows = [health_row(key, health) for key, health in kept.items()]
+            saved = kept(changes, generations)
+            if saved:
+                rows = [health_row(key, health) for key, health in saved.items()]
                 await cursor.executemany(_upsert("health", rows[0], "server_id"), rows)
-            if any(shown(before.get(key)) != shown(health) for key, health in kept.items()):
+            if is_news(before, saved):
                 await _grow(cursor)
             await _save_results(cursor, [result for result in results if result.server_id in generations])
 
@@ -415,10 +417,9 @@ class PostgresStore:
 
     async def save_key(self, key: ClientKey) -> None:
         """Insert or replace a client key; a revoked one stays revoked."""
-        row = key_row(key)
         async with self._changing() as cursor:
-            revoked = await _all(cursor, "select revoked_at from client_keys where id = %s and revoked_at is not null", [key.id])
-            row |= revoked[0] if revoked else {}
+            before = await _all(cursor, "select revoked_at from client_keys where id = %s", [key.id])
+            row = key_row(still_revoked(key, before[0]["revoked_at"] if before else None))
             await cursor.execute(_upsert("client_keys", row, "id"), row)
             await _grow(cursor)
 

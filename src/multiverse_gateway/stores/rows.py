@@ -124,8 +124,27 @@ def _path_in(reason: str | None) -> str | None:
 
 
 def shown(health: Health | None) -> tuple[object, ...] | None:
-    """Return what makes other processes read a health anew when it changes."""
+    """Return what other processes have to read again when it changes."""
     return None if health is None else (health.state, health.reason, health.reason_path, health.warning, health.generation)
+
+
+def kept(changes: Mapping[ServerId, Health], generations: Mapping[ServerId, int]) -> dict[ServerId, Health]:
+    """Return the health that is saved: that of servers that are there, in their present generation or a newer one."""
+    return {
+        server_id: health
+        for server_id, health in changes.items()
+        if server_id in generations and health.generation >= generations[server_id]
+    }
+
+
+def is_news(before: Mapping[ServerId, Health], saved: Mapping[ServerId, Health]) -> bool:
+    """Return whether the version grows with the health that is saved."""
+    return any(shown(before.get(server_id)) != shown(health) for server_id, health in saved.items())
+
+
+def still_revoked(key: ClientKey, revoked_at: float | None) -> ClientKey:
+    """Return a key as it is saved in the place of one that was revoked then, or was not: nothing takes a revocation back."""
+    return key if revoked_at is None else attrs.evolve(key, revoked_at=revoked_at)
 
 
 def result_row(result: ProbeResult) -> dict[str, object]:

@@ -1,0 +1,172 @@
+"""What the calls of a store do to the tables in SQLite, each inside a transaction of its caller."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+from sqlite_utils import Database
+
+from multiverse_gateway.core.errors import AlreadyRegistered
+from multiverse_gateway.core.health import Health
+from multiverse_gateway.core.servers import ClientKey, ServerId
+from multiverse_gateway.core.stored import StoredResponse
+from multiverse_gateway.core.usage import Usage
+from multiverse_gateway.holders import is_gone
+from multiverse_gateway.protocols import ProbeResult
+from multiverse_gateway.stores.errors import removed_meanwhile
+from multiverse_gateway.stores.rows import (
+    BATCH_SECONDS,
+    HISTORY,
+    LONGEST_LEASE,
+    MOST_RESPONSES,
+    REMOVED,
+    Dialect,
+    adding_usage,
+    health_row,
+    healths_of,
+    is_news,
+    kept,
+    key_row,
+    result_row,
+    still_revoked,
+    usage_row,
+)
+
+DIALECT = Dialect(placeholder=":{}", integer="integer", least="min", most="max")
+
+
+# The version
+
+
+def version_of(db: Database) -> int:
+    """Return the number of changes of the registry so far."""
+    return int(db.execute("select value from counters where name = 'version'").fetchone()[0])
+
+
+def grow(db: Database) -> None:
+    """Count a change of the registry: other processes read it again."""
+    db.execute("update counters set value = value + 1 where name = 'version'")
+
+
+# The registry
+
+
+def save_server(db: Database, row: Mapping[str, Any]) -> None:
+    """Insert or replace a server.
+
+    Raises:
+        ServerNotFound: It was removed.
+        AlreadyRegistered: Another server has this model and URL.
+    """
+    if db.execute("select 1 from servers where id = ? and removed_at is not null", [row["id"]]).fetchone():
+        raise removed_meanwhile()
+    query = "select id from servers where model_name = ? and endpoint_url = ? and id <> ? and removed_at is null"
+    other = db.execute(query, [row["model_name"], row["endpoint_url"], row["id"]]).fetchone()
+    if other is not None:
+        raise AlreadyRegistered(other[0])
+    db.table("servers").upsert(dict(row), pk="id")
+    grow(db)
+
+
+def remove_server(db: Database, server_id: ServerId, wall: float) -> bool:
+    """Remove a server softly, and return whether it was there; forget the results of those that are listed no more."""
+    statement = "update servers set removed_at = ?, api_key = null, owner_digest = null where id = ? and removed_at is null"
+    found = db.execute(statement, [wall, server_id]).rowcount > 0
+    if found:
+        db.execute("delete from health where server_id = ?", [server_id])
+        db.execute(
+            "delete from results where server_id in "
+            "(select id from servers where removed_at is not null order by removed_at desc limit -1 offset ?)",
+            [REMOVED],
+        )
+        grow(db)
+    return found
+
+
+def save_health(db: Database, changes: Mapping[ServerId, Health], results: Sequence[ProbeResult]) -> None:
+    """Save health and results of servers that are still there."""
+    generations = dict(db.execute("select id, generation from servers where removed_at is null").fetchall())
+    before = dict(healths_of(db.query("select * from health")))
+    saved = kept(changes, generations)
+    db.table("health").upsert_all([health_row(key, health) for key, health in saved.items()], pk="server_id")
+    if is_news(before, saved):
+        grow(db)
+    db.table("results").insert_all([result_row(result) for result in results if result.server_id in generations])
+    for server_id in {result.server_id for result in results}:
+        db.execute(
+            "delete from results where server_id = ? and id <= "
+            "(select id from results where server_id = ? order by id desc limit 1 offset ?)",
+            [server_id, server_id, HISTORY],
+        )
+
+
+# Clients
+
+
+def save_key(db: Database, key: ClientKey) -> None:
+    """Insert or replace a client key."""
+    before = db.execute("select revoked_at from client_keys where id = ?", [key.id]).fetchone()
+    db.table("client_keys").upsert(key_row(still_revoked(key, None if before is None else before[0])), pk="id")
+    grow(db)
+
+
+def open_session(db: Database, digest: str, until: float, now: float) -> None:
+    """Let a session count, and forget those that have expired."""
+    db.execute("delete from sessions where until < ?", [now])
+    db.table("sessions").upsert({"digest": digest, "until": until}, pk="digest")
+    grow(db)
+
+
+def close_session(db: Database, digest: str) -> bool:
+    """End a session, and return whether there was one."""
+    is_closed = db.execute("delete from sessions where digest = ?", [digest]).rowcount > 0
+    if is_closed:
+        grow(db)
+    return is_closed
+
+
+def add_usage(db: Database, batch: str, rows: Sequence[Usage], now: float) -> None:
+    """Add counts, unless the batch was added before."""
+    db.execute("delete from usage_batches where at < ?", [now - BATCH_SECONDS])
+    if db.execute("insert or ignore into usage_batches (batch, at) values (?, ?)", [batch, now]).rowcount == 0:
+        return
+    statement = adding_usage(DIALECT)
+    for row in rows:
+        db.execute(statement, usage_row(row))
+
+
+# Stored responses
+
+
+def save_responses(db: Database, responses: Sequence[StoredResponse], now: float) -> None:
+    """Insert or replace places of responses, and delete the expired and the oldest ones."""
+    db.table("responses").upsert_all([attrs.asdict(response) for response in responses], pk="key")
+    db.execute(
+        "delete from responses where until < ? or key in (select key from responses order by until desc limit -1 offset ?)",
+        [now, MOST_RESPONSES],
+    )
+
+
+# For all processes
+
+
+def holder_of(db: Database, role: str, now: float) -> str | None:
+    """Return the holder of a lease; `None` if it has expired or its process is dead."""
+    row = db.execute("select holder, until from leases where role = ?", [role]).fetchone()
+    if row is None or not now < row[1] <= now + LONGEST_LEASE or is_gone(row[0]):
+        return None
+    return str(row[0])
+
+
+def claimed(db: Database, role: str, holder: str, ttl: float, now: float) -> bool:
+    """Take or renew a lease, and return whether it could be had."""
+    if holder_of(db, role, now) not in (None, holder):
+        return False
+    db.table("leases").upsert({"role": role, "holder": holder, "until": now + ttl}, pk="role")
+    return True
+
+
+def kept_secret(db: Database, name: str, proposal: str) -> str:
+    """Return the value under a name, after keeping the proposal if there is none."""
+    db.execute("insert or ignore into secrets (name, value) values (?, ?)", [name, proposal])
+    return str(db.execute("select value from secrets where name = ?", [name]).fetchone()[0])
