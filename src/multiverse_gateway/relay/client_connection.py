@@ -264,7 +264,7 @@ class ClientConnection(asyncio.Protocol, Generic[V]):
             self._admitting = asyncio.get_running_loop().create_task(self._wait_for_admission(visit))
             return
         try:
-            intake.admit_now(visit)
+            intake.admit_now(visit)  # without a task: this call is most requests' whole way to their exchange
         except Exception as error:  # noqa: BLE001  every error has its answer
             self._refuse(error)
         else:

@@ -1,7 +1,8 @@
 """The requests that go to servers: the bytes of an exchange's request, written for the server that is tried.
 
-The head up to the value of `x-request-id` is the same for nearly every request of a client to a server, so it is kept. Making it
-anew costs about 6 µs of some 45 for a whole request, looking it up less than 1.
+The head up to the value of `x-request-id` is the same for nearly every request of a client to a server, so it is kept: writing it costs
+about 6 µs of some 45 for a whole request, looking it up less than 1. When there is no more room, all heads are forgotten, because keeping
+the order of use would cost every request something.
 """
 
 from collections.abc import Collection
