@@ -1,7 +1,7 @@
 """Imports only go down: the rule of the architecture, read off the source with plain `ast`.
 
 ```
-cli -> app -> pages -> api -> web -> gateway, monitor -> balancers, probes, relay, stores -> protocols -> core
+cli -> app -> pages -> api -> web -> entry -> gateway, monitor -> balancers, probes, relay, stores -> protocols -> core
 ```
 """
 
@@ -50,6 +50,8 @@ def offences(path: str, source: str) -> Iterator[str]:
                 yield f"{where}: core has no I/O, no clock, no randomness"
         if within(module, *HTTP) and found.is_in(f"{PACKAGE}.stores", *HTTP_CLIENTS):
             yield f"{where}: {', '.join(HTTP)} import no store and no HTTP client"
+        if within(module, "entry", *SIBLINGS) and found.is_in("starlette"):
+            yield f"{where}: Starlette belongs to {', '.join(HTTP)}"
         if within(module, *SIBLINGS):
             if found.is_in("starlette"):
                 yield f"{where}: Starlette belongs to {', '.join(HTTP)}"

@@ -28,7 +28,6 @@ LONG_MODULES = {
     "gateway",
     "relay.exchange",
     "stores.postgres",
-    "web.security",
     "pages.views",
 }
 LARGE_CLASSES = {
@@ -47,7 +46,6 @@ SHARED_CLASS_NAMES = {
     "Note",
     "Step",
     "Usage",
-    "Visit",
 }
 SHARED_MODULE_NAMES = {
     "access",

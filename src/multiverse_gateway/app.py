@@ -15,7 +15,6 @@ from multiverse_gateway import plugins
 from multiverse_gateway.accounts import owner_digest
 from multiverse_gateway.api.admin import admin_routes
 from multiverse_gateway.api.endpoints import owned
-from multiverse_gateway.api.errors import EXCEPTION_HANDLERS, Errors
 from multiverse_gateway.api.keys_and_usage import account_routes
 from multiverse_gateway.api.models import model_routes
 from multiverse_gateway.api.openapi import openapi_routes
@@ -23,6 +22,8 @@ from multiverse_gateway.api.queue import waiting_routes
 from multiverse_gateway.api.status import operations_routes
 from multiverse_gateway.api.stored_responses import stored_routes
 from multiverse_gateway.core.paths import CALLS
+from multiverse_gateway.entry.access import AccessRules
+from multiverse_gateway.entry.intake import Intake
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.keys import admin_key
 from multiverse_gateway.monitor import watch
@@ -33,10 +34,10 @@ from multiverse_gateway.pages.sessions import Sessions
 from multiverse_gateway.protocols import Balancer, HealthProbe, RegistryStore
 from multiverse_gateway.relay.dialer import Resolver
 from multiverse_gateway.settings import Settings
-from multiverse_gateway.web.front import Front
+from multiverse_gateway.web.errors import EXCEPTION_HANDLERS, Errors
 from multiverse_gateway.web.inference import Inference
+from multiverse_gateway.web.middleware import AccessMiddleware, Cors
 from multiverse_gateway.web.paths import Paths, ollama_routes
-from multiverse_gateway.web.security import Cors, Entrance, Security
 
 TELEMETRY_SECONDS = 3.0
 """How long the last spans may take on their way out."""
@@ -70,11 +71,11 @@ def create_app(
         **clock,
     )
     sessions = Sessions(gateway)
-    entrance = Entrance.of(
+    rules = AccessRules.of(
         settings, sessions.stands_for_key, lambda: gateway.keys, gateway.wall, gateway.now, gateway.usage_book.day_counts
     )
     digests: set[bytes] = set()
-    pages = Pages(gateway, sessions=sessions, entrance=entrance, admin_digests=lambda: digests) if settings.ui else None
+    pages = Pages(gateway, sessions=sessions, rules=rules, admin_digests=lambda: digests) if settings.ui else None
 
     @asynccontextmanager
     async def running(app: Starlette) -> AsyncIterator[None]:
@@ -88,21 +89,21 @@ def create_app(
                 gateway.admin_key = key
                 yield
         finally:
-            await entrance.limiter.aclose()
+            await rules.limiter.aclose()
             with anyio.move_on_after(TELEMETRY_SECONDS, shield=True):
                 await anyio.to_thread.run_sync(stop_telemetry, abandon_on_cancel=True)
             logs.close()
 
-    front = Front(gateway, entrance)
-    inference = Inference(front)
-    admin = [*admin_routes(gateway, entrance), *account_routes(gateway)]
+    intake = Intake(gateway, rules)
+    inference = Inference(intake)
+    admin = [*admin_routes(gateway, rules), *account_routes(gateway)]
     middleware = [
         Middleware(Paths, root=settings.root_path.rstrip("/")),
         Middleware(Errors),
-        *([Middleware(Cors, policy=entrance.origins)] if settings.enable_cors else []),
+        *([Middleware(Cors, policy=rules.origins)] if settings.enable_cors else []),
         Middleware(
-            Security,
-            entrance=entrance,
+            AccessMiddleware,
+            rules=rules,
             admin_digests=lambda: digests,
             inference=inference,
             signed_in=lambda scope: sessions.stands_for_key(scope["method"], scope["headers"]),
@@ -118,7 +119,7 @@ def create_app(
             *admin,
             *operations_routes(gateway),
             *openapi_routes(),
-            *ollama_routes(entrance.trusted),
+            *ollama_routes(rules.trusted),
             *(pages.routes() if pages else []),
         ],
         middleware=middleware,
@@ -127,7 +128,7 @@ def create_app(
     )
     app.router.redirect_slashes = False
     app.state.gateway = gateway
-    app.state.front = front
+    app.state.intake = intake
     app.state.sessions = sessions
     return app
 

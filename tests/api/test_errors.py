@@ -10,9 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from multiverse_gateway.api.errors import Errors, Message
 from multiverse_gateway.core.envelope import EnvelopeError
 from multiverse_gateway.core.errors import StorageUnavailable
+from multiverse_gateway.entry.asgi_types import Message
+from multiverse_gateway.web.errors import Errors
 from support.gateways import stage
 
 

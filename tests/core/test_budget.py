@@ -1,4 +1,4 @@
-"""Requests of a day by client key; how gateways count them together is in `tests/web/test_quotas.py`."""
+"""Requests of a day by client key; how gateways count them together is in `tests/entry/test_quotas.py`."""
 
 from __future__ import annotations
 

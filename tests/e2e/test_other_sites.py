@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from e2e.scene import BODY_BYTES, Scene, error_of
-from multiverse_gateway.web.headers import EXPOSED_HEADERS
+from multiverse_gateway.entry.headers import EXPOSED_HEADERS
 from support import behaviours
 from support.backends import Backend
 from support.processes import DOORS, GatewayProcess

@@ -22,10 +22,11 @@ from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.core.failover import Failure, FailureClass, classify, classify_report, parse_retry_after
 from multiverse_gateway.core.payloads import MAX_REPORTED_TOKENS
 from multiverse_gateway.core.sse import Dialect, EventStream
+from multiverse_gateway.entry.framing import declared_length, refuse_bad_framing
+from multiverse_gateway.entry.identity import client_address, presented_keys, request_id
+from multiverse_gateway.entry.intake import check_target
 from multiverse_gateway.relay.server_connection import MAX_HEAD_BYTES, ServerConnection, ServerPool, WireSending
 from multiverse_gateway.relay.wire import Wire
-from multiverse_gateway.web.front import check_target
-from multiverse_gateway.web.security import client_address, declared_length, presented_keys, refuse_bad_framing, request_id
 
 LIMIT = 200
 """Longest event in these tests: the limit has to be met, too."""

@@ -16,11 +16,11 @@ from multiverse_gateway import registration
 from multiverse_gateway.core.paths import OWN_SEGMENTS
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey
+from multiverse_gateway.entry.access import MAX_ADMIN_FAILURES
 from multiverse_gateway.pages import dashboard, views
 from multiverse_gateway.pages.live import Parts, changes, follow, follow_lines
 from multiverse_gateway.pages.rendering import NEXT_PIECE
 from multiverse_gateway.protocols import ProbeResult, ProbeStep
-from multiverse_gateway.web.security import MAX_ADMIN_FAILURES
 from support.gateways import ADMIN_KEY, BODY
 from support.pages import browsing, value_of
 from support.troubles import NETWORKS, STEPS, resolve, troubled

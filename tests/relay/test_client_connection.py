@@ -72,7 +72,7 @@ class Early:
 
 
 @attrs.define(eq=False)
-class Visit:
+class Request:
     """A request on its way in."""
 
     lines: bytes = b""
@@ -89,19 +89,19 @@ class Rules:
     bodies: list[bytes] = attrs.field(factory=list)
     open: int = 0
 
-    def visit(self, head: RequestHead, length: int, peer: str | None) -> Visit:
+    def request(self, head: RequestHead, length: int, peer: str | None) -> Request:
         self.open += 1
-        return Visit()
+        return Request()
 
-    def admit_now(self, visit: Visit) -> None:
+    def admit_now(self, request: Request) -> None:
         if self.refusal is not None:
             raise self.refusal
 
-    async def admit(self, visit: Visit) -> None:
+    async def admit(self, request: Request) -> None:
         await self.admitted.wait()
-        self.admit_now(visit)
+        self.admit_now(request)
 
-    def hold(self, visit: Visit, count: int) -> None:
+    def hold(self, request: Request, count: int) -> None:
         pass
 
     def body_deadline(self, received: int, elapsed: float) -> float:
@@ -113,15 +113,15 @@ class Rules:
     def misread(self, message: str) -> GatewayError:
         return BadRequest(message)
 
-    def begin(self, visit: Visit, body: bytes, client: Client) -> Exchange:
+    def begin(self, request: Request, body: bytes, client: Client) -> Exchange:
         self.bodies.append(body)
         return self.engine.exchange(client, stream=bool(json.loads(body).get("stream")))
 
-    def refuse(self, visit: Visit, error: Exception) -> Early:
+    def refuse(self, request: Request, error: Exception) -> Early:
         assert isinstance(error, GatewayError)
         return Early(error.status, error.headers(), error.body(), isinstance(error, RequestTimeout))
 
-    def leave(self, visit: Visit) -> None:
+    def leave(self, request: Request) -> None:
         self.open -= 1
 
 
@@ -143,10 +143,10 @@ class Doorway:
     def time(self) -> float:
         return self.now
 
-    def add(self, connection: ClientConnection[Visit]) -> None:
+    def add(self, connection: ClientConnection[Request]) -> None:
         self.noted.add(connection)
 
-    def discard(self, connection: ClientConnection[Visit]) -> None:
+    def discard(self, connection: ClientConnection[Request]) -> None:
         self.noted.discard(connection)
 
     def hand_over(self, transport: asyncio.Transport, data: bytes) -> None:
@@ -163,15 +163,15 @@ class Doorway:
         return [int(data[9:12]) for data in self.transport.written if data.startswith(b"HTTP/1.1 ")]
 
 
-def connected(**rules: Any) -> tuple[Doorway, ClientConnection[Visit]]:
+def connected(**rules: Any) -> tuple[Doorway, ClientConnection[Request]]:
     """Return a connection that was just accepted."""
     door = Doorway(Rules(**rules))
-    connection: ClientConnection[Visit] = ClientConnection(door)
+    connection: ClientConnection[Request] = ClientConnection(door)
     connection.connection_made(door.transport)  # type: ignore[arg-type]
     return door, connection
 
 
-def in_state(state: str) -> tuple[Doorway, ClientConnection[Visit]]:
+def in_state(state: str) -> tuple[Doorway, ClientConnection[Request]]:
     """Return a connection that was brought to a state; call it on a loop."""
     refusal = InvalidClientKey("Send a key.") if state == "DROPPING" else None
     door, connection = connected(refusal=refusal, must_wait=state == "ADMITTING")
@@ -251,7 +251,7 @@ async def test_a_connection_leaves_no_cycle() -> None:
         door, connection = connected()
         connection.data_received(CHUNKED + b"2\r\n")
         connection.connection_lost(None)
-        other: ClientConnection[Visit] = ClientConnection(door)
+        other: ClientConnection[Request] = ClientConnection(door)
         other.connection_made(door.transport)  # type: ignore[arg-type]
         other.data_received(b"GET / HTTP/1.1\r\n\r\n")
         assert door.handed

@@ -55,7 +55,7 @@ class Answer:
 
 
 @attrs.define(eq=False)
-class Visit:
+class Request:
     """A request on its way in."""
 
     path: str
@@ -76,32 +76,32 @@ class Hall:
     body_seconds: float = LONG
     must_wait: bool = False
     gate: asyncio.Event = attrs.field(factory=asyncio.Event)
-    visits: list[Visit] = attrs.field(factory=list)
+    visits: list[Request] = attrs.field(factory=list)
     bodies: list[bytes] = attrs.field(factory=list)
     held: int = 0
     waiting: int = 0
 
-    def visit(self, head: RequestHead, length: int, peer: str | None) -> Visit:
+    def request(self, head: RequestHead, length: int, peer: str | None) -> Request:
         assert head.method == "POST"
-        self.visits.append(Visit(head.path, head.query, head.fields, peer))
+        self.visits.append(Request(head.path, head.query, head.fields, peer))
         return self.visits[-1]
 
-    def admit_now(self, visit: Visit) -> None:
+    def admit_now(self, request: Request) -> None:
         if self.refusal is not None:
             raise self.refusal
 
-    async def admit(self, visit: Visit) -> None:
+    async def admit(self, request: Request) -> None:
         self.waiting += 1
         try:
             await self.gate.wait()
         finally:
             self.waiting -= 1
-        self.admit_now(visit)
+        self.admit_now(request)
 
-    def hold(self, visit: Visit, count: int) -> None:
-        if visit.held + count > self.limit:
+    def hold(self, request: Request, count: int) -> None:
+        if request.held + count > self.limit:
             raise RequestTooLarge("Send less.")
-        visit.held += count
+        request.held += count
         self.held += count
 
     def body_deadline(self, received: int, elapsed: float) -> float:
@@ -113,24 +113,24 @@ class Hall:
     def misread(self, message: str) -> GatewayError:
         return BadRequest(message, code="bad_framing")
 
-    def begin(self, visit: Visit, body: bytes, client: Client) -> Exchange:
+    def begin(self, request: Request, body: bytes, client: Client) -> Exchange:
         self.bodies.append(body)
-        if len(body) > visit.held:
-            self.hold(visit, len(body) - visit.held)
+        if len(body) > request.held:
+            self.hold(request, len(body) - request.held)
         try:
             stream = bool(json.loads(body).get("stream"))
         except ValueError:
             raise BadRequest("Send JSON.") from None
-        return self.engine.exchange(client, stream=stream, path=visit.path)
+        return self.engine.exchange(client, stream=stream, path=request.path)
 
-    def refuse(self, visit: Visit, error: Exception) -> Answer:
+    def refuse(self, request: Request, error: Exception) -> Answer:
         assert isinstance(error, GatewayError)
         closes = isinstance(error, RequestTimeout | RequestTooLarge) or error.code == "bad_framing"
         return Answer(error.status, error.headers(), error.body(), closes)
 
-    def leave(self, visit: Visit) -> None:
-        self.held -= visit.held
-        visit.held = 0
+    def leave(self, request: Request) -> None:
+        self.held -= request.held
+        request.held = 0
 
     @property
     def last(self) -> Exchange:
@@ -194,7 +194,7 @@ class Door:
     """A direct door on a port of its own."""
 
     hall: Hall
-    listener: Listener[Visit]
+    listener: Listener[Request]
     port: int
     handed: list[tuple[asyncio.Transport, bytes]]
 
@@ -272,9 +272,9 @@ async def test_a_request_and_its_answer() -> None:
             assert (answer.header("content-length"), answer.header("x-request-id")) == ("7", "r1")
             assert answer.header("connection") is None
             assert (answer.header("date") or "").endswith("GMT")
-        visit = it.hall.visits[0]
-        assert (visit.path, visit.query, visit.peer) == ("/v1/chat/completions", b"a=b", "127.0.0.1")
-        assert visit.fields == [(b"host", b"x"), (b"x-odd", b"value"), (b"content-length", b"17")]
+        seen = it.hall.visits[0]
+        assert (seen.path, seen.query, seen.peer) == ("/v1/chat/completions", b"a=b", "127.0.0.1")
+        assert seen.fields == [(b"host", b"x"), (b"x-odd", b"value"), (b"content-length", b"17")]
         assert it.hall.bodies == [BODY] * 3
         assert it.handed == []
 
@@ -295,7 +295,7 @@ async def test_a_body_comes_in_pieces(form: str, size: int) -> None:
             it.hall.engine.last.answer()
             assert (await visitor.answer()).status == 200
         assert it.hall.bodies == [body] * 2
-        assert not any(name == b"x-sum" for visit in it.hall.visits for name, _ in visit.fields), "a trailer is no header"
+        assert not any(name == b"x-sum" for seen in it.hall.visits for name, _ in seen.fields), "a trailer is no header"
 
 
 async def test_events_leave_in_chunks_as_they_come() -> None:

@@ -16,18 +16,20 @@ from starlette.routing import BaseRoute
 from multiverse_gateway.accounts import owner_digest
 from multiverse_gateway.api.admin import admin_routes
 from multiverse_gateway.api.endpoints import owned
-from multiverse_gateway.api.errors import EXCEPTION_HANDLERS, Errors
 from multiverse_gateway.api.keys_and_usage import account_routes
 from multiverse_gateway.api.models import model_routes
 from multiverse_gateway.api.status import operations_routes
 from multiverse_gateway.balancers.round_robin import create as round_robin
 from multiverse_gateway.core.servers import Server
+from multiverse_gateway.entry.access import AccessRules
+from multiverse_gateway.entry.identity import digests
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.protocols import Client, HealthProbe, ProbeResult, Store
 from multiverse_gateway.relay.dialer import Resolver
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
-from multiverse_gateway.web.security import Entrance, Security, digests
+from multiverse_gateway.web.errors import EXCEPTION_HANDLERS, Errors
+from multiverse_gateway.web.middleware import AccessMiddleware
 
 ADMIN_KEY = "an-admin-key-for-tests"
 BODY: dict[str, Any] = {"model_name": "tiny", "endpoint_url": "http://gpu.example:8000"}
@@ -111,22 +113,22 @@ class Stage:
         return record
 
 
-def entrance_of(gateway: Gateway) -> Entrance:
-    """Make the entrance of a gateway, to which nobody is signed in."""
-    return Entrance.of(
+def access_rules_of(gateway: Gateway) -> AccessRules:
+    """Make the access rules of a gateway, to which nobody is signed in."""
+    return AccessRules.of(
         gateway.settings, stored_keys=lambda: gateway.keys, wall=gateway.wall, now=gateway.now, day_counts=gateway.usage_book.day_counts
     )
 
 
 def application(gateway: Gateway, *, extra: list[BaseRoute] | None = None) -> Starlette:
     """Make an application of everything but inference."""
-    entrance = entrance_of(gateway)
-    admin = [*admin_routes(gateway, entrance), *account_routes(gateway)]
+    rules = access_rules_of(gateway)
+    admin = [*admin_routes(gateway, rules), *account_routes(gateway)]
     middleware = [
         Middleware(Errors),
         Middleware(
-            Security,
-            entrance=entrance,
+            AccessMiddleware,
+            rules=rules,
             owner_digest=lambda scope: owner_digest(gateway, owned(admin, scope)),
             admin_digests=lambda: digests([gateway.settings.admin_api_key or ""]),
         ),

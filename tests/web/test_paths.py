@@ -8,8 +8,9 @@ import httpx2
 import pytest
 from starlette.applications import Starlette
 
-from multiverse_gateway.api.errors import EXCEPTION_HANDLERS, Message, Receive, Scope, Send
-from multiverse_gateway.web.headers import path_of
+from multiverse_gateway.entry.asgi_types import Message, Receive, Scope, Send
+from multiverse_gateway.entry.headers import path_of
+from multiverse_gateway.web.errors import EXCEPTION_HANDLERS
 from multiverse_gateway.web.paths import Paths, ollama_routes
 
 

@@ -34,6 +34,7 @@ from multiverse_gateway.core.errors import AdminKeyRequired, ProbeRefused, Serve
 from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.history import statistics
 from multiverse_gateway.core.servers import Server, ServerId, model_key
+from multiverse_gateway.entry.access import AccessRules
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.protocols import ProbeResult
 from multiverse_gateway.records import (
@@ -63,7 +64,7 @@ from multiverse_gateway.registration import (
     server_id_of,
     update,
 )
-from multiverse_gateway.web.security import ADDRESS, HAS_ADMIN_KEY, OWNER, Entrance
+from multiverse_gateway.web.middleware import ADDRESS, HAS_ADMIN_KEY, OWNER
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
@@ -177,11 +178,11 @@ _LOG = {
 }
 
 
-def admin_routes(gateway: Gateway, entrance: Entrance) -> list[Route]:
+def admin_routes(gateway: Gateway, rules: AccessRules) -> list[Route]:
     """Make the routes below `/admin`."""
 
     async def count_probe(request: Request) -> None:
-        await entrance.count_probe(request.scope.get(OWNER) or request.scope.get(ADDRESS, "unknown"))
+        await rules.count_probe(request.scope.get(OWNER) or request.scope.get(ADDRESS, "unknown"))
 
     async def count_owners_probe(request: Request) -> None:
         if OWNER in request.scope:

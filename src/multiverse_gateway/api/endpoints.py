@@ -10,10 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 
-from multiverse_gateway.api.errors import Scope
 from multiverse_gateway.core.errors import GatewayError
+from multiverse_gateway.entry.asgi_types import Scope
+from multiverse_gateway.entry.request_bodies import read_body, read_object
 from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.web.security import read_body, read_object
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 

@@ -13,7 +13,7 @@ from multiverse_gateway.core.routing import Model, close_names
 from multiverse_gateway.core.servers import model_key
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.records import ModelItem, ModelList, ModelServers
-from multiverse_gateway.web.security import CALLER
+from multiverse_gateway.web.middleware import CALLER
 
 OWNER = "multiverse-gateway"
 

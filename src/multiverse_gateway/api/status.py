@@ -11,10 +11,10 @@ from multiverse_gateway._version import __version__
 from multiverse_gateway.api.endpoints import ApiRoute, Call, json_response
 from multiverse_gateway.core.errors import AdminKeyRequired, ShuttingDown, StorageUnavailable, Unavailable
 from multiverse_gateway.core.history import overall
+from multiverse_gateway.entry.identity import digests, verified
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.observability.metrics import CONTENT_TYPE
 from multiverse_gateway.records import Health, ServerCounts, Word
-from multiverse_gateway.web.security import digests, verified
 
 STORE_PATIENCE = 2.0
 _FIGURES = {"text/plain": 'multiverse_requests_total{model="llama-3.2:3b",status="200"} 42\n'}

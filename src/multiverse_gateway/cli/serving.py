@@ -157,7 +157,7 @@ async def _serve_directly(serving: Serving, app: Any, config: GuardedConfig, end
         dropping=settings.client_body_timeout_seconds,
     )
     root = settings.root_path.rstrip("/")
-    listener = Listener(app.state.front, others.take, patience=patience, head_bytes=HEAD_BYTES, root=root)
+    listener = Listener(app.state.intake, others.take, patience=patience, head_bytes=HEAD_BYTES, root=root)
     tls = config.create_ssl_context()
     server = await asyncio.get_running_loop().create_server(
         listener.protocol,

@@ -10,9 +10,9 @@ from starlette.routing import Route
 from multiverse_gateway.accounts import all_keys, create_key, revoke_key, usage_report
 from multiverse_gateway.bodies import NewKey, UsageQuery, read
 from multiverse_gateway.core.errors import BadRequest, GatewayError
-from multiverse_gateway.pages.rendering import Frame, Visit
+from multiverse_gateway.pages.rendering import Renderer, Visit
 from multiverse_gateway.pages.server_form import Form, message_of
-from multiverse_gateway.pages.sign_in import Gate
+from multiverse_gateway.pages.sign_in import SignIn
 from multiverse_gateway.records import MadeKey, UsageReport, made_key
 from multiverse_gateway.registration import refreshed
 
@@ -26,11 +26,11 @@ MOST_ROWS = 31
 class ClientKeys:
     """Who may use the models."""
 
-    def __init__(self, frame: Frame) -> None:
+    def __init__(self, frame: Renderer) -> None:
         self._frame = frame
         self._gateway = frame.gateway
 
-    def routes(self, gate: Gate) -> list[Route]:
+    def routes(self, gate: SignIn) -> list[Route]:
         """Make their routes."""
         return [
             Route("/keys", gate.operators(self._keys), methods=["GET", "POST"], name="ui:keys"),
@@ -86,7 +86,7 @@ def _number(form: Form, name: str) -> int | None:
     return int(text)
 
 
-async def usage_values(frame: Frame, visit: Visit, by: str, server: str | None = None) -> dict[str, Any]:
+async def usage_values(frame: Renderer, visit: Visit, by: str, server: str | None = None) -> dict[str, Any]:
     """Return what `_usage.html` shows: the use of the last days by day, model or another part, and where the whole table is.
 
     Of more rows than `MOST_ROWS` those with the most requests are shown.

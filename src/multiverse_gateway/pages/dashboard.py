@@ -14,8 +14,8 @@ from multiverse_gateway.pages import live, views
 from multiverse_gateway.pages.client_keys import usage_values
 from multiverse_gateway.pages.live import Parts, follow, out_of_band
 from multiverse_gateway.pages.recent_checks import Histories
-from multiverse_gateway.pages.rendering import Frame, Visit
-from multiverse_gateway.pages.sign_in import Gate
+from multiverse_gateway.pages.rendering import Renderer, Visit
+from multiverse_gateway.pages.sign_in import SignIn
 from multiverse_gateway.registration import refreshed
 
 _WHOLE = {"hx-retarget": "#page", "hx-reselect": "#page"}
@@ -35,7 +35,7 @@ class Snapshot:
 class Dashboard:
     """What is up, by server and by model."""
 
-    def __init__(self, frame: Frame, histories: Histories) -> None:
+    def __init__(self, frame: Renderer, histories: Histories) -> None:
         self._frame = frame
         self._gateway = frame.gateway
         self._histories = histories
@@ -43,7 +43,7 @@ class Dashboard:
         """What was seen last, by whether visitors see it: one tick of all live pages needs it once."""
         self._rows: dict[tuple[str, bool, str], tuple[views.Row, str]] = {}
 
-    def routes(self, gate: Gate) -> list[Route]:
+    def routes(self, gate: SignIn) -> list[Route]:
         """Make their routes."""
         return [
             Route("/dashboard", gate.everybody(self._dashboard), name="ui:dashboard"),

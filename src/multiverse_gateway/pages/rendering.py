@@ -18,10 +18,13 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 from starlette.routing import NoMatchFound
 
 from multiverse_gateway._version import __version__
-from multiverse_gateway.api.errors import REQUEST_ID, response_of
 from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.core.origins import normalize_origin
 from multiverse_gateway.core.paths import is_below
+from multiverse_gateway.entry.access import AccessRules
+from multiverse_gateway.entry.asgi_types import REQUEST_ID
+from multiverse_gateway.entry.headers import path_of
+from multiverse_gateway.entry.identity import is_secure
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.pages import views
 from multiverse_gateway.pages.assets import load_assets
@@ -29,8 +32,7 @@ from multiverse_gateway.pages.live import Streams
 from multiverse_gateway.pages.server_form import Form, message_of
 from multiverse_gateway.pages.sessions import Session, Sessions, cookie_values, end_note
 from multiverse_gateway.pages.views import sentence
-from multiverse_gateway.web.headers import path_of
-from multiverse_gateway.web.security import Entrance, is_secure
+from multiverse_gateway.web.errors import response_of
 
 THEMES = ("light", "dark")
 NAVIGATION = (
@@ -74,13 +76,13 @@ class Visit:
 Handler = Callable[[Visit], Awaitable[Response]]
 
 
-class Frame:
+class Renderer:
     """What all pages share."""
 
-    def __init__(self, gateway: Gateway, sessions: Sessions, entrance: Entrance) -> None:
+    def __init__(self, gateway: Gateway, sessions: Sessions, rules: AccessRules) -> None:
         self.gateway = gateway
         self.sessions = sessions
-        self.entrance = entrance
+        self.rules = rules
         self._streams = Streams()
         self._templates = Environment(
             loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -180,7 +182,7 @@ class Frame:
             notes=[note] if note else [],
             request_id=request.scope.get(REQUEST_ID, ""),
             reveals=reveals,
-            proxy_remedy=self.entrance.proxy.remedy if visit.is_operator else None,
+            proxy_remedy=self.rules.proxy.remedy if visit.is_operator else None,
             **values,
         )
         response = HTMLResponse(html, status, {"cache-control": "no-store", "vary": "HX-Request, Cookie"})
@@ -236,10 +238,10 @@ class Frame:
 
     def base_url(self, request: Request) -> str:
         """Return the address of this gateway as the visitor wrote it, or its public one where a proxy hides that."""
-        scheme = "https" if is_secure(request.scope, self.entrance.trusted) else "http"
+        scheme = "https" if is_secure(request.scope, self.rules.trusted) else "http"
         origin = f"{scheme}://{request.headers.get('host', 'localhost')}"
         public = self.gateway.settings.public_url
-        if public and normalize_origin(origin) not in self.entrance.origins.public:
+        if public and normalize_origin(origin) not in self.rules.origins.public:
             origin = public[0].rstrip("/")
         return origin + str(request.scope.get("root_path", "")).rstrip("/")
 

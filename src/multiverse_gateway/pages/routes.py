@@ -19,6 +19,7 @@ from starlette.routing import Route
 from multiverse_gateway.api.admin import LEVELS, recent_logs
 from multiverse_gateway.api.endpoints import json_response
 from multiverse_gateway.core.servers import model_key
+from multiverse_gateway.entry.access import AccessRules
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.pages import views
 from multiverse_gateway.pages.assets import serve_asset
@@ -26,13 +27,12 @@ from multiverse_gateway.pages.client_keys import ClientKeys
 from multiverse_gateway.pages.dashboard import Dashboard
 from multiverse_gateway.pages.live import follow_lines
 from multiverse_gateway.pages.recent_checks import Histories
-from multiverse_gateway.pages.rendering import Frame, Visit
+from multiverse_gateway.pages.rendering import Renderer, Visit
 from multiverse_gateway.pages.server_pages import ServerPages
 from multiverse_gateway.pages.sessions import Sessions
-from multiverse_gateway.pages.sign_in import Gate, WrongKey
+from multiverse_gateway.pages.sign_in import SignIn, WrongKey
 from multiverse_gateway.records import iso
 from multiverse_gateway.registration import export_registry, refreshed
-from multiverse_gateway.web.security import Entrance
 
 EXPORT_NAME = "multiverse-servers.json"
 LOG_LINES = 200
@@ -42,10 +42,10 @@ COMPONENTS = ("api", "health", "registry", "routing", "ui")
 class Pages:
     """All pages of a gateway."""
 
-    def __init__(self, gateway: Gateway, *, sessions: Sessions, entrance: Entrance, admin_digests: Callable[[], Collection[bytes]]) -> None:
+    def __init__(self, gateway: Gateway, *, sessions: Sessions, rules: AccessRules, admin_digests: Callable[[], Collection[bytes]]) -> None:
         self._gateway = gateway
-        self._frame = Frame(gateway, sessions, entrance)
-        self._gate = Gate(self._frame, admin_digests)
+        self._frame = Renderer(gateway, sessions, rules)
+        self._gate = SignIn(self._frame, admin_digests)
         histories = Histories(gateway)
         self._boards = Dashboard(self._frame, histories)
         self._hosting = ServerPages(self._frame, histories)

@@ -15,7 +15,7 @@ from multiverse_gateway.pages import views
 from multiverse_gateway.pages.client_keys import usage_values
 from multiverse_gateway.pages.live import Parts, follow
 from multiverse_gateway.pages.recent_checks import Histories
-from multiverse_gateway.pages.rendering import NEXT_PIECE, Frame, Visit
+from multiverse_gateway.pages.rendering import NEXT_PIECE, Renderer, Visit
 from multiverse_gateway.pages.server_form import (
     FIELDS,
     UNTRIED,
@@ -30,21 +30,21 @@ from multiverse_gateway.pages.server_form import (
     try_steps,
     values_of,
 )
-from multiverse_gateway.pages.sign_in import Gate
+from multiverse_gateway.pages.sign_in import SignIn
 from multiverse_gateway.records import iso
 from multiverse_gateway.registration import check, refreshed, remove, route_of, server_id_of, stated, update
-from multiverse_gateway.web.security import ADDRESS
+from multiverse_gateway.web.middleware import ADDRESS
 
 
 class ServerPages:
     """Servers, one at a time."""
 
-    def __init__(self, frame: Frame, histories: Histories) -> None:
+    def __init__(self, frame: Renderer, histories: Histories) -> None:
         self._frame = frame
         self._gateway = frame.gateway
         self._histories = histories
 
-    def routes(self, gate: Gate) -> list[Route]:
+    def routes(self, gate: SignIn) -> list[Route]:
         """Make their routes."""
         page = gate.operators
         return [
@@ -127,7 +127,7 @@ class ServerPages:
         return self._frame.pieces(visit, pieces())
 
     async def _count_probe(self, visit: Visit) -> None:
-        await self._frame.entrance.count_probe(visit.request.scope.get(ADDRESS, "unknown"))
+        await self._frame.rules.count_probe(visit.request.scope.get(ADDRESS, "unknown"))
 
     async def _server(self, visit: Visit) -> Response:
         await refreshed(self._gateway)

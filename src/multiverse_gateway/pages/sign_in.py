@@ -10,20 +10,15 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from multiverse_gateway.core.errors import BadRequest, GatewayError
+from multiverse_gateway.entry.headers import path_of
+from multiverse_gateway.entry.identity import is_secure, presented_keys, verified
+from multiverse_gateway.entry.quotas import LocalWindow
+from multiverse_gateway.entry.request_bodies import ClientGone, read_body
 from multiverse_gateway.keys import is_known, key_digest
-from multiverse_gateway.pages.rendering import Frame, Handler, Visit
+from multiverse_gateway.pages.rendering import Handler, Renderer, Visit
 from multiverse_gateway.pages.server_form import Form, message_of
 from multiverse_gateway.pages.sessions import SAFE_METHODS, form_cookie, form_token, is_own_form
-from multiverse_gateway.web.headers import path_of
-from multiverse_gateway.web.quotas import LocalWindow
-from multiverse_gateway.web.security import (
-    ADDRESS,
-    ClientGone,
-    is_secure,
-    presented_keys,
-    read_body,
-    verified,
-)
+from multiverse_gateway.web.middleware import ADDRESS
 
 MAX_SIGN_INS = 10
 MAX_FIELDS = 100
@@ -46,10 +41,10 @@ class WrongKey:
     wait: int = 0
 
 
-class Gate:
+class SignIn:
     """Lets operators in, by session or key, and visitors where pages are public."""
 
-    def __init__(self, frame: Frame, admin_digests: Callable[[], Collection[bytes]]) -> None:
+    def __init__(self, frame: Renderer, admin_digests: Callable[[], Collection[bytes]]) -> None:
         self._frame = frame
         self._sessions = frame.sessions
         self._admin_digests = admin_digests
@@ -106,7 +101,7 @@ class Gate:
         if verified(headers, self._admin_digests()) is not None:
             return True
         if presented_keys(headers):
-            self._frame.entrance.count_wrong_admin_key(request.scope.get(ADDRESS, "unknown"))
+            self._frame.rules.count_wrong_admin_key(request.scope.get(ADDRESS, "unknown"))
             _log.warning("key refused", extra={"fields": {"address": request.scope.get(ADDRESS)}})
         return False
 
@@ -192,13 +187,13 @@ class Gate:
         )
         if wait:
             response.headers["retry-after"] = str(wait)
-        secure = is_secure(request.scope, self._frame.entrance.trusted)
+        secure = is_secure(request.scope, self._frame.rules.trusted)
         response.headers.append("set-cookie", form_cookie(nonce, secure=secure))
         return response
 
     async def _signed_in(self, visit: Visit, wanted: str) -> Response:
         request = visit.request
-        secure = is_secure(request.scope, self._frame.entrance.trusted)
+        secure = is_secure(request.scope, self._frame.rules.trusted)
         if visit.session is not None:
             await self._sessions.close(visit.session)
         token = await self._sessions.open(secure=secure)
@@ -214,7 +209,7 @@ class Gate:
         if visit.session is not None:
             await self._sessions.close(visit.session)
         response = self._frame.redirect(request, "login")
-        response.headers.append("set-cookie", self._sessions.end_cookie(secure=is_secure(request.scope, self._frame.entrance.trusted)))
+        response.headers.append("set-cookie", self._sessions.end_cookie(secure=is_secure(request.scope, self._frame.rules.trusted)))
         response.headers["clear-site-data"] = '"cache"'
         return response
 

@@ -10,7 +10,7 @@ from typing import Final, Generic, Protocol, cast
 import attrs
 
 from multiverse_gateway.relay.heads import Heads, RequestHead
-from multiverse_gateway.relay.intake import Intake, V
+from multiverse_gateway.relay.intake_port import IntakePort, V
 from multiverse_gateway.relay.read_ahead import ReadAhead
 from multiverse_gateway.relay.request_body import WHOLE_BODY, ChunkedBody, MalformedBodyError, PlainBody, begin_body
 from multiverse_gateway.relay.response_writer import ResponseWriter
@@ -68,7 +68,7 @@ class Door(Protocol[V]):
         """Return the header line with the current time."""
 
     @property
-    def intake(self) -> Intake[V]:
+    def intake(self) -> IntakePort[V]:
         """Return the rules for incoming requests."""
 
     @property
@@ -110,8 +110,8 @@ class ClientConnection(asyncio.Protocol, Generic[V]):
         "_state",
         "_unsent",
         "due",
+        "request",
         "transport",
-        "visit",
         "writer",
     )
 
@@ -130,7 +130,7 @@ class ClientConnection(asyncio.Protocol, Generic[V]):
         self._ahead = ReadAhead()
         self._admitting: asyncio.Task[None] | None = None
         self._unsent = 0
-        self.visit: V | None = None
+        self.request: V | None = None
         self.due = inf
 
     # asyncio.Protocol
@@ -257,14 +257,14 @@ class ClientConnection(asyncio.Protocol, Generic[V]):
         self.writer.keeps = head.keeps
         self._begun = door.time()
         intake = door.intake
-        visit = self.visit = intake.visit(head, length or 0, self._peer)
+        request = self.request = intake.request(head, length or 0, self._peer)
         if intake.must_wait:
             self._state = _ADMITTING
             self.due = inf
-            self._admitting = asyncio.get_running_loop().create_task(self._wait_for_admission(visit))
+            self._admitting = asyncio.get_running_loop().create_task(self._wait_for_admission(request))
             return
         try:
-            intake.admit_now(visit)  # without a task: this call is most requests' whole way to their exchange
+            intake.admit_now(request)  # without a task: this call is most requests' whole way to their exchange
         except Exception as error:  # noqa: BLE001  every error has its answer
             self._refuse(error)
         else:
@@ -284,9 +284,9 @@ class ClientConnection(asyncio.Protocol, Generic[V]):
         self.writer.close()
         self._door.hand_over(self.transport, data)
 
-    async def _wait_for_admission(self, visit: V) -> None:
+    async def _wait_for_admission(self, request: V) -> None:
         try:
-            await self._door.intake.admit(visit)
+            await self._door.intake.admit(request)
         except Exception as error:  # noqa: BLE001  every error has its answer
             self._admitting = None
             self._refuse(error)
@@ -312,10 +312,10 @@ class ClientConnection(asyncio.Protocol, Generic[V]):
 
     def _holds(self, pieces: list[bytes]) -> bool:
         """Have pieces of the body counted, or refuse it."""
-        assert self.visit is not None
+        assert self.request is not None
         try:
             if pieces:
-                self._door.intake.hold(self.visit, sum(map(len, pieces)))
+                self._door.intake.hold(self.request, sum(map(len, pieces)))
         except Exception as error:  # noqa: BLE001  every error has its answer
             self._refuse(error)
             return False
@@ -347,10 +347,10 @@ class ClientConnection(asyncio.Protocol, Generic[V]):
         pieces, self._pieces = self._pieces, []
         self._state = _BUSY
         self.due = inf
-        assert self.visit is not None
+        assert self.request is not None
         try:
             body = pieces[0] if len(pieces) == 1 else b"".join(pieces)  # most bodies come in one piece: no copy
-            exchange = self.writer.exchange = self._door.intake.begin(self.visit, body, self.writer)
+            exchange = self.writer.exchange = self._door.intake.begin(self.request, body, self.writer)
         except Exception as error:  # noqa: BLE001  every error has its answer
             self._refuse(error)
         else:
@@ -378,8 +378,8 @@ class ClientConnection(asyncio.Protocol, Generic[V]):
 
     def _refuse(self, error: Exception) -> None:
         """Respond with an error, whether the body has arrived or not."""
-        assert self.visit is not None
-        response = self._door.intake.refuse(self.visit, error)
+        assert self.request is not None
+        response = self._door.intake.refuse(self.request, error)
         body, writer = self._body, self.writer
         self._pieces = []
         body.close()
@@ -410,9 +410,9 @@ class ClientConnection(asyncio.Protocol, Generic[V]):
 
     def release(self) -> None:
         """Forget the current request and what is held of its body."""
-        if self.visit is not None:
-            self._door.intake.leave(self.visit)
-            self.visit = None
+        if self.request is not None:
+            self._door.intake.leave(self.request)
+            self.request = None
 
     def finish(self) -> None:
         """Get ready for the next request, or close."""

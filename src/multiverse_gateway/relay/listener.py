@@ -41,7 +41,7 @@ from typing import Final, Generic
 from multiverse_gateway.core.pauses import stopped_seconds
 from multiverse_gateway.relay.client_connection import ClientConnection, Patience
 from multiverse_gateway.relay.heads import Heads
-from multiverse_gateway.relay.intake import Intake, V
+from multiverse_gateway.relay.intake_port import IntakePort, V
 
 SWEEP_SECONDS: Final = 0.25
 
@@ -55,7 +55,7 @@ class Listener(Generic[V]):
 
     def __init__(
         self,
-        intake: Intake[V],
+        intake: IntakePort[V],
         hand_over: Callable[[asyncio.Transport, bytes], None],
         *,
         patience: Patience,

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import Headers
-from multiverse_gateway.relay.intake import HasLines
+from multiverse_gateway.relay.intake_port import HasLines
 
 COPIED_BYTES: Final = 4096
 """Up to this size a piece is copied into its frame, which costs less than a second buffer; a larger one is passed on uncopied beside it."""
@@ -47,7 +47,7 @@ class RespondingConnection(Protocol):
     """The connection whose requests are answered."""
 
     @property
-    def visit(self) -> HasLines | None:
+    def request(self) -> HasLines | None:
         """Return the current request."""
 
     def release(self) -> None:
@@ -143,11 +143,11 @@ class ResponseWriter:
     def _head_of(self, status: int, headers: Headers, framing: bytes) -> bytes:
         connection, settings = self._connection, self._settings
         assert connection is not None
-        visit = connection.visit
-        assert visit is not None
+        request = connection.request
+        assert request is not None
         self.keeps = self.keeps and not settings.closing
         ending = b"\r\n" if self.keeps else b"connection: close\r\n\r\n"
-        return b"".join((_first_lines(status, tuple(headers)), settings.date, visit.lines, framing, ending))
+        return b"".join((_first_lines(status, tuple(headers)), settings.date, request.lines, framing, ending))
 
     # Called by the connection
 

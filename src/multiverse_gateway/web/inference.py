@@ -2,29 +2,31 @@
 
 from functools import partial
 
-from multiverse_gateway.api.errors import REQUEST_ID, Message, Receive, Scope, Send, response_of
+from multiverse_gateway.entry.asgi_types import REQUEST_ID, Message, Receive, Scope, Send
+from multiverse_gateway.entry.framing import declared_length
+from multiverse_gateway.entry.headers import path_of
+from multiverse_gateway.entry.intake import IncomingRequest, Intake
+from multiverse_gateway.entry.request_bodies import ClientGone, read_body, run_draining
 from multiverse_gateway.relay.asgi import AsgiClient, answer
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import RequestHead
-from multiverse_gateway.web.front import Front, Visit
-from multiverse_gateway.web.headers import path_of
-from multiverse_gateway.web.security import ClientGone, declared_length, read_body, run_draining
+from multiverse_gateway.web.errors import response_of
 
 
 class Inference:
     """Answer `POST /v1/...` with a server's answer, or with the reason why there is none."""
 
-    def __init__(self, front: Front) -> None:
-        self._front = front
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         peer = scope.get("client")
         query = scope.get("query_string", b"")
         head = RequestHead(scope["method"], path_of(scope), query, scope["headers"])
-        visit = self._front.visit(head, declared_length(head.fields) or 0, peer[0] if peer else None)
-        scope[REQUEST_ID] = visit.request_id
-        settings = self._front.gateway.settings
+        request = self._intake.request(head, declared_length(head.fields) or 0, peer[0] if peer else None)
+        scope[REQUEST_ID] = request.request_id
+        settings = self._intake.gateway.settings
         whole = False
 
         async def reading() -> Message:
@@ -35,30 +37,30 @@ class Inference:
 
         async def completing(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message["headers"], *visit.headers]}
+                message = {**message, "headers": [*message["headers"], *request.headers]}
             await send(message)
 
         client = AsgiClient()
         try:
-            exchange = await self._begin(visit, reading, client)
+            exchange = await self._begin(request, reading, client)
             await answer(client, exchange, scope, receive, completing, write_timeout=settings.client_write_timeout_seconds)
         except ClientGone:
             pass
         except Exception as error:
             if client.exchange is not None:
                 raise  # the answer has begun
-            self._front.refused(error)
+            self._intake.refused(error)
             response = response_of(error, scope)
             if whole:
                 await response(scope, receive, completing)
             else:
                 await run_draining(response, scope, receive, completing, patience=settings.client_body_timeout_seconds)
         finally:
-            self._front.leave(visit)
+            self._intake.leave(request)
 
-    async def _begin(self, visit: Visit, receive: Receive, client: AsgiClient) -> Exchange:
-        front, settings = self._front, self._front.gateway.settings
-        await front.admit(visit)
-        hold = partial(front.hold, visit)
+    async def _begin(self, request: IncomingRequest, receive: Receive, client: AsgiClient) -> Exchange:
+        intake, settings = self._intake, self._intake.gateway.settings
+        await intake.admit(request)
+        hold = partial(intake.hold, request)
         body = await read_body(receive, settings.max_body_bytes, settings.client_body_timeout_seconds, hold=hold)
-        return front.begin(visit, body, client)
+        return intake.begin(request, body, client)

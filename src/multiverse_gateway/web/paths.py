@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from multiverse_gateway.api.errors import App, Receive, Scope, Send
 from multiverse_gateway.core.errors import UnknownURL
 from multiverse_gateway.core.paths import api_path, below, is_api, without_origin
-from multiverse_gateway.web.security import Network, is_secure
+from multiverse_gateway.entry.asgi_types import App, Receive, Scope, Send
+from multiverse_gateway.entry.identity import Network, is_secure
 
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(?::\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::\d{1,5})?")
 

@@ -1,11 +1,11 @@
-"""The front of both doors."""
+"""The intake of both doors."""
 
 import pytest
 
 from multiverse_gateway import GatewayError
+from multiverse_gateway.entry.intake import IncomingRequest, Intake, check_target
 from multiverse_gateway.relay.heads import RequestHead
-from multiverse_gateway.web.front import Front, Visit, check_target
-from support.gateways import entrance_of, stage
+from support.gateways import access_rules_of, stage
 
 
 @pytest.mark.parametrize(
@@ -43,23 +43,23 @@ async def test_what_the_gateway_has_no_room_for_uses_up_nobodys_quota(length: by
     """Neither of the minute nor of the day: who tries again, as they are told, finds it as it was."""
     async with stage(max_body_bytes=2048, body_budget_bytes=4096) as at:
         made = (await at.client.post("/admin/keys", json={"name": "alice", "rate_limit": 1, "daily_limit": 1})).json()
-        front = Front(at.gateway, entrance_of(at.gateway))
+        intake = Intake(at.gateway, access_rules_of(at.gateway))
 
-        def visit(length: bytes) -> Visit:
+        def visit(length: bytes) -> IncomingRequest:
             fields = [(b"authorization", f"Bearer {made['key']}".encode()), (b"content-length", length)]
-            return front.visit(RequestHead("POST", "/v1/chat/completions", b"", fields), int(length), "127.0.0.1")
+            return intake.request(RequestHead("POST", "/v1/chat/completions", b"", fields), int(length), "127.0.0.1")
 
         at.gateway.admission.shedding = is_full
         for _ in range(3):
             with pytest.raises(GatewayError) as refusal:
-                front.admit_now(visit(length))
+                intake.admit_now(visit(length))
             assert refusal.value.code == code
             with pytest.raises(GatewayError) as refusal:
-                await front.admit(visit(length))
+                await intake.admit(visit(length))
             assert refusal.value.code == code
         at.gateway.admission.shedding = False
         let_in = visit(b"1000")
-        await front.admit(let_in)
+        await intake.admit(let_in)
         assert (b"x-ratelimit-remaining-requests", b"0") in let_in.headers
 
 
@@ -67,19 +67,19 @@ async def test_a_body_that_finds_no_room_uses_up_nobodys_quota() -> None:
     """Its length was not known when the request was counted, or others came meanwhile."""
     async with stage(max_body_bytes=2048, body_budget_bytes=4096) as at:
         made = (await at.client.post("/admin/keys", json={"name": "alice", "rate_limit": 1, "daily_limit": 1})).json()
-        front = Front(at.gateway, entrance_of(at.gateway))
+        intake = Intake(at.gateway, access_rules_of(at.gateway))
         head = RequestHead("POST", "/v1/chat/completions", b"", [(b"authorization", f"Bearer {made['key']}".encode())])
         for _ in range(3):
-            visit = front.visit(head, 0, "127.0.0.1")
-            front.admit_now(visit)
+            visit = intake.request(head, 0, "127.0.0.1")
+            intake.admit_now(visit)
             assert (b"x-ratelimit-remaining-requests", b"0") in visit.headers
             at.gateway.body_bytes += 4096
             with pytest.raises(GatewayError) as refusal:
-                front.hold(visit, 100)
+                intake.hold(visit, 100)
             assert refusal.value.code == "overloaded"
             assert (b"x-ratelimit-remaining-requests", b"1") in visit.headers
             at.gateway.body_bytes -= 4096
-            front.leave(visit)
+            intake.leave(visit)
         (record,) = (await at.client.get("/admin/keys")).json()
         assert record["used_today"] == 0
 
@@ -87,7 +87,7 @@ async def test_a_body_that_finds_no_room_uses_up_nobodys_quota() -> None:
 async def test_of_a_header_that_comes_twice_the_first_counts() -> None:
     """As it does with most servers; what is read and what is sent on are the same."""
     async with stage() as at:
-        front = Front(at.gateway, entrance_of(at.gateway))
+        intake = Intake(at.gateway, access_rules_of(at.gateway))
         fields = [(b"content-type", b"application/json"), (b"content-type", b"multipart/form-data; boundary=x")]
-        visit = front.visit(RequestHead("POST", "/v1/chat/completions", b"", fields), 0, "127.0.0.1")
-        assert visit.opening.content_type == b"application/json"
+        visit = intake.request(RequestHead("POST", "/v1/chat/completions", b"", fields), 0, "127.0.0.1")
+        assert visit.facts.content_type == b"application/json"

@@ -1,10 +1,11 @@
-"""The front of both doors: what becomes of an inference request between its head and its exchange. Decides only; the doors do the I/O.
+"""The intake of both doors: what becomes of an inference request between its head and its exchange. Decides only; the doors do the I/O.
 
 1. A request is looked at in the order identity, framing, key, method, size, room, requests at once, minute, day; the first objection is
    the answer, and a refused request uses up nothing of any limit. Minute and day are counted before the body is read. Whether the client
    has too many requests at once matters only if this one would have to wait, which its exchange finds out. So it is the one objection
-   that may come after the counting, and then the counting is taken back (`Visit.take_back`), as for a body that there is no room for.
-2. Every answer to a request, good or bad, has the headers of its `Visit`.
+   that may come after the counting, and then the counting is taken back (`IncomingRequest.take_back`), as for a body that there is no
+   room for.
+2. Every answer to a request, good or bad, has the headers of its `IncomingRequest`.
 3. What is held of a body is counted from its first byte, and given back exactly once, by `leave`.
 """
 
@@ -15,7 +16,6 @@ from functools import lru_cache, partial
 import attrs
 from msgspec.structs import replace
 
-from multiverse_gateway.api.errors import BadFraming, Refusal, refusal_of
 from multiverse_gateway.core.envelope import Envelope, is_form, read_envelope
 from multiverse_gateway.core.errors import (
     BadRequest,
@@ -31,27 +31,17 @@ from multiverse_gateway.core.lenient import BOM
 from multiverse_gateway.core.paths import hint, is_own
 from multiverse_gateway.core.stored import lookup_of
 from multiverse_gateway.core.usage import OPERATOR
+from multiverse_gateway.entry.access import AccessRules, Caller
+from multiverse_gateway.entry.error_responses import BadFraming, Refusal, refusal_of
+from multiverse_gateway.entry.framing import check_head, check_site
+from multiverse_gateway.entry.headers import API_HEADERS, NO_STORE, cors_headers
+from multiverse_gateway.entry.identity import client_address, id_headers, is_forwarded, new_id, presented_id
+from multiverse_gateway.entry.quotas import Quota
+from multiverse_gateway.entry.request_bodies import body_deadline, too_large, too_slow
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import Headers, RequestHead
 from multiverse_gateway.relay.ports import Client
-from multiverse_gateway.web.headers import API_HEADERS, NO_STORE
-from multiverse_gateway.web.quotas import Quota
-from multiverse_gateway.web.security import (
-    Caller,
-    Entrance,
-    body_deadline,
-    check_head,
-    check_site,
-    client_address,
-    cors_headers,
-    id_headers,
-    is_forwarded,
-    new_id,
-    presented_id,
-    too_large,
-    too_slow,
-)
 
 EXPLAIN = b"x-multiverse-explain"
 """Header with which our own pages ask why a server was chosen; the answer is in `x-multiverse-why`."""
@@ -112,7 +102,7 @@ def _passes(check: Callable[..., None], *what: object) -> bool:
 
 
 @attrs.frozen(eq=False)
-class Opening:
+class HeadFacts:
     """What a head says by itself, whoever sends it and whenever: found out once, and kept in its `notes`."""
 
     is_sound: bool
@@ -150,16 +140,16 @@ class Opening:
 
 
 @attrs.define(eq=False)
-class Visit:
+class IncomingRequest:
     """One request on its way in; `arrived` is monotonic, `length` that of its body, if said."""
 
     head: RequestHead
-    opening: Opening
+    facts: HeadFacts
     length: int
     peer: str | None
     arrived: float
     request_id: str
-    front: "Front"
+    intake: "Intake"
     caller: Caller = NOBODY_YET
     """Who sent it; known once it was admitted, as is `quota`."""
     quota: Quota | None = None
@@ -168,51 +158,51 @@ class Visit:
 
     def take_back(self) -> None:
         """Count the request towards no limit: it is refused for another one. Called once at most, and harmless if it was not counted."""
-        self.front.take_back(self)
+        self.intake.take_back(self)
 
     @property
     def headers(self) -> Headers:
         """What every answer to it gets."""
         quota = [] if self.quota is None else self.quota.headers()
-        return [*id_headers(self.head.path, self.request_id), *self.opening.headers, *quota]
+        return [*id_headers(self.head.path, self.request_id), *self.facts.headers, *quota]
 
     @property
     def lines(self) -> bytes:
         """The same as HTTP/1.1 writes it."""
         quota = b"" if self.quota is None else self.quota.lines()
         identity = self.request_id.encode()
-        if self.opening.is_anthropic:
-            return b"x-request-id: %b\r\nrequest-id: %b\r\n%b%b" % (identity, identity, self.opening.lines, quota)
-        return b"x-request-id: %b\r\n%b%b" % (identity, self.opening.lines, quota)
+        if self.facts.is_anthropic:
+            return b"x-request-id: %b\r\nrequest-id: %b\r\n%b%b" % (identity, identity, self.facts.lines, quota)
+        return b"x-request-id: %b\r\n%b%b" % (identity, self.facts.lines, quota)
 
 
 @attrs.frozen
-class Front:
+class Intake:
     """The rules of entry of one gateway, asked by both doors."""
 
     gateway: Gateway
-    entrance: Entrance
+    rules: AccessRules
 
     @property
     def must_wait(self) -> bool:
         """Return whether `admit` has to be awaited now, because quotas are counted elsewhere."""
-        return self.entrance.limiter.is_shared
+        return self.rules.limiter.is_shared
 
-    def visit(self, head: RequestHead, length: int, peer: str | None) -> Visit:
+    def request(self, head: RequestHead, length: int, peer: str | None) -> IncomingRequest:
         """Take note of a request; `peer` is the address at the other end of the connection."""
-        opening = head.notes
-        if opening is None:
-            opening = head.notes = self._read(head)
-        return Visit(head, opening, length, peer, self.gateway.now(), opening.request_id or new_id(), self)
+        facts = head.notes
+        if facts is None:
+            facts = head.notes = self._read(head)
+        return IncomingRequest(head, facts, length, peer, self.gateway.now(), facts.request_id or new_id(), self)
 
-    def _read(self, head: RequestHead) -> Opening:
-        names, origins = head.names, self.entrance.origins
+    def _read(self, head: RequestHead) -> HeadFacts:
+        names, origins = head.names, self.rules.origins
         content_type = names.get(b"content-type", JSON)
         headers = [*API_HEADERS, *cors_headers(names, origins)]
         lookup = lookup_of(head.method, head.path, head.query)
         if lookup is not None:
             headers.append(NO_STORE)
-        return Opening(
+        return HeadFacts(
             is_sound=_passes(check_head, head.fields, names) and (head.method != "POST" or _passes(check_site, names, origins)),
             is_call=_passes(check_call, head.path),
             is_callable=_passes(check_target, head.path, head.query, content_type),
@@ -232,74 +222,76 @@ class Front:
             lookup=lookup,
         )
 
-    def admit_now(self, visit: Visit) -> None:
+    def admit_now(self, request: IncomingRequest) -> None:
         """Decide whether the body is wanted; only where not `must_wait`.
 
         Raises:
             GatewayError: The answer, given without reading the body.
         """
-        self._check(visit)
-        caller = visit.caller
+        self._check(request)
+        caller = request.caller
         key = caller.key
-        quota = self.entrance.limiter.hit_local(caller.quota, caller.limit, None if key is None else key.daily_limit)
+        quota = self.rules.limiter.hit_local(caller.quota, caller.limit, None if key is None else key.daily_limit)
         if quota is not None:
-            self._charge(visit, quota)
+            self._charge(request, quota)
 
-    async def admit(self, visit: Visit) -> None:
+    async def admit(self, request: IncomingRequest) -> None:
         """Do the same, wherever the quotas are counted."""
-        self._check(visit)
-        caller = visit.caller
-        quota = await self.entrance.limiter.hit(caller.quota, caller.limit, caller.daily_limit)
+        self._check(request)
+        caller = request.caller
+        quota = await self.rules.limiter.hit(caller.quota, caller.limit, caller.daily_limit)
         if quota is not None:
-            self._charge(visit, quota)
+            self._charge(request, quota)
         gateway = self.gateway
-        if not gateway.admission.may_start(len(gateway.exchanges)) or not gateway.has_room(visit.length):  # others may have come meanwhile
-            raise self._no_room(visit)
+        if not gateway.admission.may_start(len(gateway.exchanges)) or not gateway.has_room(
+            request.length
+        ):  # others may have come meanwhile
+            raise self._no_room(request)
 
-    def _check(self, visit: Visit) -> None:
-        gateway, head, opening = self.gateway, visit.head, visit.opening
-        if not opening.is_sound:
+    def _check(self, request: IncomingRequest) -> None:
+        gateway, head, facts = self.gateway, request.head, request.facts
+        if not facts.is_sound:
             check_head(head.fields, head.names)
             if head.method == "POST":
-                check_site(head.names, self.entrance.origins)
-        entrance, peer = self.entrance, visit.peer
-        address = client_address(peer, head.fields, entrance.trusted)
-        is_local = entrance.is_local(peer, opening.is_forwarded)
-        visit.caller = entrance.caller(head.method, address, head.fields, head.names, is_local=is_local)
-        if not opening.is_call:
+                check_site(head.names, self.rules.origins)
+        rules, peer = self.rules, request.peer
+        address = client_address(peer, head.fields, rules.trusted)
+        is_local = rules.is_local(peer, facts.is_forwarded)
+        request.caller = rules.caller(head.method, address, head.fields, head.names, is_local=is_local)
+        if not facts.is_call:
             check_call(head.path)
         if gateway.shutting_down or not gateway.loaded:
             raise ShuttingDown("The gateway is not serving now. Send the request again in a moment.", retry_after=5.0)
         limit = gateway.settings.max_body_bytes
-        if visit.length > limit:  # before the budget, which it would exceed: no later moment makes it smaller
+        if request.length > limit:  # before the budget, which it would exceed: no later moment makes it smaller
             raise too_large(limit)
-        if not gateway.admission.may_start(len(gateway.exchanges)) or not gateway.has_room(visit.length):
+        if not gateway.admission.may_start(len(gateway.exchanges)) or not gateway.has_room(request.length):
             raise gateway.overloaded()
 
-    def _charge(self, visit: Visit, quota: Quota) -> None:
+    def _charge(self, request: IncomingRequest, quota: Quota) -> None:
         if not quota.allowed:
-            raise self.entrance.too_many(visit.caller, quota)
-        visit.quota = quota
+            raise self.rules.too_many(request.caller, quota)
+        request.quota = quota
 
-    def take_back(self, visit: Visit) -> None:
-        """Do what `Visit.take_back` says."""
-        quota, caller, limiter = visit.quota, visit.caller, self.entrance.limiter
+    def take_back(self, request: IncomingRequest) -> None:
+        """Do what `IncomingRequest.take_back` says."""
+        quota, caller, limiter = request.quota, request.caller, self.rules.limiter
         if quota is None:
             return
-        visit.quota = replace(quota, remaining=min(quota.limit, quota.remaining + 1))
+        request.quota = replace(quota, remaining=min(quota.limit, quota.remaining + 1))
         is_daily = caller.daily_limit is not None
         if quota.is_shared:
-            call = partial(limiter.take_back_shared, caller.quota, caller.limit, visit.arrived, daily=is_daily)
+            call = partial(limiter.take_back_shared, caller.quota, caller.limit, request.arrived, daily=is_daily)
             self.gateway.in_background(call)
         else:
-            limiter.take_back(caller.quota, visit.arrived, daily=is_daily)
+            limiter.take_back(caller.quota, request.arrived, daily=is_daily)
 
-    def _no_room(self, visit: Visit) -> GatewayError:
+    def _no_room(self, request: IncomingRequest) -> GatewayError:
         """Return the refusal of a request that there is no room for, though there was when it was counted."""
-        self.take_back(visit)
+        self.take_back(request)
         return self.gateway.overloaded()
 
-    def hold(self, visit: Visit, count: int) -> None:
+    def hold(self, request: IncomingRequest, count: int) -> None:
         """Count a piece of the body that is kept.
 
         Raises:
@@ -308,12 +300,12 @@ class Front:
         """
         gateway = self.gateway
         limit = gateway.settings.max_body_bytes
-        if visit.held + count > limit:
+        if request.held + count > limit:
             raise too_large(limit)
         if not gateway.has_room(count):
-            raise self._no_room(visit)
+            raise self._no_room(request)
         gateway.body_bytes += count
-        visit.held += count
+        request.held += count
 
     def body_deadline(self, received: int, elapsed: float) -> float:
         """Return the seconds after its beginning by which more of a body must arrive; its last piece arrived after `elapsed` seconds."""
@@ -323,31 +315,31 @@ class Front:
         """Return the refusal of a body that did not come in time."""
         return too_slow()
 
-    def begin(self, visit: Visit, body: bytes, client: Client) -> Exchange:
+    def begin(self, request: IncomingRequest, body: bytes, client: Client) -> Exchange:
         """Make the exchange of a request that arrived in full; the door starts it.
 
         Raises:
             GatewayError, EnvelopeError: It cannot be sent to any server.
         """
-        gateway, opening, path = self.gateway, visit.opening, visit.head.path
-        if visit.held:  # others may have come while the body was on its way
+        gateway, facts, path = self.gateway, request.facts, request.head.path
+        if request.held:  # others may have come while the body was on its way
             if not gateway.admission.may_start(len(gateway.exchanges)):
-                raise self._no_room(visit)
-            if len(body) > visit.held:
-                self.hold(visit, len(body) - visit.held)
-        elif len(body) <= visit.length:  # it came with the head, for whose `length` there was room just now
-            visit.held = len(body)
-            gateway.body_bytes += visit.held
+                raise self._no_room(request)
+            if len(body) > request.held:
+                self.hold(request, len(body) - request.held)
+        elif len(body) <= request.length:  # it came with the head, for whose `length` there was room just now
+            request.held = len(body)
+            gateway.body_bytes += request.held
         else:
-            self.hold(visit, len(body))
-        if not opening.is_callable:
-            check_target(path, visit.head.query, opening.content_type)
+            self.hold(request, len(body))
+        if not facts.is_callable:
+            check_target(path, request.head.query, facts.content_type)
         if body[:1] == BOM[:1]:
             body = body.removeprefix(BOM)
-        envelope = opening.lookup
+        envelope = facts.lookup
         if envelope is None:
-            envelope = read_envelope(path, opening.media, body)
-        caller = visit.caller
+            envelope = read_envelope(path, facts.media, body)
+        caller = request.caller
         key = caller.key
         if key is not None and not envelope.is_lookup and not key.may_use(envelope.model):
             raise ModelForbidden(f"Your key is for other models: {', '.join(key.models[:20])}. Choose one of them.", param="model")
@@ -356,38 +348,38 @@ class Front:
             envelope,
             client,
             body=body,
-            content_type=opening.sent_type,
-            query=visit.head.query,
-            request_id=visit.request_id,
-            arrived=visit.arrived,
+            content_type=facts.sent_type,
+            query=request.head.query,
+            request_id=request.request_id,
+            arrived=request.arrived,
             caller=caller.name,
             source=caller.quota,
-            is_bulk=opening.is_bulk or (key is not None and key.is_bulk),
-            wants_comments=opening.wants_comments,
+            is_bulk=facts.is_bulk or (key is not None and key.is_bulk),
+            wants_comments=facts.wants_comments,
             max_at_once=caller.max_at_once,
-            charge=visit,
+            charge=request,
         )
-        exchange.traceparent = opening.traceparent
-        exchange.forwarded = opening.forwarded
-        if opening.explains and caller.name == OPERATOR:
+        exchange.traceparent = facts.traceparent
+        exchange.forwarded = facts.forwarded
+        if facts.explains and caller.name == OPERATOR:
             exchange.why, exchange.shows_why = [], True
         gateway.begin(exchange)
         return exchange
 
-    def leave(self, visit: Visit) -> None:
+    def leave(self, request: IncomingRequest) -> None:
         """Give back what was held for a request; harmless when it was."""
-        self.gateway.body_bytes -= visit.held
-        visit.held = 0
+        self.gateway.body_bytes -= request.held
+        request.held = 0
 
     def refused(self, error: Exception) -> None:
         """Count a request that ends in an error before there is an exchange."""
         code = getattr(error, "code", None)
         self.gateway.usage_book.meter.refusals[code if isinstance(code, str) else "invalid_request"] += 1
 
-    def refuse(self, visit: Visit, error: Exception) -> Refusal:
+    def refuse(self, request: IncomingRequest, error: Exception) -> Refusal:
         """Return the answer to a request that ends in an error; a mistake of ours is logged."""
         self.refused(error)
-        return refusal_of(error, visit.head.method, visit.head.path, request_id=visit.request_id)
+        return refusal_of(error, request.head.method, request.head.path, request_id=request.request_id)
 
     def misread(self, message: str) -> GatewayError:
         """Return the refusal of what is no proper HTTP."""

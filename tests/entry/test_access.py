@@ -19,34 +19,28 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from multiverse_gateway.api.errors import BadFraming, Errors, Message, Receive
 from multiverse_gateway.core.errors import GatewayError, InvalidJSON, LoopDetected, RequestTimeout, RequestTooLarge
 from multiverse_gateway.core.origins import OriginPolicy
-from multiverse_gateway.keys import key_digest
-from multiverse_gateway.settings import Settings
-from multiverse_gateway.web.security import (
-    MAX_ADMIN_FAILURES,
-    Caller,
-    ClientGone,
-    Cors,
-    Entrance,
+from multiverse_gateway.entry.access import MAX_ADMIN_FAILURES, AccessRules, Caller
+from multiverse_gateway.entry.asgi_types import Message, Receive
+from multiverse_gateway.entry.error_responses import BadFraming
+from multiverse_gateway.entry.framing import check_head, refuse_bad_framing, refuse_loop
+from multiverse_gateway.entry.headers import cors_headers
+from multiverse_gateway.entry.identity import (
     Headers,
     address_key,
-    body_deadline,
-    check_head,
     client_address,
-    cors_headers,
     digests,
     is_forwarded,
     presented_keys,
-    read_body,
-    read_object,
-    refuse_bad_framing,
-    refuse_loop,
     request_id,
-    run_draining,
     verified,
 )
+from multiverse_gateway.entry.request_bodies import ClientGone, body_deadline, read_body, read_object, run_draining
+from multiverse_gateway.keys import key_digest
+from multiverse_gateway.settings import Settings
+from multiverse_gateway.web.errors import Errors
+from multiverse_gateway.web.middleware import Cors
 from support.gateways import ADMIN_KEY, stage
 
 SEALED = ("nosniff", "sandbox; default-src 'none'")
@@ -167,7 +161,7 @@ def test_a_request_that_came_through_a_gateway_is_refused() -> None:
 
 def test_only_a_verified_key_is_a_quota_of_its_own() -> None:
     """Any other key would be a way round the limit."""
-    entrance = Entrance.of(Settings(client_api_keys=("a-good-client-key",)))
+    rules = AccessRules.of(Settings(client_api_keys=("a-good-client-key",)))
     peer = "192.0.2.1"
     found = key_digest("a-good-client-key").hex()
     for key, caller in (
@@ -175,7 +169,7 @@ def test_only_a_verified_key_is_a_quota_of_its_own() -> None:
         (b"a-good-client-key", Caller(found, f"setting:{found[:8]}", limit=600, max_at_once=64)),
     ):
         headers = [(b"authorization", b"Bearer " + key)]
-        assert entrance.caller("POST", peer, headers, dict(headers)) == caller
+        assert rules.caller("POST", peer, headers, dict(headers)) == caller
 
 
 # Bodies
@@ -415,7 +409,7 @@ async def test_the_api_is_limited_and_says_so() -> None:
 )
 def test_a_client_of_this_machine_is_told_from_a_proxy(peer: str | None, headers: dict[bytes, bytes], is_local: bool) -> None:
     """By the other end of the connection and the headers that proxies and tunnels add."""
-    assert Entrance.of(Settings()).is_local(peer, is_forwarded(headers)) is is_local
+    assert AccessRules.of(Settings()).is_local(peer, is_forwarded(headers)) is is_local
 
 
 @pytest.mark.parametrize(
@@ -432,10 +426,10 @@ def test_a_proxy_that_is_not_trusted_is_warned_of_once(
     peer: str, trusted: tuple[str, ...], remedy: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If it is on this machine; from elsewhere anybody may send such headers."""
-    entrance = Entrance.of(Settings(trusted_proxies=trusted))
+    rules = AccessRules.of(Settings(trusted_proxies=trusted))
     for _ in range(3):
-        assert not entrance.is_local(peer, True)
-    assert entrance.proxy.remedy == remedy
+        assert not rules.is_local(peer, True)
+    assert rules.proxy.remedy == remedy
     assert len(caplog.records) == (remedy is not None)
 
 

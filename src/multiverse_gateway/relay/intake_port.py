@@ -1,4 +1,4 @@
-"""What the direct door asks of the rules for incoming requests, which stand above it (`web.front`)."""
+"""What the direct door asks of the rules for incoming requests, which stand above it (`entry.intake`)."""
 
 from typing import Protocol, TypeVar
 
@@ -40,23 +40,23 @@ class EarlyResponse(Protocol):
         """Return whether the connection cannot be used after it."""
 
 
-class Intake(Protocol[V]):
+class IntakePort(Protocol[V]):
     """The rules for incoming requests. The door reads and writes; these decide."""
 
     @property
     def must_wait(self) -> bool:
         """Return whether `admit` has to be awaited, because quotas are counted elsewhere."""
 
-    def visit(self, head: RequestHead, length: int, peer: str | None) -> V:
+    def request(self, head: RequestHead, length: int, peer: str | None) -> V:
         """Note a request; `length` is the number of its `Content-Length`, or 0."""
 
-    def admit_now(self, visit: V) -> None:
+    def admit_now(self, request: V) -> None:
         """Decide whether the body is wanted; raises the error to respond with if it is not. Only called if not `must_wait`."""
 
-    async def admit(self, visit: V) -> None:
+    async def admit(self, request: V) -> None:
         """Decide the same after asking for the quota."""
 
-    def hold(self, visit: V, count: int) -> None:
+    def hold(self, request: V, count: int) -> None:
         """Count bytes of the body that are held in memory; raises the error to respond with if there is no room."""
 
     def body_deadline(self, received: int, elapsed: float) -> float:
@@ -68,11 +68,11 @@ class Intake(Protocol[V]):
     def misread(self, message: str) -> GatewayError:
         """Return the error for a request that is not proper HTTP."""
 
-    def begin(self, visit: V, body: bytes, client: Client) -> Exchange:
+    def begin(self, request: V, body: bytes, client: Client) -> Exchange:
         """Make the exchange, or raise the error to respond with."""
 
-    def refuse(self, visit: V, error: Exception) -> EarlyResponse:
+    def refuse(self, request: V, error: Exception) -> EarlyResponse:
         """Return the response for an error."""
 
-    def leave(self, visit: V) -> None:
+    def leave(self, request: V) -> None:
         """Stop counting what is held of the body."""

@@ -11,8 +11,8 @@ import pytest
 from multiverse_gateway import Settings
 from multiverse_gateway.core.budget import DAY_SECONDS, DayCounts
 from multiverse_gateway.core.errors import RateLimited
-from multiverse_gateway.web.quotas import RateLimiter, rate_limiter
-from multiverse_gateway.web.security import Entrance
+from multiverse_gateway.entry.access import AccessRules
+from multiverse_gateway.entry.quotas import RateLimiter, rate_limiter
 from support.services import RedisServer
 
 pytestmark = pytest.mark.e2e
@@ -133,7 +133,7 @@ async def test_no_call_waits_for_redis(redis: RedisServer, limiter: Make, harm: 
 async def test_gateways_count_probes_together(redis: RedisServer) -> None:
     """Ten a minute are ten, however many processes there are; they use up nothing of the requests to models."""
     settings = Settings(rate_limit_per_minute=5, rate_limit_storage=redis.url)
-    entrances = [Entrance.of(settings) for _ in range(3)]
+    entrances = [AccessRules.of(settings) for _ in range(3)]
     try:
         passed = 0
         for number in range(30):
@@ -143,5 +143,5 @@ async def test_gateways_count_probes_together(redis: RedisServer) -> None:
         assert passed == 10
         assert await allowed(entrances[0].limiter, "owner of a server")
     finally:
-        for entrance in entrances:
-            await entrance.limiter.aclose()
+        for rules in entrances:
+            await rules.limiter.aclose()

@@ -1,11 +1,9 @@
-"""Every error as JSON in OpenAI's form, on `/v1/messages` in Anthropic's, with the request id and nothing internal."""
+"""Errors of the application as answers (`entry.refusals`), and the middleware that gives one to whatever leaves it."""
 
-import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import anyio
-import attrs
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,50 +14,19 @@ from multiverse_gateway.core.errors import (
     GatewayError,
     InternalError,
     MethodNotAllowed,
-    RequestTimeout,
     RequestTooLarge,
     UnknownURL,
 )
 from multiverse_gateway.core.paths import hint, is_below
-from multiverse_gateway.web.headers import API_HEADERS, path_of, with_defaults
+from multiverse_gateway.entry.asgi_types import REQUEST_ID, App, Message, Receive, Scope, Send
+from multiverse_gateway.entry.error_responses import MISTAKE, refusal_of
+from multiverse_gateway.entry.headers import API_HEADERS, path_of, with_defaults
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-REQUEST_ID = "multiverse.request_id"
-"""Where the middleware leaves the request's id in the scope."""
-
-_CLOSING: tuple[type[GatewayError], ...] = (RequestTooLarge, RequestTimeout)
 _CLOSE = (b"connection", b"close")
-
-_log = logging.getLogger("multiverse_gateway.api")
-
-
-class BadFraming(BadRequest):
-    """The request could be read as two different ones; its connection cannot be used any further."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, code="bad_framing")
-
-
-def describe(error: Exception, method: str, path: str) -> tuple[GatewayError, list[tuple[bytes, bytes]]]:
-    """Turn what an application raised into the error to answer with, and the headers that come on top of its own.
-
-    Anything unknown becomes an `InternalError`.
-    """
-    if isinstance(error, GatewayError):
-        return error, []
-    if isinstance(error, EnvelopeError):
-        return BadRequest(error.message, param=error.param, code=error.code), []
-    if isinstance(error, HTTPException):
-        return _of_starlette(error, method, path)
-    return InternalError("The gateway made a mistake; tell its operator the x-request-id of this answer"), []
 
 
 def _of_starlette(error: HTTPException, method: str, path: str) -> tuple[GatewayError, list[tuple[bytes, bytes]]]:
+    """Turn what Starlette raised into an error of ours, and the headers that come on top of its own."""
     headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in (error.headers or {}).items()]
     shown = f"{method[:16]} {path[:128]}".encode(errors="replace").decode()
     if error.status_code == 404:
@@ -71,34 +38,16 @@ def _of_starlette(error: HTTPException, method: str, path: str) -> tuple[Gateway
         return RequestTooLarge("The body is too large; send a smaller one"), headers
     if 400 <= error.status_code < 500:
         return BadRequest("The request cannot be understood; compare it with /docs"), headers
-    return InternalError("The gateway made a mistake; tell its operator the x-request-id of this answer"), headers
-
-
-@attrs.frozen
-class Refusal:
-    """An answer to a request that ends in an error, whoever sends it; `closes` tells that its connection is of no use any more."""
-
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
-    closes: bool
-
-
-def refusal_of(error: Exception, method: str, path: str, *, request_id: str | None) -> Refusal:
-    """Make the answer for an error; a mistake of ours is logged with its traceback and the id, which is all that the client learns."""
-    known, extra = describe(error, method, path)
-    if isinstance(known, InternalError) and not isinstance(error, GatewayError):
-        fields = {"request_id": request_id, "method": method, "path": path}
-        _log.error("request failed", exc_info=error, extra={"fields": fields})
-    headers = [(b"content-type", b"application/json"), *known.headers(), *extra]
-    if known.final and path.startswith("/v1/"):
-        headers.append((b"x-multiverse-attempts", b"0"))
-    return Refusal(known.status, headers, known.body(path, request_id), isinstance(known, (*_CLOSING, BadFraming)))
+    return InternalError(MISTAKE), headers
 
 
 def response_of(error: Exception, scope: Scope) -> Response:
     """Make the answer for an error; one that leaves its connection unusable closes it (HTTP/1.1 only, RFC 9113 8.2.2)."""
-    refusal = refusal_of(error, scope.get("method", "?"), path_of(scope), request_id=scope.get(REQUEST_ID))
+    method, path = scope.get("method", "?"), path_of(scope)
+    extra: list[tuple[bytes, bytes]] = []
+    if isinstance(error, HTTPException):
+        error, extra = _of_starlette(error, method, path)
+    refusal = refusal_of(error, method, path, request_id=scope.get(REQUEST_ID), extra=extra)
     response = Response(refusal.body, status_code=refusal.status)
     response.raw_headers.extend(refusal.headers)
     if refusal.closes and str(scope.get("http_version", "1.1")).startswith("1"):

@@ -5,9 +5,10 @@ already (`core.content_types`); `nosniff` keeps browsers from guessing another, 
 and an origin of its own, should one ever be shown all the same.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from multiverse_gateway.core.origins import OriginPolicy
 from multiverse_gateway.core.paths import is_below
 
 Header = tuple[bytes, bytes]
@@ -67,3 +68,14 @@ def headers_for(path: str) -> list[Header]:
     if is_below(path, "/v1"):
         return [*with_defaults(API_HEADERS, PAGE_HEADERS), NO_STORE]
     return [*PAGE_HEADERS, NO_STORE] if is_below(path, "/admin") else list(PAGE_HEADERS)
+
+
+def cors_headers(names: Mapping[bytes, bytes], policy: OriginPolicy) -> list[tuple[bytes, bytes]]:
+    """Return what lets a page of an allowed origin read the answer: for the door that no middleware stands before."""
+    origin = names.get(b"origin")
+    if origin is None or not policy.allows(origin):
+        return []
+    exposed = (b"access-control-expose-headers", ", ".join(EXPOSED_HEADERS).encode())
+    if policy.allows_any:
+        return [(b"access-control-allow-origin", b"*"), exposed]
+    return [(b"access-control-allow-origin", origin), exposed, (b"vary", b"Origin")]
