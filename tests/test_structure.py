@@ -24,7 +24,6 @@ LONG_MODULES = {
     "bodies",
     "core.envelope",
     "core.fairness",
-    "core.sse",
     "gateway",
     "relay.exchange",
     "stores.postgres",
@@ -32,7 +31,6 @@ LONG_MODULES = {
 }
 LARGE_CLASSES = {
     "core.fairness.FairQueue",
-    "core.sse.EventStream",
     "gateway.Gateway",
     "relay.exchange.Exchange",
     "settings.declaration.Settings",  # stays: one field per setting, and nothing but fields

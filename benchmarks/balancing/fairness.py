@@ -19,6 +19,7 @@ from benchmarks.balancing.simulation import _server
 from benchmarks.clock import Clock
 
 from multiverse_gateway.balancers.round_robin import RoundRobin
+from multiverse_gateway.core.dialects import Dialect
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.fairness import (
     OUTPUT_WEIGHT,
@@ -32,7 +33,6 @@ from multiverse_gateway.core.fairness import (
 )
 from multiverse_gateway.core.health import fresh
 from multiverse_gateway.core.servers import Server, ServerId
-from multiverse_gateway.core.sse import Dialect
 from multiverse_gateway.gateway import BULK_QUEUE_SECONDS, SWEEP_SECONDS, Gateway
 from multiverse_gateway.plugins import probe as named_probe
 from multiverse_gateway.protocols import Registry

@@ -14,12 +14,12 @@ from multiverse_gateway.balancers.least_busy import LeastBusy
 from multiverse_gateway.balancers.round_robin import RoundRobin
 from multiverse_gateway.balancers.two_choices import TwoChoices
 from multiverse_gateway.balancers.weighted import Weighted
+from multiverse_gateway.core.dialects import Dialect
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.failover import Failure, FailureClass
 from multiverse_gateway.core.health import fresh
 from multiverse_gateway.core.probing import due
 from multiverse_gateway.core.servers import Server, ServerId
-from multiverse_gateway.core.sse import Dialect
 from multiverse_gateway.gateway import SWEEP_SECONDS, Gateway
 from multiverse_gateway.plugins import probe as named_probe
 from multiverse_gateway.protocols import Balancer, LoadView, ProbeResult, Registry

@@ -235,7 +235,7 @@ class RegistryStore(Protocol):
 
         Health of an older generation than the stored server's, and of removed servers, is dropped. The last 100 results of each
         server are kept. `version` grows only when the `state`, `reason`, `reason_path`, `warning` or `generation` of some server changed.
-        The fields of `Health` from `probe_at` on mean something to one process only, and need not be kept.
+        The fields of `Health` from `next_probe` on mean something to one process only, and need not be kept.
         """
         ...
 

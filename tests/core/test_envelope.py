@@ -14,8 +14,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from multiverse_gateway.core.dialects import Dialect
 from multiverse_gateway.core.envelope import MAX_FORM_PARTS, Envelope, EnvelopeError, asking_for_usage, read_envelope, with_model
-from multiverse_gateway.core.sse import Dialect
 
 CHAT = "/v1/chat/completions"
 SPEECH = "/v1/audio/transcriptions"

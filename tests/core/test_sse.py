@@ -14,17 +14,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Raw
 
+from multiverse_gateway.core.dialects import Dialect, dialect_of
+from multiverse_gateway.core.error_events import error_event, refusal_event
 from multiverse_gateway.core.lenient import BOM
 from multiverse_gateway.core.payloads import MAX_REPORTED_TOKENS, tokens_of
 from multiverse_gateway.core.sse import (
     DONE_EVENT,
     EVENTS_PER_CALL,
     MAX_EVENT_BYTES,
-    Dialect,
     EventStream,
-    dialect_of,
-    error_event,
-    refusal_event,
 )
 from support.memory import peak_of_memory
 

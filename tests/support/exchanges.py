@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from multiverse_gateway.core.dialects import dialect_of
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.failover import Failure, FailureClass, RetryPolicy
 from multiverse_gateway.core.health import AttemptFailed, Health, HealthEvent, HealthPolicy, fresh
@@ -24,7 +25,6 @@ from multiverse_gateway.core.routing import (
     with_health,
 )
 from multiverse_gateway.core.servers import Capabilities, Server, ServerId
-from multiverse_gateway.core.sse import dialect_of
 from multiverse_gateway.health_book import HealthBook
 from multiverse_gateway.relay.comments import LOOK_SECONDS, Commentary
 from multiverse_gateway.relay.exchange import Exchange

@@ -24,10 +24,10 @@ import msgspec
 from attrs import Factory, evolve, field, frozen
 from msgspec import Meta, Raw, Struct, ValidationError
 
+from multiverse_gateway.core.dialects import Dialect, dialect_of
 from multiverse_gateway.core.lenient import is_utf8
 from multiverse_gateway.core.paths import is_below
 from multiverse_gateway.core.servers import ServerId, model_key
-from multiverse_gateway.core.sse import Dialect, dialect_of
 
 MAX_MODEL_LENGTH = 256
 """Longest model name, in characters."""

@@ -9,6 +9,14 @@
 4. One call does a bounded amount of work, whatever a server sends: at most `EVENTS_PER_CALL` events, each at most `max_event_bytes`
    long, in `_MAX_LINES` lines. Costs grow with the number of bytes, never with its square.
 
+How events are found. An event ends with a blank line; a line ends with LF, CR LF or CR. The parser does not take a chunk apart into lines:
+it looks for the ends of events, checks each event as a whole, and returns slices of the chunk. What is not complete stays in `_rest` until
+the next chunk. A CR at the end of a chunk may be half a line end, so an event that ends with one waits for the next byte, or for `finish`.
+
+There are two ways through `feed`, and they must agree. Nearly every chunk of a chat is exactly one event of one line, and takes the short
+way: one search for its end and one JSON decoding, in a third of the time. Everything else takes the long way, `_sort`. A condition
+of the short way may be stricter than the rules, never looser, because a chunk that it does not take is judged by them in `_sort`.
+
 Source: WHATWG HTML, 9.2 Server-sent events; OpenAI and Anthropic streaming references.
 """
 
@@ -16,14 +24,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from enum import Enum
-from typing import Any
 
 import msgspec
-from attrs import define, field
+from attrs import define, field, frozen
 
-from multiverse_gateway.core.errors import anthropic_type
-from multiverse_gateway.core.lenient import BOM, decode, is_utf8, legible
+from multiverse_gateway.core.dialects import Dialect
+from multiverse_gateway.core.lenient import BOM, is_utf8, legible
 from multiverse_gateway.core.payloads import (
     Carrier,
     Choice,
@@ -52,49 +58,17 @@ EVENTS_PER_CALL = 64
 _MAX_CHOICES = 4096
 _MAX_LINES = 1 << 14
 _LONG = 1 << 14
-_MAX_TEXT = 4096
-"""Characters of a text in an error event that stands for a response."""
-_OVERLOADED = frozenset({"gateway_shutting_down", "overloaded"})
-"""Codes after which Anthropic's clients may try again later: those of 503."""
-_EXACT = 1 << 53
-"""Integers below this one are exact in JavaScript."""
 _EVENT_END = re.compile(rb"\n(?:\n|\r\n?)|\r\r\n?")
 _COMMENTS = re.compile(rb"(?:(?::[^\r\n\x80-\xff]*+(?:\r\n?|\n))*+(?:\r\n?|\n))++")
 """Blank lines, and comments that a blank line ends. The possessive quantifiers keep the engine from storing a way back per line."""
 
 
-class Dialect(Enum):
-    """How a stream names its events, reports errors and ends."""
+@frozen
+class _Break:
+    """Why a stream is broken, and whether a limit of the gateway is the reason."""
 
-    CHAT = "chat"
-    """Chat and text completions: nameless events, `[DONE]` at the end."""
-    RESPONSES = "responses"
-    """OpenAI Responses: `response.completed`, `.failed` or `.incomplete` at the end."""
-    MESSAGES = "messages"
-    """Anthropic Messages: `message_stop` at the end."""
-    OTHER = "other"
-    """Anything else: no last event of its own."""
-
-
-_DIALECTS = {
-    "/v1/chat/completions": Dialect.CHAT,
-    "/v1/completions": Dialect.CHAT,
-    "/v1/responses": Dialect.RESPONSES,
-    "/v1/messages": Dialect.MESSAGES,
-}
-_LAST = {
-    Dialect.RESPONSES: frozenset({"response.completed", "response.failed", "response.incomplete"}),
-    Dialect.MESSAGES: frozenset({"message_stop"}),
-}
-
-
-def dialect_of(path: str) -> Dialect:
-    """Return the dialect that the API path is answered in.
-
-    >>> dialect_of("/v1/chat/completions")
-    <Dialect.CHAT: 'chat'>
-    """
-    return _DIALECTS.get(path, Dialect.OTHER)
+    reason: str
+    is_limit: bool
 
 
 @define(eq=False)
@@ -129,10 +103,6 @@ class EventStream:
     failed: bool = field(default=False, init=False)
     """The server reported an error after the first event. It was relayed if the stream `ended`; if the stream is `broken` it was not,
     because clients could not read it as an error."""
-    broken: str | None = field(default=None, init=False)
-    """Why nothing more can be relayed, for people."""
-    over_limit: bool = field(default=False, init=False)
-    """The stream is `broken` by a limit of the gateway, for which the server is not to blame."""
     carries_more: bool = field(default=False, init=False)
     """With `drops_usage`: the event with the token counts held other fields, too, and was relayed. Do not ask this server again."""
     is_over: bool = field(default=False, init=False)
@@ -144,26 +114,18 @@ class EventStream:
     prompt_tokens: int = field(default=0, init=False)
     completion_tokens: int = field(default=0, init=False)
 
-    _is_chat: bool = field(init=False)
-    _last: frozenset[str] = field(init=False)
+    _broken: _Break | None = field(default=None, init=False)
     _finished: dict[int, bool] = field(factory=dict, init=False)
     _rest: bytearray = field(factory=bytearray, init=False)
     _is_fast: bool = field(init=False)
-    """The next chunk may be one event of a chat, the usual case: nothing waits, and the stream is not over."""
+    """The next chunk may take the short way: this is a chat, nothing waits, and the stream is not over. Saves two tests per chunk; whatever
+    changes `_rest` or ends the stream must set it."""
     _begun: bool = field(default=False, init=False)
     """So much has arrived that no byte order mark can follow."""
 
-    @_is_chat.default
-    def _is_chat_of_dialect(self) -> bool:
-        return self.dialect is Dialect.CHAT
-
     @_is_fast.default
     def _is_fast_of_dialect(self) -> bool:
-        return self._is_chat
-
-    @_last.default
-    def _last_of_dialect(self) -> frozenset[str]:
-        return _LAST.get(self.dialect, frozenset())
+        return self.dialect.is_chat
 
     @property
     def has_data(self) -> bool:
@@ -171,9 +133,19 @@ class EventStream:
         return self.events > 0
 
     @property
+    def broken(self) -> str | None:
+        """Return for people why nothing more can be relayed; `None` while there is no reason."""
+        return None if self._broken is None else self._broken.reason
+
+    @property
+    def over_limit(self) -> bool:
+        """Return whether the stream is `broken` by a limit of the gateway, for which the server is not to blame."""
+        return self._broken is not None and self._broken.is_limit
+
+    @property
     def needs_done(self) -> bool:
         """Return whether `DONE_EVENT` is missing if the body ends cleanly here."""
-        return self._is_chat and not self.ended and self.complete()
+        return self.dialect.is_chat and not self.ended and self.complete()
 
     @property
     def unfinished(self) -> int:
@@ -187,7 +159,7 @@ class EventStream:
         """
         if self.is_over:
             return self.ended
-        if self._is_chat:
+        if self.dialect.is_chat:
             return bool(self._finished) and all(self._finished.values())
         return self.dialect is Dialect.OTHER and self.events > 0 and not self._rest
 
@@ -198,39 +170,48 @@ class EventStream:
         """
         if (
             self._is_fast
-            and chunk.startswith(b"data: {")
+            and chunk.startswith(b"data: {")  # so the event has no name, and its data may be an object
+            # The first LF is the last byte but one: one line and a blank one. `13 in chunk` asks for a CR, which ends lines, too.
             and (_is_one_event(chunk) if 13 in chunk else chunk.find(10) == len(chunk) - 2 and chunk.endswith(b"\n"))
             and len(chunk) <= self.max_event_bytes
-            and (chunk.isascii() or is_utf8(chunk))
+            and (chunk.isascii() or is_utf8(chunk))  # `isascii` first: it takes a quarter of the time of decoding
         ):
-            data = chunk[6:-2]
+            data = chunk[6:-2]  # the white space that CR LF leaves at the end is white space of JSON
             try:
                 event = decode_chunk(data)
             except (msgspec.DecodeError, RecursionError):
-                return self._sort(chunk)
+                return self._sort(chunk)  # odd data, perhaps still an event: the long way decides
             self._begun = True
             choices = event.choices
+            # Most events add a word to a choice that is known and not finished. `_note` would find nothing in them: saves the call.
             if choices and not (event.error or event.type or event.usage) and len(choices) == 1:
                 choice = choices[0]
-                if not choice.finish_reason and choice.index in self._finished:  # nothing to take note of
+                if not choice.finish_reason and choice.index in self._finished:
                     self.events += 1
                     return chunk
             return chunk if self._note(event, b"", data) else b""
         return b"" if self.is_over else self._sort(chunk)
 
     def _sort(self, chunk: bytes) -> bytes:
+        """Do what `feed` promises for any chunk: cut it into events, and return those to relay, joined.
+
+        Of what was returned before, `rest` may hold the beginning of an event or, while `has_more`, whole events. `begun` is where the run
+        of events to relay began that is not in `passed` yet: a chunk without anything to drop is returned as one slice.
+        """
         if not self._begun:
             chunk = self._without_bom(chunk)
         rest = self._rest
         if rest:
+            # Bytes that were searched are not searched again, so that an event that arrives byte by byte costs no more than its length.
+            # The end of the event may have begun in the last three of them.
             searched = 0 if self.has_more else max(0, len(rest) - 3)
             rest += chunk
-            find_end = _end if rest.find(b"\r", searched) < 0 else _end_with_returns
+            find_end = _end if rest.find(b"\r", searched) < 0 else _end_with_returns  # `_end` takes a quarter of the time
             found = find_end(rest, searched)
             if found < 0 and not self.has_more:
                 self._keep(b"")
                 return b""
-            chunk = bytes(rest)
+            chunk = bytes(rest)  # one copy per chunk; slices of it are cheap, and a buffer must not change while it is sliced
             rest.clear()
         else:
             find_end = _end_with_returns if b"\r" in chunk else _end
@@ -239,13 +220,14 @@ class EventStream:
         size = len(chunk)
         passed: list[bytes] = []
         for _ in range(self.events_per_call):
+            # Comments are skipped in runs: a server may send thousands of them, and each would count as an event.
             end = self._end_of_comments(chunk, start) if start < size and chunk[start] in b":\n\r" else -1
             if end >= 0:
                 if not self.events:
                     passed.append(chunk[begun:start])
                     begun = end
             else:
-                end = find_end(chunk, start) if found <= start else found
+                end = find_end(chunk, start) if found <= start else found  # the first end is known already if `rest` was searched
                 if end < 0 or (end == size and chunk.endswith(b"\n\r")):  # the LF of that CR is on its way
                     self.has_more = False
                     self._keep(chunk[start:])
@@ -259,7 +241,7 @@ class EventStream:
         else:
             self.has_more = start < size
             rest += chunk[start:]
-            self._is_fast = self._is_chat and not rest
+            self._is_fast = self.dialect.is_chat and not rest
         return b"".join([*passed, chunk[begun:start]]) if passed else chunk[:start]
 
     def _end_of_comments(self, chunk: bytes, start: int) -> int:
@@ -284,19 +266,19 @@ class EventStream:
 
     def _keep(self, unfinished: bytes) -> None:
         self._rest += unfinished
-        self._is_fast = self._is_chat and not self._rest
+        self._is_fast = self.dialect.is_chat and not self._rest
         if len(self._rest) > self.max_event_bytes:
             self._break_at_limit(f"an event longer than {self.max_event_bytes} bytes")
 
-    def _break(self, reason: str) -> bool:
-        self.broken = reason
+    def _break(self, reason: str, *, is_limit: bool = False) -> bool:
+        """Relay nothing from here on, and return false."""
+        self._broken = _Break(reason, is_limit)
         self._stop()
         self._rest.clear()
         return False
 
     def _break_at_limit(self, reason: str) -> bool:
-        self.over_limit = True
-        return self._break(reason)
+        return self._break(reason, is_limit=True)
 
     def _admit(self, block: bytes) -> bool:
         """Return whether to relay a complete event, its blank line included, after taking note of what it says."""
@@ -304,14 +286,14 @@ class EventStream:
             return self._break_at_limit(f"an event longer than {self.max_event_bytes} bytes")
         if not block.isascii() and not is_utf8(block):
             return self._break("an event that is not UTF-8")
-        if len(block) > _MAX_LINES and _count_lines(block) > _MAX_LINES:
+        if len(block) > _MAX_LINES and _count_lines(block) > _MAX_LINES:  # a short event cannot have that many: no counting
             return self._break_at_limit(f"an event of more than {_MAX_LINES} lines")
         name, data = _parse(block)
         if data is None:
             return self._note_error(b"", is_readable=False) if name == b"error" else self.events > 0
         try:
-            if self._is_chat:
-                chunk = read_chunk(data) or read_chunk(data := legible(data))
+            if self.dialect.is_chat:
+                chunk = read_chunk(data) or read_chunk(data := legible(data))  # mended only if it has to be: a copy of the data
                 if chunk is not None:
                     return self._note(chunk, name, data)
             else:
@@ -336,7 +318,7 @@ class EventStream:
         if choices:
             finished = self._finished
             for choice in choices[:_MAX_CHOICES]:
-                if choice.finish_reason or choice.index not in finished:
+                if choice.finish_reason or choice.index not in finished:  # else nothing is new: saves a call per choice
                     self._note_choice(choice, chunk, data)
         if chunk.usage is not None:
             self._note_usage(chunk.usage)
@@ -359,7 +341,7 @@ class EventStream:
                 self._note_usage(event.response.usage)
         if event.message is not None and event.message.usage is not None:
             self._note_usage(event.message.usage)
-        if (event.type or name.decode()) in self._last:
+        if (event.type or name.decode()) in self.dialect.last_events:
             self._end()
         return True
 
@@ -379,12 +361,13 @@ class EventStream:
         """Judge an event whose data, stripped, is not a JSON object, and return whether to relay it."""
         if name == b"error":
             return self._note_error(text, is_readable=False)
-        if not text and (self._is_chat or not name):
+        if not text and (self.dialect.is_chat or not name):
             return False
-        if self._is_chat and text != b"[DONE]":
+        if self.dialect.is_chat and text != b"[DONE]":
             return self._break("an event whose data is neither a JSON object nor [DONE]")
-        is_last = self._is_chat or name.decode() in self._last
-        if self._last and not is_last and text.startswith(b"[DONE]"):  # `openai` would take the answer for complete
+        last_events = self.dialect.last_events
+        is_last = self.dialect.is_chat or name.decode() in last_events
+        if last_events and not is_last and text.startswith(b"[DONE]"):  # `openai` would take the answer for complete
             return False
         self.events += 1
         if is_last:
@@ -443,7 +426,7 @@ def _parse(block: bytes) -> tuple[bytes, bytes | None]:
     """Read the name and the joined data of an event; without a data line there is no event (HTML, 9.2.6)."""
     name = b""
     values: list[bytes] = []
-    if b"\r" in block:
+    if b"\r" in block:  # rare: two copies are saved
         block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     if len(block) > _LONG:
         lines: Iterable[bytes] = _lines_of_long(block, values)
@@ -475,70 +458,3 @@ def _lines_of_long(block: bytes, values: list[bytes]) -> Iterator[bytes]:
 def _count_lines(block: bytes) -> int:
     ends = block.count(b"\n") + block.count(b"\r")
     return ends if ends <= _MAX_LINES else ends - block.count(b"\r\n")
-
-
-def error_event(dialect: Dialect, message: str, code: str, sequence_number: int = 0) -> bytes:
-    """Return the event that ends a stream after a failure, in the form that the clients of its dialect read.
-
-    `sequence_number` is that of a Responses stream. Its event has the form of the Responses API and, in the field `error`, that which makes
-    OpenAI's libraries raise an exception.
-
-    >>> error_event(Dialect.MESSAGES, "The server was lost.", "upstream_stream_interrupted")
-    b'event: error\\ndata: {"type":"error","error":{"type":"api_error","message":"The server was lost."}}\\n\\n'
-    """
-    kind = "overloaded_error" if code in _OVERLOADED else "api_error"
-    error = {"message": message, "type": "server_error", "param": None, "code": code}
-    return _error_event(dialect, error, kind, sequence_number)
-
-
-def refusal_event(dialect: Dialect, status: int, body: bytes) -> bytes:
-    """Return the event that takes the place of an error response in a stream whose head was sent before the error happened.
-
-    `status` and `body` are those of the response, from the gateway or a server, in any form. The event keeps all fields of the error that
-    are texts, whole numbers, booleans or null; long texts are cut.
-
-    >>> refusal_event(Dialect.CHAT, 503, b'{"error": {"message": "Every server is busy.", "code": "overloaded"}}')
-    b'data: {"error":{"message":"Every server is busy.","type":"server_error","param":null,"code":"overloaded"}}\\n\\n'
-    """
-    found = _read_error(body)
-    fields = found if isinstance(found, dict) else {"message": found}
-    messages = (fields.get("message"), fields.get("detail"), f"The request was refused with status {status}.")
-    error: dict[str, object] = {
-        "message": next(text for text in messages if isinstance(text, str) and text),
-        "type": "invalid_request_error" if status < 500 else "server_error",
-        "param": None,
-        "code": None,
-    }
-    error |= {name: value for name, value in fields.items() if name != "message" and _is_plain(value)}
-    error = {name: value[:_MAX_TEXT] if isinstance(value, str) else value for name, value in error.items()}
-    return _error_event(dialect, error, anthropic_type(status))
-
-
-def _read_error(body: bytes) -> object:
-    """Return what the body of an error response says: the error object, a text, or another value that says nothing."""
-    try:
-        answer = decode(body)
-    except (ValueError, RecursionError):
-        text = body[: 4 * _MAX_TEXT].decode(errors="replace").strip()
-        return None if text.startswith("<") else text
-    return answer.get("error") or answer if isinstance(answer, dict) else answer
-
-
-def _is_plain(value: object) -> bool:
-    """Return whether a value can stand in an error event as it is; integers that other languages cannot read are left out."""
-    return value is None or isinstance(value, str) or (isinstance(value, int) and abs(value) < _EXACT)
-
-
-def _error_event(dialect: Dialect, error: dict[str, Any], kind: str, sequence_number: int = 0) -> bytes:
-    """Write an error; `kind` is what the Messages API calls it."""
-    if dialect is Dialect.MESSAGES:
-        return _write(b"event: error\n", {"type": "error", "error": {"type": kind, "message": error["message"]}})
-    if dialect is Dialect.RESPONSES:
-        fields = {name: error[name] for name in ("code", "message", "param")}
-        ours = {"type": "error", "sequence_number": sequence_number, **fields}
-        return _write(b"event: error\n", {**ours, "error": {"type": error["type"], **fields, **error}})
-    return _write(b"", {"error": error})
-
-
-def _write(name: bytes, data: dict[str, Any]) -> bytes:
-    return b"%bdata: %b\n\n" % (name, msgspec.json.encode(data))

@@ -14,11 +14,11 @@ from urllib.parse import parse_qsl
 import msgspec
 from attrs import define, field, frozen
 
+from multiverse_gateway.core.dialects import Dialect
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.errors import ResponseNotFound
 from multiverse_gateway.core.lenient import BOM, legible
 from multiverse_gateway.core.servers import ServerId
-from multiverse_gateway.core.sse import Dialect
 
 KEPT_SECONDS = 3600.0
 """How long a response can be named after it was made."""

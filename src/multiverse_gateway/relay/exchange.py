@@ -28,7 +28,9 @@ import msgspec
 from multiverse_gateway.core.answers import PassingJson, read_answer
 from multiverse_gateway.core.comments import Comments, headers_comment, place_comment, prefill_comment
 from multiverse_gateway.core.content_types import relayed_type
+from multiverse_gateway.core.dialects import Dialect
 from multiverse_gateway.core.envelope import Envelope
+from multiverse_gateway.core.error_events import error_event, refusal_event
 from multiverse_gateway.core.errors import (
     AnswerTooLarge,
     GatewayError,
@@ -60,7 +62,7 @@ from multiverse_gateway.core.load import Load, retry_seconds
 from multiverse_gateway.core.patience import first_byte_allowance, requested_tokens
 from multiverse_gateway.core.routing import Candidates, close_names
 from multiverse_gateway.core.servers import Server, ServerId, model_key
-from multiverse_gateway.core.sse import DONE_EVENT, Dialect, EventStream, error_event, refusal_event
+from multiverse_gateway.core.sse import DONE_EVENT, EventStream
 from multiverse_gateway.core.stored import id_of, response_not_found, usable_id
 from multiverse_gateway.core.usage import NOBODY, OPERATOR
 from multiverse_gateway.relay.heads import Headers

@@ -7,9 +7,9 @@ import attrs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from multiverse_gateway.core.dialects import Dialect
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.servers import Server, ServerId
-from multiverse_gateway.core.sse import Dialect
 from multiverse_gateway.protocols import Balancer, LoadView
 
 
