@@ -313,11 +313,22 @@ class CompressedRequest(GatewayError):
 
 
 class RateLimited(GatewayError):
-    """The caller's own quota is used up."""
+    """The caller's own quota is used up; `problem` is the message without its `remedy`, which asks the caller to wait.
+
+    >>> error = RateLimited("Too many tries", remedy="; wait 5 seconds")
+    >>> error.problem, error.message
+    ('Too many tries', 'Too many tries; wait 5 seconds')
+    """
 
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
+
+    def __init__(
+        self, problem: str, *, remedy: str = "", param: str | None = None, code: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(problem + remedy, param=param, code=code, retry_after=retry_after)
+        self.problem = problem
 
 
 class DailyLimitReached(RateLimited):

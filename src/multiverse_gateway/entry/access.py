@@ -202,7 +202,7 @@ class AccessRules:
         """
         quota = self._failures.hit(address, self.now())
         if not quota.allowed:
-            raise quota.error("Too many wrong admin keys came from your address; wait, then send the right one")
+            raise quota.error("Too many wrong admin keys came from your address", "; wait, then send the right one")
 
     async def count_probe(self, caller: str) -> None:
         """Count a probe that somebody asks for: without a limit, probes would show which ports are open on which address.
@@ -215,4 +215,5 @@ class AccessRules:
         """
         quota = await self._probes.hit(f"probe {caller}")
         if quota is not None and not quota.allowed:
-            raise quota.error(f"At most {MAX_PROBES} tries per minute are possible; wait {quota.wait_seconds} seconds, then try again")
+            remedy = f"; wait {quota.wait_seconds} seconds, then try again"
+            raise quota.error(f"At most {MAX_PROBES} tries per minute are possible", remedy)

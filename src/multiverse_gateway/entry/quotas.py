@@ -68,10 +68,12 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def _reset(self) -> bytes:
         return _A_MINUTE if self.reset == WINDOW else duration(self.reset).encode()
 
-    def error(self, message: str = "") -> RateLimited:
-        """Return the error for a call over the limit; `message` replaces the usual text."""
-        usual = f"You have reached your limit of {self.limit:,} requests per minute. Try again in {self.wait_seconds} s."
-        return TooMany(message or usual, quota=self)
+    def error(self, problem: str = "", remedy: str = "") -> RateLimited:
+        """Return the error for a call over the limit; `problem` and `remedy` replace the usual text."""
+        if not problem:
+            problem = f"You have reached your limit of {self.limit:,} requests per minute."
+            remedy = f" Try again in {self.wait_seconds} s."
+        return TooMany(problem, remedy=remedy, quota=self)
 
 
 class DayQuota(Quota, frozen=True, kw_only=True, gc=False):
@@ -84,10 +86,12 @@ class DayQuota(Quota, frozen=True, kw_only=True, gc=False):
         wait = None if used <= limit else left
         return cls(limit=limit, remaining=max(0, limit - used), reset=left, wait=wait, is_shared=is_shared)
 
-    def error(self, message: str = "") -> RateLimited:
-        """Return the refusal of a call over the limit."""
-        said = f"Your key's {self.limit:,} requests per day are used up. Wait until 00:00 UTC, or ask the operator for a higher limit."
-        return DayUsedUp(message or said, quota=self)
+    def error(self, problem: str = "", remedy: str = "") -> RateLimited:
+        """Return the error for a call over the limit; `problem` and `remedy` replace the usual text."""
+        if not problem:
+            problem = f"Your key's {self.limit:,} requests per day are used up."
+            remedy = " Wait until 00:00 UTC, or ask the operator for a higher limit."
+        return DayUsedUp(problem, remedy=remedy, quota=self)
 
 
 def tighter(minute: Quota | None, day: DayQuota) -> Quota:
@@ -98,8 +102,8 @@ def tighter(minute: Quota | None, day: DayQuota) -> Quota:
 class TooMany(RateLimited):
     """A `RateLimited` that tells how the quota stands."""
 
-    def __init__(self, message: str, *, quota: Quota) -> None:
-        super().__init__(message, retry_after=quota.wait)
+    def __init__(self, problem: str, *, remedy: str = "", quota: Quota) -> None:
+        super().__init__(problem, remedy=remedy, retry_after=quota.wait)
         self.quota = quota
 
     def headers(self) -> list[tuple[bytes, bytes]]:

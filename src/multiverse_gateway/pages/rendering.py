@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 from starlette.routing import NoMatchFound
 
 from multiverse_gateway._version import __version__
-from multiverse_gateway.core.errors import GatewayError
+from multiverse_gateway.core.errors import GatewayError, RateLimited
 from multiverse_gateway.core.origins import normalize_origin
 from multiverse_gateway.core.paths import is_below
 from multiverse_gateway.entry.access import AccessRules
@@ -95,9 +95,9 @@ class Renderer:
 
     def refuse(self, visit: Visit, error: GatewayError) -> Response:
         """Answer a request that a rule forbids."""
-        if error.status == 429 and visit.is_fragment:
-            words = sentence(message_of(error).partition(";")[0])  # our own scripts count down instead of asking to wait
-            return Response(words, 429, dict(_text(error.headers())), media_type="text/plain")
+        if isinstance(error, RateLimited) and visit.is_fragment:
+            problem = sentence(error.problem)  # our own scripts count down, so the remedy is left out
+            return Response(problem, 429, dict(_text(error.headers())), media_type="text/plain")
         titles = {404: "There is no such page", 429: "Too many requests", 503: "Temporarily unavailable", 400: "Invalid input"}
         response = self.problem(visit, error.status, titles.get(error.status, "That did not work"), message_of(error))
         response.raw_headers.extend(error.headers())
