@@ -79,7 +79,7 @@ def comparisons(source: str) -> Iterator[str]:
 
 
 SEARCHES = {"count", "endswith", "find", "index", "partition", "removeprefix", "removesuffix", "replace", "split", "startswith"}
-FOREIGN = {"stores/postgres.py"}
+FOREIGN = {"stores/postgres_database.py"}
 """Modules that have nothing but the words of somebody else's error: libpq gives no code for a connection that fails."""
 
 

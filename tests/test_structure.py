@@ -26,7 +26,6 @@ LONG_MODULES = {
     "core.fairness",
     "gateway",
     "relay.exchange",
-    "stores.postgres",
     "pages.views",
 }
 LARGE_CLASSES = {
@@ -34,7 +33,6 @@ LARGE_CLASSES = {
     "gateway.Gateway",
     "relay.exchange.Exchange",
     "settings.declaration.Settings",  # stays: one field per setting, and nothing but fields
-    "stores.postgres.PostgresStore",
 }
 SHARED_CLASS_NAMES = {
     "Check",

@@ -157,7 +157,7 @@ async def measure_database(durable: bool) -> None:
     """Measure how much one PostgreSQL on this machine does: ten gateways that save a verdict and a check, or ask for the version."""
     with PostgresServer(durable=durable) as postgres:
         stores = [PostgresStore(postgres.database(), secret=SECRET)]
-        url = stores[0]._url
+        url = stores[0].database.url
         stores += [PostgresStore(url, secret=SECRET) for _ in range(9)]
         for store in stores:
             await store.open()

@@ -20,7 +20,7 @@ from multiverse_gateway.core.health import Health, NextProbe, ProbeFailed, Probe
 from multiverse_gateway.core.probing import MAX_PARALLEL, claim_period, shard_count, shard_of
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.monitor import FOLLOW_SECONDS, USAGE_SECONDS
-from multiverse_gateway.stores.postgres import GATHER_SECONDS
+from multiverse_gateway.stores.postgres_database import GATHER_SECONDS
 from multiverse_gateway.stores.rows import shown
 
 TRANSACTIONS = 2

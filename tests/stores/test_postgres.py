@@ -34,6 +34,7 @@ from support.services import SECRET, PostgresServer
 psycopg = require("psycopg", "the store for PostgreSQL")
 
 import multiverse_gateway.stores.postgres as postgres_module  # noqa: E402  needs the extra
+from multiverse_gateway.stores import postgres_database  # noqa: E402
 from multiverse_gateway.stores.postgres import PostgresStore, create  # noqa: E402
 
 pytestmark = pytest.mark.e2e
@@ -96,8 +97,8 @@ async def test_a_lost_listener_is_replaced(postgres: PostgresServer) -> None:
     async with opened(url) as one, opened(url) as other:
         await other.changed(1)
         before = await other.version()
-        assert other._listener is not None
-        postgres.execute(f"select pg_terminate_backend({other._listener.info.backend_pid})")
+        assert other.database._listener is not None
+        postgres.execute(f"select pg_terminate_backend({other.database._listener.info.backend_pid})")
         await one.save_server(make_server())
         with anyio.fail_after(5):
             await other.changed(0.2)
@@ -217,8 +218,8 @@ async def test_nothing_works_before_it_is_opened() -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let stores give up soon."""
-    monkeypatch.setattr(postgres_module, "PATIENCE", 2.0)
-    monkeypatch.setattr(postgres_module, "PAUSE", 0.2)
+    monkeypatch.setattr(postgres_database, "PATIENCE", 2.0)
+    monkeypatch.setattr(postgres_database, "PAUSE", 0.2)
 
 
 async def test_a_write_cut_off_anywhere_can_be_repeated(postgres: PostgresServer, impatient: None) -> None:
@@ -284,7 +285,7 @@ async def test_a_frozen_gateway_holds_up_no_other(postgres: PostgresServer, impa
     """It stopped in the middle of a write: the database ends that."""
     url = postgres.database()
     async with opened(url) as store:
-        frozen = await store._connect()
+        frozen = await store.database.connect()
         await frozen.execute("begin")
         await frozen.execute("select value from counters where name = 'version' for update")
         began = anyio.current_time()

@@ -117,11 +117,12 @@ def migrate_store_command(source: str, target: str, config: Path | None, as_json
 
 
 async def _copy(path: Path, secret: str | None, target: Any) -> dict[str, int]:
-    from multiverse_gateway.stores.postgres import TABLES  # an extra
+    from multiverse_gateway.stores.postgres_filling import fill  # an extra
+    from multiverse_gateway.stores.postgres_schema import TABLES
 
     await target.open()
     try:
-        counts: dict[str, int] = await target.fill(everything(path, secret, TABLES))
+        counts: dict[str, int] = await fill(target, everything(path, secret, TABLES))
     finally:
         await target.aclose()
     return counts

@@ -1,0 +1,73 @@
+"""Statements that several calls of the store in PostgreSQL have in common, each inside a transaction of its caller."""
+
+from collections.abc import Iterable, Sequence
+from typing import LiteralString
+
+import psycopg.sql
+
+from multiverse_gateway.protocols import ProbeResult
+from multiverse_gateway.stores.postgres_database import CHANNEL, Cursor, Row
+from multiverse_gateway.stores.rows import HISTORY, RESULT_COLUMNS, result_row
+
+
+async def all_rows(cursor: Cursor, query: LiteralString | psycopg.sql.Composed, values: Sequence[object] = ()) -> list[Row]:
+    """Run a query and return all its rows."""
+    await cursor.execute(query, values, prepare=False)  # what is prepared fails once when a newer gateway adds a column
+    return await cursor.fetchall()
+
+
+async def version_of(cursor: Cursor) -> int:
+    """Return the number of changes of the registry so far."""
+    return int((await all_rows(cursor, "select value from counters where name = 'version'"))[0]["value"])
+
+
+async def clock(cursor: Cursor) -> float:
+    """Return the time by the database's clock."""
+    return float((await all_rows(cursor, "select extract(epoch from clock_timestamp())::float8 as now"))[0]["now"])
+
+
+async def grow(cursor: Cursor) -> None:
+    """Count a change of the registry, and notify the other processes when it is committed."""
+    await cursor.execute("update counters set value = value + 1 where name = 'version'")
+    await cursor.execute("select pg_notify(%s, '')", [CHANNEL])
+
+
+async def kept_secret(cursor: Cursor, name: str, proposal: str) -> str:
+    """Return the value under a name, after keeping the proposal if there is none."""
+    await cursor.execute("insert into secrets (name, value) values (%s, %s) on conflict do nothing", [name, proposal])
+    return str((await all_rows(cursor, "select value from secrets where name = %s", [name]))[0]["value"])
+
+
+async def save_results(cursor: Cursor, results: Sequence[ProbeResult]) -> None:
+    """Insert results of probes, and delete those beyond the last 100 of each server."""
+    if not results:
+        return
+    insert = psycopg.sql.SQL("insert into results ({}) values ({})").format(names(RESULT_COLUMNS), places(RESULT_COLUMNS))
+    await cursor.executemany(insert, [result_row(result) for result in results])
+    await cursor.execute(
+        "delete from results where id in (select id from (select id, row_number() over (partition by server_id order by id desc) as age "
+        "from results where server_id = any(%s)) as ages where age > %s)",
+        [sorted({result.server_id for result in results}), HISTORY],
+    )
+
+
+def names(columns: Iterable[str]) -> psycopg.sql.Composed:
+    """Return identifiers with commas between them."""
+    return psycopg.sql.SQL(", ").join(map(psycopg.sql.Identifier, columns))
+
+
+def places(columns: Iterable[str]) -> psycopg.sql.Composed:
+    """Return placeholders with commas between them."""
+    return psycopg.sql.SQL(", ").join(map(psycopg.sql.Placeholder, columns))
+
+
+def upsert(table: str, row: Iterable[str], key: str) -> psycopg.sql.Composed:
+    """Return the statement that inserts a row or replaces the one with the same key."""
+    others = [psycopg.sql.Identifier(name) for name in row if name != key]
+    return psycopg.sql.SQL("insert into {} ({}) values ({}) on conflict ({}) do update set {}").format(
+        psycopg.sql.Identifier(table),
+        names(row),
+        places(row),
+        psycopg.sql.Identifier(key),
+        psycopg.sql.SQL(", ").join(psycopg.sql.SQL("{0} = excluded.{0}").format(name) for name in others),
+    )
