@@ -22,7 +22,6 @@ MOST_ATTRIBUTES = 20
 
 LONG_MODULES = {
     "bodies",
-    "core.envelope",
     "core.fairness",
     "gateway",
     "relay.exchange",

@@ -32,8 +32,8 @@ from multiverse_gateway.bodies import (
 )
 from multiverse_gateway.core.addresses import EndpointError, parse_root
 from multiverse_gateway.core.dialects import dialect_of
-from multiverse_gateway.core.envelope import read_envelope
 from multiverse_gateway.core.paths import CALLS
+from multiverse_gateway.core.reading import read_envelope
 from multiverse_gateway.core.sse import EventStream
 from support import behaviours
 from support.backends import Backend

@@ -15,7 +15,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from multiverse_gateway.core.dialects import Dialect
-from multiverse_gateway.core.envelope import MAX_FORM_PARTS, Envelope, EnvelopeError, asking_for_usage, read_envelope, with_model
+from multiverse_gateway.core.envelope import Envelope, EnvelopeError
+from multiverse_gateway.core.forms import MAX_FORM_PARTS
+from multiverse_gateway.core.reading import read_envelope
+from multiverse_gateway.core.rewriting import asking_for_usage, with_model
 
 CHAT = "/v1/chat/completions"
 SPEECH = "/v1/audio/transcriptions"

@@ -18,10 +18,11 @@ from multiverse_gateway.cli.guards.http1 import _is_folded
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_endpoint, refusal_of_any
 from multiverse_gateway.core.answers import check_json, read_answer
 from multiverse_gateway.core.dialects import Dialect
-from multiverse_gateway.core.envelope import EnvelopeError, read_envelope
+from multiverse_gateway.core.envelope import EnvelopeError
 from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.core.failover import Failure, FailureClass, classify, classify_report, parse_retry_after
 from multiverse_gateway.core.payloads import MAX_REPORTED_TOKENS
+from multiverse_gateway.core.reading import read_envelope
 from multiverse_gateway.core.sse import EventStream
 from multiverse_gateway.entry.framing import declared_length, refuse_bad_framing
 from multiverse_gateway.entry.identity import client_address, presented_keys, request_id

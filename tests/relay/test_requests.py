@@ -7,7 +7,8 @@ import json
 import attrs
 import pytest
 
-from multiverse_gateway.core.envelope import Envelope, read_envelope
+from multiverse_gateway.core.envelope import Envelope
+from multiverse_gateway.core.reading import read_envelope
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.relay.requests import COPIED_BYTES, MAX_PREFIXES, Requests
 from multiverse_gateway.testing.store import make_server

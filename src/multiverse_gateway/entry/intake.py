@@ -16,7 +16,7 @@ from functools import lru_cache, partial
 import attrs
 from msgspec.structs import replace
 
-from multiverse_gateway.core.envelope import Envelope, is_form, read_envelope
+from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.errors import (
     BadRequest,
     GatewayError,
@@ -26,9 +26,11 @@ from multiverse_gateway.core.errors import (
     UnknownURL,
     is_anthropic,
 )
+from multiverse_gateway.core.forms import is_form
 from multiverse_gateway.core.forwarding import forwarded_lines
 from multiverse_gateway.core.lenient import BOM
 from multiverse_gateway.core.paths import hint, is_own
+from multiverse_gateway.core.reading import read_envelope
 from multiverse_gateway.core.stored import lookup_of
 from multiverse_gateway.core.usage import OPERATOR
 from multiverse_gateway.entry.access import AccessRules, Caller

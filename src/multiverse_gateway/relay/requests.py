@@ -10,7 +10,8 @@ from typing import Protocol
 
 from multiverse_gateway._version import __version__
 from multiverse_gateway.core.addresses import Endpoint, EndpointError, parse_endpoint
-from multiverse_gateway.core.envelope import Envelope, asking_for_usage, with_model
+from multiverse_gateway.core.envelope import Envelope
+from multiverse_gateway.core.rewriting import asking_for_usage, with_model
 from multiverse_gateway.core.servers import Server, ServerId
 
 COPIED_BYTES = 16384
