@@ -85,6 +85,13 @@ def test_every_page_is_in_the_list_for_language_models() -> None:
     assert listed == pages - {"index"}
 
 
+def test_every_term_of_the_glossary_is_linked_where_it_is_used() -> None:
+    """Other pages link to each term, and to no term that is missing."""
+    terms = set(re.findall(r"\*\*\{ #([a-z-]+) \}", (REFERENCE / "glossary.md").read_text()))
+    pages = [page.read_text() for page in (ROOT / "docs").rglob("*.md")]
+    assert {term for page in pages for term in re.findall(r"glossary\.md#([a-z-]+)", page)} == terms
+
+
 def test_the_changelog_can_be_cut_into_releases() -> None:
     """The notes of a release are its section, without its heading and without its neighbours."""
     notes = runpy.run_path(str(ROOT / "scripts" / "release_notes.py"))["notes"]

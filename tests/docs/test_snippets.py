@@ -20,7 +20,10 @@ from support.snippets import GATEWAY, MODEL, READ, ROOT, RUN, SERVER, SHOWN, Sni
 from support.sockets import serving
 
 ALL = [snippet for page in pages() for snippet in snippets(page)]
-TO_RUN = [page for page in pages() if any(snippet.language in RUN and snippet.mark is None for snippet in snippets(page))]
+FOLLOWED = ROOT / "docs" / "tutorial.md"
+"""The page that `test_tutorial.py` runs in its own way."""
+PAGES = [page for page in pages() if page != FOLLOWED]
+TO_RUN = [page for page in PAGES if any(snippet.language in RUN and snippet.mark is None for snippet in snippets(page))]
 
 
 @pytest.mark.parametrize("snippet", ALL, ids=str)

@@ -1,10 +1,11 @@
-"""A model server without a model, for the demonstration: OpenAI's chat API, plain and streamed word by word.
+"""A model server without a model, for the demonstration and the tutorial: OpenAI's chat API, plain and streamed word by word.
 
-    python -m multiverse_gateway.cli.scripted NAME
+    python -m multiverse_gateway.cli.scripted NAME [PORT]
 
-It prints its port, and ends with its standard input.
+It listens on the given port of 127.0.0.1, or on any free one, and prints the number. It stops when its standard input ends.
 """
 
+import contextlib
 import json
 import sys
 import threading
@@ -14,17 +15,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 MODEL = "demo-model"
-WORD_SECONDS = 0.12
+WORD_SECONDS = 0.05
 MAX_BODY = 1 << 20
 
 
 def words_of(name: str) -> list[str]:
-    """Return what the server says, whatever it is asked."""
+    """Return the words of the only answer that this server gives."""
     return f"Hello, this is server {name}. I have no model inside, but I speak like one: word after word.".split()
 
 
 def completion(name: str, model: str) -> dict[str, Any]:
-    """Return a plain answer."""
+    """Return the body of an answer that is not streamed."""
     message = {"role": "assistant", "content": " ".join(words_of(name))}
     count = len(words_of(name))
     return {
@@ -48,12 +49,12 @@ def events(name: str, model: str) -> Iterator[bytes]:
 
 
 class ScriptedServer(ThreadingHTTPServer):
-    """Answer on a free loopback port."""
+    """An HTTP server on 127.0.0.1; `port` 0 takes any free port."""
 
     daemon_threads = True
 
-    def __init__(self, name: str, *, word_seconds: float = WORD_SECONDS) -> None:
-        super().__init__(("127.0.0.1", 0), _Answer)
+    def __init__(self, name: str, *, port: int = 0, word_seconds: float = WORD_SECONDS) -> None:
+        super().__init__(("127.0.0.1", port), _Answer)
         self.name = name
         self.word_seconds = word_seconds
 
@@ -63,19 +64,19 @@ class _Answer(BaseHTTPRequestHandler):
     server: ScriptedServer
 
     def do_GET(self) -> None:
-        """List the model."""
+        """Return the list of models, which has one entry."""
         if self.path.rstrip("/") == "/v1/models":
             self._send(200, {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": self.server.name}]})
         else:
-            self._send(404, {"error": {"message": "not found", "type": "invalid_request_error", "param": None, "code": None}})
+            self._refuse(404, "This server only knows /v1/models and /v1/chat/completions.")
 
     def do_POST(self) -> None:
-        """Answer a chat."""
+        """Answer a chat completion, as a stream if the request asks for one."""
         try:
             request = json.loads(self.rfile.read(min(MAX_BODY, int(self.headers.get("content-length") or 0))))
             model, stream = str(request["model"]), bool(request.get("stream"))
         except (ValueError, KeyError, TypeError):
-            self._send(400, {"error": {"message": "send JSON with model", "type": "invalid_request_error", "param": None, "code": None}})
+            self._refuse(400, "The body must be a JSON object with a model.")
             return
         if self.path != "/v1/chat/completions":
             self.do_GET()
@@ -92,6 +93,9 @@ class _Answer(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def _refuse(self, status: int, message: str) -> None:
+        self._send(status, {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}})
+
     def _stream(self, model: str) -> None:
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
@@ -107,14 +111,15 @@ class _Answer(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Write no access log: the terminal shows only the port."""
 
 
 def _main() -> None:
-    with ScriptedServer(sys.argv[1]) as server:
+    with ScriptedServer(sys.argv[1], port=int(sys.argv[2]) if len(sys.argv) > 2 else 0) as server:
         print(server.server_port, flush=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        sys.stdin.read()
+        with contextlib.suppress(KeyboardInterrupt):
+            sys.stdin.read()
 
 
 if __name__ == "__main__":
