@@ -67,7 +67,8 @@ def comparisons(source: str) -> Iterator[str]:
     """Yield where a module compares a text with prose, or looks for a text in the words of an error."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Compare):
-            finds = any(map(_is_sentence, [node.left, *node.comparators]))
+            sides = [node.left, *node.comparators]
+            finds = any(map(_is_sentence, sides)) or (any(map(_is_message, sides)) and any(map(_is_constant, sides)))
             searches = isinstance(node.ops[0], ast.In | ast.NotIn) and any(map(_is_message, node.comparators))
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             finds = node.func.attr in SEARCHES and any(map(_is_sentence, node.args))
@@ -88,10 +89,16 @@ def _is_sentence(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str) and is_prose(node.value)
 
 
+def _is_constant(node: ast.expr) -> bool:
+    """Return whether an expression names a constant."""
+    return isinstance(node, ast.Name) and node.id.isupper()
+
+
 def _is_message(node: ast.expr) -> bool:
     """Return whether an expression is the text of an error or a reason for people."""
     if isinstance(node, ast.Call):
-        return ast.unparse(node.func) == "str" and ast.unparse(node.args[0]) in ("error", "problem", "exception", "failure")
+        is_text = ast.unparse(node.func) == "str" and ast.unparse(node.args[0]) in ("error", "problem", "exception", "failure")
+        return is_text or ast.unparse(node.func) in ("as_written", "message_of")
     return isinstance(node, ast.Attribute) and node.attr in ("message", "reason", "warning", "finding", "words")
 
 
@@ -111,6 +118,8 @@ def test_no_module_compares_words(path: str) -> None:
         'x = "the server" not in words',
         'x = message.replace("endpoint_url names an address", "This is an address")',
         'x = error.message.partition(";")',
+        'x = message_of(error).partition(";")[0]',
+        "x = failure.reason != JSON_FOR_STREAM",
     ],
 )
 def test_a_comparison_of_words_is_found(source: str) -> None:

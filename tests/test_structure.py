@@ -38,8 +38,6 @@ SHARED_CLASS_NAMES = {
     "Client",
     "Dialect",
     "Health",
-    "Note",
-    "Step",
     "Usage",
 }
 SHARED_MODULE_NAMES = {

@@ -36,7 +36,7 @@ NAMES: Mapping[ProbeStep, str] = {
 
 
 @attrs.frozen
-class Step:
+class CheckedStep:
     """What one step found; `remedy` says how to mend it. A step with a remedy that passed is a warning."""
 
     name: str
@@ -77,18 +77,18 @@ async def _check(url: str, model: str | None, api_key: str | None, policy: Addre
     return passed
 
 
-def _print_step(step: Step) -> None:
+def _print_step(step: CheckedStep) -> None:
     mark = "FAILED" if not step.passed else "note" if step.remedy else "ok"
     click.echo(f"{mark:>6}  {step.name}: {printable(step.finding)}")
     if step.remedy:
         click.echo(f"        -> {printable(step.remedy)}")
 
 
-async def _steps(url: str, model: str | None, api_key: str | None, policy: AddressPolicy, settings: Settings) -> AsyncIterator[Step]:
+async def _steps(url: str, model: str | None, api_key: str | None, policy: AddressPolicy, settings: Settings) -> AsyncIterator[CheckedStep]:
     try:
         endpoint = parse_root(url)
     except EndpointError as error:
-        yield Step("URL", False, str(error), "give the server's root, such as http://gpu.example:8000")
+        yield CheckedStep("URL", False, str(error), "give the server's root, such as http://gpu.example:8000")
         return
     server = Server(
         id=ServerId("checked"),
@@ -186,18 +186,18 @@ class Wording:
     has_key: bool
     settings: Settings
 
-    def step(self, found: StepResult) -> Step | None:
+    def step(self, found: StepResult) -> CheckedStep | None:
         """Return a step as the command shows it, or `None` if the next step includes it."""
         if found.step is ProbeStep.ACCESS and found.outcome is Outcome.PASSED:
             return None
         if found.outcome is Outcome.FAILED:
             is_probed = found.result is not None and found.step is not ProbeStep.CHAT
-            return Step(NAMES[ProbeStep.ANSWER if is_probed else found.step], False, *self._failed(found))
+            return CheckedStep(NAMES[ProbeStep.ANSWER if is_probed else found.step], False, *self._failed(found))
         if found.step is ProbeStep.MODEL:
             return self._offer(found)
         if found.step is ProbeStep.CHAT:
             return self._chat(found)
-        return Step(NAMES[found.step], True, self._passed(found))
+        return CheckedStep(NAMES[found.step], True, self._passed(found))
 
     def _passed(self, found: StepResult) -> str:
         """Return what a step found that passed."""
@@ -213,26 +213,26 @@ class Wording:
                 return f"GET /v1/models answers with {len(found.result.models)} models"
         return endpoint.url
 
-    def _offer(self, found: StepResult) -> Step:
+    def _offer(self, found: StepResult) -> CheckedStep:
         names = () if found.result is None else found.result.models
         name = NAMES[ProbeStep.MODEL]
         if found.model is None:
-            return Step(name, False, "the list is empty", "load a model, or name the one to use with --model")
+            return CheckedStep(name, False, "the list is empty", "load a model, or name the one to use with --model")
         if not names:
-            return Step(name, True, f"the list is empty; {found.model} is tried all the same")
+            return CheckedStep(name, True, f"the list is empty; {found.model} is tried all the same")
         if found.outcome is Outcome.DOUBTFUL:
-            return Step(
+            return CheckedStep(
                 name, True, f"{found.model} is not in the list: {_some(names)}", "many servers take any name; else register one of these"
             )
-        return Step(name, True, _some(names))
+        return CheckedStep(name, True, _some(names))
 
-    def _chat(self, found: StepResult) -> Step:
+    def _chat(self, found: StepResult) -> CheckedStep:
         name = NAMES[ProbeStep.CHAT]
         if found.ability is not None:
-            return Step(name, True, f"no chat: {found.model} {_ABLE[found.ability]}")
+            return CheckedStep(name, True, f"no chat: {found.model} {_ABLE[found.ability]}")
         if found.result is None or found.result.lacks_chat:
-            return Step(name, True, "no chat", "is it meant to chat? If so, load a chat model, or give the model a chat template")
-        return Step(name, True, f"{found.model} made one token in {found.result.duration:.1f} s")
+            return CheckedStep(name, True, "no chat", "is it meant to chat? If so, load a chat model, or give the model a chat template")
+        return CheckedStep(name, True, f"{found.model} made one token in {found.result.duration:.1f} s")
 
     def _failed(self, found: StepResult) -> tuple[str, str]:
         """Return what a step found that failed, and the remedy."""

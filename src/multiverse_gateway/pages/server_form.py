@@ -1,23 +1,19 @@
 """The forms that register and change a server: what a browser sends, turned into what the admin API takes, with advice on the way."""
 
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any
 
 import attrs
 
 from multiverse_gateway.bodies import Registration, names_cap, parse_change, parse_registration, parse_test
-from multiverse_gateway.connection_test import CHAT_SECONDS, Outcome, StepResult, examine, means_of
 from multiverse_gateway.core.addresses import EndpointError, parse_endpoint
 from multiverse_gateway.core.errors import BadRequest, GatewayError, InvalidField
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.pages.views import sentence
-from multiverse_gateway.protocols import ProbeProblem, ProbeStep
-from multiverse_gateway.registration import candidate, refuse_address
-
-MAX_CHOICES = 50
+from multiverse_gateway.registration import refuse_address
 
 Form = Mapping[str, str]
 
@@ -84,6 +80,15 @@ def registration_of(form: Form) -> tuple[Registration, bool]:
     return parse_registration(body), names_cap(body)
 
 
+def trial_of(form: Form) -> Registration:
+    """Read the form that tests a server.
+
+    Raises:
+        BadRequest: A field cannot be used; `param` names it.
+    """
+    return parse_test({**body_of_form(form), "endpoint_url": _value(form, "endpoint_url")})
+
+
 def field_of(error: GatewayError) -> str | None:
     """Return the form's field that an error is about."""
     name = (error.param or "").rpartition(".")[2]
@@ -135,7 +140,7 @@ def change_body(form: Form, names: Sequence[str]) -> dict[str, Any]:
 
 
 @attrs.frozen(kw_only=True)
-class Note:
+class FieldNote:
     """What stands below a field; `state` is good, bad, or empty for nothing to say."""
 
     field: str
@@ -143,18 +148,18 @@ class Note:
     words: str = ""
 
 
-def check_field(form: Form, name: str) -> Note:
+def check_field(form: Form, name: str) -> FieldNote:
     """Say whether one field can be used."""
     value = form.get(name, "").strip()
     if name == "streaming" or (not value and name not in ("model_name", "endpoint_url")):
-        return Note(field=name)
+        return FieldNote(field=name)
     if not value:
-        return Note(field=name, state="bad", words="This is needed.")
+        return FieldNote(field=name, state="bad", words="This is needed.")
     try:
         parse_change(change_body(form, [name]))
     except BadRequest as error:
-        return Note(field=name, state="bad", words=message_of(error))
-    return Note(field=name, state="good", words="")
+        return FieldNote(field=name, state="bad", words=message_of(error))
+    return FieldNote(field=name, state="good", words="")
 
 
 _PATHS = re.compile(r"/(?:v1/)?(?:chat/completions|completions|models|embeddings|chat)/?$|/v1(?:/[a-z/]*)?$")
@@ -180,20 +185,20 @@ def pasted(text: str) -> str:
     return _PATHS.sub("", text)
 
 
-def recognise(gateway: Gateway, text: str) -> Note:
+def recognise(gateway: Gateway, text: str) -> FieldNote:
     """Say what was pasted as the address of a server."""
     name, address = "endpoint_url", pasted(text)
     if not address:
-        return Note(field=name)
+        return FieldNote(field=name)
     try:
         endpoint = parse_endpoint(address)
         refuse_address(gateway, endpoint.url)
     except EndpointError as error:
-        return Note(field=name, state="bad", words=sentence(str(error)))
+        return FieldNote(field=name, state="bad", words=sentence(str(error)))
     except BadRequest as error:
-        return Note(field=name, state="bad", words=message_of(error))
+        return FieldNote(field=name, state="bad", words=message_of(error))
     read_as = "" if endpoint.url == text.strip().rstrip("/") else f" It is read as {endpoint.url}."
-    return Note(field=name, state="good", words=f"This is {_kind(endpoint.host)}.{read_as}")
+    return FieldNote(field=name, state="good", words=f"This is {_kind(endpoint.host)}.{read_as}")
 
 
 def _scheme(text: str) -> str:
@@ -215,128 +220,3 @@ def _kind(host: str) -> str:
     if address.is_loopback:
         return "the gateway's own machine"
     return "a public address" if address.is_global else "a machine in the local network"
-
-
-# The connection test
-
-
-@attrs.frozen(kw_only=True)
-class Step:
-    """One step of the test: `state` is good, warn, bad, busy for what is being tried, or idle for what was not reached."""
-
-    title: str
-    state: str
-    words: str = ""
-
-
-@attrs.frozen(kw_only=True)
-class Test:
-    """What the test found so far; `models` are those to choose from."""
-
-    steps: tuple[Step, ...]
-    models: tuple[str, ...] = ()
-    ok: bool = False
-
-    @property
-    def is_over(self) -> bool:
-        """Return whether no step is being tried any more."""
-        return all(step.state != "busy" for step in self.steps)
-
-
-_TITLES = ("Name found", "Address allowed", "Connected", "Let in", "Models listed", "One-token chat")
-_PLACES_OF_STEPS: Mapping[ProbeStep, int] = {
-    ProbeStep.NAME: 0,
-    ProbeStep.URL: 1,
-    ProbeStep.ADDRESS: 1,
-    ProbeStep.CONNECTION: 2,
-    ProbeStep.ACCESS: 3,
-    ProbeStep.ANSWER: 4,
-    ProbeStep.MODEL: 4,
-    ProbeStep.CHAT: 5,
-}
-"""Where each step of a connection test stands in `_TITLES`."""
-
-UNTRIED = Test(steps=tuple(Step(title=title, state="idle") for title in _TITLES))
-"""What the page shows before the first test."""
-
-
-def trial_of(form: Form) -> Registration:
-    """Read the form that tests a server.
-
-    Raises:
-        BadRequest: A field cannot be used; `param` names it.
-    """
-    return parse_test({**body_of_form(form), "endpoint_url": _value(form, "endpoint_url")})
-
-
-async def try_steps(gateway: Gateway, registration: Registration, named: str) -> AsyncIterator[Test]:
-    """Try a server and say how far the test has come, at last what it found; of what the server says only its models' names are shown.
-
-    `named` is the model that was asked for, or nothing.
-    """
-    try:
-        refuse_address(gateway, registration.endpoint_url)
-    except BadRequest as error:
-        yield _ended(1, message_of(error))
-        return
-    yield _under_way(())
-    steps: tuple[Step, ...] = ()
-    names: tuple[str, ...] = ()
-    async for found in examine(candidate(gateway, registration), named or None, means_of(gateway, chats=True)):
-        if found.step is ProbeStep.CHAT and steps:
-            chat = _chat(found)
-            yield Test(steps=(*steps, chat), models=names, ok=chat.state == "good")
-        elif found.outcome is Outcome.FAILED:
-            yield _ended(_PLACES_OF_STEPS[found.step], _reason(found))
-        elif found.step is ProbeStep.MODEL:
-            names = _names(found)[:MAX_CHOICES]
-            steps = (*_good(4), _listing(found))
-            if found.model is None:
-                yield Test(steps=(*steps, Step(title=_TITLES[5], state="idle", words="Write the model's name, then test again.")), ok=True)
-            else:
-                yield _under_way(steps)
-
-
-def _names(found: StepResult) -> tuple[str, ...]:
-    return () if found.result is None else found.result.models
-
-
-def _reason(found: StepResult) -> str:
-    return sentence((found.result and found.result.reason) or "no answer")
-
-
-def _good(count: int) -> tuple[Step, ...]:
-    return tuple(Step(title=title, state="good") for title in _TITLES[:count])
-
-
-def _under_way(done: tuple[Step, ...]) -> Test:
-    tried, *later = _TITLES[len(done) :]
-    return Test(steps=(*done, Step(title=tried, state="busy"), *(Step(title=title, state="idle") for title in later)))
-
-
-def _ended(at: int, words: str) -> Test:
-    rest = tuple(Step(title=title, state="idle") for title in _TITLES[at + 1 :])
-    return Test(steps=(*_good(at), Step(title=_TITLES[at], state="bad", words=words), *rest))
-
-
-def _listing(found: StepResult) -> Step:
-    names = _names(found)
-    if not names:
-        return Step(title=_TITLES[4], state="warn", words="The server answers, but lists no models: is one loaded?")
-    if found.outcome is Outcome.DOUBTFUL:
-        return Step(title=_TITLES[4], state="warn", words=f"The server does not list {found.model}; choose one of its models below.")
-    return Step(title=_TITLES[4], state="good", words="1 model found." if len(names) == 1 else f"{len(names)} models found.")
-
-
-def _chat(found: StepResult) -> Step:
-    result = found.result
-    if found.outcome is Outcome.PASSED and result is not None:
-        words = "does not chat, which is normal for an embedding model." if result.lacks_chat else "answers."
-        return Step(title=_TITLES[5], state="good", words=f"{found.model} {words}")
-    if result is not None:
-        words = _reason(found)
-    elif found.problem is ProbeProblem.TIMEOUT:
-        words = f"No answer within {CHAT_SECONDS:g} seconds. Is the model still loading?"
-    else:
-        words = "The connection broke before an answer came. Is the model still loading?"
-    return Step(title=_TITLES[5], state="warn", words=words)

@@ -13,12 +13,12 @@ from multiverse_gateway.core.history import statistics
 from multiverse_gateway.core.routing import Route as ServerRoute
 from multiverse_gateway.pages import views
 from multiverse_gateway.pages.client_keys import usage_values
+from multiverse_gateway.pages.connection_steps import UNTRIED, try_steps
 from multiverse_gateway.pages.live import Parts, follow
 from multiverse_gateway.pages.recent_checks import Histories
 from multiverse_gateway.pages.rendering import NEXT_PIECE, Renderer, Visit
 from multiverse_gateway.pages.server_form import (
     FIELDS,
-    UNTRIED,
     change_body,
     changed_fields,
     check_field,
@@ -27,7 +27,6 @@ from multiverse_gateway.pages.server_form import (
     recognise,
     registration_of,
     trial_of,
-    try_steps,
     values_of,
 )
 from multiverse_gateway.pages.sign_in import SignIn

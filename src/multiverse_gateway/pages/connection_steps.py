@@ -1,0 +1,132 @@
+"""The connection test as the pages show it: six steps, drawn again each time before the test waits for the server."""
+
+from collections.abc import AsyncIterator, Mapping
+
+import attrs
+
+from multiverse_gateway.bodies import Registration
+from multiverse_gateway.connection_test import CHAT_SECONDS, Outcome, StepResult, examine, means_of
+from multiverse_gateway.core.errors import BadRequest
+from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.pages.server_form import message_of
+from multiverse_gateway.pages.views import sentence
+from multiverse_gateway.protocols import ProbeProblem, ProbeStep
+from multiverse_gateway.registration import candidate, refuse_address
+
+MAX_CHOICES = 50
+"""Models of a server that the page offers to choose from."""
+
+
+@attrs.frozen(kw_only=True)
+class ShownStep:
+    """One step as the page shows it: `state` is good, warn, bad, busy for the step under way, or idle for one that was not reached."""
+
+    title: str
+    state: str
+    words: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class ShownTest:
+    """What the test has found so far; `models` are those to choose from."""
+
+    steps: tuple[ShownStep, ...]
+    models: tuple[str, ...] = ()
+    ok: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether no step is under way."""
+        return all(step.state != "busy" for step in self.steps)
+
+
+_TITLES = ("Name found", "Address allowed", "Connected", "Let in", "Models listed", "One-token chat")
+_PLACES: Mapping[ProbeStep, int] = {
+    ProbeStep.NAME: 0,
+    ProbeStep.URL: 1,
+    ProbeStep.ADDRESS: 1,
+    ProbeStep.CONNECTION: 2,
+    ProbeStep.ACCESS: 3,
+    ProbeStep.ANSWER: 4,
+    ProbeStep.MODEL: 4,
+    ProbeStep.CHAT: 5,
+}
+"""Where each step of a connection test stands in `_TITLES`."""
+
+UNTRIED = ShownTest(steps=tuple(ShownStep(title=title, state="idle") for title in _TITLES))
+"""What the page shows before the first test."""
+
+
+async def try_steps(gateway: Gateway, registration: Registration, named: str) -> AsyncIterator[ShownTest]:
+    """Test a server, and yield how far the test has come each time before it waits, and its result at the end.
+
+    `named` is the model that the user asked for, or empty. Nothing that the server sends is shown but the names of its models.
+    """
+    try:
+        refuse_address(gateway, registration.endpoint_url)
+    except BadRequest as error:
+        yield _ended(1, message_of(error))
+        return
+    yield _under_way(())
+    steps: tuple[ShownStep, ...] = ()
+    names: tuple[str, ...] = ()
+    async for found in examine(candidate(gateway, registration), named or None, means_of(gateway, chats=True)):
+        if found.step is ProbeStep.CHAT and steps:
+            chat = _chat(found)
+            yield ShownTest(steps=(*steps, chat), models=names, ok=chat.state == "good")
+        elif found.outcome is Outcome.FAILED:
+            yield _ended(_PLACES[found.step], _reason(found))
+        elif found.step is ProbeStep.MODEL:
+            names = _names(found)[:MAX_CHOICES]
+            steps = (*_good(4), _listing(found))
+            if found.model is None:
+                yield ShownTest(
+                    steps=(*steps, ShownStep(title=_TITLES[5], state="idle", words="Write the model's name, then test again.")), ok=True
+                )
+            else:
+                yield _under_way(steps)
+
+
+def _names(found: StepResult) -> tuple[str, ...]:
+    return () if found.result is None else found.result.models
+
+
+def _reason(found: StepResult) -> str:
+    return sentence((found.result and found.result.reason) or "no answer")
+
+
+def _good(count: int) -> tuple[ShownStep, ...]:
+    return tuple(ShownStep(title=title, state="good") for title in _TITLES[:count])
+
+
+def _under_way(done: tuple[ShownStep, ...]) -> ShownTest:
+    tried, *later = _TITLES[len(done) :]
+    return ShownTest(steps=(*done, ShownStep(title=tried, state="busy"), *(ShownStep(title=title, state="idle") for title in later)))
+
+
+def _ended(at: int, words: str) -> ShownTest:
+    rest = tuple(ShownStep(title=title, state="idle") for title in _TITLES[at + 1 :])
+    return ShownTest(steps=(*_good(at), ShownStep(title=_TITLES[at], state="bad", words=words), *rest))
+
+
+def _listing(found: StepResult) -> ShownStep:
+    names = _names(found)
+    if not names:
+        return ShownStep(title=_TITLES[4], state="warn", words="The server answers, but lists no models: is one loaded?")
+    if found.outcome is Outcome.DOUBTFUL:
+        return ShownStep(title=_TITLES[4], state="warn", words=f"The server does not list {found.model}; choose one of its models below.")
+    return ShownStep(title=_TITLES[4], state="good", words="1 model found." if len(names) == 1 else f"{len(names)} models found.")
+
+
+def _chat(found: StepResult) -> ShownStep:
+    result = found.result
+    if found.outcome is Outcome.PASSED and result is not None:
+        words = "does not chat, which is normal for an embedding model." if result.lacks_chat else "answers."
+        return ShownStep(title=_TITLES[5], state="good", words=f"{found.model} {words}")
+    if result is not None:
+        words = _reason(found)
+    elif found.problem is ProbeProblem.TIMEOUT:
+        words = f"No answer within {CHAT_SECONDS:g} seconds. Is the model still loading?"
+    else:
+        words = "The connection broke before an answer came. Is the model still loading?"
+    return ShownStep(title=_TITLES[5], state="warn", words=words)
