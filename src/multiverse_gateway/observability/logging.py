@@ -95,10 +95,6 @@ class Logs:
         """The number of records that were not written, because the writer could not keep up or the disk is full."""
         return 0 if self._handler.writer is None else self._handler.writer.dropped
 
-    def redact(self, secret: str) -> None:
-        """Keep a secret out of this log."""
-        self._handler.redactor.add(secret)
-
     def close(self) -> None:
         """Write what is queued, for two seconds at most, and stop logging; idempotent."""
         if self._handler not in _handlers:

@@ -7,43 +7,51 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-def publish(path: Path, write: Callable[[Path], None]) -> bool:
-    """Make a file that is not there yet: `write` fills a draft beside it, which then gets its name; false when somebody was faster.
+@contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """Lend an empty file beside `path`, with mode 0600, that the block fills and gives a name; otherwise it is removed.
 
-    Whoever sees the file sees all of it, and after a power cut it is there or not. Its mode is 0600.
-
-    Raises:
-        OSError: It cannot be written.
+    After the block the names in the folder are durable.
     """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     try:
-        write(draft)
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
-        is_ours = _name(draft, path)
+        yield draft
     finally:
         draft.unlink(missing_ok=True)
     sync_folder(path.parent)
-    return is_ours
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file anew: whoever reads it sees the old or the new content, also after a power cut. Its mode is 0600.
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def publish(path: Path, write: Callable[[Path], None]) -> bool:
+    """Make a file that is not there yet: `write` fills a draft, which then gets the name; false when another process was faster.
+
+    Nobody ever sees a part of the file, and after a power cut it is there or not. Its mode is 0600.
 
     Raises:
         OSError: It cannot be written.
     """
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+    with draft_of(path) as draft:
+        write(draft)
+        sync_file(draft)
+        return _name(draft, path)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace the content of a file: readers see the old or the new content, also after a power cut. Its mode is 0600.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    with draft_of(path) as draft:
+        draft.write_bytes(data)
+        sync_file(draft)
         draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def _name(draft: Path, path: Path) -> bool:
@@ -76,7 +84,7 @@ def _opened(folder: Path) -> Iterator[int]:
 
 
 def keep_private(path: Path) -> None:
-    """Take a file away from everybody but its owner, if it is ours."""
+    """Let only its owner use a file, if it is ours."""
     with suppress(OSError):
         if path.stat().st_mode & 0o077:
             path.chmod(0o600)

@@ -6,7 +6,6 @@
 """
 
 import os
-import secrets
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ import attrs
 from sqlite_utils import Database
 
 from multiverse_gateway.core.errors import StorageUnavailable
-from multiverse_gateway.stores.files import publish, sync_folder
+from multiverse_gateway.stores.files import draft_of, publish, sync_file
 from multiverse_gateway.stores.rows import bounded_counts
 from multiverse_gateway.stores.sqlite_connection import journal_of
 from multiverse_gateway.stores.sqlite_schema import state_of
@@ -68,22 +67,16 @@ def replace(path: Path, copy: Path, aside: Path, check: Callable[[Path], object]
         sqlite3.Error: The copy cannot be read.
         OSError: Something cannot be written.
     """
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    try:
+    with draft_of(path) as draft:
         _copy(copy, draft)
         check(draft)
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
+        sync_file(draft)
         if path.exists():
             with suppress(sqlite3.DatabaseError), alone_with(path) as db:
                 db.execute("pragma journal_mode=delete")
             _keep(path, aside)
         _keep_journal(path, aside)
         os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def _keep(path: Path, aside: Path) -> None:

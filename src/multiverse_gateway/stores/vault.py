@@ -53,7 +53,7 @@ class Vault:
             ) from None
 
     def is_newest(self, sealed: str) -> bool:
-        """Tell whether a key is encrypted with the first secret."""
+        """Return whether a key is encrypted with the first secret."""
         try:
             self._newest.decrypt(sealed.encode())
         except InvalidToken:
