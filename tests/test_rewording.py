@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,14 +23,22 @@ SOURCE = ROOT / "src" / "multiverse_gateway"
 FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
 
 
+@contextmanager
+def outcomes_of(words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process that prints all outcomes, and see that it ends."""
+    command = [sys.executable, "-m", "support.rewording", words]
+    with subprocess.Popen(command, cwd=ROOT / "tests", stdout=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 @pytest.mark.e2e
 def test_other_words_change_nothing_but_the_words() -> None:
     """The failing step of both connection tests, states after probes, forms, error codes and exit codes stay as they are."""
-    processes = [
-        subprocess.Popen([sys.executable, "-m", "support.rewording", words], cwd=ROOT / "tests", stdout=subprocess.PIPE)
-        for words in ("plain", "reworded")
-    ]
-    plain, other = (json.loads(process.communicate(timeout=60)[0]) for process in processes)
+    with outcomes_of("plain") as first, outcomes_of("reworded") as second:
+        plain, other = (json.loads(process.communicate(timeout=60)[0]) for process in (first, second))
     assert other == plain
     assert plain["well"]["state"] == "healthy"
     assert plain["nowhere"]["test"] == [200, [["address", False]]]
