@@ -102,5 +102,5 @@ def test_the_lifespan_opens_what_the_settings_name(tmp_path: Path) -> None:
 async def test_a_running_gateway_rejects_the_addresses_of_its_own_machine() -> None:
     """It listens on all of them; before it runs, it knows the loopback addresses only."""
     async with stage(host="0.0.0.0", port=8000, allow_private_networks="true") as running:
-        policy = running.gateway.address_policy
+        policy = running.gateway.network.address_policy
         assert {refusal(address, 8000, policy) for address in {"127.0.0.1", *local_addresses()}} == {"own listener"}

@@ -183,7 +183,7 @@ async def test_api_page_and_command_find_the_same(name: str, tmp_path: Path, mon
 async def test_a_gateways_test_uses_its_own_probe_and_client() -> None:
     """The probe that decides whether the server may be registered."""
     async with browsing() as browser:
-        gateway = browser.app.state.gateway
+        gateway = browser.parts.gateway
         assert means_of(gateway, chats=False).chat is None
         means = means_of(gateway, chats=True)
-        assert (means.check, means.http) == (gateway.checks.check, gateway.http)
+        assert (means.check, means.http) == (gateway.checks.check, gateway.network.http)

@@ -167,7 +167,7 @@ async def test_a_slow_probe_delays_no_other() -> None:
     async with stage(health_check_timeout_seconds=100) as scene:
         monitor = await leader(scene, servers=3)
         slow, *quick = urls(3)
-        scene.gateway.probe = probe = Hanging({slow}, {url: anyio.Event() for url in urls(3)})
+        scene.gateway.checks.probe = probe = Hanging({slow}, {url: anyio.Event() for url in urls(3)})
         with anyio.fail_after(5):
             async with anyio.create_task_group() as group:
                 for _ in range(4):
@@ -186,7 +186,7 @@ async def test_no_more_than_twenty_run_at_once() -> None:
     async with stage() as scene:
         monitor = await leader(scene, servers=50)
         scene.clock.advance(60)
-        scene.gateway.probe = probe = Hanging(set(urls(50)), {url: anyio.Event() for url in urls(50)})
+        scene.gateway.checks.probe = probe = Hanging(set(urls(50)), {url: anyio.Event() for url in urls(50)})
         with anyio.fail_after(5):
             async with anyio.create_task_group() as group:
                 group.start_soon(monitor.probe)

@@ -23,13 +23,11 @@ MOST_ATTRIBUTES = 20
 LONG_MODULES = {
     "bodies",
     "core.fairness",
-    "gateway",
     "relay.exchange",
     "pages.views",
 }
 LARGE_CLASSES = {
     "core.fairness.FairQueue",
-    "gateway.Gateway",
     "relay.exchange.Exchange",
     "settings.declaration.Settings",  # stays: one field per setting, and nothing but fields
 }

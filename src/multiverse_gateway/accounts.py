@@ -43,9 +43,9 @@ async def create_key(gateway: Gateway, wanted: NewKey) -> tuple[ClientKey, str]:
     """
     wall = gateway.wall()
     limits = _limits_of(gateway, wanted)
-    async with gateway.registry_lock:
+    async with gateway.registrations.lock:
         await gateway.refresh()
-        if any(key.name == wanted.name and key.works(wall) for key in gateway.keys.values()):
+        if any(key.name == wanted.name and key.works(wall) for key in gateway.registrations.keys.values()):
             raise BadRequest(f"There is a key named {wanted.name} already; choose another name, or revoke that one", param="name")
         secret = new_key("client")
         key = ClientKey(
@@ -70,7 +70,7 @@ async def change_key(gateway: Gateway, key_id: str, body: Mapping[str, Any]) -> 
         StorageUnavailable: It could not be saved.
     """
     limits = _limits_of(gateway, read(body, KeyChange))
-    async with gateway.registry_lock:
+    async with gateway.registrations.lock:
         await gateway.refresh()
         key = _key_of(gateway, key_id)
         if key.revoked_at is not None:
@@ -106,7 +106,7 @@ def _limits_of(gateway: Gateway, wanted: KeyChange) -> dict[str, Any]:
 
 
 def _key_of(gateway: Gateway, key_id: str) -> ClientKey:
-    key = next((key for key in gateway.keys.values() if key.id == key_id), None)
+    key = next((key for key in gateway.registrations.keys.values() if key.id == key_id), None)
     if key is None:
         raise KeyNotFound("There is no client key with this id; GET /admin/keys lists those there are")
     return key
@@ -119,7 +119,7 @@ async def revoke_key(gateway: Gateway, key_id: str) -> ClientKey:
         KeyNotFound: There is none with this id.
         StorageUnavailable: It could not be saved.
     """
-    async with gateway.registry_lock:
+    async with gateway.registrations.lock:
         await gateway.refresh()
         key = _key_of(gateway, key_id)
         if key.revoked_at is None:
@@ -132,7 +132,7 @@ async def revoke_key(gateway: Gateway, key_id: str) -> ClientKey:
 
 def all_keys(gateway: Gateway) -> list[KeyRecord]:
     """Describe all client keys, the newest first."""
-    keys = sorted(gateway.keys.values(), key=lambda key: (key.created_at, key.id), reverse=True)
+    keys = sorted(gateway.registrations.keys.values(), key=lambda key: (key.created_at, key.id), reverse=True)
     return [record_of(gateway, key) for key in keys]
 
 
@@ -169,7 +169,7 @@ async def renew_owner_token(gateway: Gateway, server_id: ServerId) -> str:
         StorageUnavailable: It could not be saved.
     """
     token = new_key("owner")
-    async with gateway.registry_lock:
+    async with gateway.registrations.lock:
         await gateway.refresh()
         await gateway.adopt(attrs.evolve(route_of(gateway, server_id).server, owner_digest=key_digest(token).hex()))
     _log.info("owner's token made", extra={"fields": {"server": server_id}})
@@ -220,7 +220,7 @@ async def usage_report(gateway: Gateway, query: UsageQuery) -> UsageReport:
 
 def client_names(gateway: Gateway) -> dict[str, str]:
     """Return the names of clients by what their use is counted by."""
-    return {key.id: key.name for key in gateway.keys.values()}
+    return {key.id: key.name for key in gateway.registrations.keys.values()}
 
 
 def _is_wanted(key: UsageKey, query: UsageQuery, names: dict[str, str]) -> bool:

@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import anyio
 import anyio.to_thread
+import attrs
 import httpx2
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -25,10 +26,11 @@ from multiverse_gateway.core.paths import CALLS
 from multiverse_gateway.entry.access import AccessRules
 from multiverse_gateway.entry.intake import Intake
 from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.keys import admin_key
+from multiverse_gateway.keys import AdminKeys
 from multiverse_gateway.monitor import watch
 from multiverse_gateway.observability import telemetry
 from multiverse_gateway.observability.logging import configure
+from multiverse_gateway.observability.tail import RecentLogs
 from multiverse_gateway.pages.routes import Pages
 from multiverse_gateway.pages.sessions import Sessions
 from multiverse_gateway.protocols import Balancer, HealthProbe, RegistryStore
@@ -41,6 +43,18 @@ from multiverse_gateway.web.paths import Paths, ollama_routes
 
 TELEMETRY_SECONDS = 3.0
 """How long the last spans may take on their way out."""
+
+
+@attrs.frozen
+class Assembly:
+    """The parts of a gateway, wired: the application, and what the one who serves it needs beside it."""
+
+    app: Starlette
+    gateway: Gateway
+    intake: Intake
+    sessions: Sessions
+    admin_keys: AdminKeys
+    recent_logs: RecentLogs
 
 
 def create_app(
@@ -58,6 +72,21 @@ def create_app(
     Nothing is opened before its lifespan is entered; the gateway is `app.state.gateway`. A parent application that mounts it enters
     `lifespan(app)` in its own.
     """
+    parts = assemble(settings, store=store, balancer=balancer, probe=probe, transport=transport, resolve=resolve, now=now)
+    return parts.app
+
+
+def assemble(
+    settings: Settings | None = None,
+    *,
+    store: RegistryStore | None = None,
+    balancer: Balancer | None = None,
+    probe: HealthProbe | None = None,
+    transport: httpx2.AsyncBaseTransport | None = None,
+    resolve: Resolver | None = None,
+    now: Callable[[], float] | None = None,
+) -> Assembly:
+    """Build and wire the parts of a gateway, as `create_app` says."""
     settings = settings or Settings()
     telemetry.check(settings)
     clock = {} if now is None else {"now": now}
@@ -72,21 +101,21 @@ def create_app(
     )
     sessions = Sessions(gateway)
     rules = AccessRules.of(
-        settings, sessions.stands_for_key, lambda: gateway.keys, gateway.wall, gateway.now, gateway.usage_book.day_counts
+        settings, sessions.stands_for_key, lambda: gateway.registrations.keys, gateway.wall, gateway.now, gateway.usage_book.day_counts
     )
-    digests: set[bytes] = set()
-    pages = Pages(gateway, sessions=sessions, rules=rules, admin_digests=lambda: digests) if settings.ui else None
+    admin_keys, recent_logs = AdminKeys(), RecentLogs()
+    pages = None
+    if settings.ui:
+        pages = Pages(gateway, sessions=sessions, rules=rules, admin_digests=admin_keys.digests, recent_logs=recent_logs)
 
     @asynccontextmanager
     async def running(app: Starlette) -> AsyncIterator[None]:
         logs = configure(settings, outputs=False)
-        gateway.tail = logs.tail
-        gateway.observe, stop_telemetry = telemetry.start(settings)
+        recent_logs.follow(logs.tail)
+        gateway.usage_book.observe, stop_telemetry = telemetry.start(settings)
         try:
             async with gateway.running(watch):
-                key = await admin_key(settings, gateway.store)
-                digests.add(bytes.fromhex(key.digest))
-                gateway.admin_key = key
+                await admin_keys.load(settings, gateway.store)
                 yield
         finally:
             await rules.limiter.aclose()
@@ -96,7 +125,7 @@ def create_app(
 
     intake = Intake(gateway, rules)
     inference = Inference(intake)
-    admin = [*admin_routes(gateway, rules), *account_routes(gateway)]
+    admin = [*admin_routes(gateway, rules, recent_logs), *account_routes(gateway)]
     middleware = [
         Middleware(Paths, root=settings.root_path.rstrip("/")),
         Middleware(Errors),
@@ -104,7 +133,7 @@ def create_app(
         Middleware(
             AccessMiddleware,
             rules=rules,
-            admin_digests=lambda: digests,
+            admin_digests=admin_keys.digests,
             inference=inference,
             signed_in=lambda scope: sessions.stands_for_key(scope["method"], scope["headers"]),
             owner_digest=lambda scope: owner_digest(gateway, owned(admin, scope)),
@@ -128,9 +157,7 @@ def create_app(
     )
     app.router.redirect_slashes = False
     app.state.gateway = gateway
-    app.state.intake = intake
-    app.state.sessions = sessions
-    return app
+    return Assembly(app, gateway, intake, sessions, admin_keys, recent_logs)
 
 
 def lifespan(app: Starlette) -> AbstractAsyncContextManager[object]:

@@ -86,7 +86,7 @@ class Means:
 def means_of(gateway: Gateway, *, chats: bool) -> Means:
     """Return the means of a gateway: its own probe, the one that decides about registering, over its own client."""
     chat = plugins.chat_probe(gateway.settings) if chats else None
-    return Means(check=gateway.checks.check, http=gateway.http, chat=chat)
+    return Means(check=gateway.checks.check, http=gateway.network.http, chat=chat)
 
 
 async def examine(server: Server, named: str | None, means: Means) -> AsyncIterator[StepResult]:

@@ -7,9 +7,12 @@ import httpx2
 from multiverse_gateway.core.addresses import AddressPolicy
 from multiverse_gateway.protocols import Client
 from multiverse_gateway.relay.dialer import Resolver
+from multiverse_gateway.relay.local_addresses import local_addresses
 from multiverse_gateway.relay.requests import USER_AGENT
+from multiverse_gateway.relay.transport import WireTransport
 from multiverse_gateway.relay.wire import Wire
 from multiverse_gateway.settings import Settings
+from multiverse_gateway.settings.policies import address_policy
 
 
 def wire_of(settings: Settings, *, policy: Callable[[], AddressPolicy], resolve: Resolver | None = None) -> Wire:
@@ -33,3 +36,25 @@ def client_over(transport: httpx2.AsyncBaseTransport) -> Client:
         trust_env=False,
         timeout=None,
     )
+
+
+class Network:
+    """How a gateway reaches servers: its wire, its HTTP client over that wire, and the addresses that it may dial.
+
+    Nothing is opened before the first request; `aclose` closes all connections.
+    """
+
+    def __init__(self, settings: Settings, *, resolve: Resolver | None = None, transport: httpx2.AsyncBaseTransport | None = None) -> None:
+        self._settings = settings
+        self.address_policy: AddressPolicy = address_policy(settings)
+        self.wire = wire_of(settings, policy=lambda: self.address_policy, resolve=resolve)
+        self.http = client_over(transport if transport is not None else WireTransport(self.wire))
+
+    def learn_local_addresses(self) -> None:
+        """Find out the addresses of this machine, on which the gateway itself listens: it never dials its own listener."""
+        self.address_policy = address_policy(self._settings, local=local_addresses())
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self.http.aclose()
+        await self.wire.aclose()

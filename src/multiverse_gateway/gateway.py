@@ -8,7 +8,6 @@ import asyncio
 import logging
 import random
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -16,47 +15,40 @@ from typing import Any, cast
 import anyio
 import attrs
 import httpx2
-from anyio.abc import TaskGroup
 
-from multiverse_gateway.core.addresses import AddressPolicy
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.errors import Overloaded, StorageUnavailable, TooManyAtOnce
 from multiverse_gateway.core.explaining import as_line, compared, described, judged
 from multiverse_gateway.core.failover import RetryPolicy
-from multiverse_gateway.core.fairness import Band
-from multiverse_gateway.core.health import Health, fresh, share
-from multiverse_gateway.core.load import FADE_SECONDS, Admission, Load, Strain, retry_seconds
-from multiverse_gateway.core.pauses import stopped_seconds
+from multiverse_gateway.core.health import Health, fresh
+from multiverse_gateway.core.load import Admission, ByteBudget, Load, retry_seconds
 from multiverse_gateway.core.routing import (
     Candidates,
     RoutingTable,
     candidates,
     candidates_at,
     has_slot,
-    listed_name,
     pools_of,
 )
-from multiverse_gateway.core.servers import ClientKey, Server, ServerId, model_key
-from multiverse_gateway.dialing import client_over, wire_of
+from multiverse_gateway.core.servers import Server, ServerId, model_key
+from multiverse_gateway.dialing import Network
 from multiverse_gateway.health_book import HealthBook
+from multiverse_gateway.housekeeping import Housekeeping
 from multiverse_gateway.observability.logging import note, redact
-from multiverse_gateway.observability.metrics import Moment, exposition
-from multiverse_gateway.observability.telemetry import Observe
 from multiverse_gateway.protocols import Balancer, HealthProbe, ProbeResult, Registry, ResponseStore, Scoring, Store
+from multiverse_gateway.registration_book import RegistrationBook
 from multiverse_gateway.relay.comments import Commentary
 from multiverse_gateway.relay.dialer import Resolver
 from multiverse_gateway.relay.exchange import Exchange
-from multiverse_gateway.relay.local_addresses import local_addresses
 from multiverse_gateway.relay.ports import Limits, Phase, Sending
 from multiverse_gateway.relay.requests import Requests
-from multiverse_gateway.relay.transport import WireTransport
 from multiverse_gateway.relay.waiting import WaitingRoom
 from multiverse_gateway.response_places import ResponsePlaces
 from multiverse_gateway.server_checks import ServerChecks
 from multiverse_gateway.settings import Settings
-from multiverse_gateway.settings.policies import address_policy, health_policy, retry_policy
+from multiverse_gateway.settings.policies import health_policy, retry_policy
 from multiverse_gateway.storage import guarded
-from multiverse_gateway.usage_book import SETTLE_SECONDS, UsageBook
+from multiverse_gateway.usage_book import UsageBook
 
 SWEEP_SECONDS = 0.05
 REST_SECONDS = 1.0
@@ -91,58 +83,37 @@ class Gateway:
         self.settings = settings
         self.store = guarded(store)
         self.balancer = balancer
-        self.probe = probe
         self.now = now
         self.wall = wall
         self.chance = chance
-        self.started_at = wall()
-        self.retry_policy: RetryPolicy = retry_policy(settings)
-        self.address_policy: AddressPolicy = address_policy(settings)
+        self.network = Network(settings, resolve=resolve, transport=transport)
         self.limits = _limits(settings)
-        self.registry = Registry(version=0, servers=(), health={})
-        """What was read of the store last."""
+        self.registrations = RegistrationBook()
         self.health_book = HealthBook(
             health_policy(settings), store=self.store, now=now, wall=wall, chance=chance, changed=self._health_changed
         )
-        self.loaded = False
-        self.shutting_down = False
         self.load = Load()
-        self.admission = Admission(max_in_flight=settings.max_in_flight)
+        self.admission = Admission(
+            max_in_flight=settings.max_in_flight,
+            bodies=ByteBudget(settings.body_budget_bytes),
+            answers=ByteBudget(settings.answer_budget_bytes),
+        )
         self.room = WaitingRoom(settings.max_queue)
-        self._commentary = Commentary(self.room.queue)
+        self.commentary = Commentary(self.room.queue)
         self.usage_book = UsageBook(self.store, self.room.queue, now=now, wall=wall, table=lambda: self.table)
         self.exchanges: set[Exchange] = set()
-        self._numbers = 0
-        self._resting: anyio.Event | None = None
-        self._sweep_due = now() + SWEEP_SECONDS
-        self._strain = Strain()
-        self.observe: Observe | None = None
-        self.keys: Mapping[bytes, ClientKey] = {}
         self.requests = Requests(count_stream_tokens=settings.count_stream_tokens)
-        self._group: TaskGroup | None = None
-        self._background: asyncio.Queue[Callable[[], Coroutine[Any, Any, None]]] = asyncio.Queue()
-        self.body_bytes = 0
-        """Bytes of requests' bodies that are kept; whoever keeps some asks `has_room`, adds them and takes them off."""
-        self.answer_bytes = 0
-        """Bytes of servers' answers that are held, beyond what every exchange may hold."""
-        self.tail: Any = None
-        self.admin_key: Any = None
         keeps_responses = hasattr(store, "save_responses") and hasattr(store, "find_response")
         self.responses = ResponsePlaces(self, cast(ResponseStore, self.store) if keeps_responses else None)
-        self.registry_lock = anyio.Lock()
-        self._slow: set[ServerId] = set()
-        self._fades_at = now() + FADE_SECONDS
-        self._settles_at = now() + SETTLE_SECONDS
-        self.wire = wire_of(settings, policy=lambda: self.address_policy, resolve=resolve)
-        self.http = client_over(transport if transport is not None else WireTransport(self.wire))
-        self.checks = ServerChecks(self, timeout=settings.health_check_timeout_seconds)
+        self.housekeeping = Housekeeping(now)
+        self.checks = ServerChecks(self, probe, timeout=settings.health_check_timeout_seconds)
 
     # The lifespan
 
     @asynccontextmanager
     async def running(self, watch: Callable[["Gateway"], Coroutine[Any, Any, None]] | None = None) -> AsyncIterator[None]:
         """Open the store, load the table, sweep deadlines and run `watch` (the monitor) until the block is left."""
-        self.address_policy = address_policy(self.settings, local=local_addresses())
+        self.network.learn_local_addresses()
         await self.store.open()
         self.follow(await self.store.load())
         try:
@@ -152,9 +123,8 @@ class Gateway:
         failure: Exception | None = None
         try:
             async with anyio.create_task_group() as group:
-                self._group = group
-                group.start_soon(self._sweep)
-                group.start_soon(self._run_background, group)
+                group.start_soon(self.housekeeping.sweep_forever, self.sweep, self._may_rest)
+                group.start_soon(self.housekeeping.run_background, group)
                 group.start_soon(self.responses.look_up_all)
                 if watch is not None:
                     group.start_soon(watch, self)
@@ -172,8 +142,7 @@ class Gateway:
 
     async def _close(self) -> None:
         self.interrupt()
-        await self.http.aclose()
-        await self.wire.aclose()
+        await self.network.aclose()
         last_steps = (
             (self.health_book.flush, "the last health checks could not be saved"),
             (self.usage_book.flush, "the last counts of use could not be saved"),
@@ -188,61 +157,47 @@ class Gateway:
 
     def begin_shutdown(self) -> None:
         """Take no new inference requests; the running ones go on. Those that wait for a slot are refused."""
-        self.shutting_down = self.room.is_closed = True
+        self.admission.is_closed = self.room.is_closed = True
         for exchange in list(self.exchanges):
             if exchange.phase is Phase.QUEUED:
                 exchange.interrupt()
 
     def interrupt(self) -> None:
         """End every exchange now; committed streams are told why."""
-        self.shutting_down = self.room.is_closed = True
+        self.admission.is_closed = self.room.is_closed = True
         for exchange in list(self.exchanges):
             exchange.interrupt()
 
-    async def _sweep(self) -> None:
-        while True:
-            if not (self.exchanges or self._slow or self.admission.shedding):
-                await self._rest()
-            await anyio.sleep(SWEEP_SECONDS)
-            self.sweep(self.now())
-
-    async def _rest(self) -> None:
-        """Wait for an exchange, at most `REST_SECONDS`. The one that ends the rest sets when the next sweep is due."""
-        self._resting = anyio.Event()
-        with anyio.move_on_after(REST_SECONDS):
-            await self._resting.wait()
-        if self._resting is not None:
-            self._sweep_due = self.now() + SWEEP_SECONDS
+    def _may_rest(self) -> bool:
+        return not (self.exchanges or self.health_book.slow or self.admission.shedding)
 
     def sweep(self, now: float) -> None:
         """Do what is due at this monotonic instant; called every `SWEEP_SECONDS` while there is anything to do.
 
-        A sweep that comes far too late means that this process was stopped (SIGSTOP, suspend): all deadlines move by as much, so
-        that what is in the sockets is read first. Only `now` is compared with them, for the process may be stopped in here, too.
+        After a pause of this process (SIGSTOP, suspend) all deadlines move by as much, so that what is in the sockets is read first.
+        Only `now` is compared with them, for the process may be stopped in here, too.
         """
-        late = now - self._sweep_due
-        self.notice_pause(now)
-        self._sweep_due = now + SWEEP_SECONDS
-        self._shed(self._strain.note(late, now))
+        stopped, is_strained = self.housekeeping.begin_sweep(now)
+        self._postpone(stopped)
+        self._shed(is_strained)
         self._raise_shares(now)
-        if now >= self._settles_at:
-            self._settles_at = now + SETTLE_SECONDS
+        if self.housekeeping.settles(now):
             self.usage_book.settle()
-        if now >= self._fades_at:
-            self._fades_at = now + FADE_SECONDS
+        if self.housekeeping.fades(now):
             self.load.fade()
         self.room.look(now)
-        self._commentary.look(now)
+        self.commentary.look(now)
         for exchange in [exchange for exchange in self.exchanges if exchange.due <= now]:
             exchange.tick(now)
 
     def notice_pause(self, now: float) -> None:
         """Move all deadlines if this process was stopped since the last sweep."""
-        stopped = stopped_seconds(self._sweep_due, now)
-        if stopped:
-            self._sweep_due = now + SWEEP_SECONDS
+        self._postpone(self.housekeeping.stopped_seconds(now))
+
+    def _postpone(self, seconds: float) -> None:
+        if seconds:
             for exchange in self.exchanges:
-                exchange.postpone(stopped)
+                exchange.postpone(seconds)
 
     def _shed(self, shedding: bool) -> None:
         if shedding is not self.admission.shedding:
@@ -250,12 +205,8 @@ class Gateway:
             _routing_log.warning("this process does not keep up; new requests are refused" if shedding else "this process keeps up again")
 
     def _raise_shares(self, now: float) -> None:
-        for server_id in list(self._slow):
-            route = self.table.routes.get(server_id)
-            part = 1.0 if route is None else share(route.health, self.health_book.policy, now)
+        for server_id, part in self.health_book.traffic_shares(now):
             self.load.set_share(server_id, part)
-            if part >= 1.0:
-                self._slow.discard(server_id)
 
     # The registry and its health
 
@@ -265,17 +216,14 @@ class Gateway:
             redact(server.api_key)
         known = self.table.routes
         for server_id in self.health_book.follow(registry):
-            self.wire.drop(server_id)
+            self.network.wire.drop(server_id)
             self.load.forget(server_id)
         self.requests.follow(registry.servers)
-        self.keys = {bytes.fromhex(key.digest): key for key in registry.keys}
-        self.registry = registry
+        self.registrations.follow(registry)
         routes = self.table.routes
         for server_id, route in known.items():
             if route.health.status == "healthy" and server_id in routes and routes[server_id].health.status != "healthy":
-                self.wire.drop(server_id)  # an idle connection of ours may be what keeps it from answering another process
-        self.loaded = True
-        self._slow |= {server_id for server_id, route in routes.items() if route.health.slow_since is not None}
+                self.network.wire.drop(server_id)  # an idle connection of ours may be what keeps it from answering another process
         self._raise_shares(self.now())
         self._note_pools()
         for model in list(self.table.models):
@@ -283,13 +231,17 @@ class Gateway:
 
     def _health_changed(self, server: Server, before: Health, after: Health) -> None:
         if after.slow_since is not before.slow_since:
-            self._slow.add(server.id)
             self._raise_shares(self.now())
         if after.state is not before.state:
             if after.status != "healthy":
-                self.wire.drop(server.id)
+                self.network.wire.drop(server.id)
             self._note_pools()
             self.slot_freed(model_key(server.model_name))
+
+    @property
+    def retry_policy(self) -> RetryPolicy:
+        """When a failed request is tried again, and how often."""
+        return self.limits.retry_policy
 
     @property
     def table(self) -> RoutingTable:
@@ -328,7 +280,7 @@ class Gateway:
         left = [route for route in self.table.routes.values() if route.server.id != server_id]
         if removed and len(left) < len(self.table.routes):
             servers = tuple(route.server for route in left)
-            self.follow(attrs.evolve(self.registry, servers=servers, health={}))
+            self.follow(attrs.evolve(self.registrations.registry, servers=servers, health={}))
         return removed
 
     # What exchanges ask for
@@ -362,7 +314,7 @@ class Gateway:
     def send(self, server: Server, exchange: Exchange) -> Sending:
         """Open an attempt."""
         endpoint, request = self.requests.write(server, exchange)
-        return self.wire.send(server.id, endpoint, request, exchange, fresh=exchange.envelope.stateful or exchange.replays)
+        return self.network.wire.send(server.id, endpoint, request, exchange, fresh=exchange.envelope.stateful or exchange.replays)
 
     def explain(self, exchange: Exchange, server: Server, now: float) -> Mapping[str, object]:
         """Say why a server was chosen: what each of the model's servers was judged as, and what the balancer compared."""
@@ -394,35 +346,19 @@ class Gateway:
         """Call a function in the next turn of the event loop, after everything else that is ready."""
         asyncio.get_running_loop().call_soon(call)
 
-    def in_background(self, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a function beside everything else, until the gateway ends. It may raise nothing. May be called outside of any task."""
-        self._background.put_nowait(call)
-
-    async def _run_background(self, group: TaskGroup) -> None:
-        """Start what is to run in the background: callbacks of sockets run in no task, and only a task can start others in a group."""
-        while True:
-            group.start_soon(await self._background.get())
-
     def later(self, seconds: float, call: Callable[[], None]) -> None:
         """Call a function after so many seconds."""
         asyncio.get_running_loop().call_later(seconds, call)
 
     # Bodies, answers and exchanges
 
-    def has_room(self, count: int) -> bool:
-        """Tell whether so many bytes more of bodies may be kept."""
-        return self.body_bytes + count <= self.settings.body_budget_bytes
-
     def hold_answer(self, count: int) -> bool:
         """Count bytes of an answer that are held; return whether there was room for them."""
-        if self.answer_bytes + count > self.settings.answer_budget_bytes:
-            return False
-        self.answer_bytes += count
-        return True
+        return self.admission.answers.hold(count)
 
     def release_answer(self, count: int) -> None:
         """Stop counting bytes of an answer as held."""
-        self.answer_bytes -= count
+        self.admission.answers.release(count)
 
     def overloaded(self) -> Overloaded:
         """Return the refusal of what this process has no room for."""
@@ -430,15 +366,14 @@ class Gateway:
 
     def begin(self, exchange: Exchange) -> None:
         """Number and track an exchange; the door starts it."""
-        exchange.number = self._numbers = self._numbers + 1
+        self.admission.begun += 1
+        exchange.number = self.admission.begun
         self.exchanges.add(exchange)
         if exchange.comments is not None:
-            self._commentary.add(exchange)
+            self.commentary.add(exchange)
         self.room.at_once.take(exchange.source)
-        if self._resting is not None:
-            self._resting.set()
-            self._resting = None
-            self._sweep_due = self.now() + SWEEP_SECONDS
+        if self.housekeeping.is_resting:
+            self.housekeeping.wake()
         if exchange.why is None and _routing_log.isEnabledFor(logging.DEBUG):
             exchange.why = []
 
@@ -446,15 +381,13 @@ class Gateway:
         """Count, log and forget an exchange that is over."""
         self.exchanges.discard(exchange)
         if exchange.comments is not None:
-            self._commentary.discard(exchange)
+            self.commentary.discard(exchange)
         self.room.at_once.give_back(exchange.source)
         if exchange.status == 429 and exchange.error_code == TooManyAtOnce.code:  # as refused at the door: no use of anything
             self.usage_book.meter.refusals[TooManyAtOnce.code] += 1
             return
         wall, seconds = self.wall(), self.now() - exchange.arrived
         self.usage_book.count(exchange, seconds, wall)
-        if self.observe is not None:
-            self.observe(exchange, wall, seconds)
         if exchange.why:
             _routing_log.debug("why this server", extra={"fields": {"request_id": exchange.request_id, "why": as_line(exchange.why)}})
         if _routing_log.isEnabledFor(logging.INFO):
@@ -462,36 +395,7 @@ class Gateway:
 
     async def learn_use(self) -> None:
         """Learn what client keys with a daily limit have used today, at other processes too."""
-        await self.usage_book.learn_day(self.keys.values())
-
-    def metrics(self) -> bytes:
-        """Return the figures of this process as Prometheus reads them."""
-        meter = self.usage_book.meter
-        meter.forget({model.name for model in self.table.models.values()}, self.table.routes)
-        routes = self.table.routes.values()
-        waiting: Counter[tuple[str, Band]] = Counter()
-        for (model, band), length in self.room.queue.lengths_by_band().items():
-            waiting[self.usage_book.label(model), band] += length
-        moment = Moment(
-            at=self.now(),
-            requests=len(self.exchanges),
-            waiting=waiting,
-            servers=[
-                (
-                    route.server.id,
-                    listed_name(self.table, route.server.model_name),
-                    route.health.state.value,
-                    self.load.in_flight(route.server.id),
-                )
-                for route in routes
-            ],
-            body_bytes=self.body_bytes,
-            answer_bytes=self.answer_bytes,
-            waiting_retries=sum(exchange.waits_for_budget for exchange in self.exchanges),
-            is_shedding=self.admission.shedding,
-            tasks=len(anyio.get_running_tasks()),
-        )
-        return exposition(meter, moment)
+        await self.usage_book.learn_day(self.registrations.keys.values())
 
 
 def _record(exchange: Exchange, seconds: float, events: int) -> dict[str, object]:
@@ -526,4 +430,5 @@ def _limits(settings: Settings) -> Limits:
         max_large_event_bytes=settings.max_large_event_bytes,
         max_stream_bytes=settings.max_stream_bytes,
         max_stream_seconds=settings.max_stream_seconds,
+        retry_policy=retry_policy(settings),
     )

@@ -27,6 +27,7 @@ from multiverse_gateway.core.health import (
     is_refused,
     is_settled,
     merged,
+    share,
 )
 from multiverse_gateway.core.routing import RoutingTable, build_table, with_health
 from multiverse_gateway.core.servers import Server, ServerId
@@ -63,6 +64,8 @@ class HealthBook:
         self.table: RoutingTable = build_table(0, (), {})
         self.doomed: set[ServerId] = set()
         """Servers that this process has taken out and the monitor deletes: AUTO_DEREGISTER=delete."""
+        self.slow: set[ServerId] = set()
+        """Servers in their slow start, which get less traffic than usual."""
         self._store = store
         self._now = now
         self._wall = wall
@@ -86,6 +89,7 @@ class HealthBook:
         for server_id in gone:
             self._confirmed_at.pop(server_id, None)
         self.table = build_table(registry.version, registry.servers, health)
+        self.slow |= {server_id for server_id, known in health.items() if known.slow_since is not None}
         return gone
 
     def _merged(self, server: Server, stored: Health | None) -> Health:
@@ -99,6 +103,17 @@ class HealthBook:
             now=self._now(),
             wall=self._wall(),
         )
+
+    def traffic_shares(self, now: float) -> Sequence[tuple[ServerId, float]]:
+        """Return the part of the usual traffic that each server in its slow start should get now; a server that left gets 1."""
+        shares = []
+        for server_id in list(self.slow):
+            route = self.table.routes.get(server_id)
+            part = 1.0 if route is None else share(route.health, self.policy, now)
+            shares.append((server_id, part))
+            if part >= 1.0:
+                self.slow.discard(server_id)
+        return shares
 
     def adopt(self, server_id: ServerId, health: Health) -> bool:
         """Set the health of a server that was probed just now; false if there is no such server."""
@@ -137,6 +152,8 @@ class HealthBook:
             self._unsaved.add(server_id)
         if after.state is HealthState.DEACTIVATED and is_new_state and self.policy.auto_deregister is AutoDeregister.DELETE:
             self.doomed.add(server_id)
+        if after.slow_since is not before.slow_since:
+            self.slow.add(server_id)
         if is_new_state:
             _log_state(route.server, before, after)
         self._changed(route.server, before, after)

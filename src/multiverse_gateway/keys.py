@@ -6,7 +6,7 @@ A fast hash is right for keys that are random: there is nothing to guess.
 import hashlib
 import hmac
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import attrs
 
@@ -56,3 +56,22 @@ async def admin_key(settings: Settings, store: Coordination) -> AdminKey:
     if settings.admin_api_key is not None:
         return AdminKey(key_digest(settings.admin_api_key).hex())
     return await create_admin_key(store)
+
+
+class AdminKeys:
+    """What presented admin keys are held against; nothing is known before `load`."""
+
+    def __init__(self) -> None:
+        self.created: str | None = None
+        """The key itself if this process made it just now, to be shown once."""
+        self._digests: frozenset[bytes] = frozenset()
+
+    async def load(self, settings: Settings, store: Coordination) -> None:
+        """Learn the admin key from the settings or the store, and make one if there is none."""
+        key = await admin_key(settings, store)
+        self.created = key.created
+        self._digests = frozenset({bytes.fromhex(key.digest)})
+
+    def digests(self) -> Collection[bytes]:
+        """Return the digests of the keys that are valid now."""
+        return self._digests

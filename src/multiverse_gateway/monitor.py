@@ -44,6 +44,7 @@ from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.health_book import HealthBook
 from multiverse_gateway.holders import new_holder
 from multiverse_gateway.protocols import ProbeResult, Store
+from multiverse_gateway.registration_book import RegistrationBook
 from multiverse_gateway.response_places import ResponsePlaces
 from multiverse_gateway.server_checks import ServerChecks
 from multiverse_gateway.settings import Settings
@@ -103,8 +104,8 @@ class Watched(Protocol):
         ...
 
     @property
-    def registry_lock(self) -> anyio.Lock:
-        """Return what a change of the registry is made under."""
+    def registrations(self) -> RegistrationBook:
+        """Return what was read of the registry, and the lock under which it changes."""
         ...
 
     @property
@@ -297,7 +298,7 @@ class Monitor:
         gateway = self._gateway
         deactivated = {key for key, route in gateway.table.routes.items() if route.health.state is HealthState.DEACTIVATED}
         for server_id in gateway.health_book.doomed | (deactivated if self.leads else set()):
-            async with gateway.registry_lock:
+            async with gateway.registrations.lock:
                 route = gateway.table.routes.get(server_id)
                 if route is None or (route.health.state is not HealthState.DEACTIVATED and server_id not in gateway.health_book.doomed):
                     continue

@@ -53,7 +53,7 @@ def refuse_address(gateway: Gateway, endpoint_url: str) -> None:
         ip_address(host)
     except ValueError:
         return
-    reason = refusal(host, endpoint.port, gateway.address_policy)
+    reason = refusal(host, endpoint.port, gateway.network.address_policy)
     if reason is AddressRefusal.OWN_LISTENER:
         raise InvalidField("endpoint_url", " is this gateway itself; write the address of the model server")
     if reason is not None:
@@ -132,7 +132,7 @@ class Accepted:
 async def stated(gateway: Gateway, server: Server, owned_by: str | None = None) -> Stated:
     """Return how many requests the engine of a server says that it answers at once; this never fails, see `read_stated`."""
     seconds = min(READ_SECONDS, gateway.settings.health_check_timeout_seconds)
-    return await read_stated(server, gateway.http, owned_by=owned_by, seconds=seconds)
+    return await read_stated(server, gateway.network.http, owned_by=owned_by, seconds=seconds)
 
 
 async def register(gateway: Gateway, registration: Registration, *, has_cap: bool = True, owner_digest: str | None = None) -> Accepted:
@@ -151,7 +151,7 @@ async def register(gateway: Gateway, registration: Registration, *, has_cap: boo
     result = await _probed(gateway, new)
     engine = None if has_cap else await stated(gateway, new, result.owned_by)
     while True:
-        async with gateway.registry_lock:
+        async with gateway.registrations.lock:
             plan = plan_registration((await gateway.store.load()).servers, new, stated=engine)
             server = plan.server
             try:
@@ -177,7 +177,7 @@ async def update(
     """
     probed: tuple[Server, ProbeResult] | None = None
     while True:
-        async with gateway.registry_lock:
+        async with gateway.registrations.lock:
             registry = await gateway.store.load()
             current = _find(registry, server_id)
             route = gateway.table.routes.get(server_id)
@@ -203,7 +203,7 @@ async def remove(gateway: Gateway, server_id: ServerId) -> None:
         ServerNotFound: There is none with this id (any more).
         StorageUnavailable: It could not be removed.
     """
-    async with gateway.registry_lock:
+    async with gateway.registrations.lock:
         removed = await gateway.dismiss(server_id)
     if not removed:
         raise unknown_server()
@@ -269,7 +269,7 @@ async def import_registry(gateway: Gateway, servers: Iterable[Imported]) -> Impo
             refuse_address(gateway, item.registration.endpoint_url)
         except BadRequest as error:
             raise BadRequest(f"servers[{number}]: {error.message}", param=f"servers[{number}].endpoint_url") from None
-    async with gateway.registry_lock:
+    async with gateway.registrations.lock:
         registry = await gateway.store.load()
         removed = {server.id for server in await gateway.store.removed()}
         plan = plan_import(registry.servers, removed, wanted, wall=gateway.wall(), new_id=_new_id)

@@ -4,13 +4,12 @@ What a result means is decided in `core.health`; here are the probe, its timeout
 """
 
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import anyio
 import attrs
-import httpx2
 
 from multiverse_gateway.access import ask_for_access
 from multiverse_gateway.core.access import CONFIRMING_PATH, Access
@@ -20,12 +19,13 @@ from multiverse_gateway.core.health import HealthState, Refused, is_refused
 from multiverse_gateway.core.load import Load
 from multiverse_gateway.core.pauses import stopped_seconds
 from multiverse_gateway.core.servers import Server, ServerId, identity
+from multiverse_gateway.dialing import Network
 from multiverse_gateway.health_book import HealthBook
+from multiverse_gateway.housekeeping import Housekeeping
 from multiverse_gateway.observability.logging import redact
 from multiverse_gateway.protocols import HealthProbe, ProbeResult, Store
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.requests import endpoint_of
-from multiverse_gateway.relay.wire import Wire
 from multiverse_gateway.usage_book import UsageBook
 
 MAX_PAUSED_CHECKS = 3
@@ -38,16 +38,13 @@ _health_log = logging.getLogger("multiverse_gateway.health")
 class _Serving(Protocol):
     """What the checks need of the gateway."""
 
-    probe: HealthProbe
-    http: httpx2.AsyncClient
-    wire: Wire
+    network: Network
+    housekeeping: Housekeeping
     store: Store
     load: Load
     exchanges: set[Exchange]
     health_book: HealthBook
     usage_book: UsageBook
-
-    def in_background(self, call: Callable[[], Coroutine[Any, Any, None]]) -> None: ...
 
     @property
     def now(self) -> Callable[[], float]: ...
@@ -59,7 +56,8 @@ class _Serving(Protocol):
 class ServerChecks:
     """Check servers, each within `timeout` seconds."""
 
-    def __init__(self, gateway: _Serving, *, timeout: float) -> None:
+    def __init__(self, gateway: _Serving, probe: HealthProbe, *, timeout: float) -> None:
+        self.probe = probe
         self._gateway = gateway
         self._timeout = timeout
         self._waiting: dict[ServerId, list[Exchange]] = {}
@@ -74,7 +72,7 @@ class ServerChecks:
         redact(server.api_key)
         before = self._activity(server)
         result = await self._probed(server)
-        if result.timed_out and self._gateway.wire.close_idle(endpoint_of(server)):
+        if result.timed_out and self._gateway.network.wire.close_idle(endpoint_of(server)):
             result = await self._probed(server)  # a server that handles one connection at a time waited for the next request on ours
         path = self._confirming_path(server)
         if result.passed and path is not None and not result.let_in:
@@ -98,7 +96,7 @@ class ServerChecks:
             for _ in range(MAX_PAUSED_CHECKS):
                 began = self._gateway.now()
                 with anyio.move_on_after(timeout):
-                    return await self._gateway.probe.check(server, self._gateway.http)
+                    return await self.probe.check(server, self._gateway.network.http)
                 if not stopped_seconds(began + timeout, self._gateway.now()):
                     break  # else this process was stopped, and the server did not get its time
         except TimeoutError:
@@ -155,7 +153,7 @@ class ServerChecks:
 
     async def _access(self, server: Server, path: str) -> Access:
         with anyio.move_on_after(self._timeout):
-            return await ask_for_access(server, self._gateway.http, path)
+            return await ask_for_access(server, self._gateway.network.http, path)
         return Access()
 
     async def confirm_access(self, server: Server, path: str) -> None:
@@ -183,7 +181,7 @@ class ServerChecks:
             waiting.append(exchange)
         else:
             self._waiting[server.id] = [exchange]
-            self._gateway.in_background(partial(self._ask, server))
+            self._gateway.housekeeping.in_background(partial(self._ask, server))
 
     async def _ask(self, server: Server) -> None:
         result = await self.check(server)

@@ -20,6 +20,7 @@ from multiverse_gateway.core.servers import ClientKey, model_key
 from multiverse_gateway.core.usage import NO_OWNER, NO_SERVER, Alike, Counts, Ledger, Outbox, Tally
 from multiverse_gateway.core.waits import LEAST_WAIT_SECONDS
 from multiverse_gateway.observability.metrics import OTHER, Meter
+from multiverse_gateway.observability.telemetry import Observe
 from multiverse_gateway.protocols import Store
 from multiverse_gateway.relay.exchange import Exchange
 
@@ -46,6 +47,10 @@ class UsageBook:
     def __init__(
         self, store: Store, queue: FairQueue, *, now: Callable[[], float], wall: Callable[[], float], table: Callable[[], RoutingTable]
     ) -> None:
+        self.started_at = wall()
+        """Epoch seconds."""
+        self.observe: Observe | None = None
+        """Called with each request that is over, for telemetry."""
         self.day_counts = DayCounts()
         """Requests of today by client key, for those with a daily limit."""
         self._store = store
@@ -101,6 +106,8 @@ class UsageBook:
         tally.sent_bytes += exchange.sent_bytes
         if exchange.attempts:
             self._meter.failures(exchange.attempts)
+        if self.observe is not None:
+            self.observe(exchange, wall, seconds)
 
     def _tally(self, exchange: Exchange, day: int) -> Tally:
         model, server, table = exchange.envelope.model, exchange.server, self._table()

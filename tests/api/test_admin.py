@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from multiverse_gateway import Settings
 from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.core.servers import Server
+from multiverse_gateway.observability.tail import Tail
 from multiverse_gateway.probes.models import create as models_probe
 from multiverse_gateway.stores.memory import MemoryStore
 from support.gateways import BODY, Stage, stage
@@ -297,7 +298,7 @@ class Tailed:
 async def test_logs_are_asked_for_as_the_query_says() -> None:
     async with stage() as at:
         assert (await at.client.get("/admin/logs")).json() == []
-        at.gateway.tail = Tailed()
+        at.logs.follow(cast(Tail, Tailed()))
         query: dict[str, str | int] = {"level": "WARNING", "component": "health", "text": "x", "since": "1970-01-01T00:01:00Z", "limit": 5}
         expected = {"level": "WARNING", "component": "health", "text": "x", "since": 60.0, "limit": 5, "after": None}
         assert (await at.client.get("/admin/logs", params=query)).json() == [expected]

@@ -52,9 +52,9 @@ async def ready(at: Stage) -> int:
 async def test_readiness_ends_with_the_shutdown_and_begins_with_the_table() -> None:
     async with stage() as at:
         assert await ready(at) == 200
-        at.gateway.loaded = False
+        at.gateway.registrations.is_loaded = False
         assert await ready(at) == 503
-        at.gateway.loaded = True
+        at.gateway.registrations.is_loaded = True
         at.gateway.begin_shutdown()
         response = await at.client.get("/readyz")
         assert (response.status_code, response.json()["error"]["code"]) == (503, "gateway_shutting_down")

@@ -73,12 +73,12 @@ async def test_a_body_that_finds_no_room_uses_up_nobodys_quota() -> None:
             visit = intake.request(head, 0, "127.0.0.1")
             intake.admit_now(visit)
             assert (b"x-ratelimit-remaining-requests", b"0") in visit.headers
-            at.gateway.body_bytes += 4096
+            at.gateway.admission.bodies.held += 4096
             with pytest.raises(GatewayError) as refusal:
                 intake.hold(visit, 100)
             assert refusal.value.code == "overloaded"
             assert (b"x-ratelimit-remaining-requests", b"1") in visit.headers
-            at.gateway.body_bytes -= 4096
+            at.gateway.admission.bodies.held -= 4096
             intake.leave(visit)
         (record,) = (await at.client.get("/admin/keys")).json()
         assert record["used_today"] == 0

@@ -154,13 +154,13 @@ async def test_a_traceback_holds_no_key(form: str) -> None:
     logs = configure(Settings(log_format=form, log_level="DEBUG"), console=written)
     try:
         async with stage() as there:
-            there.gateway.probe = Careless()
+            there.gateway.checks.probe = Careless()
             answer = await there.client.post("/admin/register", json={**BODY, "api_key": KEYS["refused"]})
             assert answer.status_code == 503
-            there.gateway.probe = there.probe
+            there.gateway.checks.probe = there.probe
             record = await there.register(api_key=KEYS["first"])
             await there.client.put(f"/admin/register/{record['registration_id']}", json={"api_key": KEYS["second"]})
-            there.gateway.probe = Careless()
+            there.gateway.checks.probe = Careless()
             await there.client.post(f"/admin/servers/{record['registration_id']}/health-check")
             (route,) = there.gateway.table.routes.values()
             shown = repr((route, there.gateway.table, there.gateway.settings, await there.gateway.store.load()))
@@ -183,7 +183,7 @@ async def test_a_key_that_is_read_from_the_store_is_known_to_the_log(tmp_path: P
     logs = configure(Settings(), console=written)
     try:
         async with stage(store=SqliteStore(tmp_path / "multiverse.db")) as there:
-            there.gateway.probe = Careless()
+            there.gateway.checks.probe = Careless()
             (server,) = (await there.gateway.store.load()).servers
             assert server.api_key == key
             await there.gateway.checks.check(server)

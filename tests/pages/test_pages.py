@@ -6,7 +6,7 @@ import logging
 import re
 from datetime import UTC, datetime
 from html import unescape
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import attrs
@@ -17,6 +17,7 @@ from multiverse_gateway.core.paths import OWN_SEGMENTS
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey
 from multiverse_gateway.entry.access import MAX_ADMIN_FAILURES
+from multiverse_gateway.observability.tail import Tail
 from multiverse_gateway.pages import dashboard, views
 from multiverse_gateway.pages.live import Parts, changes, follow, follow_lines
 from multiverse_gateway.pages.rendering import NEXT_PIECE
@@ -154,7 +155,7 @@ async def test_signing_in_needs_our_own_form() -> None:
 async def test_the_link_of_the_first_start_signs_in_once() -> None:
     """X09: And leaves no trace of itself in the address."""
     async with browsing() as browser:
-        token = await browser.app.state.sessions.create_link()
+        token = await browser.parts.sessions.create_link()
         prefetched = await browser.open(f"/login?token={token}", sec_purpose="prefetch")
         assert "mvg_session" not in prefetched.headers.get("set-cookie", "").replace("mvg_form", "")
         answer = await browser.open(f"/login?token={token}")
@@ -183,7 +184,7 @@ async def test_a_public_dashboard_shows_neither_addresses_nor_owners() -> None:
     async with browsing(public_dashboard=True) as browser:
         url = "http://gpu.example:8000"
         await browser.register(metadata={"student_id": "eve-the-owner", "description": "in room 5"})
-        server = next(iter(browser.app.state.gateway.table.routes))
+        server = next(iter(browser.parts.gateway.table.routes))
         browser.probe.failing[url] = "connection refused: is the server running?"
         await browser.client.post(f"/admin/servers/{server}/health-check", headers={"x-api-key": ADMIN_KEY})
         for path in (
@@ -807,7 +808,7 @@ async def test_a_page_that_fails_says_so_in_words(monkeypatch: pytest.MonkeyPatc
     """With the request's id and nothing internal."""
     async with browsing() as browser:
         await browser.sign_in()
-        browser.app.state.gateway.usage_book._totals = None
+        browser.parts.gateway.usage_book._totals = None  # type: ignore[assignment]
         page = await browser.open("/settings")
         assert page.status_code == 500
         assert "NoneType" not in page.text
@@ -948,7 +949,7 @@ async def test_a_history_is_told_in_words() -> None:
     async with browsing() as browser:
         server_id = await browser.register()
         await browser.sign_in()
-        gateway = browser.app.state.gateway
+        gateway = browser.parts.gateway
         wall = gateway.wall()
         for age, passed in ((600, True), (500, False), (400, False), (100, True)):
             gateway.checks.note_result(
@@ -1019,7 +1020,7 @@ async def test_what_was_used_stands_on_the_dashboard_and_with_each_server() -> N
     """For operators only, who can take it along as a table."""
     async with browsing(public_dashboard=True) as browser:
         server_id = await browser.register()
-        gateway = browser.app.state.gateway
+        gateway = browser.parts.gateway
         today = datetime.fromtimestamp(gateway.wall(), UTC).date().isoformat()
         key = UsageKey(today, "tiny", ServerId(server_id))
         await gateway.store.add_usage("batch", [Usage(key=key, counts=Counts(requests=1234, prompt_tokens=5678))])
@@ -1038,7 +1039,7 @@ async def test_of_many_models_the_most_used_are_shown_and_the_page_says_so() -> 
     """None is left out without a word; the table has them all."""
     async with browsing() as browser:
         await browser.register()
-        gateway = browser.app.state.gateway
+        gateway = browser.parts.gateway
         today = datetime.fromtimestamp(gateway.wall(), UTC).date().isoformat()
         used = [
             Usage(key=UsageKey(today, f"model-{number:02}", ServerId("s")), counts=Counts(requests=100 - number)) for number in range(40)
@@ -1056,24 +1057,26 @@ async def test_the_live_log_reads_only_what_is_new(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("multiverse_gateway.pages.live.TICK_SECONDS", 0)
     async with browsing() as browser:
         await browser.sign_in()
-        gateway = browser.app.state.gateway
+        gateway = browser.parts.gateway
         seen = re.search(r"/logs/live\?[^\"]*after=(\d+)", (await browser.open("/logs")).text)
         assert seen
         asked: list[int | None] = []
-        tail = gateway.tail
+        logs = browser.parts.recent_logs
+        tail = logs._tail
 
         class Watched:
             """The tail, which ends the stream after it was asked thrice."""
 
             def select(self, **wanted: Any) -> list[dict[str, object]]:
                 asked.append(wanted["after"])
+                assert tail is not None
                 found: list[dict[str, object]] = tail.select(**wanted)
                 if len(asked) == 1:
                     logging.getLogger("multiverse_gateway.ui").info("something new")
-                gateway.shutting_down = len(asked) == 3
+                gateway.admission.is_closed = len(asked) == 3
                 return found
 
-        gateway.tail = Watched()
+        logs.follow(cast(Tail, Watched()))
         lines = (await browser.open(f"/logs/live?after={seen[1]}")).text
         assert lines.count("something new") == 1
         assert asked[0] == int(seen[1])
@@ -1104,5 +1107,5 @@ async def test_a_mounted_gateway_may_have_a_proxy_before_it() -> None:
 async def test_no_proxy_can_serve_the_gateway_below_a_path_of_its_own() -> None:
     """36: every first segment of a route is one that `ROOT_PATH` may not begin with."""
     async with browsing() as browser:
-        paths = [str(getattr(route, "path", "")) for route in browser.app.routes]
+        paths = [str(getattr(route, "path", "")) for route in browser.parts.app.routes]
         assert {path.split("/")[1] for path in paths} - {""} <= OWN_SEGMENTS

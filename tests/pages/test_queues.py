@@ -27,7 +27,7 @@ async def crowded(keys: Sequence[str | None]) -> AsyncIterator[Browser]:
         async with scene as browser, anyio.create_task_group() as group:
             await browser.register(model_name=MODEL, endpoint_url=server.url, max_concurrency=1)
             server.behave = gate.held(behaviours.good())
-            gateway = browser.app.state.gateway
+            gateway = browser.parts.gateway
             for number, key in enumerate(keys):
                 group.start_soon(ask, browser, key)
                 while gateway.room.queue.waiting(MODEL) < number or not gateway.load.total:  # noqa: ASYNC110  the gateway has no event for it

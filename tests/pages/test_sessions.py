@@ -95,7 +95,7 @@ async def test_a_session_is_found_by_its_cookie_and_ends(staged: Stage, sessions
     assert sessions.find(with_cookie(token)) is None
     assert not sessions.lasts(session)
     token = await sessions.open()
-    assert len(staged.gateway.registry.sessions) == 1, "the ended one is forgotten"
+    assert len(staged.gateway.registrations.registry.sessions) == 1, "the ended one is forgotten"
     await sessions.close(session := found(sessions, token))
     assert sessions.find(with_cookie(token)) is None
     assert not sessions.lasts(session)
@@ -112,7 +112,7 @@ async def test_a_token_that_a_browser_brings_is_not_adopted(sessions: Sessions) 
 async def test_what_the_store_keeps_opens_nothing(staged: Stage, sessions: Sessions) -> None:
     """Who reads the database, or a backup of it, is not signed in by that."""
     token = await sessions.open()
-    (digest,) = staged.gateway.registry.sessions
+    (digest,) = staged.gateway.registrations.registry.sessions
     assert token not in digest
     assert sessions.find(with_cookie(digest)) is None
 

@@ -24,6 +24,7 @@ from multiverse_gateway.core.servers import Server
 from multiverse_gateway.entry.access import AccessRules
 from multiverse_gateway.entry.identity import digests
 from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.observability.tail import RecentLogs
 from multiverse_gateway.protocols import Client, HealthProbe, ProbeResult, Store
 from multiverse_gateway.relay.dialer import Resolver
 from multiverse_gateway.settings import Settings
@@ -103,6 +104,7 @@ class Stage:
     clock: Clock
     client: httpx2.AsyncClient
     app: Starlette
+    logs: RecentLogs
 
     async def register(self, **fields: Any) -> dict[str, Any]:
         """Register a server and return its record."""
@@ -116,14 +118,18 @@ class Stage:
 def access_rules_of(gateway: Gateway) -> AccessRules:
     """Make the access rules of a gateway, to which nobody is signed in."""
     return AccessRules.of(
-        gateway.settings, stored_keys=lambda: gateway.keys, wall=gateway.wall, now=gateway.now, day_counts=gateway.usage_book.day_counts
+        gateway.settings,
+        stored_keys=lambda: gateway.registrations.keys,
+        wall=gateway.wall,
+        now=gateway.now,
+        day_counts=gateway.usage_book.day_counts,
     )
 
 
-def application(gateway: Gateway, *, extra: list[BaseRoute] | None = None) -> Starlette:
+def application(gateway: Gateway, *, extra: list[BaseRoute] | None = None, recent_logs: RecentLogs | None = None) -> Starlette:
     """Make an application of everything but inference."""
     rules = access_rules_of(gateway)
-    admin = [*admin_routes(gateway, rules), *account_routes(gateway)]
+    admin = [*admin_routes(gateway, rules, recent_logs or RecentLogs()), *account_routes(gateway)]
     middleware = [
         Middleware(Errors),
         Middleware(
@@ -160,8 +166,9 @@ async def stage(
         wall=lambda: clock.wall,
         chance=lambda: 0.5,
     )
-    app = application(gateway, extra=extra)
+    logs = RecentLogs()
+    app = application(gateway, extra=extra, recent_logs=logs)
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     headers = {"x-api-key": ADMIN_KEY}
     async with gateway.running(), httpx2.AsyncClient(transport=transport, base_url="http://gateway", headers=headers) as client:
-        yield Stage(gateway, verdicts, clock, client, app)
+        yield Stage(gateway, verdicts, clock, client, app, logs)

@@ -42,7 +42,7 @@ BAD_FIELDS = {
 
 async def _of_server(browser: Browser, name: str, url: str) -> Facts:
     """Return what each part of the gateway finds out about one server."""
-    gateway = browser.app.state.gateway
+    gateway = browser.parts.gateway
     server = Server(
         id=ServerId(f"00000000-0000-4000-8000-{len(name):012}"),
         model_name=name,

@@ -13,7 +13,8 @@ import httpx2
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from multiverse_gateway import Settings, create_app, lifespan
+from multiverse_gateway import Settings, lifespan
+from multiverse_gateway.app import Assembly, assemble
 from multiverse_gateway.relay.dialer import Resolver
 from multiverse_gateway.stores.memory import MemoryStore
 from support.gateways import ADMIN_KEY, BODY, Clock, Verdicts
@@ -23,7 +24,7 @@ from support.gateways import ADMIN_KEY, BODY, Clock, Verdicts
 class Browser:
     """A client with cookies that behaves as a browser does."""
 
-    app: Starlette
+    parts: Assembly
     client: httpx2.AsyncClient
     probe: Verdicts
     clock: Clock
@@ -85,8 +86,9 @@ async def browsing(
     clock = Clock()
     probe = Verdicts(wall=lambda: clock.wall)
     given = Settings(**{"admin_api_key": ADMIN_KEY, "rate_limit_per_minute": 0, **settings})
-    app = create_app(given, store=MemoryStore(), probe=None if probes else probe, transport=servers, resolve=resolve)
+    parts = assemble(given, store=MemoryStore(), probe=None if probes else probe, transport=servers, resolve=resolve)
+    app = parts.app
     outer = Starlette(routes=[Mount(prefix, app)]) if prefix else app
     transport = httpx2.ASGITransport(outer, raise_app_exceptions=False)
     async with lifespan(app), httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
-        yield Browser(app, client, probe, clock, prefix)
+        yield Browser(parts, client, probe, clock, prefix)

@@ -1,6 +1,6 @@
 """The admin API: JSON for hosts, operators and their scripts. The key was checked before anything here runs (`security`)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -36,6 +36,7 @@ from multiverse_gateway.core.history import statistics
 from multiverse_gateway.core.servers import Server, ServerId, model_key
 from multiverse_gateway.entry.access import AccessRules
 from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.observability.tail import RecentLogs
 from multiverse_gateway.protocols import ProbeResult
 from multiverse_gateway.records import (
     Check,
@@ -163,7 +164,7 @@ def totals(gateway: Gateway) -> Stats:
         requests_handled=requests["requests"],
         requests=dict(requests),
         in_flight=gateway.load.total,
-        uptime_seconds=round(max(0.0, gateway.wall() - gateway.started_at), 1),
+        uptime_seconds=round(max(0.0, gateway.wall() - gateway.usage_book.started_at), 1),
         version=__version__,
     )
 
@@ -178,7 +179,7 @@ _LOG = {
 }
 
 
-def admin_routes(gateway: Gateway, rules: AccessRules) -> list[Route]:
+def admin_routes(gateway: Gateway, rules: AccessRules, recent_logs: RecentLogs) -> list[Route]:
     """Make the routes below `/admin`."""
 
     async def count_probe(request: Request) -> None:
@@ -264,8 +265,7 @@ def admin_routes(gateway: Gateway, rules: AccessRules) -> list[Route]:
         """List the newest log records of this process."""
         query = read_query(request.query_params, LogsQuery)
         return json_response(
-            recent_logs(
-                gateway,
+            recent_logs.select(
                 level=query.level,
                 component=query.component or None,
                 text=query.text or None,
@@ -336,19 +336,3 @@ def admin_routes(gateway: Gateway, rules: AccessRules) -> list[Route]:
 
 def _id(request: Request) -> ServerId:
     return server_id_of(request.path_params["server_id"])
-
-
-def recent_logs(
-    gateway: Gateway,
-    *,
-    level: str,
-    component: str | None,
-    text: str | None,
-    since: float | None,
-    limit: int,
-    after: int | None = None,
-) -> Sequence[Mapping[str, Any]]:
-    """Return the newest log records that match, of those after number `after`; none where nothing is kept."""
-    if gateway.tail is None:
-        return []
-    return list(gateway.tail.select(level=level, component=component, text=text, since=since, limit=limit, after=after))

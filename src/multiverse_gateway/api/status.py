@@ -1,5 +1,6 @@
 """How the gateway itself is doing: for load balancers, supervisors and people."""
 
+from collections import Counter
 from typing import Literal
 
 import anyio
@@ -10,10 +11,12 @@ from starlette.routing import Route
 from multiverse_gateway._version import __version__
 from multiverse_gateway.api.endpoints import ApiRoute, Call, json_response
 from multiverse_gateway.core.errors import AdminKeyRequired, ShuttingDown, StorageUnavailable, Unavailable
+from multiverse_gateway.core.fairness import Band
 from multiverse_gateway.core.history import overall
+from multiverse_gateway.core.routing import listed_name
 from multiverse_gateway.entry.identity import digests, verified
 from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.observability.metrics import CONTENT_TYPE
+from multiverse_gateway.observability.metrics import CONTENT_TYPE, Moment, exposition
 from multiverse_gateway.records import Health, ServerCounts, Word
 
 STORE_PATIENCE = 2.0
@@ -56,7 +59,7 @@ async def database_trouble(gateway: Gateway) -> str | None:
 async def health(gateway: Gateway) -> Health:
     """Return the body of `/health`."""
     trouble = await database_trouble(gateway)
-    stopping = gateway.shutting_down
+    stopping = gateway.admission.is_closed
     return Health(
         status="stopping" if stopping else "ok" if trouble is None else "degraded",
         version=__version__,
@@ -64,7 +67,7 @@ async def health(gateway: Gateway) -> Health:
         database_reason=trouble,
         servers=state_of(gateway),
         counts=counts(gateway),
-        uptime_seconds=round(max(0.0, gateway.wall() - gateway.started_at), 1),
+        uptime_seconds=round(max(0.0, gateway.wall() - gateway.usage_book.started_at), 1),
     )
 
 
@@ -81,9 +84,9 @@ def operations_routes(gateway: Gateway) -> list[Route]:
 
     async def ready(request: Request) -> Response:
         """Return whether the gateway takes requests: not before it knows its servers, and not once it is being stopped."""
-        if gateway.shutting_down:
+        if gateway.admission.is_closed:
             raise ShuttingDown("The gateway is being stopped; send requests to another one", retry_after=5.0)
-        if not gateway.loaded:
+        if not gateway.registrations.is_loaded:
             raise Unavailable("The gateway has not read its registry yet; ask again in a moment", code="not_ready", retry_after=1.0)
         return json_response(Word(status="ready"), headers=_FRESH)
 
@@ -92,7 +95,7 @@ def operations_routes(gateway: Gateway) -> list[Route]:
         key = gateway.settings.metrics_key
         if key is not None and verified(request.scope["headers"], digests([key])) is None:
             raise AdminKeyRequired("The key is missing or wrong; send METRICS_KEY as `Authorization: Bearer`")
-        return Response(gateway.metrics(), headers=_FRESH, media_type=CONTENT_TYPE)
+        return Response(metrics_of(gateway), headers=_FRESH, media_type=CONTENT_TYPE)
 
     return [
         ApiRoute("/metrics", GET=Call(endpoint=metrics, answers={200: "text/plain"}, examples=_FIGURES, errors=(AdminKeyRequired,))),
@@ -100,3 +103,33 @@ def operations_routes(gateway: Gateway) -> list[Route]:
         ApiRoute("/livez", GET=Call(endpoint=live, answers={200: Word})),
         ApiRoute("/readyz", GET=Call(endpoint=ready, answers={200: Word}, errors=(ShuttingDown, Unavailable))),
     ]
+
+
+def metrics_of(gateway: Gateway) -> bytes:
+    """Return the figures of this process as Prometheus reads them."""
+    meter = gateway.usage_book.meter
+    meter.forget({model.name for model in gateway.table.models.values()}, gateway.table.routes)
+    routes = gateway.table.routes.values()
+    waiting: Counter[tuple[str, Band]] = Counter()
+    for (model, band), length in gateway.room.queue.lengths_by_band().items():
+        waiting[gateway.usage_book.label(model), band] += length
+    moment = Moment(
+        at=gateway.now(),
+        requests=len(gateway.exchanges),
+        waiting=waiting,
+        servers=[
+            (
+                route.server.id,
+                listed_name(gateway.table, route.server.model_name),
+                route.health.state.value,
+                gateway.load.in_flight(route.server.id),
+            )
+            for route in routes
+        ],
+        body_bytes=gateway.admission.bodies.held,
+        answer_bytes=gateway.admission.answers.held,
+        waiting_retries=sum(exchange.waits_for_budget for exchange in gateway.exchanges),
+        is_shedding=gateway.admission.shedding,
+        tasks=len(anyio.get_running_tasks()),
+    )
+    return exposition(meter, moment)

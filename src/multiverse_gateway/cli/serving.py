@@ -23,11 +23,12 @@ import hypercorn.asyncio
 from hypercorn.utils import LifespanFailureError, LifespanTimeoutError
 
 from multiverse_gateway._version import __version__
-from multiverse_gateway.app import create_app
+from multiverse_gateway.app import Assembly, assemble
 from multiverse_gateway.cli.common import host_for_url
 from multiverse_gateway.cli.guards import GuardedConfig, guard_hypercorn
 from multiverse_gateway.cli.handover import Hypercorn, misfit
 from multiverse_gateway.core.errors import GatewayError
+from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.observability.logging import configure
 from multiverse_gateway.relay.client_connection import Patience
 from multiverse_gateway.relay.listener import Listener
@@ -112,16 +113,17 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 async def _serve(serving: Serving) -> int:
     settings = serving.settings
     guard_hypercorn()
-    app = create_app(settings)
-    ending = Ending(app, settings.shutdown_grace_seconds)
+    parts = assemble(settings)
+    app = parts.app
+    ending = Ending(parts.gateway, settings.shutdown_grace_seconds)
     _listen_to_signals(ending, serving)
     _log.info("starting", extra={"fields": {"version": __version__, "url": serving.url}})
     _log.info("settings", extra={"fields": settings.masked()})
-    announced = Announced(app, lambda: _announce(serving, app))
+    announced = Announced(app, lambda: _announce(serving, parts))
     config = server_config(settings, serving.tls)
     if _has_direct_door(settings):
         # hypercorn runs the application's lifespan; what it takes for the wait for the end is our serving
-        await hypercorn.asyncio.serve(announced, config, shutdown_trigger=partial(_serve_directly, serving, app, config, ending))
+        await hypercorn.asyncio.serve(announced, config, shutdown_trigger=partial(_serve_directly, serving, parts, config, ending))
     else:
         config.bind = [f"fd://{serving.sock.detach()}"]
         await hypercorn.asyncio.serve(announced, config, shutdown_trigger=partial(_serve_by_hypercorn, serving, ending))
@@ -146,10 +148,10 @@ async def _serve_by_hypercorn(serving: Serving, ending: "Ending") -> None:
     await ending.begun.wait()
 
 
-async def _serve_directly(serving: Serving, app: Any, config: GuardedConfig, ending: "Ending") -> None:
+async def _serve_directly(serving: Serving, parts: Assembly, config: GuardedConfig, ending: "Ending") -> None:
     """Listen until the end begins, and return when all that was being answered then has come to its end."""
     settings = serving.settings
-    others = Hypercorn(app, config)
+    others = Hypercorn(parts.app, config)
     patience = Patience(
         head=config.head_timeout,
         keep_alive=config.keep_alive_timeout,
@@ -157,7 +159,7 @@ async def _serve_directly(serving: Serving, app: Any, config: GuardedConfig, end
         dropping=settings.client_body_timeout_seconds,
     )
     root = settings.root_path.rstrip("/")
-    listener = Listener(app.state.intake, others.take, patience=patience, head_bytes=HEAD_BYTES, root=root)
+    listener = Listener(parts.intake, others.take, patience=patience, head_bytes=HEAD_BYTES, root=root)
     tls = config.create_ssl_context()
     server = await asyncio.get_running_loop().create_server(
         listener.protocol,
@@ -231,8 +233,8 @@ class Announced:
 class Ending:
     """The end of a process, in order: no new requests, the grace, a word to those that still run, and out."""
 
-    def __init__(self, app: Any, grace: float) -> None:
-        self._app = app
+    def __init__(self, gateway: Gateway, grace: float) -> None:
+        self._gateway = gateway
         self._grace = grace
         self._loop = asyncio.get_running_loop()
         self._timers: list[asyncio.TimerHandle] = []
@@ -244,17 +246,17 @@ class Ending:
             return
         _log.info("stopping", extra={"fields": {"grace_seconds": self._grace}})
         if refuse_after:
-            self._timers.append(self._loop.call_later(refuse_after, self._ask, "begin_shutdown"))
+            self._timers.append(self._loop.call_later(refuse_after, self._gateway.begin_shutdown))
         else:
-            self._ask("begin_shutdown")
+            self._gateway.begin_shutdown()
         self.begun.set()
-        self._timers.append(self._loop.call_later(self._grace, self._ask, "interrupt"))
+        self._timers.append(self._loop.call_later(self._grace, self._gateway.interrupt))
         self._timers.append(self._loop.call_later(self._grace + LAST_SECONDS, os._exit, 1))
 
     def now(self) -> None:
         """End running requests at once."""
         self.first()
-        self._ask("interrupt")
+        self._gateway.interrupt()
         self._timers.append(self._loop.call_later(HURRIED_SECONDS, os._exit, 0))
 
     def signalled(self) -> None:
@@ -268,11 +270,6 @@ class Ending:
         """Forget the timers: all has ended by itself."""
         for timer in self._timers:
             timer.cancel()
-
-    def _ask(self, what: str) -> None:
-        action = getattr(getattr(self._app.state, "gateway", None), what, None)
-        if action is not None:
-            action()
 
 
 def _listen_to_signals(ending: Ending, serving: Serving) -> None:
@@ -313,12 +310,8 @@ def _tell_ready(serving: Serving) -> None:
         os.close(serving.ready_fd)
 
 
-def _created_key(app: Any) -> str | None:
-    return getattr(getattr(getattr(app.state, "gateway", None), "admin_key", None), "created", None)
-
-
-async def _announce(serving: Serving, app: Any) -> None:
-    created = _created_key(app)
+async def _announce(serving: Serving, parts: Assembly) -> None:
+    created = parts.admin_keys.created
     if serving.worker and created is None:
         return
     lines = [f"Multiverse Gateway {__version__} serves on {serving.url}"]
@@ -332,7 +325,7 @@ async def _announce(serving: Serving, app: Any) -> None:
             f"  admin key        {created}",
         ]
         if serving.settings.ui:
-            token = await app.state.sessions.create_link()
+            token = await parts.sessions.create_link()
             lines.append(f"  sign in, once    {serving.url}/login?token={token}  (within 15 minutes)")
         lines.append("")
     click.echo("\n".join(lines))

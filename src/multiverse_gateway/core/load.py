@@ -179,6 +179,35 @@ class Strain:
         return self._since is not None and now - self._since >= STRAIN_SECONDS
 
 
+@define(eq=False)
+class ByteBudget:
+    """Bound the memory that bodies or answers take together.
+
+    >>> budget = ByteBudget(10)
+    >>> budget.hold(8), budget.hold(8), budget.held, budget.has_room(2)
+    (True, False, 8, True)
+    """
+
+    limit: int
+    """Bytes."""
+    held: int = 0
+
+    def has_room(self, count: int) -> bool:
+        """Return whether so many bytes more may be held."""
+        return self.held + count <= self.limit
+
+    def hold(self, count: int) -> bool:
+        """Count bytes as held; return whether there was room for them."""
+        has_room = self.held + count <= self.limit
+        if has_room:
+            self.held += count
+        return has_room
+
+    def release(self, count: int) -> None:
+        """Stop counting bytes as held."""
+        self.held -= count
+
+
 @define(eq=False, kw_only=True)
 class Admission:
     """Bound what one process does at a time.
@@ -191,7 +220,15 @@ class Admission:
     max_in_flight: int = 1024
     """Most live requests of the whole process."""
     shedding: bool = False
-    """Whether nothing new may start, whatever the numbers are."""
+    """Whether nothing new may start, whatever the numbers are: the process does not keep up."""
+    is_closed: bool = False
+    """Whether nothing new may start because the process is to end."""
+    begun: int = 0
+    """How many requests have begun so far; the number of each is its place among them."""
+    bodies: ByteBudget = field(factory=lambda: ByteBudget(1 << 40))
+    """Requests' bodies that are kept."""
+    answers: ByteBudget = field(factory=lambda: ByteBudget(1 << 40))
+    """Servers' answers that are held, beyond what every exchange may hold."""
 
     def may_start(self, total: int) -> bool:
         """Return whether one more request may start while `total` are live."""

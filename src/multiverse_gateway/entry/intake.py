@@ -245,7 +245,7 @@ class Intake:
         if quota is not None:
             self._charge(request, quota)
         gateway = self.gateway
-        if not gateway.admission.may_start(len(gateway.exchanges)) or not gateway.has_room(
+        if not gateway.admission.may_start(len(gateway.exchanges)) or not gateway.admission.bodies.has_room(
             request.length
         ):  # others may have come meanwhile
             raise self._no_room(request)
@@ -262,12 +262,12 @@ class Intake:
         request.caller = rules.caller(head.method, address, head.fields, head.names, is_local=is_local)
         if not facts.is_call:
             check_call(head.path)
-        if gateway.shutting_down or not gateway.loaded:
+        if gateway.admission.is_closed or not gateway.registrations.is_loaded:
             raise ShuttingDown("The gateway is not serving now. Send the request again in a moment.", retry_after=5.0)
         limit = gateway.settings.max_body_bytes
         if request.length > limit:  # before the budget, which it would exceed: no later moment makes it smaller
             raise too_large(limit)
-        if not gateway.admission.may_start(len(gateway.exchanges)) or not gateway.has_room(request.length):
+        if not gateway.admission.may_start(len(gateway.exchanges)) or not gateway.admission.bodies.has_room(request.length):
             raise gateway.overloaded()
 
     def _charge(self, request: IncomingRequest, quota: Quota) -> None:
@@ -284,7 +284,7 @@ class Intake:
         is_daily = caller.daily_limit is not None
         if quota.is_shared:
             call = partial(limiter.take_back_shared, caller.quota, caller.limit, request.arrived, daily=is_daily)
-            self.gateway.in_background(call)
+            self.gateway.housekeeping.in_background(call)
         else:
             limiter.take_back(caller.quota, request.arrived, daily=is_daily)
 
@@ -304,9 +304,9 @@ class Intake:
         limit = gateway.settings.max_body_bytes
         if request.held + count > limit:
             raise too_large(limit)
-        if not gateway.has_room(count):
+        if not gateway.admission.bodies.has_room(count):
             raise self._no_room(request)
-        gateway.body_bytes += count
+        gateway.admission.bodies.held += count
         request.held += count
 
     def body_deadline(self, received: int, elapsed: float) -> float:
@@ -331,7 +331,7 @@ class Intake:
                 self.hold(request, len(body) - request.held)
         elif len(body) <= request.length:  # it came with the head, for whose `length` there was room just now
             request.held = len(body)
-            gateway.body_bytes += request.held
+            gateway.admission.bodies.held += request.held
         else:
             self.hold(request, len(body))
         if not facts.is_callable:
@@ -370,7 +370,7 @@ class Intake:
 
     def leave(self, request: IncomingRequest) -> None:
         """Give back what was held for a request; harmless when it was."""
-        self.gateway.body_bytes -= request.held
+        self.gateway.admission.bodies.held -= request.held
         request.held = 0
 
     def refused(self, error: Exception) -> None:

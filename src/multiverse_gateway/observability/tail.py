@@ -2,6 +2,8 @@
 
 import logging
 from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from multiverse_gateway.observability.records import Entry, Note
 from multiverse_gateway.observability.redaction import Redactor
@@ -64,6 +66,32 @@ class Tail:
         """Return the same records as `entries`, in the form of the admin API."""
         selected = self.entries(level=level, component=component, text=text, since=since, after=after, limit=limit)
         return [{"number": entry.number, **entry.as_json()} for entry in selected]
+
+
+class RecentLogs:
+    """The newest log records of this process, for whoever shows them; none before `follow` and where none are kept."""
+
+    def __init__(self) -> None:
+        self._tail: Tail | None = None
+
+    def follow(self, tail: Tail) -> None:
+        """Show the records of this tail."""
+        self._tail = tail
+
+    def select(
+        self,
+        *,
+        level: str,
+        component: str | None,
+        text: str | None,
+        since: float | None,
+        limit: int,
+        after: int | None = None,
+    ) -> Sequence[Mapping[str, Any]]:
+        """Return the newest records that match, of those after number `after`."""
+        if self._tail is None:
+            return []
+        return self._tail.select(level=level, component=component, text=text, since=since, limit=limit, after=after)
 
 
 def level_number(level: str) -> int:

@@ -228,7 +228,7 @@ class Renderer:
     def lasts(self, visit: Visit) -> Callable[[], bool]:
         """Return a function that tells whether a live page may still be fed."""
         session, gateway = visit.session, self.gateway
-        return lambda: not gateway.shutting_down and (session is None or self.sessions.lasts(session))
+        return lambda: not gateway.admission.is_closed and (session is None or self.sessions.lasts(session))
 
     def stream(self, events: AsyncIterator[bytes]) -> Response:
         """Answer with events."""

@@ -16,11 +16,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from multiverse_gateway.api.admin import LEVELS, recent_logs
+from multiverse_gateway.api.admin import LEVELS
 from multiverse_gateway.api.endpoints import json_response
 from multiverse_gateway.core.servers import model_key
 from multiverse_gateway.entry.access import AccessRules
 from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.observability.tail import RecentLogs
 from multiverse_gateway.pages import views
 from multiverse_gateway.pages.assets import serve_asset
 from multiverse_gateway.pages.client_keys import ClientKeys
@@ -42,39 +43,48 @@ COMPONENTS = ("api", "health", "registry", "routing", "ui")
 class Pages:
     """All pages of a gateway."""
 
-    def __init__(self, gateway: Gateway, *, sessions: Sessions, rules: AccessRules, admin_digests: Callable[[], Collection[bytes]]) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        *,
+        sessions: Sessions,
+        rules: AccessRules,
+        admin_digests: Callable[[], Collection[bytes]],
+        recent_logs: RecentLogs,
+    ) -> None:
         self._gateway = gateway
-        self._frame = Renderer(gateway, sessions, rules)
-        self._gate = SignIn(self._frame, admin_digests)
+        self._recent_logs = recent_logs
+        self._renderer = Renderer(gateway, sessions, rules)
+        self._sign_in = SignIn(self._renderer, admin_digests)
         histories = Histories(gateway)
-        self._boards = Dashboard(self._frame, histories)
-        self._hosting = ServerPages(self._frame, histories)
-        self._members = ClientKeys(self._frame)
+        self._dashboard = Dashboard(self._renderer, histories)
+        self._servers = ServerPages(self._renderer, histories)
+        self._client_keys = ClientKeys(self._renderer)
 
     def routes(self) -> list[Route]:
         """Make the routes of all pages."""
-        page = self._gate.operators
+        page = self._sign_in.operators
         return [
             Route("/", self._root, name="ui:root"),
             Route("/static/{digest}/{path:path}", serve_asset, name="ui:static"),
-            *self._gate.routes(),
-            *self._boards.routes(self._gate),
-            *self._hosting.routes(self._gate),
-            *self._members.routes(self._gate),
+            *self._sign_in.routes(),
+            *self._dashboard.routes(self._sign_in),
+            *self._servers.routes(self._sign_in),
+            *self._client_keys.routes(self._sign_in),
             Route("/test", page(self._playground), name="ui:playground"),
             Route("/logs", page(self._logs), name="ui:logs"),
             Route("/logs/live", page(self._logs_live), name="ui:logs_live"),
             Route("/settings", page(self._settings), name="ui:settings"),
             Route("/settings/export", page(self._export), methods=["GET", "POST"], name="ui:export"),
-            Route("/docs", self._gate.anybody(self._docs), name="ui:docs"),
+            Route("/docs", self._sign_in.anybody(self._docs), name="ui:docs"),
         ]
 
     async def not_found(self, request: Request, error: Exception) -> Response:
         """Answer what no route matches: with a page where a browser asks for one."""
-        return await self._frame.not_found(request, error)
+        return await self._renderer.not_found(request, error)
 
     async def _root(self, request: Request) -> Response:
-        return self._frame.redirect(request, "dashboard")
+        return self._renderer.redirect(request, "dashboard")
 
     async def _playground(self, visit: Visit) -> Response:
         await refreshed(self._gateway)
@@ -85,13 +95,13 @@ class Pages:
         }
         wanted = visit.query.get("model", "")
         wanted = models[model_key(wanted)].name if model_key(wanted) in models else ""
-        return self._frame.page(
+        return self._renderer.page(
             visit,
             "playground.html",
             active="playground",
             names=names,
             wanted=wanted,
-            base_url=f"{self._frame.base_url(visit.request)}/v1",
+            base_url=f"{self._renderer.base_url(visit.request)}/v1",
             needs_key=self._gateway.settings.require_client_auth,
             hosts={server_id: views.bare_url(route.server.endpoint_url) for server_id, route in self._gateway.table.routes.items()},
         )
@@ -101,8 +111,7 @@ class Pages:
         level = query.get("level", "INFO")
         minutes = {"5": 300, "60": 3600, "1440": 86_400}.get(query.get("since", ""))
         component = query.get("component", "")
-        records = recent_logs(
-            self._gateway,
+        records = self._recent_logs.select(
             level=level if level in LEVELS else "INFO",
             component=component if component in COMPONENTS else None,
             text=query.get("text", "").strip()[:200] or None,
@@ -119,17 +128,17 @@ class Pages:
         last = max((int(line["number"]) for line in lines), default=0)
         values: dict[str, Any] = {
             "lines": [self._log_html(visit, line) for line in lines],
-            "live": f"{self._frame.url(visit.request, 'logs_live')}?{urlencode({**pairs, 'after': str(last)})}",
-            "here": self._frame.here(visit, "logs", pairs),
+            "live": f"{self._renderer.url(visit.request, 'logs_live')}?{urlencode({**pairs, 'after': str(last)})}",
+            "here": self._renderer.here(visit, "logs", pairs),
         }
         if visit.is_fragment and visit.request.headers.get("hx-target") == "live":
-            return self._frame.fragment(visit, "_logs.html", headers={"hx-replace-url": values["here"]}, **values)
-        return self._frame.page(visit, "logs.html", active="logs", asked=asked, levels=LEVELS, components=COMPONENTS, **values)
+            return self._renderer.fragment(visit, "_logs.html", headers={"hx-replace-url": values["here"]}, **values)
+        return self._renderer.page(visit, "logs.html", active="logs", asked=asked, levels=LEVELS, components=COMPONENTS, **values)
 
     def _log_html(self, visit: Visit, line: Mapping[str, Any]) -> str:
         known = ("number", "time", "timestamp", "level", "component", "message", "traceback", "request_id")
         more = {name: _written(value) for name, value in line.items() if name not in known and value not in (None, "", [])}
-        return self._frame.render(visit, "_log.html", line=line, more=more, servers=self._gateway.table.routes)
+        return self._renderer.render(visit, "_log.html", line=line, more=more, servers=self._gateway.table.routes)
 
     async def _logs_live(self, visit: Visit) -> Response:
         after = visit.query.get("after", "")
@@ -138,18 +147,18 @@ class Pages:
             return [(int(line["number"]), self._log_html(visit, line)) for line in self._log_lines(visit, last)]
 
         first = int(after) if after.isascii() and after.isdigit() and len(after) < 15 else 0
-        return self._frame.stream(follow_lines(read, self._frame.lasts(visit), first, "log-rows"))
+        return self._renderer.stream(follow_lines(read, self._renderer.lasts(visit), first, "log-rows"))
 
     async def _docs(self, visit: Visit) -> Response:
         root = str(visit.request.scope.get("root_path", "")).rstrip("/")
-        base_url = f"{self._frame.base_url(visit.request)}/v1"
-        return self._frame.page(visit, "docs.html", active="docs", base_url=base_url, description=f"{root}/openapi.json")
+        base_url = f"{self._renderer.base_url(visit.request)}/v1"
+        return self._renderer.page(visit, "docs.html", active="docs", base_url=base_url, description=f"{root}/openapi.json")
 
     async def _export(self, visit: Visit) -> Response:
         """Hand out the registry with the servers' keys to an operator who types the admin key once more: a session is not enough."""
         if visit.request.method != "POST":
-            return self._frame.redirect(visit.request, "settings")
-        wrong = self._gate.judge_key(visit.request, visit.form.get("key", ""))
+            return self._renderer.redirect(visit.request, "settings")
+        wrong = self._sign_in.judge_key(visit.request, visit.form.get("key", ""))
         if wrong is not None:
             return await self._settings(visit, wrong)
         await refreshed(self._gateway)
@@ -171,7 +180,7 @@ class Pages:
             }
             for name, value in settings.masked().items()
         ]
-        response = self._frame.page(
+        response = self._renderer.page(
             visit,
             "settings.html",
             status=200 if wrong is None else wrong.status,
@@ -179,8 +188,8 @@ class Pages:
             wrong=wrong,
             shown=shown,
             database=await _database(settings.database_url),
-            started_at=iso(self._gateway.started_at),
-            uptime=self._gateway.wall() - self._gateway.started_at,
+            started_at=iso(self._gateway.usage_book.started_at),
+            uptime=self._gateway.wall() - self._gateway.usage_book.started_at,
             totals=self._gateway.usage_book.totals,
         )
         if wrong is not None and wrong.wait:

@@ -124,7 +124,9 @@ class Sessions:
 
     async def _keep(self, digest: str, seconds: float) -> None:
         now = self.gateway.wall()
-        self._here = {name: until for name, until in self._here.items() if until > now or name in self.gateway.registry.sessions}
+        self._here = {
+            name: until for name, until in self._here.items() if until > now or name in self.gateway.registrations.registry.sessions
+        }
         try:
             await self.gateway.store.open_session(digest, now + seconds)
             await self.gateway.refresh()
@@ -155,7 +157,7 @@ class Sessions:
 
     def _until(self, digest: str) -> float:
         here = self._here.get(digest)
-        return self.gateway.registry.sessions.get(digest, 0.0) if here is None else here
+        return self.gateway.registrations.registry.sessions.get(digest, 0.0) if here is None else here
 
     async def close(self, session: Session) -> None:
         """End a session, in every process."""

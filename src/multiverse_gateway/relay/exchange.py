@@ -128,10 +128,13 @@ class Engine(Protocol):
     """What an exchange asks of the gateway."""
 
     limits: Limits
-    retry_policy: RetryPolicy
     load: Load
     room: WaitingRoom
     requests: Requests
+
+    @property
+    def retry_policy(self) -> RetryPolicy:
+        """Return when a failed request is tried again, and how often."""
 
     @property
     def health_book(self) -> HealthReports:

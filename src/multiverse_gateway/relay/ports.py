@@ -5,6 +5,7 @@ from typing import Protocol
 
 import attrs
 
+from multiverse_gateway.core.failover import RetryPolicy
 from multiverse_gateway.relay.heads import Headers
 
 UNCOUNTED_BYTES = 65536
@@ -65,6 +66,7 @@ class Limits:
     max_large_event_bytes: int = 16 << 20
     max_stream_bytes: int = 64 << 20
     max_stream_seconds: float = 3600.0
+    retry_policy: RetryPolicy = attrs.field(factory=RetryPolicy)
     unchecked_bytes: int = attrs.field(init=False)
     """What may come of a body before the other limits and the budget are looked at."""
 
