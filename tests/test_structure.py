@@ -34,7 +34,6 @@ LARGE_CLASSES = {
 SHARED_CLASS_NAMES = {
     "Check",
     "Client",
-    "Dialect",
     "Health",
     "Usage",
 }

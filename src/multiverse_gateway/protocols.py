@@ -33,7 +33,7 @@ class LoadView(Protocol):
     def latency(self, server_id: ServerId) -> float | None:
         """Return the moving average of seconds to the first byte, failures counted as slow; `None` before the first attempt.
 
-        It fades while nobody measures it.
+        It fades while nothing is measured.
         """
         ...
 
@@ -127,7 +127,7 @@ class ProbeResult:
     `models` are the names that the server listed, at most 1,000. `let_in`: the server also accepted a request with its key, if it
     needs one. `timed_out`: there was no answer within the time allowed. `lacks_chat`: the server was asked to chat and has no chat. The
     gateway sets `is_busy` if bytes of other answers of the server arrived meanwhile, and `running` to the oldest attempt that runs on it.
-    `owned_by` is what the list of models says about who serves the model, often the engine's name; `None` if the list was not read.
+    `owned_by` is what the list of models says about the owner of the model, often the engine's name; `None` if the list was not read.
     `failed_at` is the step at which a probe failed, and `problem` what was wrong there, as far as it can tell; `status` is that of the last
     answer that it judged. These nine are not stored.
     """
@@ -205,7 +205,7 @@ class RegistryStore(Protocol):
     async def changed(self, within: float) -> None:
         """Return when another process may have changed the registry, after `within` seconds at the latest; raise nothing.
 
-        A store that is not told of changes sleeps for that long.
+        A store that learns of no changes sleeps for that long.
         """
         ...
 

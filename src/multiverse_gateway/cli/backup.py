@@ -14,7 +14,7 @@ from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.settings import Settings, SettingsError
 from multiverse_gateway.settings.sources import as_written
 from multiverse_gateway.stores.sqlite import SqliteStore, database_path
-from multiverse_gateway.stores.sqlite_copies import back_up, bring_back, everything, unused
+from multiverse_gateway.stores.sqlite_copies import back_up, dump_tables, exclusive_access, restore
 from multiverse_gateway.stores.vault import key_file, rotated
 
 
@@ -70,7 +70,7 @@ def restore_command(file: Path, force: bool, config: Path | None, as_json: bool)
     path = _database(settings_here(config), config)
     aside = path.with_name(f"{path.name}.replaced-{_stamp()}")
     try:
-        held = bring_back(path, file, aside, force=force)
+        held = restore(path, file, aside, force=force)
     except StorageUnavailable as error:
         raise click.ClickException(error.message) from None
     kept = str(aside) if aside.exists() else None
@@ -122,7 +122,7 @@ async def _copy(path: Path, secret: str | None, target: Any) -> dict[str, int]:
 
     await target.open()
     try:
-        counts: dict[str, int] = await fill(target, everything(path, secret, TABLES))
+        counts: dict[str, int] = await fill(target, dump_tables(path, secret, TABLES))
     finally:
         await target.aclose()
     return counts
@@ -143,7 +143,7 @@ def rotate_key_command(config: Path | None) -> None:
     if not path.exists() or not key_file(path).exists():
         raise click.ClickException(f"There is no secret yet: {key_file(path)} is made at the first start")
     try:
-        with unused(path):
+        with exclusive_access(path):
             pass
         with rotated(path):
             anyio.run(_open_once, path)

@@ -70,7 +70,7 @@ def redact(secret: str | None) -> None:
 
 
 def note(logger: logging.Logger, message: str, fields: Mapping[str, object], wall: float) -> None:
-    """Log at level INFO at the instant `wall`, in a fraction of the time of `Logger.info`, whose record nobody but us would use.
+    """Log at level INFO at the instant `wall`, in a fraction of the time of `Logger.info`, whose record only our handlers would use.
 
     The caller has already checked the level, because it would build `fields` in vain otherwise. It must not change `fields` afterwards.
     """

@@ -1,4 +1,4 @@
-"""What is counted for Prometheus: plain numbers on the way of a request, put into its form only when somebody asks.
+"""What is counted for Prometheus: plain numbers while requests run, which are formatted only when they are read.
 
 A label takes few values: a model is one that is registered (else `other`), a server one of the table, the rest are words of ours.
 """

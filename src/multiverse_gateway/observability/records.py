@@ -109,7 +109,7 @@ def _quoted(value: object) -> str:
 
 
 class Note:
-    """A record as it was given; `entry` cleans it when somebody reads it."""
+    """A record as it was given; `entry` cleans it when it is read."""
 
     __slots__ = ("fields", "level", "message", "name", "number", "severity", "time")
 

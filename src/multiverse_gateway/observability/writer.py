@@ -172,7 +172,7 @@ class Writer:
                 self._console.write("".join(f"{line}\n" for line in lines))
                 self._console.flush()
             except (OSError, ValueError):
-                self._reported += len(lines)  # nobody reads the console: do not report these losses on it
+                self._reported += len(lines)  # the console does not work: do not report these losses on it
                 self.dropped += len(lines)
         if self._file is not None:
             try:

@@ -95,7 +95,7 @@ class MemoryStore(MemorySessions, MemoryUsage):
         return self._version
 
     async def changed(self, within: float) -> None:
-        """Return after so many seconds: nobody else changes it."""
+        """Return after so many seconds: no other process changes it."""
         await anyio.sleep(within)
 
     async def load(self) -> Registry:

@@ -1,11 +1,11 @@
 """The registry in PostgreSQL: for several gateways, on one machine or many.
 
 1. The database is the judge: of time (leases run by its clock), of order (writes of the registry wait for each other at the row of the
-   version, so whoever sees a version sees everything before it), and of what is there (one record per model and URL).
-2. Nothing waits longer than `PATIENCE` seconds for it, and a gateway that freezes in the middle of a write holds up the others no longer.
-3. A change is told by NOTIFY when it is committed; who missed that finds it by asking for the version.
-4. A lost connection is `StorageUnavailable`, here and nowhere else; a later call connects anew. A write whose answer was lost may have been
-   done: it can be repeated, and changes nothing then.
+   version, so a process that sees a version sees every change before it), and of what exists (one record per model and URL).
+2. Nothing waits longer than `PATIENCE` seconds for it, and a gateway that freezes during a write delays the others no longer than that.
+3. NOTIFY announces a change when it is committed; a process that missed it finds the change by asking for the version.
+4. A lost connection is `StorageUnavailable`, here and nowhere else; a later call connects again. A write whose answer was lost may have
+   been done: it can be repeated, and changes nothing then.
 5. The servers' keys are sealed with a secret that is not in the database: all gateways have it from the same setting.
 """
 
@@ -29,15 +29,15 @@ from multiverse_gateway.settings import Settings, SettingsError
 from multiverse_gateway.stores.errors import removed_meanwhile
 from multiverse_gateway.stores.postgres_database import Cursor, PostgresDatabase, Row, conninfo
 from multiverse_gateway.stores.postgres_schema import migrate, refuse_encoding
-from multiverse_gateway.stores.postgres_statements import all_rows, clock, grow, kept_secret, save_results, upsert, version_of
+from multiverse_gateway.stores.postgres_statements import all_rows, bump_version, clock, kept_secret, save_results, upsert, version_of
 from multiverse_gateway.stores.rows import (
     BATCH_SECONDS,
     LONGEST_LEASE,
     MOST_RESPONSES,
     REMOVED,
     USAGE_KEY,
-    Dialect,
     Servers,
+    SqlDialect,
     adding_usage,
     health_row,
     healths_of,
@@ -57,7 +57,7 @@ from multiverse_gateway.stores.vault import Vault
 
 KEY_CHECK = "backend_key_check"
 """The name of a secret that is sealed like the servers' keys, so that another secret is noticed even where there are none."""
-DIALECT = Dialect(placeholder="%({})s", integer="bigint", least="least", most="greatest")
+DIALECT = SqlDialect(placeholder="%({})s", integer="bigint", least="least", most="greatest")
 
 
 class PostgresStore:
@@ -157,7 +157,7 @@ class PostgresStore:
         Raises:
             ServerNotFound: It was removed: nothing brings it back, not even a change that began before.
             AlreadyRegistered: Another server has this model and URL.
-            StorageUnavailable: It cannot be saved, or nobody knows whether it was; saving it again is safe.
+            StorageUnavailable: It cannot be saved, or it is not known whether it was; saving it again is safe.
         """
         row = server_row(server, self.vault)
         async with self._changing() as cursor:
@@ -168,7 +168,7 @@ class PostgresStore:
             if others:
                 raise AlreadyRegistered(others[0]["id"])
             await cursor.execute(upsert("servers", row, "id"), row)
-            await grow(cursor)
+            await bump_version(cursor)
 
     async def remove_server(self, server_id: ServerId) -> bool:
         """Remove a server softly; its key and its owner's token are forgotten."""
@@ -186,7 +186,7 @@ class PostgresStore:
                     "(select id from servers where removed_at is not null order by removed_at desc offset %s)",
                     [REMOVED],
                 )
-                await grow(cursor)
+                await bump_version(cursor)
         return found
 
     # Health
@@ -205,7 +205,7 @@ class PostgresStore:
                 rows = [health_row(key, health) for key, health in saved.items()]
                 await cursor.executemany(upsert("health", rows[0], "server_id"), rows)
             if is_news(before, saved):
-                await grow(cursor)
+                await bump_version(cursor)
             await save_results(cursor, [result for result in results if result.server_id in generations])
 
     async def history(self, server_id: ServerId, limit: int) -> Sequence[ProbeResult]:
@@ -221,7 +221,7 @@ class PostgresStore:
             before = await all_rows(cursor, "select revoked_at from client_keys where id = %s", [key.id])
             row = key_row(still_revoked(key, before[0]["revoked_at"] if before else None))
             await cursor.execute(upsert("client_keys", row, "id"), row)
-            await grow(cursor)
+            await bump_version(cursor)
 
     async def open_session(self, digest: str, until: float) -> None:
         """Let a browser's session count; those that are over are forgotten."""
@@ -229,7 +229,7 @@ class PostgresStore:
         async with self._changing() as cursor:
             await cursor.execute("delete from sessions where until < %s", [await clock(cursor)])
             await cursor.execute(upsert("sessions", row, "digest"), row)
-            await grow(cursor)
+            await bump_version(cursor)
 
     async def close_session(self, digest: str) -> bool:
         """Let a browser's session count no more."""
@@ -237,7 +237,7 @@ class PostgresStore:
             await cursor.execute("delete from sessions where digest = %s", [digest])
             closed = cursor.rowcount > 0
             if closed:
-                await grow(cursor)
+                await bump_version(cursor)
         return closed
 
     async def add_usage(self, batch: str, rows: Sequence[Usage]) -> None:

@@ -78,7 +78,7 @@ class PostgresDatabase:
             min_size=1,
             max_size=MOST_CONNECTIONS,
             timeout=PATIENCE,
-            reconnect_timeout=0.0,  # each call tries anew instead: the pool's own pauses would grow to minutes
+            reconnect_timeout=0.0,  # each call tries again instead: the pool's own pauses would grow to minutes
             open=False,
         )
         await self._pool.open()
@@ -132,7 +132,7 @@ class PostgresDatabase:
             raise unavailable() from error
 
     async def changed(self, within: float) -> None:
-        """Return when somebody changed the registry, or after so many seconds."""
+        """Return when another process has changed the registry, or after so many seconds."""
         ends = anyio.current_time() + within
         with anyio.move_on_after(within):
             try:
@@ -140,9 +140,9 @@ class PostgresDatabase:
                     listener = await self.connect()
                     await listener.execute(psycopg.sql.SQL("listen {}").format(psycopg.sql.Identifier(CHANNEL)))
                     self._listener = listener
-                    return  # what changed while nobody listened
-                async with aclosing(self._listener.notifies(timeout=within, stop_after=1)) as told:
-                    async for _ in told:
+                    return  # the registry may have changed while nothing listened
+                async with aclosing(self._listener.notifies(timeout=within, stop_after=1)) as notifications:
+                    async for _ in notifications:
                         return await anyio.sleep(GATHER_SECONDS)
             except (psycopg.Error, OSError):
                 await self._stop_listening()
@@ -184,7 +184,7 @@ def conninfo(url: str) -> str:
 
 
 async def _configure(connection: Connection) -> None:
-    """Let the server end what nobody waits for any more, for example because this process was suspended."""
+    """Let the server end statements that no call waits for any more, for example because this process was suspended."""
     milliseconds = str(int(1000 * PATIENCE))
     names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
     for name in names:
@@ -192,7 +192,7 @@ async def _configure(connection: Connection) -> None:
 
 
 def _cannot_open(url: str, error: Exception) -> str:
-    """Say in our own words why a database cannot be opened; the server's might hold what nobody should read."""
+    """Return why a database cannot be opened, in our own words: the server's may contain secrets."""
     parts = psycopg.conninfo.conninfo_to_dict(url)
     where = f"{parts.get('host', 'this machine')}, database {parts.get('dbname', parts.get('user', ''))}"
     text = str(error)  # libpq gives no code for a connection that fails, only words

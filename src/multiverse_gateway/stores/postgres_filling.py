@@ -9,7 +9,7 @@ import psycopg.sql
 from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.stores.postgres import KEY_CHECK, PostgresStore
 from multiverse_gateway.stores.postgres_database import Cursor, Row
-from multiverse_gateway.stores.postgres_statements import all_rows, grow, names, places
+from multiverse_gateway.stores.postgres_statements import all_rows, bump_version, names, places
 from multiverse_gateway.stores.vault import Vault
 
 
@@ -28,7 +28,7 @@ async def fill(store: PostgresStore, tables: Mapping[str, Sequence[Row]]) -> dic
                     raise StorageUnavailable("There is a registry in this database already: copy into an empty one")
             for table, rows in tables.items():
                 await _fill(cursor, table, rows, store.vault)
-            await grow(cursor)
+            await bump_version(cursor)
     except (psycopg.Error, OSError) as error:
         raise StorageUnavailable("The registry could not be copied; nothing was") from error
     return {table: len(rows) for table, rows in tables.items()}

@@ -26,7 +26,7 @@ async def clock(cursor: Cursor) -> float:
     return float((await all_rows(cursor, "select extract(epoch from clock_timestamp())::float8 as now"))[0]["now"])
 
 
-async def grow(cursor: Cursor) -> None:
+async def bump_version(cursor: Cursor) -> None:
     """Count a change of the registry, and notify the other processes when it is committed."""
     await cursor.execute("update counters set value = value + 1 where name = 'version'")
     await cursor.execute("select pg_notify(%s, '')", [CHANNEL])

@@ -195,7 +195,7 @@ def response_of(row: Mapping[str, Any]) -> StoredResponse:
 
 
 @attrs.frozen
-class Dialect:
+class SqlDialect:
     """How an engine writes a parameter, its largest integer type, and the least and the most of several values."""
 
     placeholder: str
@@ -208,7 +208,7 @@ class Dialect:
         return f"{self.least}({MAX_COUNT}, {self.most}(0, cast({column} as {self.integer})))"
 
 
-def adding_usage(dialect: Dialect) -> str:
+def adding_usage(dialect: SqlDialect) -> str:
     """Return the statement that adds the row of counts to those that are kept; the sums stop at `MAX_COUNT`."""
     columns = (*USAGE_KEY, *USAGE_COUNTS)
     values = ", ".join(dialect.placeholder.format(name) for name in columns)

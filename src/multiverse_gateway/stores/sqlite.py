@@ -191,7 +191,7 @@ class SqliteStore:
         return StorageUnavailable(f"The database {self.path} {trouble}, and was left as it is: bring back a backup; {remedy}")
 
     def _create(self) -> None:
-        """Make the file if there is none. An empty one is not made anew: it may have held something."""
+        """Make the file if there is none. An empty one is never replaced: it may have held something."""
         if self.path.exists():
             return
         journal = journal_of(self.path)
@@ -229,7 +229,7 @@ class SqliteStore:
                 migrations.apply(db)
 
     def _vault_for(self, db: Database) -> Vault:
-        """Make the vault, hold every key against it, and encrypt anew what older secrets encrypted."""
+        """Make the vault, decrypt every key with it, and encrypt again what older secrets encrypted."""
         query = "select id, api_key from servers where api_key is not null"
         sealed = {row["id"]: row["api_key"] for row in db.query(query)}
         vault = open_vault(self.path, self._secret, may_create=not sealed)
@@ -264,7 +264,7 @@ class SqliteStore:
         return statements.version_of(db)
 
     async def changed(self, within: float) -> None:
-        """Return after so many seconds: the file tells nobody."""
+        """Return after so many seconds: a file does not announce changes."""
         await anyio.sleep(within)
 
     async def load(self) -> Registry:
@@ -289,7 +289,7 @@ class SqliteStore:
         """Insert or replace a server.
 
         Raises:
-            ServerNotFound: It was removed: nothing brings it back, be it a change that began before.
+            ServerNotFound: It was removed: nothing brings it back, not even a change that began before.
             AlreadyRegistered: Another server has this model and URL.
             StorageUnavailable: It cannot be saved.
         """
@@ -355,7 +355,7 @@ class SqliteStore:
     # For all processes
 
     async def claim(self, role: str, holder: str, ttl: float) -> bool:
-        """Take or renew a lease, by the wall clock that the processes share; who waits for it or only asks writes nothing."""
+        """Take or renew a lease, by the wall clock that the processes share; a call that fails or only asks writes nothing."""
         known = await self._read(lambda db: statements.holder_of(db, role, self._wall()))
         if known not in (None, holder):
             return False

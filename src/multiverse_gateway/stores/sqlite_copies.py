@@ -55,12 +55,12 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _reading(path: Path) -> sqlite3.Connection:
-    """Connect for reading; a journal of transactions that nobody moved into the file yet is read too."""
+    """Connect for reading; transactions that are still in the journal are read too."""
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode={'rw' if os.access(path, os.W_OK) else 'ro'}", uri=True)
 
 
 def replace(path: Path, copy: Path, aside: Path, check: Callable[[Path], object]) -> None:
-    """Put a copy in the place of a database that nobody uses; what was there is kept under the name `aside`.
+    """Put a copy in the place of a database that is not in use; what was there is kept under the name `aside`.
 
     Raises:
         InUseError: Another program has it open; nothing was changed.
@@ -72,7 +72,7 @@ def replace(path: Path, copy: Path, aside: Path, check: Callable[[Path], object]
         check(draft)
         sync_file(draft)
         if path.exists():
-            with suppress(sqlite3.DatabaseError), alone_with(path) as db:
+            with suppress(sqlite3.DatabaseError), exclusive_connection(path) as db:
                 db.execute("pragma journal_mode=delete")
             _keep(path, aside)
         _keep_journal(path, aside)
@@ -101,11 +101,11 @@ def is_locked(error: sqlite3.Error) -> bool:
 
 
 @contextmanager
-def alone_with(path: Path) -> Iterator[sqlite3.Connection]:
-    """Lend a connection to a database that nobody else has open.
+def exclusive_connection(path: Path) -> Iterator[sqlite3.Connection]:
+    """Lend a connection to a database that no other program has open.
 
     Raises:
-        InUseError: Somebody has.
+        InUseError: Another program has.
         sqlite3.DatabaseError: It is damaged.
     """
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=LOCK_SECONDS, isolation_level=None)) as db:
@@ -150,7 +150,7 @@ class Contents:
 
 
 def contents(path: Path) -> Contents:
-    """Open a database file that nobody writes to, such as a copy, check all of it, and say what it holds.
+    """Open a database file that is not being written, such as a copy, check all of it, and return what it holds.
 
     Raises:
         StorageUnavailable: It is damaged, or no database of ours; the message says which.
@@ -173,7 +173,7 @@ def _contents(db: Database, path: Path) -> Contents:
 
 
 def back_up(path: Path, target: Path) -> Contents | None:
-    """Copy a database while others may write to it, and say what the copy holds; `None` when the target is there already.
+    """Copy a database while others may write to it, and return what the copy holds; `None` when the target is there already.
 
     Raises:
         StorageUnavailable: It cannot be read, or the copy not written; the message says which.
@@ -190,8 +190,8 @@ def back_up(path: Path, target: Path) -> Contents | None:
         raise StorageUnavailable(f"The copy {target} cannot be written: {error.strerror}") from error
 
 
-def bring_back(path: Path, copy: Path, aside: Path, *, force: bool = False) -> Contents:
-    """Put a copy in the place of a database, which is kept as `aside`, and say what the copy holds.
+def restore(path: Path, copy: Path, aside: Path, *, force: bool = False) -> Contents:
+    """Put a copy in the place of a database, which is kept as `aside`, and return what the copy holds.
 
     Raises:
         StorageUnavailable: A gateway uses the database, one of the two is newer than this program, or (without `force`) changes made
@@ -213,7 +213,7 @@ def bring_back(path: Path, copy: Path, aside: Path, *, force: bool = False) -> C
 
 def _refuse_newer(path: Path, copy: Contents) -> None:
     """Refuse to lose changes; a damaged database has none that could be kept."""
-    with suppress(sqlite3.DatabaseError), alone_with(path) as connection:
+    with suppress(sqlite3.DatabaseError), exclusive_connection(path) as connection:
         try:
             present = _contents(Database(connection, execute_plugins=False), path)
         except StorageUnavailable:
@@ -230,14 +230,14 @@ def _in_use(path: Path) -> StorageUnavailable:
 
 
 @contextmanager
-def unused(path: Path) -> Iterator[Database]:
+def exclusive_access(path: Path) -> Iterator[Database]:
     """Lend a database that no gateway uses, and that none can use meanwhile.
 
     Raises:
         StorageUnavailable: A gateway is running on it, or it cannot be read; the message says which.
     """
     try:
-        with alone_with(path) as connection:
+        with exclusive_connection(path) as connection:
             yield Database(connection, execute_plugins=False)
     except InUseError:
         raise _in_use(path) from None
@@ -245,13 +245,13 @@ def unused(path: Path) -> Iterator[Database]:
         raise StorageUnavailable(f"The database {path} cannot be read") from error
 
 
-def everything(path: Path, secret: str | None, tables: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+def dump_tables(path: Path, secret: str | None, tables: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """Return all rows of these tables of a database that no gateway uses, the servers' keys in clear text.
 
     Raises:
         StorageUnavailable: A gateway is running on it, or it cannot be read; the message says which.
     """
-    with unused(path) as db:
+    with exclusive_access(path) as db:
         if not state_of(db).is_current:
             raise StorageUnavailable(f"The database {path} is of another version: start this version of the gateway on it once")
         rows = {table: list(db.query(f"select * from {table} order by rowid")) for table in tables}  # noqa: S608  our own names

@@ -20,7 +20,7 @@ from multiverse_gateway.stores.rows import (
     LONGEST_LEASE,
     MOST_RESPONSES,
     REMOVED,
-    Dialect,
+    SqlDialect,
     adding_usage,
     health_row,
     healths_of,
@@ -32,7 +32,7 @@ from multiverse_gateway.stores.rows import (
     usage_row,
 )
 
-DIALECT = Dialect(placeholder=":{}", integer="integer", least="min", most="max")
+DIALECT = SqlDialect(placeholder=":{}", integer="integer", least="min", most="max")
 
 
 # The version
@@ -43,7 +43,7 @@ def version_of(db: Database) -> int:
     return int(db.execute("select value from counters where name = 'version'").fetchone()[0])
 
 
-def grow(db: Database) -> None:
+def bump_version(db: Database) -> None:
     """Count a change of the registry: other processes read it again."""
     db.execute("update counters set value = value + 1 where name = 'version'")
 
@@ -65,7 +65,7 @@ def save_server(db: Database, row: Mapping[str, Any]) -> None:
     if other is not None:
         raise AlreadyRegistered(other[0])
     db.table("servers").upsert(dict(row), pk="id")
-    grow(db)
+    bump_version(db)
 
 
 def remove_server(db: Database, server_id: ServerId, wall: float) -> bool:
@@ -79,7 +79,7 @@ def remove_server(db: Database, server_id: ServerId, wall: float) -> bool:
             "(select id from servers where removed_at is not null order by removed_at desc limit -1 offset ?)",
             [REMOVED],
         )
-        grow(db)
+        bump_version(db)
     return found
 
 
@@ -90,7 +90,7 @@ def save_health(db: Database, changes: Mapping[ServerId, Health], results: Seque
     saved = kept(changes, generations)
     db.table("health").upsert_all([health_row(key, health) for key, health in saved.items()], pk="server_id")
     if is_news(before, saved):
-        grow(db)
+        bump_version(db)
     db.table("results").insert_all([result_row(result) for result in results if result.server_id in generations])
     for server_id in {result.server_id for result in results}:
         db.execute(
@@ -107,21 +107,21 @@ def save_key(db: Database, key: ClientKey) -> None:
     """Insert or replace a client key."""
     before = db.execute("select revoked_at from client_keys where id = ?", [key.id]).fetchone()
     db.table("client_keys").upsert(key_row(still_revoked(key, None if before is None else before[0])), pk="id")
-    grow(db)
+    bump_version(db)
 
 
 def open_session(db: Database, digest: str, until: float, now: float) -> None:
     """Let a session count, and forget those that have expired."""
     db.execute("delete from sessions where until < ?", [now])
     db.table("sessions").upsert({"digest": digest, "until": until}, pk="digest")
-    grow(db)
+    bump_version(db)
 
 
 def close_session(db: Database, digest: str) -> bool:
     """End a session, and return whether there was one."""
     is_closed = db.execute("delete from sessions where digest = ?", [digest]).rowcount > 0
     if is_closed:
-        grow(db)
+        bump_version(db)
     return is_closed
 
 

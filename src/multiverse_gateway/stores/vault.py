@@ -80,7 +80,7 @@ def _read_secrets(path: Path) -> list[str]:
 
 @contextmanager
 def rotated(database: Path) -> Iterator[None]:
-    """Give a database a new secret; in the block, opening its vault encrypts all keys anew. Only when that worked the old one goes.
+    """Give a database a new secret; in the block, opening its vault encrypts all keys again. The old secret is dropped only if that worked.
 
     Raises:
         StorageUnavailable: The file holds no secret.

@@ -15,7 +15,7 @@ from multiverse_gateway.protocols import Balancer, LoadView
 
 @attrs.frozen
 class FixedLoad:
-    """A load that says what it was told; by default nothing runs and nothing is known."""
+    """A load with fixed figures; by default nothing runs and nothing is known."""
 
     running: dict[str, int] = attrs.field(factory=dict)
     latencies: dict[str, float] = attrs.field(factory=dict)
@@ -82,19 +82,19 @@ class BalancerContract:
     @_ANY
     @given(picks=rounds)
     def test_one_of_the_servers_is_picked(self, balancer: Balancer, picks: list[tuple[set[int], FixedLoad, str]]) -> None:
-        """Whatever the load, and whoever comes and goes between calls."""
-        everybody = make_servers(8, weights=[1, 2, 3, 100, 1, 1, 7, 1])
+        """Whatever the load is, and whichever servers come and go between calls."""
+        all_servers = make_servers(8, weights=[1, 2, 3, 100, 1, 1, 7, 1])
         for numbers, load, model in picks:
-            servers = tuple(everybody[number] for number in sorted(numbers))
+            servers = tuple(all_servers[number] for number in sorted(numbers))
             assert balancer.pick(servers, load, make_request(model)) in servers
 
     def test_a_list_that_changes_is_read_anew(self, balancer: Balancer) -> None:
-        """Nobody is picked who was taken out of the very same list."""
-        everybody = list(make_servers(3))
+        """A server that was removed from the very same list is not picked."""
+        all_servers = list(make_servers(3))
         for _ in range(5):
-            balancer.pick(everybody, IDLE, make_request())
-        del everybody[1:]
-        assert all(balancer.pick(everybody, IDLE, make_request()) is everybody[0] for _ in range(5))
+            balancer.pick(all_servers, IDLE, make_request())
+        del all_servers[1:]
+        assert all(balancer.pick(all_servers, IDLE, make_request()) is all_servers[0] for _ in range(5))
 
     def test_nobody_is_forgotten(self, balancer: Balancer) -> None:
         """Equal servers that take their time all get requests."""

@@ -88,7 +88,7 @@ class RegistryStoreContract:
         assert (await store.load()).servers == (changed,)
 
     async def test_a_removed_server_is_gone_once(self, store: Store) -> None:
-        """The second removal finds nothing; the record is still known, and the pair can be registered anew."""
+        """The second removal finds nothing; the record is still known, and the pair can be registered again."""
         await store.save_server(make_server())
         assert await store.remove_server(ServerId("one")) is True
         assert await store.remove_server(ServerId("one")) is False
@@ -121,7 +121,7 @@ class RegistryStoreContract:
         assert ((await store.load()).servers, await store.version()) == ((), before)
 
     async def test_waiting_for_a_change_ends(self, store: Store) -> None:
-        """Somebody may have changed something or not: whoever waits asks for the version in any case."""
+        """Whether or not anything changed: the caller asks for the version in any case."""
         with anyio.fail_after(5):
             for _ in range(3):
                 await store.changed(0.01)
@@ -257,7 +257,7 @@ class SessionStoreContract:
     """What a store must do that keeps sessions. Subclass it like `RegistryStoreContract`."""
 
     async def test_a_session_counts_until_it_is_closed(self, store: Store) -> None:
-        """Everybody who follows the version hears of it; one that is over is forgotten by and by; it can be closed once."""
+        """The version grows with it; an expired session is forgotten sooner or later; a session can be closed once."""
         before = await store.version()
         await store.open_session("over", 1.0)
         await store.open_session("ab" * 32, 1e10)
