@@ -22,12 +22,10 @@ MOST_ATTRIBUTES = 20
 
 LONG_MODULES = {
     "bodies",
-    "core.fairness",
     "relay.exchange",
     "pages.views",
 }
 LARGE_CLASSES = {
-    "core.fairness.FairQueue",
     "relay.exchange.Exchange",
     "settings.declaration.Settings",  # stays: one field per setting, and nothing but fields
 }

@@ -425,7 +425,7 @@ def test_idle_computers_may_be_used_without_debt() -> None:
     join_all(queue, [newcomer, greedy], now)
     assert queue.order(MODEL) == [newcomer, greedy]
     assert queue._models[MODEL].books is not None
-    assert greedy._model is stays._model
+    assert greedy.use is stays.use
 
 
 def test_a_wrong_estimate_is_corrected() -> None:

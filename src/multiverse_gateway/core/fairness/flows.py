@@ -1,0 +1,40 @@
+"""Who asks, how urgently, and which slots there are."""
+
+from enum import StrEnum
+from typing import NamedTuple
+
+from attrs import frozen
+
+
+class Band(StrEnum):
+    """How urgent a request is: whether a person waits for its answer."""
+
+    INTERACTIVE = "interactive"
+    BULK = "bulk"
+
+
+class Share(StrEnum):
+    """A part of a model's slots that other clients' requests bound."""
+
+    CLIENT = "half"
+    """What one client may hold in one band."""
+    BULK = "a quarter"
+    """What all bulk requests together may hold beside interactive ones."""
+
+
+class Flow(NamedTuple):
+    """The requests of one client in one band. `client` names a key or an address."""
+
+    client: str
+    band: Band = Band.INTERACTIVE
+
+
+BULK, INTERACTIVE = Band.BULK, Band.INTERACTIVE  # a look-up in an enum costs as much as a call
+
+
+@frozen
+class Pool:
+    """Slots that one or more models share: a server, or a host. `slots` is `None` without a cap."""
+
+    models: tuple[str, ...]
+    slots: int | None = None
