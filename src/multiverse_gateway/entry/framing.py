@@ -1,4 +1,14 @@
-"""What the head of a request may look like, so that it can be read in one way only and comes from no form of another site."""
+"""What the head of a request may look like, so that it can be read in one way only and comes from no form of another site.
+
+Both doors hold these rules, after a parser that is strict by itself (llhttp, h11 or h2):
+
+1. There is one host at most. A length is digits and nothing else, and the only transfer coding is `chunked`.
+2. The length of the body is stated once, by `Content-Length` or by `Transfer-Encoding`. A server or proxy that believed the other one would
+   take a part of the body for the next request.
+3. A request that a gateway has passed on is refused, so that gateways which are registered with each other make no circle.
+4. The body is not compressed: its model could not be read, and a small body could become a huge one.
+5. A `POST` is refused if a form on a page of another site could have sent it.
+"""
 
 import re
 from collections.abc import Mapping
@@ -86,6 +96,7 @@ def check_head(headers: Headers, names: Mapping[bytes, bytes]) -> None:
     Raises:
         GatewayError: It does not.
     """
+    # The usual head: no name comes twice, and none that any of the rules is about. It saves three passes over the headers.
     if len(names) == len(headers) and _TELLING.isdisjoint(names) and names.get(b"content-length", b"0").isdigit():
         return
     refused = refuse_bad_framing(headers) or refuse_loop(headers) or refuse_compression(headers)

