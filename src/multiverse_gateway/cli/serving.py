@@ -26,7 +26,7 @@ from multiverse_gateway._version import __version__
 from multiverse_gateway.app import Assembly, assemble
 from multiverse_gateway.cli.common import host_for_url
 from multiverse_gateway.cli.guards import GuardedConfig, guard_hypercorn
-from multiverse_gateway.cli.handover import Hypercorn, misfit
+from multiverse_gateway.cli.hypercorn_adapter import Hypercorn, incompatibility
 from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.observability.logging import configure
@@ -136,7 +136,7 @@ def _has_direct_door(settings: Settings) -> bool:
     if not settings.direct_door:
         _log.info("the direct door is switched off: hypercorn serves all requests")
         return False
-    problem = misfit()
+    problem = incompatibility()
     if problem is not None:
         _log.warning("the direct door does not fit this hypercorn, which serves all requests instead", extra={"fields": {"why": problem}})
     return problem is None

@@ -1,7 +1,7 @@
-"""What serves the connections that the direct door does not: hypercorn 0.18, from its private parts.
+"""Let hypercorn 0.18 serve the connections that the direct door does not take.
 
-Hypercorn makes its own connections from its own listener only. Here one is made from a transport that is open already; the parts that
-this takes are named in `PARTS`, and all other use of them is in `cli.guards`.
+Hypercorn creates connections only from its own listener. This module creates one from a transport that is already open, with parts of
+hypercorn that are not public. `PARTS` names them; `cli.hypercorn_hardening` has every other use of private parts.
 """
 
 import asyncio
@@ -22,15 +22,15 @@ PARTS: Mapping[str, tuple[Callable[..., Any], Sequence[str]]] = {
     "hypercorn.asyncio.worker_context.WorkerContext": (WorkerContext, ("max_requests",)),
     "hypercorn.utils.wrap_app": (wrap_app, ("app", "wsgi_max_body_size", "mode")),
 }
-"""What we call, and the parameters that we know it to have."""
+"""The functions and classes that we call, each with the parameters that it has in hypercorn 0.18."""
 
 
-def misfit(parts: Mapping[str, tuple[Callable[..., Any], Sequence[str]]] = PARTS) -> str | None:
-    """Return what this hypercorn has made different, or `None` when connections can be handed over to it."""
-    for name, (part, known) in parts.items():
-        found = tuple(inspect.signature(part).parameters)
-        if found != tuple(known):
-            return f"{name} takes ({', '.join(found)}), not ({', '.join(known)})"
+def incompatibility(parts: Mapping[str, tuple[Callable[..., Any], Sequence[str]]] = PARTS) -> str | None:
+    """Return how the installed hypercorn differs from hypercorn 0.18, or `None` if connections can be handed over to it."""
+    for name, (part, expected) in parts.items():
+        parameters = tuple(inspect.signature(part).parameters)
+        if parameters != tuple(expected):
+            return f"{name} takes ({', '.join(parameters)}), not ({', '.join(expected)})"
     for member in ("terminated", "terminate"):
         if not hasattr(WorkerContext(None), member):
             return f"a WorkerContext of hypercorn has no {member}"
@@ -38,7 +38,7 @@ def misfit(parts: Mapping[str, tuple[Callable[..., Any], Sequence[str]]] = PARTS
 
 
 class Hypercorn:
-    """Connections served by hypercorn. Made on the event loop that it serves."""
+    """Connections that hypercorn serves. Create it on the event loop that serves them."""
 
     def __init__(self, app: Any, config: Config) -> None:
         self._app = wrap_app(app, config.wsgi_max_body_size, "asgi")
@@ -48,7 +48,7 @@ class Hypercorn:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def take(self, transport: asyncio.Transport, data: bytes) -> None:
-        """Serve a connection of which `data` has been read."""
+        """Serve a connection from which `data` has already been read."""
         reader = asyncio.StreamReader(READ_AHEAD, self._loop)
         protocol = asyncio.StreamReaderProtocol(reader, self._serve, self._loop)
         transport.set_write_buffer_limits(high=READ_AHEAD)
@@ -65,6 +65,6 @@ class Hypercorn:
         await GuardedServer(self._app, self._loop, self._config, self._context, {}, reader, writer)
 
     async def finish(self) -> None:
-        """Let running requests come to their end. Cancelled, it ends them."""
+        """Wait until the running requests have finished. If this call is cancelled, they are cancelled too."""
         await self._context.terminated.set()
         await asyncio.gather(*self._tasks, return_exceptions=True)

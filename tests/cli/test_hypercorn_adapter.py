@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from multiverse_gateway.cli.handover import PARTS, misfit
+from multiverse_gateway.cli.hypercorn_adapter import PARTS, incompatibility
 from support.processes import GatewayProcess
 from support.raw_client import RawClient
 from support.sockets import wait_until
 
 
 def test_this_hypercorn_fits() -> None:
-    """When this fails after an upgrade, it says what changed: mend `cli.handover`, and compare `cli.guards` too."""
-    assert misfit() is None
+    """If this fails after an upgrade, it says what changed: adapt `cli.hypercorn_adapter`, and compare `cli.guards` too."""
+    assert incompatibility() is None
 
 
 def test_another_hypercorn_does_not() -> None:
@@ -24,7 +24,7 @@ def test_another_hypercorn_does_not() -> None:
     def part(app: Any, loop: Any) -> None: ...
 
     changed: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {"hypercorn.Part": (part, ("app", "config"))}
-    assert misfit(changed) == "hypercorn.Part takes (app, loop), not (app, config)"
+    assert incompatibility(changed) == "hypercorn.Part takes (app, loop), not (app, config)"
     assert set(PARTS) >= {"hypercorn.asyncio.tcp_server.TCPServer"}
 
 
