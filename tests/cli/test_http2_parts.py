@@ -9,9 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multiverse_gateway.cli.guards.http2_frames import BLOCK_BYTES, CONTINUATION, END_HEADERS, HEADERS, PREFACE_BYTES, FrameWatch
-from multiverse_gateway.cli.guards.http2_outbox import LEAST_BYTES, StreamOutbox
-from multiverse_gateway.cli.guards.shared import HELD_BYTES
+from multiverse_gateway.cli.hypercorn_hardening.http2_frames import (
+    BLOCK_BYTES,
+    CONTINUATION,
+    END_HEADERS,
+    HEADERS,
+    PREFACE_BYTES,
+    FrameWatch,
+)
+from multiverse_gateway.cli.hypercorn_hardening.http2_outbox import LEAST_BYTES, StreamOutbox
+from multiverse_gateway.cli.hypercorn_hardening.shared import HELD_BYTES
 
 MAX_FRAME = 16_384
 DATA, PING = 0x0, 0x6

@@ -14,7 +14,7 @@ from support.sockets import wait_until
 
 
 def test_this_hypercorn_fits() -> None:
-    """If this fails after an upgrade, it says what changed: adapt `cli.hypercorn_adapter`, and compare `cli.guards` too."""
+    """If this fails after an upgrade, it says what changed: adapt `cli.hypercorn_adapter`, and compare `cli.hypercorn_hardening` too."""
     assert incompatibility() is None
 
 

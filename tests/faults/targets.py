@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 import httpx2
 
-from multiverse_gateway.cli.guards.http1 import _is_folded
+from multiverse_gateway.cli.hypercorn_hardening.http1 import _is_folded
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_endpoint, refusal_of_any
 from multiverse_gateway.core.answers import check_json, read_answer
 from multiverse_gateway.core.dialects import Dialect

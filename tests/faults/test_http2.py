@@ -26,8 +26,8 @@ from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 
-from multiverse_gateway.cli.guards import GuardedConfig
-from multiverse_gateway.cli.guards.http2 import GuardedH2
+from multiverse_gateway.cli.hypercorn_hardening import GuardedConfig
+from multiverse_gateway.cli.hypercorn_hardening.http2 import GuardedH2
 from support import behaviours
 from support.backends import Backend
 from support.certificates import write_certificate
@@ -534,10 +534,10 @@ async def is_left_behind(server: type[Server]) -> bool:
 
 
 async def test_hypercorn_still_leaves_senders_behind() -> None:
-    """When this fails after an upgrade, see whether `cli.guards.http2` can be dropped."""
+    """When this fails after an upgrade, see whether `cli.hypercorn_hardening.http2` can be dropped."""
     assert await is_left_behind(Server), (
-        "hypercorn now closes the buffer of a stream whose client has left: compare cli/guards/http2.py with hypercorn/protocol/h2.py, "
-        "run the tests of this module without guard_hypercorn, and drop what is needless"
+        "hypercorn now closes the buffer of a stream whose client has left: compare cli/hypercorn_hardening/http2.py with hypercorn/protocol/h2.py, "
+        "run the tests of this module without harden_hypercorn, and drop what is needless"
     )
 
 

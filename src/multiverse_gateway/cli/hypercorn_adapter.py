@@ -14,7 +14,7 @@ from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
 from hypercorn.utils import wrap_app
 
-from multiverse_gateway.cli.guards.shared import GuardedServer
+from multiverse_gateway.cli.hypercorn_hardening.shared import GuardedServer
 
 READ_AHEAD = 32768
 PARTS: Mapping[str, tuple[Callable[..., Any], Sequence[str]]] = {

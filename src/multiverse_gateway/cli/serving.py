@@ -25,8 +25,8 @@ from hypercorn.utils import LifespanFailureError, LifespanTimeoutError
 from multiverse_gateway._version import __version__
 from multiverse_gateway.app import Assembly, assemble
 from multiverse_gateway.cli.common import host_for_url
-from multiverse_gateway.cli.guards import GuardedConfig, guard_hypercorn
 from multiverse_gateway.cli.hypercorn_adapter import Hypercorn, incompatibility
+from multiverse_gateway.cli.hypercorn_hardening import GuardedConfig, harden_hypercorn
 from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.observability.logging import configure
@@ -112,7 +112,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 async def _serve(serving: Serving) -> int:
     settings = serving.settings
-    guard_hypercorn()
+    harden_hypercorn()
     parts = assemble(settings)
     app = parts.app
     ending = Ending(parts.gateway, settings.shutdown_grace_seconds)

@@ -1,4 +1,4 @@
-"""What hypercorn 0.18 leaves open at the front door, closed.
+"""Harden hypercorn 0.18: close the gaps that it leaves on connections from the outside.
 
 1. A head has to be complete in the time of `GuardedConfig` after the connection was made, or after its first byte on a kept one.
 2. A connection speaks what it spoke from its first byte: no upgrade to h2c or to a WebSocket. No header is folded.
@@ -9,20 +9,20 @@
 5. A request's body is held in small pieces only: the client waits until the application has taken them.
 6. A connection that the client closed is closed immediately: hypercorn would wait for the end of its keep-alive time first.
 
-`shared` has what both versions of HTTP need, `http1` guards hypercorn's HTTP/1.1, `http2` takes the place of its HTTP/2.
+`shared` has what both versions of HTTP need, `http1` hardens hypercorn's HTTP/1.1, `http2` replaces its HTTP/2.
 """
 
 import hypercorn.asyncio.run
 import hypercorn.protocol
 
-from multiverse_gateway.cli.guards.http1 import GuardedH11
-from multiverse_gateway.cli.guards.http2 import GuardedH2
-from multiverse_gateway.cli.guards.shared import GuardedConfig, GuardedServer
+from multiverse_gateway.cli.hypercorn_hardening.http1 import GuardedH11
+from multiverse_gateway.cli.hypercorn_hardening.http2 import GuardedH2
+from multiverse_gateway.cli.hypercorn_hardening.shared import GuardedConfig, GuardedServer
 
-__all__ = ["GuardedConfig", "guard_hypercorn"]
+__all__ = ["GuardedConfig", "harden_hypercorn"]
 
 
-def guard_hypercorn() -> None:
-    """Make hypercorn use the guarded protocols in this process; it has no setting for that."""
+def harden_hypercorn() -> None:
+    """Make hypercorn use the hardened protocols in this process; it has no setting for that."""
     vars(hypercorn.protocol).update(H11Protocol=GuardedH11, H2Protocol=GuardedH2)
     vars(hypercorn.asyncio.run).update(TCPServer=GuardedServer)

@@ -1,4 +1,4 @@
-"""HTTP/1.1 of hypercorn, guarded: heads that are late or folded, empty lines before a request, bytes behind the last one."""
+"""HTTP/1.1 of hypercorn, hardened: heads that are late or folded, empty lines before a request, bytes behind the last one."""
 
 import asyncio
 import re
@@ -11,7 +11,7 @@ from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 
-from multiverse_gateway.cli.guards.shared import Applications, GuardedConfig, HeadTimer, Outlet
+from multiverse_gateway.cli.hypercorn_hardening.shared import Applications, GuardedConfig, HeadTimer, Outlet
 
 AHEAD_BYTES = 65_536
 """What a client may send before its answer is complete."""

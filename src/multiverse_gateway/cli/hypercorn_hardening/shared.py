@@ -1,4 +1,4 @@
-"""What the guards of HTTP/1.1 and HTTP/2 share: the time for a head, the way out to the client, the way in to the application."""
+"""What both versions of HTTP need: the time for a head, the way out to the client, the way in to the application."""
 
 import asyncio
 from collections import deque
@@ -21,7 +21,7 @@ Message = dict[str, Any]
 
 
 class GuardedConfig(Config):
-    """Hypercorn's configuration, and ours of the guards."""
+    """Hypercorn's configuration, with the limits of the hardened protocols."""
 
     head_timeout = 10.0
     """Seconds in which the head of a request must have come."""

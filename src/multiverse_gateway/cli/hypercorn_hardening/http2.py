@@ -34,9 +34,9 @@ from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.typing import AppWrapper, ConnectionState, TaskGroup, WorkerContext
 from hypercorn.utils import filter_pseudo_headers
 
-from multiverse_gateway.cli.guards.http2_frames import FrameWatch
-from multiverse_gateway.cli.guards.http2_outbox import StreamOutbox
-from multiverse_gateway.cli.guards.shared import Applications, GuardedConfig, HeadTimer, Outlet, stopped_before
+from multiverse_gateway.cli.hypercorn_hardening.http2_frames import FrameWatch
+from multiverse_gateway.cli.hypercorn_hardening.http2_outbox import StreamOutbox
+from multiverse_gateway.cli.hypercorn_hardening.shared import Applications, GuardedConfig, HeadTimer, Outlet, stopped_before
 
 MAX_RESETS = 100
 """Resets of one connection in `RESET_SECONDS`: more than a person can cause, whose client has at most 100 streams."""

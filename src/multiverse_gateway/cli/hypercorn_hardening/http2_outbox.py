@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 
-from multiverse_gateway.cli.guards.shared import HELD_BYTES
+from multiverse_gateway.cli.hypercorn_hardening.shared import HELD_BYTES
 
 LEAST_BYTES = 4096
 """What a stream must take in the write timeout, or all that there is."""
