@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from multiverse_gateway.cli import main
-from multiverse_gateway.cli.scripted import MODEL, ScriptedServer
+from multiverse_gateway.cli.scripted_server import MODEL, ScriptedServer
 from support.processes import environment
 from support.sockets import free_port
 

@@ -17,7 +17,7 @@ import click
 import httpx2
 
 from multiverse_gateway.cli.run import bind
-from multiverse_gateway.cli.scripted import MODEL
+from multiverse_gateway.cli.scripted_server import MODEL
 from multiverse_gateway.keys import new_key
 from multiverse_gateway.settings import Settings
 
@@ -105,7 +105,7 @@ class Tour:
         click.echo("\nThat was the tour. Run `multiverse-gateway demo` without --once to try it yourself.")
 
     def _start_server(self, name: str) -> str:
-        command = [sys.executable, "-m", "multiverse_gateway.cli.scripted", name]
+        command = [sys.executable, "-m", "multiverse_gateway.cli.scripted_server", name]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **_APART)  # noqa: S603  ourselves
         self.stack.callback(_end, process)
         self.servers[name] = process

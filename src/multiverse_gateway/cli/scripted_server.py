@@ -1,6 +1,6 @@
 """A model server without a model, for the demonstration and the tutorial: OpenAI's chat API, plain and streamed word by word.
 
-    python -m multiverse_gateway.cli.scripted NAME [PORT]
+    python -m multiverse_gateway.cli.scripted_server NAME [PORT]
 
 It listens on the given port of 127.0.0.1, or on any free one, and prints the number. It stops when its standard input ends.
 """
