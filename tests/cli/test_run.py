@@ -13,7 +13,7 @@ import anyio
 import httpx2
 import pytest
 
-from multiverse_gateway.cli.supervisor import EARLY_ENDS, Ends, supervise
+from multiverse_gateway.cli.supervisor import MAX_EARLY_EXITS, EarlyExits, supervise
 from support import behaviours
 from support.backends import Backend
 from support.processes import Child, GatewayProcess, environment
@@ -25,14 +25,14 @@ ON_LINUX = sys.platform == "linux"
 
 def test_workers_that_end_at_once_are_a_loop() -> None:
     """Restarts come later and later, and then no more; a long life forgives all."""
-    ends = Ends()
+    exits = EarlyExits()
     pauses = []
-    while not ends.is_loop:
-        pauses.append(ends.pause)
-        ends = ends.after(0.1)
+    while not exits.is_loop:
+        pauses.append(exits.pause)
+        exits = exits.after(0.1)
     assert pauses == sorted(pauses)
     assert len(pauses) == 4
-    assert not ends.after(60.0).is_loop
+    assert not exits.after(60.0).is_loop
 
 
 @pytest.mark.e2e
@@ -65,7 +65,7 @@ async def test_workers_that_last_outlive_a_crash_loop_of_others(tmp_path: Path, 
     with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
             group.start_soon(partial(supervise, [sys.executable, "-c", ONE_LASTS], 2, now=lambda: next(jumps)))
-            while not ended.exists() or len(ended.read_text().splitlines()) <= EARLY_ENDS:  # noqa: ASYNC110  another process writes it
+            while not ended.exists() or len(ended.read_text().splitlines()) <= MAX_EARLY_EXITS:  # noqa: ASYNC110  another process writes it
                 await anyio.sleep(0.05)
             assert "--join" in ended.read_text()
             os.kill(os.getpid(), signal.SIGTERM)

@@ -115,19 +115,19 @@ async def _serve(serving: Serving) -> int:
     harden_hypercorn()
     parts = assemble(settings)
     app = parts.app
-    ending = Ending(parts.gateway, settings.shutdown_grace_seconds)
-    _listen_to_signals(ending, serving)
+    shutdown = Shutdown(parts.gateway, settings.shutdown_grace_seconds)
+    _listen_to_signals(shutdown, serving)
     _log.info("starting", extra={"fields": {"version": __version__, "url": serving.url}})
     _log.info("settings", extra={"fields": settings.masked()})
     announced = Announced(app, lambda: _announce(serving, parts))
     config = server_config(settings, serving.tls)
     if _has_direct_door(settings):
         # hypercorn runs the application's lifespan; what it takes for the wait for the end is our serving
-        await hypercorn.asyncio.serve(announced, config, shutdown_trigger=partial(_serve_directly, serving, parts, config, ending))
+        await hypercorn.asyncio.serve(announced, config, shutdown_trigger=partial(_serve_directly, serving, parts, config, shutdown))
     else:
         config.bind = [f"fd://{serving.sock.detach()}"]
-        await hypercorn.asyncio.serve(announced, config, shutdown_trigger=partial(_serve_by_hypercorn, serving, ending))
-    ending.cancel()
+        await hypercorn.asyncio.serve(announced, config, shutdown_trigger=partial(_serve_by_hypercorn, serving, shutdown))
+    shutdown.cancel()
     _log.info("stopped")
     return 0
 
@@ -142,13 +142,13 @@ def _has_direct_door(settings: Settings) -> bool:
     return problem is None
 
 
-async def _serve_by_hypercorn(serving: Serving, ending: "Ending") -> None:
+async def _serve_by_hypercorn(serving: Serving, shutdown: "Shutdown") -> None:
     """Wait for the end; hypercorn begins to wait for it when it listens."""
     _tell_ready(serving)
-    await ending.begun.wait()
+    await shutdown.begun.wait()
 
 
-async def _serve_directly(serving: Serving, parts: Assembly, config: GuardedConfig, ending: "Ending") -> None:
+async def _serve_directly(serving: Serving, parts: Assembly, config: GuardedConfig, shutdown: "Shutdown") -> None:
     """Listen until the end begins, and return when all that was being answered then has come to its end."""
     settings = serving.settings
     others = Hypercorn(parts.app, config)
@@ -170,7 +170,7 @@ async def _serve_directly(serving: Serving, parts: Assembly, config: GuardedConf
     )
     _tell_ready(serving)
     _spare_garbage_collection()
-    await ending.begun.wait()
+    await shutdown.begun.wait()
     server.close()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(config.graceful_timeout):
@@ -230,8 +230,8 @@ class Announced:
         await self._app(scope, receive, watching)
 
 
-class Ending:
-    """The end of a process, in order: no new requests, the grace, a word to those that still run, and out."""
+class Shutdown:
+    """The shutdown of the process: new requests are refused, running ones get the grace, the rest are interrupted, the process exits."""
 
     def __init__(self, gateway: Gateway, grace: float) -> None:
         self._gateway = gateway
@@ -240,8 +240,8 @@ class Ending:
         self._timers: list[asyncio.TimerHandle] = []
         self.begun = asyncio.Event()
 
-    def first(self, *, refuse_after: float = 0.0) -> None:
-        """Let running requests finish, and refuse new ones, at once or after some seconds; asked again it changes nothing."""
+    def begin(self, *, refuse_after: float = 0.0) -> None:
+        """Let running requests finish, and refuse new ones immediately or after `refuse_after` seconds. Further calls change nothing."""
         if self.begun.is_set():
             return
         _log.info("stopping", extra={"fields": {"grace_seconds": self._grace}})
@@ -253,28 +253,28 @@ class Ending:
         self._timers.append(self._loop.call_later(self._grace, self._gateway.interrupt))
         self._timers.append(self._loop.call_later(self._grace + LAST_SECONDS, os._exit, 1))
 
-    def now(self) -> None:
-        """End running requests at once."""
-        self.first()
+    def hurry(self) -> None:
+        """Interrupt running requests immediately, and exit."""
+        self.begin()
         self._gateway.interrupt()
         self._timers.append(self._loop.call_later(HURRIED_SECONDS, os._exit, 0))
 
-    def signalled(self) -> None:
-        """Take a signal: the first is polite, the second is not."""
+    def handle_signal(self) -> None:
+        """Handle a signal: the first begins the shutdown, the second interrupts running requests."""
         if self.begun.is_set():
-            self.now()
+            self.hurry()
         else:
-            self.first()
+            self.begin()
 
     def cancel(self) -> None:
-        """Forget the timers: all has ended by itself."""
+        """Cancel the timers: everything has ended by itself."""
         for timer in self._timers:
             timer.cancel()
 
 
-def _listen_to_signals(ending: Ending, serving: Serving) -> None:
+def _listen_to_signals(shutdown: Shutdown, serving: Serving) -> None:
     loop = asyncio.get_running_loop()
-    polite = ending.first if serving.worker else ending.signalled
+    polite = shutdown.begin if serving.worker else shutdown.handle_signal
     for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
         number = getattr(signal, name, None)
         if number is None:
@@ -289,17 +289,17 @@ def _listen_to_signals(ending: Ending, serving: Serving) -> None:
     if serving.stop_at_eof:
         descriptor = sys.stdin.fileno()
         os.set_blocking(descriptor, False)
-        loop.add_reader(descriptor, _read_parent, ending, loop, descriptor)
+        loop.add_reader(descriptor, _read_parent, shutdown, loop, descriptor)
 
 
-def _read_parent(ending: Ending, loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
-    said = os.read(descriptor, 64)
-    if not said:
+def _read_parent(shutdown: Shutdown, loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
+    commands = os.read(descriptor, 64)
+    if not commands:
         loop.remove_reader(descriptor)
-    if b"!" in said:
-        ending.now()
+    if b"!" in commands:
+        shutdown.hurry()
     else:
-        ending.first(refuse_after=HANDOVER_SECONDS if b"r" in said else 0.0)
+        shutdown.begin(refuse_after=HANDOVER_SECONDS if b"r" in commands else 0.0)
 
 
 def _tell_ready(serving: Serving) -> None:

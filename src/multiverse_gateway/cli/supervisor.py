@@ -26,7 +26,7 @@ import attrs
 import click
 
 EARLY_SECONDS = 10.0
-EARLY_ENDS = 4
+MAX_EARLY_EXITS = 4
 FIRST_PAUSE = 0.25
 LAST_PAUSE = 5.0
 READY_SECONDS = 60.0
@@ -36,24 +36,24 @@ UNUSABLE = 2
 
 
 @attrs.frozen
-class Ends:
-    """How often in a row workers ended soon after their start."""
+class EarlyExits:
+    """The number of workers in a row that exited soon after their start."""
 
-    early: int = 0
+    in_a_row: int = 0
 
-    def after(self, lived: float) -> "Ends":
-        """Count one more end, of a worker that lived so many seconds."""
-        return Ends(self.early + 1 if lived < EARLY_SECONDS else 0)
+    def after(self, lived: float) -> "EarlyExits":
+        """Count the exit of a worker that ran for `lived` seconds."""
+        return EarlyExits(self.in_a_row + 1 if lived < EARLY_SECONDS else 0)
 
     @property
     def is_loop(self) -> bool:
-        """Whether restarting makes no sense any more."""
-        return self.early >= EARLY_ENDS
+        """Whether workers keep exiting early, so that restarting makes no sense."""
+        return self.in_a_row >= MAX_EARLY_EXITS
 
     @property
     def pause(self) -> float:
         """Seconds until the next start."""
-        return min(LAST_PAUSE, FIRST_PAUSE * 2.0 ** max(0, self.early - 1))
+        return min(LAST_PAUSE, FIRST_PAUSE * 2.0 ** max(0, self.in_a_row - 1))
 
 
 @attrs.define(eq=False)
@@ -89,7 +89,7 @@ class _Pool:
     now: Callable[[], float]
     tasks: anyio.abc.TaskGroup
     crew: _Crew = attrs.field(factory=_Crew)
-    ends: Ends = Ends()
+    early_exits: EarlyExits = EarlyExits()
     running: set[anyio.abc.Process] = attrs.field(factory=set)
     has_served: bool = False
     replacing: bool = False
@@ -115,8 +115,8 @@ class _Pool:
                 self.exit_code = self.exit_code or max(0, code)
             if self._is_over(crew):
                 return
-            self.ends = self.ends.after(self.now() - begun)
-            if code == UNUSABLE or (self.ends.is_loop and not crew.lasts(self.now())):
+            self.early_exits = self.early_exits.after(self.now() - begun)
+            if code == UNUSABLE or (self.early_exits.is_loop and not crew.lasts(self.now())):
                 click.echo(
                     f"Worker {number} ended with code {code} right after its start, and so will others; the gateway stops.", err=True
                 )
@@ -124,7 +124,7 @@ class _Pool:
                 await self.stop()
                 return
             click.echo(f"Worker {number} ended with code {code}; another one starts.", err=True)
-            await anyio.sleep(self.ends.pause)
+            await anyio.sleep(self.early_exits.pause)
 
     async def _run(self, crew: _Crew, worker: _Worker | None) -> int:
         """Wait for the end of a worker, of a new one by default, and return its code."""
