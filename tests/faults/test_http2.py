@@ -536,7 +536,8 @@ async def is_left_behind(server: type[Server]) -> bool:
 async def test_hypercorn_still_leaves_senders_behind() -> None:
     """When this fails after an upgrade, see whether `cli.hypercorn_hardening.http2` can be dropped."""
     assert await is_left_behind(Server), (
-        "hypercorn now closes the buffer of a stream whose client has left: compare cli/hypercorn_hardening/http2.py with hypercorn/protocol/h2.py, "
+        "hypercorn now closes the buffer of a stream whose client has left: compare cli/hypercorn_hardening/http2.py "
+        "with hypercorn/protocol/h2.py, "
         "run the tests of this module without harden_hypercorn, and drop what is needless"
     )
 

@@ -17,8 +17,8 @@ from typing import Final
 from multiverse_gateway.core.addresses import AddressPolicy, AddressRefusal, Endpoint, refusal_of_any
 from multiverse_gateway.core.failover import ConnectFailure, Failure
 from multiverse_gateway.core.pauses import stopped_seconds
-from multiverse_gateway.relay.names import SystemResolver
 from multiverse_gateway.relay.receiver import unreached
+from multiverse_gateway.relay.resolver import SystemResolver
 from multiverse_gateway.relay.server_connection import ConnectionOwner, ServerConnection, WireSending
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from multiverse_gateway.relay.names import MAX_LOOKUPS, SystemResolver
+from multiverse_gateway.relay.resolver import MAX_LOOKUPS, SystemResolver
 from support.sockets import until
 
 
