@@ -193,7 +193,7 @@ class Stats(ServerCounts):
 
 
 @attrs.frozen(kw_only=True)
-class Health:
+class GatewayHealth:
     """How the gateway is."""
 
     status: Literal["ok", "degraded", "stopping"]

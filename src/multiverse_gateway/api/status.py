@@ -17,7 +17,7 @@ from multiverse_gateway.core.routing import listed_name
 from multiverse_gateway.entry.identity import digests, verified
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.observability.metrics import CONTENT_TYPE, Moment, exposition
-from multiverse_gateway.records import Health, ServerCounts, Word
+from multiverse_gateway.records import GatewayHealth, ServerCounts, Word
 
 STORE_PATIENCE = 2.0
 _FIGURES = {"text/plain": 'multiverse_requests_total{model="llama-3.2:3b",status="200"} 42\n'}
@@ -56,11 +56,11 @@ async def database_trouble(gateway: Gateway) -> str | None:
     return None
 
 
-async def health(gateway: Gateway) -> Health:
+async def health(gateway: Gateway) -> GatewayHealth:
     """Return the body of `/health`."""
     trouble = await database_trouble(gateway)
     stopping = gateway.admission.is_closed
-    return Health(
+    return GatewayHealth(
         status="stopping" if stopping else "ok" if trouble is None else "degraded",
         version=__version__,
         database="ok" if trouble is None else "unavailable",
@@ -99,7 +99,7 @@ def operations_routes(gateway: Gateway) -> list[Route]:
 
     return [
         ApiRoute("/metrics", GET=Call(endpoint=metrics, answers={200: "text/plain"}, examples=_FIGURES, errors=(AdminKeyRequired,))),
-        ApiRoute("/health", GET=Call(endpoint=show_health, answers={200: Health})),
+        ApiRoute("/health", GET=Call(endpoint=show_health, answers={200: GatewayHealth})),
         ApiRoute("/livez", GET=Call(endpoint=live, answers={200: Word})),
         ApiRoute("/readyz", GET=Call(endpoint=ready, answers={200: Word}, errors=(ShuttingDown, Unavailable))),
     ]

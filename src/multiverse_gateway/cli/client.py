@@ -16,7 +16,7 @@ TIMEOUT = 60.0
 
 
 @attrs.frozen
-class Client:
+class GatewayClient:
     """Call one gateway; whatever goes wrong ends the command with a message that says what to do."""
 
     url: str
@@ -75,15 +75,15 @@ def gateway_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def client_for(gateway_url: str | None, admin_key: str | None) -> Client:
+def client_for(gateway_url: str | None, admin_key: str | None) -> GatewayClient:
     """Return a client of the gateway named, or of the one that the settings here describe."""
     gateway_url, admin_key = trimmed(gateway_url), trimmed(admin_key)
     if gateway_url and (admin_key or "MULTIVERSE_ADMIN_API_KEY" not in os.environ) and not Path(".env").exists():
-        return Client(_root(gateway_url), admin_key)
+        return GatewayClient(_root(gateway_url), admin_key)
     settings = settings_here()
     url = gateway_url or f"http://{host_for_url(settings.host)}:{settings.port}"
     client_key = settings.client_api_keys[0] if settings.client_api_keys else None
-    return Client(_root(url), admin_key or settings.admin_api_key, client_key)
+    return GatewayClient(_root(url), admin_key or settings.admin_api_key, client_key)
 
 
 def _root(url: str) -> str:

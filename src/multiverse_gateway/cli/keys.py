@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from multiverse_gateway.cli.client import Client, client_for, gateway_options
+from multiverse_gateway.cli.client import GatewayClient, client_for, gateway_options
 from multiverse_gateway.cli.common import json_option, print_json, print_table, printable
 from multiverse_gateway.core.servers import MAX_AT_ONCE, MAX_DAILY_LIMIT
 
@@ -145,7 +145,7 @@ def revoke(key: str, gateway_url: str | None, admin_key: str | None, as_json: bo
         click.echo(f"Revoked the key of {printable(revoked['name'])}.")
 
 
-def _id_of(client: Client, key: str) -> str:
+def _id_of(client: GatewayClient, key: str) -> str:
     found = [known["id"] for known in client.admin("GET", "/keys") if key == known["id"] or (known["works"] and key == known["name"])]
     if not found:
         raise click.ClickException(f"there is no client key {printable(key)}; `multiverse-gateway keys list --all` shows those there are")

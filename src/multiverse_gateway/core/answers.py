@@ -13,7 +13,7 @@ from attrs import define, field
 from msgspec import DecodeError, Raw, Struct
 
 from multiverse_gateway.core.lenient import BOM, is_utf8, legible
-from multiverse_gateway.core.payloads import Usage, is_truthy, tokens_of, value_of
+from multiverse_gateway.core.payloads import TokenCounts, is_truthy, tokens_of, value_of
 
 _SPACE = b" \t\r\n"
 _ABSENT = Raw(b"null")
@@ -30,7 +30,7 @@ class Answer(Struct, frozen=True, gc=False):
 
 
 class _Fields(Struct, gc=False):
-    usage: Usage | None = None
+    usage: TokenCounts | None = None
     error: Raw = Raw(b"")
     object: str | None = None
     type: str | None = None
@@ -121,7 +121,7 @@ def _read_odd_fields(text: bytes) -> _Fields | None:
     except (ValueError, RecursionError):
         return None
     is_error = "error" in (value_of(odd.object), value_of(odd.type))
-    return _Fields(Usage(*tokens_of(odd.usage)), odd.error, "error" if is_error else None)
+    return _Fields(TokenCounts(*tokens_of(odd.usage)), odd.error, "error" if is_error else None)
 
 
 def _has_contents(text: bytes) -> bool:

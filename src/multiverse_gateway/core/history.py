@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 import attrs
 
 
-class Check(Protocol):
+class CheckResult(Protocol):
     """One probe, as far as it matters here."""
 
     @property
@@ -39,7 +39,7 @@ class Statistics:
     uptime_percentage: float | None = None
 
 
-def statistics(checks: Sequence[Check], *, wall: float) -> Statistics:
+def statistics(checks: Sequence[CheckResult], *, wall: float) -> Statistics:
     """Sum up checks, in any order; `wall` is the present instant in epoch seconds, until which the last verdict holds.
 
     >>> statistics([], wall=0.0).success_rate is None
@@ -56,7 +56,7 @@ def statistics(checks: Sequence[Check], *, wall: float) -> Statistics:
     )
 
 
-def _uptime(checks: Sequence[Check], wall: float) -> float:
+def _uptime(checks: Sequence[CheckResult], wall: float) -> float:
     """Return the part of the time since the first check in which the latest verdict was good; clocks may have jumped."""
     ends = [*(check.checked_at for check in checks[1:]), max(wall, checks[-1].checked_at)]
     spans = [(check.passed, max(0.0, end - check.checked_at)) for check, end in zip(checks, ends, strict=True)]

@@ -42,7 +42,7 @@ class Choice(Struct, gc=False):
         return type(reason) is str and reason not in ("", "null")
 
 
-class Usage(Struct, gc=False):
+class TokenCounts(Struct, gc=False):
     """The tokens that an answer reports, under OpenAI's names or Anthropic's."""
 
     prompt_tokens: _Tokens = 0
@@ -59,7 +59,7 @@ class Usage(Struct, gc=False):
 class Carrier(Struct, gc=False):
     """A response or a message as far as an event tells of it; `value_of` decodes its `id`."""
 
-    usage: Usage | None = None
+    usage: TokenCounts | None = None
     id: Raw = _ABSENT
 
 
@@ -68,7 +68,7 @@ class Chunk(Struct):
 
     choices: list[Choice] | None = None
     error: Any = None
-    usage: Usage | None = None
+    usage: TokenCounts | None = None
     type: str | None = None
 
 
@@ -79,7 +79,7 @@ class NamedEvent(Struct):
     sequence_number: _SequenceNumber | None = None
     response: Carrier | None = None
     message: Carrier | None = None
-    usage: Usage | None = None
+    usage: TokenCounts | None = None
     error: Raw = Raw(b"")
 
 
@@ -224,12 +224,12 @@ def _odd_choices(raw: Raw) -> list[Choice]:
     ]
 
 
-def _odd_usage(raw: Raw) -> Usage:
+def _odd_usage(raw: Raw) -> TokenCounts:
     try:
         odd = _ODD_USAGE.decode(raw)
     except DecodeError:
-        return Usage()
-    return Usage(_count(odd.prompt_tokens), _count(odd.completion_tokens), _count(odd.input_tokens), _count(odd.output_tokens))
+        return TokenCounts()
+    return TokenCounts(_count(odd.prompt_tokens), _count(odd.completion_tokens), _count(odd.input_tokens), _count(odd.output_tokens))
 
 
 def tokens_of(usage: Raw) -> tuple[int, int]:

@@ -35,7 +35,7 @@ from multiverse_gateway.core.payloads import (
     Choice,
     Chunk,
     NamedEvent,
-    Usage,
+    TokenCounts,
     carries_more,
     decode_chunk,
     is_truthy,
@@ -389,11 +389,11 @@ class EventStream:
     def _note_choice(self, choice: Choice, chunk: Chunk, data: bytes) -> None:
         finished = self._finished
         if choice.has_finished and chunk.usage is None and not any(finished.values()):
-            self._note_usage(Usage(*timed_tokens(data)))
+            self._note_usage(TokenCounts(*timed_tokens(data)))
         if choice.index in finished or len(finished) < _MAX_CHOICES:
             finished[choice.index] = finished.get(choice.index, False) or choice.has_finished
 
-    def _note_usage(self, usage: Usage) -> None:
+    def _note_usage(self, usage: TokenCounts) -> None:
         """Keep the latest figures: servers send running totals, and not always both."""
         self.prompt_tokens = usage.prompt_tokens or usage.input_tokens or self.prompt_tokens
         self.completion_tokens = usage.completion_tokens or usage.output_tokens or self.completion_tokens

@@ -51,10 +51,10 @@ def rejection(field: "attrs.Attribute[Any]", value: object, remedy: str) -> Unus
     return UnusableSetting(field.name, shown, mask_url(remedy))
 
 
-Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
-def between(low: float, high: float, unit: str = "") -> Check:
+def between(low: float, high: float, unit: str = "") -> Validator:
     """Return a check for a number in a range, both ends included."""
 
     def check(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
@@ -64,7 +64,7 @@ def between(low: float, high: float, unit: str = "") -> Check:
     return check
 
 
-def one_of(*words: str) -> Check:
+def one_of(*words: str) -> Validator:
     """Return a check for one of these words."""
 
     def check(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
@@ -74,17 +74,17 @@ def one_of(*words: str) -> Check:
     return check
 
 
-def seconds(low: float, high: float) -> Check:
+def seconds(low: float, high: float) -> Validator:
     """Return a check for a duration in a range."""
     return between(low, high, " seconds")
 
 
-def byte_count(low: int, high: int) -> Check:
+def byte_count(low: int, high: int) -> Validator:
     """Return a check for a size in a range."""
     return between(low, high, " bytes")
 
 
-def no_longer_than(other: str) -> Check:
+def no_longer_than(other: str) -> Validator:
     """Return a check that a duration does not exceed that of another setting, which is declared earlier."""
 
     def check(settings: object, field: "attrs.Attribute[Any]", value: float) -> None:

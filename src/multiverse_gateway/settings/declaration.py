@@ -10,8 +10,8 @@ from multiverse_gateway.core.servers import MAX_AT_ONCE
 from multiverse_gateway.settings.checks import (
     MASK,
     PREFIX,
-    Check,
     UnusableSetting,
+    Validator,
     between,
     byte_count,
     check_admin_key,
@@ -54,7 +54,13 @@ def _show_secret(value: object) -> str:
 
 
 def _setting(
-    default: Any, description: str, *checks: Check, plain: bool = True, secret: bool = False, example: str | None = None, url: bool = False
+    default: Any,
+    description: str,
+    *checks: Validator,
+    plain: bool = True,
+    secret: bool = False,
+    example: str | None = None,
+    url: bool = False,
 ) -> Any:
     """Declare a setting: `plain` ones may be written without the prefix, `example` is what `.env.example` shows."""
     show: Any = _show_secret if secret else (lambda value: repr(mask_url(value))) if url else True
