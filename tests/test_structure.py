@@ -23,7 +23,6 @@ MOST_ATTRIBUTES = 20
 LONG_MODULES = {
     "bodies",
     "relay.exchange",
-    "pages.views",
 }
 LARGE_CLASSES = {
     "relay.exchange.Exchange",

@@ -9,7 +9,7 @@ from multiverse_gateway.connection_test import CHAT_SECONDS, Outcome, StepResult
 from multiverse_gateway.core.errors import BadRequest
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.pages.server_form import message_of
-from multiverse_gateway.pages.views import sentence
+from multiverse_gateway.pages.words import sentence
 from multiverse_gateway.protocols import ProbeProblem, ProbeStep
 from multiverse_gateway.registration import candidate, refuse_address
 

@@ -16,6 +16,7 @@ from multiverse_gateway.pages.live import Parts, follow, out_of_band
 from multiverse_gateway.pages.recent_checks import Histories
 from multiverse_gateway.pages.rendering import Renderer, Visit
 from multiverse_gateway.pages.sign_in import SignIn
+from multiverse_gateway.pages.snippets import snippets_of
 from multiverse_gateway.registration import refreshed
 
 _WHOLE = {"hx-retarget": "#page", "hx-reselect": "#page"}
@@ -163,7 +164,7 @@ class Dashboard:
         values: dict[str, Any] = {
             "cards": cards,
             "parts": parts,
-            "snippets": {card.name: views.snippets(base, card.name, needs_key=needs_key) for card in cards},
+            "snippets": {card.name: snippets_of(base, card.name, needs_key=needs_key) for card in cards},
             "live": f"{self._frame.url(visit.request, 'models_live')}?{urlencode({**pairs, 'seen': parts.digest})}",
             "q": q,
             "here": self._frame.here(visit, "models", pairs),

@@ -8,7 +8,7 @@ from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.core.routing import Route
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.pages import views
+from multiverse_gateway.pages.charts import CHART_CHECKS
 from multiverse_gateway.protocols import ProbeResult
 from multiverse_gateway.registration import saved
 
@@ -38,7 +38,7 @@ class Histories:
             return known[2]
         try:
             await saved(self.gateway)
-            checks = tuple(await self.gateway.store.history(server_id, views.HISTORY))
+            checks = tuple(await self.gateway.store.history(server_id, CHART_CHECKS))
         except GatewayError:
             return () if known is None else known[2]
         self._kept[server_id] = (key, now, checks)

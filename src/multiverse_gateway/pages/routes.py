@@ -22,7 +22,6 @@ from multiverse_gateway.core.servers import model_key
 from multiverse_gateway.entry.access import AccessRules
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.observability.tail import RecentLogs
-from multiverse_gateway.pages import views
 from multiverse_gateway.pages.assets import serve_asset
 from multiverse_gateway.pages.client_keys import ClientKeys
 from multiverse_gateway.pages.dashboard import Dashboard
@@ -32,6 +31,7 @@ from multiverse_gateway.pages.rendering import Renderer, Visit
 from multiverse_gateway.pages.server_pages import ServerPages
 from multiverse_gateway.pages.sessions import Sessions
 from multiverse_gateway.pages.sign_in import SignIn, WrongKey
+from multiverse_gateway.pages.words import bare_url
 from multiverse_gateway.records import iso
 from multiverse_gateway.registration import export_registry, refreshed
 
@@ -103,7 +103,7 @@ class Pages:
             wanted=wanted,
             base_url=f"{self._renderer.base_url(visit.request)}/v1",
             needs_key=self._gateway.settings.require_client_auth,
-            hosts={server_id: views.bare_url(route.server.endpoint_url) for server_id, route in self._gateway.table.routes.items()},
+            hosts={server_id: bare_url(route.server.endpoint_url) for server_id, route in self._gateway.table.routes.items()},
         )
 
     def _log_lines(self, visit: Visit, after: int | None = None) -> list[Mapping[str, Any]]:

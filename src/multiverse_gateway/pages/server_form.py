@@ -12,7 +12,7 @@ from multiverse_gateway.core.addresses import EndpointError, parse_endpoint
 from multiverse_gateway.core.errors import BadRequest, GatewayError, InvalidField
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.pages.views import sentence
+from multiverse_gateway.pages.words import sentence
 from multiverse_gateway.registration import refuse_address
 
 Form = Mapping[str, str]

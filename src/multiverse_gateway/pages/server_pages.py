@@ -12,6 +12,7 @@ from multiverse_gateway.core.errors import GatewayError, NotFound, ServerNotFoun
 from multiverse_gateway.core.history import statistics
 from multiverse_gateway.core.routing import Route as ServerRoute
 from multiverse_gateway.pages import views
+from multiverse_gateway.pages.charts import chart_of, events_of
 from multiverse_gateway.pages.client_keys import usage_values
 from multiverse_gateway.pages.connection_steps import UNTRIED, try_steps
 from multiverse_gateway.pages.live import Parts, follow
@@ -30,6 +31,9 @@ from multiverse_gateway.pages.server_form import (
     values_of,
 )
 from multiverse_gateway.pages.sign_in import SignIn
+from multiverse_gateway.pages.snippets import snippets_of
+from multiverse_gateway.pages.states import next_check_words
+from multiverse_gateway.pages.words import count, sentence
 from multiverse_gateway.records import iso
 from multiverse_gateway.registration import check, refreshed, remove, route_of, server_id_of, stated, update
 from multiverse_gateway.web.middleware import ADDRESS
@@ -70,7 +74,7 @@ class ServerPages:
         except GatewayError as error:
             return self._form_problem(visit, "register.html", error)
         server = accepted.server
-        snippets = views.snippets(
+        snippets = snippets_of(
             f"{self._frame.base_url(visit.request)}/v1", server.model_name, needs_key=self._gateway.settings.require_client_auth
         )
         values: dict[str, Any] = {"server": server, "accepted": accepted, "snippets": snippets}
@@ -173,12 +177,12 @@ class ServerPages:
             "health": route.health,
             "row": row,
             "found": found,
-            "chart": views.chart_of(checks),
-            "events": views.events_of(route, checks, now=self._gateway.now()),
+            "chart": chart_of(checks),
+            "events": events_of(route, checks, now=self._gateway.now()),
             "registered_at": iso(route.server.registered_at),
             "updated_at": iso(route.server.updated_at),
             "transition_at": iso(route.health.last_transition_at),
-            "next_check": views.next_check_words(route.health, self._gateway.now()) if row.status != "healthy" else "",
+            "next_check": next_check_words(route.health, self._gateway.now()) if row.status != "healthy" else "",
         }
 
     def _route(self, visit: Visit) -> ServerRoute:
@@ -190,7 +194,7 @@ class ServerPages:
         result = await check(self._gateway, server_id)
         kind = "success" if result.passed else "error"
         took = f"The check passed in {round(1000 * result.duration)} ms." if result.passed else "The check failed: "
-        words = took if result.passed else took + views.sentence(result.reason or "no answer")
+        words = took if result.passed else took + sentence(result.reason or "no answer")
         if visit.is_fragment:
             return self._frame.toast(Response(status_code=204), kind, words)
         return self._frame.done(visit, kind, words, "server", server_id=server_id)
@@ -213,7 +217,7 @@ class ServerPages:
         await update(
             self._gateway, server.id, parse_change({"max_concurrency": engine.limit}), before_probe=lambda: self._count_probe(visit)
         )
-        words = f"Saved: {views.count(engine.limit, 'request')} at once. {engine.fact}."
+        words = f"Saved: {count(engine.limit, 'request')} at once. {engine.fact}."
         return self._frame.done(visit, "success", words, "server", server_id=server.id)
 
     async def _edit(self, visit: Visit) -> Response:
