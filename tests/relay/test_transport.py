@@ -34,7 +34,7 @@ async def wire() -> AsyncIterator[Wire]:
     """Make a wire on which private addresses are open, and find nothing left of it."""
     wire = Wire(policy=lambda: OPEN)
     yield wire
-    await until(lambda: not wire.connections and not wire.dialling)
+    await until(lambda: not wire.connections and not wire.dialing)
     await wire.aclose()
 
 

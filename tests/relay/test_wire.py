@@ -109,7 +109,7 @@ async def wires() -> AsyncIterator[Wires]:
     yield wires
     for wire in wires.made:
         await wire.aclose()
-        assert (len(wire.connections), len(wire.dialling), wire.idle) == (0, 0, 0)
+        assert (len(wire.connections), len(wire.dialing), wire.idle) == (0, 0, 0)
 
 
 @pytest.fixture
@@ -649,7 +649,7 @@ async def test_aborting_ends_resolving(wires: Wires) -> None:
     await asked.wait()
     sending.abort()
     await cancelled.wait()
-    await until(lambda: not wire.dialling)
+    await until(lambda: not wire.dialing)
     assert told.said == []
 
 
@@ -661,7 +661,7 @@ async def test_aborting_ends_dialling(wires: Wires) -> None:
         sending = start(wire, hole.url, told)
         await asyncio.sleep(0.01)  # until the connection is under way; there is no event for that
         sending.abort()
-        await until(lambda: not wire.dialling)
+        await until(lambda: not wire.dialing)
     assert told.said == []
 
 
@@ -694,7 +694,7 @@ async def test_random_aborts_leave_nothing(wires: Wires, alice: Backend) -> None
         await asyncio.gather(*(one() for _ in range(50)))
     for _ in range(20):
         assert (await ask(wire, alice.url)).said[-1] == "end"
-    await until(lambda: not wire.dialling and len(wire.connections) == wire.idle)
+    await until(lambda: not wire.dialing and len(wire.connections) == wire.idle)
     await until(lambda: alice.open_connections == wire.idle and alice.running == 0)
     wire.drop(ALICE)
     await until(lambda: alice.open_connections == 0)
@@ -941,7 +941,7 @@ async def test_aborting_tls_leaves_nothing(wires: Wires, certificate: TlsContext
                 await asyncio.sleep(0)
             sending.abort()
             assert told.said == []
-        await until(lambda: not wire.connections and not wire.dialling and alice.open_connections == 0)
+        await until(lambda: not wire.connections and not wire.dialing and alice.open_connections == 0)
         await until(lambda: tasks_of(alice) == at_rest)
 
 

@@ -1,4 +1,4 @@
-"""The ASGI door: one exchange answered through `receive` and `send`, whatever the server below speaks."""
+"""The ASGI door: one exchange whose client is reached through `receive` and `send`, whatever version of HTTP the server speaks."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -16,7 +16,7 @@ HIGH_WATER = 32768
 
 
 class AsgiClient:
-    """Hold what the exchange says until the server below has taken it: at most `HIGH_WATER` bytes and one chunk."""
+    """Hold what the exchange answers until the server has taken it: at most `HIGH_WATER` bytes and one chunk."""
 
     def __init__(self) -> None:
         self._head: tuple[int, Headers] | None = None
@@ -37,12 +37,12 @@ class AsgiClient:
         self._wake.set()
 
     def head(self, status: int, headers: Headers) -> None:
-        """Keep the head; it goes out with the first of what follows."""
+        """Keep the head."""
         self._head = status, headers
         self._wake.set()
 
     def body(self, data: bytes) -> None:
-        """Keep a piece, and ask the exchange to pause when there is enough."""
+        """Keep a piece, and make the exchange pause when more than `HIGH_WATER` bytes wait."""
         self._pieces.append(data)
         self._size += len(data)
         self._wake.set()
@@ -60,18 +60,18 @@ class AsgiClient:
         self._wake.set()
 
     def leave(self) -> None:
-        """Send nothing more: the client is gone."""
+        """Stop sending: the client has left."""
         self._gone = True
         self._wake.set()
         if self._deadline is not None and not self._deadline.expired():
-            self._deadline.reschedule(0.0)  # what is being sent is sent to nobody
+            self._deadline.reschedule(0.0)  # ends the `send` under way, which has no receiver any more
 
     async def send_all(self, send: Send, *, write_timeout: float, can_cut: bool) -> None:
-        """Send until the end, or until `leave`; `can_cut`: leaving the body unfinished reaches the client as a broken body.
+        """Send until the end, or until `leave`. `can_cut` says that a body left unfinished reaches the client as a broken one.
 
         Raises:
-            TimeoutError: the client took nothing for `write_timeout` seconds.
-            OSError: the server below says that the client is gone.
+            TimeoutError: The client took nothing for `write_timeout` seconds.
+            OSError: The server reports that the client has left.
         """
         exchange = self.exchange
         assert exchange is not None
@@ -86,7 +86,7 @@ class AsgiClient:
                     await send(message)
                 finally:
                     self._deadline = None
-                if deadline.expired():  # and the server below kept the cancellation to itself, as hypercorn does while it closes
+                if deadline.expired():  # and the server swallowed the cancellation, as hypercorn does while it closes
                     raise TimeoutError
                 deadline.reschedule(None)
 
@@ -101,7 +101,7 @@ class AsgiClient:
                 if pieces or ended:
                     data: bytes | memoryview = pieces[0] if len(pieces) == 1 else b"".join(pieces)
                     more = not (ended and (self._whole or not can_cut))
-                    while len(data) > HIGH_WATER:  # a slow client is not a stalled one: each slice has its own time
+                    while len(data) > HIGH_WATER:  # so that a slow client is not taken for a stalled one: each slice has its own time
                         await put({"type": "http.response.body", "body": bytes(data[:HIGH_WATER]), "more_body": True})
                         data = memoryview(data)[HIGH_WATER:]
                     if data or not more:
@@ -124,7 +124,7 @@ async def answer(client: AsgiClient, exchange: Exchange, scope: Scope, receive: 
         exchange.start()
         await client.send_all(send, write_timeout=write_timeout, can_cut=str(scope.get("http_version", "1.1")).startswith("1"))
     except TimeoutError:
-        exchange.client_stalled()  # without effect on one that is over, as when the client left
+        exchange.client_stalled()  # has no effect on an exchange that is over, for example because the client left
     except OSError:
         pass
     finally:

@@ -1,8 +1,8 @@
 """Making connections to servers: the name, the address policy, the connection itself and TLS, within their times.
 
-1. The address that is dialled is the very one that was checked, at every connect: a name that leads elsewhere a moment later leads nowhere.
+1. The address that is dialed is the very one that was checked, at every connect: a name that leads elsewhere a moment later leads nowhere.
    If any of its addresses is forbidden, the whole name is.
-2. The addresses are dialled in turn, each with an equal part of the time that is left, until one of them answers.
+2. The addresses are dialed in turn, each with an equal part of the time that is left, until one of them answers.
 3. `connect_timeout` holds for name, connection and TLS together. Time in which this process was suspended does not count: what was cut
    short by it is tried again.
 4. Whatever goes wrong becomes a `Failure` that says at which step (`ConnectFailure`).
@@ -26,8 +26,8 @@ Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 MAX_ADDRESSES: Final = 8
 
 
-class _NotDialledError(Exception):
-    """The server is not dialled: its name cannot be resolved, or the address policy refuses an address."""
+class _NotDialedError(Exception):
+    """The server is not dialed: its name cannot be resolved, or the address policy refuses an address."""
 
     def __init__(self, cause: ConnectFailure, refusal: AddressRefusal | None = None) -> None:
         self.failure = unreached(cause, refusal)
@@ -61,12 +61,12 @@ class Dialer:
         try:
             async with asyncio.timeout(self._connect_timeout):
                 await self._connect(sending)
-        except _NotDialledError as error:
+        except _NotDialedError as error:
             failure = error.failure
         except TimeoutError:
             stopped = stopped_seconds(began + self._connect_timeout, self._wire.time())
             if stopped and sending.connection is None and not sending.over:
-                await self.dial(sending)  # the server did not get its time
+                await self.dial(sending)  # the server did not get all of its time
                 return
             failure = unreached(ConnectFailure.TIMEOUT)
         except ssl.SSLError:
@@ -107,7 +107,7 @@ class Dialer:
         try:
             await asyncio.get_running_loop().create_connection(lambda: connection, address, endpoint.port, ssl=tls, server_hostname=name)
         except BaseException:
-            if connection in self._wire.connections:  # uvloop does not tell a connection whose dialling was cancelled that it is lost
+            if connection in self._wire.connections:  # uvloop does not call it for a connection whose dialing was canceled
                 connection.connection_lost(None)
             raise
 
@@ -115,7 +115,7 @@ class Dialer:
         """Return the addresses of an endpoint without judging them, or why its name has none."""
         try:
             return await self._named(endpoint)
-        except _NotDialledError as error:
+        except _NotDialedError as error:
             return error.failure
 
     async def _named(self, endpoint: Endpoint) -> Sequence[str]:
@@ -129,7 +129,7 @@ class Dialer:
         addresses = await self._named(endpoint)
         refused = refusal_of_any(addresses, endpoint.port, self._policy())
         if refused is not None:
-            raise _NotDialledError(ConnectFailure.REFUSED_ADDRESS, refused)
+            raise _NotDialedError(ConnectFailure.REFUSED_ADDRESS, refused)
         return addresses[:MAX_ADDRESSES]
 
     async def _resolved(self, endpoint: Endpoint) -> Sequence[str]:
@@ -139,12 +139,14 @@ class Dialer:
                 return list(dict.fromkeys(await self._resolve(endpoint.host, endpoint.port)))
         except (OSError, UnicodeError) as error:
             if isinstance(error, TimeoutError) and stopped_seconds(began + self._dns_timeout, self._wire.time()):
-                return await self._resolved(endpoint)  # the resolver did not get its time
-            raise _NotDialledError(ConnectFailure.RESOLVE) from None
+                return await self._resolved(endpoint)  # the resolver did not get all of its time
+            raise _NotDialedError(ConnectFailure.RESOLVE) from None
 
     async def _context(self) -> ssl.SSLContext:
         if self._tls is None:
-            self._tls = await asyncio.to_thread(_tls_context, verify=self._verify_tls)  # reads all certificates: 40 ms
+            self._tls = await asyncio.to_thread(
+                _tls_context, verify=self._verify_tls
+            )  # in a thread: it reads all certificates, which takes 40 ms
         return self._tls
 
 

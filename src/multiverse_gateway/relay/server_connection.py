@@ -69,7 +69,7 @@ class ConnectionOwner(Protocol):
         """Return the connections that are open."""
 
     @property
-    def dialling(self) -> dict[asyncio.Task[None], "WireSending"]:
+    def dialing(self) -> dict[asyncio.Task[None], "WireSending"]:
         """Return the tasks that make connections."""
 
     @property
@@ -103,10 +103,10 @@ class ServerPool:
         self.endpoint = endpoint
         self.idle: deque[ServerConnection] = deque()
         self.keeps = keeps
-        """False once the pool was dropped: what still runs is closed when it ends."""
+        """False once the pool was dropped: connections in use are closed when their answer is complete."""
 
     def close(self) -> None:
-        """Close the idle connections, and keep no others from now on."""
+        """Close the idle connections, and keep no connection from now on."""
         self.keeps = False
         self.close_idle()
 
@@ -117,7 +117,7 @@ class ServerPool:
 
 
 class ServerConnection(asyncio.BufferedProtocol):
-    """One connection: at most one answer at a time."""
+    """One connection, with one request at a time."""
 
     __slots__ = (
         "_bad",
@@ -199,7 +199,7 @@ class ServerConnection(asyncio.BufferedProtocol):
             self.pool.idle.remove(self)
 
     def _lost(self) -> None:
-        """Take the end of the connection, which may have been closed while it was idle."""
+        """Handle the end of the connection: fail the request, or leave the pool if there is none."""
         sending = self._sending
         if sending is None:
             self._leave_pool()
@@ -213,7 +213,7 @@ class ServerConnection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the request that the connection was made for."""
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's are none, by name
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from it
         self._wire.connections.add(self)
         sending = self._sending
         if sending is None or sending.over:
@@ -232,10 +232,10 @@ class ServerConnection(asyncio.BufferedProtocol):
         if self in self._wire.connections:
             self._wire.gone(self)
             self._lost()
-            del self._parser  # which holds our methods: no cycle is left for the collector
+            del self._parser  # it holds our methods: no cycle is left for the garbage collector
 
     def eof_received(self) -> bool:
-        """End a body that has no stated length; anything else is incomplete."""
+        """End a body without a length; any other answer is incomplete and fails."""
         if self._sending is not None and self._state == _HEADED and self._unbounded:
             self._finish(keep=False)
         else:
@@ -253,7 +253,7 @@ class ServerConnection(asyncio.BufferedProtocol):
             self._lost()
             return
         if sending.paused:
-            self.transport.pause_reading()  # uvloop begins to read after `connection_made`, whatever that wished
+            self.transport.pause_reading()  # uvloop starts to read after `connection_made`, even if that paused it
         self._quiet += nbytes
         self._is_first = True
         error: Exception | None = None
@@ -277,7 +277,7 @@ class ServerConnection(asyncio.BufferedProtocol):
             return self._bad
         if not isinstance(error, httptools.HttpParserCallbackError):
             return GARBAGE
-        return self._bug(error.__context__)  # llhttp stops at an exception of the receiver: it is ours, not the server's
+        return self._bug(error.__context__)  # llhttp stops at an exception of the receiver, which is our bug, not the server's
 
     def _bug(self, error: BaseException | None) -> Failure:
         context = {"message": "a receiver failed", "exception": error, "protocol": self}
@@ -285,14 +285,14 @@ class ServerConnection(asyncio.BufferedProtocol):
         return BUG
 
     def _pass_on(self) -> None:
-        """Pass on the rest of a buffer in one piece: chunks of a byte each must not cost a call each."""
+        """Pass on the rest of a buffer in one piece, so that chunks of one byte do not cost a call each."""
         data = b"".join(self._pieces)
         self._pieces.clear()
         receiver = self._receiver
         if receiver is not None:
             try:
                 receiver.body(data)
-            except Exception as error:  # noqa: BLE001  a mistake of ours, which must not be blamed on the server
+            except Exception as error:  # noqa: BLE001  a bug of ours must not be blamed on the server
                 self.fail(self._bug(error))
 
     def _finish(self, *, keep: bool) -> None:
@@ -316,10 +316,10 @@ class ServerConnection(asyncio.BufferedProtocol):
         sending.over = True
         sending.receiver.end()
 
-    # Writing: any byte that the system does not take pauses; `_stall is None` says that the request was written in full.
+    # Writing. The transport pauses as soon as the system does not take every byte: `_stall is None` means that the request was written.
 
     def pause_writing(self) -> None:
-        """Allow the server some time to read on."""
+        """Give the server `write_timeout` to read more of the request."""
         self._watch_writing(self.transport.get_write_buffer_size())
 
     def _watch_writing(self, unsent: int) -> None:
@@ -347,17 +347,17 @@ class ServerConnection(asyncio.BufferedProtocol):
     # llhttp
 
     def on_message_begin(self) -> None:
-        """Start over; a second answer was not asked for."""
+        """Begin to read an answer; a second one in the same buffer was not asked for."""
         if self._state == _DONE:
             self._extra = True
         self._fields = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header, or a trailer that nobody reads."""
+        """Keep a header, or a trailer, which is not used."""
         self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Pass the head on."""
+        """Pass the head on to the receiver, unless it is informational or the answer cannot be read safely."""
         if self._state == _DONE:
             return
         status = self._parser.get_status_code()
@@ -394,7 +394,7 @@ class ServerConnection(asyncio.BufferedProtocol):
         raise _StopParsingError
 
     def on_body(self, data: bytes) -> None:
-        """Pass on the first piece of a buffer, usually the only one; keep the others until the whole buffer is parsed."""
+        """Pass on the first piece of a buffer, usually the only one, without copying it; keep others until the whole buffer is parsed."""
         self._quiet = 0
         receiver = self._receiver
         if receiver is not None and self._state == _HEADED:
@@ -405,7 +405,7 @@ class ServerConnection(asyncio.BufferedProtocol):
                 self._pieces.append(data)
 
     def on_message_complete(self) -> None:
-        """Note the end: it is told when it is known whether anything follows."""
+        """Note the end, which is passed on once the whole buffer is parsed: only then it is known whether anything follows."""
         if self._state == _HEADED:
             self._state = _DONE
             self._keep = self._parser.should_keep_alive() and not self._doubtful
@@ -418,11 +418,11 @@ def _size(fields: Sequence[tuple[bytes, bytes]]) -> int:
 class WireSending:
     """One request on its way; see `Wire.send`. `reused` says whether it went out on a kept connection."""
 
-    __slots__ = ("_dialling", "_wire", "connection", "over", "paused", "pool", "receiver", "request", "reused")
+    __slots__ = ("_dialing", "_wire", "connection", "over", "paused", "pool", "receiver", "request", "reused")
 
     def __init__(self, wire: ConnectionOwner, pool: ServerPool, request: Sequence[bytes], receiver: Receiver) -> None:
         self._wire = wire
-        self._dialling: asyncio.Task[None] | None = None
+        self._dialing: asyncio.Task[None] | None = None
         self.pool = pool
         self.request = request
         self.receiver = receiver
@@ -432,18 +432,18 @@ class WireSending:
         self.reused = False
 
     def abort(self) -> None:
-        """Close the connection, or stop dialling, without a further call to the receiver. May be called at any time and again."""
-        if self.over:  # its dialling may still be on its way back from a connection that serves somebody else by now
+        """Close the connection, or stop dialing, without another call to the receiver. May be called at any time, and repeatedly."""
+        if self.over:  # its dialing task may still be ending although its connection serves another request by now
             return
         self.over = True
-        if self._dialling is not None:
-            self._dialling.cancel()
+        if self._dialing is not None:
+            self._dialing.cancel()
         if self.connection is not None:
             connection, self.connection = self.connection, None
             connection.discard()
 
     def pause(self) -> None:
-        """Stop reading; data that was read before, at most `BUFFER_BYTES`, is still passed on."""
+        """Stop reading. Data that was read before, one buffer at most, is still passed on."""
         self.paused = True
         if self.connection is not None:
             self.connection.transport.pause_reading()
@@ -455,25 +455,25 @@ class WireSending:
             self.connection.transport.resume_reading()
 
     def fail(self, failure: Failure) -> None:
-        """End, if this has not ended yet."""
+        """Fail the request, unless it has ended."""
         if not self.over:
             self.over = True
             self.receiver.failed(failure)
 
     def dial(self) -> None:
-        """Make a connection of its own; called by the wire."""
+        """Start a task that makes a connection for this request."""
         self.reused = False
         self.connection = None
-        self._dialling = asyncio.get_running_loop().create_task(self._wire.dial(self))
-        self._wire.dialling[self._dialling] = self
-        self._dialling.add_done_callback(self._dialled)
+        self._dialing = asyncio.get_running_loop().create_task(self._wire.dial(self))
+        self._wire.dialing[self._dialing] = self
+        self._dialing.add_done_callback(self._dialed)
 
-    def _dialled(self, task: asyncio.Task[None]) -> None:
-        self._dialling = None
-        del self._wire.dialling[task]
+    def _dialed(self, task: asyncio.Task[None]) -> None:
+        self._dialing = None
+        del self._wire.dialing[task]
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            context = {"message": "dialling failed", "exception": error, "task": task}
+            context = {"message": "dialing failed", "exception": error, "task": task}
             asyncio.get_running_loop().call_exception_handler(context)
         if self.connection is None:
-            self.fail(STOPPING if error is None else BUG)  # a no-op after `abort`, and after the dialling told the reason
+            self.fail(STOPPING if error is None else BUG)  # no effect after `abort`, or if the dialer has given a reason

@@ -1,4 +1,4 @@
-"""The wire as an httpx2 transport, so that probes and registration dial through the same checked door."""
+"""The wire as an httpx2 transport, so that probes and connection tests are held to the same address policy as requests."""
 
 import asyncio
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ MAX_BYTES = 1 << 20
 
 _OURS = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 _WITHHELD = frozenset({b"location", b"set-cookie", b"transfer-encoding"})
-"""Nothing follows redirects, and no server gives us cookies; the body has been unwrapped."""
+"""Headers that are dropped: redirects are not followed, cookies are not kept, and the body has no coding any more."""
 _CONTROL = frozenset(b"\r\n\0")
 
 
 class _Collected:
-    """Gather an answer of at most `MAX_BYTES`; one to HEAD ends with its head."""
+    """Collect an answer of at most `MAX_BYTES`; an answer to HEAD ends with its head."""
 
     def __init__(self, request: httpx2.Request) -> None:
         self._request = request
@@ -68,7 +68,7 @@ class WireTransport(httpx2.AsyncBaseTransport):
     Raises:
         httpx2.UnsupportedProtocol: The URL is none that a server may have; the message says why.
         httpx2.LocalProtocolError: The request's method, target or a header holds a control character.
-        ServerUnreachable: No connection could be made, or the address may not be dialled. It is an `httpx2.ConnectError`.
+        ServerUnreachable: No connection could be made, or the address may not be dialed. It is an `httpx2.ConnectError`.
         UnusableAnswer: The answer is compressed or too large. It is an `httpx2.RemoteProtocolError`.
         httpx2.RemoteProtocolError: The answer is broken.
         httpx2.ReadTimeout: It took too long.
@@ -78,7 +78,7 @@ class WireTransport(httpx2.AsyncBaseTransport):
         self._wire = wire
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send one request and return its whole answer; cancelling it closes the connection at once."""
+        """Send one request and return its whole answer; canceling it closes the connection immediately."""
         endpoint = _endpoint(request)
         head = _head(request, body := await request.aread())
         collected = _Collected(request)

@@ -30,9 +30,9 @@ from multiverse_gateway.relay.server_connection import ServerConnection, ServerP
 BUFFER_BYTES: Final = 65536
 IDLE_SECONDS: Final = 30.0
 SWEEPS: Final = 10
-"""How often the idle connections are looked over in the time that they may idle."""
+"""How many times the idle connections are swept within `idle_timeout`."""
 STALE_SECONDS: Final = 2.0
-"""A kept connection that ends later than this after the request was not stale: the server had begun to work."""
+"""A kept connection that ends later than this after its request was not stale: the server had begun to work on it."""
 CLOSING_SECONDS: Final = 2.0
 
 
@@ -57,7 +57,7 @@ class _Reached:
 
 
 class Wire:
-    """All connections of one gateway to its servers. Belongs to the event loop it is first used on.
+    """All connections of one gateway to its servers. It belongs to the event loop that it is first used on.
 
     Times are seconds: `connect_timeout` holds for name, connection and TLS together, `write_timeout` for a server that takes
     nothing of the request. `tls` replaces the context that `verify_tls` describes.
@@ -85,8 +85,8 @@ class Wire:
         self.time = time.monotonic
         self.buffer = memoryview(bytearray(BUFFER_BYTES))
         self.connections: set[ServerConnection] = set()
-        """All that are open."""
-        self.dialling: dict[asyncio.Task[None], WireSending] = {}
+        """The connections that are open."""
+        self.dialing: dict[asyncio.Task[None], WireSending] = {}
         self._dialer = Dialer(
             self,
             policy=policy,
@@ -99,7 +99,7 @@ class Wire:
 
     @property
     def idle(self) -> int:
-        """How many connections wait for a request."""
+        """Return how many connections wait for a request."""
         return sum(len(pool.idle) for pool in self._pools.values())
 
     def send(
@@ -156,7 +156,7 @@ class Wire:
             self.sweeper = None
         for server in list(self._pools):
             self.drop(server)
-        tasks = list(self.dialling)
+        tasks = list(self.dialing)
         for task in tasks:
             task.cancel()
         for connection in list(self.connections):
@@ -174,7 +174,7 @@ class Wire:
         return await self._dialer.resolve(endpoint)
 
     async def reach(self, endpoint: Endpoint) -> str | Failure:
-        """Make a connection as for a request, close it, and return the address that was dialled, or why there is no connection."""
+        """Make a connection as for a request, close it, and return the address that was dialed, or why there is no connection."""
         reached = _Reached()
         sending = WireSending(self, ServerPool(endpoint, keeps=False), (), reached)
         await self.dial(sending)
@@ -200,7 +200,7 @@ class Wire:
             self._closing.set_result(None)
 
     def sweep_later(self) -> None:
-        """Look over the idle connections after a while."""
+        """Schedule a sweep of the idle connections."""
         self.sweeper = asyncio.get_running_loop().call_later(self._idle_timeout / SWEEPS, self._sweep)
 
     def _sweep(self) -> None:

@@ -14,9 +14,9 @@ from hypercorn.protocol.http_stream import HTTPStream
 from multiverse_gateway.cli.hypercorn_hardening.shared import Applications, GuardedConfig, HeadTimer, Outlet
 
 AHEAD_BYTES = 65_536
-"""What a client may send before its answer is complete."""
+"""Bytes that a client may send ahead while a request is answered."""
 PIECE_BYTES = 32_768
-"""What is written of a body before the client has to have taken most of it."""
+"""Bytes of a body that are written before the client must have taken most of them."""
 
 _HEAD_END = re.compile(rb"\n\r?\n")
 _FOLD = re.compile(rb"\n[ \t]")
@@ -24,7 +24,7 @@ _EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
 
 
 def _is_folded(data: bytes) -> bool:
-    """Return whether a head continues in a line that begins with a blank: others may read that as another header (RFC 9112, 5.2)."""
+    """Return whether a line of a head begins with a blank, which others may read as another header (RFC 9112, 5.2)."""
     end = _HEAD_END.search(data)
     return _FOLD.search(data, 0, end.start() if end else len(data)) is not None
 
@@ -40,15 +40,15 @@ class _Connection(h11.Connection):
     """
 
     has_ended = False
-    """Whether the client has left: what it had sent ahead is not looked at any more."""
+    """Whether the client has left; what it had sent ahead is then ignored."""
 
     def receive_data(self, data: bytes) -> None:
-        """Take bytes, unless nothing more can come."""
+        """Take bytes, unless no request can follow."""
         if self.their_state is not h11.MUST_CLOSE:
             super().receive_data(data)
 
     def next_event(self) -> Any:
-        """Return the next event; that of the next request only when the current one is answered."""
+        """Return the next event; events of the next request wait until the current one is answered."""
         if self.their_state is h11.DONE and len(self._receive_buffer) > AHEAD_BYTES:
             self._cstate.process_keep_alive_disabled()
         if self.has_ended or self.their_state in (h11.DONE, h11.MUST_CLOSE):
@@ -62,7 +62,7 @@ class _Connection(h11.Connection):
                 raise h11.RemoteProtocolError("a header is folded")
         event = super().next_event()
         if isinstance(event, h11.Request):
-            self._cstate.pending_switch_proposals.clear()  # else h11 reads nothing more, not even that the client left, until the answer
+            self._cstate.pending_switch_proposals.clear()  # otherwise h11 reads nothing until the answer, not even that the client has left
             if event.http_version == b"1.0" and b"transfer-encoding" in dict(event.headers):
                 raise h11.RemoteProtocolError("HTTP/1.0 knows no transfer codings")  # RFC 9112, 6.1
         return event
@@ -92,7 +92,7 @@ class GuardedH11(H11Protocol):
         self._head_timer.begin()
 
     async def handle(self, event: Event) -> None:
-        """Take bytes; those of an unfinished head start the clock."""
+        """Take bytes; an unfinished head starts the clock."""
         await super().handle(event)
         if isinstance(event, Closed):
             self._requests.has_ended = True
@@ -102,11 +102,11 @@ class GuardedH11(H11Protocol):
             self._time_head()
 
     async def stream_send(self, event: StreamEvent) -> None:
-        """Send what the application says, a large body in pieces; nothing once the client has left."""
+        """Send what the application sends, a large body in pieces, and nothing once the client has left."""
         if self.stream is None and not isinstance(event, StreamClosed):
             return
         if isinstance(event, Response) and self.connection.their_state is h11.SEND_BODY:
-            event.headers.append((b"connection", b"close"))  # hypercorn closes, as the body was not read, and says so to nobody
+            event.headers.append((b"connection", b"close"))  # hypercorn will close, because the body was not read, but does not say so
         if not isinstance(event, Body):
             await super().stream_send(event)
             return
@@ -116,7 +116,7 @@ class GuardedH11(H11Protocol):
             rest = rest[PIECE_BYTES:]
 
     async def _handle_events(self) -> None:
-        async with self._reading:  # the reader, and the end of an answer, behind which another request may wait already
+        async with self._reading:  # both the reader and the end of an answer call this: another request may be waiting
             await super()._handle_events()
 
     async def _maybe_recycle(self) -> None:
@@ -125,7 +125,7 @@ class GuardedH11(H11Protocol):
             self.task_group.spawn(self._go_on)
 
     async def _go_on(self) -> None:
-        """Look at what the client sent ahead."""
+        """Handle what the client sent ahead."""
         await self._handle_events()
         self._time_head()
 
@@ -135,14 +135,14 @@ class GuardedH11(H11Protocol):
             self._head_timer.begin()
 
     def release(self) -> None:
-        """Let nothing happen any more: the connection has ended."""
+        """Stop all timers: the connection has ended."""
         self._head_timer.end()
 
     def _give_up(self) -> None:
         self.task_group.spawn(self._close_unheard)
 
     async def _close_unheard(self) -> None:
-        """Close the connection, with an answer to a client that had begun to send a head."""
+        """Close the connection, after a 408 if a head was under way."""
         if self.stream is not None:
             return
         if self.connection.our_state is h11.IDLE and self.connection.trailing_data[0]:
@@ -150,7 +150,7 @@ class GuardedH11(H11Protocol):
         await self.send(Closed())
 
     async def _create_stream(self, request: h11.Request) -> None:
-        """Start the application; it answers what asks for a WebSocket, too, of which hypercorn would make something else."""
+        """Start the application, for requests for a WebSocket too, which hypercorn would serve in another way."""
         self._head_timer.end()
         ends = (self.ssl, self.client, self.server)
         start: Any = self._applications

@@ -1,4 +1,4 @@
-"""HTTP/2, in the place of hypercorn's: the `h2` library is the protocol, hypercorn's `HTTPStream` the bridge to the application.
+"""HTTP/2 in place of hypercorn's: the `h2` library speaks the protocol, hypercorn's `HTTPStream` is the bridge to the application.
 
 What the application sends goes into the `StreamOutbox` of its stream, and one task of the connection writes frames from the outboxes in
 turn. The application waits while its outbox is full, and at the end until the last frame is written.
@@ -39,14 +39,14 @@ from multiverse_gateway.cli.hypercorn_hardening.http2_outbox import StreamOutbox
 from multiverse_gateway.cli.hypercorn_hardening.shared import Applications, GuardedConfig, HeadTimer, Outlet, stopped_before
 
 MAX_RESETS = 100
-"""Resets of one connection in `RESET_SECONDS`: more than a person can cause, whose client has at most 100 streams."""
+"""Resets of one connection in `RESET_SECONDS`. A person's client, with at most 100 streams, does not cause more."""
 RESET_SECONDS = 10.0
 SLICE_BYTES = 1024
-"""What is read of a connection before others have their turn."""
+"""Bytes that are read from a connection before other connections get their turn."""
 DROPPED_BYTES = 64 << 20
-"""What may still arrive on a stream that was answered; then it is reset."""
+"""Bytes that may still arrive on a stream that was answered, before it is reset."""
 STREAM_WINDOW = 65_535
-"""What a client may send ahead on one stream: the protocol's default."""
+"""Bytes that a client may send ahead on one stream: the protocol's default."""
 
 _HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"})
 
@@ -86,7 +86,7 @@ class GuardedH2:
         self._streams: dict[int, HTTPStream] = {}
         self._outboxes: dict[int, StreamOutbox] = {}
         self._turns: dict[int, None] = {}
-        """The streams that may have something to write, in order."""
+        """The streams that may have something to write, in the order of their turns."""
         self._has_work = asyncio.Event()
         self._unread: dict[int, int] = {}
         """Bytes that arrived on streams that were answered before their request had ended."""
@@ -119,7 +119,7 @@ class GuardedH2:
             await self._end()
 
     def release(self) -> None:
-        """Let nothing happen any more: the connection has ended."""
+        """Stop all timers: the connection has ended."""
         self._is_closed = True
         self._head_timer.end()
         if self._stall_watch is not None:
@@ -128,7 +128,7 @@ class GuardedH2:
     # The connection
 
     async def _end(self) -> None:
-        """Let nothing of this connection go on."""
+        """End everything that belongs to this connection."""
         if self._is_closed:
             return
         self.release()
@@ -139,7 +139,7 @@ class GuardedH2:
         await self._outlet.leave()
 
     async def _close(self) -> None:
-        """End this connection from our side."""
+        """Send what is left, and end this connection from our side."""
         await self._flush()
         await self._end()
         await self._outlet(Closed())
@@ -251,7 +251,7 @@ class GuardedH2:
             await stream.handle(Body(stream_id=stream_id, data=event.data))
 
     def _acknowledge(self, stream_id: int, count: int) -> None:
-        """Let the client send as many bytes more."""
+        """Allow the client to send as many bytes more."""
         if count and not self._is_closed:
             try:
                 self.connection.acknowledge_received_data(count, stream_id)
@@ -262,7 +262,7 @@ class GuardedH2:
     # Streams
 
     async def _end_stream(self, stream_id: int, error: ErrorCodes | None = None) -> None:
-        """End a stream: nobody waits for it any longer, and with `error` the client is told that its answer is not whole."""
+        """End a stream, so that no task waits for it; with `error` it is reset, so that the client knows its answer is not whole."""
         outbox = self._outboxes.pop(stream_id, None)
         if outbox is not None:
             outbox.close()
@@ -282,11 +282,11 @@ class GuardedH2:
         try:
             self.connection.reset_stream(stream_id, error)
         except h2.exceptions.ProtocolError:
-            return  # it is over already
+            return  # it has ended already
         self._has_work.set()
 
     async def _stream_send(self, event: StreamEvent) -> None:
-        """Take what the application says on a stream."""
+        """Take what the application sends on a stream."""
         stream_id = event.stream_id
         outbox = self._outboxes.get(stream_id)
         if isinstance(event, StreamClosed):
@@ -325,7 +325,7 @@ class GuardedH2:
             self._watch_for_stalls()
 
     async def _tell_idle(self) -> None:
-        """Let the time for the next request begin when there is no stream; end the connection if it is to take none."""
+        """Start the time for the next request if no stream is left, or end the connection if it should take no more requests."""
         if self._streams or self._is_closed:
             return
         if self._is_leaving:
@@ -337,7 +337,7 @@ class GuardedH2:
     # Writing
 
     def _may_write(self, stream_ids: Iterable[int]) -> None:
-        """Let streams have a turn; one that has nothing to write, or no window, loses it again."""
+        """Give streams a turn; a stream with nothing to write, or no window, loses it again."""
         self._turns.update(dict.fromkeys(stream_ids))
         self._has_work.set()
 
@@ -356,7 +356,7 @@ class GuardedH2:
             await self._flush()
 
     def _write_frame(self, stream_id: int) -> bool:
-        """Write what the windows let through of one stream, up to a frame; return whether it wants another turn."""
+        """Write as much of one stream as the windows allow, up to a frame; return whether the stream needs another turn."""
         outbox = self._outboxes.get(stream_id)
         if outbox is None:
             return False

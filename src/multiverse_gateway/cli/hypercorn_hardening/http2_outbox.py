@@ -1,4 +1,4 @@
-"""What waits to be sent on one HTTP/2 stream, until the windows of the client let it through."""
+"""Bytes that wait to be sent on one HTTP/2 stream until the windows of the client let them through."""
 
 import asyncio
 from collections import deque
@@ -6,11 +6,11 @@ from collections import deque
 from multiverse_gateway.cli.hypercorn_hardening.shared import HELD_BYTES
 
 LEAST_BYTES = 4096
-"""What a stream must take in the write timeout, or all that there is."""
+"""Bytes that a client must take of a stream within the write timeout, unless fewer are offered."""
 
 
 class StreamOutbox:
-    """What is to be sent on one stream: views of what the application sent, at most `HELD_BYTES`."""
+    """The bytes to be sent on one stream: views of what the application sent, at most `HELD_BYTES`."""
 
     def __init__(self) -> None:
         self._pieces: deque[memoryview] = deque()
@@ -26,7 +26,7 @@ class StreamOutbox:
 
     @property
     def is_over(self) -> bool:
-        """Return whether nothing is left and nothing will come."""
+        """Return whether all bytes were taken and no more will follow."""
         return self._is_complete and not self._size
 
     async def add(self, data: memoryview) -> int:
@@ -43,7 +43,7 @@ class StreamOutbox:
         return len(piece)
 
     def complete(self) -> None:
-        """Note that nothing more will come."""
+        """Note that no more bytes will follow."""
         self._is_complete = True
 
     async def ended(self) -> None:
@@ -69,7 +69,7 @@ class StreamOutbox:
         return bytes(taken)
 
     def close(self) -> None:
-        """Let no sender wait any longer: the stream has ended."""
+        """Drop the bytes and release every sender that waits: the stream has ended."""
         self.is_closed = True
         self._pieces.clear()
         self._size = 0
@@ -80,7 +80,7 @@ class StreamOutbox:
         return self._size > 0 and now - self._since >= patience
 
     def postpone(self, seconds: float) -> None:
-        """Do not count time in which the process was stopped."""
+        """Do not count the time in which the process was stopped."""
         self._since += seconds
 
     def _begin_to_count(self) -> None:

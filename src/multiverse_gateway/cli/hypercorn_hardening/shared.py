@@ -13,9 +13,9 @@ from hypercorn.typing import TaskGroup
 from multiverse_gateway.core.pauses import stopped_seconds
 
 HELD_BYTES = 16 * 1024
-"""What is held of one answer, and of one request's body, before the sender has to wait; the same again may lie in the transport."""
+"""Bytes of one answer, and of one request's body, that are held before the sender waits. The transport may hold as many again."""
 CLOSING_SECONDS = 2.0
-"""Seconds in which a client must take some of what is left to send on a connection that is to be closed."""
+"""Seconds within which a client must take some of what is still to be sent on a connection that is closing."""
 
 Message = dict[str, Any]
 
@@ -24,16 +24,16 @@ class GuardedConfig(Config):
     """Hypercorn's configuration, with the limits of the hardened protocols."""
 
     head_timeout = 10.0
-    """Seconds in which the head of a request must have come."""
+    """Seconds within which the head of a request must arrive."""
     write_timeout = 60.0
-    """Seconds in which a client must take some of what is sent to it."""
+    """Seconds within which a client must take some of what is sent to it."""
 
 
 class _Ended:
     """Take the place of a protocol whose connection has ended."""
 
     async def handle(self, event: Event) -> None:
-        """Ignore what comes late."""
+        """Ignore a late event."""
 
 
 class GuardedServer(TCPServer):
@@ -84,7 +84,7 @@ class HeadTimer:
         assert self._handle is not None
         was_stopped = stopped_before(self._handle)
         self._handle = None
-        if was_stopped:  # what the socket holds is read first
+        if was_stopped:  # first read what already waits in the socket
             self.begin()
         else:
             self._expire()
@@ -109,12 +109,12 @@ class Outlet:
             self._transport.set_write_buffer_limits(high=HELD_BYTES)
 
     async def __call__(self, event: Event) -> None:
-        """Send an event; bytes are sent when the transport holds little of them."""
+        """Send an event; bytes wait until the transport holds few of them."""
         if self._has_left and isinstance(event, Updated):
             return
         if isinstance(event, RawData):
             self._sent += len(event.data)
-            if self._watch is None:  # looked at later: what the kernel takes at once needs no more
+            if self._watch is None:  # started on demand: bytes that the kernel takes immediately need no watch
                 self._begin_to_watch()
         elif isinstance(event, Closed):
             self._patience = min(self._patience, CLOSING_SECONDS)
@@ -159,7 +159,7 @@ class Outlet:
 
 
 class Inbox:
-    """What an application receives of one request: at most `HELD_BYTES` and one piece, unless `taken` makes the client wait.
+    """The messages that an application receives of one request: at most `HELD_BYTES` and one piece, unless `taken` makes the client wait.
 
     Hypercorn has a queue here. When it is full, hypercorn reads nothing more from the connection, not even that the client left, and
     when the application has ended it stays full. Here the client's leaving replaces all that was not received yet, and is received by
@@ -196,7 +196,7 @@ class Inbox:
                 await self._has_room.wait()
 
     async def get(self) -> Message:
-        """Return the next message when there is one; after the client has left, that it has."""
+        """Wait for the next message and return it; after the client has left, return that it has."""
         while not self._messages and self._left is None:
             self._arrived.clear()
             await self._arrived.wait()
@@ -211,7 +211,7 @@ class Inbox:
         return message
 
     def close(self) -> None:
-        """Let nobody wait for the application, which has ended."""
+        """Release every sender that waits: the application has ended."""
         self._is_closed = True
         self._forget()
 
@@ -227,7 +227,7 @@ class Inbox:
 
 
 class Applications:
-    """Stand where hypercorn's streams expect their connection's task group, and run applications with our `Inbox`."""
+    """Take the place of the task group that hypercorn's streams use, to run applications with our `Inbox`."""
 
     def __init__(self, group: TaskGroup, taken: Callable[[int], None] | None = None) -> None:
         self._group = group
@@ -243,7 +243,7 @@ class Applications:
 
     async def _run(self, app: Any, config: Config, scope: Any, inbox: Inbox, send: Callable[[Any], Awaitable[None]]) -> None:
         try:
-            await app(scope, inbox.get, send, None, None)  # the last two serve WSGI, which we have not
+            await app(scope, inbox.get, send, None, None)  # the last two are for WSGI, which we do not have
         except Exception:  # noqa: BLE001  whatever the application raises: its stream is ended below
             await config.log.exception("Error in ASGI Framework")
         finally:
