@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multiverse_gateway.observability.log_records import MAX_VALUE, clean, read_record
 from multiverse_gateway.observability.logging import Logs, configure, note, redact
-from multiverse_gateway.observability.records import MAX_VALUE, clean, read_record
 from multiverse_gateway.observability.redaction import MASK, Redactor
 from multiverse_gateway.observability.writer import QUEUE_LENGTH, LogFile
 from multiverse_gateway.settings import Settings

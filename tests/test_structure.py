@@ -28,17 +28,6 @@ LARGE_CLASSES = {
     "relay.exchange.Exchange",
     "settings.declaration.Settings",  # stays: one field per setting, and nothing but fields
 }
-SHARED_MODULE_NAMES = {
-    "access",
-    "answers",
-    "comments",
-    "errors",
-    "keys",
-    "models",
-    "paths",
-    "records",
-    "registry",
-}
 
 
 @attrs.frozen
@@ -147,7 +136,7 @@ def test_a_class_name_means_one_thing() -> None:
 def test_a_module_name_means_one_thing() -> None:
     """The name of a module stands once in the package, so that it says which module is meant."""
     names = ((module_of(path).rpartition(".")[2], path) for path in FILES)
-    assert set(shared(names)) == SHARED_MODULE_NAMES
+    assert shared(names) == {}
 
 
 def test_no_imports_go_in_circles() -> None:

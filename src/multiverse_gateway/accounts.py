@@ -14,13 +14,13 @@ from typing import Any
 
 import attrs
 
+from multiverse_gateway.admin_key import key_digest, new_key
 from multiverse_gateway.bodies import KeyChange, NewKey, Registration, UsageQuery, read
 from multiverse_gateway.core.errors import BadRequest, InvalidField, KeyNotFound, StorageUnavailable
 from multiverse_gateway.core.routing import listed_name
 from multiverse_gateway.core.servers import ClientKey, ServerId, model_key
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey, summed
 from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.keys import key_digest, new_key
 from multiverse_gateway.records import KeyRecord, UsageRecord, UsageReport, key_record
 from multiverse_gateway.registration import Accepted, register, route_of
 

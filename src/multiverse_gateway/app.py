@@ -14,10 +14,11 @@ from starlette.routing import Route
 
 from multiverse_gateway import plugins
 from multiverse_gateway.accounts import owner_digest
+from multiverse_gateway.admin_key import AdminKeys
 from multiverse_gateway.api.admin import admin_routes
 from multiverse_gateway.api.endpoints import owned
 from multiverse_gateway.api.keys_and_usage import account_routes
-from multiverse_gateway.api.models import model_routes
+from multiverse_gateway.api.model_list import model_routes
 from multiverse_gateway.api.openapi import openapi_routes
 from multiverse_gateway.api.queue import waiting_routes
 from multiverse_gateway.api.status import operations_routes
@@ -26,7 +27,6 @@ from multiverse_gateway.core.paths import CALLS
 from multiverse_gateway.entry.access import AccessRules
 from multiverse_gateway.entry.intake import Intake
 from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.keys import AdminKeys
 from multiverse_gateway.monitor import watch
 from multiverse_gateway.observability import telemetry
 from multiverse_gateway.observability.logging import configure
@@ -36,10 +36,10 @@ from multiverse_gateway.pages.sessions import Sessions
 from multiverse_gateway.protocols import Balancer, HealthProbe, RegistryStore
 from multiverse_gateway.relay.dialer import Resolver
 from multiverse_gateway.settings import Settings
-from multiverse_gateway.web.errors import EXCEPTION_HANDLERS, Errors
+from multiverse_gateway.web.error_middleware import EXCEPTION_HANDLERS, Errors
 from multiverse_gateway.web.inference import Inference
 from multiverse_gateway.web.middleware import AccessMiddleware, Cors
-from multiverse_gateway.web.paths import Paths, ollama_routes
+from multiverse_gateway.web.path_middleware import Paths, ollama_routes
 
 TELEMETRY_SECONDS = 3.0
 """How long the last spans may take on their way out."""

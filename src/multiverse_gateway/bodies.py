@@ -20,7 +20,7 @@ from msgspec import Meta
 
 from multiverse_gateway.core.addresses import EndpointError, parse_root
 from multiverse_gateway.core.errors import BadRequest, InvalidField
-from multiverse_gateway.core.registry import Imported
+from multiverse_gateway.core.registry_plans import Imported
 from multiverse_gateway.core.servers import (
     MAX_AT_ONCE,
     MAX_CONCURRENCY,

@@ -16,7 +16,7 @@ import httpx2
 import msgspec
 
 from multiverse_gateway import plugins
-from multiverse_gateway.access import headers
+from multiverse_gateway.access_checks import headers
 from multiverse_gateway.core.addresses import AddressPolicy, AddressRefusal, Endpoint, refusal_of_any
 from multiverse_gateway.core.failover import ConnectFailure, Failure
 from multiverse_gateway.core.lenient import decode

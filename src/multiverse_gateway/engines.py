@@ -2,7 +2,7 @@
 
 import anyio
 
-from multiverse_gateway.access import headers
+from multiverse_gateway.access_checks import headers
 from multiverse_gateway.core.caps import Stated, chosen, paths_for, stated_by, target_of
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.protocols import Client

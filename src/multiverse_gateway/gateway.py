@@ -37,7 +37,7 @@ from multiverse_gateway.housekeeping import Housekeeping
 from multiverse_gateway.observability.logging import note, redact
 from multiverse_gateway.protocols import Balancer, HealthProbe, ProbeResult, Registry, ResponseStore, Scoring, Store
 from multiverse_gateway.registration_book import RegistrationBook
-from multiverse_gateway.relay.comments import Commentary
+from multiverse_gateway.relay.commentary import Commentary
 from multiverse_gateway.relay.dialer import Resolver
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.ports import Limits, Phase, Sending

@@ -8,7 +8,6 @@ import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from multiverse_gateway.core.access import confirming_path
 from multiverse_gateway.core.errors import StorageRefused
 from multiverse_gateway.core.failover import FailureClass
 from multiverse_gateway.core.health import (
@@ -30,6 +29,7 @@ from multiverse_gateway.core.health import (
     share,
 )
 from multiverse_gateway.core.routing import RoutingTable, build_table, with_health
+from multiverse_gateway.core.server_access import confirming_path
 from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.protocols import ProbeResult, Registry, Store
 

@@ -1,6 +1,6 @@
 """What hosts and operators do to the registry: register, change, remove, check, export, import.
 
-What becomes of the servers is decided in `core.registry`; the functions here read the store, probe, save what was decided, and log it.
+What becomes of the servers is decided in `core.registry_plans`; the functions here read the store, probe, save the decision, and log it.
 
 1. A server is probed before it is accepted; nothing changes when the probe fails.
 2. Whoever writes refreshes the gateway's table before it answers: this process routes by what it has just said.
@@ -27,7 +27,7 @@ from multiverse_gateway.core.errors import (
     ServerNotFound,
     StorageUnavailable,
 )
-from multiverse_gateway.core.registry import Imported, new_server, plan_change, plan_import, plan_registration
+from multiverse_gateway.core.registry_plans import Imported, new_server, plan_change, plan_import, plan_registration
 from multiverse_gateway.core.routing import Route
 from multiverse_gateway.core.servers import Server, ServerId, identity
 from multiverse_gateway.engines import READ_SECONDS, read_stated

@@ -11,13 +11,13 @@ from typing import Protocol
 import anyio
 import attrs
 
-from multiverse_gateway.access import ask_for_access
-from multiverse_gateway.core.access import CONFIRMING_PATH, Access
+from multiverse_gateway.access_checks import ask_for_access
 from multiverse_gateway.core.activity import ELSEWHERE, Activity, Running, busy_role, held_seconds
 from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.core.health import HealthState, Refused, is_refused
 from multiverse_gateway.core.load import Load
 from multiverse_gateway.core.pauses import stopped_seconds
+from multiverse_gateway.core.server_access import CONFIRMING_PATH, Access
 from multiverse_gateway.core.servers import Server, ServerId, identity
 from multiverse_gateway.dialing import Network
 from multiverse_gateway.health_book import HealthBook

@@ -10,9 +10,9 @@ from typing import Any
 import httpx2
 import pytest
 
+from multiverse_gateway.admin_key import key_digest
 from multiverse_gateway.core.budget import until_next_day
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey
-from multiverse_gateway.keys import key_digest
 from multiverse_gateway.observability.logging import configure
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.settings import Settings

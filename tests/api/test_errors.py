@@ -13,7 +13,7 @@ from starlette.routing import Route
 from multiverse_gateway.core.envelope import EnvelopeError
 from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.entry.asgi_types import Message
-from multiverse_gateway.web.errors import Errors
+from multiverse_gateway.web.error_middleware import Errors
 from support.gateways import stage
 
 

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from multiverse_gateway.admin_key import key_digest
 from multiverse_gateway.core.errors import GatewayError, InvalidJSON, LoopDetected, RequestTimeout, RequestTooLarge
 from multiverse_gateway.core.origins import OriginPolicy
 from multiverse_gateway.entry.access import MAX_ADMIN_FAILURES, AccessRules, Caller
@@ -37,9 +38,8 @@ from multiverse_gateway.entry.identity import (
     verified,
 )
 from multiverse_gateway.entry.request_bodies import ClientGone, body_deadline, read_body, read_object, run_draining
-from multiverse_gateway.keys import key_digest
 from multiverse_gateway.settings import Settings
-from multiverse_gateway.web.errors import Errors
+from multiverse_gateway.web.error_middleware import Errors
 from multiverse_gateway.web.middleware import Cors
 from support.gateways import ADMIN_KEY, stage
 

@@ -26,7 +26,7 @@ from multiverse_gateway.core.routing import (
 )
 from multiverse_gateway.core.servers import Capabilities, Server, ServerId
 from multiverse_gateway.health_book import HealthBook
-from multiverse_gateway.relay.comments import LOOK_SECONDS, Commentary
+from multiverse_gateway.relay.commentary import LOOK_SECONDS, Commentary
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import Headers
 from multiverse_gateway.relay.ports import Charge, Client, Limits, Phase

@@ -17,7 +17,7 @@ from multiverse_gateway.accounts import owner_digest
 from multiverse_gateway.api.admin import admin_routes
 from multiverse_gateway.api.endpoints import owned
 from multiverse_gateway.api.keys_and_usage import account_routes
-from multiverse_gateway.api.models import model_routes
+from multiverse_gateway.api.model_list import model_routes
 from multiverse_gateway.api.status import operations_routes
 from multiverse_gateway.balancers.round_robin import create as round_robin
 from multiverse_gateway.core.servers import Server
@@ -29,7 +29,7 @@ from multiverse_gateway.protocols import Client, HealthProbe, ProbeResult, Store
 from multiverse_gateway.relay.dialer import Resolver
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
-from multiverse_gateway.web.errors import EXCEPTION_HANDLERS, Errors
+from multiverse_gateway.web.error_middleware import EXCEPTION_HANDLERS, Errors
 from multiverse_gateway.web.middleware import AccessMiddleware
 
 ADMIN_KEY = "an-admin-key-for-tests"

@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from multiverse_gateway.api.endpoints import ApiRoute, Call, json_response
-from multiverse_gateway.api.models import may_use
+from multiverse_gateway.api.model_list import may_use
 from multiverse_gateway.core.fairness import Wait
 from multiverse_gateway.core.routing import listed_name
 from multiverse_gateway.core.servers import model_key

@@ -12,9 +12,9 @@ import click
 from multiverse_gateway import plugins
 from multiverse_gateway.cli.common import json_option, print_json, printable, settings_here, trimmed
 from multiverse_gateway.connection_test import Means, Outcome, StepResult, examine, scout
-from multiverse_gateway.core.access import HOST_HEADER
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_root
 from multiverse_gateway.core.failover import ConnectFailure
+from multiverse_gateway.core.server_access import HOST_HEADER
 from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.dialing import client_over, wire_of
 from multiverse_gateway.probes.models import ModelsProbe

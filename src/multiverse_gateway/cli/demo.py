@@ -16,9 +16,9 @@ import attrs
 import click
 import httpx2
 
+from multiverse_gateway.admin_key import new_key
 from multiverse_gateway.cli.run import bind
 from multiverse_gateway.cli.scripted_server import MODEL
-from multiverse_gateway.keys import new_key
 from multiverse_gateway.settings import Settings
 
 START_SECONDS = 30.0

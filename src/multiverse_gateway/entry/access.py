@@ -12,6 +12,7 @@ from ipaddress import ip_address, ip_network
 
 import attrs
 
+from multiverse_gateway.admin_key import key_digest
 from multiverse_gateway.core.budget import DayCounts
 from multiverse_gateway.core.errors import (
     InvalidClientKey,
@@ -22,7 +23,6 @@ from multiverse_gateway.core.servers import ClientKey
 from multiverse_gateway.core.usage import NOBODY, OPERATOR
 from multiverse_gateway.entry.identity import Headers, Network, digests, is_loopback, presented_keys, verified
 from multiverse_gateway.entry.quotas import LocalWindow, Quota, RateLimiter, rate_limiter
-from multiverse_gateway.keys import key_digest
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.settings.declaration import KEY_PER_MINUTE
 from multiverse_gateway.settings.policies import origin_policy

@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
+from multiverse_gateway.admin_key import is_known, key_digest
 from multiverse_gateway.core.errors import (
     is_anthropic,
 )
 from multiverse_gateway.entry.asgi_types import Scope
-from multiverse_gateway.keys import is_known, key_digest
 
 Headers = Sequence[tuple[bytes, bytes]]
 """Names in lower case, in order, repetitions kept: what ASGI calls `scope["headers"]`."""

@@ -20,7 +20,7 @@ from typing import TextIO
 import attrs
 import msgspec
 
-from multiverse_gateway.observability.records import ROOT, Entry, Note, next_number, read_record
+from multiverse_gateway.observability.log_records import ROOT, Entry, Note, next_number, read_record
 from multiverse_gateway.observability.redaction import Redactor
 from multiverse_gateway.observability.tail import Tail
 from multiverse_gateway.observability.writer import LogFile, Writer

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from multiverse_gateway.observability.records import Entry, Note
+from multiverse_gateway.observability.log_records import Entry, Note
 from multiverse_gateway.observability.redaction import Redactor
 
 TAIL_LENGTH = 2_000

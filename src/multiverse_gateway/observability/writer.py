@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TextIO
 
-from multiverse_gateway.observability.records import ROOT, Entry, Note, next_number
+from multiverse_gateway.observability.log_records import ROOT, Entry, Note, next_number
 from multiverse_gateway.observability.redaction import Redactor
 
 if sys.platform != "win32":

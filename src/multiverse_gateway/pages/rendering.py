@@ -32,7 +32,7 @@ from multiverse_gateway.pages.live import Streams
 from multiverse_gateway.pages.server_form import Form, message_of
 from multiverse_gateway.pages.sessions import Session, Sessions, cookie_values, end_note
 from multiverse_gateway.pages.words import count, sentence, size, span
-from multiverse_gateway.web.errors import response_of
+from multiverse_gateway.web.error_middleware import response_of
 
 THEMES = ("light", "dark")
 NAVIGATION = (

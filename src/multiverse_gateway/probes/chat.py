@@ -6,11 +6,11 @@ A server without chat is left alone: its list of models decides.
 import attrs
 import msgspec
 
-from multiverse_gateway.access import headers
+from multiverse_gateway.access_checks import headers
 from multiverse_gateway.core.abilities import lacks_chat
 from multiverse_gateway.core.lenient import decode
 from multiverse_gateway.core.servers import Server
-from multiverse_gateway.probes.answers import Finding, ask
+from multiverse_gateway.probes.asking import Finding, ask
 from multiverse_gateway.probes.models import ModelsProbe
 from multiverse_gateway.protocols import Client, ProbeProblem, ProbeResult
 from multiverse_gateway.settings import Settings

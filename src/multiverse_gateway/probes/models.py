@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from functools import partial
 
-from multiverse_gateway.access import headers
+from multiverse_gateway.access_checks import headers
 from multiverse_gateway.core.caps import owner_of
 from multiverse_gateway.core.lenient import decode
 from multiverse_gateway.core.servers import Server, is_among
-from multiverse_gateway.probes.answers import Finding, ask
+from multiverse_gateway.probes.asking import Finding, ask
 from multiverse_gateway.protocols import Client, ProbeProblem, ProbeResult
 from multiverse_gateway.settings import Settings
 

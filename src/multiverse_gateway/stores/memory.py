@@ -15,8 +15,8 @@ from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey, bounded
 from multiverse_gateway.protocols import ProbeResult, Registry, RegistryStore
 from multiverse_gateway.settings import Settings
-from multiverse_gateway.stores.errors import removed_meanwhile
 from multiverse_gateway.stores.rows import BATCH_SECONDS, HISTORY, MOST_RESPONSES, REMOVED, is_news, kept, still_revoked
+from multiverse_gateway.stores.store_errors import removed_meanwhile
 
 
 class MemorySessions:

@@ -26,7 +26,6 @@ from multiverse_gateway.core.usage import MAX_COUNT, Usage
 from multiverse_gateway.holders import is_gone
 from multiverse_gateway.protocols import ProbeResult, Registry
 from multiverse_gateway.settings import Settings, SettingsError
-from multiverse_gateway.stores.errors import removed_meanwhile
 from multiverse_gateway.stores.postgres_database import Cursor, PostgresDatabase, Row, conninfo
 from multiverse_gateway.stores.postgres_schema import migrate, refuse_encoding
 from multiverse_gateway.stores.postgres_statements import all_rows, bump_version, clock, kept_secret, save_results, upsert, version_of
@@ -53,6 +52,7 @@ from multiverse_gateway.stores.rows import (
     usage_of,
     usage_row,
 )
+from multiverse_gateway.stores.store_errors import removed_meanwhile
 from multiverse_gateway.stores.vault import Vault
 
 KEY_CHECK = "backend_key_check"

@@ -13,7 +13,7 @@ import anyio
 
 from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.settings.checks import UnusableSetting
-from multiverse_gateway.stores.errors import refused, unavailable
+from multiverse_gateway.stores.store_errors import refused, unavailable
 
 try:
     import psycopg

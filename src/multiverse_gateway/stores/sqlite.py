@@ -31,7 +31,6 @@ from multiverse_gateway.protocols import ProbeResult, Registry
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.settings.declaration import unusable_value
 from multiverse_gateway.stores import sqlite_statements as statements
-from multiverse_gateway.stores.errors import refused, unavailable
 from multiverse_gateway.stores.files import keep_private, publish
 from multiverse_gateway.stores.rows import (
     REMOVED,
@@ -48,6 +47,7 @@ from multiverse_gateway.stores.rows import (
 from multiverse_gateway.stores.sqlite_connection import FileId, connect, file_id, file_ids, journal_of, transaction, use_journal
 from multiverse_gateway.stores.sqlite_copies import contents, copy_to, is_locked, newest_backup
 from multiverse_gateway.stores.sqlite_schema import fill, migrations, state_of
+from multiverse_gateway.stores.store_errors import refused, unavailable
 from multiverse_gateway.stores.vault import Vault, open_vault
 
 CHECKPOINT_COMMITS = 500

@@ -13,7 +13,6 @@ from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import Usage
 from multiverse_gateway.holders import is_gone
 from multiverse_gateway.protocols import ProbeResult
-from multiverse_gateway.stores.errors import removed_meanwhile
 from multiverse_gateway.stores.rows import (
     BATCH_SECONDS,
     HISTORY,
@@ -31,6 +30,7 @@ from multiverse_gateway.stores.rows import (
     still_revoked,
     usage_row,
 )
+from multiverse_gateway.stores.store_errors import removed_meanwhile
 
 DIALECT = SqlDialect(placeholder=":{}", integer="integer", least="min", most="max")
 

@@ -10,7 +10,7 @@ from multiverse_gateway.entry.request_bodies import ClientGone, read_body, run_d
 from multiverse_gateway.relay.asgi import AsgiClient, answer
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import RequestHead
-from multiverse_gateway.web.errors import response_of
+from multiverse_gateway.web.error_middleware import response_of
 
 
 class Inference:

@@ -23,7 +23,7 @@ from multiverse_gateway.entry.framing import asks_for_websocket, check_head, che
 from multiverse_gateway.entry.headers import EXPOSED_HEADERS, headers_for, path_of, with_defaults
 from multiverse_gateway.entry.identity import Headers, client_address, id_headers, is_forwarded, presented_keys, request_id, verified
 from multiverse_gateway.entry.request_bodies import ClientGone, run_draining
-from multiverse_gateway.web.errors import response_of
+from multiverse_gateway.web.error_middleware import response_of
 
 ADDRESS = "multiverse.address"
 """Where the middleware leaves the caller's address in the scope."""

@@ -4,7 +4,6 @@ from math import inf
 
 from attrs import evolve
 
-from multiverse_gateway.core.access import CONFIRMING_PATH, refusal_at
 from multiverse_gateway.core.activity import Running
 from multiverse_gateway.core.health.events import ProbeFailed, ProbePassed, ProbeTimedOut
 from multiverse_gateway.core.health.policy import AutoDeregister, HealthPolicy
@@ -23,6 +22,7 @@ from multiverse_gateway.core.health.transitions import (
     step_after,
     without_strikes,
 )
+from multiverse_gateway.core.server_access import CONFIRMING_PATH, refusal_at
 
 _REFUSED = "the server refused the gateway's requests, and has not let one in since"
 _CORRELATED_STEP = 2  # 4 s: when our own network returns, its servers must be back within 10 seconds

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from attrs import field, frozen
 
-from multiverse_gateway.core.access import CONFIRMING_PATH
 from multiverse_gateway.core.activity import Running
 from multiverse_gateway.core.health.policy import HealthPolicy
+from multiverse_gateway.core.server_access import CONFIRMING_PATH
 
 LEAST_SHARE = 0.25
 """Part of its usual traffic that a server gets at the start of its slow start."""

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 import attrs
 import httpx2
 
-from multiverse_gateway.core.access import refusal_of
 from multiverse_gateway.core.addresses import AddressRefusal
 from multiverse_gateway.core.failover import ConnectFailure
 from multiverse_gateway.core.lenient import BOM
+from multiverse_gateway.core.server_access import refusal_of
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.protocols import Client, ProbeProblem, ProbeResult, ProbeStep, ServerUnreachable, UnusableAnswer
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from multiverse_gateway.bodies import Registration
 from multiverse_gateway.core.caps import Stated
 from multiverse_gateway.core.errors import AlreadyRegistered
-from multiverse_gateway.core.registry import (
+from multiverse_gateway.core.registry_plans import (
     DESCRIBED,
     Imported,
     ImportPlan,

@@ -1,6 +1,6 @@
 """The admin key: made once, kept as a hash."""
 
-from multiverse_gateway.keys import SECRET_NAME, admin_key, create_admin_key, key_digest, new_key
+from multiverse_gateway.admin_key import SECRET_NAME, admin_key, create_admin_key, key_digest, new_key
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
 

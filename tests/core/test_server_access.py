@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from multiverse_gateway.core.access import Access, confirming_path, judge_access, refusal_of
 from multiverse_gateway.core.envelope import JSON_PATHS
+from multiverse_gateway.core.server_access import Access, confirming_path, judge_access, refusal_of
 
 
 @pytest.mark.parametrize("has_key", [False, True])

@@ -10,8 +10,8 @@ from starlette.applications import Starlette
 
 from multiverse_gateway.entry.asgi_types import Message, Receive, Scope, Send
 from multiverse_gateway.entry.headers import path_of
-from multiverse_gateway.web.errors import EXCEPTION_HANDLERS
-from multiverse_gateway.web.paths import Paths, ollama_routes
+from multiverse_gateway.web.error_middleware import EXCEPTION_HANDLERS
+from multiverse_gateway.web.path_middleware import Paths, ollama_routes
 
 
 async def seen(scope: Scope, *, root: str = "") -> Scope:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import httpx2
 
-from multiverse_gateway.core.access import Access, judge_access
+from multiverse_gateway.core.server_access import Access, judge_access
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.protocols import Client
 
