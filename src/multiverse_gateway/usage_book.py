@@ -17,7 +17,7 @@ from multiverse_gateway.core.errors import StorageRefused
 from multiverse_gateway.core.fairness import FairQueue
 from multiverse_gateway.core.routing import RoutingTable, listed_name
 from multiverse_gateway.core.servers import ClientKey, model_key
-from multiverse_gateway.core.usage import NO_OWNER, NO_SERVER, Alike, Counts, Ledger, Outbox, Tally
+from multiverse_gateway.core.usage import NO_OWNER, NO_SERVER, UsageGroup, Counts, Ledger, Outbox, Tally
 from multiverse_gateway.core.waits import LEAST_WAIT_SECONDS
 from multiverse_gateway.observability.metrics import OTHER, Meter
 from multiverse_gateway.observability.telemetry import Observe
@@ -111,7 +111,7 @@ class UsageBook:
 
     def _tally(self, exchange: Exchange, day: int) -> Tally:
         model, server, table = exchange.envelope.model, exchange.server, self._table()
-        alike = Alike(
+        group = UsageGroup(
             model=listed_name(table, model),
             is_known=model in table.models,
             server_id=NO_SERVER if server is None else server.id,
@@ -123,7 +123,7 @@ class UsageBook:
             tries=exchange.tried,
             worked=exchange.tried > len(exchange.attempts),
         )
-        return Tally(alike)
+        return Tally(group)
 
     def settle(self) -> None:
         """Add the tallies to what is counted: once for many requests."""
@@ -135,30 +135,30 @@ class UsageBook:
 
     def _learn(self, tally: Tally) -> None:
         """Let the queue learn how long answers of the model take and how large they are."""
-        alike, count = tally.alike, len(tally.seconds)
+        group, count = tally.group, len(tally.seconds)
         tokens = tally.completion_tokens or tally.events
-        if tokens and alike.worked and not alike.failed:
+        if tokens and group.worked and not group.failed:
             taken = sum(tally.seconds) - tally.waited_seconds
-            self._queue.learn(model_key(alike.model), seconds=taken / count, output_tokens=tokens / count)
+            self._queue.learn(model_key(group.model), seconds=taken / count, output_tokens=tokens / count)
 
     def _add(self, tally: Tally) -> None:
-        alike, count, totals = tally.alike, len(tally.seconds), self._totals
+        group, count, totals = tally.group, len(tally.seconds), self._totals
         totals.requests += count
-        totals.attempts += count * alike.tries
-        if alike.status == 499:
+        totals.attempts += count * group.tries
+        if group.status == 499:
             totals.left += count
-        elif alike.failed:
+        elif group.failed:
             totals.failed += count
         else:
             totals.succeeded += count
-        if alike.is_known or alike.server_id != NO_SERVER:
+        if group.is_known or group.server_id != NO_SERVER:
             counts = Counts(
                 requests=count,
-                failed=count * alike.failed,
+                failed=count * group.failed,
                 prompt_tokens=tally.prompt_tokens,
                 completion_tokens=tally.completion_tokens,
             )
-            self._ledger.count(alike.model, alike.server_id, alike.owner, alike.client, day=alike.day, counts=counts)
+            self._ledger.count(group.model, group.server_id, group.owner, group.client, day=group.day, counts=counts)
 
     async def flush(self) -> None:
         """Save the use since the last call. A row that the store refuses holds up no other one (`Outbox`).

@@ -101,12 +101,12 @@ _NOTHING = Counts()
 
 
 @frozen(kw_only=True)
-class Alike:
-    """What requests that are counted together have in common: all but how long they took and how much they carried."""
+class UsageGroup:
+    """The properties that requests share if they are counted together: everything except durations, tokens and bytes."""
 
     model: str
     is_known: bool
-    """Whether the model was registered: others are not told apart in metrics."""
+    """Whether the model was registered; metrics combine all other models."""
     server_id: ServerId
     owner: str
     client: str
@@ -115,14 +115,14 @@ class Alike:
     failed: bool
     tries: int
     worked: bool
-    """Whether the last try did not fail."""
+    """Whether the last attempt did not fail."""
 
 
 @define(eq=False)
 class Tally:
-    """Requests that are over and alike: seconds until their end and to their first byte, where they had one, and sums of the rest."""
+    """The finished requests of a group: seconds until their end and, where there was one, until their first byte, and sums of the rest."""
 
-    alike: Alike
+    group: UsageGroup
     seconds: list[float] = field(factory=list)
     first_byte_seconds: list[float] = field(factory=list)
     prompt_tokens: int = 0

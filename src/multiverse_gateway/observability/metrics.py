@@ -99,10 +99,10 @@ class Meter:
 
     def requests(self, tally: Tally) -> None:
         """Count requests that are over."""
-        alike = tally.alike
+        group = tally.group
         count = len(tally.seconds)
-        meter = self.models.setdefault(alike.model if alike.is_known else OTHER, ModelMeter())
-        meter.statuses[alike.status] += count
+        meter = self.models.setdefault(group.model if group.is_known else OTHER, ModelMeter())
+        meter.statuses[group.status] += count
         for seconds in tally.seconds:
             meter.seconds.note(seconds)
         for seconds in tally.first_byte_seconds:
@@ -111,8 +111,8 @@ class Meter:
         meter.completion_tokens = bounded(meter.completion_tokens + tally.completion_tokens)
         meter.events += tally.events
         meter.sent_bytes += tally.sent_bytes
-        if alike.worked:
-            self.attempts[alike.server_id, "left" if alike.failed else "ok"] += count
+        if group.worked:
+            self.attempts[group.server_id, "left" if group.failed else "ok"] += count
 
     def wait(self, model: str, flow: Flow, seconds: float, now: float) -> None:
         """Count a request that is over and has waited for a server, whatever became of it; `now` is a monotonic instant."""
