@@ -15,7 +15,7 @@ import multiverse_gateway
 from multiverse_gateway import GatewayError, Settings
 from multiverse_gateway.cli import main
 from multiverse_gateway.core.health import HealthState
-from multiverse_gateway.observability.metrics import Meter, Moment, families
+from multiverse_gateway.observability.metrics import Meter, Gauges, families
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -104,9 +104,9 @@ def test_the_changelog_can_be_cut_into_releases() -> None:
 
 def test_every_metric_is_in_the_reference() -> None:
     """And the reference names no other."""
-    moment = Moment(at=0, requests=0, waiting={}, servers=[], answer_bytes=0, waiting_retries=0, body_bytes=0, is_shedding=False, tasks=0)
+    gauges = Gauges(at=0, requests=0, waiting={}, servers=[], answer_bytes=0, waiting_retries=0, body_bytes=0, is_shedding=False, tasks=0)
     kinds = {"counter": "_total", "info": "_info"}
-    found = {family.name + kinds.get(family.type, "") for family in families(Meter(), moment)}
+    found = {family.name + kinds.get(family.type, "") for family in families(Meter(), gauges)}
     page = (REFERENCE / "metrics.md").read_text()
     assert set(re.findall(r"^\| `(multiverse_\w+)`", page, re.MULTILINE)) == found
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from multiverse_gateway.core import waits
 from multiverse_gateway.core.fairness import Band, Flow
-from multiverse_gateway.observability.metrics import OTHER, WAIT_BOUNDS, Meter, Moment, exposition
+from multiverse_gateway.observability.metrics import OTHER, WAIT_BOUNDS, Meter, Gauges, exposition
 from support.backends import Backend
 from support.pages import browsing
 
@@ -17,7 +17,7 @@ CHAT: dict[str, Any] = {"model": "llama3.2:3b", "messages": [{"role": "user", "c
 
 def text_of(meter: Meter, waiting: dict[tuple[str, Band], int] | None = None) -> str:
     """Return the figures as Prometheus reads them."""
-    moment = Moment(
+    gauges = Gauges(
         at=100.0,
         requests=0,
         waiting=waiting or {},
@@ -28,7 +28,7 @@ def text_of(meter: Meter, waiting: dict[tuple[str, Band], int] | None = None) ->
         is_shedding=False,
         tasks=0,
     )
-    return exposition(meter, moment).decode()
+    return exposition(meter, gauges).decode()
 
 
 def test_waits_are_counted_by_model_and_band() -> None:

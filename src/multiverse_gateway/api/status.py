@@ -16,7 +16,7 @@ from multiverse_gateway.core.history import overall
 from multiverse_gateway.core.routing import listed_name
 from multiverse_gateway.entry.identity import digests, verified
 from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.observability.metrics import CONTENT_TYPE, Moment, exposition
+from multiverse_gateway.observability.metrics import CONTENT_TYPE, Gauges, exposition
 from multiverse_gateway.records import GatewayHealth, ServerCounts, Word
 
 STORE_PATIENCE = 2.0
@@ -113,7 +113,7 @@ def metrics_of(gateway: Gateway) -> bytes:
     waiting: Counter[tuple[str, Band]] = Counter()
     for (model, band), length in gateway.room.queue.lengths_by_band().items():
         waiting[gateway.usage_book.label(model), band] += length
-    moment = Moment(
+    gauges = Gauges(
         at=gateway.now(),
         requests=len(gateway.exchanges),
         waiting=waiting,
@@ -132,4 +132,4 @@ def metrics_of(gateway: Gateway) -> bytes:
         is_shedding=gateway.admission.shedding,
         tasks=len(anyio.get_running_tasks()),
     )
-    return exposition(meter, moment)
+    return exposition(meter, gauges)

@@ -144,10 +144,10 @@ class Meter:
 
 
 @attrs.frozen(kw_only=True)
-class Moment:
-    """The state of the process at the monotonic instant `at`: gauges.
+class Gauges:
+    """The values of the gauges at the monotonic instant `at`.
 
-    `waiting` is by model and band. Servers are given with their model, state and running attempts.
+    `waiting` counts requests by model and band. `servers` has the id, model, state and running attempts of each server.
     """
 
     at: float
@@ -161,7 +161,7 @@ class Moment:
     tasks: int
 
 
-def families(meter: Meter, moment: Moment) -> Iterator[Metric]:
+def families(meter: Meter, gauges: Gauges) -> Iterator[Metric]:
     """Put the figures into Prometheus' form."""
     yield InfoMetricFamily("multiverse_gateway", "The gateway.", {"version": __version__})
     requests = CounterMetricFamily("multiverse_requests", "Inference requests that are over.", labels=("model", "status"))
@@ -192,7 +192,7 @@ def families(meter: Meter, moment: Moment) -> Iterator[Metric]:
         "Jain's index over the clients' mean waits in the last 5 minutes: 1 if all wait equally long, 1/n if one of n does.",
         labels=("model", "band"),
     )
-    for (model, band), index in sorted(meter.recent_waits.evenness(moment.at).items()):
+    for (model, band), index in sorted(meter.recent_waits.evenness(gauges.at).items()):
         if model in meter.models:
             evenness.add_metric((model, band), index)
     yield evenness
@@ -219,41 +219,41 @@ def families(meter: Meter, moment: Moment) -> Iterator[Metric]:
     yield HistogramMetricFamily(
         "multiverse_probe_seconds", "Time that probes took.", buckets=meter.probe_seconds.buckets(), sum_value=meter.probe_seconds.total
     )
-    yield from _gauges(moment)
+    yield from _gauges(gauges)
 
 
-def _gauges(moment: Moment) -> Iterator[Metric]:
-    yield GaugeMetricFamily("multiverse_requests_in_flight", "Inference requests that run or wait.", moment.requests)
+def _gauges(gauges: Gauges) -> Iterator[Metric]:
+    yield GaugeMetricFamily("multiverse_requests_in_flight", "Inference requests that run or wait.", gauges.requests)
     waiting = GaugeMetricFamily("multiverse_requests_waiting", "Requests that wait for a free server.", labels=("model", "band"))
-    for (model, band), count in sorted(moment.waiting.items()):
+    for (model, band), count in sorted(gauges.waiting.items()):
         waiting.add_metric((model, band), count)
     yield waiting
     running = GaugeMetricFamily("multiverse_attempts_in_flight", "Attempts that run on a server.", labels=("server", "model"))
     states = GaugeMetricFamily("multiverse_server_state", "1 for the state that a server is in.", labels=("server", "model", "state"))
-    for server_id, model, state, count in moment.servers:
+    for server_id, model, state, count in gauges.servers:
         running.add_metric((server_id, model), count)
         states.add_metric((server_id, model, state), 1)
     yield from (running, states)
-    yield GaugeMetricFamily("multiverse_body_bytes", "Memory that request bodies take.", moment.body_bytes)
-    yield GaugeMetricFamily("multiverse_retries_waiting", "Retries that wait for their model's budget.", moment.waiting_retries)
-    yield GaugeMetricFamily("multiverse_answer_bytes", "Memory that large answers take until clients have read them.", moment.answer_bytes)
-    yield GaugeMetricFamily("multiverse_shedding", "1 while requests are refused since the process does not keep up.", moment.is_shedding)
-    yield GaugeMetricFamily("multiverse_tasks", "Tasks of the event loop; those of a process at rest do not grow.", moment.tasks)
+    yield GaugeMetricFamily("multiverse_body_bytes", "Memory that request bodies take.", gauges.body_bytes)
+    yield GaugeMetricFamily("multiverse_retries_waiting", "Retries that wait for their model's budget.", gauges.waiting_retries)
+    yield GaugeMetricFamily("multiverse_answer_bytes", "Memory that large answers take until clients have read them.", gauges.answer_bytes)
+    yield GaugeMetricFamily("multiverse_shedding", "1 while requests are refused since the process does not keep up.", gauges.is_shedding)
+    yield GaugeMetricFamily("multiverse_tasks", "Tasks of the event loop; those of a process at rest do not grow.", gauges.tasks)
 
 
 @attrs.frozen(eq=False)
 class _Figures(Collector):
     meter: Meter
-    moment: Moment
+    gauges: Gauges
 
     def collect(self) -> Iterable[Metric]:
-        return families(self.meter, self.moment)
+        return families(self.meter, self.gauges)
 
 
-def exposition(meter: Meter, moment: Moment) -> bytes:
+def exposition(meter: Meter, gauges: Gauges) -> bytes:
     """Return the text that Prometheus reads, with the figures of the process itself."""
     registry = CollectorRegistry()
-    registry.register(_Figures(meter, moment))
+    registry.register(_Figures(meter, gauges))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
