@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from multiverse_gateway.core.load import FADE_SECONDS, Strain
+from multiverse_gateway.core.load import FADE_SECONDS, LagDetector
 from multiverse_gateway.core.pauses import stopped_seconds
 from multiverse_gateway.usage_book import SETTLE_SECONDS
 
@@ -29,7 +29,7 @@ class Housekeeping:
         self._now = now
         self._due = now() + SWEEP_SECONDS
         self._resting: anyio.Event | None = None
-        self._strain = Strain()
+        self._lag = LagDetector()
         self._fades_at = now() + FADE_SECONDS
         self._settles_at = now() + SETTLE_SECONDS
         self._background: asyncio.Queue[Background] = asyncio.Queue()
@@ -70,7 +70,7 @@ class Housekeeping:
         late = now - self._due
         stopped = self.stopped_seconds(now)
         self._due = now + SWEEP_SECONDS
-        return stopped, self._strain.note(late, now)
+        return stopped, self._lag.note(late, now)
 
     def stopped_seconds(self, now: float) -> float:
         """Return for how many seconds the process was stopped since the last sweep; a pause is reported once."""

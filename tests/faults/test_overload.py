@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 from multiverse_gateway.app import create_app, lifespan
-from multiverse_gateway.core.load import Strain
+from multiverse_gateway.core.load import LagDetector
 from multiverse_gateway.relay import exchange, waiting
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
@@ -127,13 +127,13 @@ async def test_caps_hold_while_servers_fail() -> None:
 
 def test_strain_is_lateness_that_lasts() -> None:
     """Section 7: late by more than half a second for five seconds; one good moment ends it."""
-    strain = Strain()
-    assert not strain.note(9.0, 10.0)
-    assert not strain.note(0.51, 14.9)
-    assert strain.note(0.51, 15.0)
-    assert strain.note(2.0, 17.0)
-    assert not strain.note(0.5, 17.1)
-    assert not strain.note(0.6, 30.0)
+    detector = LagDetector()
+    assert not detector.note(9.0, 10.0)
+    assert not detector.note(0.51, 14.9)
+    assert detector.note(0.51, 15.0)
+    assert detector.note(2.0, 17.0)
+    assert not detector.note(0.5, 17.1)
+    assert not detector.note(0.6, 30.0)
 
 
 async def test_a_process_that_cannot_keep_up_refuses_new_work() -> None:

@@ -19,10 +19,10 @@ MIN_RETRIES = 3
 """Concurrent retries that a model may always have."""
 RETRY_FRACTION = 0.2
 """Part of a model's attempts that may be retries."""
-LAG_SECONDS = 0.5
-"""How late an event loop that keeps up never is."""
-STRAIN_SECONDS = 5.0
-"""How long it may be late before new requests are refused."""
+MAX_LAG_SECONDS = 0.5
+"""Seconds; an event loop that runs later than this lags."""
+MAX_LAGGING_SECONDS = 5.0
+"""Seconds for which it may lag before new requests are refused."""
 
 
 def retry_seconds(chance: float) -> float:
@@ -160,23 +160,23 @@ class Load:
 
 
 @define(eq=False)
-class Strain:
-    """Notice that this process cannot keep up, because its event loop runs late again and again. Durations are in seconds.
+class LagDetector:
+    """Detect that this process cannot keep up, because its event loop lags continuously. Durations are in seconds.
 
-    >>> strain = Strain()
-    >>> [strain.note(0.6, now) for now in (1.0, 3.0, 6.1)], strain.note(0.1, 6.2)
+    >>> detector = LagDetector()
+    >>> [detector.note(0.6, now) for now in (1.0, 3.0, 6.1)], detector.note(0.1, 6.2)
     ([False, False, True], False)
     """
 
     _since: float | None = field(default=None, init=False)
 
     def note(self, lag: float, now: float) -> bool:
-        """Take how late the process is at the monotonic instant `now`; return whether it has been too late for too long."""
-        if lag <= LAG_SECONDS:
+        """Record that the event loop is `lag` seconds late at the monotonic instant `now`; return whether it has lagged for too long."""
+        if lag <= MAX_LAG_SECONDS:
             self._since = None
         elif self._since is None:
             self._since = now
-        return self._since is not None and now - self._since >= STRAIN_SECONDS
+        return self._since is not None and now - self._since >= MAX_LAGGING_SECONDS
 
 
 @define(eq=False)
