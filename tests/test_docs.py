@@ -15,7 +15,7 @@ import multiverse_gateway
 from multiverse_gateway import GatewayError, Settings
 from multiverse_gateway.cli import main
 from multiverse_gateway.core.health import HealthState
-from multiverse_gateway.observability.metrics import Meter, Gauges, families
+from multiverse_gateway.observability.metrics import Gauges, Meter, families
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"

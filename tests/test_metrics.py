@@ -8,7 +8,7 @@ from typing import Any
 
 from multiverse_gateway.core import waits
 from multiverse_gateway.core.fairness import Band, Flow
-from multiverse_gateway.observability.metrics import OTHER, WAIT_BOUNDS, Meter, Gauges, exposition
+from multiverse_gateway.observability.metrics import OTHER, WAIT_BOUNDS, Gauges, Meter, exposition
 from support.backends import Backend
 from support.pages import browsing
 

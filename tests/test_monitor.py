@@ -235,7 +235,7 @@ async def test_a_probe_that_raises_is_told_and_tried_again(caplog: pytest.LogCap
 
 
 async def test_one_process_probes() -> None:
-    """The other one does when the first one resigns."""
+    """The other one does when the first one releases its lease."""
     store = MemoryStore()
     async with stage(store=store) as first, stage(store=store) as second:
         one, other = await leader(first), await leader(second)
@@ -245,7 +245,7 @@ async def test_one_process_probes() -> None:
         second.clock.advance(1000)
         await one_round(other)
         assert second.probe.checked == []
-        await one.resign()
+        await one.release()
         await other.lead()
         await one_round(other)
         assert [server.endpoint_url for server in second.probe.checked] == ["http://gpu.example:8000"]
@@ -279,7 +279,7 @@ async def with_many(store: MemoryStore, count: int) -> None:
 
 def shares(*monitors: Monitor) -> list[set[ServerId]]:
     """Return the servers that each would probe now, were there no limit."""
-    return [set(monitor._share()) if monitor.leads else set() for monitor in monitors]
+    return [set(monitor._own_routes()) if monitor.leads else set() for monitor in monitors]
 
 
 async def test_many_servers_are_divided_among_the_holders_of_leases() -> None:
@@ -300,11 +300,11 @@ async def test_many_servers_are_divided_among_the_holders_of_leases() -> None:
         *parts, idle = await settle()
         assert (set.union(*parts), sum(map(len, parts)), idle) == (everybody, 250, set())
         assert min(map(len, parts)) > 50
-        await monitors[1].resign()
+        await monitors[1].release()
         monitors.pop(1)
         parts = await settle()
         assert (set.union(*parts), sum(map(len, parts))) == (everybody, 250)
-        await monitors.pop(0).resign()
+        await monitors.pop(0).release()
         assert all(await settle())
         for server in list(everybody)[:200]:
             await store.remove_server(server)
@@ -325,7 +325,7 @@ async def test_who_takes_over_goes_on_where_the_other_was() -> None:
             await one_round(one)
         await first.gateway.health_book.flush()
         assert len(first.probe.checked) == 9
-        await one.resign()
+        await one.release()
         await other.lead()
         await one_round(other)
         assert (other.leads, second.probe.checked) == (True, [])
@@ -355,7 +355,7 @@ async def test_a_process_whose_network_is_down_lets_another_probe() -> None:
             await one_round(other)
             second.clock.advance(2)
         assert {route.health.status for route in second.gateway.table.routes.values()} == {"healthy"}
-        await other.resign()
+        await other.release()
         await one.lead()
         assert one.leads, "there is nobody else"
         assert await store.claim(LEASE_ROLE, "another", 0.0), "the lease is free all the same"
@@ -385,7 +385,7 @@ async def test_without_a_store_every_process_probes() -> None:
         with pytest.raises(StorageUnavailable):
             await monitor.lead()
         led.append(monitor.leads)
-        await monitor.resign()
+        await monitor.release()
         led.append(monitor.leads)
         assert led == [False, True, False]
 

@@ -126,7 +126,7 @@ class Watched(Protocol):
 
 
 async def watch(gateway: Watched) -> None:
-    """Run the loops until cancelled; the lease is given back then, so that another process probes at once."""
+    """Run the loops until cancelled; the lease is released then, so that another process probes immediately."""
     monitor = Monitor(gateway)
     try:
         async with anyio.create_task_group() as group:
@@ -146,7 +146,7 @@ async def watch(gateway: Watched) -> None:
             group.start_soon(monitor.probe)
     finally:
         with anyio.move_on_after(1, shield=True):
-            await monitor.resign()
+            await monitor.release()
 
 
 async def _steadily(
@@ -203,7 +203,7 @@ class Monitor:
         before = self._held
         try:
             if self._yields():
-                await self.resign()
+                await self.release()
                 self._divide(frozenset())
                 self.leads = await self._claim(0, 0.0)  # until another process takes it: a second probe does less harm than none
                 return
@@ -254,8 +254,8 @@ class Monitor:
             self._held = held
             self._shards.clear()
 
-    def _share(self) -> Mapping[ServerId, Route]:
-        """Return the servers that this process probes."""
+    def _own_routes(self) -> Mapping[ServerId, Route]:
+        """Return the routes of the servers that this process probes."""
         routes = self._gateway.table.routes
         if len(self._held) < 2:
             return routes
@@ -264,7 +264,7 @@ class Monitor:
             shards[server_id] = shard_of(server_id, self._held)
         return {server_id: route for server_id, route in routes.items() if shards[server_id] == self._shard}
 
-    async def resign(self) -> None:
+    async def release(self) -> None:
         """Release the lease if this process holds one."""
         self.leads = False
         shard, self._shard = self._shard, None
@@ -272,7 +272,7 @@ class Monitor:
             try:
                 await self._claim(shard, 0.0)
             except StorageUnavailable:
-                _log.debug("the lease could not be given back; it expires by itself")
+                _log.debug("the lease could not be released; it expires by itself")
 
     async def hold(self) -> None:
         """Publish the machines on which requests of this process run, unless it probes all of them: an unanswered probe proves little.
@@ -328,7 +328,7 @@ class Monitor:
 
     def next(self) -> list[Server]:
         """Return the servers to probe now."""
-        routes = self._share()
+        routes = self._own_routes()
         self._early &= routes.keys()
         return next_probes(routes, early=self._early, running=self._running, now=self._gateway.now())
 
@@ -354,7 +354,7 @@ class Monitor:
 
     def note(self, result: ProbeResult, began: float) -> None:
         """Judge and hand on the result of a probe that began at this monotonic instant."""
-        routes = self._share()
+        routes = self._own_routes()
         route = routes.get(result.server_id)
         if route is None or route.server.generation != result.generation:
             return

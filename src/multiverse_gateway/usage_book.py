@@ -17,7 +17,7 @@ from multiverse_gateway.core.errors import StorageRefused
 from multiverse_gateway.core.fairness import FairQueue
 from multiverse_gateway.core.routing import RoutingTable, listed_name
 from multiverse_gateway.core.servers import ClientKey, model_key
-from multiverse_gateway.core.usage import NO_OWNER, NO_SERVER, UsageGroup, Counts, Ledger, Outbox, Tally
+from multiverse_gateway.core.usage import NO_OWNER, NO_SERVER, Counts, Ledger, Outbox, Tally, UsageGroup
 from multiverse_gateway.core.waits import LEAST_WAIT_SECONDS
 from multiverse_gateway.observability.metrics import OTHER, Meter
 from multiverse_gateway.observability.telemetry import Observe
