@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Brings back a copy that backup.sh made, and the secret of the servers' keys if it is lost. What was there is kept beside it.
+# Brings back a copy that backup.sh made, and the secret of the servers' keys if it is lost. The previous database is kept beside it.
 #
 #   sudo /opt/multiverse-gateway/deploy/restore.sh [FILE]     the newest copy by default
 set -euo pipefail

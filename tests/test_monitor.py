@@ -408,7 +408,7 @@ async def test_trouble_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
             group.start_soon(_steadily, step, 0.0, "the trouble")
             await done.wait()
             group.cancel_scope.cancel()
-    assert [record.message for record in caplog.records] == ["the trouble", "over: the trouble"]
+    assert [record.message for record in caplog.records] == ["the trouble", "no longer the case: the trouble"]
 
 
 # All together

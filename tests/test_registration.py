@@ -286,7 +286,7 @@ async def test_an_update_cannot_take_another_servers_place() -> None:
     async with stage() as at:
         await register(at.gateway, parse_registration(BODY))
         other = (await register(at.gateway, parse_registration({**BODY, "endpoint_url": "http://other.example"}))).server
-        with pytest.raises(BadRequest, match="registered already"):
+        with pytest.raises(BadRequest, match="already registered"):
             await update(at.gateway, other.id, parse_change({"endpoint_url": BODY["endpoint_url"]}))
 
 

@@ -83,8 +83,8 @@ def test_a_named_file_must_be_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("env", "message"),
     [
-        ({"MULTIVERSE_PROT": "1"}, r"MULTIVERSE_PROT in the environment is no setting; did you mean MULTIVERSE_PORT\?"),
-        ({"MULTIVERSE_ZZZ": "1"}, "MULTIVERSE_ZZZ in the environment is no setting; remove it"),
+        ({"MULTIVERSE_PROT": "1"}, r"MULTIVERSE_PROT in the environment is not a setting; did you mean MULTIVERSE_PORT\?"),
+        ({"MULTIVERSE_ZZZ": "1"}, "MULTIVERSE_ZZZ in the environment is not a setting; remove it"),
         ({"PORT": "eighty"}, "PORT=eighty in the environment cannot be used: write a whole number"),
         ({"PORT": "70000"}, "^PORT=70000 in the environment cannot be used: write a number from 0 to 65,535"),
         (
@@ -129,15 +129,15 @@ def test_what_cannot_work_stops_the_start(env: dict[str, str], message: str, tmp
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("multiverse.toml", "prot = 1", r"prot in .*multiverse\.toml is no setting; did you mean port\?"),
+        ("multiverse.toml", "prot = 1", r"prot in .*multiverse\.toml is not a setting; did you mean port\?"),
         ("multiverse.toml", "port = ", "is not valid TOML"),
         ("multiverse.toml", "port = true", "write a whole number"),
         ("multiverse.toml", "ui = 2", "write true or false"),
-        ("multiverse.toml", "cors_origins = [1]", "write a list of texts"),
-        ("multiverse.toml", "host = 1", "write a text between quotes"),
-        (".env", "MULTIVERSE_PROT=1", r"MULTIVERSE_PROT in \.env is no setting"),
+        ("multiverse.toml", "cors_origins = [1]", "write a list of strings"),
+        ("multiverse.toml", "host = 1", "write a string in quotes"),
+        (".env", "MULTIVERSE_PROT=1", r"MULTIVERSE_PROT in \.env is not a setting"),
         (".env", "PORT 1", r"line 1 of \.env cannot be read"),
-        (".env", 'PORT="1', r"line 1 of \.env has a quote that does not end"),
+        (".env", 'PORT="1', r"line 1 of \.env has an unclosed quote"),
     ],
 )
 def test_what_is_wrong_in_a_file_stops_the_start(name: str, text: str, message: str, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_what_is_wrong_in_a_file_stops_the_start(name: str, text: str, message: 
             {},
             {"ALLOW_PRIVATE_NETWORKS": "redis://u:hunter2@db"},
             {},
-            "ALLOW_PRIVATE_NETWORKS=redis://u:********@db in the environment cannot be used: 'redis://u:********@db' is no network",
+            "ALLOW_PRIVATE_NETWORKS=redis://u:********@db in the environment cannot be used: 'redis://u:********@db' is not a network",
         ),
         ({}, {"RATE_LIMIT_STORAGE": "unix:///x"}, {}, "RATE_LIMIT_STORAGE=unix:///x in the environment cannot be used: "),
         ({"multiverse.toml": 'database_url = "sqlite:///a\\u0000b"\n'}, {}, {}, "database_url=sqlite:///a"),

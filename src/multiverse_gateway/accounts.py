@@ -74,7 +74,7 @@ async def change_key(gateway: Gateway, key_id: str, body: Mapping[str, Any]) -> 
         await gateway.refresh()
         key = _key_of(gateway, key_id)
         if key.revoked_at is not None:
-            raise BadRequest("The key is revoked, so its limits cannot change; make another one")
+            raise BadRequest("The key is revoked, so its limits cannot be changed; create another one")
         key = attrs.evolve(key, **{_ATTRIBUTES.get(name, name): limits[_ATTRIBUTES.get(name, name)] for name in body})
         await gateway.store.save_key(key)
         await gateway.refresh()
@@ -94,7 +94,7 @@ def _limits_of(gateway: Gateway, wanted: KeyChange) -> dict[str, Any]:
     """
     expires_at: float | None = wanted.expires_at  # type: ignore[assignment]  # its reader made it an instant
     if expires_at is not None and expires_at <= gateway.wall():
-        raise InvalidField("expires_at", " has passed already; write a later time, or leave it out")
+        raise InvalidField("expires_at", " is in the past; give a later time, or leave it out")
     return {
         "expires_at": expires_at,
         "rate_limit": wanted.rate_limit,
@@ -108,7 +108,7 @@ def _limits_of(gateway: Gateway, wanted: KeyChange) -> dict[str, Any]:
 def _key_of(gateway: Gateway, key_id: str) -> ClientKey:
     key = next((key for key in gateway.registrations.keys.values() if key.id == key_id), None)
     if key is None:
-        raise KeyNotFound("There is no client key with this id; GET /admin/keys lists those there are")
+        raise KeyNotFound("There is no client key with this id; GET /admin/keys lists all keys")
     return key
 
 
@@ -197,7 +197,7 @@ async def usage_report(gateway: Gateway, query: UsageQuery) -> UsageReport:
     first = date.fromisoformat(until).toordinal() - DAYS + 1
     since = query.since or date.fromordinal(max(1, first)).isoformat()
     if since > until:
-        raise BadRequest("since is later than until; exchange them", param="since")
+        raise BadRequest("since is later than until; swap them", param="since")
     with suppress(StorageUnavailable):
         await gateway.usage_book.flush()
     names = client_names(gateway)

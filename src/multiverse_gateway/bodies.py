@@ -141,7 +141,7 @@ class Registration:
     capabilities: Capabilities = attrs.field(factory=Capabilities)
     metadata: Metadata = attrs.field(factory=Metadata)
     max_concurrency: Annotated[int, Meta(ge=1, le=MAX_CONCURRENCY, description=_CAP)] | None = None
-    weight: Annotated[int, Meta(ge=1, le=MAX_WEIGHT, description="its share of the traffic under the balancer `weighted`")] = 1
+    weight: Annotated[int, Meta(ge=1, le=MAX_WEIGHT, description="its share of the traffic with the balancer `weighted`")] = 1
 
 
 @attrs.frozen(kw_only=True)
@@ -188,9 +188,9 @@ class KeyChange:
         ]
         | None
     ) = None
-    bulk: Annotated[bool, Meta(description="whether its requests let interactive ones go first")] = False
-    models: Annotated[list[ModelName], Meta(max_length=1000, description="the models that it may use; none named means all")] = attrs.field(
-        factory=list
+    bulk: Annotated[bool, Meta(description="whether its requests yield to interactive ones")] = False
+    models: Annotated[list[ModelName], Meta(max_length=1000, description="the models that it may use; an empty list means all")] = (
+        attrs.field(factory=list)
     )
 
 
@@ -211,7 +211,7 @@ class ServersQuery:
     model_name: str | None = None
     health_status: Literal["healthy", "unhealthy", "unknown"] | None = None
     student_id: str | None = None
-    include_inactive: Annotated[bool, Meta(description="those taken out and removed, too")] = False
+    include_inactive: Annotated[bool, Meta(description="include servers that were taken out or removed")] = False
     sort: Literal["registered_at", "updated_at", "last_checked_at", "model_name", "health_status", "student_id"] = "registered_at"
     order: Literal["asc", "desc"] = "asc"
     limit: Annotated[int, Meta(ge=1, le=PAGE)] = PAGE
@@ -229,7 +229,7 @@ class HistoryQuery:
 class LogsQuery:
     """Which log records are listed, newest last."""
 
-    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], Meta(description="the least level")] = "DEBUG"
+    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], Meta(description="the minimum level")] = "DEBUG"
     component: str | None = None
     text: str | None = None
     since: Instant | None = None
@@ -240,7 +240,7 @@ class LogsQuery:
 class ExportQuery:
     """What an export holds."""
 
-    include_keys: Annotated[bool, Meta(description="the servers' own keys, too, in clear text")] = False
+    include_keys: Annotated[bool, Meta(description="include the servers' own keys, in plain text")] = False
 
 
 @attrs.frozen(kw_only=True)
@@ -253,7 +253,7 @@ class UsageQuery:
         str,
         Meta(
             pattern="^(day|model|server|owner|client)(,(day|model|server|owner|client))*$",
-            description="one or more of day, model, server, owner, client, with commas between them",
+            description="one or more of day, model, server, owner, client, separated by commas",
             examples=["day,model"],
         ),
     ] = "day,model,server,owner,client"

@@ -119,7 +119,7 @@ class Gateway:
         try:
             await self.learn_use()
         except StorageUnavailable:
-            _registry_log.warning("the counts of today cannot be read; daily limits begin with what this process counts")
+            _registry_log.warning("today's usage counts cannot be read; daily limits start with what this process has counted")
         failure: Exception | None = None
         try:
             async with anyio.create_task_group() as group:
@@ -144,8 +144,8 @@ class Gateway:
         self.interrupt()
         await self.network.aclose()
         last_steps = (
-            (self.health_book.flush, "the last health checks could not be saved"),
-            (self.usage_book.flush, "the last counts of use could not be saved"),
+            (self.health_book.flush, "the results of the last probes could not be saved"),
+            (self.usage_book.flush, "the last usage counts could not be saved"),
             (self.responses.flush, "the places of the last stored responses could not be saved"),
             (self.store.aclose, "the store could not be closed"),
         )
@@ -202,7 +202,11 @@ class Gateway:
     def _shed(self, shedding: bool) -> None:
         if shedding is not self.admission.shedding:
             self.admission.shedding = shedding
-            _routing_log.warning("this process does not keep up; new requests are refused" if shedding else "this process keeps up again")
+            _routing_log.warning(
+                "this process cannot keep up; new requests are rejected"
+                if shedding
+                else "this process has caught up; new requests are accepted again"
+            )
 
     def _raise_shares(self, now: float) -> None:
         for server_id, part in self.health_book.traffic_shares(now):

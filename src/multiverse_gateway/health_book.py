@@ -227,7 +227,7 @@ class HealthBook:
                 try:
                     await self._store.save_health(own, [result for result in results if result.server_id == server_id])
                 except StorageRefused:
-                    _health_log.error("the store refuses the health of a server; it is not saved", extra={"fields": {"server": server_id}})
+                    _health_log.error("the store rejects the health of a server; it is not saved", extra={"fields": {"server": server_id}})
 
 
 def _event_of(result: ProbeResult, *, forced: bool, correlated: bool) -> HealthEvent:

@@ -130,19 +130,23 @@ async def watch(gateway: Watched) -> None:
     monitor = Monitor(gateway)
     try:
         async with anyio.create_task_group() as group:
-            group.start_soon(_steadily, gateway.health_book.flush, FOLLOW_SECONDS, "results of probes cannot be saved; they are kept")
-            group.start_soon(_steadily, gateway.usage_book.flush, USAGE_SECONDS, "counts of use cannot be saved; they are kept")
+            group.start_soon(
+                _steadily, gateway.health_book.flush, FOLLOW_SECONDS, "results of probes cannot be saved; they are kept in memory"
+            )
+            group.start_soon(_steadily, gateway.usage_book.flush, USAGE_SECONDS, "usage counts cannot be saved; they are kept in memory")
             lost = "the places of stored responses cannot be saved; other processes do not know them yet"
             group.start_soon(_steadily, gateway.responses.flush, FOLLOW_SECONDS, lost, gateway.responses.noted)
-            unknown = "the counts of today cannot be read; daily limits continue with the last known counts"
+            unknown = "today's usage counts cannot be read; daily limits continue with the last known counts"
             group.start_soon(_steadily, gateway.learn_use, USAGE_SECONDS, unknown)
             trouble = "the registry cannot be read; routing continues with the last known registry"
             group.start_soon(_steadily, gateway.refresh, FOLLOW_SECONDS, trouble, gateway.store.changed)
-            group.start_soon(_steadily, monitor.lead, 1.0, "the store cannot say who probes; this process does", monitor.rest)
+            group.start_soon(
+                _steadily, monitor.lead, 1.0, "the store cannot name the process that probes; this process does it", monitor.rest
+            )
             often = hold_seconds(gateway.settings.health_check_timeout_seconds)
-            group.start_soon(_steadily, monitor.hold, often, "other processes cannot know which servers are busy")
+            group.start_soon(_steadily, monitor.hold, often, "other processes cannot learn which servers are busy")
             if gateway.settings.auto_deregister == AutoDeregister.DELETE:
-                group.start_soon(_steadily, monitor.clear, FOLLOW_SECONDS, "servers that failed too often cannot be removed")
+                group.start_soon(_steadily, monitor.clear, FOLLOW_SECONDS, "servers that failed too often could not be removed")
             group.start_soon(monitor.probe)
     finally:
         with anyio.move_on_after(1, shield=True):
@@ -158,7 +162,7 @@ async def _steadily(
         try:
             await step()
             if not works:
-                _log.info("over: %s", trouble)
+                _log.info("no longer the case: %s", trouble)
             works = True
         except StorageUnavailable as error:
             if works:
@@ -350,7 +354,7 @@ class Monitor:
         try:
             await self._gateway.checks.confirm_access(server, path)
         except Exception:  # noqa: BLE001  the edge of the loops: logged, and tried again
-            _log.exception("a refusal could not be confirmed", extra={"fields": {"server": server.id}})
+            _log.exception("a refusal of access could not be confirmed", extra={"fields": {"server": server.id}})
 
     def note(self, result: ProbeResult, began: float) -> None:
         """Judge and hand on the result of a probe that began at this monotonic instant."""
@@ -373,7 +377,7 @@ class Monitor:
 
     def _report(self, widespread: bool) -> None:
         if widespread and not self._is_widespread:
-            _log.error("nearly all servers fail at once: is this machine's own network down? No server is deactivated for it")
+            _log.error("nearly all servers fail at once: is this machine's own network down? No server is deactivated meanwhile")
         elif self._is_widespread and not widespread:
-            _log.warning("not nearly all servers fail any more")
+            _log.warning("most servers work again")
         self._is_widespread = widespread

@@ -53,7 +53,8 @@ def load(kind: str, name: str, settings: Settings) -> Any:
         )
     else:
         remedy = (
-            f"there is no {_SETTINGS[kind]} named {name}; write one of {', '.join(available(kind))}, or install the package that has it"
+            f"there is no {_SETTINGS[kind]} named {name}; write one of {', '.join(available(kind))}, "
+            "or install the package that provides it"
         )
     raise unusable(settings, _SETTINGS[kind], remedy)
 
@@ -65,7 +66,7 @@ def _factory(kind: str, entry: EntryPoint, settings: Settings) -> Any:
         remedy = f"{entry.name} cannot be loaded ({error}); install what its package {_package(entry)} needs"
         raise unusable(settings, _SETTINGS[kind], remedy) from error
     if not callable(factory):
-        remedy = f"{entry.name} cannot be called; tell the authors of its package {_package(entry)}"
+        remedy = f"{entry.name} cannot be called; report it to the authors of its package {_package(entry)}"
         raise unusable(settings, _SETTINGS[kind], remedy)
     return factory
 

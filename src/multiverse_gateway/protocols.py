@@ -62,7 +62,7 @@ class Scoring(Protocol):
 class ServerUnreachable(httpx2.ConnectError):
     """The `Client` of a probe could not connect to the server; `cause` says at what it failed.
 
-    `refusal` says why the address may not be dialled, if that is the cause.
+    `refusal` says why the gateway may not connect to this address, if that is the cause.
     """
 
     def __init__(self, message: str, *, cause: ConnectFailure, refusal: AddressRefusal | None = None) -> None:

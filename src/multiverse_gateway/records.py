@@ -71,7 +71,7 @@ class ServerRecord(ServerFacts):
     status: Literal["registered", "deregistered"]
     health_status: Status
     state: str
-    resting: Annotated[bool, Meta(description="it asked for a pause, which lasts, or it did not have the model a moment ago")]
+    resting: Annotated[bool, Meta(description="it asked for a pause that is not over, or it did not have the model a moment ago")]
     reason: str | None
     warning: str | None
     consecutive_failures: int
@@ -88,7 +88,7 @@ class Registered(ServerRecord):
     """A server that was registered; the owner's token is shown this once, and only for a new one."""
 
     owner_token: Annotated[
-        str | None, Meta(description="lets its holder change, check and remove this server and no other, in place of the admin key")
+        str | None, Meta(description="replaces the admin key for this server only: its holder can change, check and remove it")
     ]
     max_concurrency_reason: Annotated[str, Meta(description="why the server has this `max_concurrency`, in a sentence for people")]
 
@@ -292,7 +292,10 @@ class QueuedRequest:
     waiting: Annotated[int, Meta(description="all requests that wait for the model")]
     waited_seconds: float
     about_seconds: Annotated[
-        int | None, Meta(description="about how long until it begins: one of 5, 10, 20, 30, 60, 120 and 240; null if that is not known yet")
+        int | None,
+        Meta(
+            description="about how long until it begins, in seconds: one of 5, 10, 20, 30, 60, 120 and 240; null if that is not known yet"
+        ),
     ]
     priority: Literal["interactive", "bulk"]
 
@@ -341,13 +344,13 @@ class KeyRecord:
     revoked_at: Time | None
     rate_limit: int | None
     daily_limit: Annotated[int | None, Meta(description="requests to models per day; null is no limit")]
-    used_today: Annotated[int | None, Meta(description="those of today that the gateway knows of; null without a daily limit")]
+    used_today: Annotated[int | None, Meta(description="requests of today that the gateway knows of; null without a daily limit")]
     max_at_once: Annotated[
-        int, Meta(description="requests that may run and wait together when another one would have to wait; 0 is no limit")
+        int, Meta(description="requests that it may have running and waiting before one that would have to wait is rejected; 0 is no limit")
     ]
-    bulk: Annotated[bool, Meta(description="whether its requests let interactive ones go first")]
-    models: Annotated[list[str], Meta(description="those that it may use; none named means all")]
-    works: Annotated[bool, Meta(description="whether it lets anybody in now")]
+    bulk: Annotated[bool, Meta(description="whether its requests yield to interactive ones")]
+    models: Annotated[list[str], Meta(description="the models that it may use; an empty list means all")]
+    works: Annotated[bool, Meta(description="whether requests with this key are accepted now")]
 
 
 def key_record(key: ClientKey, wall: float, used_today: int = 0) -> KeyRecord:
@@ -386,8 +389,8 @@ class UsageRecord(Counts):
 
     day: str | None
     model: str | None
-    server: Annotated[str | None, Meta(description="the id of the server; empty where none answered")]
-    owner: Annotated[str | None, Meta(description="the server's student_id; empty where it has none")]
+    server: Annotated[str | None, Meta(description="the id of the server; empty if no server answered")]
+    owner: Annotated[str | None, Meta(description="the server's student_id; empty if it has none")]
     client: Annotated[str | None, Meta(description="the name of the client key; empty for clients without one")]
     client_id: Annotated[str | None, Meta(description="the id of the client key")]
 
@@ -413,7 +416,7 @@ class ErrorFacts:
 
     message: Annotated[str, Meta(description="what is wrong and what to do next")]
     type: str
-    param: Annotated[str | None, Meta(description="the field that it is about")]
+    param: Annotated[str | None, Meta(description="the field that caused the error")]
     code: str | None
 
 

@@ -83,7 +83,7 @@ def server_id_of(text: str) -> ServerId:
 
 def unknown_server() -> ServerNotFound:
     """Return the refusal of an id that no registered server has."""
-    return ServerNotFound("There is no server with this id, or it was removed; the list of servers shows those there are")
+    return ServerNotFound("There is no server with this id, or it was removed; GET /admin/servers lists all servers")
 
 
 def route_of(gateway: Gateway, server_id: ServerId) -> Route:

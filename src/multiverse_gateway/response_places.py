@@ -112,7 +112,7 @@ class ResponsePlaces:
         try:
             await self._store.save_responses(responses)
         except StorageRefused:
-            _registry_log.error("the store refuses the places of stored responses; only this process knows them")
+            _registry_log.error("the store rejects the places of stored responses; only this process knows them")
         self._responses.saved(responses)
 
     async def _look_up(self, exchange: Exchange, key: str, store: ResponseStore) -> None:
@@ -126,7 +126,7 @@ class ResponsePlaces:
             if known is not None and not self._has(known):  # its server may be too new for the table of this process
                 await self._routing.refresh()
         except GatewayError:
-            message = "The gateway cannot look up the stored response now. Send the request again in a few seconds."
+            message = "The gateway cannot look up the stored response at the moment. Send the request again in a few seconds."
             exchange.not_located(StorageUnavailable(message, retry_after=5.0))
             return
         if known is None or known.until <= self._routing.wall():

@@ -30,7 +30,7 @@ from multiverse_gateway.usage_book import UsageBook
 
 MAX_PAUSED_CHECKS = 3
 """How often a check is made if this process was stopped while it ran."""
-BUSY = "the server is busy: it sends answers to other requests, and did not answer the check in time"
+BUSY = "the server is busy: it is answering other requests, and did not answer the check in time"
 
 _health_log = logging.getLogger("multiverse_gateway.health")
 
@@ -103,7 +103,7 @@ class ServerChecks:
             pass
         except Exception:  # noqa: BLE001  a probe is a plug-in: whatever it raises is a failed result
             _health_log.exception("the probe itself failed", extra={"fields": {"server": server.id}})
-            reason, timed_out = "the probe itself failed; the operator finds the cause in the log", False
+            reason, timed_out = "the probe itself failed; the cause is in the gateway's log", False
         return ProbeResult(
             server_id=server.id,
             generation=server.generation,

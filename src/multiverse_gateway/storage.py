@@ -43,7 +43,7 @@ class _Guarded:
             except Exception as error:
                 self._note(name, error)
                 raise StorageRefused(
-                    "The store failed unexpectedly; inference continues. The operator finds the cause in the log.",
+                    "The store failed unexpectedly; inference continues. The cause is in the gateway's log.",
                     retry_after=60.0,
                 ) from error
 

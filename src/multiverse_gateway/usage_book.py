@@ -184,7 +184,7 @@ class UsageBook:
             finally:
                 for usage in self._outbox.end():
                     fields = {"day": usage.key.day, "model": usage.key.model, "server": usage.key.server_id, **attrs.asdict(usage.counts)}
-                    _registry_log.error("counts of use are dropped: the store refuses them", extra={"fields": fields})
+                    _registry_log.error("usage counts are dropped because the store rejects them", extra={"fields": fields})
             if refusal is not None and not saved:
                 raise refusal
 

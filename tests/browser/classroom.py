@@ -126,7 +126,7 @@ CLASS: Sequence[Host] = (
         owner="Dora Vuković",
         state=HealthState.MISCONFIGURED,
         trouble=range(4),
-        reason="the server refuses the stored key",
+        reason="the server rejects the stored key",
         usual=0.14,
     ),
     Host(
@@ -135,7 +135,7 @@ CLASS: Sequence[Host] = (
         owner="Emil Larsson",
         state=HealthState.DEACTIVATED,
         trouble=range(35),
-        reason="the host name leads nowhere: is it spelt right?",
+        reason="the host name cannot be resolved: is it spelled correctly?",
         usual=0.3,
     ),
     Host(

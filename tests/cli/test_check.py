@@ -103,7 +103,7 @@ def test_an_address_that_no_setting_opens_names_none() -> None:
     """A link-local one stays closed whatever is set."""
     result = call("http://169.254.1.1:8000")
     assert result.exit_code == 1
-    assert "FAILED  address: a gateway with these settings will not dial it: link-local" in result.output
+    assert "FAILED  address: a gateway with these settings does not connect to it: link-local" in result.output
     assert "ALLOW_PRIVATE_NETWORKS" not in result.output
 
 
@@ -143,18 +143,18 @@ def test_a_closed_port() -> None:
 @pytest.mark.parametrize(
     ("method", "answer", "words"),
     [
-        ("GET", (401, {}, b""), "asks for a key"),
+        ("GET", (401, {}, b""), "requires a key"),
         ("GET", (403, {}, b""), "Host header"),
-        ("POST", (401, {}, b""), "asks for a key"),
+        ("POST", (401, {}, b""), "requires a key"),
         ("POST", (403, {}, b""), "Host header"),
         ("POST", (404, {}, b'{"error": {"message": "model \'tiny\' not found"}}'), "does not know the model"),
         ("POST", (500, {}, b"out of memory"), "status 500"),
         ("GET", (302, {"location": "/x"}, b""), "redirects"),
-        ("GET", (404, {}, b""), "the path is not there"),
+        ("GET", (404, {}, b""), "the path does not exist"),
         ("GET", (404, {"ngrok-error-code": "ERR_NGROK_3200"}, b""), "nothing is behind it"),
         ("GET", (503, {}, b""), "loading or busy"),
         ("GET", (500, {}, b""), "status 500"),
-        ("GET", (200, {}, b"<html>"), "no OpenAI list"),
+        ("GET", (200, {}, b"<html>"), "not with an OpenAI list"),
         ("GET", (200, {}, b'{"data": []}'), "the list is empty"),
         ("GET", (200, {}, b"x" * (1 << 20) + b"x"), "larger than 1 MiB"),
         ("POST", (200, {}, b"{}"), "has no choices"),
@@ -254,5 +254,5 @@ def test_a_key_that_was_given_is_called_refused(strange: tuple[dict[str, Any], s
     """And only then."""
     answers, url = strange
     answers["GET"] = (401, {}, b"")
-    assert "refuses the key" in call(url, "--allow-private", "--api-key", "wrong").output
-    assert "refuses the key" not in call(url, "--allow-private").output
+    assert "rejects the key" in call(url, "--allow-private", "--api-key", "wrong").output
+    assert "rejects the key" not in call(url, "--allow-private").output

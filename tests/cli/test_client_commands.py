@@ -162,7 +162,7 @@ def test_no_key(gateway: Listener, tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "ADMIN_API_KEY" in result.output
     gateway.answers["/admin/servers"] = (403, {"error": {"message": "no"}})
-    assert "refuses the admin key" in call("servers", "--gateway", f"{gateway.url}/v1/", "--admin-key", "wrong").output
+    assert "rejects the admin key" in call("servers", "--gateway", f"{gateway.url}/v1/", "--admin-key", "wrong").output
 
 
 def test_no_gateway(gateway: Listener) -> None:
@@ -179,4 +179,4 @@ def test_something_else_answers(gateway: Listener, answer: Any) -> None:
     gateway.answers["/admin/servers"] = (404, answer)
     result = call("servers", "--gateway", gateway.url.removeprefix("http://"))
     assert result.exit_code == 1
-    assert "is no gateway" in result.output
+    assert "is not a gateway" in result.output

@@ -117,7 +117,7 @@ def test_plugins_lists_our_own() -> None:
             ("--database-url", "mysql://u:a-password@x/y"),
             "Error: --database-url=mysql://u:********@x/y cannot be used: there is no store for",
         ),
-        (("--database-url", "sqlite:///."), "Error: --database-url=sqlite:///. cannot be used: it names no file"),
+        (("--database-url", "sqlite:///."), "Error: --database-url=sqlite:///. cannot be used: it has no file name"),
         (("--database-url", "postgresql://db:port/x"), "Error: --database-url cannot be used: write postgresql://"),
         (("--rate-limit-storage", "redis://host:port"), "Error: --rate-limit-storage=redis://host:port cannot be used: write redis://"),
         (("--log-file", "/"), "Error: --log-file=/ cannot be used: it cannot be written"),

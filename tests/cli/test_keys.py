@@ -48,7 +48,7 @@ def test_a_key_is_made_listed_and_revoked(gateway: GatewayProcess) -> None:
     assert "already" in again.output
     assert "Revoked" in call(gateway, "revoke", "alice").output
     assert status(gateway, key) == 401
-    assert "No client key" in call(gateway, "list").output
+    assert "There are no client keys" in call(gateway, "list").output
     assert "revoked" in call(gateway, "list", "--all").output
     missing = call(gateway, "revoke", "alice")
     assert missing.exit_code == 1

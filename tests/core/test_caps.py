@@ -131,14 +131,14 @@ SLOTS = Stated(4, "llama.cpp states 4 slots")
         (OLLAMA, None, None, 1, f"{OLLAMA.fact}, so it gets at most 1 request at once."),
         (VLLM, None, None, None, "vLLM does not state how many requests it answers at once, so there is no limit."),
         (UNSTATED, None, None, None, "The server does not state how many requests it answers at once, so there is no limit."),
-        (SLOTS, None, server(2), 2, "It keeps its limit of 2; the registration names no other."),
-        (UNSTATED, None, server(None), None, "It was registered without a limit before, and that stays."),
+        (SLOTS, None, server(2), 2, "It keeps its limit of 2; the registration sets no other one."),
+        (UNSTATED, None, server(None), None, "It was registered without a limit before, and keeps none."),
         (
             SLOTS,
             None,
             server(None),
             None,
-            "It was registered without a limit before, and that stays. llama.cpp states 4 slots: set max_concurrency to 4 to use that.",
+            "It was registered without a limit before, and keeps none. llama.cpp states 4 slots: set max_concurrency to 4 to use that.",
         ),
     ],
 )

@@ -427,9 +427,9 @@ def test_a_refusal_is_retried_once_and_only_if_it_is_json() -> None:
 def test_a_refusal_speaks_of_a_stored_key_only_where_there_is_one() -> None:
     """The words for the user name what the gateway knows."""
     (attempt,) = failed(FailureClass.AUTH, status=403)
-    assert "key that the gateway keeps" in error_of([evolve(attempt, has_key=True)]).message
+    assert "key that the gateway stores" in error_of([evolve(attempt, has_key=True)]).message
     message = error_of([attempt]).message
-    assert "keeps" not in message
+    assert "stores" not in message
     assert "status 403" in message
     assert "Host header" in message
 

@@ -75,7 +75,10 @@ def test_a_number_counts_null_is_no_cap_and_nothing_keeps_what_there_is(gateway:
         assert register(gateway, backend.url, max_concurrency=9)["max_concurrency"] == 9
         assert backend.readings == []
         kept = register(gateway, backend.url)
-        assert (kept["max_concurrency"], kept["max_concurrency_reason"]) == (9, "It keeps its limit of 9; the registration names no other.")
+        assert (kept["max_concurrency"], kept["max_concurrency_reason"]) == (
+            9,
+            "It keeps its limit of 9; the registration sets no other one.",
+        )
         backend.forget()
         assert register(gateway, backend.url, max_concurrency=None)["max_concurrency"] is None
         assert backend.readings == []

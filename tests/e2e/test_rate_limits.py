@@ -149,7 +149,7 @@ def test_a_proxy_on_this_machine_is_no_client_of_it(gateway: GatewayProcess, nam
     """Whichever header shows it, all its clients share the limit of its address; the log says once what to set, and so do the pages."""
     statuses = Caller(gateway, headers={name: FORWARDING[name]}, http2=http2).statuses(2 * ADDRESS_LIMIT + 1)
     assert 429 in statuses
-    wait_until(lambda: gateway.log_text().count("requests come through a proxy on this machine that is not trusted") == 1)
+    wait_until(lambda: gateway.log_text().count("requests arrive through an untrusted proxy on this machine") == 1)
     with httpx2.Client(base_url=gateway.url, trust_env=False, follow_redirects=True, headers={"accept": "text/html"}) as browser:
         sent = {"form_token": value_of(browser.get("/login"), "form_token"), "key": gateway.admin_key}
         assert browser.post("/login", data=sent, headers={"origin": gateway.url}).status_code == 200

@@ -152,8 +152,8 @@ async def test_one_call_tries_a_broken_storage_again_and_the_others_do_not_wait_
     await limiter.hit("a")
     assert limiter.is_shared
     assert [record.message for record in caplog.records] == [
-        "rate limit storage fails, counting in this process",
-        "rate limit storage works again",
+        "rate limit storage is not available; this process counts for itself",
+        "rate limit storage is available again",
     ]
 
 

@@ -273,7 +273,7 @@ async def test_a_name_that_leads_to_a_closed_address_is_told_what_would_open_it(
         assert (tested["ok"], [(step["step"], step["ok"]) for step in tested["steps"]]) == (False, [("address", False)])
         assert "can be used" not in str(tested)
         for text in (tested["reason"], tested["steps"][0]["message"], registered, checked, page):
-            assert "does not dial" in text
+            assert "does not connect to" in text
             assert ("ALLOW_PRIVATE_NETWORKS" in text) is names_setting, text
         assert address not in f"{tested} {registered} {checked}"
         assert re.search(r'<li class="bad">.*<strong>Address allowed</strong>', page)

@@ -116,7 +116,7 @@ def test_a_copy_is_not_written_over(database: Path) -> None:
     assert call("backup", "copy.db").exit_code == 0
     before = Path("copy.db").read_bytes()
     result = call("backup", "copy.db")
-    assert (result.exit_code, "is there already" in result.output) == (1, True)
+    assert (result.exit_code, "exists already" in result.output) == (1, True)
     assert Path("copy.db").read_bytes() == before
     assert "multiverse.db.key" in call("backup", "other.db").output
 
@@ -177,7 +177,7 @@ def test_a_restored_database_serves_with_its_keys(database: Path) -> None:
     assert call("backup", "copy.db").exit_code == 0
     database.unlink()
     result = call("restore", "copy.db")
-    assert (result.exit_code, "What was there" in result.output) == (0, False)
+    assert (result.exit_code, "The previous database" in result.output) == (0, False)
     assert key_of_first(database) == "sk-of-server-one"
 
 

@@ -325,7 +325,7 @@ async def test_a_refused_key_takes_a_server_out_until_it_is_let_in(path: str, co
         asked = len(backend.accesses)
         answer = await there.ask(path=path)
         assert answer.status_code == 502
-        assert ("key that the gateway keeps" in answer.json()["error"]["message"]) == (key is not None)
+        assert ("key that the gateway stores" in answer.json()["error"]["message"]) == (key is not None)
         await until(lambda: there.state(server) == "misconfigured")
         access = backend.accesses[asked]
         assert (access.path, access.header("authorization")) == (confirmed_by, None if key is None else f"Bearer {key}")
@@ -348,7 +348,7 @@ async def test_a_refused_key_takes_a_server_out_until_it_is_let_in(path: str, co
 
 
 @pytest.mark.parametrize(
-    ("refusal", "words"), [(behaviours.status(401), "asks for a key"), (behaviours.answer(403, b"", content_type=None), "Host header")]
+    ("refusal", "words"), [(behaviours.status(401), "requires a key"), (behaviours.answer(403, b"", content_type=None), "Host header")]
 )
 async def test_a_server_whose_chat_asks_for_a_key_is_not_registered(refusal: Behaviour, words: str) -> None:
     """Outside cases 15 and 20: its list of models is open; the words name the remedy, and no stored key where there is none."""

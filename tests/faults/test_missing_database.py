@@ -198,7 +198,7 @@ def test_a_worker_that_starts_meanwhile_makes_no_database() -> None:
         os.kill(min(before), signal.SIGKILL)
         wait_until(lambda: "was moved or removed; put it back" in place.gateway.log_text(), within=10)
         place.gateway.signal(signal.SIGUSR2)
-        wait_until(lambda: "so the old ones go on" in place.gateway.log_text(), within=20)
+        wait_until(lambda: "so the old ones continue" in place.gateway.log_text(), within=20)
         assert place.gateway.chat(CHAT).status_code == 200
         assert place.register("lost") == 503
         assert not place.database.exists()

@@ -89,7 +89,7 @@ def test_a_row_that_the_database_refuses_holds_up_no_other() -> None:
             for server in servers:
                 assert gateway.chat(server.name).status_code == 200
             wait_until(lambda number=number: used(gateway)["requests"] == number)  # type: ignore[misc]
-        wait_until(lambda: "counts of use are dropped" in gateway.log_text())
+        wait_until(lambda: "usage counts are dropped" in gateway.log_text())
         assert "never" not in gateway.log_text()
         assert gateway.stop() == 0
 

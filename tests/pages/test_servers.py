@@ -68,8 +68,8 @@ async def hangs(request: httpx2.Request) -> httpx2.Response:
     [
         (status(200), "good", "tiny answers."),
         (chatless, "good", "tiny does not chat, which is normal for an embedding model."),
-        (status(404), "warn", "/v1/models answers with status 404"),
-        (rambles, "warn", "The answer to a chat completion is no JSON"),
+        (status(404), "warn", "/v1/models returns status 404"),
+        (rambles, "warn", "The answer to a chat completion is not JSON"),
         (breaks, "warn", "The connection broke before the answer was complete"),
         (hangs, "warn", "is the server overloaded or still loading its model?"),
     ],

@@ -53,9 +53,9 @@ async def test_a_good_server_passes(http: httpx2.AsyncClient, probe: str) -> Non
         (act.status(500), "status 500"),
         (act.loading(), "loading"),
         (act.redirect("http://elsewhere.example/"), "redirect"),
-        (act.html_page(), "no JSON"),
+        (act.html_page(), "not JSON"),
         (act.cloudflared_530(), "tunnel"),
-        (act.broken_json(), "no JSON"),
+        (act.broken_json(), "not JSON"),
         (act.reset_first(), "broke"),
         (act.eof_first(), "broke"),
         (act.garbage(), "broke"),
@@ -86,5 +86,5 @@ async def test_a_closed_address_is_told_apart(http: httpx2.AsyncClient, probe: s
     """The words say what to do and nothing of what listens there."""
     with Backend() as backend:
         result = await check(http, probe, backend.url)
-        assert "does not dial" in (result.reason or "")
+        assert "does not connect to" in (result.reason or "")
         assert backend.connections == 0

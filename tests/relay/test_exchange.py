@@ -920,7 +920,7 @@ def test_an_unknown_model_is_told_with_close_names() -> None:
     assert b"Models: tiny." in client.data
     assert b"x-gateway-server-id" not in client.headers
     _, client = engine().start()
-    assert b"register a server for it at /register" in client.data
+    assert b"register a server at /register" in client.data
 
 
 def test_no_usable_server_is_told_with_the_time_of_the_next_probe() -> None:
@@ -3156,7 +3156,7 @@ def test_a_refusal_has_the_form_of_its_dialect(path: str) -> None:
     name, data = client.relayed.split(b"\n", 1)
     event = json.loads(data[6:])
     assert (name, event["type"]) == (b"event: error", "error")
-    assert event["error"]["message"] == "The gateway is being stopped. Send the request again in a moment."
+    assert event["error"]["message"] == "The gateway is shutting down. Send the request again in a moment."
 
 
 def test_a_request_that_is_dropped_is_told_in_its_stream() -> None:

@@ -66,7 +66,7 @@ class Verdicts:
             await self.gate.wait()
         url = server.endpoint_url
         denied = url in self.unauthorized
-        reason = "the server refuses the stored key" if denied else self.failing.get(url)
+        reason = "the server rejects the stored key" if denied else self.failing.get(url)
         return ProbeResult(
             server_id=server.id,
             generation=server.generation,

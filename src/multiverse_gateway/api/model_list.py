@@ -49,7 +49,7 @@ def unknown_model(name: str, names: Sequence[str]) -> ModelNotFound:
     shown = name[:128].encode(errors="replace").decode()
     close = close_names(name, names)
     hint = f"did you mean {', '.join(close)}? " if close else ""
-    listed = f"the models here are {', '.join(names[:20])}" if names else "no model is registered yet; register a server at /register"
+    listed = f"the available models are {', '.join(names[:20])}" if names else "no model is registered yet; register a server at /register"
     return ModelNotFound(f"The model {shown} is not registered; {hint}{listed}", param="model")
 
 

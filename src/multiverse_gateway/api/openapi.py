@@ -27,7 +27,7 @@ Json = dict[str, Any]
 REF = "#/components/schemas/{name}"
 REQUEST_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 _RELAYED = (
-    "{}. The body's bytes reach a server of the model unchanged and its answer comes back unchanged, streamed where `stream` is true; "
+    "{}. The body's bytes reach a server of the model unchanged and its answer comes back unchanged, streamed if `stream` is true; "
     "of the body the gateway reads `model` and `stream` only. A server that fails before the answer begins is replaced by another one."
 )
 
@@ -59,15 +59,15 @@ _SECURITY = {
     "ownerToken": {
         "type": "http",
         "scheme": "bearer",
-        "description": "The token that registering a server answers with; for the calls about that server.",
+        "description": "The token from the answer that registered a server; for calls about that server.",
     },
-    "clientKey": {"type": "http", "scheme": "bearer", "description": "A user's key, where the gateway asks for one."},
+    "clientKey": {"type": "http", "scheme": "bearer", "description": "A client key, if the gateway requires one."},
     "clientKeyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same, as Anthropic's clients send it."},
 }
 _TAGS = {
-    "inference": "For users: OpenAI's API, and whatever else the servers speak.",
+    "inference": "For users: OpenAI's API, and other APIs that the servers support.",
     "admin": "For hosts and operators.",
-    "operations": "For machines that watch the gateway.",
+    "operations": "For monitoring systems.",
 }
 _PARAMETERS: Mapping[str, Json] = {
     "model": {"description": "The model's name.", "schema": {"type": "string"}, "example": MODEL},
@@ -78,7 +78,7 @@ _PARAMETERS: Mapping[str, Json] = {
     },
 }
 _ID: Json = {
-    "description": "The id that making it answered with.",
+    "description": "The id from the answer that created it.",
     "schema": {"type": "string", "format": "uuid"},
     "example": SERVER_ID,
 }
@@ -142,7 +142,7 @@ def body_schemas(kind: type, ref_template: str = REF) -> tuple[Json, str]:
         schemas["RegistrationBody"]["properties"]["max_concurrency"].pop("default")
     if is_change:
         whole = schemas.pop("RegistrationBody")
-        words = "The fields to change; null takes back what is optional."
+        words = "The fields to change; null clears an optional field."
         schemas["ChangeBody"] = {name: value for name, value in whole.items() if name != "required"} | {"description": words}
     if kind is ConnectionTest:
         schemas["ConnectionTestBody"]["required"] = ["endpoint_url"]
@@ -221,10 +221,14 @@ def _inference(path: str, relayed: Relayed, schemas: _Schemas) -> Json:
         "required": ["model"],
         "properties": {
             "model": {"type": "string", "minLength": 1, "maxLength": 256, "description": "one of GET /v1/models"},
-            "stream": {"anyOf": [{"type": "boolean"}, {"type": "null"}], "description": "answer with server-sent events", "default": False},
+            "stream": {
+                "anyOf": [{"type": "boolean"}, {"type": "null"}],
+                "description": "stream the answer as server-sent events",
+                "default": False,
+            },
         },
         "additionalProperties": True,
-        "description": "Everything else belongs to the server, which documents it.",
+        "description": "Further fields are passed to the server, which documents them.",
     }
     headers = {
         "x-request-id": {"description": "The request's name in the gateway's log.", "schema": {"type": "string"}},
@@ -248,7 +252,7 @@ def _inference(path: str, relayed: Relayed, schemas: _Schemas) -> Json:
         "requestBody": {"required": True, "content": {"application/json": {"schema": body, "example": relayed.body}}},
         "responses": {"200": good}
         | _refusals([*_ANY, *_INFERENCE], schemas, path)
-        | {"4XX": {"description": "A client's mistake, as the server itself answers it.", "content": {"*/*": {"schema": {}}}}},
+        | {"4XX": {"description": "A client error, as the server reports it.", "content": {"*/*": {"schema": {}}}}},
     }
 
 

@@ -108,7 +108,7 @@ def _completions() -> Relayed:
 def _embeddings() -> Relayed:
     vector = {"object": "embedding", "index": 0, "embedding": [0.25, -0.5, 1.0]}
     return Relayed(
-        summary="Turn texts into vectors",
+        summary="Create embeddings",
         body={"model": "bge-m3", "input": "a text"},
         answer={"object": "list", "data": [vector], "model": "bge-m3", "usage": {"prompt_tokens": 3, "total_tokens": 3}},
         schema=_object(
@@ -184,7 +184,7 @@ def _messages() -> Relayed:
 
 def _rerank() -> Relayed:
     return Relayed(
-        summary="Sort texts by how well they fit",
+        summary="Rank texts by relevance",
         body={"model": "bge-reranker", "query": "a question", "documents": ["a text", "another text"]},
         answer={
             "model": "bge-reranker",

@@ -85,9 +85,9 @@ def operations_routes(gateway: Gateway) -> list[Route]:
     async def ready(request: Request) -> Response:
         """Return whether the gateway takes requests: not before it knows its servers, and not once it is being stopped."""
         if gateway.admission.is_closed:
-            raise ShuttingDown("The gateway is being stopped; send requests to another one", retry_after=5.0)
+            raise ShuttingDown("The gateway is shutting down; send requests to another one", retry_after=5.0)
         if not gateway.registrations.is_loaded:
-            raise Unavailable("The gateway has not read its registry yet; ask again in a moment", code="not_ready", retry_after=1.0)
+            raise Unavailable("The gateway has not read its registry yet; try again in a moment", code="not_ready", retry_after=1.0)
         return json_response(Word(status="ready"), headers=_FRESH)
 
     async def metrics(request: Request) -> Response:

@@ -20,7 +20,7 @@ from multiverse_gateway.stores.vault import key_file, rotated
 
 def _database(settings: Settings, config: Path | None = None) -> Path:
     if not settings.database_url.startswith("sqlite:"):
-        refuse("This command is for SQLite; use pg_dump and pg_restore for PostgreSQL, and nothing for memory://")
+        refuse("This command is for SQLite; use pg_dump and pg_restore for PostgreSQL; memory:// has nothing to back up")
     try:
         return database_path(settings.database_url)
     except SettingsError as error:
@@ -36,7 +36,7 @@ def _stamp() -> str:
 @config_option
 @json_option
 def backup_command(file: Path | None, config: Path | None, as_json: bool) -> None:
-    """Copy the registry's database into a file, also while the gateway runs.
+    """Copy the registry's database to a file; the gateway may be running.
 
     Without FILE the copy goes into the folder "backups" beside the database. It is checked before it gets its name, and only its owner
     may read it.
@@ -48,22 +48,26 @@ def backup_command(file: Path | None, config: Path | None, as_json: bool) -> Non
     except StorageUnavailable as error:
         raise click.ClickException(error.message) from None
     if held is None:
-        raise click.ClickException(f"{target} is there already; give another name")
+        raise click.ClickException(f"{target} exists already; choose another name")
     if as_json:
         print_json({"file": str(target), **attrs.asdict(held)})
         return
     click.echo(f"{target} holds {held.servers} servers.")
     if key_file(path).exists():
-        click.echo(f"The servers' keys in it are encrypted; keep a copy of {key_file(path)} too, in another place.")
+        click.echo(f"The servers' keys in it are encrypted; also keep a copy of {key_file(path)} too, in another place.")
 
 
 @click.command("restore")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--force", is_flag=True, help="Restore even if changes were made after the copy; the database kept aside has them.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Restore even if the database changed after the copy was made; the changes stay in the database that is set aside.",
+)
 @config_option
 @json_option
 def restore_command(file: Path, force: bool, config: Path | None, as_json: bool) -> None:
-    """Bring back a copy that `backup` made; the gateway must not be running.
+    """Restore a copy that `backup` made; the gateway must not be running.
 
     The database that was there is kept beside it.
     """
@@ -77,7 +81,7 @@ def restore_command(file: Path, force: bool, config: Path | None, as_json: bool)
     if as_json:
         print_json({"file": str(path), "kept": kept, **attrs.asdict(held)})
         return
-    click.echo(f"{path} holds {held.servers} servers again." + (f" What was there is {kept}." if kept else ""))
+    click.echo(f"{path} holds {held.servers} servers again." + (f" The previous database is {kept}." if kept else ""))
 
 
 @click.command("migrate-store")

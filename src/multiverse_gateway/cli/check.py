@@ -52,7 +52,7 @@ class CheckedStep:
 @click.option("--allow-private", is_flag=True, help="Assume a gateway that may use private networks.")
 @json_option
 def check_command(url: str, model: str | None, api_key: str | None, allow_private: bool, as_json: bool) -> None:
-    """Find out step by step whether a gateway could use a model server.
+    """Check step by step whether a gateway can use a model server.
 
     The exit code is 0 if it could, and 1 if not; the last step then says why.
     """
@@ -141,39 +141,42 @@ _ABLE: Mapping[str, str] = {
     "/v1/rerank": "ranks documents",
     "/v1/completions": "completes text",
 }
-_KEY = "give its key with --api-key, and the same when registering"
+_KEY = "give its key with --api-key, here and when you register it"
 _COMPATIBLE = "is this the root URL of an OpenAI-compatible server?"
-_UNCOMPRESSED = "switch compression off in the server or the proxy before it"
+_UNCOMPRESSED = "turn off compression in the server or in the proxy in front of it"
 _PROBLEMS: Mapping[ProbeProblem, tuple[str, str]] = {
-    ProbeProblem.KEY_MISSING: ("the server asks for a key (status 401)", _KEY),
-    ProbeProblem.KEY_REFUSED: ("the server refuses the key (status 401)", _KEY),
+    ProbeProblem.KEY_MISSING: ("the server requires a key (status 401)", _KEY),
+    ProbeProblem.KEY_REFUSED: ("the server rejects the key (status 401)", _KEY),
     ProbeProblem.UNSENDABLE_KEY: ("the key cannot be sent in a header", "give a key of one line, without invisible characters"),
     ProbeProblem.IDLE_TUNNEL: ("the tunnel answers, but nothing is behind it", "start the server, then the tunnel to its port"),
-    ProbeProblem.REDIRECT: ("the server redirects (status {status})", "give the URL that it redirects to; a gateway follows none"),
+    ProbeProblem.REDIRECT: (
+        "the server redirects (status {status})",
+        "give the URL that it redirects to; a gateway does not follow redirects",
+    ),
     ProbeProblem.NOT_FOUND: (
-        "the path is not there (status 404)",
+        "the path does not exist (status 404)",
         "give the root URL, without /v1; is it an OpenAI-compatible server?",
     ),
     ProbeProblem.UNKNOWN_MODEL: ("the server does not know the model (status 404)", "give one of its models with --model"),
     ProbeProblem.BUSY: ("the server is loading or busy (status {status})", "wait a little and check again"),
     ProbeProblem.STATUS: ("status {status}", "look at the server's log"),
-    ProbeProblem.NO_LIST: ("GET /v1/models answers 200, but no OpenAI list", _COMPATIBLE),
+    ProbeProblem.NO_LIST: ("GET /v1/models answers 200, but not with an OpenAI list", _COMPATIBLE),
     ProbeProblem.NO_CHOICES: ("the answer has no choices", "is this an OpenAI-compatible chat model?"),
-    ProbeProblem.COMPRESSED: ("the answer is compressed, which was not asked for", _UNCOMPRESSED),
+    ProbeProblem.COMPRESSED: ("the answer is compressed, although the gateway did not ask for that", _UNCOMPRESSED),
     ProbeProblem.TOO_LARGE: ("the answer is larger than 1 MiB", "is this the root URL of a model server?"),
-    ProbeProblem.TIMEOUT: ("no answer within {seconds:g} seconds", "is the model still loading, or the machine busy?"),
+    ProbeProblem.TIMEOUT: ("no answer within {seconds:g} seconds", "is the model still loading, or is the machine busy?"),
     ProbeProblem.BROKEN: ("the connection broke before the answer was complete", "is it https or http? Look at the server's log"),
 }
 _CAUSES: Mapping[ConnectFailure, tuple[str, str]] = {
     ConnectFailure.RESOLVE: ("{host} cannot be resolved", "check the spelling; a tunnel may have a new address"),
-    ConnectFailure.TIMEOUT: ("no answer within {connect:g} seconds", "is the machine on? A firewall may drop what comes in"),
+    ConnectFailure.TIMEOUT: ("no answer within {connect:g} seconds", "is the machine on? A firewall may drop incoming connections"),
     ConnectFailure.REFUSED: (
         "port {port} is closed",
         "start the server; if it runs, let it listen on this address (--host 0.0.0.0) and this port",
     ),
     ConnectFailure.TLS: ("no secure connection (TLS)", "is it https or http? Is the certificate valid for this name?"),
-    ConnectFailure.REFUSED_ADDRESS: ("the address may not be dialled", "use a public address or a tunnel"),
-    ConnectFailure.OTHER: ("no connection", "is the network up, and the address right?"),
+    ConnectFailure.REFUSED_ADDRESS: ("the gateway may not connect to this address", "use a public address or a tunnel"),
+    ConnectFailure.OTHER: ("no connection", "is the network up, and is the address right?"),
 }
 
 
@@ -206,7 +209,7 @@ class Wording:
             case ProbeStep.NAME:
                 return f"{endpoint.host} is {', '.join(found.addresses)}"
             case ProbeStep.ADDRESS:
-                return "a gateway may dial it"
+                return "a gateway may connect to it"
             case ProbeStep.CONNECTION:
                 return f"{found.address} port {endpoint.port} in {1000 * found.seconds:.0f} ms"
             case ProbeStep.ANSWER if found.result is not None:
@@ -222,7 +225,10 @@ class Wording:
             return CheckedStep(name, True, f"the list is empty; {found.model} is tried all the same")
         if found.outcome is Outcome.DOUBTFUL:
             return CheckedStep(
-                name, True, f"{found.model} is not in the list: {_some(names)}", "many servers take any name; else register one of these"
+                name,
+                True,
+                f"{found.model} is not in the list: {_some(names)}",
+                "many servers accept any name; if this one does not, register one of these",
             )
         return CheckedStep(name, True, _some(names))
 
@@ -231,7 +237,7 @@ class Wording:
         if found.ability is not None:
             return CheckedStep(name, True, f"no chat: {found.model} {_ABLE[found.ability]}")
         if found.result is None or found.result.lacks_chat:
-            return CheckedStep(name, True, "no chat", "is it meant to chat? If so, load a chat model, or give the model a chat template")
+            return CheckedStep(name, True, "no chat", "if it should chat, load a chat model, or give the model a chat template")
         return CheckedStep(name, True, f"{found.model} made one token in {found.result.duration:.1f} s")
 
     def _failed(self, found: StepResult) -> tuple[str, str]:
@@ -240,9 +246,9 @@ class Wording:
             opens = (
                 ", or open the network with MULTIVERSE_ALLOW_PRIVATE_NETWORKS (here: --allow-private)" if found.refusal.is_openable else ""
             )
-            return f"a gateway with these settings will not dial it: {found.refusal}", f"use a public address or a tunnel{opens}"
+            return f"a gateway with these settings does not connect to it: {found.refusal}", f"use a public address or a tunnel{opens}"
         if found.problem is ProbeProblem.ACCESS_REFUSED:
-            key = "is the key right?" if self.has_key else "a server that wants a key gets it with --api-key."
+            key = "is the key right?" if self.has_key else "a server that requires a key gets it with --api-key."
             return "the server refuses access (status 403)", f"{key} {HOST_HEADER}"
         advice = _CAUSES[found.cause] if found.cause is not None else self._problem(found)
         if advice is None:

@@ -30,7 +30,7 @@ class GatewayClient:
             ClickException: There is no key, no gateway, or the answer is an error.
         """
         if not self.admin_key:
-            raise click.ClickException("no admin key: set ADMIN_API_KEY, or name it with --admin-key")
+            raise click.ClickException("the admin key is missing: set ADMIN_API_KEY, or use --admin-key")
         return self.call(method, f"/admin{path}", headers={"x-api-key": self.admin_key}, json=json, params=params)
 
     def call(self, method: str, path: str, **more: Any) -> Any:
@@ -45,7 +45,7 @@ class GatewayClient:
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise click.ClickException(
                 f"no gateway answers at {self.url} ({printable(error) or type(error).__name__}); "
-                "start it with `multiverse-gateway run`, or name another one with --gateway"
+                "start it with `multiverse-gateway run`, or give another URL with --gateway"
             ) from None
         return self._read(answer)
 
@@ -57,11 +57,11 @@ class GatewayClient:
         if answer.is_success and value is not None:
             return value
         if answer.status_code == 403:
-            raise click.ClickException("the gateway refuses the admin key: set ADMIN_API_KEY to the right one, or name it with --admin-key")
+            raise click.ClickException("the gateway rejects the admin key: set ADMIN_API_KEY to the right one, or use --admin-key")
         error = value.get("error") if isinstance(value, dict) else None
         message = error.get("message") if isinstance(error, dict) else None
         if message is None:
-            message = f"what answers at {self.url} is no gateway, or not this version; name the gateway's root URL with --gateway"
+            message = f"what answers at {self.url} is not a gateway, or is another version; give the gateway's root URL with --gateway"
         raise click.ClickException(f"{printable(message)} (status {answer.status_code})")
 
 
@@ -69,7 +69,12 @@ def gateway_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that find a gateway."""
     for option in (
         click.option("--admin-key", envvar="ADMIN_API_KEY", help="The gateway's admin key; prefer the variable ADMIN_API_KEY."),
-        click.option("--gateway", "gateway_url", metavar="URL", help="Root URL of the gateway; by default the one configured here."),
+        click.option(
+            "--gateway",
+            "gateway_url",
+            metavar="URL",
+            help="Root URL of the gateway; the default is the gateway configured in this directory.",
+        ),
     ):
         command = option(command)
     return command

@@ -12,7 +12,9 @@ from multiverse_gateway.settings import Settings, SettingsError, load_settings
 from multiverse_gateway.settings.sources import Written, as_written, names_written
 
 config_option = click.option(
-    "--config", type=click.Path(path_type=Path, dir_okay=False), help="TOML file with settings, instead of multiverse.toml here."
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="TOML file with settings; the default is multiverse.toml in this directory.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 

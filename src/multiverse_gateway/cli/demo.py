@@ -27,10 +27,10 @@ USUAL_PORT = 8000
 
 
 @click.command("demo")
-@click.option("--port", type=click.IntRange(0, 65_535), help="Port of the gateway; 8000 by default, or any free one.")
-@click.option("--once", is_flag=True, help="End after the tour.")
+@click.option("--port", type=click.IntRange(0, 65_535), help="Port of the gateway; the default is 8000, or any free port if 8000 is taken.")
+@click.option("--once", is_flag=True, help="Stop after the tour.")
 def demo_command(port: int | None, once: bool) -> None:
-    """Show the gateway at work: two model servers, one dies, nobody notices.
+    """Show the gateway at work: one of two model servers dies, and no client notices.
 
     Everything runs on this machine in a temporary directory, and is gone when you press Ctrl-C.
     """
@@ -41,7 +41,7 @@ def demo_command(port: int | None, once: bool) -> None:
         except KeyboardInterrupt:
             click.echo("\nStopping.")
         except (httpx2.HTTPError, OSError) as error:
-            raise click.ClickException(f"the demonstration broke off: {str(error) or type(error).__name__}") from None
+            raise click.ClickException(f"the demo stopped early: {str(error) or type(error).__name__}") from None
 
 
 def _interrupt(*_: object) -> None:
@@ -74,23 +74,23 @@ class Tour:
 
     def walk(self, *, stay: bool) -> None:
         """Go through all steps; with `stay`, wait for Ctrl-C at the end."""
-        _step("Two model servers start, and a gateway")
+        _step("Start two model servers and a gateway")
         urls = {name: self._start_server(name) for name in ("A", "B")}
         gateway = self._start_gateway()
         _say(f"server A   {urls['A']}", f"server B   {urls['B']}", f"gateway    {self.url}")
 
-        _step(f"Both servers are registered for the model {MODEL}")
+        _step(f"Register both servers for the model {MODEL}")
         for name, url in urls.items():
             self.ids[self._register(name, url)] = name
             _say(f"server {name} passed its probe and is registered")
 
-        _step("A request")
+        _step("Send a request")
         self._ask()
 
-        _step("A streamed request: each word is passed on as it comes")
+        _step("Stream an answer: each word is relayed as it arrives")
         answered = self._ask_streaming()
 
-        _step(f"Server {answered} is killed, and somebody asks again")
+        _step(f"Server {answered} is killed, then send two more requests")
         self.servers[answered].kill()
         self.servers[answered].wait()
         asked = [self._ask() for _ in range(2)]
@@ -210,7 +210,7 @@ class Tour:
     answer = client.chat.completions.create(model="{MODEL}", messages=[{{"role": "user", "content": "Hello"}}])
     print(answer.choices[0].message.content)
 
-Ctrl-C ends it all."""
+Press Ctrl-C to stop everything."""
         )
 
 

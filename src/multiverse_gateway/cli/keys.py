@@ -12,15 +12,17 @@ from multiverse_gateway.core.servers import MAX_AT_ONCE, MAX_DAILY_LIMIT
 
 @click.group("keys")
 def keys_command() -> None:
-    """Make, list and revoke the keys with which users reach a running gateway."""
+    """Create, list and revoke the client keys of a running gateway."""
 
 
 @keys_command.command("create")
 @click.argument("name")
 @gateway_options
-@click.option("--days", type=click.IntRange(1, 36_500), help="Days until it expires; by default it never does.")
+@click.option("--days", type=click.IntRange(1, 36_500), help="Days until the key expires; by default it never expires.")
 @click.option(
-    "--rate-limit", type=click.IntRange(0, 1_000_000), help="Requests per minute, 0 for no limit; KEY_RATE_LIMIT_PER_MINUTE by default."
+    "--rate-limit",
+    type=click.IntRange(0, 1_000_000),
+    help="Requests per minute; 0 means no limit. The default is KEY_RATE_LIMIT_PER_MINUTE.",
 )
 @click.option("--daily-limit", type=click.IntRange(1, MAX_DAILY_LIMIT), help="Requests to models per day (UTC); no limit by default.")
 @click.option(
@@ -28,7 +30,7 @@ def keys_command() -> None:
     type=click.IntRange(0, MAX_AT_ONCE),
     help="Requests that may run and wait together when another one would have to wait, 0 for no limit; MAX_AT_ONCE_PER_KEY by default.",
 )
-@click.option("--bulk", is_flag=True, help="Let interactive requests go before those of this key.")
+@click.option("--bulk", is_flag=True, help="Requests with this key yield to interactive ones.")
 @click.option("--model", "models", multiple=True, help="A model that it may use; repeat the option for several. All models by default.")
 @json_option
 def create(
@@ -58,7 +60,7 @@ def create(
     if as_json:
         print_json(made)
         return
-    click.echo(f"Made a key for {printable(made['name'])}. It is shown only once; keep it safe:")
+    click.echo(f"Created a key for {printable(made['name'])}. It is shown only once; keep it safe:")
     click.echo(f"  key   {printable(made['key'])}")
     click.echo(f"  id    {printable(made['id'])}")
     if made["expires_at"]:
@@ -76,7 +78,7 @@ def list_keys(gateway_url: str | None, admin_key: str | None, everything: bool, 
         print_json(keys)
         return
     if not keys:
-        click.echo("No client key. Make one with `multiverse-gateway keys create NAME`.")
+        click.echo("There are no client keys. Create one with `multiverse-gateway keys create NAME`.")
         return
     rows = [
         (
@@ -104,7 +106,7 @@ def list_keys(gateway_url: str | None, admin_key: str | None, everything: bool, 
     type=click.IntRange(0, MAX_AT_ONCE),
     help="Requests that may run and wait together when another one would have to wait, 0 for no limit.",
 )
-@click.option("--bulk/--interactive", default=None, help="Whether interactive requests of other clients go before those of this key.")
+@click.option("--bulk/--interactive", default=None, help="Whether requests with this key yield to interactive ones of other clients.")
 @json_option
 def set_limits(
     key: str,
@@ -148,5 +150,5 @@ def revoke(key: str, gateway_url: str | None, admin_key: str | None, as_json: bo
 def _id_of(client: GatewayClient, key: str) -> str:
     found = [known["id"] for known in client.admin("GET", "/keys") if key == known["id"] or (known["works"] and key == known["name"])]
     if not found:
-        raise click.ClickException(f"there is no client key {printable(key)}; `multiverse-gateway keys list --all` shows those there are")
+        raise click.ClickException(f"there is no client key {printable(key)}; `multiverse-gateway keys list --all` lists all of them")
     return str(found[0])

@@ -16,16 +16,16 @@ from multiverse_gateway.stores.files import replace_file
 @click.argument("model")
 @gateway_options
 @click.option("--api-key", envvar="BACKEND_API_KEY", help="The server's own key, if it needs one; prefer the variable BACKEND_API_KEY.")
-@click.option("--student-id", help="Who owns the server.")
-@click.option("--description", help="What others should know about it.")
+@click.option("--student-id", help="Name of the server's owner.")
+@click.option("--description", help="Description for other people.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Maximum number of tokens in an answer.")
 @click.option("--context-length", type=click.IntRange(1), help="Context length in tokens.")
 @click.option("--no-streaming", is_flag=True, help="The server cannot stream.")
 @click.option(
-    "--max-concurrency", type=click.IntRange(1, 4096), help="Requests that it may get at once; by default what its engine states."
+    "--max-concurrency", type=click.IntRange(1, 4096), help="Maximum number of requests at once; by default what its engine states."
 )
-@click.option("--no-max-concurrency", is_flag=True, help="It may get any number of requests at once, whatever its engine states.")
-@click.option("--weight", type=click.IntRange(1, 100), help="Its share of the traffic under the balancer `weighted`.")
+@click.option("--no-max-concurrency", is_flag=True, help="No limit on requests at once, whatever its engine states.")
+@click.option("--weight", type=click.IntRange(1, 100), help="Its share of the traffic with the balancer `weighted`.")
 @json_option
 def register_command(url: str, model: str, gateway_url: str | None, admin_key: str | None, as_json: bool, **given: Any) -> None:
     """Offer a model server to a running gateway.
@@ -70,7 +70,7 @@ def register_command(url: str, model: str, gateway_url: str | None, admin_key: s
 @click.option("--all", "include_inactive", is_flag=True, help="Include servers that were taken out or removed.")
 @json_option
 def servers_command(gateway_url: str | None, admin_key: str | None, model: str | None, include_inactive: bool, as_json: bool) -> None:
-    """List the registered servers and how they are."""
+    """List the registered servers and their health."""
     params: dict[str, Any] = {name: value for name, value in (("model_name", model),) if value}
     if include_inactive:
         params["include_inactive"] = "true"
@@ -118,7 +118,7 @@ def models_command(gateway_url: str | None, admin_key: str | None, client_key: s
         rows = [(printable(item.get("id")), f"{item.get('available_servers')} of {item.get('total_servers')}") for item in models]
         print_table(rows, ("model", "healthy servers"))
     else:
-        click.echo("No model can be used. Offer one with `multiverse-gateway register URL MODEL`.")
+        click.echo("No model is available. Offer one with `multiverse-gateway register URL MODEL`.")
 
 
 @click.command("export")

@@ -33,11 +33,11 @@ def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @config_option
 @click.option("--certfile", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="TLS certificate chain (PEM).")
 @click.option("--keyfile", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Private key of the certificate (PEM).")
-@click.option("--replaceable", is_flag=True, help="Serve in a child process that SIGUSR2 replaces by a new one (Linux).")
-@click.option("--stop-at-eof", is_flag=True, hidden=True, help="Stop when standard input ends: the parent is gone.")
-@click.option("--worker", is_flag=True, hidden=True, help="Serve beside others on one port, and leave Ctrl-C to the parent.")
-@click.option("--join", is_flag=True, hidden=True, help="Serve beside others on one database, and make none if it is gone.")
-@click.option("--ready-fd", type=int, hidden=True, help="Descriptor to write a byte to when it serves.")
+@click.option("--replaceable", is_flag=True, help="Serve in a child process that SIGUSR2 replaces with a new one (Linux).")
+@click.option("--stop-at-eof", is_flag=True, hidden=True, help="Stop when standard input ends, because the parent process is gone.")
+@click.option("--worker", is_flag=True, hidden=True, help="Share the port with other workers, and leave Ctrl-C to the parent process.")
+@click.option("--join", is_flag=True, hidden=True, help="Share the database with other workers, and never create it.")
+@click.option("--ready-fd", type=int, hidden=True, help="File descriptor to which a byte is written when the worker is ready.")
 @setting_options
 def run_command(
     config: Path | None,
@@ -50,14 +50,14 @@ def run_command(
     ready_fd: int | None,
     **overrides: object,
 ) -> None:
-    """Serve the gateway until it is told to stop.
+    """Serve the gateway until it is stopped.
 
     Settings come from multiverse.toml, .env, the environment and these options; the last win. SIGTERM or Ctrl-C lets running
     requests finish, a second one does not. SIGUSR2, with several workers or --replaceable, replaces the workers while all requests run on.
     """
     settings = settings_here(config, overrides)
     if (certfile is None) != (keyfile is None):
-        refuse("--certfile and --keyfile belong together: give both, or none for plain HTTP")
+        refuse("--certfile and --keyfile belong together: give both, or neither for plain HTTP")
     try:
         if (settings.workers > 1 or replaceable) and not worker:
             sys.exit(_supervise(settings, sys.argv[1:]))
@@ -110,7 +110,7 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except socket.gaierror:
-        raise unusable_value("host", host, "it is no address of this machine; write 127.0.0.1, or 0.0.0.0 for all") from None
+        raise unusable_value("host", host, "it is not an address of this machine; use 127.0.0.1, or 0.0.0.0 for all addresses") from None
     sock = socket.socket(family, kind, protocol)
     try:
         if sys.platform != "win32":
@@ -122,7 +122,7 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     except OSError as error:
         sock.close()
         raise OSError(
-            f"cannot listen on {host} port {port} ({error.strerror}); stop what does, or choose another port with --port"
+            f"cannot listen on {host} port {port} ({error.strerror}); stop the program that uses it, or choose another port with --port"
         ) from None
     sock.setblocking(False)
     return sock

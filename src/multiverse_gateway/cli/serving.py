@@ -138,7 +138,10 @@ def _has_direct_door(settings: Settings) -> bool:
         return False
     problem = incompatibility()
     if problem is not None:
-        _log.warning("the direct door does not fit this hypercorn, which serves all requests instead", extra={"fields": {"why": problem}})
+        _log.warning(
+            "the direct door does not work with this version of hypercorn, which serves all requests instead",
+            extra={"fields": {"why": problem}},
+        )
     return problem is None
 
 
@@ -321,7 +324,7 @@ async def _announce(serving: Serving, parts: Assembly) -> None:
     if created is not None:
         lines += [
             "",
-            "This is the first start, so an admin key was made. It is shown only once; keep it safe:",
+            "This is the first start, so an admin key was created. It is shown only once; keep it safe:",
             f"  admin key        {created}",
         ]
         if serving.settings.ui:

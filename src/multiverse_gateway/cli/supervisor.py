@@ -118,7 +118,8 @@ class _Pool:
             self.early_exits = self.early_exits.after(self.now() - begun)
             if code == UNUSABLE or (self.early_exits.is_loop and not crew.lasts(self.now())):
                 click.echo(
-                    f"Worker {number} ended with code {code} right after its start, and so will others; the gateway stops.", err=True
+                    f"Worker {number} ended with code {code} right after its start, and others would do the same; the gateway stops.",
+                    err=True,
                 )
                 self.exit_code = code if code == UNUSABLE else 1
                 await self.stop()
@@ -179,9 +180,9 @@ class _Pool:
             serving = all([await worker.serves() for worker in started])
         if serving:
             self.crew = new
-            click.echo("New workers serve; the old ones finish what they have begun.", err=True)
+            click.echo("The new workers are serving; the old ones finish their requests.", err=True)
         else:
-            click.echo("The new workers do not come to serve, so the old ones go on.", err=True)
+            click.echo("The new workers did not start, so the old ones continue.", err=True)
         await self._relieve(old if serving else new)
         for number, worker in enumerate(started, start=1):
             worker.ready.close()

@@ -105,10 +105,10 @@ def parse_endpoint(text: str) -> Endpoint:
     if scheme not in _PORTS:
         raise EndpointError(f"The scheme {scheme} cannot be used; write an http:// or https:// URL")
     if "?" in text or "#" in text:
-        raise EndpointError('The URL has a query or fragment; remove everything from the "?" or "#" on')
+        raise EndpointError('The URL has a query or fragment; remove the "?" or "#" and everything after it')
     authority, slash, path = text[match.end() :].partition("/")
     if "@" in authority:
-        raise EndpointError('The URL contains a user name or password; remove everything up to the "@" and register the key as api_key')
+        raise EndpointError('The URL contains a user name or password; remove everything up to the "@", and register the key as api_key')
     parts = _AUTHORITY.fullmatch(authority)
     if parts is None:
         raise EndpointError("The host cannot be read; write http://host:port, an IPv6 address in brackets: http://[2001:db8::1]:8000")
@@ -156,7 +156,7 @@ def _port(text: str | None, scheme: str) -> int:
         raise EndpointError("The port is not a number from 1 to 65535; write it plainly, such as http://host:8000")
     port = int(text)
     if port < 1024 and port not in _PORTS.values():
-        raise EndpointError(f"Port {port} cannot be used; let the server listen on 80, 443 or a port from 1024 to 65535")
+        raise EndpointError(f"Port {port} cannot be used; let the server listen on port 80, 443, or 1024 to 65535")
     return port
 
 
@@ -164,21 +164,21 @@ def _prefix(path: str) -> str:
     while path.endswith(("/", "/v1")) and not path.endswith("//"):
         path = path.removesuffix("/").removesuffix("/v1")
     if not _PREFIX.fullmatch(path):
-        raise EndpointError('The path contains "//" or a character that no URL may contain; write a plain path such as /api')
+        raise EndpointError('The path contains "//" or a character that no URL may contain; write a simple path such as /api')
     if _HIDDEN.search(path):
-        raise EndpointError('The path contains ".", ".." or an encoded separator; write the path the server really has')
+        raise EndpointError('The path contains ".", ".." or an encoded separator; write the path that the server uses')
     return path
 
 
 def _ipv6(text: str) -> str:
     if "%" in text:
-        raise EndpointError("The IPv6 address names a zone; write an address that needs none, or a host name")
+        raise EndpointError("The IPv6 address has a zone; write an address without one, or a host name")
     try:
         address = IPv6Address(text)
     except ValueError:
         raise EndpointError("The address in brackets is not an IPv6 address; write it as in http://[2001:db8::1]:8000") from None
     if address.ipv4_mapped is not None:
-        raise EndpointError(f"The IPv6 address hides an IPv4 address; write {address.ipv4_mapped} instead")
+        raise EndpointError(f"The IPv6 address contains an IPv4 address; write {address.ipv4_mapped} instead")
     return str(address)
 
 
@@ -188,7 +188,7 @@ def _host(text: str) -> str:
     host = (text if text.isascii() else _idna(text)).lower()
     labels = host.split(".")
     if len(host) > 253 or not all(map(_LABEL.fullmatch, labels)):
-        raise EndpointError('The host is not a valid name; write letters, digits and "-" with single dots between them, no dot at the end')
+        raise EndpointError('The host is not a valid name; use letters, digits and "-", separated by single dots, without a dot at the end')
     if _NUMERIC.fullmatch(labels[-1]):
         try:
             return str(IPv4Address(host))
@@ -204,7 +204,7 @@ def _idna(text: str) -> str:
         or any(char in _DEVIATING for char in name)
         or any(unicodedata.category(char)[0] not in "LM" for char in name if not char.isascii())
     ):
-        raise EndpointError('The host contains characters that stand for others; write its plain or its "xn--" form')
+        raise EndpointError('The host contains look-alike characters; write its plain or its "xn--" form')
     try:
         return name.encode("idna").decode("ascii")
     except UnicodeError:
@@ -338,7 +338,7 @@ def _network(text: str) -> IPv4Network | IPv6Network:
     try:
         network = ip_network(text)
     except ValueError as error:
-        raise ValueError(f"{text!r} is no network ({error}); write true, false or networks such as 10.0.0.0/8,fd00::/8") from None
+        raise ValueError(f"{text!r} is not a network ({error}); write true, false or networks such as 10.0.0.0/8,fd00::/8") from None
     if not any(network[0] in private and network[-1] in private for private in _OPENABLE_NETWORKS):
         raise ValueError(f"{text} cannot be opened; write true, or networks inside {', '.join(map(str, _OPENABLE_NETWORKS))}")
     return network
@@ -348,9 +348,9 @@ def explained(refusal: AddressRefusal) -> str:
     """Return a refusal with the setting that would allow the address, if one would.
 
     >>> explained(AddressRefusal.PRIVATE), explained(AddressRefusal.METADATA)
-    ('private address, which only ALLOW_PRIVATE_NETWORKS opens', 'metadata address')
+    ('private address, which needs ALLOW_PRIVATE_NETWORKS', 'metadata address')
     """
-    return f"{refusal}, which only ALLOW_PRIVATE_NETWORKS opens" if refusal.is_openable else str(refusal)
+    return f"{refusal}, which needs ALLOW_PRIVATE_NETWORKS" if refusal.is_openable else str(refusal)
 
 
 def refusal(address: str, port: int, policy: AddressPolicy) -> AddressRefusal | None:

@@ -60,9 +60,9 @@ def cap_of(stated: Stated | None, *, wanted: int | None, existing: Server | None
     if existing is None:
         return Cap(stated.limit, f"{stated.fact}, so {_consequence(stated.limit)}.")
     if existing.max_concurrency is not None:
-        return Cap(existing.max_concurrency, f"It keeps its limit of {existing.max_concurrency}; the registration names no other.")
+        return Cap(existing.max_concurrency, f"It keeps its limit of {existing.max_concurrency}; the registration sets no other one.")
     offer = "" if stated.limit is None else f" {stated.fact}: set max_concurrency to {stated.limit} to use that."
-    return Cap(None, f"It was registered without a limit before, and that stays.{offer}")
+    return Cap(None, f"It was registered without a limit before, and keeps none.{offer}")
 
 
 def _consequence(limit: int | None) -> str:

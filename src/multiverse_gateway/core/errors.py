@@ -156,7 +156,7 @@ class AddressForbidden(InvalidField):
 
     def __init__(self, reason: str, *, field: str = "endpoint_url", is_openable: bool = False) -> None:
         remedy = ", or ask the operator to open private networks (ALLOW_PRIVATE_NETWORKS)" if is_openable else ""
-        self.explanation = f"an address that this gateway does not dial ({reason}); write a public address or a tunnel's{remedy}"
+        self.explanation = f"an address that this gateway does not connect to ({reason}); write a public address or a tunnel's{remedy}"
         super().__init__(field, f" names {self.explanation}")
 
     def naming(self, label: str) -> str:
@@ -180,7 +180,7 @@ class AlreadyRegistered(BadRequest):
     """Another server of the registry has this model and URL."""
 
     def __init__(self, server_id: str) -> None:
-        super().__init__(f"This model and URL are registered already, as {server_id}; change or remove that one", param="endpoint_url")
+        super().__init__(f"This model and URL are already registered, as {server_id}; change or remove that one", param="endpoint_url")
 
 
 class InvalidClientKey(GatewayError):

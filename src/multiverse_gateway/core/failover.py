@@ -90,7 +90,7 @@ class Failure:
     `status` and `body` are those of the server's answer, if there was one, and `content_type` is one that may be relayed.
     `after_request`: the server had the request, or a part of it, when the connection broke. `is_stale`: a kept connection ended
     unanswered, which the server may have closed before the request was written. `connect` says at what a failure of class A failed, and
-    `refusal` why the address may not be dialled. `may_hold_error`: only the head is known, and the body may report another error.
+    `refusal` why the gateway may not connect to this address. `may_hold_error`: only the head is known; the body may report another error.
     """
 
     kind: FailureClass
@@ -408,9 +408,7 @@ def final_error(attempts: Sequence[FailedAttempt]) -> GiveUp:
             )
         case FailureClass.LOCAL:
             return GiveUp(
-                Overloaded(
-                    "The gateway could not carry out the request at the moment. Send it again in a few seconds.", retry_after=DEFAULT_REST
-                )
+                Overloaded("The gateway could not process the request. Send it again in a few seconds.", retry_after=DEFAULT_REST)
             )
         case FailureClass.CONNECT | FailureClass.BROKEN | FailureClass.TIMEOUT | FailureClass.SERVER_ERROR | FailureClass.TRANSIENT:
             return GiveUp(UpstreamTimeout(_all_failed(attempts)))
@@ -421,12 +419,12 @@ def final_error(attempts: Sequence[FailedAttempt]) -> GiveUp:
 def _refused(attempt: FailedAttempt) -> str:
     if attempt.has_key:
         return (
-            "The model's server refused the key that the gateway keeps for it; your own key is fine. "
+            "The model's server rejected the key that the gateway stores for it; your own key is fine. "
             "Tell the host to update the server's key in the gateway, or choose another model."
         )
     return (
         f"The model's server refused the request with status {attempt.failure.status}; your own key is fine. "
-        "Tell the host: the server may want a key, or its tunnel may send a Host header that it does not accept. "
+        "Tell the host: the server may require a key, or its tunnel may send a Host header that the server does not accept. "
         "Or choose another model."
     )
 

@@ -140,12 +140,12 @@ def hint(path: str) -> str | None:
     'The path begins with /v1 twice. Write it once in the base URL of your client, or leave it out if the client adds it.'
     """
     if path == PREFIX:
-        return "There is no call at /v1 itself. Add the call's name, as in /v1/chat/completions."
+        return "There is no call at /v1 itself. Add the name of a call, as in /v1/chat/completions."
     if path.startswith("/v1/v1/") or path == "/v1/v1":
         return "The path begins with /v1 twice. Write it once in the base URL of your client, or leave it out if the client adds it."
     if path.startswith("/v1/engines/"):  # a server could use the model in the path, and the gateway counts the one in the body
         return "OpenAI has removed the engines API. Call /v1/completions or /v1/embeddings, and name the model in the body."
     twice = _TWICE.match(path)
     if twice is not None:
-        return f"The base URL of your client contains the call {twice[1]}, and the client adds another call. Let the base URL end in /v1."
+        return f"The base URL of your client contains the call {twice[1]}, and the client adds another call. The base URL must end in /v1."
     return None

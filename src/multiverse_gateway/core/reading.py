@@ -226,7 +226,7 @@ def _decode_any(body: bytes, note: Callable[[type, Any], object]) -> _Body:
         ValueError: The body cannot be decoded.
     """
     if len(body) > _MOST_COLONS and body.count(b":") > _MOST_COLONS:
-        raise EnvelopeError("The body has too many fields. Send fewer, or none that the API does not have.", code="invalid_json")
+        raise EnvelopeError("The body has too many fields. Send fewer fields, and only those of the API.", code="invalid_json")
     try:
         return msgspec.json.decode(body, type=_AnyBody, dec_hook=note)
     except ValidationError as error:
@@ -315,7 +315,7 @@ def _stream(value: Any) -> bool:
 
 def _refuse(body: bytes, error: ValueError | RecursionError) -> NoReturn:
     if isinstance(error, RecursionError):
-        message = "The body's JSON is nested too deeply; send fewer levels"
+        message = "The body's JSON is nested too deeply; use fewer levels"
     elif not body.strip():
         message = "The body is empty; send a JSON object with the field model"
     elif not isinstance(error, ValidationError):

@@ -56,7 +56,7 @@ class Description(Protocol):
 
     @property
     def weight(self) -> int:
-        """Return its share of the traffic under the balancer `weighted`."""
+        """Return its share of the traffic with the balancer `weighted`."""
         ...
 
 

@@ -13,8 +13,8 @@ CONFIRMING_PATH = "/v1/chat/completions"
 
 _UNDECIDED = frozenset({407, 502, 504, 530})
 """Statuses of proxies and tunnels: the server itself may never have seen the request."""
-_WANTS_KEY = "the server asks for a key: register it with its api_key"
-HOST_HEADER = "Ollama does so behind a tunnel that does not rewrite the Host header (ngrok: --host-header=rewrite)"
+_WANTS_KEY = "the server requires a key: register it with its api_key"
+HOST_HEADER = "Ollama does this behind a tunnel that does not rewrite the Host header (ngrok: --host-header=rewrite)"
 
 
 @frozen
@@ -34,7 +34,7 @@ def judge_access(status: int, *, has_key: bool) -> Access:
     >>> judge_access(400, has_key=True)
     Access(granted=True, refusal=None)
     >>> judge_access(401, has_key=False).refusal
-    'the server asks for a key: register it with its api_key'
+    'the server requires a key: register it with its api_key'
     """
     refusal = refusal_of(status, has_key=has_key)
     return Access(refusal is None and status not in _UNDECIDED and not 300 <= status < 400, refusal)
@@ -46,9 +46,9 @@ def refusal_of(status: int, *, has_key: bool) -> str | None:
     A server without a stored key is never said to refuse one.
     """
     if status == 401:
-        return "the server refuses the stored key: update its api_key" if has_key else _WANTS_KEY
+        return "the server rejects the stored key: update its api_key" if has_key else _WANTS_KEY
     if status == 403:
-        ours = "is the stored api_key right?" if has_key else "a server that wants a key is registered with its api_key."
+        ours = "is the stored api_key right?" if has_key else "if the server requires a key, register it with its api_key."
         return f"the server refuses access (status 403): {ours} {HOST_HEADER}"
     return None
 

@@ -107,7 +107,7 @@ class ClientKey:
     `expires_at` and `revoked_at` end it. `rate_limit` is in requests per minute; `None` is what holds for all keys, 0 no limit.
     `daily_limit` is in requests to models per day (UTC); `None` is no limit. `max_at_once` is how many of its requests may run and wait
     together when another one would have to wait; 0 is no limit, as for keys of older versions. The requests of a key that `is_bulk` let
-    interactive ones go first. `models` are those that it may use; none named means all. Instants are epoch seconds.
+    interactive ones go first. `models` are the models that it may use; an empty list means all. Instants are epoch seconds.
     """
 
     id: str

@@ -71,7 +71,7 @@ class ProxyWatch:
         if self.remedy is None:
             self.remedy = f"TRUSTED_PROXIES={'::1/128' if peer == '::1' else '127.0.0.1/32'}"
             _log.warning(
-                "requests come through a proxy on this machine that is not trusted, so all its clients share one rate limit",
+                "requests arrive through an untrusted proxy on this machine, so all its clients share one rate limit",
                 extra={"fields": {"set": self.remedy}},
             )
 
@@ -177,7 +177,7 @@ class AccessRules:
             return Caller(address, OPERATOR, None, *limits)
         if self.require_client_key:
             raise InvalidClientKey(
-                "The API key is missing or wrong; send yours as `Authorization: Bearer KEY` (api_key of the openai library), "
+                "The API key is missing or wrong; send your key as `Authorization: Bearer KEY` (api_key of the openai library), "
                 "or ask the operator of this gateway for one"
             )
         return _stranger(address, *limits)
@@ -186,7 +186,7 @@ class AccessRules:
         """Return the refusal of a call over the caller's limit: a caller without a key learns that keys have a limit of their own."""
         if caller.name == NOBODY and self._has_keys():
             return quota.error(
-                "Too many requests came from your address. Wait, or use a key, which has its own limit: send it as "
+                "Your address has sent too many requests. Wait, or use a key, which has its own limit: send it as "
                 "`Authorization: Bearer KEY` (api_key of the openai library), or ask the operator of this gateway for one"
             )
         return quota.error()
@@ -203,7 +203,7 @@ class AccessRules:
         """
         quota = self._failures.hit(address, self.now())
         if not quota.allowed:
-            raise quota.error("Too many wrong admin keys came from your address", "; wait, then send the right one")
+            raise quota.error("Your address sent too many wrong admin keys", "; wait, then send the right key")
 
     async def count_probe(self, caller: str) -> None:
         """Count a probe that somebody asks for: without a limit, probes would show which ports are open on which address.

@@ -7,7 +7,7 @@ import attrs
 from multiverse_gateway.core.envelope import EnvelopeError
 from multiverse_gateway.core.errors import BadRequest, GatewayError, InternalError, RequestTimeout, RequestTooLarge
 
-MISTAKE = "The gateway made a mistake; tell its operator the x-request-id of this answer"
+MISTAKE = "The gateway failed because of a bug; send its operator the x-request-id of this answer"
 
 _log = logging.getLogger("multiverse_gateway.api")
 

@@ -40,22 +40,24 @@ def refuse_bad_framing(headers: Headers) -> GatewayError | None:
         elif name == b"content-length":
             lengths += 1
             if not value.isdigit():
-                return BadFraming("The header Content-Length is no number; send the length of the body in bytes")
+                return BadFraming("The Content-Length header is not a number; send the length of the body in bytes")
         elif name == b"transfer-encoding":
             codings += 1
             if value.strip().lower() != b"chunked":
-                return BadFraming("The header Transfer-Encoding is not chunked; send the body plain or chunked")
+                return BadFraming("The Transfer-Encoding header is not chunked; send the body with a Content-Length, or chunked")
     if hosts > 1:
-        return BadFraming("The request names several hosts; send the header Host once")
+        return BadFraming("The request has several Host headers; send one")
     if lengths + codings > 1:
-        return BadFraming("The request states the length of its body more than once; send either Content-Length or Transfer-Encoding, once")
+        return BadFraming(
+            "The request states the length of its body more than once; send Content-Length or Transfer-Encoding, and only once"
+        )
     return None
 
 
 def refuse_loop(headers: Headers) -> GatewayError | None:
     """Return the refusal of a request that came through a gateway before, or `None`."""
     if HOP in dict(headers):
-        return LoopDetected("This request has come through a gateway already; register the model's own server instead of a gateway")
+        return LoopDetected("This request has already passed through a gateway; register the model's own server instead of a gateway")
     return None
 
 
@@ -69,7 +71,7 @@ def asks_for_websocket(method: str, headers: Headers) -> bool:
 def no_websocket(path: str) -> UnknownURL:
     """Return the refusal of a WebSocket; the gateway has none."""
     shown = path[:128].encode(errors="replace").decode()
-    return UnknownURL(f"There is no WebSocket at {shown}; send the request over plain HTTP, and set `stream` to get the answer in pieces")
+    return UnknownURL(f"There is no WebSocket at {shown}; send the request over plain HTTP, and set `stream` to stream the answer")
 
 
 def refuse_compression(headers: Headers) -> GatewayError | None:
@@ -78,9 +80,9 @@ def refuse_compression(headers: Headers) -> GatewayError | None:
     coding = next((found for found in map(str.strip, codings) if found not in ("", "identity")), None)
     if coding is None:
         return None
-    shown = coding if _CODING.fullmatch(coding) else "an unknown coding"
+    shown = coding if _CODING.fullmatch(coding) else "an unknown encoding"
     return CompressedRequest(
-        f"The request body is compressed ({shown}), and the gateway reads plain JSON only. Switch request compression off in your client; "
+        f"The request body is compressed ({shown}), but the gateway accepts only plain JSON. Turn off request compression in your client; "
         "in Codex, set `enable_request_compression = false` under `[features]` in config.toml."
     )
 
@@ -115,7 +117,7 @@ def check_site(names: Mapping[bytes, bytes], policy: OriginPolicy) -> None:
     """
     if policy.is_foreign_form(names):
         raise ForeignForm(
-            "This request looks like a form that a web page of another site sent. Send it as application/json; for a web app on another "
+            "This request looks like a form sent by a web page of another site. Send it as application/json; for a web app on another "
             "origin, ask the operator of this gateway to allow it (ENABLE_CORS, CORS_ORIGINS)."
         )
 

@@ -74,11 +74,11 @@ def check_target(path: str, query: bytes, content_type: bytes) -> None:
         BadRequest: The query or the content type holds what does not belong there.
     """
     if len(path) > MAX_PATH or not _is_path(path):
-        raise UnknownURL("There is no such call; the path may hold letters, digits and . _ ~ : @ = + - between its slashes")
+        raise UnknownURL("There is no such call; between its slashes a path may contain letters, digits and . _ ~ : @ = + -")
     if query and _QUERY.fullmatch(query) is None:
-        raise BadRequest("The query holds characters that must be percent-encoded; encode them, or leave the query out")
+        raise BadRequest("The query contains characters that must be percent-encoded; encode them, or remove the query")
     if content_type != JSON and _CONTENT_TYPE.fullmatch(content_type) is None:
-        raise BadRequest("The header Content-Type cannot be used; send application/json")
+        raise BadRequest("The Content-Type header is not valid; send application/json")
 
 
 def check_call(path: str) -> None:
@@ -264,7 +264,7 @@ class Intake:
         if not facts.is_call:
             check_call(head.path)
         if gateway.admission.is_closed or not gateway.registrations.is_loaded:
-            raise ShuttingDown("The gateway is not serving now. Send the request again in a moment.", retry_after=5.0)
+            raise ShuttingDown("The gateway is not ready. Send the request again in a moment.", retry_after=5.0)
         limit = gateway.settings.max_body_bytes
         if request.length > limit:  # before the budget, which it would exceed: no later moment makes it smaller
             raise too_large(limit)

@@ -298,12 +298,14 @@ class RateLimiter:
                 quota = await self._hit_shared(self.storage, key, limit, daily)
         except Exception as error:  # noqa: BLE001  each storage fails in its own way, and none may stop the gateway
             if self._broken_until == -math.inf:
-                _log.warning("rate limit storage fails, counting in this process", extra={"fields": {"error": type(error).__name__}})
+                _log.warning(
+                    "rate limit storage is not available; this process counts for itself", extra={"fields": {"error": type(error).__name__}}
+                )
             self._broken_until = self.now() + self.recovery
             return self.hit_local(key, limit, daily)
         if was_broken:
             self._broken_until = -math.inf
-            _log.warning("rate limit storage works again")
+            _log.warning("rate limit storage is available again")
         return quota
 
     async def aclose(self) -> None:
@@ -385,7 +387,7 @@ def rate_limiter(
     except (ConfigurationError, ValueError):
         module, package = ("valkey", "valkey") if url.startswith("valkey") else ("redis", "multiverse-gateway[redis]")
         is_installed = find_spec(module) is not None
-        remedy = "write redis://host:6379/0, with the port" if is_installed else f"it needs a package: pip install '{package}'"
+        remedy = "write redis://host:6379/0, including the port" if is_installed else f"it needs a package: pip install '{package}'"
         raise unusable(settings, "rate_limit_storage", remedy) from None
     assert isinstance(storage, Storage)
     return RateLimiter(settings.rate_limit_per_minute, storage, now=now, day_counts=day_counts, wall=wall)

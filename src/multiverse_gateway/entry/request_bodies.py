@@ -111,7 +111,7 @@ def read_object(body: bytes) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise InvalidJSON("The body is not UTF-8; encode it as UTF-8") from None
     except RecursionError:
-        raise InvalidJSON("The body's JSON is nested too deeply; send fewer levels") from None
+        raise InvalidJSON("The body's JSON is nested too deeply; use fewer levels") from None
     except ValueError as error:
         what = f"not valid JSON ({error})" if body.strip() else "empty"
         raise InvalidJSON(f"The body is {what}; send a JSON object") from None

@@ -164,13 +164,13 @@ class Gauges:
 def families(meter: Meter, gauges: Gauges) -> Iterator[Metric]:
     """Put the figures into Prometheus' form."""
     yield InfoMetricFamily("multiverse_gateway", "The gateway.", {"version": __version__})
-    requests = CounterMetricFamily("multiverse_requests", "Inference requests that are over.", labels=("model", "status"))
+    requests = CounterMetricFamily("multiverse_requests", "Inference requests that have ended.", labels=("model", "status"))
     seconds = HistogramMetricFamily("multiverse_request_seconds", "Time from a request's arrival to its end.", labels=("model",))
     first = HistogramMetricFamily("multiverse_first_byte_seconds", "Time from an attempt's start to its first byte.", labels=("model",))
     tokens = CounterMetricFamily("multiverse_tokens", "Tokens that servers reported.", labels=("model", "kind"))
     waits = HistogramMetricFamily(
         "multiverse_queue_wait_seconds",
-        "Time that requests waited for a free server; those that did not wait are not counted.",
+        "Time that requests waited for a free server, without those that did not wait.",
         labels=("model", "band"),
     )
     events = CounterMetricFamily("multiverse_stream_events", "Events of streams that were relayed.", labels=("model",))
@@ -189,7 +189,7 @@ def families(meter: Meter, gauges: Gauges) -> Iterator[Metric]:
     yield from (requests, seconds, first, waits, tokens, events, sent)
     evenness = GaugeMetricFamily(
         "multiverse_queue_fairness",
-        "Jain's index over the clients' mean waits in the last 5 minutes: 1 if all wait equally long, 1/n if one of n does.",
+        "Jain's index over the clients' mean waits in the last 5 minutes: 1 if all wait equally long, 1/n if only one of n waits.",
         labels=("model", "band"),
     )
     for (model, band), index in sorted(meter.recent_waits.evenness(gauges.at).items()):
@@ -197,18 +197,18 @@ def families(meter: Meter, gauges: Gauges) -> Iterator[Metric]:
             evenness.add_metric((model, band), index)
     yield evenness
     yield CounterMetricFamily(
-        "multiverse_retries_refused", "Retries that their model's budget did not let begin in time.", meter.refused_retries
+        "multiverse_retries_refused", "Retries that the budget of their model did not allow in time.", meter.refused_retries
     )
 
     attempts = CounterMetricFamily(
         "multiverse_attempts",
-        "Attempts on servers that are over; the outcome is ok, left, or the class of failure.",
+        "Attempts that have ended; the outcome is ok, left, or the class of the failure.",
         labels=("server", "outcome"),
     )
     for (server_id, outcome), count in sorted(meter.attempts.items()):
         attempts.add_metric((server_id, outcome), count)
     yield attempts
-    refusals = CounterMetricFamily("multiverse_refusals", "Inference requests refused before a server was looked for.", labels=("code",))
+    refusals = CounterMetricFamily("multiverse_refusals", "Inference requests rejected before a server was chosen.", labels=("code",))
     for code, count in sorted(meter.refusals.items()):
         refusals.add_metric((code,), count)
     yield refusals
@@ -217,28 +217,28 @@ def families(meter: Meter, gauges: Gauges) -> Iterator[Metric]:
         probes.add_metric((outcome,), meter.probes[outcome])
     yield probes
     yield HistogramMetricFamily(
-        "multiverse_probe_seconds", "Time that probes took.", buckets=meter.probe_seconds.buckets(), sum_value=meter.probe_seconds.total
+        "multiverse_probe_seconds", "Duration of probes.", buckets=meter.probe_seconds.buckets(), sum_value=meter.probe_seconds.total
     )
     yield from _gauges(gauges)
 
 
 def _gauges(gauges: Gauges) -> Iterator[Metric]:
-    yield GaugeMetricFamily("multiverse_requests_in_flight", "Inference requests that run or wait.", gauges.requests)
-    waiting = GaugeMetricFamily("multiverse_requests_waiting", "Requests that wait for a free server.", labels=("model", "band"))
+    yield GaugeMetricFamily("multiverse_requests_in_flight", "Inference requests that are running or waiting.", gauges.requests)
+    waiting = GaugeMetricFamily("multiverse_requests_waiting", "Requests that are waiting for a free server.", labels=("model", "band"))
     for (model, band), count in sorted(gauges.waiting.items()):
         waiting.add_metric((model, band), count)
     yield waiting
-    running = GaugeMetricFamily("multiverse_attempts_in_flight", "Attempts that run on a server.", labels=("server", "model"))
-    states = GaugeMetricFamily("multiverse_server_state", "1 for the state that a server is in.", labels=("server", "model", "state"))
+    running = GaugeMetricFamily("multiverse_attempts_in_flight", "Attempts that are running on a server.", labels=("server", "model"))
+    states = GaugeMetricFamily("multiverse_server_state", "1 for the current state of a server.", labels=("server", "model", "state"))
     for server_id, model, state, count in gauges.servers:
         running.add_metric((server_id, model), count)
         states.add_metric((server_id, model, state), 1)
     yield from (running, states)
     yield GaugeMetricFamily("multiverse_body_bytes", "Memory that request bodies take.", gauges.body_bytes)
-    yield GaugeMetricFamily("multiverse_retries_waiting", "Retries that wait for their model's budget.", gauges.waiting_retries)
+    yield GaugeMetricFamily("multiverse_retries_waiting", "Retries that are waiting for the budget of their model.", gauges.waiting_retries)
     yield GaugeMetricFamily("multiverse_answer_bytes", "Memory that large answers take until clients have read them.", gauges.answer_bytes)
-    yield GaugeMetricFamily("multiverse_shedding", "1 while requests are refused since the process does not keep up.", gauges.is_shedding)
-    yield GaugeMetricFamily("multiverse_tasks", "Tasks of the event loop; those of a process at rest do not grow.", gauges.tasks)
+    yield GaugeMetricFamily("multiverse_shedding", "1 while requests are rejected because the process cannot keep up.", gauges.is_shedding)
+    yield GaugeMetricFamily("multiverse_tasks", "Tasks of the event loop; the number is constant while the process is idle.", gauges.tasks)
 
 
 @attrs.frozen(eq=False)

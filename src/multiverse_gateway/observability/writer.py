@@ -165,7 +165,7 @@ class Writer:
     def _write(self, lines: list[str]) -> None:
         if self.dropped > self._reported:
             lost, self._reported = self.dropped - self._reported, self.dropped
-            message = f"{lost} log records were dropped: the disk or the console does not keep up"
+            message = f"{lost} log records were dropped because the disk or the console could not keep up"
             lines.append(self._line(Note(next_number(), time.time(), "WARNING", logging.WARNING, f"{ROOT}.api", message, None)))
         if self._console is not None:
             try:

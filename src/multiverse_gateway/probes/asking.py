@@ -89,7 +89,7 @@ def _refusal(server: Server, response: httpx2.Response) -> Finding | None:
     """Judge the answers that mean the same whatever was asked."""
     status = response.status_code
     if status == 530 or "ngrok-error-code" in response.headers:  # the page is the tunnel's own
-        reason = f"the tunnel is there, but nothing is connected to it (status {status}): is the tunnel's client running?"
+        reason = f"the tunnel exists, but no server is connected to it (status {status}): is the tunnel's client running?"
         return Finding(reason=reason, failed_at=ProbeStep.CONNECTION, problem=ProbeProblem.IDLE_TUNNEL)
     refusal = refusal_of(status, has_key=server.api_key is not None)
     if refusal is not None:
@@ -99,7 +99,7 @@ def _refusal(server: Server, response: httpx2.Response) -> Finding | None:
         reason = "the server answers with a redirect: register the address that it leads to"
         return Finding(reason=reason, problem=ProbeProblem.REDIRECT)
     if status in (429, 503):
-        reason = f"the server is busy or still loading its model (status {status}): it is asked again soon"
+        reason = f"the server is busy or still loading its model (status {status}): the gateway will try again soon"
         return Finding(reason=reason, problem=ProbeProblem.BUSY)
     return None
 
@@ -107,14 +107,14 @@ def _refusal(server: Server, response: httpx2.Response) -> Finding | None:
 _REFUSALS = {(401, False): ProbeProblem.KEY_MISSING, (401, True): ProbeProblem.KEY_REFUSED}
 
 
-_NO_CONNECTION = "no connection within the time allowed: is the machine on, and is the port open in its firewall?"
-_UNUSABLE_URL = "the URL cannot be used: register the server with an http:// or https:// address"
-_BROKEN = "the connection broke before the answer was complete: does the URL lead to an HTTP server, and is https right or wrong for it?"
+_NO_CONNECTION = "no connection within the timeout: is the machine on, and is the port open in its firewall?"
+_UNUSABLE_URL = "the URL is not valid: register the server with an http:// or https:// URL"
+_BROKEN = "the connection broke before the answer was complete: does the URL lead to an HTTP server, and should it be http or https?"
 
 _TROUBLES: Mapping[type[Exception], Finding] = {
     httpx2.ConnectTimeout: Finding(reason=_NO_CONNECTION, timed_out=True, failed_at=ProbeStep.CONNECTION),
     httpx2.ReadTimeout: Finding(
-        reason="no answer within the time allowed: is the server overloaded or still loading its model?",
+        reason="no answer within the timeout: is the server overloaded or still loading its model?",
         timed_out=True,
         problem=ProbeProblem.TIMEOUT,
     ),
@@ -128,22 +128,23 @@ _TROUBLES: Mapping[type[Exception], Finding] = {
 _FLAWS: Mapping[ProbeProblem, str] = {
     ProbeProblem.TOO_LARGE: "the answer is larger than 1 MiB: does the URL lead to an OpenAI-compatible server?",
     ProbeProblem.COMPRESSED: (
-        "the answer is compressed, which was not asked for: switch compression off in the server or the proxy before it"
+        "the answer is compressed, although the gateway did not ask for that: turn off "
+        "compression in the server or in the proxy in front of it"
     ),
 }
 
 _UNREACHED: Mapping[ConnectFailure, str] = {
-    ConnectFailure.RESOLVE: "the host name leads nowhere: is it spelt right, and is the tunnel still open?",
+    ConnectFailure.RESOLVE: "the host name cannot be resolved: is it spelled correctly, and is the tunnel still open?",
     ConnectFailure.TIMEOUT: _NO_CONNECTION,
     ConnectFailure.REFUSED: "connection refused: is the server running, and does it listen on that address?",
-    ConnectFailure.TLS: "no secure connection (TLS): is the certificate valid, and does the server speak https at all?",
+    ConnectFailure.TLS: "no secure connection (TLS): is the certificate valid, and does the server support https?",
     ConnectFailure.REFUSED_ADDRESS: (
-        "the URL leads to an address that this gateway does not dial: use a public one or a tunnel, or ask the operator"
+        "the URL leads to an address that this gateway does not connect to: use a public one or a tunnel, or ask the operator"
     ),
     ConnectFailure.OTHER: "no connection: is the server running, and can it be reached from here?",
 }
 _OPENABLE = (
-    "the URL leads to a private address, which this gateway does not dial: use a public address or a tunnel, "
+    "the URL leads to a private address, which this gateway does not connect to: use a public address or a tunnel, "
     "or ask the operator to open private networks (ALLOW_PRIVATE_NETWORKS)"
 )
 

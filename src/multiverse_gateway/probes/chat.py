@@ -48,19 +48,19 @@ def judge(status: int, body: bytes) -> Finding:
     if lacks_chat(status, body):
         return Finding(reason=f"the server has no chat (status {status})", lacks_chat=True)
     if status == 404:
-        reason = "the server does not know the registered model (status 404): is the name spelt right?"
+        reason = "the server does not know the registered model (status 404): is the name spelled correctly?"
         return Finding(reason=reason, problem=ProbeProblem.UNKNOWN_MODEL)
     if status != 200:
-        reason = f"a chat completion is answered with status {status}: does the model run, and can it chat?"
+        reason = f"the answer to a chat completion has status {status}: is the model running, and can it chat?"
         return Finding(reason=reason, problem=ProbeProblem.STATUS)
     try:
         answer = decode(body)
     except (ValueError, RecursionError):
-        reason = "the answer to a chat completion is no JSON: does the URL lead to an OpenAI-compatible server?"
+        reason = "the answer to a chat completion is not JSON: does the URL lead to an OpenAI-compatible server?"
         return Finding(reason=reason, problem=ProbeProblem.NOT_JSON)
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or not choices:
-        reason = "the answer to a chat completion has no choices: does the model run, and can it chat?"
+        reason = "the answer to a chat completion has no choices: is the model running, and can it chat?"
         return Finding(reason=reason, problem=ProbeProblem.NO_CHOICES)
     return Finding(let_in=True)
 

@@ -36,21 +36,21 @@ def judge(model: str, status: int, body: bytes) -> Finding:
     >>> finding.reason is None, finding.models
     (True, ('tiny',))
     >>> judge("tiny", 200, b"<html>").reason
-    'the answer to /v1/models is no JSON: does the URL lead to an OpenAI-compatible server?'
+    'the answer to /v1/models is not JSON: does the URL lead to an OpenAI-compatible server?'
     """
     if status != 200:
         problem = ProbeProblem.NOT_FOUND if status == 404 else ProbeProblem.STATUS
-        return Finding(reason=f"/v1/models answers with status {status}: {_COMPATIBLE}", problem=problem)
+        return Finding(reason=f"/v1/models returns status {status}: {_COMPATIBLE}", problem=problem)
     try:
         answer = decode(body)
     except (ValueError, RecursionError):
-        return Finding(reason=f"the answer to /v1/models is no JSON: {_COMPATIBLE}", problem=ProbeProblem.NOT_JSON)
+        return Finding(reason=f"the answer to /v1/models is not JSON: {_COMPATIBLE}", problem=ProbeProblem.NOT_JSON)
     listed = _listed(answer)
     if listed is None:
         return Finding(reason=f"the answer to /v1/models has no list of models: {_COMPATIBLE}", problem=ProbeProblem.NO_LIST)
     names, owned_by = tuple(_names(listed))[:MAX_MODELS], owner_of(listed, model)
     if names and not is_among(model, names):
-        warning = "the server does not list the registered model: is the name spelt right?"
+        warning = "the server does not list the registered model: is the name spelled correctly?"
         return Finding(models=names, warning=warning, owned_by=owned_by)
     return Finding(models=names, owned_by=owned_by)
 

@@ -330,7 +330,7 @@ class ClientConnection(asyncio.Protocol, Generic[V]):
         try:
             pieces = body.feed(data)
         except MalformedBodyError:
-            self._refuse(self._door.intake.misread("The body's chunks cannot be told apart; send it with a Content-Length"))
+            self._refuse(self._door.intake.misread("The chunks of the body are malformed; send the body with a Content-Length"))
             return
         if body.is_followed:
             self.writer.keeps = False

@@ -88,7 +88,7 @@ _EVENT_STREAM = (b"content-type", b"text/event-stream")
 _STREAM_HEADERS = [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 _BLAMELESS = frozenset({FailureClass.CLIENT_ERROR, FailureClass.TRANSIENT, FailureClass.LOCAL})
 _REPORTED_ERROR = Failure(FailureClass.SERVER_ERROR, "the stream ended with an error")
-_NO_EVENT = Failure(FailureClass.NONSENSE, "a stream of comments without any event")
+_NO_EVENT = Failure(FailureClass.NONSENSE, "a stream with comments but without events")
 _FAILED_PROBE = Failure(FailureClass.TIMEOUT, "no data, and the server failed a probe")
 _KNOWN_REFUSALS = frozenset({401, 403, 404, 405, 408, 413, 429})
 """Statuses of 4xx that say something else than that a field of the request is not known."""
@@ -561,14 +561,14 @@ class Exchange:
             self.client.body(comment)
 
     def interrupt(self) -> None:
-        """End now, telling the client that the gateway is being stopped."""
+        """End now, telling the client that the gateway is shutting down."""
         if self.phase in (_OVER, _DRAINING):
             return
         self._abandon_attempt()
         if self._committed:
-            self._break_off("The gateway is being stopped. Send the request again in a moment.", "gateway_shutting_down")
+            self._break_off("The gateway is shutting down. Send the request again in a moment.", "gateway_shutting_down")
         else:
-            self._refuse(ShuttingDown("The gateway is being stopped. Send the request again in a moment.", retry_after=5.0))
+            self._refuse(ShuttingDown("The gateway is shutting down. Send the request again in a moment.", retry_after=5.0))
 
     # From the wire
 
@@ -795,7 +795,8 @@ class Exchange:
         elif found.streaming_unsupported:
             self._give_up_without_server(
                 StreamingUnsupported(
-                    f"No server of the model {self.envelope.model!r} streams. Send the request with stream=false.", param="stream"
+                    f"No server of the model {self.envelope.model!r} supports streaming. Send the request with stream=false.",
+                    param="stream",
                 )
             )
         else:
@@ -815,7 +816,7 @@ class Exchange:
         names = self._engine.model_names()
         model = self.envelope.model
         close = close_names(model, names)
-        shown = ", ".join(close or names[:20]) or "none yet; register a server for it at /register"
+        shown = ", ".join(close or names[:20]) or "none yet; register a server at /register"
         return ModelNotFound(f"There is no model {model!r} here. Models: {shown}.", param="model")
 
     def _nobody_usable(self, found: Candidates) -> GatewayError:
@@ -824,11 +825,11 @@ class Exchange:
             return busy_error(found.busy, wait)
         if self.envelope.server_id is not None:
             return NoHealthyServer(
-                f"The server that has the stored response is not usable now. Try again in {wait:.0f} s; no other server has it.",
+                f"The server that has the stored response is not available now. Try again in {wait:.0f} s; no other server has it.",
                 retry_after=wait,
             )
         return NoHealthyServer(
-            f"No server of the model {self.envelope.model!r} is usable now. Try again in {wait:.0f} s, or choose another model.",
+            f"No server of the model {self.envelope.model!r} is available now. Try again in {wait:.0f} s, or choose another model.",
             param="model",
             retry_after=wait,
         )
@@ -1009,13 +1010,11 @@ class Exchange:
         elif not self._engine.hold_answer(more):
             self._abandon_attempt()
             if self._committed:
-                self._break_off(
-                    "The gateway has no room for an event of this size at the moment. Send the request again later.", "overloaded"
-                )
+                self._break_off("The gateway has no memory left for an event of this size. Send the request again later.", "overloaded")
             else:
                 self._refuse(
                     Overloaded(
-                        "The gateway has no room for an answer of this size at the moment. Send the request again in a few seconds.",
+                        "The gateway has no memory left for an answer of this size. Send the request again in a few seconds.",
                         retry_after=retry_seconds(self._engine.chance()),
                     )
                 )
@@ -1090,7 +1089,7 @@ class Exchange:
             self._tokens = passing.tokens
             self._complete()
         else:
-            self._break_stream(Failure(kind=FailureClass.BROKEN, reason="the answer ended before its end", after_request=True))
+            self._break_stream(Failure(kind=FailureClass.BROKEN, reason="the answer ended too early", after_request=True))
 
     def _classified(self) -> Failure:
         assert self.server is not None
@@ -1337,7 +1336,7 @@ class Exchange:
                 self._send(DONE_EVENT)
             self._complete()
             return
-        ending = Failure(kind=FailureClass.BROKEN, reason="the stream ended before its end", after_request=True)
+        ending = Failure(kind=FailureClass.BROKEN, reason="the stream ended too early", after_request=True)
         if self._committed:
             self._break_stream(ending)
         else:

@@ -31,19 +31,19 @@ def _broken(reason: str) -> Failure:
 
 
 CLOSED = _broken("the server closed the connection before its answer was complete")
-STALE = Failure(FailureClass.BROKEN, "the server closed a kept connection without an answer", is_stale=True)
-GARBAGE = _broken("the server's answer is no HTTP")
-STALLED = _broken("the server does not read the request")
+STALE = Failure(FailureClass.BROKEN, "the server closed a reused connection without an answer", is_stale=True)
+GARBAGE = _broken("the server's answer is not HTTP")
+STALLED = _broken("the server stopped reading the request")
 TOO_LARGE = Failure(FailureClass.NONSENSE, "the head of the server's answer is too large")
-INTERIM = Failure(FailureClass.NONSENSE, "the server gives interim answers without end")
-CODED = Failure(FailureClass.NONSENSE, "the server uses a transfer coding that it was not asked for")
-STATUS = Failure(FailureClass.NONSENSE, "the server's answer has an impossible status")
+INTERIM = Failure(FailureClass.NONSENSE, "the server sends too many interim responses")
+CODED = Failure(FailureClass.NONSENSE, "the server uses a transfer coding that the gateway did not ask for")
+STATUS = Failure(FailureClass.NONSENSE, "the server's answer has an invalid status")
 BUG = Failure(FailureClass.LOCAL, "the gateway could not handle the server's answer")
-STOPPING = Failure(FailureClass.LOCAL, "the gateway is being stopped")
+STOPPING = Failure(FailureClass.LOCAL, "the gateway is shutting down")
 
 _CONNECTING: Mapping[ConnectFailure, str] = {
     ConnectFailure.RESOLVE: "the name of the server could not be resolved",
-    ConnectFailure.REFUSED_ADDRESS: "the address may not be dialled",
+    ConnectFailure.REFUSED_ADDRESS: "the gateway may not connect to this address",
     ConnectFailure.TIMEOUT: "the connection could not be made in time",
     ConnectFailure.REFUSED: "the connection was refused",
     ConnectFailure.TLS: "the connection could not be secured (TLS)",

@@ -27,7 +27,7 @@ class SystemResolver:
         """Return the addresses of a name.
 
         Raises:
-            OSError: The name has no address, or too many names are being looked up, or the system has no thread left.
+            OSError: The name has no address, or too many names are being resolved, or the system has no thread left.
         """
         lookup = self._lookups.get((host, port))
         if lookup is None:
@@ -39,7 +39,7 @@ class SystemResolver:
 
     def _start(self, host: str, port: int) -> asyncio.Future[Sequence[str] | None]:
         if len(self._lookups) >= MAX_LOOKUPS:
-            raise OSError("too many names are being looked up")
+            raise OSError("too many names are being resolved")
         loop = asyncio.get_running_loop()
         lookup: asyncio.Future[Sequence[str] | None] = loop.create_future()
 
@@ -57,6 +57,6 @@ class SystemResolver:
         try:
             threading.Thread(target=work, name="multiverse-names", daemon=True).start()
         except RuntimeError as error:
-            raise OSError("there is no thread for the lookup") from error
+            raise OSError("no thread is available to resolve the name") from error
         self._lookups[host, port] = lookup  # `finish` runs later, on this loop
         return lookup

@@ -280,7 +280,7 @@ class ServerConnection(asyncio.BufferedProtocol):
         return self._bug(error.__context__)  # llhttp stops at an exception of the receiver, which is our bug, not the server's
 
     def _bug(self, error: BaseException | None) -> Failure:
-        context = {"message": "a receiver failed", "exception": error, "protocol": self}
+        context = {"message": "a receiver raised an exception", "exception": error, "protocol": self}
         asyncio.get_running_loop().call_exception_handler(context)
         return BUG
 

@@ -32,7 +32,11 @@ class _Collected:
     def head(self, status: int, headers: Mapping[bytes, bytes]) -> None:
         self.status, self.headers = status, headers
         if headers.get(b"content-encoding", b"identity").strip().lower() not in (b"", b"identity"):
-            self._fail(UnusableAnswer("the server's answer is compressed, which was not asked for", problem=ProbeProblem.COMPRESSED))
+            self._fail(
+                UnusableAnswer(
+                    "the server's answer is compressed, although the gateway did not ask for that", problem=ProbeProblem.COMPRESSED
+                )
+            )
         elif self._request.method == "HEAD":
             self.end()
 
@@ -110,5 +114,7 @@ def _head(request: httpx2.Request, body: bytes) -> bytes:
     if body or request.method in ("POST", "PUT", "PATCH"):
         lines.append(b"content-length: %d" % len(body))
     if any(not _CONTROL.isdisjoint(line) for line in lines):
-        raise httpx2.LocalProtocolError("The request's head holds a control character; a key or header must be one line", request=request)
+        raise httpx2.LocalProtocolError(
+            "The head of the request contains a control character; a key or header must be one line", request=request
+        )
     return b"\r\n".join([*lines, b"", b""])

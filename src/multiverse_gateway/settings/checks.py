@@ -128,7 +128,7 @@ def check_admin_key(_: object, field: "attrs.Attribute[Any]", value: str | None)
         raise rejection(
             field,
             value,
-            f"it is too easy to guess or cannot be sent in a header; write at least {MIN_ADMIN_KEY_LENGTH} random ASCII characters "
+            f"it is too easy to guess or cannot be sent in a header; set at least {MIN_ADMIN_KEY_LENGTH} random ASCII characters "
             "without spaces, or leave it out",
         )
 

@@ -83,118 +83,133 @@ class Settings:
         SettingsError: A value is out of its range, or contradicts another.
     """
 
-    host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 for all of this machine's.", check_host, plain=False)
-    port: int = _setting(8000, "Port to listen on; 0 for any free one.", between(0, 65_535))
-    workers: int = _setting(1, "Processes that serve; more than 1 only on Linux.", between(1, 64), plain=False)
+    host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 listens on all addresses of this machine.", check_host, plain=False)
+    port: int = _setting(8000, "Port to listen on; 0 takes any free port.", between(0, 65_535))
+    workers: int = _setting(1, "Number of worker processes; more than 1 needs Linux.", between(1, 64), plain=False)
     direct_door: bool = _setting(
-        True, "Serve inference on HTTP/1.1 by the direct door; false leaves everything to hypercorn, at five times the cost.", plain=False
+        True,
+        "Serve inference over HTTP/1.1 through the direct door; with false hypercorn serves everything, at five times the cost.",
+        plain=False,
     )
 
     admin_api_key: str | None = _setting(
         None,
-        "Key of the operators, at least 16 characters. Without it one is made at the first start and shown once.",
+        "Admin key of the operators, at least 16 characters. If it is not set, the first start creates one and prints it once.",
         check_admin_key,
         secret=True,
         example="write-at-least-16-random-characters",
     )
     require_client_auth: bool = _setting(
-        False, "Ask users for a client key: one made with `multiverse-gateway keys create`, or of the list below."
+        False, "Require a client key: one made with `multiverse-gateway keys create`, or one of the list below."
     )
     client_api_keys: tuple[str, ...] = _setting(
-        (), "Keys of the users, with commas between them.", check_client_keys, secret=True, example="key-of-the-class,key-of-the-lab"
+        (), "Client keys, separated by commas.", check_client_keys, secret=True, example="key-of-the-class,key-of-the-lab"
     )
 
     database_url: str = _setting(
         "sqlite:///./multiverse.db",
-        "Where the registry lives: a SQLite file, or postgresql://user:password@host/database for several gateways.",
+        "Database of the registry: a SQLite file, or postgresql://user:password@host/database for several gateways.",
         check_database,
         url=True,
     )
     backend_key_secret: str | None = _setting(
         None,
-        "Secret that encrypts the servers' keys at rest; with commas, the newest first. SQLite does without: a file beside it holds one.",
+        "Secret that encrypts the servers' keys at rest; several are separated by commas, the newest first. "
+        "With SQLite it is optional: a file beside the database holds one.",
         check_secrets,
         secret=True,
         example="output-of-openssl-rand-base64-32",
     )
 
-    health_check_interval_seconds: float = _setting(60.0, "Longest age of a server's verdict, 1 to 300 seconds.", seconds(1, 300))
-    health_check_timeout_seconds: float = _setting(10.0, "Seconds that one probe may take.", seconds(0.1, 120))
-    max_consecutive_failures: int = _setting(3, "Failed probes in a row after which a server is taken out.", between(1, 100))
+    health_check_interval_seconds: float = _setting(60.0, "Seconds after which a server is probed again, 1 to 300.", seconds(1, 300))
+    health_check_timeout_seconds: float = _setting(10.0, "Timeout of a probe, in seconds.", seconds(0.1, 120))
+    max_consecutive_failures: int = _setting(3, "Number of failed probes in a row after which a server is taken out.", between(1, 100))
     auto_deregister: str = _setting(
         "deactivate",
-        "What taking out means: deactivate (comes back by itself), delete, or off.",
+        "What happens to a server that is taken out: deactivate (it returns by itself), delete, or off.",
         one_of(*AutoDeregister),
     )
-    probe: str = _setting("models", "How servers are probed: models (reads their list), chat (one token), or a plug-in.", check_name)
+    probe: str = _setting(
+        "models", "How servers are probed: models (reads the list of models), chat (asks for one token), or a plug-in.", check_name
+    )
 
     balancer: str = _setting(
         "round_robin",
-        "How one of several servers is chosen: round_robin, weighted, least_busy (best where hosts differ), two_choices, or a plug-in.",
+        "How the gateway chooses one of several servers: round_robin, weighted, least_busy "
+        "(best if hosts differ), two_choices, or a plug-in.",
         check_name,
     )
-    max_retry_attempts: int = _setting(2, "Further servers that are tried after a failed attempt.", between(0, 10))
-    max_in_flight: int = _setting(1024, "Inference requests that may run at once.", between(1, 100_000), plain=False)
-    max_queue: int = _setting(256, "Requests per model that may wait while all its servers are full.", between(0, 10_000), plain=False)
-    queue_timeout_seconds: float = _setting(60.0, "Seconds that a request may wait for a free server.", seconds(0, 3600), plain=False)
+    max_retry_attempts: int = _setting(2, "Number of further servers to try after a failed attempt.", between(0, 10))
+    max_in_flight: int = _setting(1024, "Maximum number of inference requests in progress.", between(1, 100_000), plain=False)
+    max_queue: int = _setting(256, "Maximum number of requests per model that wait for a free server.", between(0, 10_000), plain=False)
+    queue_timeout_seconds: float = _setting(60.0, "Seconds that a request waits for a free server.", seconds(0, 3600), plain=False)
 
     request_timeout_seconds: float = _setting(
         300.0, "Seconds from a request's arrival to its complete answer, or to the first event of a stream.", seconds(0.1, 86_400)
     )
     first_byte_timeout_seconds: float = _setting(
         _at_most(120.0, "request_timeout_seconds"),
-        "Seconds that a server may take to its first byte or event; shrinks to the request's.",
+        "Seconds from a request to the server's first byte or event; never more than the request has left.",
         seconds(0.05, 3600),
         no_longer_than("request_timeout_seconds"),
     )
     connect_timeout_seconds: float = _setting(
         _at_most(5.0, "first_byte_timeout_seconds"),
-        "Seconds to connect to a server, name and TLS included; shrinks to the request's.",
+        "Seconds to connect to a server, including DNS and TLS; never more than the request has left.",
         seconds(0.05, 300),
         no_longer_than("first_byte_timeout_seconds"),
     )
     idle_timeout_seconds: float = _setting(
         _at_most(60.0, "request_timeout_seconds"),
-        "Seconds of silence after which a server's answer counts as broken; shrinks to the request's.",
+        "Seconds of silence after which a server's answer counts as broken; never more than the request has left.",
         seconds(0.05, 3600),
     )
     dns_timeout_seconds: float = _setting(
         _at_most(3.0, "connect_timeout_seconds"), "Seconds to resolve a server's name.", seconds(0.05, 300), plain=False
     )
-    write_timeout_seconds: float = _setting(
-        30.0, "Seconds that a server may refuse to take more of a request.", seconds(0.05, 3600), plain=False
-    )
+    write_timeout_seconds: float = _setting(30.0, "Seconds that a server may stop reading a request.", seconds(0.05, 3600), plain=False)
     client_head_timeout_seconds: float = _setting(
-        10.0, "Seconds in which the head of a client's request must have arrived.", seconds(0.05, 300), plain=False
+        10.0, "Seconds within which the head of a client's request must arrive.", seconds(0.05, 300), plain=False
     )
     client_body_timeout_seconds: float = _setting(
-        30.0, "Seconds that may pass between two pieces of a request's body.", seconds(0.05, 3600), plain=False
+        30.0, "Seconds that may pass between two pieces of a request body.", seconds(0.05, 3600), plain=False
     )
     client_write_timeout_seconds: float = _setting(
-        60.0, "Seconds that a client may refuse to take more of an answer.", seconds(0.05, 3600), plain=False
+        60.0, "Seconds that a client may stop reading an answer.", seconds(0.05, 3600), plain=False
     )
-    max_stream_seconds: float = _setting(3600.0, "Seconds that one stream may last.", seconds(1, 604_800), plain=False)
-    shutdown_grace_seconds: float = _setting(30.0, "Seconds that running requests get to finish when the gateway stops.", seconds(0, 3600))
+    max_stream_seconds: float = _setting(3600.0, "Maximum duration of a stream, in seconds.", seconds(1, 604_800), plain=False)
+    shutdown_grace_seconds: float = _setting(
+        30.0, "Seconds that requests in progress get to finish when the gateway stops.", seconds(0, 3600)
+    )
 
-    max_body_bytes: int = _setting(20 * _MIB, "Largest inference request.", byte_count(1024, 1 << 30))
-    max_admin_body_bytes: int = _setting(_MIB, "Largest request of any other kind.", byte_count(1024, 1 << 30))
-    body_budget_bytes: int = _setting(128 * _MIB, "Memory for all request bodies together.", byte_count(1024, 1 << 40), plain=False)
+    max_body_bytes: int = _setting(20 * _MIB, "Maximum size of an inference request, in bytes.", byte_count(1024, 1 << 30))
+    max_admin_body_bytes: int = _setting(_MIB, "Maximum size of any other request, in bytes.", byte_count(1024, 1 << 30))
+    body_budget_bytes: int = _setting(
+        128 * _MIB, "Memory for all request bodies together, in bytes.", byte_count(1024, 1 << 40), plain=False
+    )
     answer_budget_bytes: int = _setting(
-        256 * _MIB, "Memory for all large answers together, until their clients have read them.", byte_count(1024, 1 << 40)
+        256 * _MIB, "Memory for all large answers that clients have not read yet, in bytes.", byte_count(1024, 1 << 40)
     )
     max_embeddings_bytes: int = _setting(
-        64 * _MIB, "Largest answer to a request for embeddings, which is not held whole.", byte_count(1024, 1 << 40)
+        64 * _MIB, "Maximum size of an answer with embeddings, in bytes; it is relayed as it arrives.", byte_count(1024, 1 << 40)
     )
-    max_response_bytes: int = _setting(16 * _MIB, "Largest answer of a server that is no stream.", byte_count(1024, 1 << 30), plain=False)
-    max_event_bytes: int = _setting(_MIB, "Largest event of a streamed chat or text completion.", byte_count(1024, 1 << 30), plain=False)
+    max_response_bytes: int = _setting(
+        16 * _MIB, "Maximum size of an answer that is not streamed, in bytes.", byte_count(1024, 1 << 30), plain=False
+    )
+    max_event_bytes: int = _setting(
+        _MIB, "Maximum size of an event in a streamed chat or text completion, in bytes.", byte_count(1024, 1 << 30), plain=False
+    )
     max_large_event_bytes: int = _setting(
-        16 * _MIB, "Largest event of any other stream, such as an image or a whole response.", byte_count(1024, 1 << 30), plain=False
+        16 * _MIB,
+        "Maximum size of an event in any other stream, such as an image or a whole response, in bytes.",
+        byte_count(1024, 1 << 30),
+        plain=False,
     )
-    max_stream_bytes: int = _setting(64 * _MIB, "Largest stream.", byte_count(1024, 1 << 40), plain=False)
+    max_stream_bytes: int = _setting(64 * _MIB, "Maximum size of a stream, in bytes.", byte_count(1024, 1 << 40), plain=False)
 
     count_stream_tokens: bool = _setting(
         True,
-        "Ask servers for the token counts of those streams whose clients do not say whether they want them; clients do not see them.",
+        "If a streaming request does not set stream_options, ask the server for token counts, and hide them from the client.",
         plain=False,
     )
     rate_limit_per_minute: int = _setting(
@@ -205,44 +220,48 @@ class Settings:
     )
     key_rate_limit_per_minute: int = _setting(
         attrs.Factory(_key_rate_limit, takes_self=True),
-        "Inference requests per minute with a client key; 0 for no limit. The one above holds for keys too where only that is set.",
+        "Inference requests per minute with a client key; 0 means no limit. If only the limit above is set, it applies to keys too.",
         between(0, 1_000_000),
     )
     max_at_once_per_key: int = _setting(
         64,
-        "Requests of a client key that may run and wait together when another one would have to wait; 0 for no limit. "
-        "For CLIENT_API_KEYS, and for new keys that name no limit of their own.",
+        "Requests that a client key may have running and waiting before one that would have to wait is rejected; 0 means no limit. "
+        "Applies to CLIENT_API_KEYS, and to new keys that set no limit of their own.",
         between(0, MAX_AT_ONCE),
     )
     max_at_once_per_address: int = _setting(
         256,
-        "The same for an address without a client key; 0 for no limit. Requests from this machine that no proxy forwarded have none.",
+        "The same for an address without a client key; 0 means no limit. Requests from "
+        "this machine that no proxy forwarded are not limited.",
         between(0, MAX_AT_ONCE),
     )
     rate_limit_storage: str = _setting(
-        "memory://", "Where requests are counted: memory://, or redis://host:6379/0 for several gateways.", check_rate_storage, url=True
+        "memory://",
+        "Where the rate limits are counted: memory://, or redis://host:6379/0 for several gateways.",
+        check_rate_storage,
+        url=True,
     )
     trusted_proxies: tuple[str, ...] = _setting(
         (),
-        "Proxies whose X-Forwarded-For is believed, as networks with commas between them; nobody by default.",
+        "Proxies whose X-Forwarded-For is trusted, as networks separated by commas; none by default.",
         check_proxies,
         example="127.0.0.1/32",
     )
     root_path: str = _setting(
         "",
-        "Path below which a proxy serves the gateway, such as /ai; the proxy may leave it in the paths of requests or take it off.",
+        "Path under which a proxy serves the gateway, such as /ai; the proxy may keep it in the paths of requests or remove it.",
         check_root,
         example="/ai",
     )
     public_url: tuple[str, ...] = _setting(
         (),
-        "Addresses by which browsers reach this gateway, with commas between them; needed only where a proxy changes the header Host.",
+        "URLs by which browsers reach this gateway, separated by commas; needed only if a proxy changes the Host header.",
         check_own_origins,
         example="https://models.example",
     )
     metrics_key: str | None = _setting(
         None,
-        "Key that /metrics asks for, as `Authorization: Bearer`. Without it whoever reaches the port may read the figures.",
+        "Key that /metrics requires, as `Authorization: Bearer`. Without it, any client that reaches the port can read the metrics.",
         check_admin_key,
         plain=False,
         secret=True,
@@ -250,31 +269,31 @@ class Settings:
     )
     otel: bool = _setting(
         False,
-        "Send traces and metrics by OpenTelemetry's protocol (extra otel); OTEL_EXPORTER_OTLP_ENDPOINT says where to.",
+        "Send traces and metrics with OpenTelemetry (extra otel) to OTEL_EXPORTER_OTLP_ENDPOINT.",
         plain=False,
     )
     allow_private_networks: str = _setting(
         "",
-        "Servers in private networks: false, true, or the networks allowed, with commas between them.",
+        "Allow servers in private networks: false, true, or a list of networks, separated by commas.",
         check_networks,
         example="10.0.0.0/8,192.168.0.0/16",
     )
-    verify_backend_tls: bool = _setting(True, "Verify the certificates of servers; false only while developing.")
-    enable_cors: bool = _setting(False, "Let web pages of other origins use the inference API, without cookies.")
+    verify_backend_tls: bool = _setting(True, "Verify the TLS certificates of servers; use false only in development.")
+    enable_cors: bool = _setting(False, "Let web pages of other origins use the inference API (CORS), without cookies.")
     cors_origins: tuple[str, ...] = _setting(
         (),
-        "Origins allowed then, with commas between them; every origin if none is named.",
+        "Origins that CORS allows, separated by commas; every origin if the list is empty.",
         check_origins,
         example="https://class.example",
     )
 
     ui: bool = _setting(True, "Serve the pages for browsers.", plain=False)
-    public_dashboard: bool = _setting(False, "Show dashboard and models to everybody, read-only, without URLs and owners.")
+    public_dashboard: bool = _setting(False, "Show the dashboard and the models without signing in, read-only, without URLs and owners.")
 
-    log_level: str = _setting("INFO", "Least level that is logged.", one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"))
-    log_format: str = _setting("text", "How records are written: text or json.", one_of("text", "json"))
+    log_level: str = _setting("INFO", "Minimum log level.", one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"))
+    log_format: str = _setting("text", "Format of log records: text or json.", one_of("text", "json"))
     log_file: str | None = _setting(
-        None, "File that is logged to as well; 5 older ones of 10 MiB are kept.", example="/var/log/multiverse.log"
+        None, "File to which the log is also written; 5 older files of 10 MiB are kept.", example="/var/log/multiverse.log"
     )
 
     def masked(self) -> dict[str, object]:
@@ -311,8 +330,8 @@ def env_example() -> str:
     """Return the text of `.env.example`: each setting with its description and its default, commented out."""
     defaults = Settings()
     lines = [
-        "# Settings of Multiverse Gateway. Copy this file to .env in the directory where the gateway starts,",
-        "# and take the # away from what you change. The environment wins over this file.",
+        "# Settings of Multiverse Gateway. Copy this file to .env in the directory where the gateway starts, and remove",
+        "# the # in front of each line that you change. Environment variables take precedence over this file.",
     ]
     for name, field in FIELDS.items():
         value = field.metadata["example"] or _written(getattr(defaults, name))

@@ -126,7 +126,7 @@ def _by_field(pairs: Mapping[str, object], source: str, *, ours: bool = False) -
         elif ours or key.startswith(PREFIX):
             close = difflib.get_close_matches(key.removeprefix(PREFIX).lower(), FIELDS, n=1)
             hint = f"did you mean {close[0] if ours else PREFIX + close[0].upper()}?" if close else "remove it"
-            raise SettingsError(f"{name} in {source} is no setting; {hint} (`multiverse-gateway settings --env` lists all)")
+            raise SettingsError(f"{name} in {source} is not a setting; {hint} (`multiverse-gateway settings --env` lists all)")
     return found
 
 
@@ -153,7 +153,7 @@ def _dotenv_source(path: Path) -> Iterable[tuple[str, _Found]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} cannot be read ({_words(error)}); mend or remove it") from None
+        raise SettingsError(f"{path} cannot be read ({_words(error)}); repair or remove it") from None
     yield ".env", _by_field(parse_dotenv(text), ".env")
 
 
@@ -183,7 +183,7 @@ def _unquote(text: str, number: int) -> str:
         return re.split(r"(?:^|\s)#", text, maxsplit=1)[0].strip()
     match = _QUOTED.fullmatch(text)
     if match is None:
-        raise SettingsError(f"line {number} of .env has a quote that does not end; close it")
+        raise SettingsError(f"line {number} of .env has an unclosed quote; close it")
     return match[2] if match[1] is None else re.sub(r"\\(.)", r"\1", match[1])
 
 
@@ -229,7 +229,7 @@ def _to_str(field: "attrs.Attribute[Any]", value: object) -> str:
     if isinstance(value, list | tuple):
         value = ",".join(map(str, value))
     if not isinstance(value, str):
-        raise ValueError("write a text between quotes")
+        raise ValueError("write a string in quotes")
     value = value.strip()
     return value.upper() if field.name == "log_level" else value
 
@@ -237,7 +237,7 @@ def _to_str(field: "attrs.Attribute[Any]", value: object) -> str:
 def _to_tuple(_: object, value: object) -> tuple[str, ...]:
     items = value if isinstance(value, list | tuple) else str(value).split(",")
     if not all(isinstance(item, str) for item in items):
-        raise ValueError("write a list of texts")
+        raise ValueError("write a list of strings")
     return tuple(item.strip() for item in items if item.strip())
 
 

@@ -322,6 +322,6 @@ def create(settings: Settings) -> PostgresStore:
     if settings.backend_key_secret is None:
         raise SettingsError(
             "MULTIVERSE_BACKEND_KEY_SECRET is missing: with PostgreSQL there is no file beside the database that could hold the secret "
-            "of the servers' keys; make one with `openssl rand -base64 32` and give the same to every gateway"
+            "of the servers' keys; create one with `openssl rand -base64 32` and give the same to every gateway"
         )
     return PostgresStore(settings.database_url, secret=settings.backend_key_secret)

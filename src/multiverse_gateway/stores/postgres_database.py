@@ -22,7 +22,7 @@ try:
     import psycopg.sql
     import psycopg_pool
 except ImportError:
-    raise ImportError("PostgreSQL needs an extra: pip install 'multiverse-gateway[postgres]'") from None
+    raise ImportError("PostgreSQL needs an extra package: pip install 'multiverse-gateway[postgres]'") from None
 
 PATIENCE = 5.0
 """Seconds that one call may take, connecting included."""

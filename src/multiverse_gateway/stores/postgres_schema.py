@@ -61,7 +61,7 @@ async def refuse_encoding(cursor: Cursor) -> None:
     """Raise `StorageUnavailable` unless the database is encoded in UTF-8."""
     encoding = (await all_rows(cursor, "show server_encoding"))[0]["server_encoding"]
     if encoding != "UTF8":
-        raise StorageUnavailable(f"The database is encoded in {encoding}, which cannot hold every name: make one with encoding UTF8")
+        raise StorageUnavailable(f"The database is encoded in {encoding}, which cannot hold every name: create one with encoding UTF8")
 
 
 async def migrate(cursor: Cursor) -> None:

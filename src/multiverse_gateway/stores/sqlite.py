@@ -390,7 +390,7 @@ def database_path(database_url: str) -> Path:
     """
     text = database_url.removeprefix("sqlite:///")
     if text in ("", ".", "./", "/", ":memory:"):
-        raise unusable_value("database_url", database_url, "it names no file; write sqlite:///./multiverse.db, or memory:// for a trial")
+        raise unusable_value("database_url", database_url, "it has no file name; write sqlite:///./multiverse.db, or memory:// for a trial")
     return Path(text)
 
 

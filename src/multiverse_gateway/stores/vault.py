@@ -74,7 +74,7 @@ def _read_secrets(path: Path) -> list[str]:
     """Return what the file holds, the newest first; there are two while `rotate` is at work."""
     secrets = path.read_text("utf-8", errors="replace").split()
     if not secrets or min(map(len, secrets)) < LEAST_LENGTH:
-        raise StorageUnavailable(f"The file {path} holds no secret any more: bring it back from a backup")
+        raise StorageUnavailable(f"The file {path} no longer contains a secret: restore it from a backup")
     return secrets
 
 

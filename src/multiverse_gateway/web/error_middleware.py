@@ -30,14 +30,14 @@ def _of_starlette(error: HTTPException, method: str, path: str) -> tuple[Gateway
     headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in (error.headers or {}).items()]
     shown = f"{method[:16]} {path[:128]}".encode(errors="replace").decode()
     if error.status_code == 404:
-        return UnknownURL(hint(path) or f"There is nothing at {shown}; /docs lists what there is"), headers
+        return UnknownURL(hint(path) or f"There is nothing at {shown}; /docs lists every path"), headers
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
         return MethodNotAllowed(f"{shown} is not allowed; use {allowed}"), headers
     if error.status_code == 413:
         return RequestTooLarge("The body is too large; send a smaller one"), headers
     if 400 <= error.status_code < 500:
-        return BadRequest("The request cannot be understood; compare it with /docs"), headers
+        return BadRequest("The request is not valid; compare it with the documentation at /docs"), headers
     return InternalError(MISTAKE), headers
 
 

@@ -62,7 +62,8 @@ def ollama_routes(trusted: Collection[Network]) -> list[Route]:
         scheme = "https" if is_secure(request.scope, trusted) else "http"
         root = f"{scheme}://{host if _HOST.fullmatch(host) else 'localhost'}{str(request.scope.get('root_path', '')).rstrip('/')}"
         raise UnknownURL(
-            f"The gateway has OpenAI's API, and not Ollama's own below /api. Use an OpenAI-compatible client with the base URL {root}/v1."
+            "The gateway supports OpenAI's API, but not Ollama's own under /api. Use an "
+            f"OpenAI-compatible client with the base URL {root}/v1."
         )
 
     methods = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]

@@ -24,7 +24,7 @@ from multiverse_gateway.core.health.transitions import (
 )
 from multiverse_gateway.core.server_access import CONFIRMING_PATH, refusal_at
 
-_REFUSED = "the server refused the gateway's requests, and has not let one in since"
+_REFUSED = "the server rejected the gateway's requests, and has not accepted one since"
 _CORRELATED_STEP = 2  # 4 s: when our own network returns, its servers must be back within 10 seconds
 
 
