@@ -210,7 +210,7 @@ class Gateway:
 
     def _raise_shares(self, now: float) -> None:
         for server_id, part in self.health_book.traffic_shares(now):
-            self.load.set_share(server_id, part)
+            self.load.set_traffic_share(server_id, part)
 
     # The registry and its health
 

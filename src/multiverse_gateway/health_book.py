@@ -26,7 +26,7 @@ from multiverse_gateway.core.health import (
     is_refused,
     is_settled,
     merged,
-    share,
+    traffic_share,
 )
 from multiverse_gateway.core.routing import RoutingTable, build_table, with_health
 from multiverse_gateway.core.server_access import confirming_path
@@ -109,7 +109,7 @@ class HealthBook:
         shares = []
         for server_id in list(self.slow):
             route = self.table.routes.get(server_id)
-            part = 1.0 if route is None else share(route.health, self.policy, now)
+            part = 1.0 if route is None else traffic_share(route.health, self.policy, now)
             shares.append((server_id, part))
             if part >= 1.0:
                 self.slow.discard(server_id)

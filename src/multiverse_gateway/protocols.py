@@ -37,8 +37,12 @@ class LoadView(Protocol):
         """
         ...
 
-    def share(self, server_id: ServerId) -> float:
+    def traffic_share(self, server_id: ServerId) -> float:
         """Return the part of its usual traffic that the server should get, 0.25 to 1: less than 1 during its slow start."""
+        ...
+
+    def share(self, server_id: ServerId) -> float:
+        """Return `traffic_share`. Deprecated: this old name goes with the next release."""
         ...
 
 

@@ -37,8 +37,8 @@ from multiverse_gateway.core.health import (
     is_refused,
     is_settled,
     resume,
-    share,
     supports,
+    traffic_share,
 )
 from multiverse_gateway.core.load import Load
 from multiverse_gateway.core.routing import build_table, candidates, with_health
@@ -839,14 +839,14 @@ def test_a_week_of_silence_archives() -> None:
 @pytest.mark.parametrize(("age", "expected"), [(-1.0, 0.25), (0.0, 0.25), (10.0, 0.5), (20.0, 0.75), (30.0, 1.0), (1e6, 1.0)])
 def test_the_share_grows_during_the_slow_start(age: float, expected: float) -> None:
     """H12: from a quarter to all within 30 s."""
-    assert share(well(slow_since=100.0), POLICY, 100.0 + age) == pytest.approx(expected)
+    assert traffic_share(well(slow_since=100.0), POLICY, 100.0 + age) == pytest.approx(expected)
 
 
 def test_shares_outside_of_the_slow_start() -> None:
     """A server that is well has its whole share, a half-open one the least; a slow start of no length is none."""
-    assert share(well(), POLICY, 100.0) == 1.0
-    assert share(half_open(), POLICY, 100.0) == 0.25
-    assert share(well(slow_since=100.0), HealthPolicy(slow_start=0.0), 100.0) == 1.0
+    assert traffic_share(well(), POLICY, 100.0) == 1.0
+    assert traffic_share(half_open(), POLICY, 100.0) == 0.25
+    assert traffic_share(well(slow_since=100.0), HealthPolicy(slow_start=0.0), 100.0) == 1.0
 
 
 def test_the_slow_start_ends() -> None:
@@ -869,7 +869,7 @@ def test_a_new_server_is_healthy_at_once() -> None:
     assert (health.state, health.generation, health.status) == (HealthState.HEALTHY, 7, "healthy")
     assert (health.last_checked_at, health.last_passed_at, health.last_transition_at) == (WALL, WALL, WALL)
     assert health.next_probe.at == 100.0
-    assert share(health, POLICY, 100.0) == 1.0
+    assert traffic_share(health, POLICY, 100.0) == 1.0
     assert fresh(1, now=100.0, wall=WALL, policy=POLICY).next_probe.at == 150.0
     assert after(Health(), passed()).state is HealthState.HEALTHY
 
@@ -1144,7 +1144,7 @@ class Servers(RuleBasedStateMachine):
             assert health.rest.until - self.now <= 60.0 + 1e-6
             assert len(health.blame.strikes) <= POLICY.strikes
             assert len(set(health.blame.strikes)) == len(health.blame.strikes)
-            assert 0.25 <= share(health, POLICY, self.now) <= 1.0
+            assert 0.25 <= traffic_share(health, POLICY, self.now) <= 1.0
             assert health.blame.doubted_until - self.now <= POLICY.longest_doubt + 1e-6
             if health.by_traffic:
                 assert health.state in (HealthState.SUSPECT, HealthState.UNHEALTHY, HealthState.HALF_OPEN)

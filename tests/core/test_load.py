@@ -9,6 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from multiverse_gateway.core.load import FAILURE_FACTOR, MIN_RETRIES, Admission, Load, retry_seconds
 from multiverse_gateway.core.servers import ServerId
+from multiverse_gateway.protocols import LoadView
+from multiverse_gateway.testing.balancer import FixedLoad
 
 A, B = ServerId("a"), ServerId("b")
 SERVERS = st.sampled_from([A, B, ServerId("c")])
@@ -91,13 +93,21 @@ def test_the_average_lies_between_what_was_measured(outcomes: list[tuple[float, 
 def test_shares_are_what_was_set() -> None:
     """A server gets its whole share unless a smaller one was set."""
     load = Load()
-    assert load.share(A) == 1.0
-    load.set_share(A, 0.25)
-    assert (load.share(A), load.share(B)) == (0.25, 1.0)
-    load.set_share(A, 1.0)
-    assert load.share(A) == 1.0
-    load.set_share(A, 1.0)
-    assert load.share(A) == 1.0
+    assert load.traffic_share(A) == 1.0
+    load.set_traffic_share(A, 0.25)
+    assert (load.traffic_share(A), load.traffic_share(B)) == (0.25, 1.0)
+    load.set_traffic_share(A, 1.0)
+    assert load.traffic_share(A) == 1.0
+    load.set_traffic_share(A, 1.0)
+    assert load.traffic_share(A) == 1.0
+
+
+@pytest.mark.parametrize("load", [Load(), FixedLoad()])
+def test_the_old_name_of_the_traffic_share_still_works(load: LoadView) -> None:
+    """A balancer written for an earlier release gets the same value, and a warning at its own line."""
+    with pytest.warns(DeprecationWarning, match=r"use LoadView\.traffic_share") as warned:
+        assert load.share(A) == load.traffic_share(A) == 1.0
+    assert [warning.filename for warning in warned] == [__file__]
 
 
 @pytest.mark.parametrize(("running", "most"), [(0, 3), (10, 3), (15, 3), (16, 4), (50, 10), (100, 20)])
@@ -125,9 +135,9 @@ def test_a_removed_server_is_forgotten_when_its_last_attempt_ends() -> None:
     load.started(A, "llama")
     load.started(B, "llama")
     finish(load, seconds=1.0)
-    load.set_share(A, 0.5)
+    load.set_traffic_share(A, 0.5)
     load.forget(A)
-    assert (load.in_flight(A), load.latency(A), load.share(A)) == (1, None, 1.0)
+    assert (load.in_flight(A), load.latency(A), load.traffic_share(A)) == (1, None, 1.0)
     finish(load, B, seconds=2.0)
     finish(load, A, seconds=3.0)
     assert (load.in_flight(A), load.latency(A), load.latency(B)) == (0, None, 2.0)

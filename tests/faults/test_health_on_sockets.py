@@ -174,7 +174,7 @@ async def test_a_list_of_models_does_not_make_up_for_answers() -> None:
         await there.reaches(server, HealthState.HALF_OPEN, step=1)
         assert (await there.ask()).status_code == 200
         assert there.state(server) == "healthy"
-        assert there.gateway.load.share(server) < 0.5, "it starts slowly"
+        assert there.gateway.load.traffic_share(server) < 0.5, "it starts slowly"
 
 
 async def test_fifty_hung_servers_do_not_hold_up_a_good_one() -> None:
@@ -279,7 +279,7 @@ async def test_many_return_at_once_under_load() -> None:
         assert max(backend.most_running for backend in backends) <= 3
         assert answers[200] >= 150
         assert set(answers) <= {200, 503}
-        assert all(there.gateway.load.share(server) < 0.5 for server in servers if there.state(server) == "healthy")
+        assert all(there.gateway.load.traffic_share(server) < 0.5 for server in servers if there.state(server) == "healthy")
         assert there.gateway.load.total == 0
 
 

@@ -21,7 +21,7 @@ def costs(servers: Sequence[Server], load: LoadView) -> list[float]:
     return [
         (load.in_flight(server.id) + 1)
         * sqrt(max(LEAST_LATENCY, fastest if latency is None else latency))
-        / (server.weight * load.share(server.id))
+        / (server.weight * load.traffic_share(server.id))
         for server, latency in zip(servers, latencies, strict=True)
     ]
 

@@ -32,7 +32,7 @@ class _Turns:
         order = self.order
         for _ in range(4 * len(order)):
             server = self._turn(order)
-            share = load.share(server.id)
+            share = load.traffic_share(server.id)
             if share >= 1.0 or self._is_due(server.id, share):
                 return server
         return self._turn(order)

@@ -27,7 +27,7 @@ class Weighted:
         credits = self._credits(request.model, servers)
         chosen, highest, total = servers[0], float("-inf"), 0.0
         for server in servers:
-            weight = server.weight * load.share(server.id)
+            weight = server.weight * load.traffic_share(server.id)
             total += weight
             credit = credits[server.id] = credits.get(server.id, 0.0) + weight
             if credit > highest:

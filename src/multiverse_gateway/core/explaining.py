@@ -40,7 +40,7 @@ def described(servers: Sequence[tuple[Route, Verdict]], load: Load, scores: Mapp
             "state": route.health.state.value,
             "in_flight": load.in_flight(route.server.id),
             "latency": _rounded(load.latency(route.server.id)),
-            "share": load.share(route.server.id),
+            "share": load.traffic_share(route.server.id),
             "weight": route.server.weight,
             "score": _rounded(scores.get(route.server.id)),
         }

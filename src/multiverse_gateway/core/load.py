@@ -3,6 +3,8 @@
 The sum of all slots is the number of live attempts: each call of `started` is followed by exactly one of `finished`, whatever happens.
 """
 
+import warnings
+
 from attrs import define, field
 
 from multiverse_gateway.core.servers import ServerId
@@ -53,7 +55,7 @@ class Load:
     _retries: dict[str, int] = field(factory=dict, init=False)
     _latencies: dict[ServerId, float] = field(factory=dict, init=False)
     _measured: set[ServerId] = field(factory=set, init=False)
-    _shares: dict[ServerId, float] = field(factory=dict, init=False)
+    _traffic_shares: dict[ServerId, float] = field(factory=dict, init=False)
     _forgotten: set[ServerId] = field(factory=set, init=False)
 
     def started(self, server_id: ServerId, model: str) -> None:
@@ -112,16 +114,21 @@ class Load:
             self._latencies[server_id] *= FADE_FACTOR
         self._measured.clear()
 
-    def share(self, server_id: ServerId) -> float:
+    def traffic_share(self, server_id: ServerId) -> float:
         """Return the part of its usual traffic that the server should get; 1 unless something else was set."""
-        return self._shares.get(server_id, 1.0)
+        return self._traffic_shares.get(server_id, 1.0)
 
-    def set_share(self, server_id: ServerId, share: float) -> None:
-        """Note the part of its usual traffic that the server should get (`health.share`)."""
-        if share < 1.0:
-            self._shares[server_id] = share
+    def set_traffic_share(self, server_id: ServerId, traffic_share: float) -> None:
+        """Note the part of its usual traffic that the server should get (`core.health.traffic_share`)."""
+        if traffic_share < 1.0:
+            self._traffic_shares[server_id] = traffic_share
         else:
-            self._shares.pop(server_id, None)
+            self._traffic_shares.pop(server_id, None)
+
+    def share(self, server_id: ServerId) -> float:
+        """Return `traffic_share` under its old name, with a `DeprecationWarning`."""
+        warnings.warn("LoadView.share is deprecated; use LoadView.traffic_share", DeprecationWarning, stacklevel=2)
+        return self.traffic_share(server_id)
 
     def retry_started(self, model: str) -> None:
         """Note that one of the model's attempts is a retry."""
@@ -149,7 +156,7 @@ class Load:
     def forget(self, server_id: ServerId) -> None:
         """Drop what is remembered of a removed server; attempts that still run on it keep their slots."""
         self._latencies.pop(server_id, None)
-        self._shares.pop(server_id, None)
+        self._traffic_shares.pop(server_id, None)
         if server_id in self._servers:
             self._forgotten.add(server_id)
 

@@ -1,6 +1,7 @@
 """What every balancer must do, as tests. Needs pytest and hypothesis."""
 
 import time
+import warnings
 from collections.abc import Sequence
 
 import attrs
@@ -29,9 +30,14 @@ class FixedLoad:
         """Return the latency."""
         return self.latencies.get(server_id)
 
-    def share(self, server_id: ServerId) -> float:
-        """Return the share."""
+    def traffic_share(self, server_id: ServerId) -> float:
+        """Return the traffic share."""
         return self.shares.get(server_id, 1.0)
+
+    def share(self, server_id: ServerId) -> float:
+        """Return `traffic_share` under its old name, with a `DeprecationWarning`."""
+        warnings.warn("LoadView.share is deprecated; use LoadView.traffic_share", DeprecationWarning, stacklevel=2)
+        return self.traffic_share(server_id)
 
 
 IDLE: LoadView = FixedLoad()

@@ -13,7 +13,7 @@ class FillFirst:
 
     def pick(self, servers: Sequence[Server], load: LoadView, request: Envelope) -> Server:
         for server in servers:
-            if load.in_flight(server.id) < REQUESTS * load.share(server.id):
+            if load.in_flight(server.id) < REQUESTS * load.traffic_share(server.id):
                 return server
         return min(servers, key=lambda server: load.in_flight(server.id))
 

@@ -55,8 +55,8 @@ from multiverse_gateway.core.health.state import (
     is_refused,
     is_settled,
     last_until,
-    share,
     supports,
+    traffic_share,
 )
 
 __all__ = [
@@ -87,6 +87,6 @@ __all__ = [
     "last_until",
     "merged",
     "resume",
-    "share",
     "supports",
+    "traffic_share",
 ]

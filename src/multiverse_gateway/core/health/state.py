@@ -214,7 +214,7 @@ def supports(health: Health, path: str, now: float) -> bool:
     return not any(name == path and until > now for name, until in health.unsupported)
 
 
-def share(health: Health, policy: HealthPolicy, now: float) -> float:
+def traffic_share(health: Health, policy: HealthPolicy, now: float) -> float:
     """Return the part of its usual traffic that the server should get: 0.25 to 1, growing during its slow start."""
     if health.state is _HALF_OPEN:
         return LEAST_SHARE
