@@ -181,10 +181,10 @@ class Gateway:
         self._postpone(stopped)
         self._shed(is_strained)
         self._raise_shares(now)
-        if self.housekeeping.settles(now):
-            self.usage_book.settle()
-        if self.housekeeping.fades(now):
-            self.load.fade()
+        if self.housekeeping.should_flush_tallies(now):
+            self.usage_book.flush_tallies()
+        if self.housekeeping.should_decay(now):
+            self.load.decay()
         self.room.look(now)
         self.commentary.look(now)
         for exchange in [exchange for exchange in self.exchanges if exchange.due <= now]:

@@ -11,9 +11,9 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from multiverse_gateway.core.load import FADE_SECONDS, LagDetector
+from multiverse_gateway.core.load import DECAY_SECONDS, LagDetector
 from multiverse_gateway.core.pauses import stopped_seconds
-from multiverse_gateway.usage_book import SETTLE_SECONDS
+from multiverse_gateway.usage_book import TALLY_SECONDS
 
 SWEEP_SECONDS = 0.05
 REST_SECONDS = 1.0
@@ -30,8 +30,8 @@ class Housekeeping:
         self._due = now() + SWEEP_SECONDS
         self._resting: anyio.Event | None = None
         self._lag = LagDetector()
-        self._fades_at = now() + FADE_SECONDS
-        self._settles_at = now() + SETTLE_SECONDS
+        self._decay_at = now() + DECAY_SECONDS
+        self._flush_tallies_at = now() + TALLY_SECONDS
         self._background: asyncio.Queue[Background] = asyncio.Queue()
 
     @property
@@ -79,18 +79,18 @@ class Housekeeping:
             self._due = now + SWEEP_SECONDS
         return stopped
 
-    def settles(self, now: float) -> bool:
-        """Return whether it is time to count the requests that are over."""
-        is_due = now >= self._settles_at
+    def should_flush_tallies(self, now: float) -> bool:
+        """Return whether it is time to flush the tallies of finished requests."""
+        is_due = now >= self._flush_tallies_at
         if is_due:
-            self._settles_at = now + SETTLE_SECONDS
+            self._flush_tallies_at = now + TALLY_SECONDS
         return is_due
 
-    def fades(self, now: float) -> bool:
-        """Return whether it is time to let old latencies count less."""
-        is_due = now >= self._fades_at
+    def should_decay(self, now: float) -> bool:
+        """Return whether it is time to let old latencies decay."""
+        is_due = now >= self._decay_at
         if is_due:
-            self._fades_at = now + FADE_SECONDS
+            self._decay_at = now + DECAY_SECONDS
         return is_due
 
     def in_background(self, call: Background) -> None:

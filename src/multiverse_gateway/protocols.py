@@ -33,7 +33,7 @@ class LoadView(Protocol):
     def latency(self, server_id: ServerId) -> float | None:
         """Return the moving average of seconds to the first byte, failures counted as slow; `None` before the first attempt.
 
-        It fades while nothing is measured.
+        It decays while nothing is measured.
         """
         ...
 

@@ -1,7 +1,7 @@
 """What this process has done: for `/metrics`, for the statistics of use, and for the estimates of the queue.
 
 A request that is over is only added to the tally of those like it (a few dictionary operations); what they have in common is counted
-once for all of them, at the latest after `SETTLE_SECONDS` (see `Gateway.sweep`) and before anybody reads a figure.
+once for all of them, at the latest after `TALLY_SECONDS` (see `Gateway.sweep`) and before anybody reads a figure.
 """
 
 import logging
@@ -24,7 +24,7 @@ from multiverse_gateway.observability.telemetry import Observe
 from multiverse_gateway.protocols import Store
 from multiverse_gateway.relay.exchange import Exchange
 
-SETTLE_SECONDS = 1.0
+TALLY_SECONDS = 1.0
 """How long requests that are over are tallied before they are counted."""
 
 _registry_log = logging.getLogger("multiverse_gateway.registry")
@@ -69,13 +69,13 @@ class UsageBook:
     @property
     def meter(self) -> Meter:
         """What is counted for metrics."""
-        self.settle()
+        self.flush_tallies()
         return self._meter
 
     @property
     def totals(self) -> Mapping[str, int]:
         """What this process has done since its start, the fields of `Totals`."""
-        self.settle()
+        self.flush_tallies()
         return attrs.asdict(self._totals)
 
     def label(self, model: str) -> str:
@@ -125,8 +125,8 @@ class UsageBook:
         )
         return Tally(group)
 
-    def settle(self) -> None:
-        """Add the tallies to what is counted: once for many requests."""
+    def flush_tallies(self) -> None:
+        """Add the tallies to the totals, the ledger, the metrics and the estimates of the queue: once for many requests."""
         tallies, self._tallies = self._tallies, {}
         for tally in tallies.values():
             self._learn(tally)
@@ -167,7 +167,7 @@ class UsageBook:
             StorageUnavailable: Nothing can be saved; it is kept for the next call, and no row is saved twice.
         """
         async with self._saving:
-            self.settle()
+            self.flush_tallies()
             self._outbox.begin()
             refusal: StorageRefused | None = None
             saved = False

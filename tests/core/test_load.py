@@ -68,12 +68,12 @@ def test_a_latency_that_nobody_measures_fades() -> None:
     finish(load, seconds=8.0)
     seen = []
     for _ in range(4):
-        load.fade()
+        load.decay()
         seen.append(load.latency(A))
     assert seen == [8.0, 4.0, 2.0, 1.0]
     load.started(A, "llama")
     finish(load, seconds=1.0)
-    load.fade()
+    load.decay()
     assert load.latency(A) == 1.0
 
 

@@ -13,10 +13,10 @@ SMOOTHING = 0.25
 """Weight of the newest latency in the moving average."""
 FAILURE_FACTOR = 0.25
 """Part of the first-byte timeout that a failure counts as: failing fast must not look fast."""
-FADE_SECONDS = 10.0
-"""How often a latency fades that no request has measured since."""
-FADE_FACTOR = 0.5
-"""What is left of it then."""
+DECAY_SECONDS = 10.0
+"""Seconds between two decays of the latencies that no request has measured."""
+DECAY_FACTOR = 0.5
+"""Part of the latency that remains after each decay."""
 MIN_RETRIES = 3
 """Concurrent retries that a model may always have."""
 RETRY_FRACTION = 0.2
@@ -101,17 +101,17 @@ class Load:
     def latency(self, server_id: ServerId) -> float | None:
         """Return the moving average of seconds to the first byte, failures counted as slow; `None` before the first attempt.
 
-        It fades while no request measures it.
+        It decays while no request measures it.
         """
         return self._latencies.get(server_id)
 
-    def fade(self) -> None:
+    def decay(self) -> None:
         """Reduce the latencies that were not measured since the last call, so that a server that was slow once is tried again.
 
-        Called every `FADE_SECONDS`.
+        Called every `DECAY_SECONDS`.
         """
         for server_id in self._latencies.keys() - self._measured:
-            self._latencies[server_id] *= FADE_FACTOR
+            self._latencies[server_id] *= DECAY_FACTOR
         self._measured.clear()
 
     def traffic_share(self, server_id: ServerId) -> float:
