@@ -216,20 +216,20 @@ async def check(gateway: Gateway, server_id: ServerId) -> ProbeResult:
     Raises:
         ServerNotFound: There is none with this id.
     """
-    await refreshed(gateway)
+    await refresh_if_possible(gateway)
     result = await gateway.checks.check_now(route_of(gateway, server_id).server, forced=True)
-    await saved(gateway)
+    await flush_if_possible(gateway)
     return result
 
 
-async def refreshed(gateway: Gateway) -> None:
-    """Follow what other processes wrote, as far as the storage can be read: else the last known registry serves."""
+async def refresh_if_possible(gateway: Gateway) -> None:
+    """Read what other processes wrote; while the storage cannot be read, the last known registry stays in use."""
     with suppress(StorageUnavailable):
         await gateway.refresh()
 
 
-async def saved(gateway: Gateway) -> None:
-    """Save the checks that are not saved yet, so that a history shows them; what fails is kept for later."""
+async def flush_if_possible(gateway: Gateway) -> None:
+    """Save the checks that are not saved yet, so that a history shows them; while the storage fails, they are kept."""
     with suppress(StorageUnavailable):
         await gateway.health_book.flush()
 

@@ -896,7 +896,7 @@ async def test_live_pages_share_what_is_seen_in_a_tick(monkeypatch: pytest.Monke
     monkeypatch.setattr("multiverse_gateway.pages.live.TICK_SECONDS", 3600)
     made: list[str] = []
     read = anyio.Semaphore(0)
-    row_of, chosen, refreshed = views.row_of, views.chosen, registration.refreshed
+    row_of, chosen, refreshed = views.row_of, views.chosen, registration.refresh_if_possible
 
     def making(*values: Any, **more: Any) -> views.Row:
         made.append("row")
@@ -908,7 +908,7 @@ async def test_live_pages_share_what_is_seen_in_a_tick(monkeypatch: pytest.Monke
 
     async def refreshing(*values: Any) -> None:
         made.append("refreshed")
-        await refreshed(*values)
+        await refresh_if_possible(*values)
 
     monkeypatch.setattr(views, "row_of", making)
     monkeypatch.setattr(views, "chosen", choosing)

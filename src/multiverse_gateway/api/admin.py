@@ -57,11 +57,11 @@ from multiverse_gateway.records import (
 from multiverse_gateway.registration import (
     check,
     export_registry,
+    flush_if_possible,
     import_registry,
-    refreshed,
+    refresh_if_possible,
     remove,
     route_of,
-    saved,
     server_id_of,
     update,
 )
@@ -135,7 +135,7 @@ def check_of(result: ProbeResult) -> Check:
 
 async def list_records(gateway: Gateway, query: ServersQuery) -> list[ServerRecord]:
     """Return the records that match, sorted; those taken out and those removed only with `include_inactive`."""
-    await refreshed(gateway)
+    await refresh_if_possible(gateway)
     records = [record_of(gateway, route.server, route.health) for route in gateway.table.routes.values()]
     if query.include_inactive:
         records += [removed_record(gateway, server) for server in await gateway.store.removed()]
@@ -220,10 +220,10 @@ def admin_routes(gateway: Gateway, rules: AccessRules, recent_logs: RecentLogs) 
 
     async def one_server(request: Request) -> Response:
         """Show one server, how it is, and what its last checks say."""
-        await refreshed(gateway)
+        await refresh_if_possible(gateway)
         server_id = _id(request)
         route = route_of(gateway, server_id)
-        await saved(gateway)
+        await flush_if_possible(gateway)
         figures = figures_of(gateway, await gateway.store.history(server_id, HISTORY))
         record = record_of(gateway, route.server, route.health)
         models = list(route.health.models)
@@ -232,10 +232,10 @@ def admin_routes(gateway: Gateway, rules: AccessRules, recent_logs: RecentLogs) 
     async def history(request: Request) -> Response:
         """List the last checks of a server, newest first."""
         limit = read_query(request.query_params, HistoryQuery).limit
-        await refreshed(gateway)
+        await refresh_if_possible(gateway)
         server_id = _id(request)
         route_of(gateway, server_id)
-        await saved(gateway)
+        await flush_if_possible(gateway)
         return json_response([check_of(result) for result in await gateway.store.history(server_id, limit)])
 
     async def check_now(request: Request) -> Response:
@@ -258,7 +258,7 @@ def admin_routes(gateway: Gateway, rules: AccessRules, recent_logs: RecentLogs) 
 
     async def stats(request: Request) -> Response:
         """Show the totals of the dashboard."""
-        await refreshed(gateway)
+        await refresh_if_possible(gateway)
         return json_response(totals(gateway))
 
     async def logs(request: Request) -> Response:

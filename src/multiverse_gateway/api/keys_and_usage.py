@@ -10,7 +10,7 @@ from multiverse_gateway.bodies import KeyChange, NewKey, UsageQuery, read, read_
 from multiverse_gateway.core.errors import KeyNotFound, ServerNotFound, StorageUnavailable
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.records import KeyRecord, MadeKey, OwnerToken, UsageReport, made_key
-from multiverse_gateway.registration import refreshed, server_id_of
+from multiverse_gateway.registration import refresh_if_possible, server_id_of
 
 _CSV = {
     "text/csv": "day,model,server,owner,client,client_id,requests,failed,prompt_tokens,completion_tokens\r\n"
@@ -23,7 +23,7 @@ def account_routes(gateway: Gateway) -> list[Route]:
 
     async def list_keys(request: Request) -> Response:
         """List the client keys, the newest first, those that are over too; never the keys themselves."""
-        await refreshed(gateway)
+        await refresh_if_possible(gateway)
         return json_response(all_keys(gateway))
 
     async def post_key(request: Request) -> Response:

@@ -14,7 +14,7 @@ from multiverse_gateway.pages.rendering import Renderer, Visit
 from multiverse_gateway.pages.server_form import Form, message_of
 from multiverse_gateway.pages.sign_in import SignIn
 from multiverse_gateway.records import MadeKey, UsageReport, made_key
-from multiverse_gateway.registration import refreshed
+from multiverse_gateway.registration import refresh_if_possible
 
 LIMITS = ("rate_limit", "daily_limit", "max_at_once")
 FIELDS = ("name", "days", *LIMITS, "bulk", "models")
@@ -47,7 +47,7 @@ class ClientKeys:
         return await self._page(visit, made=made_key(key, self._gateway.wall(), secret))
 
     async def _page(self, visit: Visit, *, made: MadeKey | None = None, problem: str = "", status: int = 200) -> Response:
-        await refreshed(self._gateway)
+        await refresh_if_possible(self._gateway)
         return self._frame.page(
             visit,
             "keys.html",

@@ -17,7 +17,7 @@ from multiverse_gateway.pages.recent_checks import Histories
 from multiverse_gateway.pages.rendering import Renderer, Visit
 from multiverse_gateway.pages.sign_in import SignIn
 from multiverse_gateway.pages.snippets import snippets_of
-from multiverse_gateway.registration import refreshed
+from multiverse_gateway.registration import refresh_if_possible
 
 _WHOLE = {"hx-retarget": "#page", "hx-reselect": "#page"}
 """Makes HTMX take a whole page where a part of another one was asked for."""
@@ -101,7 +101,7 @@ class Dashboard:
 
     async def _fresh(self, visit: Visit) -> Snapshot:
         """Look at everything, what other processes wrote included."""
-        await refreshed(self._gateway)
+        await refresh_if_possible(self._gateway)
         return await self._look(visit)
 
     async def _recent(self, visit: Visit) -> Snapshot:

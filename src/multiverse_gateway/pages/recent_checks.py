@@ -10,7 +10,7 @@ from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.pages.charts import CHART_CHECKS
 from multiverse_gateway.protocols import ProbeResult
-from multiverse_gateway.registration import saved
+from multiverse_gateway.registration import flush_if_possible
 
 HISTORY_SECONDS = 15.0
 
@@ -37,7 +37,7 @@ class Histories:
         if known is not None and known[0] == key and now - known[1] < HISTORY_SECONDS:
             return known[2]
         try:
-            await saved(self.gateway)
+            await flush_if_possible(self.gateway)
             checks = tuple(await self.gateway.store.history(server_id, CHART_CHECKS))
         except GatewayError:
             return () if known is None else known[2]

@@ -33,7 +33,7 @@ from multiverse_gateway.pages.sessions import Sessions
 from multiverse_gateway.pages.sign_in import SignIn, WrongKey
 from multiverse_gateway.pages.words import bare_url
 from multiverse_gateway.records import iso
-from multiverse_gateway.registration import export_registry, refreshed
+from multiverse_gateway.registration import export_registry, refresh_if_possible
 
 EXPORT_NAME = "multiverse-servers.json"
 LOG_LINES = 200
@@ -87,7 +87,7 @@ class Pages:
         return self._renderer.redirect(request, "dashboard")
 
     async def _playground(self, visit: Visit) -> Response:
-        await refreshed(self._gateway)
+        await refresh_if_possible(self._gateway)
         models = self._gateway.table.models
         names = {
             model.name: sum(route.health.status == "healthy" for route in model.routes)
@@ -161,7 +161,7 @@ class Pages:
         wrong = self._sign_in.judge_key(visit.request, visit.form.get("key", ""))
         if wrong is not None:
             return await self._settings(visit, wrong)
-        await refreshed(self._gateway)
+        await refresh_if_possible(self._gateway)
         response = json_response(await export_registry(self._gateway, include_keys=True))
         response.headers["content-disposition"] = f'attachment; filename="{EXPORT_NAME}"'
         response.headers["cache-control"] = "no-store"

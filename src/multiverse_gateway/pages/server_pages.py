@@ -35,7 +35,7 @@ from multiverse_gateway.pages.snippets import snippets_of
 from multiverse_gateway.pages.states import next_check_words
 from multiverse_gateway.pages.words import count, sentence
 from multiverse_gateway.records import iso
-from multiverse_gateway.registration import check, refreshed, remove, route_of, server_id_of, stated, update
+from multiverse_gateway.registration import check, refresh_if_possible, remove, route_of, server_id_of, stated, update
 from multiverse_gateway.web.middleware import ADDRESS
 
 
@@ -133,7 +133,7 @@ class ServerPages:
         await self._frame.rules.count_probe(visit.request.scope.get(ADDRESS, "unknown"))
 
     async def _server(self, visit: Visit) -> Response:
-        await refreshed(self._gateway)
+        await refresh_if_possible(self._gateway)
         values = await self._server_values(visit)
         parts = self._server_parts(visit, values)
         server = values["server"]
@@ -208,7 +208,7 @@ class ServerPages:
 
     async def _take_stated(self, visit: Visit) -> Response:
         """Ask a server's engine how many requests it answers at once, and let the server get as many."""
-        await refreshed(self._gateway)
+        await refresh_if_possible(self._gateway)
         server = self._route(visit).server
         await self._count_probe(visit)
         engine = await stated(self._gateway, server)
@@ -221,7 +221,7 @@ class ServerPages:
         return self._frame.done(visit, "success", words, "server", server_id=server.id)
 
     async def _edit(self, visit: Visit) -> Response:
-        await refreshed(self._gateway)
+        await refresh_if_possible(self._gateway)
         server = self._route(visit).server
         more: dict[str, Any] = {"server": server, "active": "dashboard", "before": values_of(server)}
         if visit.request.method == "GET":
