@@ -15,7 +15,7 @@ from multiverse_gateway.bodies import parse_change, parse_import, parse_registra
 from multiverse_gateway.core.errors import BadRequest, ProbeRefused, ServerNotFound
 from multiverse_gateway.core.health import HealthState, ProbeFailed
 from multiverse_gateway.core.servers import Capabilities, Server, ServerId
-from multiverse_gateway.records import ImportCounts, iso
+from multiverse_gateway.records import ImportCounts, iso_or_none
 from multiverse_gateway.registration import export_registry, import_registry, register, remove, server_id_of, update
 from multiverse_gateway.stores.sqlite import SqliteStore
 from support.gateways import BODY, Stage, stage
@@ -148,8 +148,8 @@ def test_no_id_is_no_server(text: str) -> None:
 
 
 def test_instants_have_a_zone() -> None:
-    assert iso(None) is None
-    assert iso(1_780_000_000.25) == "2026-05-28T20:26:40.250+00:00"
+    assert iso_or_none(None) is None
+    assert iso_or_none(1_780_000_000.25) == "2026-05-28T20:26:40.250+00:00"
 
 
 # The operations

@@ -19,18 +19,18 @@ EPOCH_SECONDS = "epoch seconds"
 """Description of a number that is an instant, as OpenAI's API writes it."""
 
 
-def iso(instant: float | None) -> str | None:
-    """Write an instant in ISO 8601 with zone.
+def iso(instant: float) -> str:
+    """Return an instant in ISO 8601 with the time zone.
 
     >>> iso(0.0)
     '1970-01-01T00:00:00.000+00:00'
     """
-    return None if instant is None else datetime.fromtimestamp(instant, UTC).isoformat(timespec="milliseconds")
-
-
-def iso_of(instant: float) -> str:
-    """Write an instant that is known."""
     return datetime.fromtimestamp(instant, UTC).isoformat(timespec="milliseconds")
+
+
+def iso_or_none(instant: float | None) -> str | None:
+    """Return `iso(instant)`, or `None` for no instant."""
+    return None if instant is None else iso(instant)
 
 
 @attrs.frozen(kw_only=True)
@@ -59,7 +59,7 @@ def facts_of(server: Server) -> ServerFacts:
         metadata=server.metadata,
         max_concurrency=server.max_concurrency,
         weight=server.weight,
-        registered_at=iso_of(server.registered_at),
+        registered_at=iso(server.registered_at),
     )
 
 
@@ -358,9 +358,9 @@ def key_record(key: ClientKey, wall: float, used_today: int = 0) -> KeyRecord:
     return KeyRecord(
         id=key.id,
         name=key.name,
-        created_at=iso_of(key.created_at),
-        expires_at=iso(key.expires_at),
-        revoked_at=iso(key.revoked_at),
+        created_at=iso(key.created_at),
+        expires_at=iso_or_none(key.expires_at),
+        revoked_at=iso_or_none(key.revoked_at),
         rate_limit=key.rate_limit,
         daily_limit=key.daily_limit,
         used_today=None if key.daily_limit is None else min(used_today, key.daily_limit),

@@ -33,7 +33,7 @@ from multiverse_gateway.core.servers import Server, ServerId, identity
 from multiverse_gateway.engines import READ_SECONDS, read_stated
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.protocols import ProbeResult, Registry
-from multiverse_gateway.records import Export, ExportedWithKey, ImportCounts, ServerFacts, facts_of, iso_of
+from multiverse_gateway.records import Export, ExportedWithKey, ImportCounts, ServerFacts, facts_of, iso
 
 _log = logging.getLogger("multiverse_gateway.registry")
 
@@ -251,7 +251,7 @@ async def export_registry(gateway: Gateway, *, include_keys: bool = False) -> Ex
         servers.append(ExportedWithKey(**attrs.asdict(facts, recurse=False), api_key=server.api_key) if include_keys else facts)
     if include_keys:
         _log.warning("registry exported with the servers' keys", extra={"fields": {"servers": len(servers)}})
-    return Export(format=EXPORT_FORMAT, exported_at=iso_of(gateway.wall()), servers=servers)
+    return Export(format=EXPORT_FORMAT, exported_at=iso(gateway.wall()), servers=servers)
 
 
 async def import_registry(gateway: Gateway, servers: Iterable[Imported]) -> ImportCounts:

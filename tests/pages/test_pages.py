@@ -896,7 +896,7 @@ async def test_live_pages_share_what_is_seen_in_a_tick(monkeypatch: pytest.Monke
     monkeypatch.setattr("multiverse_gateway.pages.live.TICK_SECONDS", 3600)
     made: list[str] = []
     read = anyio.Semaphore(0)
-    row_of, chosen, refreshed = views.row_of, views.chosen, registration.refresh_if_possible
+    row_of, chosen, refresh_if_possible = views.row_of, views.chosen, registration.refresh_if_possible
 
     def making(*values: Any, **more: Any) -> views.Row:
         made.append("row")
@@ -912,7 +912,7 @@ async def test_live_pages_share_what_is_seen_in_a_tick(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(views, "row_of", making)
     monkeypatch.setattr(views, "chosen", choosing)
-    monkeypatch.setattr(dashboard, "refreshed", refreshing)
+    monkeypatch.setattr(dashboard, "refresh_if_possible", refreshing)
     async with browsing() as browser:
         await browser.register()
         await browser.sign_in()

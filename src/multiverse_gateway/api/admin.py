@@ -52,7 +52,7 @@ from multiverse_gateway.records import (
     TestResult,
     facts_of,
     iso,
-    iso_of,
+    iso_or_none,
 )
 from multiverse_gateway.registration import (
     check,
@@ -87,10 +87,10 @@ def record_of(gateway: Gateway, server: Server, health: Health) -> ServerRecord:
         consecutive_failures=health.consecutive_failures,
         active=health.is_active,
         in_flight=gateway.load.in_flight(server.id),
-        created_at=iso_of(server.created_at),
-        updated_at=iso_of(server.updated_at),
-        last_checked_at=iso(health.last_checked_at),
-        last_transition_at=iso(health.last_transition_at),
+        created_at=iso(server.created_at),
+        updated_at=iso(server.updated_at),
+        last_checked_at=iso_or_none(health.last_checked_at),
+        last_transition_at=iso_or_none(health.last_transition_at),
     )
 
 
@@ -125,7 +125,7 @@ def figures_of(gateway: Gateway, checks: Sequence[ProbeResult]) -> Figures:
 def check_of(result: ProbeResult) -> Check:
     """Return one check as the API shows it."""
     return Check(
-        checked_at=iso_of(result.checked_at),
+        checked_at=iso(result.checked_at),
         passed=result.passed,
         duration_ms=round(1000 * result.duration, 1),
         reason=result.reason,

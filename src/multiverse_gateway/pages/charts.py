@@ -121,7 +121,7 @@ def _marks(checks: Sequence[ProbeResult], places: int, place: Callable[[ProbeRes
                 y=y,
                 height=height,
                 tone=tone_of(check),
-                at=iso(check.checked_at) or "",
+                at=iso(check.checked_at),
                 milliseconds=round(1000 * check.duration),
                 words=words_of(check),
             )
@@ -216,4 +216,4 @@ def _last_new(failed: Sequence[ProbeResult]) -> ProbeResult:
 
 
 def _event(at: float, tone: Tone, title: str, words: str) -> Event:
-    return Event(at=iso(at) or "", tone=tone, title=title, words=words)
+    return Event(at=iso(at), tone=tone, title=title, words=words)

@@ -16,7 +16,7 @@ from multiverse_gateway.pages.charts import Bar, bar_of
 from multiverse_gateway.pages.states import STATES, State, Tone, reason_of
 from multiverse_gateway.pages.words import bare_url, listed
 from multiverse_gateway.protocols import ProbeResult
-from multiverse_gateway.records import ServerCounts, iso
+from multiverse_gateway.records import ServerCounts, iso_or_none
 
 SORTS = {
     "registered": "Newest first",
@@ -80,7 +80,7 @@ def row_of(gateway: Gateway, route: Route, checks: Sequence[ProbeResult], *, pub
         bare_url="" if public else bare_url(server.endpoint_url),
         owner=None if public else server.metadata.student_id,
         description=None if public else server.metadata.description,
-        checked_at=iso(health.last_checked_at),
+        checked_at=iso_or_none(health.last_checked_at),
         milliseconds=None if passed is None else round(1000 * passed.duration),
         uptime=found.uptime_percentage,
         in_flight=gateway.load.in_flight(server.id),
