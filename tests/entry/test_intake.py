@@ -79,7 +79,7 @@ async def test_a_body_that_finds_no_room_uses_up_nobodys_quota() -> None:
             assert refusal.value.code == "overloaded"
             assert (b"x-ratelimit-remaining-requests", b"1") in visit.headers
             at.gateway.admission.bodies.held -= 4096
-            intake.leave(visit)
+            intake.release_body(visit)
         (record,) = (await at.client.get("/admin/keys")).json()
         assert record["used_today"] == 0
 

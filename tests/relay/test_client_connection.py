@@ -121,7 +121,7 @@ class Rules:
         assert isinstance(error, GatewayError)
         return Early(error.status, error.headers(), error.body(), isinstance(error, RequestTimeout))
 
-    def leave(self, request: Request) -> None:
+    def release_body(self, request: Request) -> None:
         self.open -= 1
 
 

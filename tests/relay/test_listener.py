@@ -128,7 +128,7 @@ class Hall:
         closes = isinstance(error, RequestTimeout | RequestTooLarge) or error.code == "bad_framing"
         return Answer(error.status, error.headers(), error.body(), closes)
 
-    def leave(self, request: Request) -> None:
+    def release_body(self, request: Request) -> None:
         self.held -= request.held
         request.held = 0
 

@@ -6,7 +6,7 @@
    that may come after the counting, and then the counting is taken back (`IncomingRequest.take_back`), as for a body that there is no
    room for.
 2. Every answer to a request, good or bad, has the headers of its `IncomingRequest`.
-3. What is held of a body is counted from its first byte, and given back exactly once, by `leave`.
+3. What is held of a body is counted from its first byte, and given back exactly once, by `release_body`.
 """
 
 import re
@@ -369,8 +369,8 @@ class Intake:
         gateway.begin(exchange)
         return exchange
 
-    def leave(self, request: IncomingRequest) -> None:
-        """Give back what was held for a request; harmless when it was."""
+    def release_body(self, request: IncomingRequest) -> None:
+        """Stop counting the bytes that are held of the body. A second call changes nothing."""
         self.gateway.admission.bodies.held -= request.held
         request.held = 0
 

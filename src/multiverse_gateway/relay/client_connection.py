@@ -411,7 +411,7 @@ class ClientConnection(asyncio.Protocol, Generic[V]):
     def release(self) -> None:
         """Forget the current request and what is held of its body."""
         if self.request is not None:
-            self._door.intake.leave(self.request)
+            self._door.intake.release_body(self.request)
             self.request = None
 
     def finish(self) -> None:

@@ -74,5 +74,5 @@ class IntakePort(Protocol[V]):
     def refuse(self, request: V, error: Exception) -> EarlyResponse:
         """Return the response for an error."""
 
-    def leave(self, request: V) -> None:
-        """Stop counting what is held of the body."""
+    def release_body(self, request: V) -> None:
+        """Stop counting the bytes that are held of the body. A second call changes nothing."""

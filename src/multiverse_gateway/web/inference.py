@@ -56,7 +56,7 @@ class Inference:
             else:
                 await run_draining(response, scope, receive, completing, patience=settings.client_body_timeout_seconds)
         finally:
-            self._intake.leave(request)
+            self._intake.release_body(request)
 
     async def _begin(self, request: IncomingRequest, receive: Receive, client: AsgiClient) -> Exchange:
         intake, settings = self._intake, self._intake.gateway.settings
