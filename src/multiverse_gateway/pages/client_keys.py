@@ -26,15 +26,15 @@ MOST_ROWS = 31
 class ClientKeys:
     """Who may use the models."""
 
-    def __init__(self, frame: Renderer) -> None:
-        self._frame = frame
-        self._gateway = frame.gateway
+    def __init__(self, renderer: Renderer) -> None:
+        self._renderer = renderer
+        self._gateway = renderer.gateway
 
-    def routes(self, gate: SignIn) -> list[Route]:
+    def routes(self, sign_in: SignIn) -> list[Route]:
         """Make their routes."""
         return [
-            Route("/keys", gate.operators(self._keys), methods=["GET", "POST"], name="ui:keys"),
-            Route("/keys/{key_id}/revoke", gate.operators(self._revoke), methods=["POST"], name="ui:revoke_key"),
+            Route("/keys", sign_in.operators(self._keys), methods=["GET", "POST"], name="ui:keys"),
+            Route("/keys/{key_id}/revoke", sign_in.operators(self._revoke), methods=["POST"], name="ui:revoke_key"),
         ]
 
     async def _keys(self, visit: Visit) -> Response:
@@ -48,7 +48,7 @@ class ClientKeys:
 
     async def _page(self, visit: Visit, *, made: MadeKey | None = None, problem: str = "", status: int = 200) -> Response:
         await refresh_if_possible(self._gateway)
-        return self._frame.page(
+        return self._renderer.page(
             visit,
             "keys.html",
             status=status,
@@ -74,7 +74,7 @@ class ClientKeys:
 
     async def _revoke(self, visit: Visit) -> Response:
         key = await revoke_key(self._gateway, visit.request.path_params["key_id"])
-        return self._frame.done(visit, "success", f"The key of {key.name} is revoked.", "keys")
+        return self._renderer.done(visit, "success", f"The key of {key.name} is revoked.", "keys")
 
 
 def _number(form: Form, name: str) -> int | None:
@@ -86,13 +86,13 @@ def _number(form: Form, name: str) -> int | None:
     return int(text)
 
 
-async def usage_values(frame: Renderer, visit: Visit, by: str, server: str | None = None) -> dict[str, Any]:
+async def usage_values(renderer: Renderer, visit: Visit, by: str, server: str | None = None) -> dict[str, Any]:
     """Return what `_usage.html` shows: the use of the last days by day, model or another part, and where the whole table is.
 
     Of more rows than `MOST_ROWS` those with the most requests are shown.
     """
     try:
-        report = await usage_report(frame.gateway, UsageQuery(by=by, server=server))
+        report = await usage_report(renderer.gateway, UsageQuery(by=by, server=server))
     except GatewayError:
         report = UsageReport.nothing()
     root = str(visit.request.scope.get("root_path", "")).rstrip("/")

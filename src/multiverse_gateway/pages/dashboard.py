@@ -36,21 +36,21 @@ class Snapshot:
 class Dashboard:
     """What is up, by server and by model."""
 
-    def __init__(self, frame: Renderer, histories: Histories) -> None:
-        self._frame = frame
-        self._gateway = frame.gateway
+    def __init__(self, renderer: Renderer, histories: Histories) -> None:
+        self._renderer = renderer
+        self._gateway = renderer.gateway
         self._histories = histories
         self._sights: dict[bool, Snapshot] = {}
         """What was seen last, by whether visitors see it: one tick of all live pages needs it once."""
         self._rows: dict[tuple[str, bool, str], tuple[views.Row, str]] = {}
 
-    def routes(self, gate: SignIn) -> list[Route]:
+    def routes(self, sign_in: SignIn) -> list[Route]:
         """Make their routes."""
         return [
-            Route("/dashboard", gate.everybody(self._dashboard), name="ui:dashboard"),
-            Route("/dashboard/live", gate.everybody(self._dashboard_live), name="ui:dashboard_live"),
-            Route("/models", gate.everybody(self._models), name="ui:models"),
-            Route("/models/live", gate.everybody(self._models_live), name="ui:models_live"),
+            Route("/dashboard", sign_in.visitors_if_public(self._dashboard), name="ui:dashboard"),
+            Route("/dashboard/live", sign_in.visitors_if_public(self._dashboard_live), name="ui:dashboard_live"),
+            Route("/models", sign_in.visitors_if_public(self._models), name="ui:models"),
+            Route("/models/live", sign_in.visitors_if_public(self._models_live), name="ui:models_live"),
         ]
 
     async def _dashboard(self, visit: Visit) -> Response:
@@ -62,8 +62,8 @@ class Dashboard:
             "query": query,
             "parts": parts,
             "aside": "",
-            "live": f"{self._frame.url(visit.request, 'dashboard_live')}?{urlencode({**query.pairs(), 'seen': parts.digest})}",
-            "here": self._frame.here(visit, "dashboard", query.pairs()),
+            "live": f"{self._renderer.url(visit.request, 'dashboard_live')}?{urlencode({**query.pairs(), 'seen': parts.digest})}",
+            "here": self._renderer.here(visit, "dashboard", query.pairs()),
             "sorts": {sort: self._sort_link(visit, query, sort) for sort in views.SORTS},
         }
         is_polled = visit.is_fragment and visit.request.headers.get("hx-target") == "live"
@@ -72,17 +72,17 @@ class Dashboard:
             if parts.shape == "empty":
                 return Response(status_code=204)
             values["aside"] = "".join(out_of_band(name, parts.fragments[name]) for name in ("counts", "headline", "cards", "queues"))
-            return self._frame.fragment(visit, "_board.html", headers={"hx-replace-url": values["here"]}, **values)
-        page = self._frame.page(
+            return self._renderer.fragment(visit, "_board.html", headers={"hx-replace-url": values["here"]}, **values)
+        page = self._renderer.page(
             visit,
             "dashboard.html",
             active="dashboard",
-            **(await usage_values(self._frame, visit, "model") if visit.is_operator else {}),
+            **(await usage_values(self._renderer, visit, "model") if visit.is_operator else {}),
             statuses=views.STATUSES,
             sort_words=views.SORTS,
             models=sorted({server.model_name for server in routes}),
             owners=sorted({server.metadata.student_id for server in routes if server.metadata.student_id}) if visit.is_operator else [],
-            base_url=self._frame.base_url(visit.request),
+            base_url=self._renderer.base_url(visit.request),
             overview=sight.overview,
             **values,
         )
@@ -97,7 +97,7 @@ class Dashboard:
         async def read() -> Parts:
             return parts_of(await self._recent(visit))
 
-        return self._frame.stream(follow(read, self._frame.lasts(visit), visit.query.get("seen", "")))
+        return self._renderer.stream(follow(read, self._renderer.lasts(visit), visit.query.get("seen", "")))
 
     async def _fresh(self, visit: Visit) -> Snapshot:
         """Look at everything, what other processes wrote included."""
@@ -125,7 +125,7 @@ class Dashboard:
         known = self._rows.get(key)
         if known is not None and known[0] == row:
             return known[1]
-        html = self._frame.render(visit, "_row.html", row=row)
+        html = self._renderer.render(visit, "_row.html", row=row)
         if len(self._rows) > 4 * len(self._gateway.table.routes) + 100:
             self._rows.clear()
         self._rows[key] = (row, html)
@@ -136,13 +136,13 @@ class Dashboard:
         rows = views.chosen(sight.rows, query)
         shown = {f"row-{row.id}": self._row_html(visit, row) for row in rows}
         if not rows:
-            shown = {"row-none": self._frame.render(visit, "_row_none.html")}
+            shown = {"row-none": self._renderer.render(visit, "_row_none.html")}
         fragments = {
-            "counts": self._frame.render(visit, "_counts.html", overview=sight.overview),
-            "headline": self._frame.render(visit, "_headline.html", overview=sight.overview),
-            "cards": self._frame.render(visit, "_cards.html", overview=sight.overview),
-            "queues": self._frame.render(visit, "_queues.html", queues=sight.queues),
-            "shown": self._frame.render(visit, "_shown.html", shown=len(rows), total=len(sight.rows)),
+            "counts": self._renderer.render(visit, "_counts.html", overview=sight.overview),
+            "headline": self._renderer.render(visit, "_headline.html", overview=sight.overview),
+            "cards": self._renderer.render(visit, "_cards.html", overview=sight.overview),
+            "queues": self._renderer.render(visit, "_queues.html", queues=sight.queues),
+            "shown": self._renderer.render(visit, "_shown.html", shown=len(rows), total=len(sight.rows)),
         }
         return Parts(shape="servers" if sight.rows else "empty", fragments=fragments, container="rows", rows=shown)
 
@@ -151,28 +151,28 @@ class Dashboard:
         now = query.sort == sort
         order = "desc" if now and not query.order else ""
         state = "none" if not now else "descending" if query.order else "ascending"
-        return self._frame.here(visit, "dashboard", attrs.evolve(query, sort=sort, order=order).pairs()), state
+        return self._renderer.here(visit, "dashboard", attrs.evolve(query, sort=sort, order=order).pairs()), state
 
     async def _models(self, visit: Visit) -> Response:
         sight = await self._fresh(visit)
         cards = self._model_cards(visit, sight)
         parts = self._models_parts(visit, cards, sight)
         q = visit.query.get("q", "").strip()[:200]
-        base = f"{self._frame.base_url(visit.request)}/v1"
+        base = f"{self._renderer.base_url(visit.request)}/v1"
         needs_key = self._gateway.settings.require_client_auth
         pairs = {"q": q} if q else {}
         values: dict[str, Any] = {
             "cards": cards,
             "parts": parts,
             "snippets": {card.name: snippets_of(base, card.name, needs_key=needs_key) for card in cards},
-            "live": f"{self._frame.url(visit.request, 'models_live')}?{urlencode({**pairs, 'seen': parts.digest})}",
+            "live": f"{self._renderer.url(visit.request, 'models_live')}?{urlencode({**pairs, 'seen': parts.digest})}",
             "q": q,
-            "here": self._frame.here(visit, "models", pairs),
+            "here": self._renderer.here(visit, "models", pairs),
             "total": len(self._gateway.table.models),
         }
         if visit.is_fragment and visit.request.headers.get("hx-target") == "live":
-            return self._frame.fragment(visit, "_models.html", headers={"hx-replace-url": values["here"]}, **values)
-        return self._frame.page(visit, "models.html", active="models", overview=sight.overview, **values)
+            return self._renderer.fragment(visit, "_models.html", headers={"hx-replace-url": values["here"]}, **values)
+        return self._renderer.page(visit, "models.html", active="models", overview=sight.overview, **values)
 
     async def _models_live(self, visit: Visit) -> Response:
         return self._followed(visit, lambda sight: self._models_parts(visit, self._model_cards(visit, sight), sight))
@@ -188,9 +188,9 @@ class Dashboard:
         return [views.model_card(model, rows, number, sight.queues.of(model.name)) for number, (model, rows) in enumerate(chosen)]
 
     def _models_parts(self, visit: Visit, cards: Sequence[views.ModelCard], sight: Snapshot) -> Parts:
-        fragments = {"counts": self._frame.render(visit, "_counts.html", overview=sight.overview)}
+        fragments = {"counts": self._renderer.render(visit, "_counts.html", overview=sight.overview)}
         for card in cards:
-            fragments[f"share-{card.number}"] = self._frame.render(visit, "_share.html", card=card)
-            fragments[f"queue-{card.number}"] = self._frame.render(visit, "_queue.html", card=card)
-            fragments[f"servers-{card.number}"] = self._frame.render(visit, "_model_servers.html", card=card)
+            fragments[f"share-{card.number}"] = self._renderer.render(visit, "_share.html", card=card)
+            fragments[f"queue-{card.number}"] = self._renderer.render(visit, "_queue.html", card=card)
+            fragments[f"servers-{card.number}"] = self._renderer.render(visit, "_model_servers.html", card=card)
         return Parts(shape="|".join(card.name for card in cards), fragments=fragments)

@@ -1,4 +1,4 @@
-"""The frame around every page: who visits, links by name, rendering, fragments, toasts and problems in words.
+"""Render pages: the visit, links by name, templates, fragments, toasts and problems.
 
 A new page is a route, an entry in `NAVIGATION` and a template that extends `base.html`.
 """
@@ -77,7 +77,7 @@ Handler = Callable[[Visit], Awaitable[Response]]
 
 
 class Renderer:
-    """What all pages share."""
+    """Templates, links, toasts and problems, as all pages need them."""
 
     def __init__(self, gateway: Gateway, sessions: Sessions, rules: AccessRules) -> None:
         self.gateway = gateway

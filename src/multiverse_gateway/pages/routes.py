@@ -1,8 +1,8 @@
 """The pages for browsers: each one works after a plain reload, and HTMX asks the same URLs for fragments.
 
 1. Without sign-in nothing is shown but the form to sign in, and with `public_dashboard` what visitors may see of two pages.
-2. Whatever changes something passes one gate: sign-in, an origin of our own, the session's token (a request with the admin key has no
-   cookie to abuse and needs none).
+2. Every request that changes something passes one check: sign-in, an origin of our own, the token of the session. A request with the
+   admin key needs no token, because it has no cookie to abuse.
 3. Links are made by name, so that every prefix works.
 """
 
@@ -76,7 +76,7 @@ class Pages:
             Route("/logs/live", page(self._logs_live), name="ui:logs_live"),
             Route("/settings", page(self._settings), name="ui:settings"),
             Route("/settings/export", page(self._export), methods=["GET", "POST"], name="ui:export"),
-            Route("/docs", self._sign_in.anybody(self._docs), name="ui:docs"),
+            Route("/docs", self._sign_in.visitors(self._docs), name="ui:docs"),
         ]
 
     async def not_found(self, request: Request, error: Exception) -> Response:

@@ -42,14 +42,14 @@ from multiverse_gateway.web.middleware import ADDRESS
 class ServerPages:
     """Servers, one at a time."""
 
-    def __init__(self, frame: Renderer, histories: Histories) -> None:
-        self._frame = frame
-        self._gateway = frame.gateway
+    def __init__(self, renderer: Renderer, histories: Histories) -> None:
+        self._renderer = renderer
+        self._gateway = renderer.gateway
         self._histories = histories
 
-    def routes(self, gate: SignIn) -> list[Route]:
+    def routes(self, sign_in: SignIn) -> list[Route]:
         """Make their routes."""
-        page = gate.operators
+        page = sign_in.operators
         return [
             Route("/register", page(self._register), methods=["GET", "POST"], name="ui:register"),
             Route("/register/address", page(self._recognise), methods=["POST"], name="ui:recognise"),
@@ -66,7 +66,7 @@ class ServerPages:
     async def _register(self, visit: Visit) -> Response:
         if visit.request.method == "GET":
             given = {name: visit.query.get(name, "") for name in FIELDS if name != "api_key"} | {"streaming": "on"}
-            return self._frame.page(visit, "register.html", active="register", values=given, problems={}, problem="", test=UNTRIED)
+            return self._renderer.page(visit, "register.html", active="register", values=given, problems={}, problem="", test=UNTRIED)
         try:
             await self._count_probe(visit)
             registration, has_cap = registration_of(visit.form)
@@ -75,14 +75,14 @@ class ServerPages:
             return self._form_problem(visit, "register.html", error)
         server = accepted.server
         snippets = snippets_of(
-            f"{self._frame.base_url(visit.request)}/v1", server.model_name, needs_key=self._gateway.settings.require_client_auth
+            f"{self._renderer.base_url(visit.request)}/v1", server.model_name, needs_key=self._gateway.settings.require_client_auth
         )
         values: dict[str, Any] = {"server": server, "accepted": accepted, "snippets": snippets}
         if visit.is_fragment:
             headers = {"hx-retarget": "#wizard", "hx-reswap": "outerHTML show:window:top"}
-            response = self._frame.fragment(visit, "_registered.html", headers=headers, **values)
-            return self._frame.toast(response, "success", f"{server.model_name} is registered.")
-        return self._frame.page(visit, "registered.html", active="register", **values)
+            response = self._renderer.fragment(visit, "_registered.html", headers=headers, **values)
+            return self._renderer.toast(response, "success", f"{server.model_name} is registered.")
+        return self._renderer.page(visit, "registered.html", active="register", **values)
 
     def _form_problem(self, visit: Visit, template: str, error: GatewayError, **values: Any) -> Response:
         """Show what is wrong beside the field; what was typed stays. Our own scripts count down until a limit is over."""
@@ -91,22 +91,22 @@ class ServerPages:
         field, words = field_of(error), message_of(error)
         problems = {field: words} if field else {}
         if visit.is_fragment:
-            response = self._frame.fragment(visit, "_problem.html", status=422, field=field, problem=words)
+            response = self._renderer.fragment(visit, "_problem.html", status=422, field=field, problem=words)
         else:
             shown = {name: visit.form.get(name, "") for name in FIELDS if name != "api_key"}
             values = {"active": "register", "values": shown, "problems": problems, "problem": words, "test": UNTRIED, **values}
-            response = self._frame.page(visit, template, status=error.status, **values)
+            response = self._renderer.page(visit, template, status=error.status, **values)
         response.raw_headers.extend(error.headers())
         return response
 
     async def _recognise(self, visit: Visit) -> Response:
-        return self._frame.fragment(visit, "_note.html", note=recognise(self._gateway, visit.form.get("endpoint_url", "")))
+        return self._renderer.fragment(visit, "_note.html", note=recognise(self._gateway, visit.form.get("endpoint_url", "")))
 
     async def _validate(self, visit: Visit) -> Response:
         name = visit.query.get("name", "")
         if name not in FIELDS:
             raise NotFound("There is no such field")
-        return self._frame.fragment(visit, "_note.html", note=check_field(visit.form, name))
+        return self._renderer.fragment(visit, "_note.html", note=check_field(visit.form, name))
 
     async def _test(self, visit: Visit) -> Response:
         try:
@@ -123,27 +123,27 @@ class ServerPages:
         async def pieces() -> AsyncIterator[str]:
             async for test in try_steps(self._gateway, trial, named):
                 if test.is_over:
-                    yield self._frame.render(visit, "_tested.html", test=test, named=named)
+                    yield self._renderer.render(visit, "_tested.html", test=test, named=named)
                 else:
-                    yield self._frame.render(visit, "_steps.html", test=test) + NEXT_PIECE
+                    yield self._renderer.render(visit, "_steps.html", test=test) + NEXT_PIECE
 
-        return self._frame.pieces(visit, pieces())
+        return self._renderer.pieces(visit, pieces())
 
     async def _count_probe(self, visit: Visit) -> None:
-        await self._frame.rules.count_probe(visit.request.scope.get(ADDRESS, "unknown"))
+        await self._renderer.rules.count_probe(visit.request.scope.get(ADDRESS, "unknown"))
 
     async def _server(self, visit: Visit) -> Response:
         await refresh_if_possible(self._gateway)
         values = await self._server_values(visit)
         parts = self._server_parts(visit, values)
         server = values["server"]
-        return self._frame.page(
+        return self._renderer.page(
             visit,
             "server.html",
             active="dashboard",
             parts=parts,
-            **await usage_values(self._frame, visit, "day", server=server.id),
-            live=f"{self._frame.url(visit.request, 'server_live', server_id=server.id)}?seen={parts.digest}",
+            **await usage_values(self._renderer, visit, "day", server=server.id),
+            live=f"{self._renderer.url(visit.request, 'server_live', server_id=server.id)}?seen={parts.digest}",
             **values,
         )
 
@@ -154,7 +154,7 @@ class ServerPages:
             except ServerNotFound:
                 return Parts(shape="gone")
 
-        return self._frame.stream(follow(read, self._frame.lasts(visit), visit.query.get("seen", "")))
+        return self._renderer.stream(follow(read, self._renderer.lasts(visit), visit.query.get("seen", "")))
 
     def _server_parts(self, visit: Visit, values: Mapping[str, Any]) -> Parts:
         names = {
@@ -164,7 +164,7 @@ class ServerPages:
             "chart": "_chart.html",
             "events": "_events.html",
         }
-        return Parts(shape="server", fragments={name: self._frame.render(visit, template, **values) for name, template in names.items()})
+        return Parts(shape="server", fragments={name: self._renderer.render(visit, template, **values) for name, template in names.items()})
 
     async def _server_values(self, visit: Visit) -> dict[str, Any]:
         route = self._route(visit)
@@ -196,13 +196,13 @@ class ServerPages:
         took = f"The check passed in {round(1000 * result.duration)} ms." if result.passed else "The check failed: "
         words = took if result.passed else took + sentence(result.reason or "no answer")
         if visit.is_fragment:
-            return self._frame.toast(Response(status_code=204), kind, words)
-        return self._frame.done(visit, kind, words, "server", server_id=server_id)
+            return self._renderer.toast(Response(status_code=204), kind, words)
+        return self._renderer.done(visit, kind, words, "server", server_id=server_id)
 
     async def _delete(self, visit: Visit) -> Response:
         route = self._route(visit)
         await remove(self._gateway, route.server.id)
-        return self._frame.done(
+        return self._renderer.done(
             visit, "success", f"{route.server.model_name} was removed. It can be registered again at any time.", "dashboard"
         )
 
@@ -213,26 +213,26 @@ class ServerPages:
         await self._count_probe(visit)
         engine = await stated(self._gateway, server)
         if engine.limit is None:
-            return self._frame.done(visit, "info", f"{engine.fact}. Nothing was changed.", "server", server_id=server.id)
+            return self._renderer.done(visit, "info", f"{engine.fact}. Nothing was changed.", "server", server_id=server.id)
         await update(
             self._gateway, server.id, parse_change({"max_concurrency": engine.limit}), before_probe=lambda: self._count_probe(visit)
         )
         words = f"Saved: {count(engine.limit, 'request')} at once. {engine.fact}."
-        return self._frame.done(visit, "success", words, "server", server_id=server.id)
+        return self._renderer.done(visit, "success", words, "server", server_id=server.id)
 
     async def _edit(self, visit: Visit) -> Response:
         await refresh_if_possible(self._gateway)
         server = self._route(visit).server
         more: dict[str, Any] = {"server": server, "active": "dashboard", "before": values_of(server)}
         if visit.request.method == "GET":
-            return self._frame.page(visit, "edit.html", values=values_of(server), problems={}, problem="", test=UNTRIED, **more)
+            return self._renderer.page(visit, "edit.html", values=values_of(server), problems={}, problem="", test=UNTRIED, **more)
         names = changed_fields(visit.form, server)
         if not names:
-            return self._frame.done(visit, "info", "Nothing was changed.", "server", server_id=server.id)
+            return self._renderer.done(visit, "info", "Nothing was changed.", "server", server_id=server.id)
         try:
             change = parse_change(change_body(visit.form, names))
             await update(self._gateway, server.id, change, before_probe=lambda: self._count_probe(visit))
         except GatewayError as error:
             return self._form_problem(visit, "edit.html", error, **more)
         words = ", ".join(FIELDS[name] for name in names)
-        return self._frame.done(visit, "success", f"Saved: {words}.", "server", server_id=server.id)
+        return self._renderer.done(visit, "success", f"Saved: {words}.", "server", server_id=server.id)

@@ -1,4 +1,4 @@
-"""The gate: who may see a page or change something, and the form to sign in with."""
+"""Decide who may see a page or change something, and serve the form for signing in."""
 
 import logging
 from collections.abc import Awaitable, Callable, Collection
@@ -42,16 +42,16 @@ class WrongKey:
 
 
 class SignIn:
-    """Lets operators in, by session or key, and visitors where pages are public."""
+    """Sign-in: operators use a session or the admin key; visitors see public pages without either."""
 
-    def __init__(self, frame: Renderer, admin_digests: Callable[[], Collection[bytes]]) -> None:
-        self._frame = frame
-        self._sessions = frame.sessions
+    def __init__(self, renderer: Renderer, admin_digests: Callable[[], Collection[bytes]]) -> None:
+        self._renderer = renderer
+        self._sessions = renderer.sessions
         self._admin_digests = admin_digests
         self._sign_ins = LocalWindow(MAX_SIGN_INS)
 
     def routes(self) -> list[Route]:
-        """Make the routes by which one comes in and leaves."""
+        """Return the routes for signing in and out."""
         return [
             Route("/login", self._login, methods=["GET", "POST"], name="ui:login"),
             Route("/logout", self.operators(self._logout), methods=["POST"], name="ui:logout"),
@@ -59,18 +59,18 @@ class SignIn:
         ]
 
     def operators(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
-        """Let nobody in but operators."""
-        return self._gate(handler, visitors=False)
+        """Return an endpoint for operators only."""
+        return self._guarded(handler, visitors=False)
 
-    def everybody(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
-        """Let visitors in too, where the dashboard is public."""
-        return self._gate(handler, visitors=self._frame.gateway.settings.public_dashboard)
+    def visitors_if_public(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+        """Return an endpoint for operators and, if the dashboard is public, for visitors."""
+        return self._guarded(handler, visitors=self._renderer.gateway.settings.public_dashboard)
 
-    def anybody(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
-        """Let everybody in, always."""
-        return self._gate(handler, visitors=True)
+    def visitors(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+        """Return an endpoint for operators and visitors."""
+        return self._guarded(handler, visitors=True)
 
-    def _gate(self, handler: Handler, *, visitors: bool) -> Callable[[Request], Awaitable[Response]]:
+    def _guarded(self, handler: Handler, *, visitors: bool) -> Callable[[Request], Awaitable[Response]]:
         async def serve(request: Request) -> Response:
             headers = request.scope["headers"]
             session = await self._sessions.seek(headers)
@@ -84,14 +84,14 @@ class SignIn:
                     visit.form = await self._read_form(request)
                     sent = request.headers.get("x-csrf-token") or visit.form.get("csrf", "")
                     if not has_key and (session is None or not self._sessions.may_change(session, headers, sent)):
-                        return self._frame.problem(visit, 403, _TOO_OLD, "Nothing was changed. Reload the page and try again.")
+                        return self._renderer.problem(visit, 403, _TOO_OLD, "Nothing was changed. Reload the page and try again.")
                 return await handler(visit)
             except ClientGone:
                 raise
             except GatewayError as error:
-                return self._frame.refuse(visit, error)
+                return self._renderer.refuse(visit, error)
             except Exception:  # noqa: BLE001  a page says so in words; the log has the rest
-                return self._frame.problem(visit, 500, *self._frame.failed(visit))
+                return self._renderer.problem(visit, 500, *self._renderer.failed(visit))
 
         return serve
 
@@ -101,12 +101,12 @@ class SignIn:
         if verified(headers, self._admin_digests()) is not None:
             return True
         if presented_keys(headers):
-            self._frame.rules.count_wrong_admin_key(request.scope.get(ADDRESS, "unknown"))
+            self._renderer.rules.count_wrong_admin_key(request.scope.get(ADDRESS, "unknown"))
             _log.warning("key refused", extra={"fields": {"address": request.scope.get(ADDRESS)}})
         return False
 
     async def _read_form(self, request: Request) -> Form:
-        settings = self._frame.gateway.settings
+        settings = self._renderer.gateway.settings
         body = await read_body(
             request.receive, settings.max_admin_body_bytes, settings.client_body_timeout_seconds, headers=request.scope["headers"]
         )
@@ -119,14 +119,14 @@ class SignIn:
     def _ask_to_sign_in(self, visit: Visit) -> Response:
         request = visit.request
         if visit.is_fragment or "text/html" not in request.headers.get("accept", ""):
-            login = self._frame.url(request, "login")
+            login = self._renderer.url(request, "login")
             words = f"This page is for operators. Sign in at {login} in a browser, or send the admin key in the header X-API-Key.\n"
             return Response(words, 401, {"cache-control": "no-store", "www-authenticate": _CHALLENGE}, media_type="text/plain")
         wanted = path_of(request.scope)
         if request.scope["query_string"]:
             wanted += f"?{request.scope['query_string'].decode('latin-1')}"
         query = urlencode({"next": wanted}) if request.method == "GET" and wanted not in ("/", "/dashboard") else ""
-        return self._frame.redirect(request, "login", query)
+        return self._renderer.redirect(request, "login", query)
 
     async def _login(self, request: Request) -> Response:
         headers = request.scope["headers"]
@@ -140,7 +140,7 @@ class SignIn:
                 return await self._signed_in(visit, "")
             return self._login_page(visit, 403, "This sign-in link was used already, or is too old. Sign in with the admin key.")
         if visit.session is not None:
-            return self._frame.redirect(request, "dashboard")
+            return self._renderer.redirect(request, "dashboard")
         return self._login_page(visit)
 
     async def _sign_in(self, visit: Visit) -> Response:
@@ -163,7 +163,7 @@ class SignIn:
         Each call counts as an attempt of its address, so that keys cannot be guessed; call it once per form.
         """
         address = request.scope.get(ADDRESS, "unknown")
-        quota = self._sign_ins.hit(address, self._frame.gateway.now())
+        quota = self._sign_ins.hit(address, self._renderer.gateway.now())
         if not quota.allowed:
             wait = quota.wait_seconds
             return WrongKey(429, f"Too many attempts from your address. Wait {wait} seconds, then try again.", wait)
@@ -176,7 +176,7 @@ class SignIn:
         request = visit.request
         nonce, token = form_token(request.scope["headers"])
         wanted = visit.form.get("next") or request.query_params.get("next", "")
-        response = self._frame.page(
+        response = self._renderer.page(
             attrs.evolve(visit, is_operator=False, session=None),
             "login.html",
             status=status,
@@ -187,19 +187,19 @@ class SignIn:
         )
         if wait:
             response.headers["retry-after"] = str(wait)
-        secure = is_secure(request.scope, self._frame.rules.trusted)
+        secure = is_secure(request.scope, self._renderer.rules.trusted)
         response.headers.append("set-cookie", form_cookie(nonce, secure=secure))
         return response
 
     async def _signed_in(self, visit: Visit, wanted: str) -> Response:
         request = visit.request
-        secure = is_secure(request.scope, self._frame.rules.trusted)
+        secure = is_secure(request.scope, self._renderer.rules.trusted)
         if visit.session is not None:
             await self._sessions.close(visit.session)
         token = await self._sessions.open(secure=secure)
         _log.info("signed in", extra={"fields": {"address": request.scope.get(ADDRESS)}})
         path = _own_path(wanted)
-        url = str(request.scope.get("root_path", "")).rstrip("/") + path if path else self._frame.url(request, "dashboard")
+        url = str(request.scope.get("root_path", "")).rstrip("/") + path if path else self._renderer.url(request, "dashboard")
         response = RedirectResponse(url, 303, {"cache-control": "no-store"})
         response.headers.append("set-cookie", self._sessions.cookie(token, secure=secure))
         return response
@@ -208,8 +208,8 @@ class SignIn:
         request = visit.request
         if visit.session is not None:
             await self._sessions.close(visit.session)
-        response = self._frame.redirect(request, "login")
-        response.headers.append("set-cookie", self._sessions.end_cookie(secure=is_secure(request.scope, self._frame.rules.trusted)))
+        response = self._renderer.redirect(request, "login")
+        response.headers.append("set-cookie", self._sessions.end_cookie(secure=is_secure(request.scope, self._renderer.rules.trusted)))
         response.headers["clear-site-data"] = '"cache"'
         return response
 
