@@ -36,6 +36,7 @@ from multiverse_gateway.core.health import (
     is_last,
     is_refused,
     is_settled,
+    merged,
     resume,
     supports,
     traffic_share,
@@ -1274,6 +1275,30 @@ def test_no_check_saves_a_server_that_is_to_be_deleted(forced: bool) -> None:
     policy = HealthPolicy(auto_deregister=AutoDeregister.DELETE)
     health = deactivated()
     assert after(health, passed(forced=forced), passed(forced=forced), failed(forced=forced), policy=policy) is health
+
+
+def test_what_is_known_of_another_generation_counts_for_nothing() -> None:
+    """A server that is new here, or was changed, starts with what the store has of this generation, else unproven."""
+    unproven = Health(generation=2, next_probe=NextProbe(at=5.0))
+    stored = Health(state=HealthState.UNHEALTHY, generation=2, reason="theirs")
+    for current in (None, well()):
+        assert read(current, None) == read(current, attrs.evolve(stored, generation=1)) == unproven
+        assert read(current, stored) == resume(stored, POLICY, now=5.0, wall=WALL)
+
+
+def test_a_record_is_followed_only_if_it_says_something_new() -> None:
+    """What this process knows stands until the store has a newer verdict of the same generation, and everything here is saved."""
+    current = well(generation=2)
+    news = Health(state=HealthState.MISCONFIGURED, generation=2, last_checked_at=WALL + 1, reason="theirs")
+    assert read(current, None) is current
+    assert read(current, news, is_unsaved=True) is current
+    assert read(current, attrs.evolve(news, generation=1)) is current
+    assert read(current, attrs.evolve(current, models=("other",))) is current
+    assert read(current, news) == followed(current, news, POLICY, now=5.0, wall=WALL)
+
+
+def read(current: Health | None, stored: Health | None, *, is_unsaved: bool = False) -> Health:
+    return merged(current, stored, POLICY, generation=2, is_unsaved=is_unsaved, now=5.0, wall=WALL)
 
 
 # Old names
