@@ -19,6 +19,8 @@ CORE_MAY_IMPORT = sys.stdlib_module_names | {"attr", "attrs", "msgspec"}
 NOT_PURE = {"asyncio", "logging", "random", "secrets", "sqlite3", "ssl", "subprocess", "threading", "time"}
 HTTP_CLIENTS = {"aiohttp", "http.client", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "urllib.request", "urllib3"}
 HTTP = ("web", "api", "pages")
+ABOVE = {"api": ("api", "pages", "app", "cli"), "pages": ("pages", "app", "cli")}
+"""The parts that may import the presentation: what the API reads and writes, and what the pages show."""
 SIBLINGS = ("balancers", "probes", "relay", "stores")
 PLUGGABLE = ("balancers", "probes", "stores")
 MAY_NAME_CONCRETE = ("app", "cli", "plugins")
@@ -50,6 +52,9 @@ def offences(path: str, source: str) -> Iterator[str]:
                 yield f"{where}: core has no I/O, no clock, no randomness"
         if within(module, *HTTP) and found.is_in(f"{PACKAGE}.stores", *HTTP_CLIENTS):
             yield f"{where}: {', '.join(HTTP)} import no store and no HTTP client"
+        for part, importers in ABOVE.items():
+            if found.is_in(f"{PACKAGE}.{part}") and not within(module, *importers):
+                yield f"{where}: {part} is only imported by {', '.join(importers)}"
         if within(module, "entry", *SIBLINGS) and found.is_in("starlette"):
             yield f"{where}: Starlette belongs to {', '.join(HTTP)}"
         if within(module, *SIBLINGS):
@@ -89,6 +94,8 @@ def test_imports_only_go_down(path: str) -> None:
         ("gateway.py", "if TYPE_CHECKING:\n    from multiverse_gateway import stores"),
         ("gateway.py", "def start():\n    import json"),
         ("__init__.py", "from .stores import memory"),
+        ("registration.py", "from multiverse_gateway.api.request_types import Registration"),
+        ("api/admin.py", "from multiverse_gateway.pages.words import span"),
     ],
 )
 def test_a_broken_rule_is_found(path: str, source: str) -> None:

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multiverse_gateway.api.connection_tests import try_connection
-from multiverse_gateway.bodies import parse_change, parse_import, parse_registration, parse_test
+from multiverse_gateway.api.request_reading import parse_change, parse_import, parse_registration, parse_test
+from multiverse_gateway.api.response_types import ImportCounts, export_of, import_counts, iso_or_none
 from multiverse_gateway.core.errors import BadRequest, ProbeRefused, ServerNotFound
 from multiverse_gateway.core.health import HealthState, ProbeFailed
 from multiverse_gateway.core.servers import Capabilities, Server, ServerId
-from multiverse_gateway.records import ImportCounts, iso_or_none
 from multiverse_gateway.registration import export_registry, import_registry, register, remove, server_id_of, update
 from multiverse_gateway.stores.sqlite import SqliteStore
 from support.gateways import BODY, Stage, stage
@@ -346,14 +346,20 @@ async def test_a_test_says_step_by_step_what_works() -> None:
         assert (await at.gateway.store.load()).servers == ()
 
 
+async def exported_from(at: Stage, *, include_keys: bool = False) -> dict[str, Any]:
+    """Return the export of a gateway, as its API writes it."""
+    servers = await export_registry(at.gateway, include_keys=include_keys)
+    return attrs.asdict(export_of(servers, wall=at.gateway.wall(), include_keys=include_keys))
+
+
 async def test_a_registry_survives_its_way_through_a_file() -> None:
     """What was exported with keys makes the same registry elsewhere, unproven until probed; importing twice changes nothing."""
     async with stage() as one, stage() as other:
         for body in (FULL, {**BODY, "endpoint_url": "http://second.example"}):
             await register(one.gateway, parse_registration(body))
-        exported = attrs.asdict(await export_registry(one.gateway, include_keys=True))
-        assert await import_registry(other.gateway, parse_import(exported)) == ImportCounts(imported=2, created=2)
-        assert attrs.asdict(await export_registry(other.gateway, include_keys=True))["servers"] == exported["servers"]
+        exported = await exported_from(one, include_keys=True)
+        assert import_counts(await import_registry(other.gateway, parse_import(exported))) == ImportCounts(imported=2, created=2)
+        assert (await exported_from(other, include_keys=True))["servers"] == exported["servers"]
         assert set(states(other).values()) == {HealthState.PROBING}
         assert all(route.health.next_probe.at <= other.clock.monotonic for route in other.gateway.table.routes.values())
         assert (await import_registry(other.gateway, parse_import(exported))).unchanged == 2
@@ -362,7 +368,7 @@ async def test_a_registry_survives_its_way_through_a_file() -> None:
 async def test_an_export_has_no_keys_and_an_import_without_keeps_them() -> None:
     async with stage() as at:
         server = (await register(at.gateway, parse_registration(FULL))).server
-        exported = attrs.asdict(await export_registry(at.gateway))
+        exported = await exported_from(at)
         assert "sk-backend" not in str(exported)
         exported["servers"][0]["weight"] = 9
         assert (await import_registry(at.gateway, parse_import(exported))).updated == 1
@@ -374,7 +380,7 @@ async def test_an_export_has_no_keys_and_an_import_without_keeps_them() -> None:
 async def test_an_import_gives_a_removed_servers_id_to_nobody() -> None:
     async with stage() as at:
         server = (await register(at.gateway, parse_registration(FULL))).server
-        exported = attrs.asdict(await export_registry(at.gateway))
+        exported = await exported_from(at)
         await remove(at.gateway, server.id)
         assert (await import_registry(at.gateway, parse_import(exported))).created == 1
         assert list(states(at)) != [server.id]

@@ -21,7 +21,6 @@ MOST_LINES_OF_A_CLASS = 350
 MOST_ATTRIBUTES = 20
 
 LONG_MODULES = {
-    "bodies",
     "relay.exchange",
 }
 LARGE_CLASSES = {

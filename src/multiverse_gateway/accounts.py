@@ -1,32 +1,25 @@
 """Who may use what, and who used how much: client keys, owners' tokens, counts of use.
 
-A key or a token is made here, shown once by whoever asked for it, and kept as a hash. Logs know what is made here by its form.
+Keys and tokens are made here, returned once to the caller, and kept only as a hash. Logs redact them by their form.
 """
 
-import csv
-import io
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection
 from contextlib import suppress
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import attrs
 
 from multiverse_gateway.admin_key import key_digest, new_key
-from multiverse_gateway.bodies import KeyChange, NewKey, Registration, UsageQuery, read
 from multiverse_gateway.core.errors import BadRequest, InvalidField, KeyNotFound, StorageUnavailable
+from multiverse_gateway.core.registry_plans import Description
 from multiverse_gateway.core.routing import listed_name
-from multiverse_gateway.core.servers import ClientKey, ServerId, model_key
-from multiverse_gateway.core.usage import Counts, Usage, UsageKey, summed
+from multiverse_gateway.core.servers import ClientKey, KeyTerms, ServerId
+from multiverse_gateway.core.usage_reports import UsageSelection, UsageSummary, days_of, summarize
 from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.records import KeyRecord, UsageRecord, UsageReport, key_record
 from multiverse_gateway.registration import Accepted, register, route_of
-
-DAYS = 30
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What makes spreadsheets take a text for a formula."""
 
 _log = logging.getLogger("multiverse_gateway.registry")
 
@@ -34,75 +27,58 @@ _log = logging.getLogger("multiverse_gateway.registry")
 # Client keys
 
 
-async def create_key(gateway: Gateway, wanted: NewKey) -> tuple[ClientKey, str]:
-    """Make a client key; return its record and the key itself, which is kept nowhere.
+async def create_key(gateway: Gateway, name: str, terms: KeyTerms) -> tuple[ClientKey, str]:
+    """Make a client key; return what is kept of it, and the key itself, which is kept nowhere.
 
     Raises:
-        BadRequest: A key of this name works already, or it would be over before it begins.
-        StorageUnavailable: It could not be saved.
+        BadRequest: Another key of this name works, or the time of expiry has passed.
+        StorageUnavailable: The key could not be saved.
     """
     wall = gateway.wall()
-    limits = _limits_of(gateway, wanted)
+    values = _values_of(gateway, terms)
     async with gateway.registrations.lock:
         await gateway.refresh()
-        if any(key.name == wanted.name and key.works(wall) for key in gateway.registrations.keys.values()):
-            raise BadRequest(f"There is a key named {wanted.name} already; choose another name, or revoke that one", param="name")
+        if any(key.name == name and key.works(wall) for key in gateway.registrations.keys.values()):
+            raise BadRequest(f"There is a key named {name} already; choose another name, or revoke that one", param="name")
         secret = new_key("client")
-        key = ClientKey(
-            id=str(uuid.uuid4()),
-            name=wanted.name,
-            digest=key_digest(secret).hex(),
-            created_at=wall,
-            **limits,
-        )
+        key = ClientKey(id=str(uuid.uuid4()), name=name, digest=key_digest(secret).hex(), created_at=wall, **values)
         await gateway.store.save_key(key)
         await gateway.refresh()
     _log.info("client key made", extra={"fields": {"key": key.id, "name": key.name}})
     return key, secret
 
 
-async def change_key(gateway: Gateway, key_id: str, body: Mapping[str, Any]) -> ClientKey:
-    """Change the fields of a client key that a body names; when this returns, they hold in this process.
+async def change_key(gateway: Gateway, key_id: str, terms: KeyTerms, *, named: Collection[str]) -> ClientKey:
+    """Change the attributes of a client key that `named` lists; when this returns, this process applies them.
 
     Raises:
-        BadRequest: A field is unknown or cannot be used, or the key is revoked.
-        KeyNotFound: There is none with this id.
-        StorageUnavailable: It could not be saved.
+        BadRequest: The new time of expiry has passed, or the key is revoked.
+        KeyNotFound: There is no key with this id.
+        StorageUnavailable: The change could not be saved.
     """
-    limits = _limits_of(gateway, read(body, KeyChange))
+    values = _values_of(gateway, terms)
     async with gateway.registrations.lock:
         await gateway.refresh()
         key = _key_of(gateway, key_id)
         if key.revoked_at is not None:
             raise BadRequest("The key is revoked, so its limits cannot be changed; create another one")
-        key = attrs.evolve(key, **{_ATTRIBUTES.get(name, name): limits[_ATTRIBUTES.get(name, name)] for name in body})
+        key = attrs.evolve(key, **{name: values[name] for name in named})
         await gateway.store.save_key(key)
         await gateway.refresh()
     _log.info("client key changed", extra={"fields": {"key": key.id, "name": key.name}})
     return key
 
 
-_ATTRIBUTES = {"bulk": "is_bulk"}
-"""The attributes of a client key that have other names in the API."""
-
-
-def _limits_of(gateway: Gateway, wanted: KeyChange) -> dict[str, Any]:
-    """Return what a body says about a client key, by attribute.
+def _values_of(gateway: Gateway, terms: KeyTerms) -> dict[str, Any]:
+    """Return the terms by attribute of a client key, with the gateway's default in place of a missing `max_at_once`.
 
     Raises:
-        BadRequest: It would be over before it begins.
+        BadRequest: The time of expiry has passed.
     """
-    expires_at: float | None = wanted.expires_at  # type: ignore[assignment]  # its reader made it an instant
-    if expires_at is not None and expires_at <= gateway.wall():
+    if terms.expires_at is not None and terms.expires_at <= gateway.wall():
         raise InvalidField("expires_at", " is in the past; give a later time, or leave it out")
-    return {
-        "expires_at": expires_at,
-        "rate_limit": wanted.rate_limit,
-        "daily_limit": wanted.daily_limit,
-        "max_at_once": gateway.settings.max_at_once_per_key if wanted.max_at_once is None else wanted.max_at_once,
-        "is_bulk": wanted.bulk,
-        "models": tuple(dict.fromkeys(wanted.models)),
-    }
+    at_once = gateway.settings.max_at_once_per_key if terms.max_at_once is None else terms.max_at_once
+    return attrs.asdict(terms, recurse=False) | {"max_at_once": at_once}
 
 
 def _key_of(gateway: Gateway, key_id: str) -> ClientKey:
@@ -130,22 +106,15 @@ async def revoke_key(gateway: Gateway, key_id: str) -> ClientKey:
     return key
 
 
-def all_keys(gateway: Gateway) -> list[KeyRecord]:
-    """Describe all client keys, the newest first."""
-    keys = sorted(gateway.registrations.keys.values(), key=lambda key: (key.created_at, key.id), reverse=True)
-    return [record_of(gateway, key) for key in keys]
-
-
-def record_of(gateway: Gateway, key: ClientKey) -> KeyRecord:
-    """Describe a client key, and how much of its day is used."""
-    wall = gateway.wall()
-    return key_record(key, wall, gateway.usage_book.day_counts.total(key.id, wall))
+def all_keys(gateway: Gateway) -> list[ClientKey]:
+    """Return all client keys, the newest first."""
+    return sorted(gateway.registrations.keys.values(), key=lambda key: (key.created_at, key.id), reverse=True)
 
 
 # Owners' tokens
 
 
-async def register_owned(gateway: Gateway, registration: Registration, *, has_cap: bool) -> Accepted:
+async def register_owned(gateway: Gateway, registration: Description, *, has_cap: bool) -> Accepted:
     """Register a server with a token for its owner, as `register` does.
 
     The token is `None` where the server's owner has one already, which stays.
@@ -185,77 +154,17 @@ def owner_digest(gateway: Gateway, server_id: str | None) -> str | None:
 # Use
 
 
-async def usage_report(gateway: Gateway, query: UsageQuery) -> UsageReport:
-    """Count what was used, what this process has counted just now included.
+async def usage_summary(gateway: Gateway, selection: UsageSelection) -> UsageSummary:
+    """Return what was used, including what this process has counted and not saved yet.
 
     Raises:
         BadRequest: The span of days ends before it begins.
         StorageUnavailable: The counts cannot be read.
     """
-    today = datetime.fromtimestamp(gateway.wall(), UTC).date()
-    until = query.until or today.isoformat()
-    first = date.fromisoformat(until).toordinal() - DAYS + 1
-    since = query.since or date.fromordinal(max(1, first)).isoformat()
-    if since > until:
-        raise BadRequest("since is later than until; swap them", param="since")
+    days = days_of(selection, datetime.fromtimestamp(gateway.wall(), UTC).date().isoformat())
     with suppress(StorageUnavailable):
         await gateway.usage_book.flush()
-    names = client_names(gateway)
-    rows = [usage for usage in await gateway.store.usage(since, until) if _is_wanted(usage.key, query, names)]
-    by = set(query.by.split(","))
-
-    def without(key: UsageKey) -> UsageKey:
-        return UsageKey(
-            key.day if "day" in by else "",
-            listed_name(gateway.table, key.model) if "model" in by else "",
-            key.server_id if "server" in by else ServerId(""),
-            key.owner if "owner" in by else "",
-            key.client if "client" in by else "",
-        )
-
-    found = sorted(summed(rows, without), key=lambda usage: attrs.astuple(usage.key))
-    total = sum((usage.counts for usage in rows), Counts())
-    return UsageReport(since=since, until=until, total=total, rows=[_record(usage, by, names) for usage in found])
-
-
-def client_names(gateway: Gateway) -> dict[str, str]:
-    """Return the names of clients by what their use is counted by."""
-    return {key.id: key.name for key in gateway.registrations.keys.values()}
-
-
-def _is_wanted(key: UsageKey, query: UsageQuery, names: dict[str, str]) -> bool:
-    return (
-        (query.model is None or model_key(query.model) == model_key(key.model))
-        and query.server in (None, key.server_id)
-        and query.owner in (None, key.owner)
-        and query.client in (None, key.client, names.get(key.client))
+    names = {key.id: key.name for key in gateway.registrations.keys.values()}
+    return summarize(
+        await gateway.store.usage(*days), selection, days=days, names=names, listed=lambda model: listed_name(gateway.table, model)
     )
-
-
-def _record(usage: Usage, by: set[str], names: dict[str, str]) -> UsageRecord:
-    key = usage.key
-    return UsageRecord(
-        **attrs.asdict(usage.counts),
-        day=key.day if "day" in by else None,
-        model=key.model if "model" in by else None,
-        server=key.server_id if "server" in by else None,
-        owner=key.owner if "owner" in by else None,
-        client=names.get(key.client, key.client) if "client" in by else None,
-        client_id=key.client if "client" in by else None,
-    )
-
-
-def csv_of(rows: Sequence[UsageRecord]) -> str:
-    """Write rows as CSV with a head; a text that a spreadsheet would take for a formula gets an apostrophe in front."""
-    columns = ("day", "model", "server", "owner", "client", "client_id", *(field.name for field in attrs.fields(Counts)))
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(columns)
-    writer.writerows([_cell(getattr(row, name)) for name in columns] for row in rows)
-    return text.getvalue()
-
-
-def _cell(value: str | int | None) -> str | int:
-    if isinstance(value, str):
-        return f"'{value}" if value.startswith(FORMULA) else value
-    return "" if value is None else value

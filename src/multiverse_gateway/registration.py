@@ -9,13 +9,12 @@ What becomes of the servers is decided in `core.registry_plans`; the functions h
 
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
 
 import attrs
 
-from multiverse_gateway.bodies import EXPORT_FORMAT, Change, Registration
 from multiverse_gateway.core.addresses import AddressRefusal, parse_endpoint, refusal
 from multiverse_gateway.core.caps import Cap, Stated
 from multiverse_gateway.core.errors import (
@@ -27,13 +26,21 @@ from multiverse_gateway.core.errors import (
     ServerNotFound,
     StorageUnavailable,
 )
-from multiverse_gateway.core.registry_plans import Imported, new_server, plan_change, plan_import, plan_registration
+from multiverse_gateway.core.registry_plans import (
+    Change,
+    Description,
+    Imported,
+    ImportPlan,
+    new_server,
+    plan_change,
+    plan_import,
+    plan_registration,
+)
 from multiverse_gateway.core.routing import Route
 from multiverse_gateway.core.servers import Server, ServerId, identity
 from multiverse_gateway.engines import READ_SECONDS, read_stated
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.protocols import ProbeResult, Registry
-from multiverse_gateway.records import Export, ExportedWithKey, ImportCounts, ServerFacts, facts_of, iso
 
 _log = logging.getLogger("multiverse_gateway.registry")
 
@@ -60,7 +67,7 @@ def refuse_address(gateway: Gateway, endpoint_url: str) -> None:
         raise AddressForbidden(reason, is_openable=reason.is_openable)
 
 
-def candidate(gateway: Gateway, registration: Registration) -> Server:
+def candidate(gateway: Gateway, registration: Description) -> Server:
     """Return the server that a registration would make, to be probed."""
     return new_server(registration, server_id=_new_id(), wall=gateway.wall())
 
@@ -135,7 +142,7 @@ async def stated(gateway: Gateway, server: Server, owned_by: str | None = None) 
     return await read_stated(server, gateway.network.http, owned_by=owned_by, seconds=seconds)
 
 
-async def register(gateway: Gateway, registration: Registration, *, has_cap: bool = True, owner_digest: str | None = None) -> Accepted:
+async def register(gateway: Gateway, registration: Description, *, has_cap: bool = True, owner_digest: str | None = None) -> Accepted:
     """Probe a server and accept it.
 
     The same model and URL again updates the record that is there, all of it, and lifts whatever it was taken out for. Without `has_cap`
@@ -242,19 +249,18 @@ def _note(event: str, server: Server) -> None:
 # The registry as a file
 
 
-async def export_registry(gateway: Gateway, *, include_keys: bool = False) -> Export:
-    """Return all registered servers as `import_registry` takes them; the servers' keys only where they are asked for."""
+async def export_registry(gateway: Gateway, *, include_keys: bool = False) -> Sequence[Server]:
+    """Return all registered servers in the order of their registration, for the caller to write out in a form that imports accept.
+
+    `include_keys` says that the caller writes the servers' own keys, too; the log records that.
+    """
     registry = await gateway.store.load()
-    servers: list[ServerFacts] = []
-    for server in sorted(registry.servers, key=lambda server: (server.registered_at, server.id)):
-        facts = facts_of(server)
-        servers.append(ExportedWithKey(**attrs.asdict(facts, recurse=False), api_key=server.api_key) if include_keys else facts)
     if include_keys:
-        _log.warning("registry exported with the servers' keys", extra={"fields": {"servers": len(servers)}})
-    return Export(format=EXPORT_FORMAT, exported_at=iso(gateway.wall()), servers=servers)
+        _log.warning("registry exported with the servers' keys", extra={"fields": {"servers": len(registry.servers)}})
+    return sorted(registry.servers, key=lambda server: (server.registered_at, server.id))
 
 
-async def import_registry(gateway: Gateway, servers: Iterable[Imported]) -> ImportCounts:
+async def import_registry(gateway: Gateway, servers: Iterable[Imported]) -> ImportPlan:
     """Save servers without probing them; those that are new or other than before are probed soon, and not routed to until then.
 
     Idempotent: a server is known again by its model and URL, or by its id. A key that is not named stays.
@@ -278,4 +284,4 @@ async def import_registry(gateway: Gateway, servers: Iterable[Imported]) -> Impo
         await gateway.refresh()
     counts = {"created": plan.created, "updated": plan.updated, "unchanged": plan.unchanged}
     _log.info("registry imported", extra={"fields": counts})
-    return ImportCounts(imported=len(wanted), **counts)
+    return plan

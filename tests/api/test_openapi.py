@@ -14,26 +14,17 @@ from hypothesis import strategies as st
 from starlette.routing import Mount, Route
 
 from multiverse_gateway import GatewayError, Settings, create_app
-from multiverse_gateway.accounts import csv_of
 from multiverse_gateway.api.endpoints import ApiRoute
+from multiverse_gateway.api.keys_and_usage import csv_of
 from multiverse_gateway.api.openapi import body_schemas, document, example_of
 from multiverse_gateway.api.relayed_calls import RELAYED
-from multiverse_gateway.bodies import (
-    Change,
-    ConnectionTest,
-    Import,
-    NewKey,
-    Registration,
-    parse_change,
-    parse_import,
-    parse_registration,
-    parse_test,
-    read,
-)
+from multiverse_gateway.api.request_reading import parse_change, parse_import, parse_registration, parse_test, read
+from multiverse_gateway.api.request_types import ConnectionTest, Import, NewKey, Registration
 from multiverse_gateway.core.addresses import EndpointError, parse_root
 from multiverse_gateway.core.dialects import dialect_of
 from multiverse_gateway.core.paths import CALLS
 from multiverse_gateway.core.reading import read_envelope
+from multiverse_gateway.core.registry_plans import Change
 from multiverse_gateway.core.sse import EventStream
 from support import behaviours
 from support.backends import Backend

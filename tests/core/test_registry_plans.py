@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multiverse_gateway.bodies import Registration
+from multiverse_gateway.api.request_types import Registration
 from multiverse_gateway.core.caps import Stated
 from multiverse_gateway.core.errors import AlreadyRegistered
 from multiverse_gateway.core.registry_plans import (

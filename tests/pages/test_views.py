@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiverse_gateway.bodies import EXPORT_FORMAT
+from multiverse_gateway.api.request_types import EXPORT_FORMAT
 from multiverse_gateway.pages.states import Tone
 from multiverse_gateway.pages.views import overview
 from support.gateways import Stage, stage

@@ -12,10 +12,9 @@ from multiverse_gateway._version import __version__
 from multiverse_gateway.accounts import register_owned
 from multiverse_gateway.api.connection_tests import try_connection
 from multiverse_gateway.api.endpoints import ApiRoute, Call, body_of, json_response
-from multiverse_gateway.api.status import counts, state_of
-from multiverse_gateway.bodies import (
+from multiverse_gateway.api.request_reading import names_cap, parse_change, parse_import, parse_registration, parse_test, read_query
+from multiverse_gateway.api.request_types import (
     HISTORY,
-    Change,
     ConnectionTest,
     ExportQuery,
     HistoryQuery,
@@ -23,22 +22,8 @@ from multiverse_gateway.bodies import (
     LogsQuery,
     Registration,
     ServersQuery,
-    names_cap,
-    parse_change,
-    parse_import,
-    parse_registration,
-    parse_test,
-    read_query,
 )
-from multiverse_gateway.core.errors import AdminKeyRequired, ProbeRefused, ServerNotFound, StorageUnavailable
-from multiverse_gateway.core.health import Health
-from multiverse_gateway.core.history import statistics
-from multiverse_gateway.core.servers import Server, ServerId, model_key
-from multiverse_gateway.entry.access import AccessRules
-from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.observability.tail import RecentLogs
-from multiverse_gateway.protocols import ProbeResult
-from multiverse_gateway.records import (
+from multiverse_gateway.api.response_types import (
     Check,
     CheckNow,
     Export,
@@ -50,10 +35,24 @@ from multiverse_gateway.records import (
     ServerRecord,
     Stats,
     TestResult,
+    counts_of,
+    export_of,
     facts_of,
+    import_counts,
     iso,
     iso_or_none,
 )
+from multiverse_gateway.api.status import state_of
+from multiverse_gateway.core.errors import AdminKeyRequired, ProbeRefused, ServerNotFound, StorageUnavailable
+from multiverse_gateway.core.health import Health
+from multiverse_gateway.core.history import statistics
+from multiverse_gateway.core.registry_plans import Change
+from multiverse_gateway.core.servers import Server, ServerId, model_key
+from multiverse_gateway.core.totals import totals_of
+from multiverse_gateway.entry.access import AccessRules
+from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.observability.tail import RecentLogs
+from multiverse_gateway.protocols import ProbeResult
 from multiverse_gateway.registration import (
     check,
     export_registry,
@@ -159,7 +158,7 @@ def totals(gateway: Gateway) -> Stats:
     """Return the totals that the dashboard shows."""
     requests = gateway.usage_book.totals
     return Stats(
-        **attrs.asdict(counts(gateway)),
+        **attrs.asdict(counts_of(totals_of(gateway.table))),
         state=state_of(gateway),
         requests_handled=requests["requests"],
         requests=dict(requests),
@@ -282,11 +281,12 @@ def admin_routes(gateway: Gateway, rules: AccessRules, recent_logs: RecentLogs) 
                 "Being signed in is not enough to export the servers' keys. Send the admin key in the header X-API-Key, or use the form "
                 "on the page Settings, which asks for it again."
             )
-        return json_response(await export_registry(gateway, include_keys=include_keys))
+        servers = await export_registry(gateway, include_keys=include_keys)
+        return json_response(export_of(servers, wall=gateway.wall(), include_keys=include_keys))
 
     async def post_import(request: Request) -> Response:
         """Register what an export holds, without probing it first; importing twice changes nothing more."""
-        return json_response(await import_registry(gateway, parse_import(await body_of(request, gateway))))
+        return json_response(import_counts(await import_registry(gateway, parse_import(await body_of(request, gateway)))))
 
     changing = (ServerNotFound, ProbeRefused, StorageUnavailable)
     return [

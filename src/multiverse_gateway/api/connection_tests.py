@@ -1,17 +1,17 @@
 """The connection test as the API answers it: its steps in four groups, and what was found in categories only."""
 
-from multiverse_gateway.bodies import Registration
+from multiverse_gateway.api.response_types import Step, TestResult
 from multiverse_gateway.connection_test import StepResult, examine, means_of
+from multiverse_gateway.core.registry_plans import Description
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.protocols import ProbeResult, ProbeStep
-from multiverse_gateway.records import Step, TestResult
 from multiverse_gateway.registration import candidate, refuse_address
 
 _NOT_DIALLED = frozenset({ProbeStep.URL, ProbeStep.NAME, ProbeStep.ADDRESS})
 """The steps before anything is dialled: if one of them fails, the URL itself cannot be used."""
 
 
-async def try_connection(gateway: Gateway, registration: Registration) -> TestResult:
+async def try_connection(gateway: Gateway, registration: Description) -> TestResult:
     """Test a server without registering it; it is not asked to chat, because a model may take long to load.
 
     Raises:

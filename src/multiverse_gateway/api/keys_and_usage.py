@@ -1,15 +1,32 @@
 """The part of the admin API about client keys, owners' tokens and counts of use."""
 
+import csv
+import io
+from collections.abc import Sequence
+
+import attrs
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from multiverse_gateway.accounts import all_keys, change_key, create_key, csv_of, record_of, renew_owner_token, revoke_key, usage_report
+from multiverse_gateway.accounts import all_keys, change_key, create_key, renew_owner_token, revoke_key, usage_summary
 from multiverse_gateway.api.endpoints import ApiRoute, Call, body_of, json_response
-from multiverse_gateway.bodies import KeyChange, NewKey, UsageQuery, read, read_query
+from multiverse_gateway.api.request_reading import parse_key_change, parse_new_key, read_query, selection_of
+from multiverse_gateway.api.request_types import KeyChange, NewKey, UsageQuery
+from multiverse_gateway.api.response_types import (
+    KeyRecord,
+    MadeKey,
+    OwnerToken,
+    UsageRecord,
+    UsageReport,
+    key_record,
+    made_key,
+    usage_report,
+)
 from multiverse_gateway.core.errors import KeyNotFound, ServerNotFound, StorageUnavailable
+from multiverse_gateway.core.servers import ClientKey
+from multiverse_gateway.core.usage import Counts
 from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.records import KeyRecord, MadeKey, OwnerToken, UsageReport, made_key
 from multiverse_gateway.registration import refresh_if_possible, server_id_of
 
 _CSV = {
@@ -18,28 +35,61 @@ _CSV = {
 }
 
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""Spreadsheets take a text that begins with one of these for a formula."""
+
+
+def key_records(gateway: Gateway) -> list[KeyRecord]:
+    """Return the records of all client keys, the newest first."""
+    return [record_of_key(gateway, key) for key in all_keys(gateway)]
+
+
+def record_of_key(gateway: Gateway, key: ClientKey) -> KeyRecord:
+    """Return the record of a client key, with what is used of its day."""
+    wall = gateway.wall()
+    return key_record(key, wall, gateway.usage_book.day_counts.total(key.id, wall))
+
+
+def csv_of(rows: Sequence[UsageRecord]) -> str:
+    """Return rows as CSV with a head; a text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    columns = ("day", "model", "server", "owner", "client", "client_id", *(field.name for field in attrs.fields(Counts)))
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows([_cell(getattr(row, name)) for name in columns] for row in rows)
+    return text.getvalue()
+
+
+def _cell(value: str | int | None) -> str | int:
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(FORMULA) else value
+    return "" if value is None else value
+
+
 def account_routes(gateway: Gateway) -> list[Route]:
     """Make the routes."""
 
     async def list_keys(request: Request) -> Response:
         """List the client keys, the newest first, those that are over too; never the keys themselves."""
         await refresh_if_possible(gateway)
-        return json_response(all_keys(gateway))
+        return json_response(key_records(gateway))
 
     async def post_key(request: Request) -> Response:
         """Make a client key; this answer is the only one that shows it."""
-        key, secret = await create_key(gateway, read(await body_of(request, gateway), NewKey))
+        name, terms = parse_new_key(await body_of(request, gateway))
+        key, secret = await create_key(gateway, name, terms)
         return json_response(made_key(key, gateway.wall(), secret), 201)
 
     async def patch_key(request: Request) -> Response:
         """Change the fields of a client key that the body names. Other gateways apply the change within two seconds."""
-        key = await change_key(gateway, request.path_params["key_id"], await body_of(request, gateway))
-        return json_response(record_of(gateway, key))
+        terms, named = parse_key_change(await body_of(request, gateway))
+        key = await change_key(gateway, request.path_params["key_id"], terms, named=named)
+        return json_response(record_of_key(gateway, key))
 
     async def delete_key(request: Request) -> Response:
         """Revoke a client key: once this is answered, nobody is let in with it, at other gateways two seconds later."""
         key = await revoke_key(gateway, request.path_params["key_id"])
-        return json_response(record_of(gateway, key))
+        return json_response(record_of_key(gateway, key))
 
     async def post_token(request: Request) -> Response:
         """Make a new token for the owner of a server; the one before it is void, and this answer is the only one that shows it."""
@@ -49,7 +99,7 @@ def account_routes(gateway: Gateway) -> list[Route]:
     async def usage(request: Request) -> Response:
         """Count requests and tokens by day, model, server, owner and client key; with `format=csv` as a table for spreadsheets."""
         query = read_query(request.query_params, UsageQuery)
-        report = await usage_report(gateway, query)
+        report = usage_report(await usage_summary(gateway, selection_of(query)))
         if query.format == "json":
             return json_response(report)
         name = f"usage-{report.since}-{report.until}.csv"

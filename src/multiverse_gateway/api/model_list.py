@@ -8,11 +8,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from multiverse_gateway.api.endpoints import ApiRoute, Call, json_response
+from multiverse_gateway.api.response_types import ModelItem, ModelList, ModelServers
 from multiverse_gateway.core.errors import ModelNotFound
 from multiverse_gateway.core.routing import Model, close_names
 from multiverse_gateway.core.servers import model_key
 from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.records import ModelItem, ModelList, ModelServers
 from multiverse_gateway.web.middleware import CALLER
 
 OWNER = "multiverse-gateway"

@@ -16,11 +16,12 @@ from starlette.routing import BaseRoute, Route
 from multiverse_gateway._version import __version__
 from multiverse_gateway.api.endpoints import ApiRoute, Call, json_response
 from multiverse_gateway.api.relayed_calls import MODEL, RELAYED, Relayed
+from multiverse_gateway.api.request_types import ConnectionTest, Registration
+from multiverse_gateway.api.response_types import AnthropicErrorAnswer, ErrorAnswer
 from multiverse_gateway.api.samples import SERVER_ID, sample
-from multiverse_gateway.bodies import Change, ConnectionTest, Registration
 from multiverse_gateway.core import errors
 from multiverse_gateway.core.errors import GatewayError, is_anthropic
-from multiverse_gateway.records import AnthropicErrorAnswer, ErrorAnswer
+from multiverse_gateway.core.registry_plans import Change
 
 Json = dict[str, Any]
 

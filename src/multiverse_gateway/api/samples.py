@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from multiverse_gateway.api.relayed_calls import MODEL
-from multiverse_gateway.records import EPOCH_SECONDS
+from multiverse_gateway.api.response_types import EPOCH_SECONDS
 
 Json = dict[str, Any]
 

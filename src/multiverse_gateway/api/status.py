@@ -10,33 +10,19 @@ from starlette.routing import Route
 
 from multiverse_gateway._version import __version__
 from multiverse_gateway.api.endpoints import ApiRoute, Call, json_response
+from multiverse_gateway.api.response_types import GatewayHealth, Word, counts_of
 from multiverse_gateway.core.errors import AdminKeyRequired, ShuttingDown, StorageUnavailable, Unavailable
 from multiverse_gateway.core.fairness import Band
 from multiverse_gateway.core.history import overall
 from multiverse_gateway.core.routing import listed_name
+from multiverse_gateway.core.totals import totals_of
 from multiverse_gateway.entry.identity import digests, verified
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.observability.metrics import CONTENT_TYPE, Gauges, exposition
-from multiverse_gateway.records import GatewayHealth, ServerCounts, Word
 
 STORE_PATIENCE = 2.0
 _FIGURES = {"text/plain": 'multiverse_requests_total{model="llama-3.2:3b",status="200"} 42\n'}
 _FRESH = {"cache-control": "no-store"}
-
-
-def counts(gateway: Gateway) -> ServerCounts:
-    """Return the numbers of servers by what they are, and of models."""
-    healths = [route.health for route in gateway.table.routes.values()]
-    active = [health.status for health in healths if health.is_active]
-    return ServerCounts(
-        total_servers=len(healths),
-        active_servers=len(active),
-        healthy_servers=active.count("healthy"),
-        unhealthy_servers=active.count("unhealthy"),
-        unknown_servers=active.count("unknown"),
-        inactive_servers=len(healths) - len(active),
-        models=len(gateway.model_names()),
-    )
 
 
 def state_of(gateway: Gateway) -> Literal["healthy", "degraded", "unhealthy", "empty"]:
@@ -66,7 +52,7 @@ async def health(gateway: Gateway) -> GatewayHealth:
         database="ok" if trouble is None else "unavailable",
         database_reason=trouble,
         servers=state_of(gateway),
-        counts=counts(gateway),
+        counts=counts_of(totals_of(gateway.table)),
         uptime_seconds=round(max(0.0, gateway.wall() - gateway.usage_book.started_at), 1),
     )
 

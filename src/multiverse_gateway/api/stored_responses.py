@@ -8,6 +8,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from multiverse_gateway.api.endpoints import ApiRoute, Call, Endpoint
+from multiverse_gateway.api.response_types import DeletedResponse, InputItems, StoredAnswer
 from multiverse_gateway.core.errors import (
     BackendBusy,
     DailyLimitReached,
@@ -23,7 +24,6 @@ from multiverse_gateway.core.errors import (
     UpstreamFailed,
     UpstreamTimeout,
 )
-from multiverse_gateway.records import DeletedResponse, InputItems, StoredAnswer
 
 _JSON = "application/json"
 _EVENT_STREAM = "text/event-stream"

@@ -137,6 +137,24 @@ def plan_change(servers: Iterable[Server], current: Server, wanted: Server, *, i
 
 
 @attrs.frozen(kw_only=True)
+class Change:
+    """What a partial body names, by attribute of `Server`, `Capabilities` and `Metadata`; the rest stays."""
+
+    fields: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
+    capabilities: Mapping[str, Any] = attrs.field(factory=dict)
+    metadata: Mapping[str, Any] = attrs.field(factory=dict)
+
+    def apply(self, server: Server) -> Server:
+        """Return the server as it will be, its generation and times untouched."""
+        return attrs.evolve(
+            server,
+            **self.fields,
+            capabilities=attrs.evolve(server.capabilities, **self.capabilities),
+            metadata=attrs.evolve(server.metadata, **self.metadata),
+        )
+
+
+@attrs.frozen(kw_only=True)
 class Imported:
     """One server of an import; `id` and `registered_at` if they were given, and whether it names a key at all."""
 

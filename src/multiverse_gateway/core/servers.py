@@ -129,3 +129,15 @@ class ClientKey:
     def may_use(self, model: str) -> bool:
         """Return whether the model, in any of its spellings, is one of those that it is for."""
         return not self.models or is_among(model, self.models)
+
+
+@attrs.frozen(kw_only=True)
+class KeyTerms:
+    """What an operator may decide about a client key, by attribute of `ClientKey`; `max_at_once` of `None` is the gateway's default."""
+
+    expires_at: float | None = None
+    rate_limit: int | None = None
+    daily_limit: int | None = None
+    max_at_once: int | None = None
+    is_bulk: bool = False
+    models: tuple[str, ...] = ()

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
+from multiverse_gateway.api.response_types import iso
 from multiverse_gateway.core.routing import Route
 from multiverse_gateway.pages.states import STATES, Tone, next_check_words
 from multiverse_gateway.pages.words import count, sentence, span
 from multiverse_gateway.protocols import ProbeResult
-from multiverse_gateway.records import iso
 
 BAR_CHECKS = 30
 CHART_CHECKS = 100

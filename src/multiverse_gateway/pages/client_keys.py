@@ -7,13 +7,16 @@ from urllib.parse import urlencode
 from starlette.responses import Response
 from starlette.routing import Route
 
-from multiverse_gateway.accounts import all_keys, create_key, revoke_key, usage_report
-from multiverse_gateway.bodies import NewKey, UsageQuery, read
+from multiverse_gateway.accounts import create_key, revoke_key, usage_summary
+from multiverse_gateway.api.keys_and_usage import key_records
+from multiverse_gateway.api.request_reading import parse_new_key
+from multiverse_gateway.api.response_types import MadeKey, made_key, usage_report
 from multiverse_gateway.core.errors import BadRequest, GatewayError
+from multiverse_gateway.core.servers import KeyTerms
+from multiverse_gateway.core.usage_reports import UsageSelection, UsageSummary
 from multiverse_gateway.pages.rendering import Renderer, Visit
 from multiverse_gateway.pages.server_form import Form, message_of
 from multiverse_gateway.pages.sign_in import SignIn
-from multiverse_gateway.records import MadeKey, UsageReport, made_key
 from multiverse_gateway.registration import refresh_if_possible
 
 LIMITS = ("rate_limit", "daily_limit", "max_at_once")
@@ -41,7 +44,7 @@ class ClientKeys:
         if visit.request.method == "GET":
             return await self._page(visit)
         try:
-            key, secret = await create_key(self._gateway, self._wanted(visit.form))
+            key, secret = await create_key(self._gateway, *self._wanted(visit.form))
         except GatewayError as error:
             return await self._page(visit, problem=message_of(error), status=error.status)
         return await self._page(visit, made=made_key(key, self._gateway.wall(), secret))
@@ -53,14 +56,14 @@ class ClientKeys:
             "keys.html",
             status=status,
             active="keys",
-            keys=all_keys(self._gateway),
+            keys=key_records(self._gateway),
             made=made,
             problem=problem,
             given={name: visit.form.get(name, "") if problem else "" for name in FIELDS},
             required=self._gateway.settings.require_client_auth,
         )
 
-    def _wanted(self, form: Form) -> NewKey:
+    def _wanted(self, form: Form) -> tuple[str, KeyTerms]:
         body: dict[str, Any] = {"name": form.get("name", "").strip()}
         days = _number(form, "days")
         if days is not None:
@@ -70,7 +73,7 @@ class ClientKeys:
         body |= {name: _number(form, name) for name in LIMITS}
         body["bulk"] = bool(form.get("bulk"))
         body["models"] = [name.strip() for name in form.get("models", "").split(",") if name.strip()]
-        return read(body, NewKey)
+        return parse_new_key(body)
 
     async def _revoke(self, visit: Visit) -> Response:
         key = await revoke_key(self._gateway, visit.request.path_params["key_id"])
@@ -92,11 +95,12 @@ async def usage_values(renderer: Renderer, visit: Visit, by: str, server: str | 
     Of more rows than `MOST_ROWS` those with the most requests are shown.
     """
     try:
-        report = await usage_report(renderer.gateway, UsageQuery(by=by, server=server))
+        summary = await usage_summary(renderer.gateway, UsageSelection(by=frozenset({by}), server=server))
     except GatewayError:
-        report = UsageReport.nothing()
+        summary = UsageSummary()
     root = str(visit.request.scope.get("root_path", "")).rstrip("/")
     query = urlencode({"format": "csv"} | ({"server": server} if server else {}))
+    report = usage_report(summary)
     rows = report.rows
     if len(rows) > MOST_ROWS:
         rows = sorted(rows, key=lambda row: row.requests, reverse=True)[:MOST_ROWS]

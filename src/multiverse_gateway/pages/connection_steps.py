@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator, Mapping
 
 import attrs
 
-from multiverse_gateway.bodies import Registration
 from multiverse_gateway.connection_test import CHAT_SECONDS, Outcome, StepResult, examine, means_of
 from multiverse_gateway.core.errors import BadRequest
+from multiverse_gateway.core.registry_plans import Description
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.pages.server_form import message_of
 from multiverse_gateway.pages.words import sentence
@@ -57,7 +57,7 @@ UNTRIED = ShownTest(steps=tuple(ShownStep(title=title, state="idle") for title i
 """What the page shows before the first test."""
 
 
-async def try_steps(gateway: Gateway, registration: Registration, named: str) -> AsyncIterator[ShownTest]:
+async def try_steps(gateway: Gateway, registration: Description, named: str) -> AsyncIterator[ShownTest]:
     """Test a server, and yield how far the test has come each time before it waits, and its result at the end.
 
     `named` is the model that the user asked for, or empty. Nothing that the server sends is shown but the names of its models.

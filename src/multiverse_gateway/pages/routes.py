@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from multiverse_gateway.api.admin import LEVELS
 from multiverse_gateway.api.endpoints import json_response
+from multiverse_gateway.api.response_types import export_of, iso
 from multiverse_gateway.core.servers import model_key
 from multiverse_gateway.entry.access import AccessRules
 from multiverse_gateway.gateway import Gateway
@@ -32,7 +33,6 @@ from multiverse_gateway.pages.server_pages import ServerPages
 from multiverse_gateway.pages.sessions import Sessions
 from multiverse_gateway.pages.sign_in import SignIn, WrongKey
 from multiverse_gateway.pages.words import bare_url
-from multiverse_gateway.records import iso
 from multiverse_gateway.registration import export_registry, refresh_if_possible
 
 EXPORT_NAME = "multiverse-servers.json"
@@ -162,7 +162,8 @@ class Pages:
         if wrong is not None:
             return await self._settings(visit, wrong)
         await refresh_if_possible(self._gateway)
-        response = json_response(await export_registry(self._gateway, include_keys=True))
+        servers = await export_registry(self._gateway, include_keys=True)
+        response = json_response(export_of(servers, wall=self._gateway.wall(), include_keys=True))
         response.headers["content-disposition"] = f'attachment; filename="{EXPORT_NAME}"'
         response.headers["cache-control"] = "no-store"
         return response

@@ -7,7 +7,8 @@ from typing import Any
 
 import attrs
 
-from multiverse_gateway.bodies import Registration, names_cap, parse_change, parse_registration, parse_test
+from multiverse_gateway.api.request_reading import names_cap, parse_change, parse_registration, parse_test
+from multiverse_gateway.api.request_types import Registration
 from multiverse_gateway.core.addresses import EndpointError, parse_endpoint
 from multiverse_gateway.core.errors import BadRequest, GatewayError, InvalidField
 from multiverse_gateway.core.servers import Server

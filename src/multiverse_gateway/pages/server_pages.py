@@ -7,7 +7,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from multiverse_gateway.accounts import register_owned
-from multiverse_gateway.bodies import parse_change
+from multiverse_gateway.api.request_reading import parse_change
+from multiverse_gateway.api.response_types import iso, iso_or_none
 from multiverse_gateway.core.errors import GatewayError, NotFound, ServerNotFound
 from multiverse_gateway.core.history import statistics
 from multiverse_gateway.core.routing import Route as ServerRoute
@@ -34,7 +35,6 @@ from multiverse_gateway.pages.sign_in import SignIn
 from multiverse_gateway.pages.snippets import snippets_of
 from multiverse_gateway.pages.states import next_check_words
 from multiverse_gateway.pages.words import count, sentence
-from multiverse_gateway.records import iso, iso_or_none
 from multiverse_gateway.registration import check, refresh_if_possible, remove, route_of, server_id_of, stated, update
 from multiverse_gateway.web.middleware import ADDRESS
 

@@ -6,17 +6,17 @@ from typing import Any
 
 import attrs
 
-from multiverse_gateway.api.status import counts
+from multiverse_gateway.api.response_types import iso_or_none
 from multiverse_gateway.core.health import HealthState
 from multiverse_gateway.core.history import statistics
 from multiverse_gateway.core.routing import Model, Route, listed_name
+from multiverse_gateway.core.totals import ServerTotals, totals_of
 from multiverse_gateway.core.usage import NOBODY
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.pages.charts import Bar, bar_of
 from multiverse_gateway.pages.states import STATES, State, Tone, reason_of
 from multiverse_gateway.pages.words import bare_url, listed
 from multiverse_gateway.protocols import ProbeResult
-from multiverse_gateway.records import ServerCounts, iso_or_none
 
 SORTS = {
     "registered": "Newest first",
@@ -154,7 +154,7 @@ def chosen(rows: Iterable[Row], query: Query) -> list[Row]:
     return [*sorted(known, key=value, reverse=query.order == "desc"), *unknown]
 
 
-# Totals and queues
+# ServerTotals and queues
 
 
 @attrs.frozen(kw_only=True)
@@ -173,12 +173,12 @@ class Overview:
 
 def overview(gateway: Gateway) -> Overview:
     """Return the totals of a gateway."""
-    totals = counts(gateway)
-    down = totals.unhealthy_servers + totals.inactive_servers
+    totals = totals_of(gateway.table)
+    down = totals.unhealthy + totals.inactive
     tone, headline = _headline(totals, down, _unserved(gateway))
     return Overview(
-        servers=totals.total_servers,
-        healthy=totals.healthy_servers,
+        servers=totals.servers,
+        healthy=totals.healthy,
         down=down,
         models=totals.models,
         requests=gateway.usage_book.totals["requests"],
@@ -253,15 +253,15 @@ def _unserved(gateway: Gateway) -> list[str]:
     return sorted(missed)
 
 
-def _headline(totals: ServerCounts, down: int, unserved: Sequence[str]) -> tuple[Tone, str]:
-    servers, waiting = totals.total_servers, totals.unknown_servers
+def _headline(totals: ServerTotals, down: int, unserved: Sequence[str]) -> tuple[Tone, str]:
+    servers, waiting = totals.servers, totals.unknown
     if not servers:
         return Tone.IDLE, "No server is registered yet."
     if waiting == servers:
         return Tone.IDLE, "The server waits for its first check." if servers == 1 else f"All {servers} servers wait for their first check."
-    if totals.healthy_servers == servers:
+    if totals.healthy == servers:
         return Tone.GOOD, "The server is up." if servers == 1 else f"All {servers} servers are up; every model is served."
-    words = [_share(down, servers, "down") if down else _share(totals.healthy_servers, servers, "up")]
+    words = [_share(down, servers, "down") if down else _share(totals.healthy, servers, "up")]
     if unserved:
         words.append(f"nobody serves {listed(unserved)}")
     elif not waiting:

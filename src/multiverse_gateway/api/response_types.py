@@ -1,16 +1,21 @@
-"""What the admin API and the operators' calls answer with, as types: the answers and their JSON Schema are made from them.
+"""The responses of the API as types; the responses and their JSON Schema are made from these.
 
 Instants are ISO 8601 with zone.
 """
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import attrs
 from msgspec import UNSET, Meta, UnsetType
 
+from multiverse_gateway.api.request_types import EXPORT_FORMAT
+from multiverse_gateway.core.registry_plans import ImportPlan
 from multiverse_gateway.core.servers import Capabilities, ClientKey, Metadata, Server
-from multiverse_gateway.core.usage import Counts
+from multiverse_gateway.core.totals import ServerTotals
+from multiverse_gateway.core.usage import Counts, Usage
+from multiverse_gateway.core.usage_reports import UsageSummary
 
 Time = Annotated[str, Meta(description="a time in ISO 8601 with zone", extra_json_schema={"format": "date-time"})]
 Uuid = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
@@ -180,6 +185,19 @@ class ServerCounts:
     models: int
 
 
+def counts_of(totals: ServerTotals) -> ServerCounts:
+    """Return how many servers and models there are."""
+    return ServerCounts(
+        total_servers=totals.servers,
+        active_servers=totals.active,
+        healthy_servers=totals.healthy,
+        unhealthy_servers=totals.unhealthy,
+        unknown_servers=totals.unknown,
+        inactive_servers=totals.inactive,
+        models=totals.models,
+    )
+
+
 @attrs.frozen(kw_only=True)
 class Stats(ServerCounts):
     """The totals of the dashboard; requests are those that this process has handled."""
@@ -229,6 +247,15 @@ class Export:
     servers: Annotated[list[ServerFacts], Meta(description="with `include_keys` each has `api_key`, too")]
 
 
+def export_of(servers: Iterable[Server], *, wall: float, include_keys: bool) -> Export:
+    """Return the export of servers; `wall` is the present instant in epoch seconds."""
+    found: list[ServerFacts] = []
+    for server in servers:
+        facts = facts_of(server)
+        found.append(ExportedWithKey(**attrs.asdict(facts, recurse=False), api_key=server.api_key) if include_keys else facts)
+    return Export(format=EXPORT_FORMAT, exported_at=iso(wall), servers=found)
+
+
 @attrs.frozen(kw_only=True)
 class ImportCounts:
     """What an import did."""
@@ -237,6 +264,12 @@ class ImportCounts:
     created: int = 0
     updated: int = 0
     unchanged: int = 0
+
+
+def import_counts(plan: ImportPlan) -> ImportCounts:
+    """Return what an import did, in numbers."""
+    counts = {"created": plan.created, "updated": plan.updated, "unchanged": plan.unchanged}
+    return ImportCounts(imported=sum(counts.values()), **counts)
 
 
 @attrs.frozen(kw_only=True)
@@ -404,10 +437,24 @@ class UsageReport:
     total: Counts
     rows: list[UsageRecord]
 
-    @classmethod
-    def nothing(cls) -> "UsageReport":
-        """Return a report for when nothing can be known."""
-        return cls(since="", until="", total=Counts(), rows=[])
+
+def usage_report(summary: UsageSummary) -> UsageReport:
+    """Return the report of what was used."""
+    rows = [_usage_record(usage, summary) for usage in summary.rows]
+    return UsageReport(since=summary.since, until=summary.until, total=summary.total, rows=rows)
+
+
+def _usage_record(usage: Usage, summary: UsageSummary) -> UsageRecord:
+    key, by = usage.key, summary.by
+    return UsageRecord(
+        **attrs.asdict(usage.counts),
+        day=key.day if "day" in by else None,
+        model=key.model if "model" in by else None,
+        server=key.server_id if "server" in by else None,
+        owner=key.owner if "owner" in by else None,
+        client=summary.names.get(key.client, key.client) if "client" in by else None,
+        client_id=key.client if "client" in by else None,
+    )
 
 
 @attrs.frozen(kw_only=True)

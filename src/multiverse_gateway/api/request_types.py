@@ -1,0 +1,259 @@
+"""The bodies and queries of the admin API as types; both their reading (`request_reading`) and their JSON Schema are made from these.
+
+What a `Meta` says is a rule for both; its description completes the sentence "FIELD must be ...". A function beside it reads the text.
+"""
+
+import uuid
+from datetime import UTC, date, datetime
+from typing import Annotated, Any, Final, Literal
+
+import attrs
+from msgspec import Meta
+
+from multiverse_gateway.core.addresses import EndpointError, parse_root
+from multiverse_gateway.core.servers import (
+    MAX_AT_ONCE,
+    MAX_CONCURRENCY,
+    MAX_DAILY_LIMIT,
+    MAX_WEIGHT,
+    MODEL_NAME,
+    Capabilities,
+    Metadata,
+    ServerId,
+)
+
+MAX_KEY_LENGTH = 512
+MAX_IMPORT = 10_000
+PAGE = 1000
+HISTORY = 100
+EXPORT_FORMAT: Final = 1
+
+# Values
+
+
+class Unfit(ValueError):
+    """A value cannot be used; `words` complete the sentence that begins with the name of the field, `path` leads to that field."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__(words)
+        self.words = words
+        self.path = ""
+
+
+def _url(value: str) -> str:
+    try:
+        return parse_root(value).url
+    except EndpointError as error:
+        raise Unfit(f": {error}") from None
+
+
+def _uuid(value: str) -> ServerId:
+    try:
+        return ServerId(str(uuid.UUID(value)))
+    except ValueError:
+        raise Unfit(" must be a UUID, such as the one that registering answers with") from None
+
+
+def _instant(value: str) -> float:
+    try:
+        instant = datetime.fromisoformat(value)
+        if instant.tzinfo is None:
+            raise ValueError
+        seconds = instant.timestamp()
+        datetime.fromtimestamp(seconds, UTC)  # what is given can be written again: the zone, or rounding, may lead out of all years
+        return seconds
+    except (ValueError, OverflowError, OSError):
+        raise Unfit(" must be a time in ISO 8601 with zone, such as 2026-05-01T12:00:00+00:00") from None
+
+
+def _day(value: str) -> str:
+    try:
+        return date.fromisoformat(value).isoformat()
+    except ValueError:
+        raise Unfit(" must be a date, such as 2026-05-01") from None
+
+
+ModelName = Annotated[
+    str,
+    Meta(
+        pattern=f"^{MODEL_NAME.pattern}$",
+        description="1 to 128 letters, digits or any of . _ - : / @ +, such as llama-3.2:3b",
+        examples=["llama-3.2:3b"],
+    ),
+]
+EndpointUrl = Annotated[
+    str,
+    Meta(
+        description="the URL of the server's root, such as http://host:8000; a trailing /v1 is dropped",
+        examples=["https://gpu.example"],
+        extra_json_schema={"format": "endpoint-url"},
+    ),
+    _url,
+]
+ServerKey = Annotated[
+    str,
+    Meta(
+        pattern=f"^[!-~]{{1,{MAX_KEY_LENGTH}}}$",
+        description=f"1 to {MAX_KEY_LENGTH} visible ASCII characters without spaces; leave it out if the server asks for no key",
+        examples=["the-key-of-the-server"],
+    ),
+]
+Uuid = Annotated[str, Meta(description="a UUID", extra_json_schema={"format": "uuid"}), _uuid]
+Instant = Annotated[
+    str,
+    Meta(description="a time in ISO 8601 with zone", examples=["2026-05-01T12:00:00+00:00"], extra_json_schema={"format": "date-time"}),
+    _instant,
+]
+KeyName = Annotated[
+    str,
+    Meta(
+        pattern="^[A-Za-z0-9._@+-][A-Za-z0-9 ._@+-]{0,63}$",
+        description="1 to 64 letters, digits, blanks or any of . _ @ + -, not beginning with a blank",
+        examples=["alice"],
+    ),
+]
+Day = Annotated[
+    str, Meta(description="a date in UTC, such as 2026-05-01", examples=["2026-05-01"], extra_json_schema={"format": "date"}), _day
+]
+
+
+# Bodies
+
+
+_CAP = (
+    "how many requests it may get at once, null for any number; left out of a registration, it is what the server's engine states, "
+    "or what it was before"
+)
+
+
+@attrs.frozen(kw_only=True)
+class Registration:
+    """A server as its host describes it (a `core.registry_plans.Description`); `endpoint_url` is canonical."""
+
+    model_name: ModelName
+    endpoint_url: EndpointUrl
+    api_key: ServerKey | None = attrs.field(default=None, repr=False)
+    capabilities: Capabilities = attrs.field(factory=Capabilities)
+    metadata: Metadata = attrs.field(factory=Metadata)
+    max_concurrency: Annotated[int, Meta(ge=1, le=MAX_CONCURRENCY, description=_CAP)] | None = None
+    weight: Annotated[int, Meta(ge=1, le=MAX_WEIGHT, description="its share of the traffic with the balancer `weighted`")] = 1
+
+
+@attrs.frozen(kw_only=True)
+class ConnectionTest(Registration):
+    """A registration that is only tested; the model may be left out."""
+
+    model_name: Annotated[str, Meta(pattern=f"^({MODEL_NAME.pattern})?$", description="the model's name, or nothing")] = "unnamed"
+
+
+@attrs.frozen(kw_only=True)
+class ImportedServer(Registration):
+    """One server of an export; a key that is not named keeps its value."""
+
+    registration_id: Uuid | None = None
+    registered_at: Instant | None = None
+    has_api_key: Any = None
+
+
+@attrs.frozen(kw_only=True)
+class Import:
+    """An export, or a list of registrations written by hand."""
+
+    servers: Annotated[list[ImportedServer], Meta(max_length=MAX_IMPORT)]
+    format: Literal[1] = EXPORT_FORMAT
+    exported_at: Any = None
+
+
+@attrs.frozen(kw_only=True)
+class KeyChange:
+    """The fields of a client key that change. Those that are left out keep their values; null sets the default of a new key."""
+
+    expires_at: Instant | None = None
+    rate_limit: Annotated[int, Meta(ge=0, le=1_000_000, description="requests per minute; 0 for no limit")] | None = None
+    daily_limit: Annotated[int, Meta(ge=1, le=MAX_DAILY_LIMIT, description="requests to models per day (UTC)")] | None = None
+    max_at_once: (
+        Annotated[
+            int,
+            Meta(
+                ge=0,
+                le=MAX_AT_ONCE,
+                description="requests that may run and wait together when another one would have to wait; 0 for no limit, "
+                "null for the value of MAX_AT_ONCE_PER_KEY at the moment",
+            ),
+        ]
+        | None
+    ) = None
+    bulk: Annotated[bool, Meta(description="whether its requests yield to interactive ones")] = False
+    models: Annotated[list[ModelName], Meta(max_length=1000, description="the models that it may use; an empty list means all")] = (
+        attrs.field(factory=list)
+    )
+
+
+@attrs.frozen(kw_only=True)
+class NewKey(KeyChange):
+    """A client key to make."""
+
+    name: KeyName
+
+
+# Queries
+
+
+@attrs.frozen(kw_only=True)
+class ServersQuery:
+    """Which records to list, and in which order."""
+
+    model_name: str | None = None
+    health_status: Literal["healthy", "unhealthy", "unknown"] | None = None
+    student_id: str | None = None
+    include_inactive: Annotated[bool, Meta(description="include servers that were taken out or removed")] = False
+    sort: Literal["registered_at", "updated_at", "last_checked_at", "model_name", "health_status", "student_id"] = "registered_at"
+    order: Literal["asc", "desc"] = "asc"
+    limit: Annotated[int, Meta(ge=1, le=PAGE)] = PAGE
+    offset: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+
+
+@attrs.frozen(kw_only=True)
+class HistoryQuery:
+    """How many checks to list."""
+
+    limit: Annotated[int, Meta(ge=1, le=HISTORY)] = HISTORY
+
+
+@attrs.frozen(kw_only=True)
+class LogsQuery:
+    """Which log records to list, newest last."""
+
+    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], Meta(description="the minimum level")] = "DEBUG"
+    component: str | None = None
+    text: str | None = None
+    since: Instant | None = None
+    limit: Annotated[int, Meta(ge=1, le=2000)] = 200
+
+
+@attrs.frozen(kw_only=True)
+class ExportQuery:
+    """What an export contains."""
+
+    include_keys: Annotated[bool, Meta(description="include the servers' own keys, in plain text")] = False
+
+
+@attrs.frozen(kw_only=True)
+class UsageQuery:
+    """Which days to count, and what to count separately."""
+
+    since: Day | None = None
+    until: Day | None = None
+    by: Annotated[
+        str,
+        Meta(
+            pattern="^(day|model|server|owner|client)(,(day|model|server|owner|client))*$",
+            description="one or more of day, model, server, owner, client, separated by commas",
+            examples=["day,model"],
+        ),
+    ] = "day,model,server,owner,client"
+    model: str | None = None
+    server: str | None = None
+    owner: str | None = None
+    client: str | None = None
+    format: Literal["json", "csv"] = "json"
