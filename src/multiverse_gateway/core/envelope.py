@@ -1,4 +1,4 @@
-"""What the gateway has to know about a request: its envelope. `core.reading` reads it from a body."""
+"""The envelope of a request: all that the gateway has to know about it. `core.reading` reads it from a body."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ A body is parsed once if the gateway knows all its names, as it knows the names 
 `stream`. Only a body with an unknown name is parsed again, by a decoder that knows every other spelling of the two. Both decoders look at
 the top level only, so a prompt or a tool may contain any name.
 
-What saves time: few envelopes differ, so each one is made once and looked up then (a quarter of the time). msgspec makes no value of any
-field but `model`, `stream` and `previous_response_id`; what else is needed is kept as a view of the bytes (`Raw`).
+Two things save time. Few envelopes differ, so each one is made once and looked up afterwards, in a quarter of the time. And msgspec makes
+values of `model`, `stream` and `previous_response_id` only; it keeps the other fields that count as views of the bytes (`Raw`).
 """
 
 from __future__ import annotations

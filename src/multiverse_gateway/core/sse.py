@@ -10,7 +10,7 @@
    long, in `_MAX_LINES` lines. Costs grow with the number of bytes, never with its square.
 
 How events are found. An event ends with a blank line; a line ends with LF, CR LF or CR. The parser does not take a chunk apart into lines:
-it looks for the ends of events, checks each event as a whole, and returns slices of the chunk. What is not complete stays in `_rest` until
+it looks for the ends of events, checks each event as a whole, and returns slices of the chunk. An incomplete event stays in `_rest` until
 the next chunk. A CR at the end of a chunk may be half a line end, so an event that ends with one waits for the next byte, or for `finish`.
 
 There are two ways through `feed`, and they must agree. Nearly every chunk of a chat is exactly one event of one line, and takes the short
@@ -195,7 +195,7 @@ class EventStream:
     def _sort(self, chunk: bytes) -> bytes:
         """Do what `feed` promises for any chunk: cut it into events, and return those to relay, joined.
 
-        Of what was returned before, `rest` may hold the beginning of an event or, while `has_more`, whole events. `begun` is where the run
+        Before the call, `_rest` may hold the beginning of an event or, while `has_more`, whole events. `begun` is where the run
         of events to relay began that is not in `passed` yet: a chunk without anything to drop is returned as one slice.
         """
         if not self._begun:

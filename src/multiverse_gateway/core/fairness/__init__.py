@@ -25,8 +25,8 @@ one of its requests began. This is start-time fair queueing (Goyal, 1996) over t
 
 Instants are monotonic seconds. Nothing here does I/O.
 
-`flows` holds who asks and which slots there are, `costs` what a request costs, and `books` what is remembered. `turns` decides whose turn
-it is, `fair_queue` leads requests through the queue, and `places` shows where they stand. `at_once` and `evenness` stand beside the queue.
+Flows, bands and pools are in `flows`, the costs of requests in `costs`, accounts and books in `books`. `turns` decides whose turn it is,
+`fair_queue` is the queue itself, and `places` shows where requests stand in it. `at_once` and `evenness` do not depend on the queue.
 """
 
 from multiverse_gateway.core.fairness.at_once import AtOnce

@@ -1,4 +1,4 @@
-"""What the queue remembers: its requests, the accounts of flows, the books of a model, and how much a model is used."""
+"""The memory of the queue: requests, accounts of flows, the books of a model, and the use of a model."""
 
 from collections.abc import Hashable, Mapping
 from heapq import heappop, heappush

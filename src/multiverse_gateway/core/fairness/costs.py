@@ -1,4 +1,4 @@
-"""What a request costs, in weighted tokens: estimated when it begins, and counted when it has ended."""
+"""The cost of a request in weighted tokens: estimated when it begins, and counted when it has ended."""
 
 BYTES_PER_TOKEN = 4
 """Bytes of a body for which one token is expected."""

@@ -1,4 +1,4 @@
-"""Who asks, how urgently, and which slots there are."""
+"""Flows of requests, their bands, and the pools of slots that they share."""
 
 from enum import StrEnum
 from typing import NamedTuple

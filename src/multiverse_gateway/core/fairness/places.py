@@ -1,4 +1,4 @@
-"""What can be shown of the queue: how much a model is used, and where each waiting request stands."""
+"""The view of the queue for people: how much a model is used, and where each waiting request stands."""
 
 from collections.abc import Iterable
 

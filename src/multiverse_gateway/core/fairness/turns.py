@@ -46,7 +46,7 @@ def _head(account: Account, unmet: Collection[Hashable]) -> Ticket | None:
 
 
 def give_turns(pick: Callable[..., Ticket | None], take: Callable[[Ticket], None]) -> None:
-    """Offer what is free to the request that `pick` returns, again and again, until it returns none."""
+    """Offer free slots to the request that `pick` returns, until it returns none; a need that could not be met is not offered again."""
     unmet: set[Hashable] = set()
     while (ticket := pick(unmet=unmet)) is not None:
         take(ticket)

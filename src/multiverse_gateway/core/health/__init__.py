@@ -1,4 +1,4 @@
-"""What is known about a server's health, and how probes and requests change it.
+"""The health of a server, and how probes and requests change it.
 
     PROBING        nothing is known yet                    a good probe: HEALTHY
     HEALTHY        in rotation                             a failed probe, class A, strikes: UNHEALTHY; class B after a request: SUSPECT
@@ -9,7 +9,7 @@
     DEACTIVATED    taken off; probed after 1, 2, 4 … 15 min   two good probes: HEALTHY; silent for days: ARCHIVED
     ARCHIVED       not probed any more                     a forced good probe, or its owner's update
 
-Rules that hold whatever happens:
+Rules that always hold:
 
 1. An event of an older generation changes nothing.
 2. Resting only ever grows longer: the later deadline wins. A busy server is not ill. A pause for which the requests of one client are the
@@ -20,13 +20,13 @@ Rules that hold whatever happens:
 5. A good probe does not erase strikes of the last 30 s: a server may list its models and still fail to answer.
 6. Any answer that proves life (a success, a client error) ends the row of strikes.
 7. A refused request (401, 403) says nothing about the server: the gateway confirms it with a request of its own. A server that refuses
-   that one is MISCONFIGURED until it lets such a request in; a list of models that is open to everybody proves nothing.
+   that one is MISCONFIGURED until it lets such a request in; a list of models that needs no key proves nothing.
 8. A busy server is not dead: while bytes of its answers arrive, a probe's timeout proves nothing; while a running request has time left,
    the timeout only makes the server SUSPECT.
 
-`state` holds the value and what can be read off it, `events` what can happen to a server, and `policy` the figures. `advancing` passes an
-event on: `by_attempts` judges requests, `by_probes` judges probes, and `transitions` has the steps that both take. `following` takes over
-what another process, or this one before a restart, found out.
+The value and the questions that it answers are in `state`, the events in `events`, the figures in `policy`. `advancing` passes an event on:
+`by_attempts` judges requests, `by_probes` judges probes, and `transitions` has the steps that both take. `following` takes over the
+verdicts of another process, or of this one before a restart.
 """
 
 from multiverse_gateway.core.health.advancing import advance

@@ -1,4 +1,4 @@
-"""What becomes of a server's health when something happens to it."""
+"""Advance the health of a server by an event."""
 
 from multiverse_gateway.core.health.by_attempts import attempt_failed, attempt_passed
 from multiverse_gateway.core.health.by_probes import misconfigured, probe_failed, probe_passed, probe_timed_out

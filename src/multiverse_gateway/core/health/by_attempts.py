@@ -1,4 +1,4 @@
-"""What becomes of a server's health when its requests succeed or fail."""
+"""Advance the health of a server by requests that succeeded or failed."""
 
 from attrs import evolve
 

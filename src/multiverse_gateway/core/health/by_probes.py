@@ -1,4 +1,4 @@
-"""What becomes of a server's health when a probe passes, fails or gets no answer, or the server refuses the gateway's own request."""
+"""Advance the health of a server by probes that passed, failed or timed out, and by refusals of the gateway's own requests."""
 
 from math import inf
 

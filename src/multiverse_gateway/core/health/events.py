@@ -1,4 +1,4 @@
-"""What can happen to a server: results of probes and of requests, each with the generation of the server that it is about."""
+"""The events that change the health of a server: results of probes and of requests, each with the generation that it is about."""
 
 from attrs import frozen
 

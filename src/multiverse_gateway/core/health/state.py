@@ -1,4 +1,4 @@
-"""What is known about the health of a server: one frozen value, and what can be read off it.
+"""The health of a server as one frozen value, and the questions that it answers.
 
 The first group of its fields is shared between all processes and stored; the second one is local to the process.
 """
@@ -23,7 +23,7 @@ _MAX_ANSWERED = 32
 
 
 class HealthState(StrEnum):
-    """What the gateway thinks of a server."""
+    """The states of a server; the rules of `core.health` say what leads from one to another."""
 
     PROBING = "probing"
     HEALTHY = "healthy"
@@ -69,7 +69,7 @@ class Rest:
 
 @frozen(kw_only=True)
 class Blame:
-    """What failed requests hold against a server until a good answer ends it; all instants are monotonic.
+    """The failed requests that count against a server until a good answer clears it; all instants are monotonic.
 
     `strikes` is the row of failures for which the server is to blame, the newest last, and `struck_at` the instant of the newest.
     `suspected_by` is the client whose request the server broke off. The server is chosen last until `doubted_until` for strikes of one

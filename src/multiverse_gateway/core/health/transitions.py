@@ -1,4 +1,4 @@
-"""Steps that requests and probes have in common: how the state changes, when the next probe is due, and what a good answer ends."""
+"""Steps that requests and probes have in common: changes of the state, the time of the next probe, the effect of a good answer."""
 
 from math import inf
 from typing import Any
@@ -9,7 +9,7 @@ from multiverse_gateway.core.health.policy import HealthPolicy
 from multiverse_gateway.core.health.state import Blame, Health, HealthState, NextProbe
 
 CONFIRM_AFTER = 1.0
-"""Seconds to a probe that confirms what was just found."""
+"""Seconds to a probe that confirms a verdict."""
 DEACTIVATED_UNIT = 60.0
 """Seconds to the first probe of a server that was taken off."""
 
@@ -21,7 +21,7 @@ _NO_BLAME = Blame()
 
 @frozen
 class Instant:
-    """When something happens: `now` is monotonic, `wall` epoch seconds; `chance` in [0, 1) is the jitter of what is scheduled then."""
+    """When something happens: `now` is monotonic, `wall` epoch seconds; `chance` in [0, 1) is the jitter of the next probe or pause."""
 
     now: float
     wall: float
