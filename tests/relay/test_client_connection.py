@@ -261,6 +261,22 @@ async def test_a_connection_leaves_no_cycle() -> None:
         gc.enable()
 
 
+@pytest.mark.parametrize(
+    ("behind", "state"),
+    [(b"", "READING"), (BODY[:3], "READING"), (BODY, "BUSY"), (BODY + b"x", None), (BODY + request(), None)],
+)
+async def test_a_body_begins_behind_its_head(behind: bytes, state: str | None) -> None:
+    """If more than the body follows its head, the request is in doubt: the connection is handed over with all that was read."""
+    door, connection = connected()
+    data = request(b"", length=len(BODY)) + behind
+    connection.data_received(data)
+    if state is None:
+        assert (door.handed, door.noted, door.intake.open) == ([data], set(), 0)
+    else:
+        assert (door.handed, door.state) == ([], state)
+        connection.connection_lost(None)
+
+
 DUE = {
     "READY": (1.0, ["close"], []),
     "READING": (10.0, ["write_eof"], [408]),

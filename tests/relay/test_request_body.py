@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multiverse_gateway.relay.request_body import WHOLE_BODY, ChunkedBody, MalformedBodyError, PlainBody, begin_body
+from multiverse_gateway.relay.request_body import WHOLE_BODY, ChunkedBody, MalformedBodyError, PlainBody, begin_chunked
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
 NEXT = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
@@ -182,26 +182,20 @@ def test_a_chunked_body_leaves_no_cycle(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "length", "expected"),
+    ("data", "expected"),
     [
-        (b"", 0, (b"", True)),
-        (b"", 2, (b"", False)),
-        (b"{", 2, (b"{", False)),
-        (b"{}", 2, (b"{}", True)),
-        (b"{}x", 2, None),
-        (b"x", 0, None),
-        (b"", None, (b"", False)),
-        (b"2\r\n{", None, (b"{", False)),
-        (b"2\r\n{}\r\n0\r\n\r\n", None, (b"{}", True)),
-        (b"2\r\n{}\r\n0\r\n\r\n" + NEXT, None, None),
-        (b"2\r\n{}\r\n0\r\n\r\n" + UPGRADE, None, None),
-        (b"2\r\n{}\r\n0\r\n\r\n\x00", None, None),
-        (b"zz", None, None),
+        (b"", (b"", False)),
+        (b"2\r\n{", (b"{", False)),
+        (b"2\r\n{}\r\n0\r\n\r\n", (b"{}", True)),
+        (b"2\r\n{}\r\n0\r\n\r\n" + NEXT, None),
+        (b"2\r\n{}\r\n0\r\n\r\n" + UPGRADE, None),
+        (b"2\r\n{}\r\n0\r\n\r\n\x00", None),
+        (b"zz", None),
     ],
 )
-def test_a_body_begins_behind_its_head(data: bytes, length: int | None, expected: tuple[bytes, bool] | None) -> None:
+def test_chunks_begin_behind_their_head(data: bytes, expected: tuple[bytes, bool] | None) -> None:
     """If more than the body follows, or no chunks, the request is in doubt."""
-    begun = begin_body(HEAD + data, len(HEAD), length)
+    begun = begin_chunked(HEAD + data, len(HEAD))
     if begun is None:
         assert expected is None
         return
@@ -213,7 +207,13 @@ def test_a_body_begins_behind_its_head(data: bytes, length: int | None, expected
 def test_the_offer_of_another_protocol_before_chunks_is_in_doubt() -> None:
     """Llhttp reads no body behind such a head."""
     head = HEAD.replace(b"host: x", b"host: x\r\nconnection: upgrade\r\nupgrade: h2c")
-    assert begin_body(head + b"0\r\n\r\n", len(head), None) is None
+    assert begin_chunked(head + b"0\r\n\r\n", len(head)) is None
+
+
+def test_a_plain_body_may_have_begun_with_its_head() -> None:
+    body = PlainBody(4, 1)
+    assert (body.missing, body.received, body.is_whole) == (3, 1, False)
+    assert (body.feed(b"abcd"), body.rest, body.is_whole) == ([b"abc"], b"d", True)
 
 
 def test_the_shared_whole_body_stays_as_it_is() -> None:

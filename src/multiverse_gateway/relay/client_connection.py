@@ -12,7 +12,7 @@ import attrs
 from multiverse_gateway.relay.heads import Heads, RequestHead
 from multiverse_gateway.relay.intake_port import IntakePort, V
 from multiverse_gateway.relay.read_ahead import ReadAhead
-from multiverse_gateway.relay.request_body import WHOLE_BODY, ChunkedBody, MalformedBodyError, PlainBody, begin_body
+from multiverse_gateway.relay.request_body import WHOLE_BODY, ChunkedBody, MalformedBodyError, PlainBody, begin_chunked
 from multiverse_gateway.relay.response_writer import ResponseWriter
 
 HIGH_WATER: Final = 16384
@@ -244,10 +244,13 @@ class ClientConnection(asyncio.Protocol, Generic[V]):
             self._begin_otherwise(data)
             return
         head, length = read
-        if len(data) - end == length:  # nearly always; not making a body saves 7 % of the door's work
+        received = len(data) - end
+        if received == length:  # the usual case; not making a body saves 7 % of the door's work
             self._body, self._pieces = WHOLE_BODY, [data[end:]]
+        elif length is not None and received < length:
+            self._body, self._pieces = PlainBody(length, received), [data[end:]] if received else []
         else:
-            begun = begin_body(data, end, length)
+            begun = begin_chunked(data, end) if length is None else None
             if begun is None:
                 self._hand_over(data)
                 return

@@ -126,16 +126,11 @@ class ChunkedBody:
         self.is_whole = True
 
 
-def begin_body(data: bytes, end: int, length: int | None) -> tuple[PlainBody | ChunkedBody, list[bytes]] | None:
-    """Begin the body of a request whose head ends at `end`; return it and its first pieces, or `None` if there is any doubt.
+def begin_chunked(data: bytes, end: int) -> tuple[ChunkedBody, list[bytes]] | None:
+    """Begin a body in chunks behind a head that ends at `end`; return it and its first pieces.
 
-    It is in doubt if something follows the body already, or is no chunk. `length` is `None` for a body in chunks.
+    `None` if there is any doubt: what follows the head is no chunk, or the body ends in `data` and something follows it.
     """
-    if length is not None:
-        received = len(data) - end
-        if received > length:
-            return None
-        return PlainBody(length, received), [data[end:]] if received else []
     try:
         body = ChunkedBody(data[:end])
         pieces = body.feed(data[end:])
