@@ -1,1 +1,1 @@
-"""Everything that speaks to people and programs over HTTP, except for inference itself."""
+"""HTTP over ASGI: the middleware around the API and the pages, and the ASGI door of inference."""
