@@ -53,7 +53,7 @@ class Scene:
             store=self.store,
             now=lambda: self.clock.monotonic,
             wall=lambda: self.clock.wall,
-            chance=lambda: 0.5,
+            random=lambda: 0.5,
             changed=lambda server, before, after: self.changes.append((server.id, before.state.value, after.state.value)),
         )
         self.follow(book, make_server("one"), make_server("two"))

@@ -227,7 +227,7 @@ class Member:
 
         def judge(is_up: bool) -> None:
             event = ProbePassed(generation=1) if is_up else ProbeFailed(generation=1, reason="no answer")
-            after = advance(health, event, plan.policy, now=clock.now, wall=clock.now, chance=chance.random())
+            after = advance(health, event, plan.policy, now=clock.now, wall=clock.now, random=chance.random())
             self._note(health, after, is_up=is_up)
             self.probe(host, after, chance)
 

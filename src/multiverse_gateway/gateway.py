@@ -90,7 +90,7 @@ class Gateway:
         self.limits = _limits(settings)
         self.registrations = RegistrationBook()
         self.health_book = HealthBook(
-            health_policy(settings), store=self.store, now=now, wall=wall, chance=chance, changed=self._health_changed
+            health_policy(settings), store=self.store, now=now, wall=wall, random=chance, changed=self._health_changed
         )
         self.load = Load()
         self.admission = Admission(

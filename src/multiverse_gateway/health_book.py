@@ -47,7 +47,7 @@ Changed = Callable[[Server, Health, Health], None]
 class HealthBook:
     """The routing table with the health of every server, advanced by what happens to them.
 
-    `now` is the monotonic clock, `wall` epoch seconds, `chance` a random number in [0, 1).
+    `now` is the monotonic clock, `wall` epoch seconds, `random` returns a random number in [0, 1).
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class HealthBook:
         store: Store,
         now: Callable[[], float],
         wall: Callable[[], float],
-        chance: Callable[[], float],
+        random: Callable[[], float],
         changed: Changed,
     ) -> None:
         self.policy = policy
@@ -69,7 +69,7 @@ class HealthBook:
         self._store = store
         self._now = now
         self._wall = wall
-        self._chance = chance
+        self._random = random
         self._changed = changed
         self._unsaved: set[ServerId] = set()
         self._results: list[ProbeResult] = []
@@ -143,7 +143,7 @@ class HealthBook:
         before = route.health
         if isinstance(event, AttemptFailed) and event.failure.kind is FailureClass.AUTH and event.generation == before.generation:
             self._refusals.setdefault(server_id, confirming_path(event.path))
-        after = advance(before, event, self.policy, now=self._now(), wall=self._wall(), chance=self._chance())
+        after = advance(before, event, self.policy, now=self._now(), wall=self._wall(), random=self._random())
         if after is before:
             return
         self.table = with_health(self.table, server_id, after)

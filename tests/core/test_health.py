@@ -60,10 +60,10 @@ def after(
     *events: HealthEvent,
     now: float = 100.0,
     policy: HealthPolicy = POLICY,
-    chance: float = 0.5,
+    random: float = 0.5,
 ) -> Health:
     for event in events:
-        health = advance(health, event, policy, now=now, wall=WALL + now, chance=chance)
+        health = advance(health, event, policy, now=now, wall=WALL + now, random=random)
     return health
 
 
@@ -397,11 +397,11 @@ def test_a_pause_for_one_client_is_for_all_once_another_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("retry_after", "chance", "rest"), [(None, 0.0, 0.8), (None, 0.5, 1.0), (0.0, 0.5, 1.0), (1e9, 0.5, 60.0), (inf, 0.5, 60.0)]
+    ("retry_after", "random", "rest"), [(None, 0.0, 0.8), (None, 0.5, 1.0), (0.0, 0.5, 1.0), (1e9, 0.5, 60.0), (inf, 0.5, 60.0)]
 )
-def test_rest_has_a_default_and_a_cap(retry_after: float | None, chance: float, rest: float) -> None:
+def test_rest_has_a_default_and_a_cap(retry_after: float | None, random: float, rest: float) -> None:
     """F12: nothing said means 1 s ± 20 %, too much means 60 s."""
-    assert after(well(), broke(FailureClass.BUSY, retry_after=retry_after), chance=chance).rest.until == pytest.approx(100.0 + rest)
+    assert after(well(), broke(FailureClass.BUSY, retry_after=retry_after), random=random).rest.until == pytest.approx(100.0 + rest)
 
 
 def test_a_rest_without_an_end_grows_until_the_server_answers() -> None:
@@ -631,13 +631,13 @@ def test_a_good_probe_keeps_a_server_well() -> None:
 
 
 @pytest.mark.parametrize(
-    ("interval", "timeout", "chance", "wait"),
+    ("interval", "timeout", "random", "wait"),
     [(60, 10, 0.0, 50.0), (60, 10, 0.5, 47.5), (60, 10, 0.999999, 45.0), (10, 10, 0.0, 5.0), (1, 10, 0.5, 0.5), (300, 10, 0.0, 290.0)],
 )
-def test_a_verdict_never_grows_older_than_the_interval(interval: float, timeout: float, chance: float, wait: float) -> None:
+def test_a_verdict_never_grows_older_than_the_interval(interval: float, timeout: float, random: float, wait: float) -> None:
     """H03, H08: the next probe begins a timeout before the interval is over, up to a tenth sooner, never before its half."""
     policy = HealthPolicy(interval=interval, timeout=timeout)
-    health = after(well(), passed(), policy=policy, chance=chance)
+    health = after(well(), passed(), policy=policy, random=random)
     assert health.next_probe.at - 100.0 == pytest.approx(wait, abs=1e-4)
 
 
@@ -656,14 +656,14 @@ def test_a_failed_probe_ends_the_last_resort() -> None:
     assert not after(struck_out(), failed()).by_traffic
 
 
-@pytest.mark.parametrize("chance", [0.0, 0.5, 0.999999])
-def test_probes_of_the_ill_come_ever_later(chance: float) -> None:
+@pytest.mark.parametrize("random", [0.0, 0.5, 0.999999])
+def test_probes_of_the_ill_come_ever_later(random: float) -> None:
     """1, 2, 4 … 60 s, each ± 20 %."""
     policy = HealthPolicy(auto_deregister=AutoDeregister.OFF)
     health, waits = well(), []
     for _ in range(40):
-        health = after(health, failed(), policy=policy, chance=chance)
-        waits.append((health.next_probe.at - 100.0) / (0.8 + 0.4 * chance))
+        health = after(health, failed(), policy=policy, random=random)
+        waits.append((health.next_probe.at - 100.0) / (0.8 + 0.4 * random))
     assert waits == pytest.approx([1, 2, 4, 8, 16, 32] + [60] * 34)
     assert health.state is HealthState.UNHEALTHY
     assert health.consecutive_failures == 40
@@ -722,7 +722,7 @@ def test_our_own_network_deactivates_nobody() -> None:
     """H07: while all fail together nobody is counted towards deactivation, and each is looked at again within five seconds."""
     health = well()
     for _ in range(50):
-        health = after(health, failed(correlated=True), chance=0.999999)
+        health = after(health, failed(correlated=True), random=0.999999)
         assert health.state is HealthState.UNHEALTHY
         assert health.next_probe.at - 100.0 < 5.0
     assert health.consecutive_failures == 0
@@ -945,9 +945,9 @@ EVENTS: st.SearchStrategy[HealthEvent] = st.one_of(
 def test_any_history_heals(history: list[tuple[HealthEvent, float, float]]) -> None:
     """No server is stuck: after any history two good probes of a server that is not archived, each when due, make it usable."""
     health, now = fresh(1, now=0.0, wall=WALL), 0.0
-    for event, seconds, chance in history:
+    for event, seconds, random in history:
         now += seconds
-        health = advance(health, event, POLICY, now=now, wall=WALL + now, chance=chance)
+        health = advance(health, event, POLICY, now=now, wall=WALL + now, random=random)
     if health.state is HealthState.ARCHIVED:
         return
     for _ in range(2):
@@ -991,10 +991,10 @@ class Servers(RuleBasedStateMachine):
     def health(self, name: str) -> Health:
         return self.table.routes[ServerId(name)].health
 
-    def report(self, server_id: ServerId, event: HealthEvent, chance: float = 0.5) -> None:
+    def report(self, server_id: ServerId, event: HealthEvent, random: float = 0.5) -> None:
         """Do what the gateway does, and hold each step to the rules."""
         before = self.table.routes[server_id].health
-        health = advance(before, event, POLICY, now=self.now, wall=WALL + self.now, chance=chance)
+        health = advance(before, event, POLICY, now=self.now, wall=WALL + self.now, random=random)
         self.table = with_health(self.table, server_id, health)
         if event.generation != before.generation:
             assert health is before
@@ -1054,17 +1054,17 @@ class Servers(RuleBasedStateMachine):
         kind=st.none() | KINDS,
         retry_after=st.none() | st.floats(0, 100),
         after_request=st.booleans(),
-        chance=st.floats(0, 1, exclude_max=True),
+        random=st.floats(0, 1, exclude_max=True),
     )
-    def finish(self, data: st.DataObject, kind: FailureClass | None, retry_after: float | None, after_request: bool, chance: float) -> None:
+    def finish(self, data: st.DataObject, kind: FailureClass | None, retry_after: float | None, after_request: bool, random: float) -> None:
         """End a live attempt, well or in any other way; it may be of an older generation by now."""
         server, client, number = self.live.pop(data.draw(st.integers(0, len(self.live) - 1)))
         self.load.finished(server.id, "llama", seconds=0.1, failed=kind is not None, first_byte_timeout=120.0)
         if kind is None:
-            self.report(server.id, AttemptPassed(server.generation), chance)
+            self.report(server.id, AttemptPassed(server.generation), random)
         else:
             failure = Failure(kind, "words", retry_after=retry_after, after_request=after_request)
-            self.report(server.id, AttemptFailed(server.generation, client, number, failure, CHAT), chance)
+            self.report(server.id, AttemptFailed(server.generation, client, number, failure, CHAT), random)
 
     @rule(
         name=st.sampled_from("abc"),
@@ -1074,18 +1074,18 @@ class Servers(RuleBasedStateMachine):
         correlated=st.booleans(),
         let_in=st.booleans(),
         stale=st.booleans(),
-        chance=st.floats(0, 1, exclude_max=True),
+        random=st.floats(0, 1, exclude_max=True),
     )
     def probe(
-        self, name: str, passes: bool, forced: bool, unauthorized: bool, correlated: bool, let_in: bool, stale: bool, chance: float
+        self, name: str, passes: bool, forced: bool, unauthorized: bool, correlated: bool, let_in: bool, stale: bool, random: float
     ) -> None:
         """Report a probe; stale ones began before the last update."""
         generation = self.health(name).generation - stale
         if passes:
-            self.report(ServerId(name), ProbePassed(generation, forced=forced, let_in=let_in), chance)
+            self.report(ServerId(name), ProbePassed(generation, forced=forced, let_in=let_in), random)
         else:
             event = ProbeFailed(generation, "no", unauthorized=unauthorized, correlated=correlated, forced=forced)
-            self.report(ServerId(name), event, chance)
+            self.report(ServerId(name), event, random)
 
     @rule(
         name=st.sampled_from("abc"),
@@ -1093,13 +1093,13 @@ class Servers(RuleBasedStateMachine):
         number=st.none() | st.integers(1, 3),
         seconds=st.floats(0, 600),
         correlated=st.booleans(),
-        chance=st.floats(0, 1, exclude_max=True),
+        random=st.floats(0, 1, exclude_max=True),
     )
-    def time_out(self, name: str, is_busy: bool, number: int | None, seconds: float, correlated: bool, chance: float) -> None:
+    def time_out(self, name: str, is_busy: bool, number: int | None, seconds: float, correlated: bool, random: float) -> None:
         """Report a probe that got no answer in time."""
         before = self.health(name)
         running = None if number is None else Running((number, 1), self.now + seconds)
-        self.report(ServerId(name), ProbeTimedOut(before.generation, "no", is_busy, running, correlated), chance)
+        self.report(ServerId(name), ProbeTimedOut(before.generation, "no", is_busy, running, correlated), random)
         if is_busy:
             assert self.health(name).consecutive_failures == before.consecutive_failures
             assert self.health(name).is_active == before.is_active
@@ -1174,10 +1174,10 @@ class OneClient(RuleBasedStateMachine):
         self.now, self.number = 100.0, 0
         self.health = well()
 
-    def take(self, event: HealthEvent, chance: float = 0.5) -> None:
+    def take(self, event: HealthEvent, random: float = 0.5) -> None:
         """Advance."""
         self.number += 1
-        self.health = advance(self.health, event, POLICY, now=self.now, wall=WALL + self.now, chance=chance)
+        self.health = advance(self.health, event, POLICY, now=self.now, wall=WALL + self.now, random=random)
 
     @rule(seconds=st.sampled_from([0.0, 0.5, 1.0, 29.9, 30.0, 61.0, 400.0]))
     def wait(self, seconds: float) -> None:
@@ -1195,10 +1195,10 @@ class OneClient(RuleBasedStateMachine):
         """Answer the client."""
         self.take(AttemptPassed(1))
 
-    @rule(chance=st.floats(0, 1, exclude_max=True), forced=st.booleans())
-    def probe(self, chance: float, forced: bool) -> None:
+    @rule(random=st.floats(0, 1, exclude_max=True), forced=st.booleans())
+    def probe(self, random: float, forced: bool) -> None:
         """Pass a probe."""
-        self.take(ProbePassed(1, forced=forced), chance)
+        self.take(ProbePassed(1, forced=forced), random)
 
     @invariant()
     def others_are_served(self) -> None:

@@ -208,6 +208,6 @@ def test_the_least_budget_is_that_of_the_semantics() -> None:
 
 
 @given(st.floats(0.0, 1.0, exclude_max=True))
-def test_clients_without_room_return_at_different_times(chance: float) -> None:
+def test_clients_without_room_return_at_different_times(random: float) -> None:
     """Within 1 to 5 seconds."""
-    assert 1.0 <= retry_seconds(chance) <= 5.0
+    assert 1.0 <= retry_seconds(random) <= 5.0

@@ -80,7 +80,7 @@ def test_the_page_says_how_a_server_changes(row: list[str]) -> None:
     """Each state, after each of four events."""
     state = HealthState(row[0].strip("`"))
     for event, cell in zip(EVENTS, row[2:], strict=True):
-        after = advance(Health(state=state), event, HealthPolicy(), now=100.0, wall=100.0, chance=0.5)
+        after = advance(Health(state=state), event, HealthPolicy(), now=100.0, wall=100.0, random=0.5)
         assert f"`{after.state.value}`" == cell, event
 
 

@@ -326,7 +326,7 @@ class RecordingEngine:
     @health_book.default
     def _make_health(self) -> RecordingHealth:
         book = RecordingHealth(
-            HealthPolicy(), store=MemoryStore(), now=self.now, wall=self.wall, chance=self.chance, changed=self._health_changed
+            HealthPolicy(), store=MemoryStore(), now=self.now, wall=self.wall, random=self.chance, changed=self._health_changed
         )
         health = {server.id: fresh(1, now=self.clock, wall=self.clock, policy=book.policy) for server in self.servers}
         book.table = build_table(1, self.servers, health)

@@ -115,7 +115,7 @@ async def _of_servers() -> Facts:
 
 def _of_a_refusal() -> Any:
     """Return the API path on which a server refuses the gateway, as another process reads it from the store."""
-    health = advance(Health(), Refused(1, "no", "/v1/embeddings"), HealthPolicy(), now=1.0, wall=1.0, chance=0.5)
+    health = advance(Health(), Refused(1, "no", "/v1/embeddings"), HealthPolicy(), now=1.0, wall=1.0, random=0.5)
     ((_, read),) = healths_of([health_row(ServerId("x"), health)])
     return is_refused(read)
 

@@ -18,16 +18,16 @@ from multiverse_gateway.settings import Settings
 class TwoChoices:
     """Draw two servers and take the cheaper one (`cost.costs`)."""
 
-    def __init__(self, chance: random.Random) -> None:
-        self._chance = chance
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
 
     def pick(self, servers: Sequence[Server], load: LoadView, request: Envelope) -> Server:
         """Return the cheaper one of two random servers."""
         count = len(servers)
         if count == 1:
             return servers[0]
-        first = int(self._chance.random() * count)
-        second = int(self._chance.random() * (count - 1))
+        first = int(self._rng.random() * count)
+        second = int(self._rng.random() * (count - 1))
         drawn = servers[first], servers[second + (second >= first)]
         one, other = costs(drawn, load)
         return drawn[0] if one <= other else drawn[1]
@@ -39,4 +39,4 @@ class TwoChoices:
 
 def create(settings: Settings) -> TwoChoices:
     """Make a balancer."""
-    return TwoChoices(random.Random())  # noqa: S311  # chance, no secret
+    return TwoChoices(random.Random())  # noqa: S311  # picks servers, no secrets

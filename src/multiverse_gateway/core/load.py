@@ -27,12 +27,12 @@ MAX_LAGGING_SECONDS = 5.0
 """Seconds for which it may lag before new requests are refused."""
 
 
-def retry_seconds(chance: float) -> float:
+def retry_seconds(random: float) -> float:
     """Return when a client that there was no room for should send its request again: in 1 to 5 seconds, so that not all come at once.
 
-    `chance` is a random number in [0, 1).
+    `random` is a random number in [0, 1).
     """
-    return 1.0 + 4.0 * chance
+    return 1.0 + 4.0 * random
 
 
 @define(eq=False)

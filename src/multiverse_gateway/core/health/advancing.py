@@ -15,23 +15,23 @@ from multiverse_gateway.core.health.state import Health, HealthState, is_settled
 from multiverse_gateway.core.health.transitions import Instant
 
 
-def advance(health: Health, event: HealthEvent, policy: HealthPolicy, *, now: float, wall: float, chance: float) -> Health:
+def advance(health: Health, event: HealthEvent, policy: HealthPolicy, *, now: float, wall: float, random: float) -> Health:
     """Return the health after an event: the same object when nothing changes.
 
-    `now` is monotonic, `wall` epoch seconds; `chance` in [0, 1) is the jitter of whatever is scheduled.
+    `now` is monotonic, `wall` epoch seconds; `random` in [0, 1) is the jitter of whatever is scheduled.
 
     >>> from multiverse_gateway.core.health import ProbeFailed, fresh
     >>> health = fresh(1, now=0.0, wall=0.0)
-    >>> advance(health, AttemptPassed(1), HealthPolicy(), now=1.0, wall=1.0, chance=0.5) is health
+    >>> advance(health, AttemptPassed(1), HealthPolicy(), now=1.0, wall=1.0, random=0.5) is health
     True
-    >>> advance(health, ProbeFailed(1, "refused"), HealthPolicy(), now=1.0, wall=1.0, chance=0.5).state
+    >>> advance(health, ProbeFailed(1, "refused"), HealthPolicy(), now=1.0, wall=1.0, random=0.5).state
     <HealthState.UNHEALTHY: 'unhealthy'>
     """
     if event.generation != health.generation:
         return health
     if isinstance(event, AttemptPassed):
-        return health if is_settled(health, event.path) else attempt_passed(health, event.path, policy, Instant(now, wall, chance))
-    at = Instant(now, wall, chance)
+        return health if is_settled(health, event.path) else attempt_passed(health, event.path, policy, Instant(now, wall, random))
+    at = Instant(now, wall, random)
     if isinstance(event, AttemptFailed):
         return attempt_failed(health, event, policy, at)
     if isinstance(event, Refused):

@@ -134,7 +134,7 @@ def _reason(failure: Failure) -> str:
 def _ejected(health: Health, failure: Failure, at: Instant) -> Health:
     """Take a server out of rotation, and confirm that by a probe."""
     step = health.next_probe.step
-    delay = around(backoff(step), at.chance) if health.state is HealthState.HALF_OPEN else CONFIRM_AFTER
+    delay = around(backoff(step), at.random) if health.state is HealthState.HALF_OPEN else CONFIRM_AFTER
     return moved(
         health,
         HealthState.UNHEALTHY,
@@ -157,7 +157,7 @@ def _resting(health: Health, event: AttemptFailed, policy: HealthPolicy, at: Ins
         seconds = min(policy.resting_cap, failure.retry_after)
     else:
         in_a_row = max(1, in_a_row) if rest.until > at.now else step_after(in_a_row)
-        seconds = around(min(policy.longest_default, policy.resting_default * 2.0 ** (in_a_row - 1)), at.chance)
+        seconds = around(min(policy.longest_default, policy.resting_default * 2.0 ** (in_a_row - 1)), at.random)
     until = at.now + seconds
     if until <= rest.until:
         return health if client == rest.client else evolve(health, rest=evolve(rest, client=client))

@@ -41,7 +41,7 @@ def misconfigured(health: Health, reason: str, path: str, policy: HealthPolicy, 
         reason=refusal_at(reason, path),
         reason_path=path,
         slow_since=None,
-        next_probe=probed(health, at.now + regular(policy, at.chance), step=0),
+        next_probe=probed(health, at.now + regular(policy, at.random), step=0),
     )
 
 
@@ -55,7 +55,7 @@ def probe_passed(health: Health, event: ProbePassed, policy: HealthPolicy, at: I
         models=event.models,
         last_checked_at=at.wall,
         last_passed_at=at.wall,
-        next_probe=NextProbe(at=at.now + regular(policy, at.chance), step=health.next_probe.step),
+        next_probe=NextProbe(at=at.now + regular(policy, at.random), step=health.next_probe.step),
         refused_path=None if event.let_in else is_refused(health),
     )
     if health.refused_path is not None:
@@ -74,7 +74,7 @@ def probe_passed(health: Health, event: ProbePassed, policy: HealthPolicy, at: I
         return healthy(without_strikes(health), at.now, at.wall, is_slow=True)
     if not is_struck and (event.forced or health.state is HealthState.HALF_OPEN):
         return healthy(without_strikes(health), at.now, at.wall, is_slow=True)
-    next_probe = probed(health, max(at.now + around(CONFIRM_AFTER, at.chance), struck_until))
+    next_probe = probed(health, max(at.now + around(CONFIRM_AFTER, at.random), struck_until))
     return moved(health, HealthState.HALF_OPEN, at.wall, next_probe=next_probe)
 
 
@@ -106,13 +106,13 @@ def probe_timed_out(health: Health, event: ProbeTimedOut, policy: HealthPolicy, 
     """Judge a server that did not answer a probe in time: it may be busy with our requests."""
     step = health.next_probe.step
     if event.is_busy:
-        known = evolve(health, next_probe=NextProbe(at=at.now + pause(health, policy, at.chance), step=step))
+        known = evolve(health, next_probe=NextProbe(at=at.now + pause(health, policy, at.random), step=step))
         return healthy(known, at.now, at.wall) if health.state is HealthState.SUSPECT else known
     excused = _excuse(health.next_probe.excused, event.running)
     if excused is None or excused.allowed_until <= at.now:
         failed = ProbeFailed(event.generation, event.reason, correlated=event.correlated, forced=event.forced)
         return probe_failed(health, failed, policy, at)
-    wait = min(pause(health, policy, at.chance), max(excused.allowed_until - at.now, CONFIRM_AFTER))
+    wait = min(pause(health, policy, at.random), max(excused.allowed_until - at.now, CONFIRM_AFTER))
     known = evolve(health, next_probe=NextProbe(at=at.now + wait, step=step, excused=excused))
     if health.state is HealthState.HEALTHY or health.state is HealthState.SUSPECT:
         return moved(known, HealthState.SUSPECT, at.wall, by_traffic=True, reason=event.reason)
@@ -147,12 +147,12 @@ def probe_failed(health: Health, event: ProbeFailed, policy: HealthPolicy, at: I
         return misconfigured(health, event.reason, health.refused_path or CONFIRMING_PATH, policy, at)
     is_last = health.consecutive_failures >= policy.max_consecutive_failures and not event.correlated
     if is_last and policy.auto_deregister is not AutoDeregister.OFF:
-        next_probe = probed(health, at.now + around(DEACTIVATED_UNIT, at.chance), step=1)
+        next_probe = probed(health, at.now + around(DEACTIVATED_UNIT, at.random), step=1)
         return moved(health, HealthState.DEACTIVATED, at.wall, slow_since=None, next_probe=next_probe)
     if event.forced and before.state is HealthState.UNHEALTHY:
         return health
     step = min(health.next_probe.step, _CORRELATED_STEP) if event.correlated else health.next_probe.step
-    next_probe = probed(health, at.now + around(backoff(step), at.chance), step=step_after(step))
+    next_probe = probed(health, at.now + around(backoff(step), at.random), step=step_after(step))
     return moved(health, HealthState.UNHEALTHY, at.wall, slow_since=None, next_probe=next_probe)
 
 
@@ -164,5 +164,5 @@ def _still_inactive(health: Health, event: ProbeFailed, policy: HealthPolicy, at
         return moved(health, HealthState.ARCHIVED, at.wall, next_probe=probed(health, inf))
     if event.forced:
         return health
-    next_probe = probed(health, at.now + pause(health, policy, at.chance), step=step_after(health.next_probe.step))
+    next_probe = probed(health, at.now + pause(health, policy, at.random), step=step_after(health.next_probe.step))
     return evolve(health, next_probe=next_probe)

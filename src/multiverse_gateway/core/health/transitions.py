@@ -21,11 +21,11 @@ _NO_BLAME = Blame()
 
 @frozen
 class Instant:
-    """When something happens: `now` is monotonic, `wall` epoch seconds; `chance` in [0, 1) is the jitter of the next probe or pause."""
+    """When something happens: `now` is monotonic, `wall` epoch seconds; `random` in [0, 1) is the jitter of the next probe or pause."""
 
     now: float
     wall: float
-    chance: float
+    random: float
 
 
 def moved(health: Health, state: HealthState, wall: float, **changes: Any) -> Health:
@@ -74,21 +74,21 @@ def backoff(step: int) -> float:
     return min(_PROBE_CAP, 2.0**step)
 
 
-def around(seconds: float, chance: float) -> float:
+def around(seconds: float, random: float) -> float:
     """Return a time with a jitter of ±20 %."""
-    return seconds * (0.8 + 0.4 * chance)
+    return seconds * (0.8 + 0.4 * random)
 
 
-def regular(policy: HealthPolicy, chance: float) -> float:
+def regular(policy: HealthPolicy, random: float) -> float:
     """Return the seconds to the next probe of a server that is well: its verdict is then never older than the interval."""
-    return max(policy.interval / 2, (policy.interval - policy.timeout) * (1.0 - 0.1 * chance))
+    return max(policy.interval / 2, (policy.interval - policy.timeout) * (1.0 - 0.1 * random))
 
 
-def pause(health: Health, policy: HealthPolicy, chance: float) -> float:
+def pause(health: Health, policy: HealthPolicy, random: float) -> float:
     """Return the seconds to the next probe after one without a verdict: as long as before."""
     step = health.next_probe.step
     if health.state is HealthState.ARCHIVED:
         return inf
     if health.state is HealthState.DEACTIVATED:
-        return around(min(_DEACTIVATED_CAP, DEACTIVATED_UNIT * 2.0**step), chance)
-    return around(backoff(step), chance) if health.state is HealthState.UNHEALTHY else regular(policy, chance)
+        return around(min(_DEACTIVATED_CAP, DEACTIVATED_UNIT * 2.0**step), random)
+    return around(backoff(step), random) if health.state is HealthState.UNHEALTHY else regular(policy, random)
