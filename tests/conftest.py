@@ -13,6 +13,7 @@ from support.require import STRICT
 from support.services import PostgresServer
 
 collect_ignore = ["faults/fuzz.py"]  # a program of its own, whose fuzzer need not be installed
+collect_ignore_glob = ["e2e/programs/*"]  # each of them runs with the libraries of an environment of its own
 
 hypothesis.settings.register_profile("standard", deadline=None)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=3000, print_blob=True)

@@ -28,9 +28,9 @@ async def test_requests_are_spread_streamed_and_failed_over() -> None:
             stream = await client.post("/v1/chat/completions", json={**ASK, "stream": True})
             assert stream.headers["content-type"].startswith("text/event-stream")
             assert stream.content.endswith(b"data: [DONE]\n\n")
-            kept = app.state.gateway._wire.idle
+            kept = app.state.gateway.network.wire.idle
             one.crash()
-            await until(lambda: app.state.gateway._wire.idle < kept)  # or the first request might use the broken connection
+            await until(lambda: app.state.gateway.network.wire.idle < kept)  # or the first request might use the broken connection
             answers = [await client.post("/v1/chat/completions", json=ASK) for _ in range(6)]
             assert [answer.status_code for answer in answers] == [200] * 6
             assert max(int(answer.headers["x-multiverse-attempts"]) for answer in answers) == 2

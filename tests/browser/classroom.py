@@ -331,7 +331,7 @@ class Classroom:
 
     def _is_open(self, app: Starlette, served: Future[None]) -> bool:
         assert not served.done(), served.result()
-        if getattr(app.state.gateway, "admin_key", None) is None:
+        if not app.state.gateway.registrations.is_loaded:
             return False
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
