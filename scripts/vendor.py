@@ -17,11 +17,19 @@ from pathlib import Path
 
 TARGET = Path(__file__).parents[1] / "src" / "multiverse_gateway" / "pages" / "static" / "vendor"
 LOCK = TARGET / "vendor.json"
+LANGUAGES = ("bash", "cpp", "diff", "go", "java", "json", "python", "r", "sql", "typescript", "xml", "yaml")
+"""Languages whose code is highlighted in answers; `highlight.js` in our scripts names each and its aliases."""
 PACKAGES = {
     "htmx.org@2.0.11": {"dist/htmx.min.js": "htmx.min.js"},
     "htmx-ext-sse@2.2.4": {"dist/sse.min.js": "sse.min.js"},
     "@picocss/pico@2.1.1": {"css/pico.min.css": "pico.min.css"},
     "swagger-ui-dist@5.35.0": {"swagger-ui-bundle.js": "swagger-ui-bundle.js", "swagger-ui.css": "swagger-ui.css"},
+    "markdown-it@15.0.3": {"dist/browser/markdown-it.umd.min.js": "markdown-it.min.js"},
+    "dompurify@3.5.0": {"dist/purify.min.js": "purify.min.js"},
+    "@highlightjs/cdn-assets@11.12.0": {
+        "es/core.min.js": "highlight-core.min.js",
+        **{f"es/languages/{language}.min.js": f"highlight-{language}.min.js" for language in LANGUAGES},
+    },
 }
 PICTURE = re.compile(rb'url\("data:(?:[^"\\]|\\.)*"\)|url\(data:[^)]*\)')
 """A picture within Swagger UI's style sheet: the policy of our pages lets none be shown, and browsers complain about each."""

@@ -210,14 +210,15 @@ def test_a_key_with_a_daily_limit(browse: Callable[..., Watched], gateway: Gatew
     page.get_by_text("The key of daily is revoked.").wait_for()
 
 
-def test_what_a_page_costs(browse: Callable[..., Watched], record_property: Callable[[str, object], None]) -> None:
-    """60 KB of scripts at most, and nothing kept in the browser; first load and interaction are measured, not judged."""
+@pytest.mark.parametrize(("path", "budget"), [("/dashboard", 60_000), ("/test", 120_000)])
+def test_what_a_page_costs(browse: Callable[..., Watched], record_property: Callable[[str, object], None], path: str, budget: int) -> None:
+    """60 KB of scripts at most, 120 KB on the playground, and nothing kept; first load and interaction are measured, not judged."""
     watched = browse()
     page = watched.page
     sizes = []
     page.on("response", lambda response: sizes.append((response.url, int(response.headers.get("content-length", 0)))))
-    watched.open("/test")
-    assert 5_000 < sum(size for url, size in sizes if url.endswith(".js")) < 60_000
+    watched.open(path)
+    assert 5_000 < sum(size for url, size in sizes if url.endswith(".js")) < budget
     load = page.evaluate("() => performance.getEntriesByType('navigation')[0].loadEventEnd")
     took = page.evaluate(
         """async () => {

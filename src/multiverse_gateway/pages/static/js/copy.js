@@ -3,7 +3,9 @@ import { toast } from "./toasts.js";
 
 export async function copyFrom(button) {
   const source = button.dataset.copy ? document.getElementById(button.dataset.copy) : button.closest(".code").querySelector("code");
-  const text = source.textContent;
+  await copyText(source.textContent, button);
+}
+export async function copyText(text, button) {
   let done = false;
   try {
     await navigator.clipboard.writeText(text);

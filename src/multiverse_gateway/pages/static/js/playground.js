@@ -1,4 +1,6 @@
-// The playground: a chat with a model over the same API that programs use. Whatever a model writes is text, never markup.
+// The playground: a chat with a model over the same API that programs use. What a model writes is shown as Markdown by markdown.js; errors, names and what people write are text.
+import { copyText } from "./copy.js";
+import { writer } from "./markdown.js";
 import { badge } from "./standing.js";
 import { pieces } from "./stream.js";
 import { why } from "./why.js";
@@ -57,10 +59,10 @@ function box(role, who) {
   hint.remove();
   const outer = document.createElement("div");
   outer.className = `message-box ${role}`;
-  const name = document.createElement("p");
+  const name = document.createElement("h2");
   name.className = "who";
   name.textContent = who;
-  const text = document.createElement("p");
+  const text = document.createElement("div");
   text.className = "text";
   const measures = document.createElement("p");
   measures.className = "measures";
@@ -69,8 +71,11 @@ function box(role, who) {
   follow(true);
   return { outer, text, measures };
 }
+let follows = true; // until a person scrolls up to read
+talk.addEventListener("scroll", () => { follows = talk.scrollHeight - talk.scrollTop - talk.clientHeight < 120; });
 function follow(always = false) {
-  if (always || talk.scrollHeight - talk.scrollTop - talk.clientHeight < 120) talk.scrollTop = talk.scrollHeight;
+  follows ||= always;
+  if (follows) talk.scrollTop = talk.scrollHeight;
 }
 const seconds = (milliseconds) => (milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`);
 
@@ -117,7 +122,8 @@ async function trouble(response) {
 async function ask() {
   const body = settings();
   const answer = box("assistant", body.model);
-  answer.text.classList.add("writing");
+  answer.text.classList.add("writing", "prose");
+  const page = writer(answer.text, () => follow());
   const run = { began: performance.now(), first: 0, pieces: 0, usage: null, stopped: false };
   running = new AbortController();
   send.hidden = true;
@@ -133,8 +139,7 @@ async function ask() {
     run.first ||= performance.now();
     run.pieces += 1;
     written += piece;
-    answer.text.textContent = written;
-    follow();
+    page.write(written);
   };
   try {
     const headers = { "Content-Type": "application/json", "X-CSRF-Token": document.querySelector("meta[name=csrf-token]").content, "X-Multiverse-Explain": "1" };
@@ -178,16 +183,17 @@ async function ask() {
   const reasons = why(run.headers, nameOf);
   if (reasons) answer.outer.append(reasons);
   if (written) {
+    page.end(written);
     messages.push({ role: "assistant", content: written });
-    answer.text.id = `answer-${talk.childElementCount}`;
     const copy = Object.assign(document.createElement("button"), { type: "button", className: "plain", textContent: "Copy" });
-    copy.dataset.copy = answer.text.id;
+    copy.addEventListener("click", () => copyText(written, copy));
     copy.setAttribute("aria-label", "Copy the answer");
     answer.measures.append(copy);
   }
   if (problem) {
     const failed = written ? box("failed", "Problem") : answer;
     failed.outer.classList.add("failed");
+    failed.text.classList.remove("prose");
     failed.text.textContent = problem;
   } else if (!written) answer.text.textContent = run.stopped ? "Stopped before the first token." : "The answer is empty.";
   if (problem && messages.at(-1)?.role === "user") field("prompt").value ||= messages.pop().content;

@@ -1,0 +1,273 @@
+"""Answers in the playground: Markdown that a person can read, and hostile Markdown that stays harmless."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from browser.conftest import DESKTOP, PHONE, SETTINGS, Watched, cookies_of_an_operator
+from browser.test_every_page import check
+from support import answers, behaviours
+from support.backends import Backend
+from support.processes import GatewayProcess
+from support.sockets import serving, wait_until
+
+pytestmark = pytest.mark.e2e
+
+MODEL = "writer"
+WIDE = " | ".join(f"a rather wide column {number}" for number in range(8))
+ANSWER = f"""### Steps
+
+Use **bold**, `inline code` and a [link](https://example.org/page). The area is $a_1*b$ and \\(x_1*x_2\\).
+
+1. First
+2. Second
+   - inside
+
+$$
+\\sum_{{i=1}}^n x_i \\\\
+- y
+$$
+
+| {WIDE} |
+|:-:|{"--|" * 7}
+| {" | ".join(["value"] * 8)} |
+
+> A quotation.
+
+```python
+def a_function_with_a_long_name(first_argument, second_argument, third_argument):  # a comment that needs room
+    return "text" if first_argument > 12 else None
+```
+
+# Next
+
+The end."""
+
+PAYLOADS = (
+    # HTML and event handlers
+    "<script>window.hacked=1</script>",
+    "<img src=x onerror=window.hacked=1>",
+    '"><svg/onload=window.hacked=1>',
+    "<svg><script>window.hacked=1</script></svg>",
+    "<svg><animate onbegin=window.hacked=1 attributeName=x dur=1s>",
+    '<svg><use href="data:image/svg+xml;base64,PHN2ZyBvbmxvYWQ9ImhhY2tlZD0xIj4="/></svg>',
+    "<iframe srcdoc='<script>parent.hacked=1</script>'></iframe>",
+    "<iframe src=javascript:parent.hacked=1></iframe>",
+    "<body onload=window.hacked=1><details open ontoggle=window.hacked=1>",
+    "<input autofocus onfocus=window.hacked=1><video><source onerror=window.hacked=1></video>",
+    "<style>@import 'https://evil.example/style.css';</style><link rel=stylesheet href=https://evil.example/a.css>",
+    "<base href=https://evil.example/><meta http-equiv=refresh content='0;url=https://evil.example/'>",
+    "<object data=https://evil.example/a.swf></object><embed src=https://evil.example/a.swf>",
+    "<form action=https://evil.example/><button>Go</button></form><a id=talk name=hacked>clobbers</a>",
+    "<b style=\"background:url('https://evil.example/a.png')\">styled</b>",
+    # Markup that browsers change when they read it twice
+    '<math><mtext><table><mglyph><style><!--</style><img title="--&gt;&lt;img src=1 onerror=window.hacked=1&gt;">',
+    '<noscript><p title="</noscript><img src=x onerror=window.hacked=1>">',
+    "<form><math><mtext></form><form><mglyph><style></math><img src onerror=window.hacked=1>",
+    '<svg></p><style><a id="</style><img src=1 onerror=window.hacked=1>">',
+    "<template><script>window.hacked=1</script></template><plaintext><xmp><!--><img src=x onerror=window.hacked=1>-->",
+    "<![CDATA[><img src=x onerror=window.hacked=1>]]> <?php window.hacked=1 ?> <!doctype html>",
+    # Links
+    "[click](javascript:window.hacked=1)",
+    "[click](JaVaScRiPt:window.hacked=1)",
+    "[click](java\tscript:window.hacked=1) [click](<java\nscript:window.hacked=1>)",
+    "[click](&#106;avascript:window.hacked=1) [click](javascript&colon;window.hacked=1)",
+    "[click](\x01javascript:window.hacked=1) [click](%6aavascript:window.hacked=1)",
+    "[click](data:text/html;base64,PHNjcmlwdD5vcGVuZXIuaGFja2VkPTE8L3NjcmlwdD4=)",
+    "[click](vbscript:window.hacked=1) [click](file:///etc/passwd) [click](blob:https://evil.example/1)",
+    "[click](//evil.example/) [click](/logout) [click](#talk) [click](https:evil.example)",
+    "<javascript:window.hacked=1> <data:text/html,x>",
+    '[click](https://example.org/" onmouseover=window.hacked=1 ")',
+    "[click](https://example.org/ \"' onclick=window.hacked=1 x='\")",
+    "[click][evil]\n\n[evil]: javascript:window.hacked=1 'title'",
+    # Pictures
+    "![picture](https://evil.example/beacon.png)",
+    "![picture](http://evil.example/beacon.svg 'title')",
+    '![picture"onerror="window.hacked=1](https://evil.example/a.png)',
+    "![picture](data:image/svg+xml;base64,PHN2ZyBvbmxvYWQ9ImhhY2tlZD0xIj4=)",
+    "[![picture](https://evil.example/a.png)](javascript:window.hacked=1)",
+    # Code, tables and formulas
+    "```html\n<img src=x onerror=window.hacked=1><script>window.hacked=1</script>\n```",
+    '```"><img/src=x/onerror=window.hacked=1>\ncode\n```',
+    "```../../../evil\ncode\n```\n\n```__proto__\ncode\n```\n\n```constructor\ncode\n```",
+    "`<img src=x onerror=window.hacked=1>`",
+    "| <img src=x onerror=window.hacked=1> | b |\n|:-:|--|\n| <svg onload=window.hacked=1> | x |",
+    "$<img src=x onerror=window.hacked=1>$ \\(<svg onload=window.hacked=1>\\)\n\n$$\n<script>window.hacked=1</script>\n$$",
+    "# <img src=x onerror=window.hacked=1>",
+    "{{7*7}} ${window.hacked=1} <%= 1 %>",
+)
+SAFE = """() => {
+  const talk = document.getElementById("talk");
+  const found = [];
+  const known = new Set(("A ASIDE BLOCKQUOTE BR BUTTON CODE DEL DETAILS DIV EM H2 H3 H4 H5 H6 HR LI OL P PRE S SPAN STRONG SUMMARY TABLE "
+    + "TBODY TD TH THEAD TR UL").split(" "));
+  for (const node of talk.querySelectorAll("*")) {
+    if (!known.has(node.tagName)) found.push(node.outerHTML);
+    for (const { name, value } of node.attributes) {
+      if (name.startsWith("on") || name === "style" || name === "src" || name === "srcset") found.push(node.outerHTML);
+    }
+  }
+  for (const link of talk.querySelectorAll(".prose a")) {
+    const isWeb = /^(https?:\\/\\/|mailto:)/.test(link.getAttribute("href") ?? "");
+    if (!isWeb || !link.relList.contains("noopener") || link.target !== "_blank") found.push(link.outerHTML);
+  }
+  return found;
+}"""
+
+
+@pytest.fixture(scope="module")
+def room() -> Iterator[tuple[GatewayProcess, Backend]]:
+    """Return a gateway with a model whose server says what a test wants."""
+    backend = Backend("pat", models=[MODEL])
+    with GatewayProcess(SETTINGS) as gateway, serving(backend):
+        gateway.register(MODEL, backend.url)
+        yield gateway, backend
+
+
+@pytest.fixture(scope="module")
+def cookies(chromium: Any, room: tuple[GatewayProcess, Backend]) -> Any:
+    """Return the cookies of an operator."""
+    return cookies_of_an_operator(chromium, room[0].url, room[0].admin_key)
+
+
+@pytest.fixture
+def playground(browse_at: Callable[..., Watched], room: tuple[GatewayProcess, Backend], cookies: Any) -> Callable[..., Watched]:
+    """Return a function that opens the playground in a window of its own."""
+
+    def new(**options: Any) -> Watched:
+        watched = browse_at(room[0].url, cookies, **options)
+        watched.open(f"/test?model={MODEL}")
+        return watched
+
+    return new
+
+
+def told(text: str, *, size: int = 0, **delta: str) -> behaviours.Behaviour:
+    """Stream a text, in pieces of this many characters; more parts of the first delta come before it."""
+    pieces = [text[at : at + size] for at in range(0, len(text), size)] if size else [text]
+    events = [answers.chat_event("pat", MODEL, {"role": "assistant", **delta})] if delta else []
+    events += [answers.chat_event("pat", MODEL, {"content": piece}) for piece in pieces]
+    return behaviours.stream([*events, answers.chat_event("pat", MODEL, {}, finish="stop"), answers.DONE])
+
+
+def ask(watched: Watched, text: str = "Hello") -> Any:
+    """Send a message and return the box of its answer once it is complete."""
+    page = watched.page
+    number = page.locator(".message-box.assistant").count()
+    page.get_by_label("Your message").fill(text)
+    page.get_by_role("button", name="Send").click()
+    box = page.locator(".message-box.assistant").nth(number)
+    box.locator(".measures").get_by_text("in all").wait_for()
+    return box
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_an_answer_in_markdown(playground: Callable[..., Watched], room: tuple[GatewayProcess, Backend], viewport: dict[str, int]) -> None:
+    """Headings, lists, tables, code and formulas are readable; wide ones scroll inside themselves, and the page never does."""
+    room[1].behave = told(ANSWER, size=7)
+    watched = playground(viewport=viewport)
+    prose = ask(watched).locator(".prose")
+    prose.locator(".code .hljs-keyword").first.wait_for()
+    assert prose.locator("h3").all_text_contents() == ["Steps", "Next"]
+    assert prose.locator("strong").all_text_contents() == ["bold"]
+    assert prose.locator("ol > li").count() == 2
+    assert prose.locator("ol ul > li").all_text_contents() == ["inside"]
+    assert prose.locator(".formula").all_text_contents() == ["$a_1*b$", "\\(x_1*x_2\\)", "$$\n\\sum_{i=1}^n x_i \\\\\n- y\n$$"]
+    assert prose.locator("th").count() == 8
+    link = prose.get_by_role("link", name="link")
+    assert (link.get_attribute("href"), link.get_attribute("rel")) == ("https://example.org/page", "noopener noreferrer nofollow")
+    wide = "(box) => [box.scrollWidth > box.clientWidth, box.getBoundingClientRect().right <= innerWidth]"
+    assert prose.locator(".scroller").evaluate(wide) == [True, True]
+    assert prose.locator("pre").evaluate(wide)[1]
+    assert watched.page.locator("#talk").evaluate("(talk) => talk.scrollWidth <= talk.clientWidth")
+    check(watched, f"answer-{'phone' if viewport is PHONE else 'desktop'}")
+
+
+def test_code_and_the_answer_are_copied_as_written(playground: Callable[..., Watched], room: tuple[GatewayProcess, Backend]) -> None:
+    """The block's button copies its code, the answer's button its Markdown."""
+    room[1].behave = told(ANSWER)
+    watched = playground(permissions=["clipboard-read", "clipboard-write"])
+    box = ask(watched)
+    box.get_by_role("button", name="Copy python code").click()
+    box.get_by_text("Copied").wait_for()
+    copied = "() => navigator.clipboard.readText()"
+    assert watched.page.evaluate(copied) == ANSWER.split("```python\n")[1].split("```")[0]
+    box.get_by_role("button", name="Copy the answer").click()
+    wait_until(lambda: watched.page.evaluate(copied) == ANSWER)
+
+
+def test_a_growing_answer_changes_only_its_last_block(playground: Callable[..., Watched]) -> None:
+    """What has been read, selected or scrolled stays: blocks before the last one keep their nodes."""
+    watched = playground()
+    kept = watched.page.evaluate(
+        """async (text) => {
+          const { writer } = await import(new URL("./markdown.js", document.querySelector("script[src*=playground]").src));
+          const place = document.createElement("div");
+          let renderings = 0;
+          const page = writer(place, () => { renderings += 1; });
+          page.end(text);
+          const before = [...place.children];
+          for (let at = 1; at < 400; at += 1) page.write(`${text}\\n\\nmore ${"words ".repeat(at)}`);
+          page.end(`${text}\\n\\nmore *words*`);
+          const after = [...place.children];
+          const isKept = before.every((node, at) => node === after[at]);
+          return [isKept, after.length - before.length, place.lastElementChild.textContent, renderings];
+        }""",
+        ANSWER,
+    )
+    assert kept == [True, 1, "more words", 2]
+
+
+def test_hostile_answers_run_nothing_and_load_nothing(playground: Callable[..., Watched], room: tuple[GatewayProcess, Backend]) -> None:
+    """Each payload alone, then all of them cut into pieces of one character."""
+    watched = playground()
+    page = watched.page
+    for payload in PAYLOADS:
+        room[1].behave = told(payload)
+        ask(watched)
+        assert page.evaluate(SAFE) == [], payload
+        page.get_by_role("button", name="New chat").click()
+    room[1].behave = told("\n\n".join(PAYLOADS), size=1)
+    ask(watched)
+    assert page.evaluate(SAFE) == []
+    assert page.evaluate("() => window.hacked") is None
+    assert len(page.context.pages) == 1
+
+
+def test_hostile_text_elsewhere_stays_text(playground: Callable[..., Watched], room: tuple[GatewayProcess, Backend]) -> None:
+    """In errors before and within a stream, in the name of a model, in what a person writes, and in a role."""
+    backend = room[1]
+    watched = playground()
+    page = watched.page
+    for payload in PAYLOADS:
+        error = answers.packed({"error": {"message": payload, "type": "invalid_request_error", "param": None, "code": None}})
+        backend.behave = behaviours.answer(400, error)
+        box = ask(watched, payload)
+        assert page.evaluate(SAFE) == [], payload
+        assert box.locator(".text > *").count() == 0
+        page.get_by_role("button", name="New chat").click()
+        page.get_by_label("Your message").fill("")
+    everything = " ".join(PAYLOADS)
+    begun = answers.chat_event("pat", MODEL, {"role": everything, "content": "So"})
+    backend.behave = behaviours.stream([begun, b"data: %s\n\n" % json.dumps({"error": {"message": everything}}).encode(), answers.DONE])
+    ask(watched)
+    assert page.evaluate(SAFE) == []
+    page.evaluate(
+        """(name) => {
+          const model = document.getElementById("model");
+          const option = Object.assign(document.createElement("option"), { value: name, textContent: name });
+          model.append(option);
+          model.value = name;
+        }""",
+        everything,
+    )
+    page.get_by_label("Your message").fill("Hello")
+    page.get_by_role("button", name="Send").click()
+    page.locator(".message-box.failed").last.get_by_text("status 4").wait_for()
+    assert page.evaluate(SAFE) == []
+    assert page.evaluate("() => window.hacked") is None
+    watched.troubles[:] = [trouble for trouble in watched.troubles if "status of 4" not in trouble]  # the errors of this test
