@@ -47,8 +47,8 @@ def calls(store: PostgresStore, healths: dict[ServerId, Health]) -> dict[str, Ca
         "a lease renewed": lambda: store.claim("probe-1", "somebody", 5.0),
         "1 verdict and check saved": lambda: store.save_health({ServerId("s0"): healths[ServerId("s0")]}, [make_result("s0")]),
         "20 verdicts and checks saved": lambda: store.save_health(few, [make_result(server_id) for server_id in few]),
-        "1 count of use": lambda: store.add_usage(f"batch-{next(numbers)}", rows[:1]),
-        "100 counts of use": lambda: store.add_usage(f"batch-{next(numbers)}", rows),
+        "1 usage count": lambda: store.add_usage(f"batch-{next(numbers)}", rows[:1]),
+        "100 usage counts": lambda: store.add_usage(f"batch-{next(numbers)}", rows),
         f"the registry, {len(healths):,} servers": store.load,
     }
 

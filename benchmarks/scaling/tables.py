@@ -45,7 +45,7 @@ def line(plan: Plan, outcome: Outcome) -> str:
     """Return a simulated plan as a row of the first table."""
     rates = [f"{rate:,.1f}" for rate in (outcome.rows, outcome.changes, outcome.reads)]
     shares = [f"{share:.1%}" for share in (outcome.cores, outcome.row, outcome.cpu)]
-    seen = "nobody" if plan.gateways == 1 else "{:.2f} s, {:.2f} s".format(*outcome.seen)
+    seen = "none" if plan.gateways == 1 else "{:.2f} s, {:.2f} s".format(*outcome.seen)
     return row(
         f"{plan.gateways:,}",
         f"{plan.servers:,}",
@@ -91,9 +91,7 @@ def print_all(plan: Plan) -> None:
     for gateways in GATEWAYS:
         found = [limit(attrs.evolve(plan, gateways=gateways, outages_per_hour=outages)) for outages in OUTAGES]
         print(row(gateways, *(f"{most:,}" + (f" ({why})" if why else " and more") for most, why in found)), flush=True)
-    print(
-        f"\nRequests cost PostgreSQL their counts of use only:\n\n{head('gateways', *(f'{rate:g} requests/s each' for rate in REQUESTS))}"
-    )
+    print(f"\nRequests cost PostgreSQL only their usage counts:\n\n{head('gateways', *(f'{rate:g} requests/s each' for rate in REQUESTS))}")
     for gateways in GATEWAYS:
         busy = [simulate(attrs.evolve(plan, gateways=gateways, servers=1000, requests=rate)).cores for rate in REQUESTS]
         print(row(gateways, *(f"{share:.1%}" for share in busy)), flush=True)
