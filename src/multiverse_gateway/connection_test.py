@@ -97,10 +97,10 @@ async def examine(server: Server, named: str | None, means: Means) -> AsyncItera
     taken = [ProbeStep.URL]
     yield StepResult(step=ProbeStep.URL)
     if means.scout is not None:
-        async for found in means.scout():
-            taken.append(found.step)
-            yield found
-            if found.is_final:
+        async for scouted in means.scout():
+            taken.append(scouted.step)
+            yield scouted
+            if scouted.is_final:
                 return
     result = await means.check(server)
     failed = result.failed_step

@@ -17,7 +17,7 @@ async def read_stated(server: Server, http: Client, *, owned_by: str | None = No
     The paths are read side by side, with the stored key. A server that does not answer within `seconds`, or not like an engine that we
     know, states nothing; that is never an error. `owned_by` is what the server's list of models says, or `None` if it is unknown.
     """
-    found: dict[str, Stated] = {}
+    stated_by_path: dict[str, Stated] = {}
 
     async def read(path: str) -> None:
         try:
@@ -27,10 +27,10 @@ async def read_stated(server: Server, http: Client, *, owned_by: str | None = No
             return
         stated = stated_by(path, response.status_code, response.content)
         if stated is not None:
-            found[path] = stated
+            stated_by_path[path] = stated
 
     with anyio.move_on_after(seconds):
         async with anyio.create_task_group() as group:
             for path in paths_for(owned_by):
                 group.start_soon(read, path)
-    return chosen(found, owned_by)
+    return chosen(stated_by_path, owned_by)

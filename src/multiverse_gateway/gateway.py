@@ -218,14 +218,14 @@ class Gateway:
         """Adopt a newer registry."""
         for server in registry.servers:
             redact(server.api_key)
-        known = self.table.routes
+        known_routes = self.table.routes
         for server_id in self.health_book.follow(registry):
             self.network.wire.drop(server_id)
             self.load.forget(server_id)
         self.requests.follow(registry.servers)
         self.registrations.follow(registry)
         routes = self.table.routes
-        for server_id, route in known.items():
+        for server_id, route in known_routes.items():
             if route.health.status == "healthy" and server_id in routes and routes[server_id].health.status != "healthy":
                 self.network.wire.drop(server_id)  # an idle connection of ours may be what keeps it from answering another process
         self._raise_shares(self.now())

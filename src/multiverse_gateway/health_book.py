@@ -89,7 +89,7 @@ class HealthBook:
         for server_id in gone:
             self._confirmed_at.pop(server_id, None)
         self.table = build_table(registry.version, registry.servers, health)
-        self.slow |= {server_id for server_id, known in health.items() if known.slow_since is not None}
+        self.slow |= {server_id for server_id, record in health.items() if record.slow_since is not None}
         return gone
 
     def _merged(self, server: Server, stored: Health | None) -> Health:

@@ -40,8 +40,8 @@ def is_gone(holder: str) -> bool:
         return True
     except (OSError, OverflowError):  # it is another user's, or no process id at all
         return False
-    found = _start_of(int(pid))
-    return found is not None and found != start
+    started = _start_of(int(pid))
+    return started is not None and started != start
 
 
 @lru_cache(maxsize=1)

@@ -72,9 +72,9 @@ class ResponsePlaces:
             exchange.not_located(response_not_found())
             return
         key = response_key(exchange.source, response_id)
-        known = self._responses.find(key, self._routing.wall())
-        if known is not None:
-            self._place(exchange, known)
+        place = self._responses.find(key, self._routing.wall())
+        if place is not None:
+            self._place(exchange, place)
         elif self._store is None:
             exchange.not_located(response_not_found())
         else:
@@ -118,34 +118,34 @@ class ResponsePlaces:
     async def _look_up(self, exchange: Exchange, key: str, store: ResponseStore) -> None:
         """Look the response up in the store, and retry if it is unknown there: another process may be about to save it."""
         try:
-            known = await store.find_response(key)
+            place = await store.find_response(key)
             for pause in LOOK_AGAIN_SECONDS:
-                if known is None:
+                if place is None:
                     await anyio.sleep(pause)
-                    known = await store.find_response(key)
-            if known is not None and not self._has(known):  # its server may be too new for the table of this process
+                    place = await store.find_response(key)
+            if place is not None and not self._has(place):  # its server may be too new for the table of this process
                 await self._routing.refresh()
         except GatewayError:
             message = "The gateway cannot look up the stored response at the moment. Send the request again in a few seconds."
             exchange.not_located(StorageUnavailable(message, retry_after=5.0))
             return
-        if known is None or known.until <= self._routing.wall():
+        if place is None or place.until <= self._routing.wall():
             exchange.not_located(response_not_found())
         else:
-            self._responses.learn(known)
-            self._place(exchange, known)
+            self._responses.learn(place)
+            self._place(exchange, place)
 
-    def _has(self, known: StoredResponse) -> bool:
-        route = self._routing.table.routes.get(known.server_id)
-        return route is not None and route.server.generation == known.generation
+    def _has(self, place: StoredResponse) -> bool:
+        route = self._routing.table.routes.get(place.server_id)
+        return route is not None and route.server.generation == place.generation
 
-    def _place(self, exchange: Exchange, known: StoredResponse) -> None:
+    def _place(self, exchange: Exchange, place: StoredResponse) -> None:
         """Send an exchange to the server that has the response, as the server of the model that it asks for."""
-        if not self._has(known):
+        if not self._has(place):
             exchange.not_located(response_not_found())
             return
         table = self._routing.table
-        holder = table.routes[known.server_id].server
+        holder = table.routes[place.server_id].server
         name = exchange.envelope.model or model_key(holder.model_name)
         server = server_at(holder, table.models.get(name))
         if server is None:

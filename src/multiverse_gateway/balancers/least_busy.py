@@ -18,9 +18,9 @@ class LeastBusy:
 
     def pick(self, servers: Sequence[Server], load: LoadView, request: Envelope) -> Server:
         """Return one of the cheapest servers."""
-        found = costs(servers, load)
-        least = min(found)
-        equal = [server for server, cost in zip(servers, found, strict=True) if cost == least]
+        server_costs = costs(servers, load)
+        least = min(server_costs)
+        equal = [server for server, cost in zip(servers, server_costs, strict=True) if cost == least]
         return equal[0] if len(equal) == 1 else self._turns.pick(equal, load, request)
 
     def scores(self, servers: Sequence[Server], load: LoadView) -> Mapping[ServerId, float]:

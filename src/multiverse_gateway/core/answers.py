@@ -208,5 +208,5 @@ class PassingJson:
     @property
     def tokens(self) -> tuple[int, int]:
         """The prompt and completion tokens that it reports at its beginning or its end, 0 where it does not."""
-        found = _USAGE.search(self._last) or _USAGE.search(self._first)
-        return (0, 0) if found is None else tokens_of(Raw(found[1]))
+        usage = _USAGE.search(self._last) or _USAGE.search(self._first)
+        return (0, 0) if usage is None else tokens_of(Raw(usage[1]))

@@ -91,8 +91,8 @@ def paths_for(owned_by: str | None) -> tuple[str, ...]:
     >>> paths_for("llamacpp"), paths_for("vllm")
     (('/props',), ())
     """
-    known = _PATHS_BY_OWNER.get(owned_by or "", (_PROPS, _SERVER_INFO, _OLD_SERVER_INFO, _INFO, _VERSION))
-    return (*known, MODELS_PATH) if owned_by is None else known
+    paths = _PATHS_BY_OWNER.get(owned_by or "", (_PROPS, _SERVER_INFO, _OLD_SERVER_INFO, _INFO, _VERSION))
+    return (*paths, MODELS_PATH) if owned_by is None else paths
 
 
 _PATHS_BY_OWNER: Mapping[str, tuple[str, ...]] = {
@@ -130,13 +130,13 @@ def stated_by(path: str, status: int, body: bytes) -> Stated | None:
     return _READERS[path](answer) if isinstance(answer, dict) else None
 
 
-def chosen(found: Mapping[str, Stated], owned_by: str | None) -> Stated:
+def chosen(stated_by_path: Mapping[str, Stated], owned_by: str | None) -> Stated:
     """Return what a server states, from what the answers to `paths_for(owned_by)` stated, by path.
 
     >>> chosen({}, "vllm") is VLLM, chosen({}, None) is UNSTATED
     (True, True)
     """
-    return next((found[path] for path in paths_for(owned_by) if path in found), VLLM if owned_by == "vllm" else UNSTATED)
+    return next((stated_by_path[path] for path in paths_for(owned_by) if path in stated_by_path), VLLM if owned_by == "vllm" else UNSTATED)
 
 
 def _number(value: object) -> int | None:

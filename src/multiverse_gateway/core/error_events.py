@@ -41,8 +41,8 @@ def refusal_event(dialect: Dialect, status: int, body: bytes) -> bytes:
     >>> refusal_event(Dialect.CHAT, 503, b'{"error": {"message": "Every server is busy.", "code": "overloaded"}}')
     b'data: {"error":{"message":"Every server is busy.","type":"server_error","param":null,"code":"overloaded"}}\\n\\n'
     """
-    found = _read_error(body)
-    fields = found if isinstance(found, dict) else {"message": found}
+    given = _read_error(body)
+    fields = given if isinstance(given, dict) else {"message": given}
     messages = (fields.get("message"), fields.get("detail"), f"The request was refused with status {status}.")
     error: dict[str, object] = {
         "message": next(text for text in messages if isinstance(text, str) and text),

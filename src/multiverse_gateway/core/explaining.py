@@ -27,8 +27,8 @@ def judged(
 
 def compared(servers: Sequence[tuple[Route, Verdict]]) -> Sequence[Server]:
     """Return the servers among which the balancer chooses: the ready ones, or the last ones if no server is ready."""
-    ready = [route.server for route, found in servers if found is Verdict.READY]
-    return ready or [route.server for route, found in servers if found is Verdict.LAST]
+    ready = [route.server for route, outcome in servers if outcome is Verdict.READY]
+    return ready or [route.server for route, outcome in servers if outcome is Verdict.LAST]
 
 
 def described(servers: Sequence[tuple[Route, Verdict]], load: Load, scores: Mapping[ServerId, float]) -> list[Mapping[str, object]]:
@@ -36,7 +36,7 @@ def described(servers: Sequence[tuple[Route, Verdict]], load: Load, scores: Mapp
     return [
         {
             "server": route.server.id,
-            "verdict": str(found),
+            "verdict": str(outcome),
             "state": route.health.state.value,
             "in_flight": load.in_flight(route.server.id),
             "latency": _rounded(load.latency(route.server.id)),
@@ -44,7 +44,7 @@ def described(servers: Sequence[tuple[Route, Verdict]], load: Load, scores: Mapp
             "weight": route.server.weight,
             "score": _rounded(scores.get(route.server.id)),
         }
-        for route, found in servers[:MAX_EXPLAINED]
+        for route, outcome in servers[:MAX_EXPLAINED]
     ]
 
 

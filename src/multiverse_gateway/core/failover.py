@@ -187,11 +187,11 @@ def classify(
         return Failure(FailureClass.BROKEN, _OFFLINE, status, after_request=True)
     if 200 <= status < 300:
         return _nonsense(status, headers.get(b"content-encoding"), kind, stream, checks_json)
-    found, reason = _meaning(status, body or b"", request, names_response)
-    if found in _RELAYED and not _is_identity(headers.get(b"content-encoding")):
-        found, reason = FailureClass.NONSENSE, _COMPRESSED
+    meaning, reason = _meaning(status, body or b"", request, names_response)
+    if meaning in _RELAYED and not _is_identity(headers.get(b"content-encoding")):
+        meaning, reason = FailureClass.NONSENSE, _COMPRESSED
     return Failure(
-        found,
+        meaning,
         reason,
         status,
         parse_retry_after(headers.get(b"retry-after"), now_wall),
@@ -214,14 +214,14 @@ def classify_report(
     <FailureClass.UNSUPPORTED: 'G'>
     """
     status = reported_status(report)
-    found, reason = FailureClass.SERVER_ERROR, "reported an error with status 200"
+    kind, reason = FailureClass.SERVER_ERROR, "reported an error with status 200"
     if status is None and (lacks_endpoint(report, request) or lacks_model(report, request)):
         status = 404
         names_response = names_response and not lacks_endpoint(report, request)
     if status is not None:
-        found, reason = _meaning(status, report, request, names_response)
+        kind, reason = _meaning(status, report, request, names_response)
     return Failure(
-        found,
+        kind,
         reason,
         status,
         parse_retry_after(headers.get(b"retry-after"), now_wall),

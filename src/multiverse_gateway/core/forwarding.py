@@ -29,9 +29,9 @@ def forwarded_lines(fields: Iterable[tuple[bytes, bytes]], names: Mapping[bytes,
     """
     if _NAMES.isdisjoint(names):
         return b""
-    found: dict[bytes, list[bytes]] = {}
+    values: dict[bytes, list[bytes]] = {}
     for name, value in fields:
         if name in _NAMES:
-            found.setdefault(name, []).append(value.strip(b" \t"))
-    lists = [(name, b", ".join(found[name])) for name in FORWARDED if name in found]
+            values.setdefault(name, []).append(value.strip(b" \t"))
+    lists = [(name, b", ".join(values[name])) for name in FORWARDED if name in values]
     return b"".join(b"%b: %b\r\n" % (name, value) for name, value in lists if len(value) <= MAX_FORWARDED_BYTES and _LIST.fullmatch(value))

@@ -72,9 +72,9 @@ def overall(statuses: Iterable[str]) -> Literal["healthy", "degraded", "unhealth
     >>> overall(["healthy", "unhealthy"])
     'degraded'
     """
-    found = set(statuses)
-    if not found:
+    kinds = set(statuses)
+    if not kinds:
         return "empty"
-    if found == {"healthy"}:
+    if kinds == {"healthy"}:
         return "healthy"
-    return "degraded" if "healthy" in found else "unhealthy"
+    return "degraded" if "healthy" in kinds else "unhealthy"

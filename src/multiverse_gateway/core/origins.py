@@ -82,13 +82,13 @@ class OriginPolicy:
 
     def _is_own(self, origin: bytes, headers: Mapping[bytes, bytes]) -> bool:
         """Return whether an origin is ours; a proxy may have taken off TLS, so its scheme need not be that of our own connection."""
-        found = normalize_origin(origin.decode("latin-1"))
-        if found is None or found in self.public:
-            return found is not None
-        scheme = found.partition(":")[0]
-        return found == normalize_origin(f"{scheme}://{headers.get(b'host', b'').decode('latin-1')}")
+        normalized = normalize_origin(origin.decode("latin-1"))
+        if normalized is None or normalized in self.public:
+            return normalized is not None
+        scheme = normalized.partition(":")[0]
+        return normalized == normalize_origin(f"{scheme}://{headers.get(b'host', b'').decode('latin-1')}")
 
 
 def _normalized(origins: Iterable[str]) -> frozenset[str]:
-    found = (ANY if origin == ANY else normalize_origin(origin.rstrip("/")) for origin in origins)
-    return frozenset(origin for origin in found if origin is not None)
+    normalized = (ANY if origin == ANY else normalize_origin(origin.rstrip("/")) for origin in origins)
+    return frozenset(origin for origin in normalized if origin is not None)

@@ -119,18 +119,18 @@ def api_path(method: str, path: str, *, wants_page: bool = False) -> str:
     """
     if path.startswith("/v1/") and "//" not in path and path[-1] != "/":  # nearly all
         return path
-    found = _SLASHES.sub("/", without_origin(path))
-    if found.endswith("/"):
-        found = found[:-1]
-    found = _OTHER_NAMES.get(found, found)
-    if is_api(found):
-        return found
+    normalized = _SLASHES.sub("/", without_origin(path))
+    if normalized.endswith("/"):
+        normalized = normalized[:-1]
+    normalized = _OTHER_NAMES.get(normalized, normalized)
+    if is_api(normalized):
+        return normalized
     may_lack_prefix = (
-        found.startswith("/responses/")
-        or (method in ("POST", "OPTIONS") and found in _UNPREFIXED)
-        or (method in ("GET", "HEAD", "OPTIONS") and not wants_page and (found == "/models" or found.startswith("/models/")))
+        normalized.startswith("/responses/")
+        or (method in ("POST", "OPTIONS") and normalized in _UNPREFIXED)
+        or (method in ("GET", "HEAD", "OPTIONS") and not wants_page and (normalized == "/models" or normalized.startswith("/models/")))
     )
-    return PREFIX + found if may_lack_prefix and "/." not in found else path
+    return PREFIX + normalized if may_lack_prefix and "/." not in normalized else path
 
 
 def hint(path: str) -> str | None:

@@ -196,16 +196,16 @@ def _response_id(body: bytes) -> str | None:
         msgspec.json.decode(body, type=_Continuation)
     except ValidationError:
         raise EnvelopeError("The field previous_response_id is not a string; send the id of a response", "previous_response_id") from None
-    found: list[Any] = []
+    ids: list[Any] = []
 
     def note(kind: type, value: Any) -> object:
-        found.append(value)
+        ids.append(value)
         return _MARKS[kind]
 
     msgspec.json.decode(body, type=_Continuations, dec_hook=note)
-    if len(found) > 1:
+    if len(ids) > 1:
         raise EnvelopeError("The body names previous_response_id twice; send it once", "previous_response_id")
-    return found[0] or None
+    return ids[0] or None
 
 
 _NO = frozenset({b"", b"null", b"false"})

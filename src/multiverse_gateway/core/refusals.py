@@ -51,14 +51,14 @@ def lacks_model(refusal: bytes, request: bytes) -> bool:
     """
     if len(refusal) > MAX_REFUSAL_BYTES or _ANY_CASE_MODEL.search(refusal) is None:
         return False
-    code, words = _read(refusal)
+    code, message = _read(refusal)
     if code == "model_not_found":
         return True
-    words = _plain(words)
-    if _LACKS.search(words) is None or _CONTEXT.search(words):
+    message = _plain(message)
+    if _LACKS.search(message) is None or _CONTEXT.search(message):
         return False
     values = [_plain(value) for value in _values_of(request)]
-    return _says_it_itself(words, [value for value in values if "model" in value])
+    return _says_it_itself(message, [value for value in values if "model" in value])
 
 
 def lacks_endpoint(refusal: bytes, request: bytes) -> bool:
@@ -70,15 +70,15 @@ def lacks_endpoint(refusal: bytes, request: bytes) -> bool:
     return _UNEXPECTED_ENDPOINT in refusal[:MAX_WORDS].lower() and _UNEXPECTED_ENDPOINT not in request.lower()
 
 
-def _says_it_itself(words: str, values: list[str]) -> bool:
+def _says_it_itself(message: str, values: list[str]) -> bool:
     for value in values:
-        words = _IN_QUOTES[value].sub("\0", words) if value in _IN_QUOTES else words.replace(value, "\0")
-    return any(not _is_repeated(words, match.start(), values) for match in _LACKS.finditer(words))
+        message = _IN_QUOTES[value].sub("\0", message) if value in _IN_QUOTES else message.replace(value, "\0")
+    return any(not _is_repeated(message, match.start(), values) for match in _LACKS.finditer(message))
 
 
-def _is_repeated(words: str, at: int, values: list[str]) -> bool:
+def _is_repeated(message: str, at: int, values: list[str]) -> bool:
     """Return whether the words around a match stand in the request, as they do where a server repeats a part of a value."""
-    before, after = words[max(0, at - _FRAGMENT) : at + 5], words[at : at + 5 + _FRAGMENT]
+    before, after = message[max(0, at - _FRAGMENT) : at + 5], message[at : at + 5 + _FRAGMENT]
     if at < _FRAGMENT:
         before = f"\n{before}"  # the beginning of the message, which no value holds
     return any(before in value or after in value for value in values)
@@ -91,14 +91,14 @@ def _plain(text: str) -> str:
 def _read(refusal: bytes) -> tuple[object, str]:
     """Return the code and the words of a refusal in any of the usual forms; words without JSON count as they are."""
     try:
-        said = msgspec.json.decode(refusal)
+        body = msgspec.json.decode(refusal)
     except (ValueError, RecursionError):
         return None, refusal[:MAX_WORDS].decode(errors="replace")
-    error = said.get("error", said) if isinstance(said, dict) else said
+    error = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(error, dict):
         return None, str(error)[:MAX_WORDS]
-    words = [str(error[name]) for name in ("message", "error", "detail") if error.get(name)]
-    return error.get("code"), " ".join(words)[:MAX_WORDS]
+    messages = [str(error[name]) for name in ("message", "error", "detail") if error.get(name)]
+    return error.get("code"), " ".join(messages)[:MAX_WORDS]
 
 
 def _values_of(request: bytes) -> Iterator[str]:

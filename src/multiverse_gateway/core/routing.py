@@ -149,10 +149,10 @@ def build_table(version: int, servers: Iterable[Server], health: Mapping[ServerI
     routes: dict[ServerId, Route] = {}
     models: dict[str, list[Route]] = {}
     for server in sorted(servers, key=lambda server: (server.registered_at, server.id)):
-        known = health.get(server.id)
-        if known is None or known.generation != server.generation:
-            known = Health(generation=server.generation)
-        route = routes[server.id] = Route(server, known)
+        known_health = health.get(server.id)
+        if known_health is None or known_health.generation != server.generation:
+            known_health = Health(generation=server.generation)
+        route = routes[server.id] = Route(server, known_health)
         models.setdefault(model_key(server.model_name), []).append(route)
     return RoutingTable(version, {key: Model(_name(key, group), tuple(group)) for key, group in models.items()}, routes)
 
@@ -260,21 +260,21 @@ def _sort_out(model: Model, load: Slots, stream: bool, path: str, excluded: Coll
     returns_at = inf
     for route in model.routes:
         health = route.health
-        found = verdict(route, load, stream=stream, path=path, excluded=excluded, now=now)
-        if found is Verdict.READY:
+        outcome = verdict(route, load, stream=stream, path=path, excluded=excluded, now=now)
+        if outcome is Verdict.READY:
             ready.append(route.server)
-        elif found is Verdict.LAST:
+        elif outcome is Verdict.LAST:
             last.append(route.server)
-        elif found is Verdict.ILL:
+        elif outcome is Verdict.ILL:
             returns_at = min(returns_at, health.next_probe.at)
             if health.state is HealthState.UNHEALTHY and health.by_traffic and health.rest.until <= now:
                 suspects.append(route)
-        elif found is Verdict.RESTING:
+        elif outcome is Verdict.RESTING:
             returns_at = min(returns_at, health.rest.until)
             resting.append(route)
-        elif found is Verdict.FULL:
+        elif outcome is Verdict.FULL:
             full = full or supports(health, path, now)
-        elif found is Verdict.UNSUPPORTED:
+        elif outcome is Verdict.UNSUPPORTED:
             reluctant.append(route.server)
     ready = ready or last
     if not ready and not full and not resting:
@@ -331,6 +331,6 @@ def close_names(name: str, names: Collection[str]) -> list[str]:
     ['llama3']
     """
     lowered: dict[str, str] = {}
-    for known in list(names)[:_MAX_COMPARED]:
-        lowered.setdefault(known.lower(), known)
+    for candidate in list(names)[:_MAX_COMPARED]:
+        lowered.setdefault(candidate.lower(), candidate)
     return [lowered[close] for close in get_close_matches(name[:_MAX_NAME].lower(), lowered, n=3, cutoff=0.6)]

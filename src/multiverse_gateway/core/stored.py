@@ -69,8 +69,8 @@ class StoredResponses:
 
     def find(self, key: str, wall: float) -> StoredResponse | None:
         """Return a response that this process knows, unless its time is over."""
-        found = self._known.get(key)
-        return found if found is not None and found.until > wall else None
+        response = self._known.get(key)
+        return response if response is not None and response.until > wall else None
 
     @property
     def unsaved(self) -> Sequence[StoredResponse]:

@@ -91,10 +91,10 @@ def summed(rows: Iterable[Usage], key: Callable[[UsageKey], UsageKey]) -> list[U
     """
     sums: dict[UsageKey, Counts] = {}
     for row in rows:
-        found = key(row.key)
-        known = sums.get(found)
-        sums[found] = row.counts if known is None else known + row.counts
-    return [Usage(key=found, counts=counts) for found, counts in sums.items()]
+        group = key(row.key)
+        sum_so_far = sums.get(group)
+        sums[group] = row.counts if sum_so_far is None else sum_so_far + row.counts
+    return [Usage(key=group, counts=counts) for group, counts in sums.items()]
 
 
 _NOTHING = Counts()

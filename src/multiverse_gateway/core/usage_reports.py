@@ -72,9 +72,9 @@ def summarize(
         )
 
     wanted = [usage for usage in rows if _is_wanted(usage.key, selection, names)]
-    found = sorted(summed(wanted, without), key=lambda usage: attrs.astuple(usage.key))
+    sums = sorted(summed(wanted, without), key=lambda usage: attrs.astuple(usage.key))
     total = sum((usage.counts for usage in wanted), Counts())
-    return UsageSummary(since=days[0], until=days[1], total=total, rows=tuple(found), by=by, names=names)
+    return UsageSummary(since=days[0], until=days[1], total=total, rows=tuple(sums), by=by, names=names)
 
 
 def _is_wanted(key: UsageKey, selection: UsageSelection, names: Mapping[str, str]) -> bool:

@@ -45,9 +45,9 @@ class RecentWaits:
             self._forget(minute)
             sums = self._minutes[minute] = {}
         key = model, flow
-        known = sums.get(key)
-        if known is not None:
-            sums[key] = known[0] + 1, known[1] + seconds
+        tally = sums.get(key)
+        if tally is not None:
+            sums[key] = tally[0] + 1, tally[1] + seconds
         elif len(sums) < MAX_CLIENTS:
             sums[key] = 1, seconds
 
@@ -68,4 +68,4 @@ class RecentWaits:
         return {place: jain(values) for place, values in means.items()}
 
     def _forget(self, minute: int) -> None:
-        self._minutes = {known: sums for known, sums in self._minutes.items() if known > minute - MINUTES}
+        self._minutes = {number: sums for number, sums in self._minutes.items() if number > minute - MINUTES}

@@ -135,6 +135,6 @@ def _read(head: bytes, root: str) -> RequestHead | None:
     called = api_path("POST", below(without_origin(path.decode("ascii")), root))
     if not is_api(called):
         return None
-    found = RequestHead("POST", called, query, read.fields, read.keeps)
-    length = found.names.get(b"content-length", b"0")
-    return found if b"host" in found.names and length.isdigit() and len(length) <= MAX_DIGITS else None
+    request_head = RequestHead("POST", called, query, read.fields, read.keeps)
+    length = request_head.names.get(b"content-length", b"0")
+    return request_head if b"host" in request_head.names and length.isdigit() and len(length) <= MAX_DIGITS else None

@@ -78,15 +78,15 @@ class Requests:
     def target(self, server: Server, path: str, query: bytes, content_type: bytes, stream: bool, forwarded: bytes = b"") -> _Target:
         """Return where a request goes, and its head up to the value of `x-request-id`."""
         key = (server.id, server.generation, path, query, content_type, stream, forwarded)
-        known = self._targets.get(key)
-        if known is None:
+        target = self._targets.get(key)
+        if target is None:
             endpoint = endpoint_of(server)
-            known = endpoint, _head_prefix(server, endpoint, path, query, content_type, stream, forwarded)
-            if len(known[1]) <= MAX_PREFIX_BYTES:
+            target = endpoint, _head_prefix(server, endpoint, path, query, content_type, stream, forwarded)
+            if len(target[1]) <= MAX_PREFIX_BYTES:
                 if len(self._targets) >= MAX_PREFIXES:
                     self._targets.clear()
-                self._targets[key] = known
-        return known
+                self._targets[key] = target
+        return target
 
     def usage_accepted(self, server: Server) -> None:
         """Remember that this generation of a server answered a stream whose tokens it was asked for."""

@@ -9,6 +9,6 @@ def jain(values: Iterable[float]) -> float:
     >>> jain([3.0, 3.0]), jain([6.0, 0.0])
     (1.0, 0.5)
     """
-    known = list(values)
-    squares = sum(value * value for value in known)
-    return 1.0 if not squares else sum(known) ** 2 / (len(known) * squares)
+    numbers = list(values)
+    squares = sum(value * value for value in numbers)
+    return 1.0 if not squares else sum(numbers) ** 2 / (len(numbers) * squares)

@@ -178,7 +178,7 @@ class FairQueue:
             return None
         newest = [(account, account.waiting[-1]) for account in model.books.queued.values()]
         fresh = [(account, ticket) for account, ticket in newest if not ticket.has_begun]
-        return max(fresh or newest, key=lambda found: (len(found[0].waiting) / found[0].weight, found[1].number))[1]
+        return max(fresh or newest, key=lambda item: (len(item[0].waiting) / item[0].weight, item[1].number))[1]
 
     def leave(self, ticket: Ticket, now: float) -> None:
         """Let a request wait no longer; harmless if it does not wait."""
@@ -267,12 +267,12 @@ class FairQueue:
 
     def pick_for(self, pool: Hashable, now: float, *, unmet: Collection[Hashable] = ()) -> Ticket | None:
         """Return the request that is next over all models of a pool, or `None`. See `pick`."""
-        known = self._pools.get(pool)
-        if known is None or not self.total_waiting:
+        pool_use = self._pools.get(pool)
+        if pool_use is None or not self.total_waiting:
             return None
-        if len(known.models) == 1:
-            return self.pick(known.models[0], now, unmet=unmet)
-        firsts = {name: first_of(self._models[name], now, unmet) for name in known.models}
+        if len(pool_use.models) == 1:
+            return self.pick(pool_use.models[0], now, unmet=unmet)
+        firsts = {name: first_of(self._models[name], now, unmet) for name in pool_use.models}
         last = self._last.get(pool, "")
         preferred = firsts[last][1] if last in firsts else None
         if preferred is not None and not any(name != last and now - first[2] >= MODEL_CHANGE_SECONDS for name, first in firsts.items()):

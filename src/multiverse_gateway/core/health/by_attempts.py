@@ -39,9 +39,9 @@ def attempt_failed(health: Health, event: AttemptFailed, policy: HealthPolicy, a
         case FailureClass.NO_MODEL:
             return _without_model(health, policy, at.now)
         case FailureClass.UNSUPPORTED:
-            known = _without(health, event.path, policy, at.now)
+            after = _without(health, event.path, policy, at.now)
             is_page = failure.status == 404 and supports(health, event.path, at.now)  # or the page of a tunnel that is offline
-            return _probed_at_once(known, at.now) if is_page else known
+            return _probed_at_once(after, at.now) if is_page else after
         case FailureClass.CLIENT_ERROR:
             return attempt_passed(health, event.path, policy, at)
     return health

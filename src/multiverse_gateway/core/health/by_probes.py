@@ -64,8 +64,8 @@ def probe_passed(health: Health, event: ProbePassed, policy: HealthPolicy, at: I
     struck_until = max(blame.struck_at + policy.strike_memory, blame.doubted_until) if blame.strikes else -inf
     is_struck = at.now < struck_until
     if health.state is HealthState.HEALTHY or health.state is HealthState.SUSPECT:
-        known = health if is_struck else without_strikes(health)
-        return healthy(known, at.now, at.wall, slow_since=slow_start_of(health, policy, at.now))
+        before = health if is_struck else without_strikes(health)
+        return healthy(before, at.now, at.wall, slow_since=slow_start_of(health, policy, at.now))
     if health.state is HealthState.PROBING:
         return healthy(without_strikes(health), at.now, at.wall)
     if health.state is HealthState.DEACTIVATED and not event.forced:
@@ -106,17 +106,17 @@ def probe_timed_out(health: Health, event: ProbeTimedOut, policy: HealthPolicy, 
     """Judge a server that did not answer a probe in time: it may be busy with our requests."""
     step = health.next_probe.step
     if event.is_busy:
-        known = evolve(health, next_probe=NextProbe(at=at.now + pause(health, policy, at.random), step=step))
-        return healthy(known, at.now, at.wall) if health.state is HealthState.SUSPECT else known
+        after = evolve(health, next_probe=NextProbe(at=at.now + pause(health, policy, at.random), step=step))
+        return healthy(after, at.now, at.wall) if health.state is HealthState.SUSPECT else after
     excused = _excuse(health.next_probe.excused, event.running)
     if excused is None or excused.allowed_until <= at.now:
         failed = ProbeFailed(event.generation, event.reason, correlated=event.correlated, forced=event.forced)
         return probe_failed(health, failed, policy, at)
     wait = min(pause(health, policy, at.random), max(excused.allowed_until - at.now, CONFIRM_AFTER))
-    known = evolve(health, next_probe=NextProbe(at=at.now + wait, step=step, excused=excused))
+    after = evolve(health, next_probe=NextProbe(at=at.now + wait, step=step, excused=excused))
     if health.state is HealthState.HEALTHY or health.state is HealthState.SUSPECT:
-        return moved(known, HealthState.SUSPECT, at.wall, by_traffic=True, reason=event.reason)
-    return known
+        return moved(after, HealthState.SUSPECT, at.wall, by_traffic=True, reason=event.reason)
+    return after
 
 
 def _excuse(before: Running | None, running: Running | None) -> Running | None:
