@@ -34,13 +34,13 @@ def key_digest(key: str | bytes) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape") if isinstance(key, str) else key).digest()
 
 
-def is_known(digest: bytes, known: Iterable[bytes]) -> bool:
+def is_known(digest: bytes, digests: Iterable[bytes]) -> bool:
     """Return whether a digest is one of the known ones; all are compared, in constant time, so that the time tells nothing.
 
     >>> is_known(key_digest("mvg-admin-1"), [key_digest("mvg-admin-2"), key_digest("mvg-admin-1")])
     True
     """
-    return any([hmac.compare_digest(digest, other) for other in known])  # noqa: C419  a generator would stop at the first one
+    return any([hmac.compare_digest(digest, other) for other in digests])  # noqa: C419  a generator would stop at the first one
 
 
 async def create_admin_key(store: Coordination) -> AdminKey:

@@ -26,10 +26,10 @@ class _Guarded:
         self._failing: set[tuple[str, str]] = set()
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._store, name)
+        member = getattr(self._store, name)
         if name not in CALLS:
-            return found
-        guarded = self._guard(name, found)
+            return member
+        guarded = self._guard(name, member)
         setattr(self, name, guarded)
         return guarded
 

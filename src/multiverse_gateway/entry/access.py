@@ -163,9 +163,9 @@ class AccessRules:
             InvalidClientKey: A client key is required, and there is none that works.
         """
         if b"authorization" in names or b"x-api-key" in names:
-            found = verified(headers, self.client_digests) if self.client_digests else None
-            if found is not None:
-                return Caller(found.hex(), f"setting:{found.hex()[:8]}", None, self.key_limit, self.key_at_once)
+            setting_digest = verified(headers, self.client_digests) if self.client_digests else None
+            if setting_digest is not None:
+                return Caller(setting_digest.hex(), f"setting:{setting_digest.hex()[:8]}", None, self.key_limit, self.key_at_once)
             stored = self.stored_keys()
             for presented in presented_keys(headers) if stored else ():
                 key = stored.get(key_digest(presented))

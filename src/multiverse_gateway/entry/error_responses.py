@@ -40,14 +40,14 @@ def refusal_of(
     A mistake of ours is logged with its traceback and the id, which is all that the client learns.
     """
     if isinstance(error, GatewayError):
-        known = error
+        response_error = error
     elif isinstance(error, EnvelopeError):
-        known = BadRequest(error.message, param=error.param, code=error.code)
+        response_error = BadRequest(error.message, param=error.param, code=error.code)
     else:
         fields = {"request_id": request_id, "method": method, "path": path}
         _log.error("request failed", exc_info=error, extra={"fields": fields})
-        known = InternalError(MISTAKE)
-    headers = [(b"content-type", b"application/json"), *known.headers(), *(extra or [])]
-    if known.final and path.startswith("/v1/"):
+        response_error = InternalError(MISTAKE)
+    headers = [(b"content-type", b"application/json"), *response_error.headers(), *(extra or [])]
+    if response_error.final and path.startswith("/v1/"):
         headers.append((b"x-multiverse-attempts", b"0"))
-    return Refusal(known.status, headers, known.body(path, request_id), isinstance(known, _CLOSING))
+    return Refusal(response_error.status, headers, response_error.body(path, request_id), isinstance(response_error, _CLOSING))

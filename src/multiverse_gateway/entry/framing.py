@@ -77,7 +77,7 @@ def no_websocket(path: str) -> UnknownURL:
 def refuse_compression(headers: Headers) -> GatewayError | None:
     """Return the refusal of a body in a content coding, or `None`; decoded, a small body could become a huge one."""
     codings = b",".join(value for name, value in headers if name == b"content-encoding").decode("latin-1").lower().split(",")
-    coding = next((found for found in map(str.strip, codings) if found not in ("", "identity")), None)
+    coding = next((applied for applied in map(str.strip, codings) if applied not in ("", "identity")), None)
     if coding is None:
         return None
     shown = coding if _CODING.fullmatch(coding) else "an unknown encoding"

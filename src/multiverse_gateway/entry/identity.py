@@ -81,9 +81,9 @@ def is_secure(scope: Scope, trusted: Collection[Network]) -> bool:
     """Return whether the caller's own connection is encrypted: ours is, or a trusted proxy says that its is."""
     peer = scope.get("client")
     if peer and trusted and _is_trusted(peer[0], trusted):
-        said = next((value for name, value in scope["headers"] if name == b"x-forwarded-proto"), b"")
-        if said:
-            return bool(said.split(b",")[-1].strip().lower() == b"https")
+        forwarded_proto = next((value for name, value in scope["headers"] if name == b"x-forwarded-proto"), b"")
+        if forwarded_proto:
+            return bool(forwarded_proto.split(b",")[-1].strip().lower() == b"https")
     return bool(scope.get("scheme") == "https")
 
 
@@ -108,12 +108,12 @@ def digests(keys: Iterable[str]) -> frozenset[bytes]:
     return frozenset(map(key_digest, keys))
 
 
-def verified(headers: Headers, known: Collection[bytes]) -> bytes | None:
+def verified(headers: Headers, valid_digests: Collection[bytes]) -> bytes | None:
     """Return the digest of the first presented key that is known, compared in constant time."""
-    for key in presented_keys(headers) if known else ():
-        found = key_digest(key)
-        if is_known(found, known):
-            return found
+    for key in presented_keys(headers) if valid_digests else ():
+        digest = key_digest(key)
+        if is_known(digest, valid_digests):
+            return digest
     return None
 
 

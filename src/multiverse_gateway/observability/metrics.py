@@ -53,11 +53,11 @@ class Histogram:
 
     def buckets(self) -> list[tuple[str, int]]:
         """Return how many are within each bound."""
-        found, so_far = [], 0
+        counts, so_far = [], 0
         for bound, count in zip((*map(str, self.bounds), "+Inf"), self._counts, strict=True):
             so_far += count
-            found.append((bound, so_far))
-        return found
+            counts.append((bound, so_far))
+        return counts
 
 
 ANSWERED = (
@@ -175,17 +175,17 @@ def families(meter: Meter, gauges: Gauges) -> Iterator[Metric]:
     )
     events = CounterMetricFamily("multiverse_stream_events", "Events of streams that were relayed.", labels=("model",))
     sent = CounterMetricFamily("multiverse_sent_bytes", "Bytes of answers.", labels=("model",))
-    for model, found in sorted(meter.models.items()):
-        for status, count in sorted(found.statuses.items()):
+    for model, figures in sorted(meter.models.items()):
+        for status, count in sorted(figures.statuses.items()):
             requests.add_metric((model, str(status)), count)
-        seconds.add_metric((model,), found.seconds.buckets(), found.seconds.total)
-        first.add_metric((model,), found.first_byte.buckets(), found.first_byte.total)
-        for band, histogram in sorted(found.waits.items()):
+        seconds.add_metric((model,), figures.seconds.buckets(), figures.seconds.total)
+        first.add_metric((model,), figures.first_byte.buckets(), figures.first_byte.total)
+        for band, histogram in sorted(figures.waits.items()):
             waits.add_metric((model, band), histogram.buckets(), histogram.total)
-        tokens.add_metric((model, "prompt"), found.prompt_tokens)
-        tokens.add_metric((model, "completion"), found.completion_tokens)
-        events.add_metric((model,), found.events)
-        sent.add_metric((model,), found.sent_bytes)
+        tokens.add_metric((model, "prompt"), figures.prompt_tokens)
+        tokens.add_metric((model, "completion"), figures.completion_tokens)
+        events.add_metric((model,), figures.events)
+        sent.add_metric((model,), figures.sent_bytes)
     yield from (requests, seconds, first, waits, tokens, events, sent)
     evenness = GaugeMetricFamily(
         "multiverse_queue_fairness",

@@ -135,8 +135,8 @@ def observer(tracers: Any, meters: Any) -> Observe:
             start_time=int((ended - seconds) * 1e9),
         )
         for attempt in exchange.attempts:
-            told = {"multiverse.server.id": attempt.server_id, "error.type": attempt.failure.kind.name.lower()}
-            span.add_event("attempt failed", told, timestamp=int(ended * 1e9))
+            attributes = {"multiverse.server.id": attempt.server_id, "error.type": attempt.failure.kind.name.lower()}
+            span.add_event("attempt failed", attributes, timestamp=int(ended * 1e9))
         if exchange.status >= 500:
             span.set_status(Status(StatusCode.ERROR))
         span.end(int(ended * 1e9))

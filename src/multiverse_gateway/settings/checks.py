@@ -64,12 +64,12 @@ def between(low: float, high: float, unit: str = "") -> Validator:
     return check
 
 
-def one_of(*words: str) -> Validator:
+def one_of(*choices: str) -> Validator:
     """Return a check for one of these words."""
 
     def check(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
-        if value not in words:
-            raise rejection(field, value, f"write one of {', '.join(words)}{_did_you_mean(str(value), words)}")
+        if value not in choices:
+            raise rejection(field, value, f"write one of {', '.join(choices)}{_did_you_mean(str(value), choices)}")
 
     return check
 

@@ -37,8 +37,8 @@ def load_settings(
     values: dict[str, object] = {}
     written: dict[str, tuple[str, str]] = {}
     try:
-        for source, found in _sources(env, cwd, config, overrides or {}):
-            for name, (given, value) in found.items():
+        for source, values_of_source in _sources(env, cwd, config, overrides or {}):
+            for name, (given, value) in values_of_source.items():
                 values.pop(name, None)
                 written[canonical(name)] = given, source
                 if value != "":
@@ -59,7 +59,7 @@ def names_written(
         SettingsError: A file cannot be read, or a name is unknown.
     """
     sources = _sources(env, cwd, config, overrides or {})
-    return {canonical(name): (given, source) for source, found in sources for name, (given, _) in found.items()}
+    return {canonical(name): (given, source) for source, values in sources for name, (given, _) in values.items()}
 
 
 def as_written(error: Exception, written: Written) -> str:
@@ -116,18 +116,18 @@ def _is_service_link(name: str, value: str) -> bool:
 
 def _by_field(pairs: Mapping[str, object], source: str, *, ours: bool = False) -> _Found:
     """Return the values by field name; the canonical name wins. In a file of our own (`ours`) every name must mean something."""
-    found: _Found = {}
+    values: _Found = {}
     for name in sorted(pairs, key=lambda name: name.upper().startswith(PREFIX)):
         key = name.upper() if ours or name.upper().startswith(PREFIX) else name
         if ours and PREFIX + key in _FIELD_OF:
             key = PREFIX + key
         if key in _FIELD_OF:
-            found[_FIELD_OF[key]] = name, pairs[name]
+            values[_FIELD_OF[key]] = name, pairs[name]
         elif ours or key.startswith(PREFIX):
             close = difflib.get_close_matches(key.removeprefix(PREFIX).lower(), FIELDS, n=1)
             hint = f"did you mean {close[0] if ours else PREFIX + close[0].upper()}?" if close else "remove it"
             raise SettingsError(f"{name} in {source} is not a setting; {hint} (`multiverse-gateway settings --env` lists all)")
-    return found
+    return values
 
 
 def _toml_source(cwd: Path, config: Path | None) -> Iterable[tuple[str, _Found]]:

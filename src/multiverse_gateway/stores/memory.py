@@ -60,8 +60,8 @@ class MemoryUsage:
 
     async def usage(self, since: str, until: str) -> Sequence[Usage]:
         """Return what is kept of these days."""
-        found = [Usage(key=key, counts=counts) for key, counts in self._usage.items() if since <= key.day <= until]
-        return tuple(sorted(found, key=lambda usage: attrs.astuple(usage.key)))
+        rows = [Usage(key=key, counts=counts) for key, counts in self._usage.items() if since <= key.day <= until]
+        return tuple(sorted(rows, key=lambda usage: attrs.astuple(usage.key)))
 
     async def requests_on(self, day: str) -> Mapping[str, int]:
         """Return how many requests each client has sent on a day."""

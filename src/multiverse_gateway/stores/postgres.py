@@ -141,7 +141,7 @@ class PostgresStore:
         return Registry(
             version=version,
             servers=self._servers.of(servers),
-            health={server_id: known for server_id, known in healths_of(health) if server_id in active},
+            health={server_id: record for server_id, record in healths_of(health) if server_id in active},
             keys=tuple(map(key_of, keys)),
             sessions={row["digest"]: row["until"] for row in sessions},
         )
@@ -178,8 +178,8 @@ class PostgresStore:
                 "where id = %s and removed_at is null",
                 [server_id],
             )
-            found = cursor.rowcount > 0
-            if found:
+            is_removed = cursor.rowcount > 0
+            if is_removed:
                 await cursor.execute("delete from health where server_id = %s", [server_id])
                 await cursor.execute(
                     "delete from results where server_id in "
@@ -187,7 +187,7 @@ class PostgresStore:
                     [REMOVED],
                 )
                 await bump_version(cursor)
-        return found
+        return is_removed
 
     # Health
 
@@ -292,11 +292,11 @@ class PostgresStore:
         async with self.database.asking() as cursor:
             now = await clock(cursor)
             held = "select holder from leases where role = %s and until > %s and until <= %s"
-            (known,) = [row["holder"] for row in await all_rows(cursor, held, [role, now, now + LONGEST_LEASE])] or [None]
-            dead = known if known is not None and is_gone(known) else None
-            if known not in (None, dead, holder):
+            (current,) = [row["holder"] for row in await all_rows(cursor, held, [role, now, now + LONGEST_LEASE])] or [None]
+            dead = current if current is not None and is_gone(current) else None
+            if current not in (None, dead, holder):
                 return False
-            if ttl <= 0 and known != holder:
+            if ttl <= 0 and current != holder:
                 return True
             await cursor.execute(
                 "insert into leases (role, holder, until) values (%(role)s, %(holder)s, %(until)s) on conflict (role) do update "

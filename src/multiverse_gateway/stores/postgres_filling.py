@@ -44,9 +44,9 @@ async def _fill(cursor: Cursor, table: str, rows: Sequence[Row], vault: Vault) -
     columns = [column for column in rows[0] if (table, column) != ("results", "id")]
     insert = psycopg.sql.SQL("insert into {} ({}) values ({})").format(name, names(columns), places(columns))
     await cursor.executemany(insert, [_sealed(row, vault) for row in rows])
-    found = await all_rows(cursor, psycopg.sql.SQL("select {} from {}").format(names(columns), name))
+    stored = await all_rows(cursor, psycopg.sql.SQL("select {} from {}").format(names(columns), name))
     wanted = Counter(repr([row[column] for column in columns]) for row in rows)
-    copied = Counter(repr([_unsealed(row, vault)[column] for column in columns]) for row in found if _is_copied(table, row))
+    copied = Counter(repr([_unsealed(row, vault)[column] for column in columns]) for row in stored if _is_copied(table, row))
     if wanted != copied:
         raise StorageUnavailable(f"The database gave back other {table} than it was given; nothing was copied")
 

@@ -77,9 +77,9 @@ class Servers:
         Raises:
             StorageUnavailable: A key was sealed with a secret that the vault does not have.
         """
-        known, self._known = self._known, {}
+        earlier, self._known = self._known, {}
         for row in rows:
-            before = known.get(row["id"])
+            before = earlier.get(row["id"])
             self._known[row["id"]] = before if before is not None and before[0] == row else (row, server_of(row, self._vault))
         return tuple(server for _, server in self._known.values())
 

@@ -125,7 +125,7 @@ class SqliteStore:
         Raises:
             StorageUnavailable: The database or its journal was moved, removed or replaced.
         """
-        is_missing = any(file_id(path) != known for path, known in self._files.items())
+        is_missing = any(file_id(path) != file for path, file in self._files.items())
         if is_missing is not self._is_missing:
             self._is_missing = is_missing
             message = "the database file was moved, removed or replaced" if is_missing else "the database file is back in its place"
@@ -275,7 +275,7 @@ class SqliteStore:
         query = "select * from servers where removed_at is null order by registered_at, id"
         servers = _known(self._servers).of(db.query(query))
         active = {server.id for server in servers}
-        health = {server_id: known for server_id, known in healths_of(db.query("select * from health")) if server_id in active}
+        health = {server_id: record for server_id, record in healths_of(db.query("select * from health")) if server_id in active}
         keys = tuple(key_of(row) for row in db.query("select * from client_keys order by created_at, id"))
         sessions = dict(db.execute("select digest, until from sessions").fetchall())
         return Registry(version=statements.version_of(db), servers=servers, health=health, keys=keys, sessions=sessions)
@@ -356,10 +356,10 @@ class SqliteStore:
 
     async def claim(self, role: str, holder: str, ttl: float) -> bool:
         """Take or renew a lease, by the wall clock that the processes share; a call that fails or only asks writes nothing."""
-        known = await self._read(lambda db: statements.holder_of(db, role, self._wall()))
-        if known not in (None, holder):
+        current = await self._read(lambda db: statements.holder_of(db, role, self._wall()))
+        if current not in (None, holder):
             return False
-        if known is None and ttl <= 0:
+        if current is None and ttl <= 0:
             return True
         return await self._write(lambda db: statements.claimed(db, role, holder, ttl, self._wall()))
 

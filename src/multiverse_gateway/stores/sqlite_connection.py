@@ -28,16 +28,16 @@ FileId = tuple[int, int]
 def file_id(path: Path) -> FileId | None:
     """Return what a path names now; `None` when there is nothing, or it cannot be read."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def file_ids(path: Path) -> Mapping[Path, FileId]:
     """Return what the paths of an open database and its journal name; a path that names nothing is left out."""
-    found = {beside: file_id(beside) for beside in (path, journal_of(path), path.with_name(f"{path.name}-shm"))}
-    return {beside: known for beside, known in found.items() if known is not None}
+    ids = {beside: file_id(beside) for beside in (path, journal_of(path), path.with_name(f"{path.name}-shm"))}
+    return {beside: file for beside, file in ids.items() if file is not None}
 
 
 def connect(path: Path, mode: str = "rw") -> Database:

@@ -126,8 +126,8 @@ def exclusive_connection(path: Path) -> Iterator[sqlite3.Connection]:
 def newest_backup(path: Path) -> Path | None:
     """Return the newest good copy of a database: beside it, named after it (`multiverse.db.backup-1`), or in the folder `backups`."""
     own = {path, key_file(path), journal_of(path), path.with_name(f"{path.name}-shm")}
-    found = {*path.parent.glob(f"{path.name}.*"), *path.parent.glob(f"{path.stem}-*{path.suffix}"), *(path.parent / "backups").glob("*")}
-    ages = sorted(((file.stat().st_mtime, file) for file in found - own if file.is_file()), reverse=True)
+    files = {*path.parent.glob(f"{path.name}.*"), *path.parent.glob(f"{path.stem}-*{path.suffix}"), *(path.parent / "backups").glob("*")}
+    ages = sorted(((file.stat().st_mtime, file) for file in files - own if file.is_file()), reverse=True)
     return next((file for _, file in ages[:BACKUPS_LOOKED_AT] if _is_good(file)), None)
 
 

@@ -71,8 +71,8 @@ def save_server(db: Database, row: Mapping[str, Any]) -> None:
 def remove_server(db: Database, server_id: ServerId, wall: float) -> bool:
     """Remove a server softly, and return whether it was there; forget the results of those that are listed no more."""
     statement = "update servers set removed_at = ?, api_key = null, owner_digest = null where id = ? and removed_at is null"
-    found = db.execute(statement, [wall, server_id]).rowcount > 0
-    if found:
+    is_removed = db.execute(statement, [wall, server_id]).rowcount > 0
+    if is_removed:
         db.execute("delete from health where server_id = ?", [server_id])
         db.execute(
             "delete from results where server_id in "
@@ -80,7 +80,7 @@ def remove_server(db: Database, server_id: ServerId, wall: float) -> bool:
             [REMOVED],
         )
         bump_version(db)
-    return found
+    return is_removed
 
 
 def save_health(db: Database, changes: Mapping[ServerId, Health], results: Sequence[ProbeResult]) -> None:
