@@ -111,13 +111,13 @@ def record_with(gateway: Gateway, server_id: ServerId) -> ServerRecord:
 
 def figures_of(gateway: Gateway, checks: Sequence[ProbeResult]) -> Figures:
     """Return what the last checks say, as a detail record shows it."""
-    found = statistics(checks, wall=gateway.wall())
-    mean = found.mean_response_time
+    summary = statistics(checks, wall=gateway.wall())
+    mean = summary.mean_response_time
     return Figures(
-        checks=found.checks,
-        success_rate=found.success_rate,
+        checks=summary.checks,
+        success_rate=summary.success_rate,
         mean_response_time_ms=None if mean is None else round(1000 * mean, 1),
-        uptime_percentage=found.uptime_percentage,
+        uptime_percentage=summary.uptime_percentage,
     )
 
 
@@ -243,11 +243,11 @@ def admin_routes(gateway: Gateway, rules: AccessRules, recent_logs: RecentLogs) 
         await count_owners_probe(request)
         result = await check(gateway, server_id)
         route = gateway.table.routes.get(server_id)
-        found = attrs.asdict(check_of(result))
+        fields = attrs.asdict(check_of(result))
         if route is None:
-            return json_response(CheckNow(**found, registration_id=server_id))
+            return json_response(CheckNow(**fields, registration_id=server_id))
         health = route.health
-        return json_response(CheckNow(**found, registration_id=server_id, health_status=health.status, state=health.state.value))
+        return json_response(CheckNow(**fields, registration_id=server_id, health_status=health.status, state=health.state.value))
 
     async def test(request: Request) -> Response:
         """Probe a server without registering it; at most 10 times per minute."""

@@ -20,8 +20,8 @@ async def try_connection(gateway: Gateway, registration: Description) -> TestRes
     refuse_address(gateway, registration.endpoint_url)
     server = candidate(gateway, registration)
     last: StepResult | None = None
-    async for found in examine(server, None, means_of(gateway, chats=False)):
-        last = found
+    async for result in examine(server, None, means_of(gateway, chats=False)):
+        last = result
     assert last is not None
     assert last.result is not None
     return TestResult(ok=last.result.passed, reason=last.result.reason, warning=last.result.warning, steps=_steps(last.step, last.result))

@@ -65,10 +65,10 @@ def owned(routes: Sequence[BaseRoute], scope: Scope) -> str | None:
     """Return the id of the server that a call is about, if the token of the server's owner will do for it."""
     for route in routes:
         if isinstance(route, ApiRoute):
-            match, found = route.matches(scope)
+            match, child_scope = route.matches(scope)
             if match is Match.FULL:
                 method = "GET" if scope["method"] == "HEAD" else scope["method"]
-                return found["path_params"].get("server_id") if route.calls[method].for_owners else None
+                return child_scope["path_params"].get("server_id") if route.calls[method].for_owners else None
     return None
 
 

@@ -109,7 +109,7 @@ def document(routes: Iterable[BaseRoute]) -> Json:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
-        "tags": [{"name": name, "description": words} for name, words in _TAGS.items()],
+        "tags": [{"name": name, "description": description} for name, description in _TAGS.items()],
         "paths": paths,
         "components": {"schemas": dict(sorted(schemas.components.items())), "securitySchemes": _SECURITY},
     }
@@ -143,8 +143,8 @@ def body_schemas(kind: type, ref_template: str = REF) -> tuple[Json, str]:
         schemas["RegistrationBody"]["properties"]["max_concurrency"].pop("default")
     if is_change:
         whole = schemas.pop("RegistrationBody")
-        words = "The fields to change; null clears an optional field."
-        schemas["ChangeBody"] = {name: value for name, value in whole.items() if name != "required"} | {"description": words}
+        description = "The fields to change; null clears an optional field."
+        schemas["ChangeBody"] = {name: value for name, value in whole.items() if name != "required"} | {"description": description}
     if kind is ConnectionTest:
         schemas["ConnectionTestBody"]["required"] = ["endpoint_url"]
     return schemas, f"{kind.__name__}Body"
@@ -175,14 +175,14 @@ def _without_titles(schema: Any) -> Any:
 
 
 def _operation(path: str, method: str, call: Call, schemas: _Schemas) -> Json:
-    words = inspect.cleandoc(call.endpoint.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+    description = inspect.cleandoc(call.endpoint.__doc__ or "").split("\n\n")[0].replace("\n", " ")
     tag = "admin" if path.startswith("/admin") else "inference" if path.startswith("/v1") else "operations"
     refused = [*_ANY, *call.errors]
     operation: Json = {
         "operationId": _identity(method, path),
         "tags": [tag],
-        "summary": re.split(r"[:;.]", words)[0],
-        "description": words,
+        "summary": re.split(r"[:;.]", description)[0],
+        "description": description,
         "parameters": [*_path_parameters(path), *(_query_parameters(call.query, schemas) if call.query else ())],
         "responses": {str(status): _answer(kind, schemas, call.examples) for status, kind in call.answers.items()},
     }
@@ -286,10 +286,10 @@ def _answer(kind: Any, schemas: _Schemas, examples: Mapping[str, Any]) -> Json:
         return first | {"content": {name: content for answer in (first, *others) for name, content in answer["content"].items()}}
     if isinstance(kind, str):
         return {"description": "Text.", "content": {kind: {"schema": {"type": "string"}, "example": examples[kind]}}}
-    words = "A list." if getattr(kind, "__origin__", None) is list else inspect.cleandoc(kind.__doc__ or "").split("\n")[0]
+    description = "A list." if getattr(kind, "__origin__", None) is list else inspect.cleandoc(kind.__doc__ or "").split("\n")[0]
     schema = schemas.answer(kind)
     example = examples[_JSON] if _JSON in examples else sample(schema, schemas.components)
-    return {"description": words, "content": {_JSON: {"schema": schema, "example": example}}}
+    return {"description": description, "content": {_JSON: {"schema": schema, "example": example}}}
 
 
 def _refusals(kinds: Iterable[type[GatewayError]], schemas: _Schemas, path: str = "") -> Json:
@@ -299,22 +299,22 @@ def _refusals(kinds: Iterable[type[GatewayError]], schemas: _Schemas, path: str 
     schema = schemas.answer(AnthropicErrorAnswer if is_anthropic(path) else ErrorAnswer)
     return {
         str(status): {
-            "description": " ".join(inspect.cleandoc(kind.__doc__ or "").split("\n")[0] for kind in found),
+            "description": " ".join(inspect.cleandoc(kind.__doc__ or "").split("\n")[0] for kind in kinds_of_status),
             "content": {
                 "application/json": {
                     "schema": schema,
-                    "examples": {kind.code or "invalid": {"value": _refusal(kind, path)} for kind in found},
+                    "examples": {kind.code or "invalid": {"value": _refusal(kind, path)} for kind in kinds_of_status},
                 }
             },
         }
-        for status, found in sorted(by_status.items())
+        for status, kinds_of_status in sorted(by_status.items())
     }
 
 
 def _refusal(kind: type[GatewayError], path: str) -> Json:
-    words = inspect.cleandoc(kind.__doc__ or "").split("\n")[0]
-    found: Json = msgspec.json.decode(GatewayError.body(kind(words), path, REQUEST_ID))
-    return found
+    message = inspect.cleandoc(kind.__doc__ or "").split("\n")[0]
+    body: Json = msgspec.json.decode(GatewayError.body(kind(message), path, REQUEST_ID))
+    return body
 
 
 def example_of(kind: type) -> Json:

@@ -91,19 +91,19 @@ def _fits(value: Any, meta: Meta) -> bool:
     return meta.pattern is None or re.fullmatch(meta.pattern.removeprefix("^").removesuffix("$"), value) is not None
 
 
-def _exactly(kind: type, words: str) -> None:
+def _exactly(kind: type, requirement: str) -> None:
     def structure(value: Any, _: object) -> Any:
         if type(value) is not kind:
-            raise Unfit(f" must be {words}")
+            raise Unfit(f" must be {requirement}")
         return value
 
     _CONVERTER.register_structure_hook(kind, structure)
 
 
 def _one_of(value: Any, kind: Any) -> Any:
-    words = typing.get_args(kind)
-    if value not in words or isinstance(value, bool):
-        raise Unfit(f" must be {'one of ' if len(words) > 1 else ''}{', '.join(map(str, words))}")
+    choices = typing.get_args(kind)
+    if value not in choices or isinstance(value, bool):
+        raise Unfit(f" must be {'one of ' if len(choices) > 1 else ''}{', '.join(map(str, choices))}")
     return value
 
 
@@ -111,11 +111,11 @@ def _listed(values: Any, kind: Any) -> list[Any]:
     (inner,) = typing.get_args(kind)
     if not isinstance(values, list):
         raise Unfit(" must be a list")
-    found = []
+    items = []
     for number, value in enumerate(values):
         with _at(f"[{number}]"):
-            found.append(_CONVERTER.structure(value, inner))
-    return found
+            items.append(_CONVERTER.structure(value, inner))
+    return items
 
 
 def _made_of(origin: Any) -> Callable[[Any], bool]:
@@ -143,8 +143,8 @@ def read(body: Any, kind: type[_Kind]) -> _Kind:
     except Unfit as error:
         path = error.path.replace(".[", "[")
         if isinstance(error, Unknown):
-            known = ", ".join(name.replace(".[", "[") for name in error.known)
-            raise BadRequest(f"There is no field {path}; the fields are {known}", param=path) from None
+            fields = ", ".join(name.replace(".[", "[") for name in error.known)
+            raise BadRequest(f"There is no field {path}; the fields are {fields}", param=path) from None
         if not path:
             raise BadRequest(f"The body{error.words}") from None
         raise InvalidField(path, error.words) from None
@@ -197,8 +197,8 @@ def parse_test(body: Any) -> Registration:
     Raises:
         BadRequest: As for a registration.
     """
-    found = read(body, ConnectionTest)
-    return found if found.model_name else attrs.evolve(found, model_name="unnamed")
+    test = read(body, ConnectionTest)
+    return test if test.model_name else attrs.evolve(test, model_name="unnamed")
 
 
 _NEEDED = {"model_name": "unnamed", "endpoint_url": "https://unnamed.example"}
@@ -227,11 +227,11 @@ def parse_change(body: Any) -> Change:
     )
 
 
-def _named(body: Mapping[str, Any], group: str, found: Any) -> dict[str, Any]:
+def _named(body: Mapping[str, Any], group: str, change: Any) -> dict[str, Any]:
     """Return the values of a group that the body names; null names all of them."""
     if group not in body:
         return {}
-    values = attrs.asdict(found)
+    values = attrs.asdict(change)
     return values if body[group] is None else {name: values[name] for name in body[group]}
 
 
@@ -241,7 +241,7 @@ def parse_import(body: Any) -> tuple[Imported, ...]:
     Raises:
         BadRequest: Something cannot be used; `param` names it, such as `servers[3].model_name`. Nothing was imported then.
     """
-    found = read(body, Import)
+    wanted = read(body, Import)
     return tuple(
         Imported(
             registration=Registration(**{field.name: getattr(server, field.name) for field in attrs.fields(Registration)}),
@@ -249,7 +249,7 @@ def parse_import(body: Any) -> tuple[Imported, ...]:
             registered_at=server.registered_at,  # type: ignore[arg-type]
             has_key="api_key" in given,
         )
-        for server, given in zip(found.servers, body["servers"], strict=True)
+        for server, given in zip(wanted.servers, body["servers"], strict=True)
     )
 
 
@@ -259,8 +259,8 @@ def parse_new_key(body: Any) -> tuple[str, KeyTerms]:
     Raises:
         BadRequest: A field is missing, unknown or cannot be used; `param` names it.
     """
-    found = read(body, NewKey)
-    return found.name, _terms_of(found)
+    new_key = read(body, NewKey)
+    return new_key.name, _terms_of(new_key)
 
 
 def parse_key_change(body: Any) -> tuple[KeyTerms, tuple[str, ...]]:
@@ -269,8 +269,8 @@ def parse_key_change(body: Any) -> tuple[KeyTerms, tuple[str, ...]]:
     Raises:
         BadRequest: A field is unknown or cannot be used; `param` names it.
     """
-    found = read(body, KeyChange)
-    return _terms_of(found), tuple(_TERMS.get(name, name) for name in body)
+    change = read(body, KeyChange)
+    return _terms_of(change), tuple(_TERMS.get(name, name) for name in body)
 
 
 _TERMS = {"bulk": "is_bulk"}

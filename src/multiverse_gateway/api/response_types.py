@@ -249,11 +249,11 @@ class Export:
 
 def export_of(servers: Iterable[Server], *, wall: float, include_keys: bool) -> Export:
     """Return the export of servers; `wall` is the present instant in epoch seconds."""
-    found: list[ServerFacts] = []
+    exported: list[ServerFacts] = []
     for server in servers:
         facts = facts_of(server)
-        found.append(ExportedWithKey(**attrs.asdict(facts, recurse=False), api_key=server.api_key) if include_keys else facts)
-    return Export(format=EXPORT_FORMAT, exported_at=iso(wall), servers=found)
+        exported.append(ExportedWithKey(**attrs.asdict(facts, recurse=False), api_key=server.api_key) if include_keys else facts)
+    return Export(format=EXPORT_FORMAT, exported_at=iso(wall), servers=exported)
 
 
 @attrs.frozen(kw_only=True)

@@ -45,16 +45,16 @@ _ERRORS = (
 )
 
 
-def _endpoint(words: str) -> Endpoint:
+def _endpoint(description: str) -> Endpoint:
     async def refuse(request: Request) -> Response:
         raise MethodNotAllowed("Use GET for this call.")  # for HEAD, the only method that comes here
 
-    refuse.__doc__ = words
+    refuse.__doc__ = description
     return refuse
 
 
-def _call(words: str, answer: Any, examples: Mapping[str, Any]) -> Call:
-    return Call(endpoint=_endpoint(words), answers={200: answer}, examples=examples, errors=_ERRORS)
+def _call(description: str, answer: Any, examples: Mapping[str, Any]) -> Call:
+    return Call(endpoint=_endpoint(description), answers={200: answer}, examples=examples, errors=_ERRORS)
 
 
 def stored_routes() -> list[Route]:

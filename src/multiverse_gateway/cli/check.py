@@ -101,8 +101,8 @@ async def _steps(url: str, model: str | None, api_key: str | None, policy: Addre
     )
     wording = Wording(endpoint=endpoint, model=model, has_key=api_key is not None, settings=settings)
     async with _means(endpoint, policy, settings) as means:
-        async for found in examine(server, model, means):
-            step = wording.step(found)
+        async for result in examine(server, model, means):
+            step = wording.step(result)
             if step is not None:
                 yield step
 
@@ -189,81 +189,81 @@ class Wording:
     has_key: bool
     settings: Settings
 
-    def step(self, found: StepResult) -> CheckedStep | None:
+    def step(self, result: StepResult) -> CheckedStep | None:
         """Return a step as the command shows it, or `None` if the next step includes it."""
-        if found.step is ProbeStep.ACCESS and found.outcome is Outcome.PASSED:
+        if result.step is ProbeStep.ACCESS and result.outcome is Outcome.PASSED:
             return None
-        if found.outcome is Outcome.FAILED:
-            is_probed = found.result is not None and found.step is not ProbeStep.CHAT
-            return CheckedStep(NAMES[ProbeStep.ANSWER if is_probed else found.step], False, *self._failed(found))
-        if found.step is ProbeStep.MODEL:
-            return self._offer(found)
-        if found.step is ProbeStep.CHAT:
-            return self._chat(found)
-        return CheckedStep(NAMES[found.step], True, self._passed(found))
+        if result.outcome is Outcome.FAILED:
+            is_probed = result.result is not None and result.step is not ProbeStep.CHAT
+            return CheckedStep(NAMES[ProbeStep.ANSWER if is_probed else result.step], False, *self._failed(result))
+        if result.step is ProbeStep.MODEL:
+            return self._offer(result)
+        if result.step is ProbeStep.CHAT:
+            return self._chat(result)
+        return CheckedStep(NAMES[result.step], True, self._passed(result))
 
-    def _passed(self, found: StepResult) -> str:
+    def _passed(self, result: StepResult) -> str:
         """Return what a step found that passed."""
         endpoint = self.endpoint
-        match found.step:
+        match result.step:
             case ProbeStep.NAME:
-                return f"{endpoint.host} is {', '.join(found.addresses)}"
+                return f"{endpoint.host} is {', '.join(result.addresses)}"
             case ProbeStep.ADDRESS:
                 return "a gateway may connect to it"
             case ProbeStep.CONNECTION:
-                return f"{found.address} port {endpoint.port} in {1000 * found.seconds:.0f} ms"
-            case ProbeStep.ANSWER if found.result is not None:
-                return f"GET /v1/models answers with {len(found.result.models)} models"
+                return f"{result.address} port {endpoint.port} in {1000 * result.seconds:.0f} ms"
+            case ProbeStep.ANSWER if result.result is not None:
+                return f"GET /v1/models answers with {len(result.result.models)} models"
         return endpoint.url
 
-    def _offer(self, found: StepResult) -> CheckedStep:
-        names = () if found.result is None else found.result.models
+    def _offer(self, result: StepResult) -> CheckedStep:
+        names = () if result.result is None else result.result.models
         name = NAMES[ProbeStep.MODEL]
-        if found.model is None:
+        if result.model is None:
             return CheckedStep(name, False, "the list is empty", "load a model, or name the one to use with --model")
         if not names:
-            return CheckedStep(name, True, f"the list is empty; {found.model} is tried all the same")
-        if found.outcome is Outcome.DOUBTFUL:
+            return CheckedStep(name, True, f"the list is empty; {result.model} is tried all the same")
+        if result.outcome is Outcome.DOUBTFUL:
             return CheckedStep(
                 name,
                 True,
-                f"{found.model} is not in the list: {_some(names)}",
+                f"{result.model} is not in the list: {_some(names)}",
                 "many servers accept any name; if this one does not, register one of these",
             )
         return CheckedStep(name, True, _some(names))
 
-    def _chat(self, found: StepResult) -> CheckedStep:
+    def _chat(self, result: StepResult) -> CheckedStep:
         name = NAMES[ProbeStep.CHAT]
-        if found.ability is not None:
-            return CheckedStep(name, True, f"no chat: {found.model} {_ABLE[found.ability]}")
-        if found.result is None or found.result.lacks_chat:
+        if result.ability is not None:
+            return CheckedStep(name, True, f"no chat: {result.model} {_ABLE[result.ability]}")
+        if result.result is None or result.result.lacks_chat:
             return CheckedStep(name, True, "no chat", "if it should chat, load a chat model, or give the model a chat template")
-        return CheckedStep(name, True, f"{found.model} made one token in {found.result.duration:.1f} s")
+        return CheckedStep(name, True, f"{result.model} made one token in {result.result.duration:.1f} s")
 
-    def _failed(self, found: StepResult) -> tuple[str, str]:
+    def _failed(self, result: StepResult) -> tuple[str, str]:
         """Return what a step found that failed, and the remedy."""
-        if found.refusal is not None:
+        if result.refusal is not None:
             opens = (
-                ", or open the network with MULTIVERSE_ALLOW_PRIVATE_NETWORKS (here: --allow-private)" if found.refusal.is_openable else ""
+                ", or open the network with MULTIVERSE_ALLOW_PRIVATE_NETWORKS (here: --allow-private)" if result.refusal.is_openable else ""
             )
-            return f"a gateway with these settings does not connect to it: {found.refusal}", f"use a public address or a tunnel{opens}"
-        if found.problem is ProbeProblem.ACCESS_REFUSED:
+            return f"a gateway with these settings does not connect to it: {result.refusal}", f"use a public address or a tunnel{opens}"
+        if result.problem is ProbeProblem.ACCESS_REFUSED:
             key = "is the key right?" if self.has_key else "a server that requires a key gets it with --api-key."
             return "the server refuses access (status 403)", f"{key} {HOST_HEADER}"
-        advice = _CAUSES[found.cause] if found.cause is not None else self._problem(found)
+        advice = _CAUSES[result.cause] if result.cause is not None else self._problem(result)
         if advice is None:
-            reason = None if found.result is None else found.result.reason
+            reason = None if result.result is None else result.result.reason
             return reason or "no answer", "look at the server's log"
         finding, remedy = advice
         settings = self.settings
-        seconds = settings.first_byte_timeout_seconds if found.step is ProbeStep.CHAT else settings.health_check_timeout_seconds
+        seconds = settings.first_byte_timeout_seconds if result.step is ProbeStep.CHAT else settings.health_check_timeout_seconds
         facts = {"host": self.endpoint.host, "port": self.endpoint.port, "connect": settings.connect_timeout_seconds, "seconds": seconds}
-        return finding.format(**facts, status=None if found.result is None else found.result.status), remedy
+        return finding.format(**facts, status=None if result.result is None else result.result.status), remedy
 
-    def _problem(self, found: StepResult) -> tuple[str, str] | None:
-        if found.problem is ProbeProblem.NOT_JSON:
-            return _PROBLEMS[ProbeProblem.NO_CHOICES if found.step is ProbeStep.CHAT else ProbeProblem.NO_LIST]
-        return None if found.problem is None else _PROBLEMS.get(found.problem)
+    def _problem(self, result: StepResult) -> tuple[str, str] | None:
+        if result.problem is ProbeProblem.NOT_JSON:
+            return _PROBLEMS[ProbeProblem.NO_CHOICES if result.step is ProbeStep.CHAT else ProbeProblem.NO_LIST]
+        return None if result.problem is None else _PROBLEMS.get(result.problem)
 
 
 def _some(names: Sequence[str]) -> str:

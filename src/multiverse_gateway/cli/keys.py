@@ -148,7 +148,7 @@ def revoke(key: str, gateway_url: str | None, admin_key: str | None, as_json: bo
 
 
 def _id_of(client: GatewayClient, key: str) -> str:
-    found = [known["id"] for known in client.admin("GET", "/keys") if key == known["id"] or (known["works"] and key == known["name"])]
-    if not found:
+    ids = [record["id"] for record in client.admin("GET", "/keys") if key == record["id"] or (record["works"] and key == record["name"])]
+    if not ids:
         raise click.ClickException(f"there is no client key {printable(key)}; `multiverse-gateway keys list --all` lists all of them")
-    return str(found[0])
+    return str(ids[0])

@@ -162,5 +162,5 @@ def import_command(file: Any, gateway_url: str | None, admin_key: str | None, as
     if as_json:
         print_json(counts)
         return
-    words = ", ".join(f"{counts[name]} {name}" for name in ("created", "updated", "unchanged") if name in counts)
-    click.echo(f"Imported: {words}.")
+    summary = ", ".join(f"{counts[name]} {name}" for name in ("created", "updated", "unchanged") if name in counts)
+    click.echo(f"Imported: {summary}.")

@@ -47,11 +47,11 @@ def _shown(value: object) -> str:
 @json_option
 def plugins_command(as_json: bool) -> None:
     """List the balancers, probes and stores that are installed."""
-    found = [_described(kind, entry) for kind in GROUPS for entry in sorted(entry_points(group=f"multiverse_gateway.{kind}"))]
+    plugins = [_described(kind, entry) for kind in GROUPS for entry in sorted(entry_points(group=f"multiverse_gateway.{kind}"))]
     if as_json:
-        print_json(found)
+        print_json(plugins)
     else:
-        print_table([list(item.values()) for item in found], ("kind", "name", "package", "version", "made by"))
+        print_table([list(item.values()) for item in plugins], ("kind", "name", "package", "version", "made by"))
 
 
 def _described(kind: str, entry: EntryPoint) -> dict[str, str]:

@@ -145,15 +145,15 @@ class _Pool:
         worker.ready.close()
 
     async def _start(self, crew: _Crew) -> _Worker:
-        ready, told = os.pipe()
+        ready, ready_fd = os.pipe()
         try:
-            command = [*self.command, *(["--join"] if self.has_served else []), "--ready-fd", str(told)]
-            process = await anyio.open_process(command, stdin=subprocess.PIPE, stdout=None, stderr=None, pass_fds=[told])
+            command = [*self.command, *(["--join"] if self.has_served else []), "--ready-fd", str(ready_fd)]
+            process = await anyio.open_process(command, stdin=subprocess.PIPE, stdout=None, stderr=None, pass_fds=[ready_fd])
         except OSError:
             os.close(ready)
             raise
         finally:
-            os.close(told)
+            os.close(ready_fd)
         self.running.add(process)
         crew.running[process] = self.now()
         self.tasks.start_soon(self._forget, process, crew)

@@ -112,10 +112,10 @@ def _failed(checks: Sequence[ProbeResult]) -> int:
 
 def _marks(checks: Sequence[ProbeResult], places: int, place: Callable[[ProbeResult], tuple[int, int]]) -> tuple[Mark, ...]:
     """Return the marks of checks sorted newest first, the newest at the right edge; `place` returns `y` and the height of one."""
-    found = []
+    marks = []
     for number, check in enumerate(reversed(checks), start=places - len(checks)):
         y, height = place(check)
-        found.append(
+        marks.append(
             Mark(
                 x=STEP * number,
                 y=y,
@@ -126,7 +126,7 @@ def _marks(checks: Sequence[ProbeResult], places: int, place: Callable[[ProbeRes
                 words=words_of(check),
             )
         )
-    return tuple(found)
+    return tuple(marks)
 
 
 def _ceiling(seconds: float) -> float:
@@ -196,15 +196,15 @@ def _story(outage: _Outage, route: Route, now: float) -> Iterator[Event]:
     first, reason = outage.failed[0], None
     for check in outage.failed:
         if check.reason != reason:
-            words = words_of(check)
+            message = words_of(check)
             if outage.end is None and check is _last_new(outage.failed):
-                words += f" {count(len(outage.failed), 'check')} failed so far; the next one {next_check_words(route.health, now)}."
-            yield _event(check.checked_at, Tone.BAD, "Marked down" if check is first else "Still down", words)
+                message += f" {count(len(outage.failed), 'check')} failed so far; the next one {next_check_words(route.health, now)}."
+            yield _event(check.checked_at, Tone.BAD, "Marked down" if check is first else "Still down", message)
         reason = check.reason
     if outage.end is not None:
         lasted = span(outage.end.checked_at - first.checked_at)
-        words = f"It answers again after {lasted}; {count(len(outage.failed), 'check')} had failed."
-        yield _event(outage.end.checked_at, Tone.GOOD, "Came back", words)
+        message = f"It answers again after {lasted}; {count(len(outage.failed), 'check')} had failed."
+        yield _event(outage.end.checked_at, Tone.GOOD, "Came back", message)
 
 
 def _last_new(failed: Sequence[ProbeResult]) -> ProbeResult:

@@ -70,16 +70,16 @@ async def try_steps(gateway: Gateway, registration: Description, named: str) -> 
     yield _under_way(())
     steps: tuple[ShownStep, ...] = ()
     names: tuple[str, ...] = ()
-    async for found in examine(candidate(gateway, registration), named or None, means_of(gateway, chats=True)):
-        if found.step is ProbeStep.CHAT and steps:
-            chat = _chat(found)
+    async for result in examine(candidate(gateway, registration), named or None, means_of(gateway, chats=True)):
+        if result.step is ProbeStep.CHAT and steps:
+            chat = _chat(result)
             yield ShownTest(steps=(*steps, chat), models=names, ok=chat.state == "good")
-        elif found.outcome is Outcome.FAILED:
-            yield _ended(_PLACES[found.step], _reason(found))
-        elif found.step is ProbeStep.MODEL:
-            names = _names(found)[:MAX_CHOICES]
-            steps = (*_good(4), _listing(found))
-            if found.model is None:
+        elif result.outcome is Outcome.FAILED:
+            yield _ended(_PLACES[result.step], _reason(result))
+        elif result.step is ProbeStep.MODEL:
+            names = _names(result)[:MAX_CHOICES]
+            steps = (*_good(4), _listing(result))
+            if result.model is None:
                 yield ShownTest(
                     steps=(*steps, ShownStep(title=_TITLES[5], state="idle", words="Write the model's name, then test again.")), ok=True
                 )
@@ -87,12 +87,12 @@ async def try_steps(gateway: Gateway, registration: Description, named: str) -> 
                 yield _under_way(steps)
 
 
-def _names(found: StepResult) -> tuple[str, ...]:
-    return () if found.result is None else found.result.models
+def _names(result: StepResult) -> tuple[str, ...]:
+    return () if result.result is None else result.result.models
 
 
-def _reason(found: StepResult) -> str:
-    return sentence((found.result and found.result.reason) or "no answer")
+def _reason(result: StepResult) -> str:
+    return sentence((result.result and result.result.reason) or "no answer")
 
 
 def _good(count: int) -> tuple[ShownStep, ...]:
@@ -104,29 +104,29 @@ def _under_way(done: tuple[ShownStep, ...]) -> ShownTest:
     return ShownTest(steps=(*done, ShownStep(title=tried, state="busy"), *(ShownStep(title=title, state="idle") for title in later)))
 
 
-def _ended(at: int, words: str) -> ShownTest:
+def _ended(at: int, message: str) -> ShownTest:
     rest = tuple(ShownStep(title=title, state="idle") for title in _TITLES[at + 1 :])
-    return ShownTest(steps=(*_good(at), ShownStep(title=_TITLES[at], state="bad", words=words), *rest))
+    return ShownTest(steps=(*_good(at), ShownStep(title=_TITLES[at], state="bad", words=message), *rest))
 
 
-def _listing(found: StepResult) -> ShownStep:
-    names = _names(found)
+def _listing(result: StepResult) -> ShownStep:
+    names = _names(result)
     if not names:
         return ShownStep(title=_TITLES[4], state="warn", words="The server answers, but lists no models: is one loaded?")
-    if found.outcome is Outcome.DOUBTFUL:
-        return ShownStep(title=_TITLES[4], state="warn", words=f"The server does not list {found.model}; choose one of its models below.")
+    if result.outcome is Outcome.DOUBTFUL:
+        return ShownStep(title=_TITLES[4], state="warn", words=f"The server does not list {result.model}; choose one of its models below.")
     return ShownStep(title=_TITLES[4], state="good", words="1 model found." if len(names) == 1 else f"{len(names)} models found.")
 
 
-def _chat(found: StepResult) -> ShownStep:
-    result = found.result
-    if found.outcome is Outcome.PASSED and result is not None:
-        words = "does not chat, which is normal for an embedding model." if result.lacks_chat else "answers."
-        return ShownStep(title=_TITLES[5], state="good", words=f"{found.model} {words}")
+def _chat(taken: StepResult) -> ShownStep:
+    result = taken.result
+    if taken.outcome is Outcome.PASSED and result is not None:
+        message = "does not chat, which is normal for an embedding model." if result.lacks_chat else "answers."
+        return ShownStep(title=_TITLES[5], state="good", words=f"{taken.model} {message}")
     if result is not None:
-        words = _reason(found)
-    elif found.problem is ProbeProblem.TIMEOUT:
-        words = f"No answer within {CHAT_SECONDS:g} seconds. Is the model still loading?"
+        message = _reason(taken)
+    elif taken.problem is ProbeProblem.TIMEOUT:
+        message = f"No answer within {CHAT_SECONDS:g} seconds. Is the model still loading?"
     else:
-        words = "The connection broke before an answer came. Is the model still loading?"
-    return ShownStep(title=_TITLES[5], state="warn", words=words)
+        message = "The connection broke before an answer came. Is the model still loading?"
+    return ShownStep(title=_TITLES[5], state="warn", words=message)

@@ -106,8 +106,8 @@ class Dashboard:
 
     async def _recent(self, visit: Visit) -> Snapshot:
         """Return what was seen within this tick; the monitor follows the store."""
-        known = self._sights.get(not visit.is_operator)
-        return known if known is not None and anyio.current_time() - known.at < live.TICK_SECONDS else await self._look(visit)
+        sight = self._sights.get(not visit.is_operator)
+        return sight if sight is not None and anyio.current_time() - sight.at < live.TICK_SECONDS else await self._look(visit)
 
     async def _look(self, visit: Visit) -> Snapshot:
         public = not visit.is_operator
@@ -122,9 +122,9 @@ class Dashboard:
     def _row_html(self, visit: Visit, row: views.Row) -> str:
         """Render a row, or take what was rendered when it was the same."""
         key = (row.id, visit.is_operator, str(visit.request.scope.get("root_path", "")))
-        known = self._rows.get(key)
-        if known is not None and known[0] == row:
-            return known[1]
+        cached = self._rows.get(key)
+        if cached is not None and cached[0] == row:
+            return cached[1]
         html = self._renderer.render(visit, "_row.html", row=row)
         if len(self._rows) > 4 * len(self._gateway.table.routes) + 100:
             self._rows.clear()

@@ -54,8 +54,8 @@ def into(container: str, html: str, how: str = "innerHTML") -> str:
 
 def changes(before: Parts | None, after: Parts) -> str:
     """Return the HTML that makes a page of `before` one of `after`; without `before` everything is sent."""
-    known: Mapping[str, str] = {} if before is None else before.fragments
-    pieces = [out_of_band(name, html) for name, html in after.fragments.items() if known.get(name) != html]
+    earlier: Mapping[str, str] = {} if before is None else before.fragments
+    pieces = [out_of_band(name, html) for name, html in after.fragments.items() if earlier.get(name) != html]
     if before is None or list(before.rows) != list(after.rows):
         if after.container:
             pieces.append(into(after.container, "".join(after.rows.values())))

@@ -33,13 +33,13 @@ class Histories:
         """Return the checks of one server, newest first; what is known of them while the store cannot be read."""
         server_id, now = route.server.id, self.gateway.now()
         key = (route.health.last_checked_at, route.server.generation)
-        known = self._kept.get(server_id)
-        if known is not None and known[0] == key and now - known[1] < HISTORY_SECONDS:
-            return known[2]
+        cached = self._kept.get(server_id)
+        if cached is not None and cached[0] == key and now - cached[1] < HISTORY_SECONDS:
+            return cached[2]
         try:
             await flush_if_possible(self.gateway)
             checks = tuple(await self.gateway.store.history(server_id, CHART_CHECKS))
         except GatewayError:
-            return () if known is None else known[2]
+            return () if cached is None else cached[2]
         self._kept[server_id] = (key, now, checks)
         return checks

@@ -103,11 +103,11 @@ class Renderer:
         response.raw_headers.extend(error.headers())
         return response
 
-    def problem(self, visit: Visit, status: int, title: str, words: str) -> Response:
+    def problem(self, visit: Visit, status: int, title: str, message: str) -> Response:
         """Say what is wrong: on a page of its own, or to HTMX in a toast."""
         if visit.is_fragment:
-            return self.toast(Response(status_code=status), "error", f"{title}. {words}")
-        return self.page(visit, "error.html", status=status, title=title, code=status, words=words)
+            return self.toast(Response(status_code=status), "error", f"{title}. {message}")
+        return self.page(visit, "error.html", status=status, title=title, code=status, words=message)
 
     def failed(self, visit: Visit) -> tuple[str, str]:
         """Log the exception that is being handled, and return the title and the words to show for it."""
@@ -210,19 +210,19 @@ class Renderer:
         except Exception:  # noqa: BLE001  the log has it
             yield self.render(visit, "_problem.html", field="", problem=". ".join(self.failed(visit)))
 
-    def toast(self, response: Response, kind: str, words: str) -> Response:
+    def toast(self, response: Response, kind: str, message: str) -> Response:
         """Let an answer to HTMX bring a toast."""
-        response.headers["hx-trigger"] = json.dumps({"toast": {"kind": kind, "text": words}})
+        response.headers["hx-trigger"] = json.dumps({"toast": {"kind": kind, "text": message}})
         response.headers["cache-control"] = "no-store"
         return response
 
-    def done(self, visit: Visit, kind: str, words: str, name: str, **parameters: Any) -> Response:
+    def done(self, visit: Visit, kind: str, message: str, name: str, **parameters: Any) -> Response:
         """Go to another page, which says what was done."""
         response = self.redirect(visit.request, name, **parameters)
         if visit.is_fragment:
             response = Response(status_code=204, headers={"hx-redirect": response.headers["location"], "cache-control": "no-store"})
         if visit.session is not None:
-            response.headers.append("set-cookie", visit.session.note(kind, words))
+            response.headers.append("set-cookie", visit.session.note(kind, message))
         return response
 
     def lasts(self, visit: Visit) -> Callable[[], bool]:

@@ -136,8 +136,8 @@ class Pages:
         return self._renderer.page(visit, "logs.html", active="logs", asked=asked, levels=LEVELS, components=COMPONENTS, **values)
 
     def _log_html(self, visit: Visit, line: Mapping[str, Any]) -> str:
-        known = ("number", "time", "timestamp", "level", "component", "message", "traceback", "request_id")
-        more = {name: _written(value) for name, value in line.items() if name not in known and value not in (None, "", [])}
+        shown_apart = ("number", "time", "timestamp", "level", "component", "message", "traceback", "request_id")
+        more = {name: _written(value) for name, value in line.items() if name not in shown_apart and value not in (None, "", [])}
         return self._renderer.render(visit, "_log.html", line=line, more=more, servers=self._gateway.table.routes)
 
     async def _logs_live(self, visit: Visit) -> Response:

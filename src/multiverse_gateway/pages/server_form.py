@@ -209,9 +209,9 @@ def _scheme(text: str) -> str:
 
 
 def _kind(host: str) -> str:
-    for pattern, words in _KINDS:
+    for pattern, message in _KINDS:
         if re.search(pattern, host):
-            return words
+            return message
     if host == "localhost":
         return "the gateway's own machine"
     try:

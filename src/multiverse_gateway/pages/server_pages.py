@@ -88,13 +88,13 @@ class ServerPages:
         """Show what is wrong beside the field; what was typed stays. Our own scripts count down until a limit is over."""
         if error.status == 429 and visit.is_fragment:
             raise error
-        field, words = field_of(error), message_of(error)
-        problems = {field: words} if field else {}
+        field, message = field_of(error), message_of(error)
+        problems = {field: message} if field else {}
         if visit.is_fragment:
-            response = self._renderer.fragment(visit, "_problem.html", status=422, field=field, problem=words)
+            response = self._renderer.fragment(visit, "_problem.html", status=422, field=field, problem=message)
         else:
             shown = {name: visit.form.get(name, "") for name in FIELDS if name != "api_key"}
-            values = {"active": "register", "values": shown, "problems": problems, "problem": words, "test": UNTRIED, **values}
+            values = {"active": "register", "values": shown, "problems": problems, "problem": message, "test": UNTRIED, **values}
             response = self._renderer.page(visit, template, status=error.status, **values)
         response.raw_headers.extend(error.headers())
         return response
@@ -112,9 +112,9 @@ class ServerPages:
         try:
             await self._count_probe(visit)
             form = dict(visit.form)
-            known = route_of(self._gateway, server_id_of(form["server_id"])) if form.get("server_id") else None
-            if known is not None and not form.get("api_key") and form.get("endpoint_url", "").strip() == known.server.endpoint_url:
-                form["api_key"] = known.server.api_key or ""  # to the address that it belongs to, and to no other
+            route = route_of(self._gateway, server_id_of(form["server_id"])) if form.get("server_id") else None
+            if route is not None and not form.get("api_key") and form.get("endpoint_url", "").strip() == route.server.endpoint_url:
+                form["api_key"] = route.server.api_key or ""  # to the address that it belongs to, and to no other
             trial = trial_of(form)
         except GatewayError as error:
             return self._form_problem(visit, "register.html", error)
@@ -194,10 +194,10 @@ class ServerPages:
         result = await check(self._gateway, server_id)
         kind = "success" if result.passed else "error"
         took = f"The check passed in {round(1000 * result.duration)} ms." if result.passed else "The check failed: "
-        words = took if result.passed else took + sentence(result.reason or "no answer")
+        message = took if result.passed else took + sentence(result.reason or "no answer")
         if visit.is_fragment:
-            return self._renderer.toast(Response(status_code=204), kind, words)
-        return self._renderer.done(visit, kind, words, "server", server_id=server_id)
+            return self._renderer.toast(Response(status_code=204), kind, message)
+        return self._renderer.done(visit, kind, message, "server", server_id=server_id)
 
     async def _delete(self, visit: Visit) -> Response:
         route = self._route(visit)
@@ -217,8 +217,8 @@ class ServerPages:
         await update(
             self._gateway, server.id, parse_change({"max_concurrency": engine.limit}), before_probe=lambda: self._count_probe(visit)
         )
-        words = f"Saved: {count(engine.limit, 'request')} at once. {engine.fact}."
-        return self._renderer.done(visit, "success", words, "server", server_id=server.id)
+        message = f"Saved: {count(engine.limit, 'request')} at once. {engine.fact}."
+        return self._renderer.done(visit, "success", message, "server", server_id=server.id)
 
     async def _edit(self, visit: Visit) -> Response:
         await refresh_if_possible(self._gateway)
@@ -234,5 +234,5 @@ class ServerPages:
             await update(self._gateway, server.id, change, before_probe=lambda: self._count_probe(visit))
         except GatewayError as error:
             return self._form_problem(visit, "edit.html", error, **more)
-        words = ", ".join(FIELDS[name] for name in names)
-        return self._renderer.done(visit, "success", f"Saved: {words}.", "server", server_id=server.id)
+        changed = ", ".join(FIELDS[name] for name in names)
+        return self._renderer.done(visit, "success", f"Saved: {changed}.", "server", server_id=server.id)

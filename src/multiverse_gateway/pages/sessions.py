@@ -45,16 +45,16 @@ class Session:
     digest: str
     token: str = attrs.field(repr=False)
 
-    def note(self, kind: str, words: str) -> str:
+    def note(self, kind: str, message: str) -> str:
         """Return the header that lets the next page say something: kind (success, error, warning, info) and words."""
-        return set_cookie(_NOTE, self._notes.dumps([kind, words]), secure=False, max_age=NOTE_SECONDS)
+        return set_cookie(_NOTE, self._notes.dumps([kind, message]), secure=False, max_age=NOTE_SECONDS)
 
     def noted(self, headers: Headers) -> tuple[str, str] | None:
         """Return what the page has to say, if a page of this session noted anything; `end_note` takes it away."""
         for value in cookie_values(headers, _NOTE):
             with suppress(BadData):
-                kind, words = self._notes.loads(value)
-                return kind, words
+                kind, message = self._notes.loads(value)
+                return kind, message
         return None
 
     @property
@@ -85,8 +85,8 @@ def cookie_values(headers: Headers, name: str) -> Iterator[str]:
     for header, text in headers:
         if header == b"cookie":
             for pair in text.split(b";"):
-                found, _, value = pair.partition(b"=")
-                if found.strip(b" \t") == wanted:
+                raw_name, _, value = pair.partition(b"=")
+                if raw_name.strip(b" \t") == wanted:
                     yield value.strip(b" \t").decode("latin-1")
 
 

@@ -120,8 +120,8 @@ class SignIn:
         request = visit.request
         if visit.is_fragment or "text/html" not in request.headers.get("accept", ""):
             login = self._renderer.url(request, "login")
-            words = f"This page is for operators. Sign in at {login} in a browser, or send the admin key in the header X-API-Key.\n"
-            return Response(words, 401, {"cache-control": "no-store", "www-authenticate": _CHALLENGE}, media_type="text/plain")
+            message = f"This page is for operators. Sign in at {login} in a browser, or send the admin key in the header X-API-Key.\n"
+            return Response(message, 401, {"cache-control": "no-store", "www-authenticate": _CHALLENGE}, media_type="text/plain")
         wanted = path_of(request.scope)
         if request.scope["query_string"]:
             wanted += f"?{request.scope['query_string'].decode('latin-1')}"

@@ -65,7 +65,7 @@ class Row:
 def row_of(gateway: Gateway, route: Route, checks: Sequence[ProbeResult], *, public: bool = False) -> Row:
     """Return the row of a server; `checks` are sorted newest first."""
     server, health = route.server, route.health
-    found = statistics(checks, wall=gateway.wall())
+    summary = statistics(checks, wall=gateway.wall())
     passed = next((check for check in checks if check.passed), None)
     bar = bar_of(checks)
     if public:
@@ -82,7 +82,7 @@ def row_of(gateway: Gateway, route: Route, checks: Sequence[ProbeResult], *, pub
         description=None if public else server.metadata.description,
         checked_at=iso_or_none(health.last_checked_at),
         milliseconds=None if passed is None else round(1000 * passed.duration),
-        uptime=found.uptime_percentage,
+        uptime=summary.uptime_percentage,
         in_flight=gateway.load.in_flight(server.id),
         max_concurrency=None if public else server.max_concurrency,
         bar=bar,
@@ -149,9 +149,9 @@ def chosen(rows: Iterable[Row], query: Query) -> list[Row]:
 
     kept.sort(key=lambda row: (row.model.casefold(), row.registered_at, row.id))
     value = _VALUES[query.sort]
-    known = [row for row in kept if value(row) is not None]
+    with_value = [row for row in kept if value(row) is not None]
     unknown = [row for row in kept if value(row) is None]
-    return [*sorted(known, key=value, reverse=query.order == "desc"), *unknown]
+    return [*sorted(with_value, key=value, reverse=query.order == "desc"), *unknown]
 
 
 # ServerTotals and queues
@@ -236,7 +236,7 @@ def queues(gateway: Gateway) -> Queues:
                 slots=crowd.slots,
             )
         )
-    models.sort(key=lambda found: (-found.waiting, found.model))
+    models.sort(key=lambda shown: (-shown.waiting, shown.model))
     without_key = Counter(
         exchange.ticket.flow for exchange in gateway.exchanges if exchange.ticket.is_waiting and exchange.caller == NOBODY
     )
@@ -261,14 +261,14 @@ def _headline(totals: ServerTotals, down: int, unserved: Sequence[str]) -> tuple
         return Tone.IDLE, "The server waits for its first check." if servers == 1 else f"All {servers} servers wait for their first check."
     if totals.healthy == servers:
         return Tone.GOOD, "The server is up." if servers == 1 else f"All {servers} servers are up; every model is served."
-    words = [_share(down, servers, "down") if down else _share(totals.healthy, servers, "up")]
+    facts = [_share(down, servers, "down") if down else _share(totals.healthy, servers, "up")]
     if unserved:
-        words.append(f"nobody serves {listed(unserved)}")
+        facts.append(f"nobody serves {listed(unserved)}")
     elif not waiting:
-        words.append("every model is served")
+        facts.append("every model is served")
     if waiting:
-        words.append(f"{waiting} {'waits for its' if waiting == 1 else 'wait for their'} first check")
-    return Tone.BAD if unserved else Tone.WARN if down else Tone.GOOD, f"{'; '.join(words)}."
+        facts.append(f"{waiting} {'waits for its' if waiting == 1 else 'wait for their'} first check")
+    return Tone.BAD if unserved else Tone.WARN if down else Tone.GOOD, f"{'; '.join(facts)}."
 
 
 def _share(part: int, servers: int, word: str) -> str:

@@ -52,13 +52,13 @@ def size(number: int) -> str:
     return f"{number / 1024:.0f} KiB" if number < 1 << 20 else f"{number / (1 << 20):.1f} MiB"
 
 
-def sentence(words: str) -> str:
+def sentence(message: str) -> str:
     """Return words as a sentence, with a capital letter at the start and a full stop at the end.
 
     >>> sentence("connection refused")
     'Connection refused.'
     """
-    text = words.strip()
+    text = message.strip()
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
