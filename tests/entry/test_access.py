@@ -20,7 +20,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from multiverse_gateway.admin_key import key_digest
-from multiverse_gateway.core.errors import GatewayError, InvalidJSON, LoopDetected, RequestTimeout, RequestTooLarge
+from multiverse_gateway.core.errors import (
+    ForeignForm,
+    GatewayError,
+    InvalidClientKey,
+    InvalidJSON,
+    LoopDetected,
+    RequestTimeout,
+    RequestTooLarge,
+)
 from multiverse_gateway.core.origins import OriginPolicy
 from multiverse_gateway.entry.access import MAX_ADMIN_FAILURES, AccessRules, Caller
 from multiverse_gateway.entry.asgi_types import Message, Receive
@@ -170,6 +178,24 @@ def test_only_a_verified_key_is_a_quota_of_its_own() -> None:
     ):
         headers = [(b"authorization", b"Bearer " + key)]
         assert rules.caller("POST", peer, headers, dict(headers)) == caller
+
+
+def test_the_head_of_a_request_is_checked_before_its_key() -> None:
+    """A request that could be read in two ways, or comes from a form of another site, learns nothing about its key."""
+    rules = AccessRules.of(Settings(client_api_keys=("a-good-client-key",), require_client_auth=True))
+
+    def sender(*headers: tuple[bytes, bytes]) -> Caller:
+        names = dict(headers)
+        return rules.sender_of("POST", "192.0.2.1", list(headers), names, is_sound=False, is_forwarded=False)
+
+    wrong, good = (b"authorization", b"Bearer wrong"), (b"authorization", b"Bearer a-good-client-key")
+    with pytest.raises(BadFraming):
+        sender(wrong, (b"host", b"a"), (b"host", b"b"))
+    with pytest.raises(ForeignForm):
+        sender(wrong, (b"content-type", b"text/plain"), (b"origin", b"https://other.example"), (b"host", b"gateway"))
+    with pytest.raises(InvalidClientKey):
+        sender(wrong, (b"host", b"gateway"))
+    assert sender(good, (b"host", b"gateway")).limit == 600
 
 
 # Bodies
@@ -481,6 +507,10 @@ async def test_pages_of_other_origins_reach_the_api_only() -> None:
         for answer in (allowed, refused):
             assert (answer.headers["x-content-type-options"], answer.headers["content-security-policy"]) == SEALED
         assert "access-control-allow-origin" not in (await client.get("/admin/servers", headers=preflight)).headers
+        for origin in ("https://class.example", "https://other.example"):
+            response = await client.get("/v1/models", headers={"origin": origin})
+            expected = {name.decode(): value.decode() for name, value in cors_headers({b"origin": origin.encode()}, policy)}
+            assert {name: value for name, value in response.headers.items() if "access-control" in name or name == "vary"} == expected
 
 
 def test_the_direct_door_says_the_same_about_origins() -> None:

@@ -52,14 +52,11 @@ async def test_what_the_gateway_has_no_room_for_uses_up_nobodys_quota(length: by
         at.gateway.admission.shedding = is_full
         for _ in range(3):
             with pytest.raises(GatewayError) as refusal:
-                intake.admit_now(visit(length))
-            assert refusal.value.code == code
-            with pytest.raises(GatewayError) as refusal:
-                await intake.admit(visit(length))
+                intake.admit(visit(length))
             assert refusal.value.code == code
         at.gateway.admission.shedding = False
         let_in = visit(b"1000")
-        await intake.admit(let_in)
+        intake.admit(let_in)
         assert (b"x-ratelimit-remaining-requests", b"0") in let_in.headers
 
 
@@ -71,7 +68,7 @@ async def test_a_body_that_finds_no_room_uses_up_nobodys_quota() -> None:
         head = RequestHead("POST", "/v1/chat/completions", b"", [(b"authorization", f"Bearer {made['key']}".encode())])
         for _ in range(3):
             visit = intake.request(head, 0, "127.0.0.1")
-            intake.admit_now(visit)
+            intake.admit(visit)
             assert (b"x-ratelimit-remaining-requests", b"0") in visit.headers
             at.gateway.admission.bodies.held += 4096
             with pytest.raises(GatewayError) as refusal:

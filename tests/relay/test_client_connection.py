@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from itertools import pairwise
 from typing import Any
 
@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multiverse_gateway.core.errors import BadRequest, GatewayError, InvalidClientKey, RequestTimeout
-from multiverse_gateway.relay.client_connection import AHEAD_BYTES, DROPPED_BYTES, SPARED_BYTES, ClientConnection, Patience
+from multiverse_gateway.relay.client_connection import AHEAD_BYTES, SPARED_BYTES, ClientConnection, Patience
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import Headers, Heads, RequestHead
 from multiverse_gateway.relay.ports import Client
+from multiverse_gateway.relay.request_body import DROPPED_BYTES
 from support.exchanges import RecordingEngine, server
 
 BODY = b'{"model": "tiny"}'
@@ -93,13 +94,19 @@ class Rules:
         self.open += 1
         return Request()
 
-    def admit_now(self, request: Request) -> None:
+    def admit(self, request: Request) -> Coroutine[Any, Any, None] | None:
+        if self.must_wait:
+            return self.admit_later()
+        self.decide()
+        return None
+
+    async def admit_later(self) -> None:
+        await self.admitted.wait()
+        self.decide()
+
+    def decide(self) -> None:
         if self.refusal is not None:
             raise self.refusal
-
-    async def admit(self, request: Request) -> None:
-        await self.admitted.wait()
-        self.admit_now(request)
 
     def hold(self, request: Request, count: int) -> None:
         pass
@@ -351,6 +358,18 @@ async def test_a_refused_body_is_not_read_for_ever(head: bytes) -> None:
     connection.data_received(b"x")
     assert "abort" in door.transport.calls
     connection.connection_lost(None)
+
+
+async def test_a_client_that_leaves_just_after_its_admission_gets_no_exchange() -> None:
+    """The decision has been made, and the connection is lost before it hears of that."""
+    door, connection = connected(must_wait=True)
+    connection.data_received(request())
+    await asyncio.sleep(0)
+    door.intake.admitted.set()
+    await asyncio.sleep(0)
+    connection.connection_lost(None)
+    await asyncio.sleep(0)
+    assert (door.intake.bodies, door.intake.open) == ([], 0)
 
 
 async def test_a_client_that_must_wait_is_not_read_without_end() -> None:

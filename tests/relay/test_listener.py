@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -86,17 +86,23 @@ class Hall:
         self.visits.append(Request(head.path, head.query, head.fields, peer))
         return self.visits[-1]
 
-    def admit_now(self, request: Request) -> None:
-        if self.refusal is not None:
-            raise self.refusal
+    def admit(self, request: Request) -> Coroutine[Any, Any, None] | None:
+        if self.must_wait:
+            return self.admit_later()
+        self.decide()
+        return None
 
-    async def admit(self, request: Request) -> None:
+    async def admit_later(self) -> None:
         self.waiting += 1
         try:
             await self.gate.wait()
         finally:
             self.waiting -= 1
-        self.admit_now(request)
+        self.decide()
+
+    def decide(self) -> None:
+        if self.refusal is not None:
+            raise self.refusal
 
     def hold(self, request: Request, count: int) -> None:
         if request.held + count > self.limit:

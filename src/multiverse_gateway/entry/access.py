@@ -21,7 +21,8 @@ from multiverse_gateway.core.errors import (
 from multiverse_gateway.core.origins import OriginPolicy
 from multiverse_gateway.core.servers import ClientKey
 from multiverse_gateway.core.usage import NOBODY, OPERATOR
-from multiverse_gateway.entry.identity import Headers, Network, digests, is_loopback, presented_keys, verified
+from multiverse_gateway.entry.framing import check_request
+from multiverse_gateway.entry.identity import Headers, Network, client_address, digests, is_loopback, presented_keys, verified
 from multiverse_gateway.entry.quotas import LocalWindow, Quota, RateLimiter, rate_limiter
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.settings.declaration import KEY_PER_MINUTE
@@ -145,6 +146,23 @@ class AccessRules:
             settings.max_at_once_per_address,
         )
 
+    def sender_of(
+        self, method: str, peer: str | None, headers: Headers, names: Mapping[bytes, bytes], *, is_sound: bool, is_forwarded: bool
+    ) -> Caller:
+        """Return who sent a request to the inference API. Its head is checked before its key, at every door.
+
+        `peer` is the other end of the connection. `is_sound` says that `check_request` is known to pass, `is_forwarded` is what the
+        function of that name returns for the headers.
+
+        Raises:
+            GatewayError: The head is not accepted (`check_request`).
+            InvalidClientKey: A client key is required, and there is none that works.
+        """
+        if not is_sound:
+            check_request(method, headers, names, self.origins)
+        address = client_address(peer, headers, self.trusted)
+        return self.caller(method, address, headers, names, is_local=self.is_local(peer, is_forwarded))
+
     def is_local(self, peer: str | None, forwarded: bool) -> bool:
         """Return whether a client on this machine sent a request; a proxy on this machine that is not trusted is noted.
 
@@ -181,6 +199,16 @@ class AccessRules:
                 "or ask the operator of this gateway for one"
             )
         return _stranger(address, *limits)
+
+    def granted(self, caller: Caller, quota: Quota | None) -> Quota | None:
+        """Return the quota that a call was counted towards; `None` if the caller has no limit.
+
+        Raises:
+            RateLimited: The call is over a limit of the caller.
+        """
+        if quota is not None and not quota.allowed:
+            raise self.too_many(caller, quota)
+        return quota
 
     def too_many(self, caller: Caller, quota: Quota) -> RateLimited:
         """Return the refusal of a call over the caller's limit: a caller without a key learns that keys have a limit of their own."""

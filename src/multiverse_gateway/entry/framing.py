@@ -122,6 +122,17 @@ def check_site(names: Mapping[bytes, bytes], policy: OriginPolicy) -> None:
         )
 
 
+def check_request(method: str, headers: Headers, names: Mapping[bytes, bytes], policy: OriginPolicy) -> None:
+    """Check the head of a request to the inference API: its framing first, then the site that a `POST` comes from.
+
+    Raises:
+        GatewayError: As `check_head` and `check_site` do.
+    """
+    check_head(headers, names)
+    if method == "POST":
+        check_site(names, policy)
+
+
 def declared_length(headers: Headers) -> int | None:
     """Return what `Content-Length` says, or `None`."""
     for name, value in headers:

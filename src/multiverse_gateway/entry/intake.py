@@ -10,8 +10,9 @@
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import lru_cache, partial
+from typing import Any
 
 import attrs
 from msgspec.structs import replace
@@ -35,9 +36,9 @@ from multiverse_gateway.core.stored import lookup_of
 from multiverse_gateway.core.usage import OPERATOR
 from multiverse_gateway.entry.access import AccessRules, Caller
 from multiverse_gateway.entry.error_responses import BadFraming, Refusal, refusal_of
-from multiverse_gateway.entry.framing import check_head, check_site
+from multiverse_gateway.entry.framing import check_request
 from multiverse_gateway.entry.headers import API_HEADERS, NO_STORE, cors_headers
-from multiverse_gateway.entry.identity import client_address, id_headers, is_forwarded, new_id, presented_id
+from multiverse_gateway.entry.identity import id_headers, is_forwarded, new_id, presented_id
 from multiverse_gateway.entry.quotas import Quota
 from multiverse_gateway.entry.request_bodies import body_deadline, too_large, too_slow
 from multiverse_gateway.gateway import Gateway
@@ -186,11 +187,6 @@ class Intake:
     gateway: Gateway
     rules: AccessRules
 
-    @property
-    def must_wait(self) -> bool:
-        """Return whether `admit` has to be awaited now, because quotas are counted elsewhere."""
-        return self.rules.limiter.is_shared
-
     def request(self, head: RequestHead, length: int, peer: str | None) -> IncomingRequest:
         """Take note of a request; `peer` is the address at the other end of the connection."""
         facts = head.notes
@@ -206,7 +202,7 @@ class Intake:
         if lookup is not None:
             headers.append(NO_STORE)
         return HeadFacts(
-            is_sound=_passes(check_head, head.fields, names) and (head.method != "POST" or _passes(check_site, names, origins)),
+            is_sound=_passes(check_request, head.method, head.fields, names, origins),
             is_call=_passes(check_call, head.path),
             is_callable=_passes(check_target, head.path, head.query, content_type),
             request_id=presented_id(names),
@@ -225,42 +221,33 @@ class Intake:
             lookup=lookup,
         )
 
-    def admit_now(self, request: IncomingRequest) -> None:
-        """Decide whether the body is wanted; only where not `must_wait`.
+    def admit(self, request: IncomingRequest) -> Coroutine[Any, Any, None] | None:
+        """Decide whether the body is wanted. Return `None` if it is, or a coroutine that decides when the shared quotas have answered.
 
         Raises:
-            GatewayError: The answer, given without reading the body.
+            GatewayError: The response to the request, whose body is not read. The coroutine raises it, too.
         """
         self._check(request)
-        caller = request.caller
-        key = caller.key
-        quota = self.rules.limiter.hit_local(caller.quota, caller.limit, None if key is None else key.daily_limit)
-        if quota is not None:
-            self._charge(request, quota)
+        rules, caller = self.rules, request.caller
+        limiter, key = rules.limiter, caller.key
+        if limiter.is_shared:
+            return self._admit_later(request)
+        quota = limiter.hit_local(caller.quota, caller.limit, None if key is None else key.daily_limit)
+        if quota is not None:  # saves a call for clients without a limit
+            request.quota = rules.granted(caller, quota)
+        return None
 
-    async def admit(self, request: IncomingRequest) -> None:
-        """Do the same, wherever the quotas are counted."""
-        self._check(request)
-        caller = request.caller
-        quota = await self.rules.limiter.hit(caller.quota, caller.limit, caller.daily_limit)
-        if quota is not None:
-            self._charge(request, quota)
-        gateway = self.gateway
-        if not gateway.admission.may_start(len(gateway.exchanges)) or not gateway.admission.bodies.has_room(
-            request.length
-        ):  # others may have come meanwhile
-            raise self._no_room(request)
+    async def _admit_later(self, request: IncomingRequest) -> None:
+        gateway, rules, caller = self.gateway, self.rules, request.caller
+        request.quota = rules.granted(caller, await rules.limiter.hit(caller.quota, caller.limit, caller.daily_limit))
+        if not gateway.admission.may_start(len(gateway.exchanges)) or not gateway.admission.bodies.has_room(request.length):
+            raise self._no_room(request)  # other requests came in the meantime
 
     def _check(self, request: IncomingRequest) -> None:
         gateway, head, facts = self.gateway, request.head, request.facts
-        if not facts.is_sound:
-            check_head(head.fields, head.names)
-            if head.method == "POST":
-                check_site(head.names, self.rules.origins)
-        rules, peer = self.rules, request.peer
-        address = client_address(peer, head.fields, rules.trusted)
-        is_local = rules.is_local(peer, facts.is_forwarded)
-        request.caller = rules.caller(head.method, address, head.fields, head.names, is_local=is_local)
+        request.caller = self.rules.sender_of(
+            head.method, request.peer, head.fields, head.names, is_sound=facts.is_sound, is_forwarded=facts.is_forwarded
+        )
         if not facts.is_call:
             check_call(head.path)
         if gateway.admission.is_closed or not gateway.registrations.is_loaded:
@@ -270,11 +257,6 @@ class Intake:
             raise too_large(limit)
         if not gateway.admission.may_start(len(gateway.exchanges)) or not gateway.admission.bodies.has_room(request.length):
             raise gateway.overloaded()
-
-    def _charge(self, request: IncomingRequest, quota: Quota) -> None:
-        if not quota.allowed:
-            raise self.rules.too_many(request.caller, quota)
-        request.quota = quota
 
     def take_back(self, request: IncomingRequest) -> None:
         """Do what `IncomingRequest.take_back` says."""

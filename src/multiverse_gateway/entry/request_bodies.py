@@ -16,12 +16,12 @@ from multiverse_gateway.core.pauses import stopped_seconds
 from multiverse_gateway.entry.asgi_types import App, Message, Receive, Scope, Send
 from multiverse_gateway.entry.framing import declared_length, may_have_body
 from multiverse_gateway.entry.identity import Headers
+from multiverse_gateway.relay.request_body import DROPPED_BYTES
 
 GRACE = 5.0
 """Seconds for which a body may come as slowly as it likes."""
 LEAST_RATE = 16 * 1024
 """Bytes per second that a body must come at on average, after `GRACE`."""
-MAX_DRAINED = 64 << 20
 
 
 class ClientGone(Exception):
@@ -50,24 +50,34 @@ def too_slow() -> RequestTimeout:
     return RequestTimeout(f"The body arrived too slowly; send at least {LEAST_RATE // 1024} KiB per second, without long pauses")
 
 
-async def read_body(
-    receive: Receive,
-    limit: int,
-    pause: float,
-    *,
-    headers: Headers = (),
-    hold: Callable[[int], None] | None = None,
-) -> bytes:
-    """Read a request's body, bounded in size and time; `hold` hears the size of each piece and may raise that there is no room.
+async def read_body(receive: Receive, limit: int, pause: float, *, headers: Headers = ()) -> bytes:
+    """Read a request's body of at most `limit` bytes.
 
     Raises:
-        RequestTooLarge: It is larger than `limit` bytes, which `headers` may tell before anything is read.
-        RequestTimeout: Nothing of it arrives for `pause` seconds, or it arrives too slowly; time in which the process was stopped does not
-            count.
-        ClientGone: The caller left.
+        RequestTooLarge: The body is larger, which `headers` may declare before anything is read.
+        RequestTimeout, ClientGone: As for `read_pieces`.
     """
     if (declared_length(headers) or 0) > limit:
         raise too_large(limit)
+    size = 0
+
+    def hold(count: int) -> None:
+        nonlocal size
+        size += count
+        if size > limit:
+            raise too_large(limit)
+
+    return await read_pieces(receive, pause, hold)
+
+
+async def read_pieces(receive: Receive, pause: float, hold: Callable[[int], None]) -> bytes:
+    """Read a request's body, bounded in time; `hold` gets the size of each piece and raises an error if the body is too large to hold.
+
+    Raises:
+        RequestTimeout: Nothing arrives for `pause` seconds, or the body arrives too slowly; time in which the process was stopped does not
+            count.
+        ClientGone: The client disconnected.
+    """
     begun = arrived = anyio.current_time()
     pieces: list[bytes] = []
     size = 0
@@ -87,12 +97,9 @@ async def read_body(
         if message["type"] == "http.disconnect":
             raise ClientGone
         piece = message.get("body", b"")
-        size += len(piece)
-        if size > limit:
-            raise too_large(limit)
         if piece:
-            if hold is not None:
-                hold(len(piece))
+            hold(len(piece))
+            size += len(piece)
             pieces.append(piece)
         if not message.get("more_body", False):
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -140,7 +147,7 @@ async def run_draining(app: App, scope: Scope, receive: Receive, send: Send, *, 
             return message
 
     async def drain() -> None:
-        left = MAX_DRAINED
+        left = DROPPED_BYTES
         with anyio.move_on_after(patience):
             while not ended and left > 0:
                 left -= len((await reading()).get("body", b""))

@@ -12,7 +12,7 @@ import attrs
 from multiverse_gateway.relay.heads import Heads, RequestHead
 from multiverse_gateway.relay.intake_port import IntakePort, V
 from multiverse_gateway.relay.read_ahead import ReadAhead
-from multiverse_gateway.relay.request_body import WHOLE_BODY, ChunkedBody, MalformedBodyError, PlainBody, begin_chunked
+from multiverse_gateway.relay.request_body import DROPPED_BYTES, WHOLE_BODY, ChunkedBody, MalformedBodyError, PlainBody, begin_chunked
 from multiverse_gateway.relay.response_writer import ResponseWriter
 
 HIGH_WATER: Final = 16384
@@ -20,8 +20,6 @@ AHEAD_BYTES: Final = 65536
 """What a client may send before its answer is complete; more ends the connection after that answer."""
 SPARED_BYTES: Final = 65536
 """A refused body of which no more than this is missing is dropped, and the connection kept."""
-DROPPED_BYTES: Final = 64 << 20
-"""Most that is read of a body that is not wanted."""
 FAREWELL_SECONDS: Final = 0.5
 """How long a connection that was made right before the end may take until its first request, which is then answered."""
 
@@ -261,17 +259,18 @@ class ClientConnection(asyncio.Protocol, Generic[V]):
         self._begun = door.time()
         intake = door.intake
         request = self.request = intake.request(head, length or 0, self._peer)
-        if intake.must_wait:
-            self._state = _ADMITTING
-            self.due = inf
-            self._admitting = asyncio.get_running_loop().create_task(self._wait_for_admission(request))
-            return
         try:
-            intake.admit_now(request)  # without a task: this call is most requests' whole way to their exchange
+            waiting = intake.admit(request)
         except Exception as error:  # noqa: BLE001  every error has its answer
             self._refuse(error)
-        else:
+            return
+        if waiting is None:  # nearly always: such a request gets to its exchange without a task
             self._admitted()
+        else:
+            self._state = _ADMITTING
+            self.due = inf
+            self._admitting = asyncio.get_running_loop().create_task(waiting)
+            self._admitting.add_done_callback(self._decided)
 
     def _begin_otherwise(self, data: bytes) -> None:
         """Ignore empty lines before a request (RFC 9112, 2.2); hand anything else over."""
@@ -287,17 +286,18 @@ class ClientConnection(asyncio.Protocol, Generic[V]):
         self.writer.close()
         self._door.hand_over(self.transport, data)
 
-    async def _wait_for_admission(self, request: V) -> None:
-        try:
-            await self._door.intake.admit(request)
-        except Exception as error:  # noqa: BLE001  every error has its answer
-            self._admitting = None
+    def _decided(self, admission: asyncio.Task[None]) -> None:
+        """Continue with a request whose admission had to wait, unless its client has left in the meantime."""
+        self._admitting = None
+        if admission.cancelled() or self._state is not _ADMITTING:
+            return
+        error = admission.exception()
+        if isinstance(error, Exception):
             self._refuse(error)
-        else:
-            self._admitting = None
-            self._admitted()
-            if self._state is _READING and self._ahead.pieces:
-                self._read(self._take_ahead())
+            return
+        self._admitted()
+        if self._state is _READING and self._ahead.pieces:
+            self._read(self._take_ahead())
 
     def _admitted(self) -> None:
         body = self._body

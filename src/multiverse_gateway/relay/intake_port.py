@@ -1,6 +1,7 @@
 """What the direct door asks of the rules for incoming requests, which stand above it (`entry.intake`)."""
 
-from typing import Protocol, TypeVar
+from collections.abc import Coroutine
+from typing import Any, Protocol, TypeVar
 
 from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.relay.exchange import Exchange
@@ -43,18 +44,14 @@ class EarlyResponse(Protocol):
 class IntakePort(Protocol[V]):
     """The rules for incoming requests. The door reads and writes; these decide."""
 
-    @property
-    def must_wait(self) -> bool:
-        """Return whether `admit` has to be awaited, because quotas are counted elsewhere."""
-
     def request(self, head: RequestHead, length: int, peer: str | None) -> V:
         """Note a request; `length` is the number of its `Content-Length`, or 0."""
 
-    def admit_now(self, request: V) -> None:
-        """Decide whether the body is wanted; raises the error to respond with if it is not. Only called if not `must_wait`."""
+    def admit(self, request: V) -> Coroutine[Any, Any, None] | None:
+        """Decide whether the body is wanted; raises the error to respond with if it is not.
 
-    async def admit(self, request: V) -> None:
-        """Decide the same after asking for the quota."""
+        Returns a coroutine that decides if quotas are counted elsewhere; the door awaits it.
+        """
 
     def hold(self, request: V, count: int) -> None:
         """Count bytes of the body that are held in memory; raises the error to respond with if there is no room."""

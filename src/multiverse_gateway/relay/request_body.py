@@ -16,6 +16,9 @@ from typing import Final
 
 import httptools
 
+DROPPED_BYTES: Final = 64 << 20
+"""Bytes of an unwanted body that are read and dropped, so that its client can read the response; then the connection ends."""
+
 
 class MalformedBodyError(Exception):
     """The chunks of a body cannot be told apart, so neither can its end."""

@@ -6,7 +6,7 @@ from multiverse_gateway.entry.asgi_types import REQUEST_ID, Message, Receive, Sc
 from multiverse_gateway.entry.framing import declared_length
 from multiverse_gateway.entry.headers import path_of
 from multiverse_gateway.entry.intake import IncomingRequest, Intake
-from multiverse_gateway.entry.request_bodies import ClientGone, read_body, run_draining
+from multiverse_gateway.entry.request_bodies import ClientGone, read_pieces, run_draining
 from multiverse_gateway.relay.asgi import AsgiClient, answer
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import RequestHead
@@ -60,7 +60,8 @@ class Inference:
 
     async def _begin(self, request: IncomingRequest, receive: Receive, client: AsgiClient) -> Exchange:
         intake, settings = self._intake, self._intake.gateway.settings
-        await intake.admit(request)
-        hold = partial(intake.hold, request)
-        body = await read_body(receive, settings.max_body_bytes, settings.client_body_timeout_seconds, hold=hold)
+        waiting = intake.admit(request)
+        if waiting is not None:
+            await waiting
+        body = await read_pieces(receive, settings.client_body_timeout_seconds, partial(intake.hold, request))
         return intake.begin(request, body, client)

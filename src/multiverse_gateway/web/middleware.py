@@ -19,8 +19,8 @@ from multiverse_gateway.core.stored import lookup_of
 from multiverse_gateway.entry.access import AccessRules
 from multiverse_gateway.entry.asgi_types import REQUEST_ID, App, Message, Receive, Scope, Send
 from multiverse_gateway.entry.error_responses import refusal_of
-from multiverse_gateway.entry.framing import asks_for_websocket, check_head, check_site, no_websocket
-from multiverse_gateway.entry.headers import EXPOSED_HEADERS, headers_for, path_of, with_defaults
+from multiverse_gateway.entry.framing import asks_for_websocket, check_head, no_websocket
+from multiverse_gateway.entry.headers import cors_headers, headers_for, path_of, with_defaults
 from multiverse_gateway.entry.identity import Headers, client_address, id_headers, is_forwarded, presented_keys, request_id, verified
 from multiverse_gateway.entry.request_bodies import ClientGone, run_draining
 from multiverse_gateway.web.error_middleware import response_of
@@ -141,22 +141,17 @@ class AccessMiddleware:
         if asks_for_websocket(scope["method"], headers):
             raise no_websocket(path)
         names = dict(reversed(headers))
-        check_head(headers, names)
         if not is_below(path, "/v1"):
+            check_head(headers, names)
             return []
-        if scope["method"] == "POST":
-            check_site(names, self._rules.origins)
         rules = self._rules
-        is_local = rules.is_local(peer[0] if peer else None, is_forwarded(names))
-        caller = scope[CALLER] = rules.caller(scope["method"], address, headers, names, is_local=is_local)
+        caller = scope[CALLER] = rules.sender_of(
+            scope["method"], peer[0] if peer else None, headers, names, is_sound=False, is_forwarded=is_forwarded(names)
+        )
         if is_below(path, "/v1/models"):  # clients read the list before each request, and as often as they like
             return []
-        quota = await rules.limiter.hit(caller.quota, caller.limit)
-        if quota is None:
-            return []
-        if not quota.allowed:
-            raise rules.too_many(caller, quota)
-        return quota.headers()
+        quota = rules.granted(caller, await rules.limiter.hit(caller.quota, caller.limit))
+        return [] if quota is None else quota.headers()
 
     def _check_admin_key(self, scope: Scope, headers: Headers, address: str) -> None:
         if verified(headers, self._admin_digests()) is not None:
@@ -174,20 +169,33 @@ class AccessMiddleware:
 
 
 class Cors:
-    """Let pages of other origins use the inference API, and nothing else of the gateway."""
+    """Let pages of other origins use the inference API, and nothing else of the gateway.
+
+    Starlette answers the preflight requests; `cors_headers` decides what the other responses get, as it does at the direct door.
+    """
 
     def __init__(self, app: App, *, policy: OriginPolicy) -> None:
         self._app = app
-        self._open = CORSMiddleware(
-            app,
-            allow_origins=sorted(policy.allowed),
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["*"],
-            expose_headers=EXPOSED_HEADERS,
-            max_age=600,
+        self._policy = policy
+        self._preflights = CORSMiddleware(
+            app, allow_origins=sorted(policy.allowed), allow_methods=["GET", "POST", "DELETE"], allow_headers=["*"], max_age=600
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the application, under Starlette's rules where the path is one of the API."""
-        app = self._open if scope["type"] == "http" and is_below(path_of(scope), "/v1") else self._app
-        await app(scope, receive, send)
+        """Answer a preflight request, or run the application and complete the headers of its response."""
+        if scope["type"] != "http" or not is_below(path_of(scope), "/v1"):
+            await self._app(scope, receive, send)
+            return
+        names = dict(reversed(scope["headers"]))
+        if scope["method"] == "OPTIONS" and b"origin" in names and b"access-control-request-method" in names:
+            await self._preflights(scope, receive, send)
+            return
+        extra = cors_headers(names, self._policy)
+
+        async def completing(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                present = list(message.get("headers", ()))
+                message = {**message, "headers": present + [header for header in extra if header not in present]}
+            await send(message)
+
+        await self._app(scope, receive, completing if extra else send)

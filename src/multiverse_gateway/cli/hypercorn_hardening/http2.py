@@ -37,14 +37,13 @@ from hypercorn.utils import filter_pseudo_headers
 from multiverse_gateway.cli.hypercorn_hardening.http2_frames import FrameWatch
 from multiverse_gateway.cli.hypercorn_hardening.http2_outbox import StreamOutbox
 from multiverse_gateway.cli.hypercorn_hardening.shared import Applications, GuardedConfig, HeadTimer, Outlet, stopped_before
+from multiverse_gateway.relay.request_body import DROPPED_BYTES
 
 MAX_RESETS = 100
 """Resets of one connection in `RESET_SECONDS`. A person's client, with at most 100 streams, does not cause more."""
 RESET_SECONDS = 10.0
 SLICE_BYTES = 1024
 """Bytes that are read from a connection before other connections get their turn."""
-DROPPED_BYTES = 64 << 20
-"""Bytes that may still arrive on a stream that was answered, before it is reset."""
 STREAM_WINDOW = 65_535
 """Bytes that a client may send ahead on one stream: the protocol's default."""
 
