@@ -29,7 +29,7 @@ def test_a_bar_ends_with_the_newest_check() -> None:
     assert bar.marks[-1].x + 5 == bar.width
     assert [(mark.y, mark.height) for mark in bar.marks] == [(3, 18), (3, 18), (0, 24)]
     slow = bar_of(checks(True, duration=1.5))
-    assert (slow.marks[0].tone, slow.marks[0].words) == (Tone.WARN, "Slow, but well.")
+    assert (slow.marks[0].tone, slow.marks[0].message) == (Tone.WARN, "Slow, but well.")
 
 
 @pytest.mark.parametrize(("duration", "top"), [(0.004, "10 ms"), (0.3, "500 ms"), (1.2, "2 s"), (90.0, "120 s")])

@@ -30,7 +30,7 @@ class Mark:
     tone: Tone
     at: str
     milliseconds: int
-    words: str
+    message: str
 
 
 @attrs.frozen(kw_only=True)
@@ -68,7 +68,7 @@ def tone_of(check: ProbeResult) -> Tone:
     return Tone.WARN if check.warning or check.duration >= SLOW_SECONDS else Tone.GOOD
 
 
-def words_of(check: ProbeResult) -> str:
+def check_message(check: ProbeResult) -> str:
     """Return a sentence about what a check found."""
     return sentence(check.reason or check.warning or ("slow, but well" if check.duration >= SLOW_SECONDS else "well"))
 
@@ -123,7 +123,7 @@ def _marks(checks: Sequence[ProbeResult], places: int, place: Callable[[ProbeRes
                 tone=tone_of(check),
                 at=iso(check.checked_at),
                 milliseconds=round(1000 * check.duration),
-                words=words_of(check),
+                message=check_message(check),
             )
         )
     return tuple(marks)
@@ -151,7 +151,7 @@ class Event:
     at: str
     tone: Tone
     title: str
-    words: str
+    message: str
 
 
 def events_of(route: Route, checks: Sequence[ProbeResult], *, now: float = 0.0, limit: int = 20) -> list[Event]:
@@ -196,7 +196,7 @@ def _story(outage: _Outage, route: Route, now: float) -> Iterator[Event]:
     first, reason = outage.failed[0], None
     for check in outage.failed:
         if check.reason != reason:
-            message = words_of(check)
+            message = check_message(check)
             if outage.end is None and check is _last_new(outage.failed):
                 message += f" {count(len(outage.failed), 'check')} failed so far; the next one {next_check_words(route.health, now)}."
             yield _event(check.checked_at, Tone.BAD, "Marked down" if check is first else "Still down", message)
@@ -215,5 +215,5 @@ def _last_new(failed: Sequence[ProbeResult]) -> ProbeResult:
     return failed[place]
 
 
-def _event(at: float, tone: Tone, title: str, words: str) -> Event:
-    return Event(at=iso(at), tone=tone, title=title, words=words)
+def _event(at: float, tone: Tone, title: str, message: str) -> Event:
+    return Event(at=iso(at), tone=tone, title=title, message=message)

@@ -23,7 +23,7 @@ class ShownStep:
 
     title: str
     state: str
-    words: str = ""
+    message: str = ""
 
 
 @attrs.frozen(kw_only=True)
@@ -81,7 +81,7 @@ async def try_steps(gateway: Gateway, registration: Description, named: str) -> 
             steps = (*_good(4), _listing(result))
             if result.model is None:
                 yield ShownTest(
-                    steps=(*steps, ShownStep(title=_TITLES[5], state="idle", words="Write the model's name, then test again.")), ok=True
+                    steps=(*steps, ShownStep(title=_TITLES[5], state="idle", message="Write the model's name, then test again.")), ok=True
                 )
             else:
                 yield _under_way(steps)
@@ -106,27 +106,29 @@ def _under_way(done: tuple[ShownStep, ...]) -> ShownTest:
 
 def _ended(at: int, message: str) -> ShownTest:
     rest = tuple(ShownStep(title=title, state="idle") for title in _TITLES[at + 1 :])
-    return ShownTest(steps=(*_good(at), ShownStep(title=_TITLES[at], state="bad", words=message), *rest))
+    return ShownTest(steps=(*_good(at), ShownStep(title=_TITLES[at], state="bad", message=message), *rest))
 
 
 def _listing(result: StepResult) -> ShownStep:
     names = _names(result)
     if not names:
-        return ShownStep(title=_TITLES[4], state="warn", words="The server answers, but lists no models: is one loaded?")
+        return ShownStep(title=_TITLES[4], state="warn", message="The server answers, but lists no models: is one loaded?")
     if result.outcome is Outcome.DOUBTFUL:
-        return ShownStep(title=_TITLES[4], state="warn", words=f"The server does not list {result.model}; choose one of its models below.")
-    return ShownStep(title=_TITLES[4], state="good", words="1 model found." if len(names) == 1 else f"{len(names)} models found.")
+        return ShownStep(
+            title=_TITLES[4], state="warn", message=f"The server does not list {result.model}; choose one of its models below."
+        )
+    return ShownStep(title=_TITLES[4], state="good", message="1 model found." if len(names) == 1 else f"{len(names)} models found.")
 
 
 def _chat(taken: StepResult) -> ShownStep:
     result = taken.result
     if taken.outcome is Outcome.PASSED and result is not None:
         message = "does not chat, which is normal for an embedding model." if result.lacks_chat else "answers."
-        return ShownStep(title=_TITLES[5], state="good", words=f"{taken.model} {message}")
+        return ShownStep(title=_TITLES[5], state="good", message=f"{taken.model} {message}")
     if result is not None:
         message = _reason(taken)
     elif taken.problem is ProbeProblem.TIMEOUT:
         message = f"No answer within {CHAT_SECONDS:g} seconds. Is the model still loading?"
     else:
         message = "The connection broke before an answer came. Is the model still loading?"
-    return ShownStep(title=_TITLES[5], state="warn", words=message)
+    return ShownStep(title=_TITLES[5], state="warn", message=message)

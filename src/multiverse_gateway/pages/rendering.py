@@ -107,7 +107,7 @@ class Renderer:
         """Say what is wrong: on a page of its own, or to HTMX in a toast."""
         if visit.is_fragment:
             return self.toast(Response(status_code=status), "error", f"{title}. {message}")
-        return self.page(visit, "error.html", status=status, title=title, code=status, words=message)
+        return self.page(visit, "error.html", status=status, title=title, code=status, message=message)
 
     def failed(self, visit: Visit) -> tuple[str, str]:
         """Log the exception that is being handled, and return the title and the words to show for it."""

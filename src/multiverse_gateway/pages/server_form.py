@@ -146,7 +146,7 @@ class FieldNote:
 
     field: str
     state: str = ""
-    words: str = ""
+    message: str = ""
 
 
 def check_field(form: Form, name: str) -> FieldNote:
@@ -155,12 +155,12 @@ def check_field(form: Form, name: str) -> FieldNote:
     if name == "streaming" or (not value and name not in ("model_name", "endpoint_url")):
         return FieldNote(field=name)
     if not value:
-        return FieldNote(field=name, state="bad", words="This is needed.")
+        return FieldNote(field=name, state="bad", message="This is needed.")
     try:
         parse_change(change_body(form, [name]))
     except BadRequest as error:
-        return FieldNote(field=name, state="bad", words=message_of(error))
-    return FieldNote(field=name, state="good", words="")
+        return FieldNote(field=name, state="bad", message=message_of(error))
+    return FieldNote(field=name, state="good", message="")
 
 
 _PATHS = re.compile(r"/(?:v1/)?(?:chat/completions|completions|models|embeddings|chat)/?$|/v1(?:/[a-z/]*)?$")
@@ -195,11 +195,11 @@ def recognise(gateway: Gateway, text: str) -> FieldNote:
         endpoint = parse_endpoint(address)
         refuse_address(gateway, endpoint.url)
     except EndpointError as error:
-        return FieldNote(field=name, state="bad", words=sentence(str(error)))
+        return FieldNote(field=name, state="bad", message=sentence(str(error)))
     except BadRequest as error:
-        return FieldNote(field=name, state="bad", words=message_of(error))
+        return FieldNote(field=name, state="bad", message=message_of(error))
     read_as = "" if endpoint.url == text.strip().rstrip("/") else f" It is read as {endpoint.url}."
-    return FieldNote(field=name, state="good", words=f"This is {_kind(endpoint.host)}.{read_as}")
+    return FieldNote(field=name, state="good", message=f"This is {_kind(endpoint.host)}.{read_as}")
 
 
 def _scheme(text: str) -> str:

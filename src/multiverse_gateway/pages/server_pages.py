@@ -170,13 +170,13 @@ class ServerPages:
         route = self._route(visit)
         checks = await self._histories.of(route)
         row = views.row_of(self._gateway, route, checks)
-        found = statistics(checks, wall=self._gateway.wall())
+        summary = statistics(checks, wall=self._gateway.wall())
         return {
             "overview": views.overview(self._gateway),
             "server": route.server,
             "health": route.health,
             "row": row,
-            "found": found,
+            "summary": summary,
             "chart": chart_of(checks),
             "events": events_of(route, checks, now=self._gateway.now()),
             "registered_at": iso(route.server.registered_at),

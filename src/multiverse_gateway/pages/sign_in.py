@@ -37,7 +37,7 @@ class WrongKey:
     """
 
     status: int
-    words: str
+    message: str
     wait: int = 0
 
 
@@ -154,7 +154,7 @@ class SignIn:
             return self._login_page(visit, 403, f"{_TOO_OLD}. Send the key again.")
         wrong = self.judge_key(request, form.get("key", ""))
         if wrong is not None:
-            return self._login_page(visit, wrong.status, wrong.words, wait=wrong.wait)
+            return self._login_page(visit, wrong.status, wrong.message, wait=wrong.wait)
         return await self._signed_in(visit, form.get("next", ""))
 
     def judge_key(self, request: Request, key: str) -> WrongKey | None:

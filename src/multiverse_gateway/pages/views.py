@@ -69,7 +69,7 @@ def row_of(gateway: Gateway, route: Route, checks: Sequence[ProbeResult], *, pub
     passed = next((check for check in checks if check.passed), None)
     bar = bar_of(checks)
     if public:
-        bar = attrs.evolve(bar, marks=tuple(attrs.evolve(mark, words=_plain(mark.tone)) for mark in bar.marks))
+        bar = attrs.evolve(bar, marks=tuple(attrs.evolve(mark, message=_plain(mark.tone)) for mark in bar.marks))
     return Row(
         id=server.id,
         model=server.model_name,
