@@ -15,7 +15,7 @@ import attrs
 import cattrs
 from msgspec import Meta
 
-from multiverse_gateway.api.request_types import ConnectionTest, Import, KeyChange, NewKey, Registration, Unfit, UsageQuery
+from multiverse_gateway.api.request_types import ConnectionTest, Import, KeyChange, NewKey, Registration, UnfitValue, UsageQuery
 from multiverse_gateway.core.errors import BadRequest, InvalidField
 from multiverse_gateway.core.registry_plans import Change, Imported
 from multiverse_gateway.core.servers import KeyTerms
@@ -24,22 +24,22 @@ from multiverse_gateway.core.usage_reports import UsageSelection
 _Kind = TypeVar("_Kind")
 
 
-class Unknown(Unfit):
-    """There is no such field; `known` lists the fields that exist."""
+class UnknownField(UnfitValue):
+    """There is no such field; `fields` are the names of the fields that exist."""
 
-    def __init__(self, name: str, known: Iterable[str]) -> None:
+    def __init__(self, name: str, fields: Iterable[str]) -> None:
         super().__init__("")
         self.path = name[:128].encode(errors="replace").decode()
-        self.known = tuple(known)
+        self.fields = tuple(fields)
 
 
 @contextmanager
 def _at(name: str) -> Iterator[None]:
     try:
         yield
-    except Unfit as error:
-        if isinstance(error, Unknown):
-            error.known = tuple(f"{name}.{known}" for known in error.known)
+    except UnfitValue as error:
+        if isinstance(error, UnknownField):
+            error.fields = tuple(f"{name}.{field}" for field in error.fields)
         error.path = f"{name}.{error.path}" if error.path else name
         raise
 
@@ -49,17 +49,17 @@ def _of_fields(kind: type[Any], _: object = None) -> Callable[[Any, Any], Any]:
 
     def structure(value: Any, _: object) -> Any:
         if not isinstance(value, dict):
-            raise Unfit(" must be a JSON object")
+            raise UnfitValue(" must be a JSON object")
         for name in value:
             if name not in fields:
-                raise Unknown(name, fields)
+                raise UnknownField(name, fields)
         given = {}
         for name, field in fields.items():
             with _at(name):
                 if value.get(name) is not None:
                     given[name] = _CONVERTER.structure(value[name], field.type)
                 elif field.default is attrs.NOTHING:
-                    raise Unfit(" is missing; add it")
+                    raise UnfitValue(" is missing; add it")
         return kind(**given)
 
     return structure
@@ -75,9 +75,9 @@ def _bounded(value: Any, kind: Any) -> Any:
             value = mark(value)
         elif not _fits(value, mark):
             if isinstance(value, int):
-                raise Unfit(f" must be a whole number from {mark.ge:,} to {mark.le:,}")
+                raise UnfitValue(f" must be a whole number from {mark.ge:,} to {mark.le:,}")
             what = mark.description if isinstance(value, str) else f"a list of at most {mark.max_length:,}"
-            raise Unfit(f" must be {what}")
+            raise UnfitValue(f" must be {what}")
     return value
 
 
@@ -94,7 +94,7 @@ def _fits(value: Any, meta: Meta) -> bool:
 def _exactly(kind: type, requirement: str) -> None:
     def structure(value: Any, _: object) -> Any:
         if type(value) is not kind:
-            raise Unfit(f" must be {requirement}")
+            raise UnfitValue(f" must be {requirement}")
         return value
 
     _CONVERTER.register_structure_hook(kind, structure)
@@ -103,14 +103,14 @@ def _exactly(kind: type, requirement: str) -> None:
 def _one_of(value: Any, kind: Any) -> Any:
     choices = typing.get_args(kind)
     if value not in choices or isinstance(value, bool):
-        raise Unfit(f" must be {'one of ' if len(choices) > 1 else ''}{', '.join(map(str, choices))}")
+        raise UnfitValue(f" must be {'one of ' if len(choices) > 1 else ''}{', '.join(map(str, choices))}")
     return value
 
 
 def _listed(values: Any, kind: Any) -> list[Any]:
     (inner,) = typing.get_args(kind)
     if not isinstance(values, list):
-        raise Unfit(" must be a list")
+        raise UnfitValue(" must be a list")
     items = []
     for number, value in enumerate(values):
         with _at(f"[{number}]"):
@@ -140,14 +140,14 @@ def read(body: Any, kind: type[_Kind]) -> _Kind:
     """
     try:
         return _CONVERTER.structure(body, kind)
-    except Unfit as error:
+    except UnfitValue as error:
         path = error.path.replace(".[", "[")
-        if isinstance(error, Unknown):
-            fields = ", ".join(name.replace(".[", "[") for name in error.known)
+        if isinstance(error, UnknownField):
+            fields = ", ".join(name.replace(".[", "[") for name in error.fields)
             raise BadRequest(f"There is no field {path}; the fields are {fields}", param=path) from None
         if not path:
-            raise BadRequest(f"The body{error.words}") from None
-        raise InvalidField(path, error.words) from None
+            raise BadRequest(f"The body{error.problem}") from None
+        raise InvalidField(path, error.problem) from None
 
 
 def read_query(query: Mapping[str, str], kind: type[_Kind]) -> _Kind:

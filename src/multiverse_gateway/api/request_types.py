@@ -31,12 +31,12 @@ EXPORT_FORMAT: Final = 1
 # Values
 
 
-class Unfit(ValueError):
-    """A value cannot be used; `words` complete the sentence that begins with the name of the field, `path` leads to that field."""
+class UnfitValue(ValueError):
+    """A value cannot be used. `problem` completes a sentence that begins with the name of the field; `path` leads to that field."""
 
-    def __init__(self, words: str) -> None:
-        super().__init__(words)
-        self.words = words
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
         self.path = ""
 
 
@@ -44,14 +44,14 @@ def _url(value: str) -> str:
     try:
         return parse_root(value).url
     except EndpointError as error:
-        raise Unfit(f": {error}") from None
+        raise UnfitValue(f": {error}") from None
 
 
 def _uuid(value: str) -> ServerId:
     try:
         return ServerId(str(uuid.UUID(value)))
     except ValueError:
-        raise Unfit(" must be a UUID, such as the one that registering answers with") from None
+        raise UnfitValue(" must be a UUID, such as the one that registering answers with") from None
 
 
 def _instant(value: str) -> float:
@@ -63,14 +63,14 @@ def _instant(value: str) -> float:
         datetime.fromtimestamp(seconds, UTC)  # what is given can be written again: the zone, or rounding, may lead out of all years
         return seconds
     except (ValueError, OverflowError, OSError):
-        raise Unfit(" must be a time in ISO 8601 with zone, such as 2026-05-01T12:00:00+00:00") from None
+        raise UnfitValue(" must be a time in ISO 8601 with zone, such as 2026-05-01T12:00:00+00:00") from None
 
 
 def _day(value: str) -> str:
     try:
         return date.fromisoformat(value).isoformat()
     except ValueError:
-        raise Unfit(" must be a date, such as 2026-05-01") from None
+        raise UnfitValue(" must be a date, such as 2026-05-01") from None
 
 
 ModelName = Annotated[
