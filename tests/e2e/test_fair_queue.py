@@ -103,6 +103,7 @@ def test_a_person_does_not_wait_behind_a_script(busy: Callable[..., tuple[Crowd,
     refusal = crowd.answers[0][1]
     assert refusal.json()["error"]["code"] == "overloaded"
     assert int(refusal.headers["retry-after"]) >= 1
+    assert refusal.headers["x-multiverse-queue-length"] == "8"
     gate.open()
     crowd.end()
     assert server.most_running == 1

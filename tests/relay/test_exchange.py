@@ -1281,14 +1281,15 @@ def test_the_refusal_of_a_client_over_its_share_says_so() -> None:
     stage = shared(max_queue=1)
     refused = [stage.start(source="script")[1] for _ in range(4)][3]
     assert (refused.status, code(refused), refused.headers[b"retry-after"]) == (503, "overloaded", b"3")
+    assert refused.headers[b"x-multiverse-queue-length"] == b"1", "the rejected request does not count"
     assert (
-        b"Your requests hold half of the slots of the model 'tiny', the limit of one client while others use it, and 2 requests wait. "
-        b"Try again in 3 s, or send fewer requests at once."
+        b"Your requests hold half of the slots of the model 'tiny', the limit of one client while others use it, "
+        b"and 1 other request waits. Try again in 3 s, or send fewer requests at once."
     ) in refused.data
     for _ in range(2):
         stage.start(source="person")
     _, refused = stage.start(source="script")
-    assert b"Every server of the model 'tiny' is busy, and 2 requests wait." in refused.data
+    assert b"Every server of the model 'tiny' is busy, and 1 other request waits." in refused.data
     stage.check()
 
 
@@ -1297,7 +1298,7 @@ def test_the_refusal_of_a_bulk_request_over_its_share_says_so() -> None:
     refused = [stage.start(source=f"script {number}", is_bulk=True)[1] for number in range(3)][2]
     assert (
         b"Bulk requests hold a quarter of the slots of the model 'tiny', their limit while interactive requests use it, "
-        b"and 2 requests wait. Try again in 3 s, or send fewer requests at once."
+        b"and 1 other request waits. Try again in 3 s, or send fewer requests at once."
     ) in refused.data
 
 

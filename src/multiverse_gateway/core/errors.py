@@ -400,9 +400,24 @@ class NoHealthyServer(Unavailable):
 
 
 class Overloaded(Unavailable):
-    """The gateway, or every server of the model, is at its concurrency limit."""
+    """The gateway, or every server of the model, is at its concurrency limit.
+
+    `queue_length` is how many other requests wait for the model, if its queue refuses this one.
+
+    >>> Overloaded("Try again in 5 s.", retry_after=5.0, queue_length=7).headers()
+    [(b'retry-after', b'5'), (b'x-multiverse-queue-length', b'7')]
+    """
 
     code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after: float | None = None, queue_length: int | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.queue_length = queue_length
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the error's headers, and the length of the queue that refuses the request."""
+        length = [] if self.queue_length is None else [(b"x-multiverse-queue-length", b"%d" % self.queue_length)]
+        return [*super().headers(), *length]
 
 
 class StorageUnavailable(Unavailable):

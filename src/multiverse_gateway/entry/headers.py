@@ -36,6 +36,7 @@ EXPOSED_HEADERS = (
     "x-multiverse-server",
     "x-multiverse-attempts",
     "x-multiverse-queued-ms",
+    "x-multiverse-queue-length",
     "x-multiverse-why",
     "x-should-retry",
     "x-ratelimit-limit-requests",

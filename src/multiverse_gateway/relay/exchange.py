@@ -863,11 +863,12 @@ class Exchange:
 
     def _no_slot(self) -> GatewayError:
         """Return the refusal of a request that waited too long, or for which there is no place; it says when a slot is likely."""
-        seconds, waiting = self._until_next_end(), self._queue.waiting(self.envelope.model)
+        seconds, waiting = self._until_next_end(), self._queue.waiting(self.envelope.model) - self.ticket.is_waiting
         return Overloaded(
-            f"{self._why_no_slot()}, and {'1 request waits' if waiting == 1 else f'{waiting} requests wait'}. "
+            f"{self._why_no_slot()}, and {'1 other request waits' if waiting == 1 else f'{waiting} other requests wait'}. "
             f"Try again in {max(1.0, seconds):.0f} s, or send fewer requests at once.",
             retry_after=seconds,
+            queue_length=waiting,
         )
 
     def _until_next_end(self) -> float:
