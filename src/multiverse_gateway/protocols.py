@@ -97,8 +97,12 @@ class ProbeProblem(StrEnum):
     BROKEN = "broken"
 
 
+MAX_PROBE_BYTES = 1 << 20
+"""The largest answer that a probe reads."""
+
+
 class UnusableAnswer(httpx2.RemoteProtocolError):
-    """The `Client` of a probe refuses the server's answer, because it is `COMPRESSED`, or `TOO_LARGE`: more than 1 MiB."""
+    """The `Client` of a probe rejects the server's answer because it is `COMPRESSED` or `TOO_LARGE` (more than `MAX_PROBE_BYTES`)."""
 
     def __init__(self, message: str, *, problem: ProbeProblem) -> None:
         super().__init__(message)

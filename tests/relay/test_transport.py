@@ -10,8 +10,8 @@ import pytest
 
 from multiverse_gateway.core.addresses import AddressPolicy, AddressRefusal
 from multiverse_gateway.core.failover import ConnectFailure
-from multiverse_gateway.protocols import ServerUnreachable
-from multiverse_gateway.relay.transport import MAX_BYTES, WireTransport
+from multiverse_gateway.protocols import MAX_PROBE_BYTES, ServerUnreachable
+from multiverse_gateway.relay.transport import WireTransport
 from multiverse_gateway.relay.wire import Wire
 from support import behaviours as act
 from support.backends import Backend, Behaviour
@@ -98,7 +98,7 @@ async def test_any_status_is_an_answer(http: httpx2.AsyncClient, alice: Backend,
 @pytest.mark.parametrize(
     ("behave", "words"),
     [
-        (act.answer(200, b"x" * (MAX_BYTES + 1)), "larger than 1 MiB"),
+        (act.answer(200, b"x" * (MAX_PROBE_BYTES + 1)), "larger than 1 MiB"),
         (act.endless_body(), "larger than 1 MiB"),
         (act.gzip_bomb(), "compressed"),
         (act.encoded(), "compressed"),
@@ -119,8 +119,8 @@ async def test_a_bad_answer_raises_in_words(http: httpx2.AsyncClient, alice: Bac
 
 async def test_an_answer_of_exactly_the_limit_is_read(http: httpx2.AsyncClient, alice: Backend) -> None:
     """1 MiB is allowed."""
-    alice.behave = act.answer(200, b"x" * MAX_BYTES)
-    assert len((await http.post(f"{alice.url}/v1/thing")).content) == MAX_BYTES
+    alice.behave = act.answer(200, b"x" * MAX_PROBE_BYTES)
+    assert len((await http.post(f"{alice.url}/v1/thing")).content) == MAX_PROBE_BYTES
 
 
 async def test_a_server_that_is_not_there_raises_connect_error(http: httpx2.AsyncClient) -> None:
@@ -141,7 +141,7 @@ async def test_nothing_private_is_dialled(alice: Backend) -> None:
     wire = Wire(policy=AddressPolicy, resolve=resolve)
     async with httpx2.AsyncClient(transport=WireTransport(wire), trust_env=False) as http:
         for host in ("127.0.0.1", "[::1]", "alice.example", "alice.example"):
-            with pytest.raises(ServerUnreachable, match="may not be dialled") as raised:
+            with pytest.raises(ServerUnreachable, match="may not connect to this address") as raised:
                 await http.get(f"http://{host}:{alice.port}/v1/models")
             assert (raised.value.cause, raised.value.refusal) == (ConnectFailure.REFUSED_ADDRESS, AddressRefusal.LOOPBACK)
     await wire.aclose()

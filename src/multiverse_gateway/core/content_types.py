@@ -70,3 +70,12 @@ def relayed_type(value: bytes | None, is_json: bool) -> bytes:
 def _is_markup(subtype: bytes) -> bool:
     """Return whether a browser could read a subtype as HTML or XML: it does so with every `+xml`, even for audio or images."""
     return _MARKUP.search(subtype) is not None
+
+
+def is_identity(coding: bytes | None) -> bool:
+    """Return whether an answer with this `Content-Encoding` header, or without one, is not compressed; the gateway reads no other answer.
+
+    >>> is_identity(None), is_identity(b" Identity"), is_identity(b"gzip")
+    (True, True, False)
+    """
+    return coding is None or coding.strip().lower() in (b"", b"identity")

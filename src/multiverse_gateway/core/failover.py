@@ -31,7 +31,7 @@ from attrs import frozen
 
 from multiverse_gateway.core.addresses import AddressRefusal
 from multiverse_gateway.core.answers import check_json, reported_status
-from multiverse_gateway.core.content_types import JSON, TEXT, relayed_type
+from multiverse_gateway.core.content_types import JSON, TEXT, is_identity, relayed_type
 from multiverse_gateway.core.errors import (
     BackendBusy,
     BackendOverloaded,
@@ -188,7 +188,7 @@ def classify(
     if 200 <= status < 300:
         return _nonsense(status, headers.get(b"content-encoding"), kind, stream, checks_json)
     meaning, reason = _meaning(status, body or b"", request, names_response)
-    if meaning in _RELAYED and not _is_identity(headers.get(b"content-encoding")):
+    if meaning in _RELAYED and not is_identity(headers.get(b"content-encoding")):
         meaning, reason = FailureClass.NONSENSE, _COMPRESSED
     return Failure(
         meaning,
@@ -283,7 +283,7 @@ def _nonsense(status: int, coding: bytes | None, kind: bytes, stream: bool, chec
     media, nonsense = media_type(kind), FailureClass.NONSENSE
     if status not in ((200,) if checks_json else (200, 201, 202)):
         return Failure(nonsense, f"answered with status {status}", status)
-    if not _is_identity(coding):
+    if not is_identity(coding):
         return Failure(nonsense, _COMPRESSED, status)
     if media in (b"text/html", b"application/xhtml+xml"):
         return Failure(nonsense, "the answer is a web page", status)
@@ -299,10 +299,6 @@ def _nonsense(status: int, coding: bytes | None, kind: bytes, stream: bool, chec
 
 def _is_json(media: bytes) -> bool:
     return media == JSON or media.endswith(b"+json")
-
-
-def _is_identity(coding: bytes | None) -> bool:
-    return coding is None or coding.strip().lower() in (b"", b"identity")
 
 
 def parse_retry_after(value: bytes | None, now_wall: float) -> float | None:

@@ -11,7 +11,7 @@ from multiverse_gateway.core.errors import (
     RequestTimeout,
     RequestTooLarge,
 )
-from multiverse_gateway.core.lenient import BOM
+from multiverse_gateway.core.lenient import BOM, is_utf8
 from multiverse_gateway.core.pauses import stopped_seconds
 from multiverse_gateway.entry.asgi_types import App, Message, Receive, Scope, Send
 from multiverse_gateway.entry.framing import declared_length, may_have_body
@@ -112,11 +112,10 @@ def read_object(body: bytes) -> dict[str, Any]:
         InvalidJSON: It is not UTF-8, not JSON (NaN is not), nested too deeply, or no object.
     """
     body = body.removeprefix(BOM)
+    if not is_utf8(body):
+        raise InvalidJSON("The body is not UTF-8; encode it as UTF-8")
     try:
-        body.decode()
         value = msgspec.json.decode(body)
-    except UnicodeDecodeError:
-        raise InvalidJSON("The body is not UTF-8; encode it as UTF-8") from None
     except RecursionError:
         raise InvalidJSON("The body's JSON is nested too deeply; use fewer levels") from None
     except ValueError as error:

@@ -10,13 +10,12 @@ import attrs
 import httpx2
 
 from multiverse_gateway.core.addresses import AddressRefusal
+from multiverse_gateway.core.content_types import is_identity
 from multiverse_gateway.core.failover import ConnectFailure
 from multiverse_gateway.core.lenient import BOM
 from multiverse_gateway.core.server_access import refusal_of
 from multiverse_gateway.core.servers import Server
-from multiverse_gateway.protocols import Client, ProbeProblem, ProbeResult, ProbeStep, ServerUnreachable, UnusableAnswer
-
-MAX_BYTES = 1 << 20
+from multiverse_gateway.protocols import MAX_PROBE_BYTES, Client, ProbeProblem, ProbeResult, ProbeStep, ServerUnreachable, UnusableAnswer
 
 
 @attrs.frozen(kw_only=True)
@@ -73,12 +72,12 @@ async def ask(server: Server, http: Client, request: httpx2.Request, judge: Judg
 async def _answer(http: Client, request: httpx2.Request) -> tuple[httpx2.Response, bytes]:
     response = await http.send(request, stream=True)
     try:
-        if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        if not is_identity(response.headers.get("content-encoding", "").encode()):
             raise UnusableAnswer("the answer is compressed", problem=ProbeProblem.COMPRESSED)
         body = bytearray()
         async for piece in response.aiter_bytes():
             body += piece
-            if len(body) > MAX_BYTES:
+            if len(body) > MAX_PROBE_BYTES:
                 raise UnusableAnswer("the answer is too large", problem=ProbeProblem.TOO_LARGE)
         return response, bytes(body).removeprefix(BOM)
     finally:

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 import httpx2
 
 from multiverse_gateway.core.addresses import Endpoint, EndpointError, parse_endpoint
+from multiverse_gateway.core.content_types import is_identity
 from multiverse_gateway.core.failover import ConnectFailure, Failure, FailureClass
-from multiverse_gateway.protocols import ProbeProblem, ServerUnreachable, UnusableAnswer
+from multiverse_gateway.protocols import MAX_PROBE_BYTES, ProbeProblem, ServerUnreachable, UnusableAnswer
 from multiverse_gateway.relay.wire import Wire
-
-MAX_BYTES = 1 << 20
 
 _OURS = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 _WITHHELD = frozenset({b"location", b"set-cookie", b"transfer-encoding"})
@@ -19,7 +18,7 @@ _CONTROL = frozenset(b"\r\n\0")
 
 
 class _Collected:
-    """Collect an answer of at most `MAX_BYTES`; an answer to HEAD ends with its head."""
+    """Collect an answer of at most `MAX_PROBE_BYTES`; an answer to HEAD ends with its head."""
 
     def __init__(self, request: httpx2.Request) -> None:
         self._request = request
@@ -31,7 +30,7 @@ class _Collected:
 
     def head(self, status: int, headers: Mapping[bytes, bytes]) -> None:
         self.status, self.headers = status, headers
-        if headers.get(b"content-encoding", b"identity").strip().lower() not in (b"", b"identity"):
+        if not is_identity(headers.get(b"content-encoding")):
             self._fail(
                 UnusableAnswer(
                     "the server's answer is compressed, although the gateway did not ask for that", problem=ProbeProblem.COMPRESSED
@@ -42,7 +41,7 @@ class _Collected:
 
     def body(self, data: bytes) -> None:
         self._size += len(data)
-        if self._size <= MAX_BYTES:
+        if self._size <= MAX_PROBE_BYTES:
             self.pieces.append(data)
         else:
             self._fail(UnusableAnswer("the server's answer is larger than 1 MiB", problem=ProbeProblem.TOO_LARGE))
