@@ -13,7 +13,7 @@ from multiverse_gateway.core.servers import model_key
 from multiverse_gateway.pages import live, views
 from multiverse_gateway.pages.client_keys import usage_values
 from multiverse_gateway.pages.live import Parts, follow, out_of_band
-from multiverse_gateway.pages.recent_checks import Histories
+from multiverse_gateway.pages.recent_checks import RecentChecks
 from multiverse_gateway.pages.rendering import Renderer, Visit
 from multiverse_gateway.pages.sign_in import SignIn
 from multiverse_gateway.pages.snippets import snippets_of
@@ -25,7 +25,7 @@ _WHOLE = {"hx-retarget": "#page", "hx-reselect": "#page"}
 
 @attrs.frozen
 class Snapshot:
-    """How everything was at an instant, as operators or visitors see it."""
+    """The rows and figures of the dashboard at one instant, as operators or visitors see them."""
 
     at: float
     rows: Sequence[views.Row]
@@ -36,11 +36,11 @@ class Snapshot:
 class Dashboard:
     """What is up, by server and by model."""
 
-    def __init__(self, renderer: Renderer, histories: Histories) -> None:
+    def __init__(self, renderer: Renderer, recent_checks: RecentChecks) -> None:
         self._renderer = renderer
         self._gateway = renderer.gateway
-        self._histories = histories
-        self._sights: dict[bool, Snapshot] = {}
+        self._recent_checks = recent_checks
+        self._snapshots: dict[bool, Snapshot] = {}
         """What was seen last, by whether visitors see it: one tick of all live pages needs it once."""
         self._rows: dict[tuple[str, bool, str], tuple[views.Row, str]] = {}
 
@@ -55,8 +55,8 @@ class Dashboard:
 
     async def _dashboard(self, visit: Visit) -> Response:
         query = views.Query.of(visit.query, public=not visit.is_operator)
-        sight = await self._fresh(visit)
-        parts = self._dashboard_parts(visit, sight)
+        snapshot = await self._fresh_snapshot(visit)
+        parts = self._dashboard_parts(visit, snapshot)
         routes = [route.server for route in self._gateway.table.routes.values()]
         values: dict[str, Any] = {
             "query": query,
@@ -83,7 +83,7 @@ class Dashboard:
             models=sorted({server.model_name for server in routes}),
             owners=sorted({server.metadata.student_id for server in routes if server.metadata.student_id}) if visit.is_operator else [],
             base_url=self._renderer.base_url(visit.request),
-            overview=sight.overview,
+            overview=snapshot.overview,
             **values,
         )
         if is_polled:
@@ -91,33 +91,35 @@ class Dashboard:
         return page
 
     async def _dashboard_live(self, visit: Visit) -> Response:
-        return self._followed(visit, lambda sight: self._dashboard_parts(visit, sight))
+        return self._followed(visit, lambda snapshot: self._dashboard_parts(visit, snapshot))
 
     def _followed(self, visit: Visit, parts_of: Callable[[Snapshot], Parts]) -> Response:
         async def read() -> Parts:
-            return parts_of(await self._recent(visit))
+            return parts_of(await self._recent_snapshot(visit))
 
         return self._renderer.stream(follow(read, self._renderer.lasts(visit), visit.query.get("seen", "")))
 
-    async def _fresh(self, visit: Visit) -> Snapshot:
-        """Look at everything, what other processes wrote included."""
+    async def _fresh_snapshot(self, visit: Visit) -> Snapshot:
+        """Return a new snapshot, which includes what other processes wrote."""
         await refresh_if_possible(self._gateway)
-        return await self._look(visit)
+        return await self._take_snapshot(visit)
 
-    async def _recent(self, visit: Visit) -> Snapshot:
-        """Return what was seen within this tick; the monitor follows the store."""
-        sight = self._sights.get(not visit.is_operator)
-        return sight if sight is not None and anyio.current_time() - sight.at < live.TICK_SECONDS else await self._look(visit)
+    async def _recent_snapshot(self, visit: Visit) -> Snapshot:
+        """Return the snapshot of this tick, or a new one; the monitor reads what other processes write."""
+        last = self._snapshots.get(not visit.is_operator)
+        return last if last is not None and anyio.current_time() - last.at < live.TICK_SECONDS else await self._take_snapshot(visit)
 
-    async def _look(self, visit: Visit) -> Snapshot:
+    async def _take_snapshot(self, visit: Visit) -> Snapshot:
         public = not visit.is_operator
-        histories = await self._histories.all()
+        histories = await self._recent_checks.all()
         rows = [
             views.row_of(self._gateway, route, histories.get(server_id, ()), public=public)
             for server_id, route in self._gateway.table.routes.items()
         ]
-        sight = self._sights[public] = Snapshot(anyio.current_time(), rows, views.overview(self._gateway), views.queues(self._gateway))
-        return sight
+        snapshot = self._snapshots[public] = Snapshot(
+            anyio.current_time(), rows, views.overview(self._gateway), views.queues(self._gateway)
+        )
+        return snapshot
 
     def _row_html(self, visit: Visit, row: views.Row) -> str:
         """Render a row, or take what was rendered when it was the same."""
@@ -131,20 +133,20 @@ class Dashboard:
         self._rows[key] = (row, html)
         return html
 
-    def _dashboard_parts(self, visit: Visit, sight: Snapshot) -> Parts:
+    def _dashboard_parts(self, visit: Visit, snapshot: Snapshot) -> Parts:
         query = views.Query.of(visit.query, public=not visit.is_operator)
-        rows = views.chosen(sight.rows, query)
+        rows = views.chosen(snapshot.rows, query)
         shown = {f"row-{row.id}": self._row_html(visit, row) for row in rows}
         if not rows:
             shown = {"row-none": self._renderer.render(visit, "_row_none.html")}
         fragments = {
-            "counts": self._renderer.render(visit, "_counts.html", overview=sight.overview),
-            "headline": self._renderer.render(visit, "_headline.html", overview=sight.overview),
-            "cards": self._renderer.render(visit, "_cards.html", overview=sight.overview),
-            "queues": self._renderer.render(visit, "_queues.html", queues=sight.queues),
-            "shown": self._renderer.render(visit, "_shown.html", shown=len(rows), total=len(sight.rows)),
+            "counts": self._renderer.render(visit, "_counts.html", overview=snapshot.overview),
+            "headline": self._renderer.render(visit, "_headline.html", overview=snapshot.overview),
+            "cards": self._renderer.render(visit, "_cards.html", overview=snapshot.overview),
+            "queues": self._renderer.render(visit, "_queues.html", queues=snapshot.queues),
+            "shown": self._renderer.render(visit, "_shown.html", shown=len(rows), total=len(snapshot.rows)),
         }
-        return Parts(shape="servers" if sight.rows else "empty", fragments=fragments, container="rows", rows=shown)
+        return Parts(shape="servers" if snapshot.rows else "empty", fragments=fragments, container="rows", rows=shown)
 
     def _sort_link(self, visit: Visit, query: views.Query, sort: str) -> tuple[str, str]:
         """Return where the head of a column leads, and how the column is sorted now."""
@@ -154,9 +156,9 @@ class Dashboard:
         return self._renderer.here(visit, "dashboard", attrs.evolve(query, sort=sort, order=order).pairs()), state
 
     async def _models(self, visit: Visit) -> Response:
-        sight = await self._fresh(visit)
-        cards = self._model_cards(visit, sight)
-        parts = self._models_parts(visit, cards, sight)
+        snapshot = await self._fresh_snapshot(visit)
+        cards = self._model_cards(visit, snapshot)
+        parts = self._models_parts(visit, cards, snapshot)
         q = visit.query.get("q", "").strip()[:200]
         base = f"{self._renderer.base_url(visit.request)}/v1"
         needs_key = self._gateway.settings.require_client_auth
@@ -172,23 +174,23 @@ class Dashboard:
         }
         if visit.is_fragment and visit.request.headers.get("hx-target") == "live":
             return self._renderer.fragment(visit, "_models.html", headers={"hx-replace-url": values["here"]}, **values)
-        return self._renderer.page(visit, "models.html", active="models", overview=sight.overview, **values)
+        return self._renderer.page(visit, "models.html", active="models", overview=snapshot.overview, **values)
 
     async def _models_live(self, visit: Visit) -> Response:
-        return self._followed(visit, lambda sight: self._models_parts(visit, self._model_cards(visit, sight), sight))
+        return self._followed(visit, lambda snapshot: self._models_parts(visit, self._model_cards(visit, snapshot), snapshot))
 
-    def _model_cards(self, visit: Visit, sight: Snapshot) -> list[views.ModelCard]:
+    def _model_cards(self, visit: Visit, snapshot: Snapshot) -> list[views.ModelCard]:
         wanted = visit.query.get("q", "").strip().casefold()[:200]
         by_model: dict[str, list[views.Row]] = {}
-        for row in sight.rows:
+        for row in snapshot.rows:
             by_model.setdefault(model_key(row.model), []).append(row)
         models = self._gateway.table.models
         chosen = [(models[key], rows) for key, rows in by_model.items() if key in models and wanted in models[key].name.casefold()]
         chosen.sort(key=lambda card: (card[0].name.casefold(), card[0].name))
-        return [views.model_card(model, rows, number, sight.queues.of(model.name)) for number, (model, rows) in enumerate(chosen)]
+        return [views.model_card(model, rows, number, snapshot.queues.of(model.name)) for number, (model, rows) in enumerate(chosen)]
 
-    def _models_parts(self, visit: Visit, cards: Sequence[views.ModelCard], sight: Snapshot) -> Parts:
-        fragments = {"counts": self._renderer.render(visit, "_counts.html", overview=sight.overview)}
+    def _models_parts(self, visit: Visit, cards: Sequence[views.ModelCard], snapshot: Snapshot) -> Parts:
+        fragments = {"counts": self._renderer.render(visit, "_counts.html", overview=snapshot.overview)}
         for card in cards:
             fragments[f"share-{card.number}"] = self._renderer.render(visit, "_share.html", card=card)
             fragments[f"queue-{card.number}"] = self._renderer.render(visit, "_queue.html", card=card)

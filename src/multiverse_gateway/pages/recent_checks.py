@@ -16,7 +16,7 @@ HISTORY_SECONDS = 15.0
 
 
 @attrs.define(eq=False)
-class Histories:
+class RecentChecks:
     """The last checks of each server, read from the store again only when there may be new ones."""
 
     gateway: Gateway

@@ -27,7 +27,7 @@ from multiverse_gateway.pages.assets import serve_asset
 from multiverse_gateway.pages.client_keys import ClientKeys
 from multiverse_gateway.pages.dashboard import Dashboard
 from multiverse_gateway.pages.live import follow_lines
-from multiverse_gateway.pages.recent_checks import Histories
+from multiverse_gateway.pages.recent_checks import RecentChecks
 from multiverse_gateway.pages.rendering import Renderer, Visit
 from multiverse_gateway.pages.server_pages import ServerPages
 from multiverse_gateway.pages.sessions import Sessions
@@ -56,9 +56,9 @@ class Pages:
         self._recent_logs = recent_logs
         self._renderer = Renderer(gateway, sessions, rules)
         self._sign_in = SignIn(self._renderer, admin_digests)
-        histories = Histories(gateway)
-        self._dashboard = Dashboard(self._renderer, histories)
-        self._servers = ServerPages(self._renderer, histories)
+        recent_checks = RecentChecks(gateway)
+        self._dashboard = Dashboard(self._renderer, recent_checks)
+        self._servers = ServerPages(self._renderer, recent_checks)
         self._client_keys = ClientKeys(self._renderer)
 
     def routes(self) -> list[Route]:

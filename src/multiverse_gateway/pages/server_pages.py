@@ -17,7 +17,7 @@ from multiverse_gateway.pages.charts import chart_of, events_of
 from multiverse_gateway.pages.client_keys import usage_values
 from multiverse_gateway.pages.connection_steps import UNTRIED, try_steps
 from multiverse_gateway.pages.live import Parts, follow
-from multiverse_gateway.pages.recent_checks import Histories
+from multiverse_gateway.pages.recent_checks import RecentChecks
 from multiverse_gateway.pages.rendering import NEXT_PIECE, Renderer, Visit
 from multiverse_gateway.pages.server_form import (
     FIELDS,
@@ -42,10 +42,10 @@ from multiverse_gateway.web.middleware import ADDRESS
 class ServerPages:
     """Servers, one at a time."""
 
-    def __init__(self, renderer: Renderer, histories: Histories) -> None:
+    def __init__(self, renderer: Renderer, recent_checks: RecentChecks) -> None:
         self._renderer = renderer
         self._gateway = renderer.gateway
-        self._histories = histories
+        self._recent_checks = recent_checks
 
     def routes(self, sign_in: SignIn) -> list[Route]:
         """Make their routes."""
@@ -168,7 +168,7 @@ class ServerPages:
 
     async def _server_values(self, visit: Visit) -> dict[str, Any]:
         route = self._route(visit)
-        checks = await self._histories.of(route)
+        checks = await self._recent_checks.of(route)
         row = views.row_of(self._gateway, route, checks)
         summary = statistics(checks, wall=self._gateway.wall())
         return {
