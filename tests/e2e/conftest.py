@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from e2e.scene import IMPATIENT, Scene, operator, staged
+from e2e.deployment import IMPATIENT, Deployment, deployed, operator
 from support.certificates import write_certificate
 from support.processes import Door, GatewayProcess, LlamaServer, door_setting
 from support.require import require
@@ -77,19 +77,19 @@ def operating(gateway: GatewayProcess) -> Iterator[httpx2.Client]:
 
 
 @pytest.fixture
-def stage(gateway: GatewayProcess, operating: httpx2.Client) -> Iterator[Callable[..., Scene]]:
+def deploy(gateway: GatewayProcess, operating: httpx2.Client) -> Iterator[Callable[..., Deployment]]:
     """Return a function that registers backends for a new model at the shared gateway."""
-    with ExitStack() as open_scenes:
-        enter: Callable[..., AbstractContextManager[Scene]] = partial(staged, gateway, operating)
-        yield lambda *backends, **fields: open_scenes.enter_context(enter(*backends, **fields))
+    with ExitStack() as open_deployments:
+        enter: Callable[..., AbstractContextManager[Deployment]] = partial(deployed, gateway, operating)
+        yield lambda *backends, **fields: open_deployments.enter_context(enter(*backends, **fields))
 
 
 @pytest.fixture(scope="module")
-def shared_scene(gateway: GatewayProcess, operating: httpx2.Client) -> Iterator[Callable[..., Scene]]:
+def shared_deployment(gateway: GatewayProcess, operating: httpx2.Client) -> Iterator[Callable[..., Deployment]]:
     """Return the same for a whole module."""
-    with ExitStack() as open_scenes:
-        enter: Callable[..., AbstractContextManager[Scene]] = partial(staged, gateway, operating)
-        yield lambda *backends, **fields: open_scenes.enter_context(enter(*backends, **fields))
+    with ExitStack() as open_deployments:
+        enter: Callable[..., AbstractContextManager[Deployment]] = partial(deployed, gateway, operating)
+        yield lambda *backends, **fields: open_deployments.enter_context(enter(*backends, **fields))
 
 
 @pytest.fixture(scope="session")

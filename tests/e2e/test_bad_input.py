@@ -12,7 +12,7 @@ import attrs
 import httpx2
 import pytest
 
-from e2e.scene import BODY_BYTES, Scene, error_of
+from e2e.deployment import BODY_BYTES, Deployment, error_of
 from support import behaviours
 from support.backends import Backend
 from support.processes import DOORS, Door
@@ -20,7 +20,7 @@ from support.raw_client import RawClient
 
 pytestmark = [pytest.mark.e2e, pytest.mark.parametrize("door", DOORS, indirect=True, scope="module")]
 
-Stage = Callable[..., Scene]
+Deploy = Callable[..., Deployment]
 CHAT = "/v1/chat/completions"
 MODEL = b"MODEL"
 """Stands for the name of a model that exists."""
@@ -77,7 +77,7 @@ BODIES: dict[str, tuple[bytes, Bad]] = {
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/embeddings"])
 @pytest.mark.parametrize(("body", "bad"), BODIES.values(), ids=BODIES.keys())
-def test_a_bad_body(stage: Stage, shared: Scene, path: str, body: bytes, bad: Bad) -> None:
+def test_a_bad_body(deploy: Deploy, shared: Deployment, path: str, body: bytes, bad: Bad) -> None:
     """TC-ERR-001, TC-ERR-002, L06: 400 or 404, and the message names the field; no server hears of it."""
     hits = shared.backends[0].hits
     sent = body.replace(MODEL, shared.model.encode())
@@ -91,13 +91,13 @@ def test_a_bad_body(stage: Stage, shared: Scene, path: str, body: bytes, bad: Ba
 
 
 @pytest.fixture(scope="module")
-def shared(shared_scene: Callable[..., Scene]) -> Scene:
-    """Return one scene for all these tests: no server should be asked."""
-    return shared_scene(Backend("never asked"))
+def shared(shared_deployment: Callable[..., Deployment]) -> Deployment:
+    """Return one deployment for all these tests: no server should be asked."""
+    return shared_deployment(Backend("never asked"))
 
 
 @pytest.mark.parametrize("content_type", ["", "text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin-1"])
-def test_the_content_type_does_not_decide(shared: Scene, content_type: str) -> None:
+def test_the_content_type_does_not_decide(shared: Deployment, content_type: str) -> None:
     """JSON is read whatever it is called, as clients in the wild do; a server that would read a form of that type reads JSON, too."""
     content = json.dumps(shared.body(user="&model=another&x=")).encode()
     answer = shared.client.post(CHAT, content=content, headers={"content-type": content_type} if content_type else {})
@@ -109,7 +109,7 @@ def test_the_content_type_does_not_decide(shared: Scene, content_type: str) -> N
     "content_type",
     ["multipart/form-data", "multipart/form-data; boundary=", "multipart/mixed; boundary=x", 'multipart/form-data; boundary="' + "x" * 90],
 )
-def test_a_form_that_is_none(shared: Scene, content_type: str) -> None:
+def test_a_form_that_is_none(shared: Deployment, content_type: str) -> None:
     """400."""
     answer = shared.client.post("/v1/audio/transcriptions", content=b"--x\r\n\r\n", headers={"content-type": content_type})
     assert answer.status_code == 400
@@ -129,7 +129,7 @@ CODINGS = {
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/responses", "/v1/messages", "/chat/completions", "/v1/audio/transcriptions"])
 @pytest.mark.parametrize("coding", CODINGS)
-def test_a_compressed_body_is_refused_by_name(shared: Scene, path: str, coding: str) -> None:
+def test_a_compressed_body_is_refused_by_name(shared: Deployment, path: str, coding: str) -> None:
     """415 that names the coding and says what to do; no server is asked."""
     hits = shared.backends[0].hits
     headers = {"content-type": "application/json", "content-encoding": coding}
@@ -145,7 +145,7 @@ def test_a_compressed_body_is_refused_by_name(shared: Scene, path: str, coding: 
 @pytest.mark.parametrize(
     "more", [b"content-length: 1000\r\n", b"transfer-encoding: chunked\r\n", b"content-length: 5\r\nexpect: 100-continue\r\n"]
 )
-def test_a_compressed_body_is_refused_before_it_comes(shared: Scene, door: Door, more: bytes) -> None:
+def test_a_compressed_body_is_refused_before_it_comes(shared: Deployment, door: Door, more: bytes) -> None:
     """Nothing of the body need be sent, and the direct door does not tell a client that waits for 100 to send it."""
     with RawClient(shared.gateway.port) as raw:
         raw.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-encoding: zstd\r\n%b\r\n" % more)
@@ -155,7 +155,7 @@ def test_a_compressed_body_is_refused_before_it_comes(shared: Scene, door: Door,
     assert "zstd" in answer.json["error"]["message"]
 
 
-def test_a_coding_that_is_none_is_not_quoted(shared: Scene) -> None:
+def test_a_coding_that_is_none_is_not_quoted(shared: Deployment) -> None:
     """`identity` means nothing; what is no token is not repeated."""
     for coding in ("identity", "", "identity, identity"):
         assert shared.client.post(CHAT, json=shared.body(), headers={"content-encoding": coding}).status_code == 200
@@ -164,14 +164,14 @@ def test_a_coding_that_is_none_is_not_quoted(shared: Scene) -> None:
     assert "onclick" not in answer.text
 
 
-def test_a_compressed_body_of_the_admin_api_is_refused_as_well(shared: Scene) -> None:
+def test_a_compressed_body_of_the_admin_api_is_refused_as_well(shared: Deployment) -> None:
     """The same words as for users."""
     answer = shared.client.post("/admin/register", content=gzip.compress(b"{}"), headers={"content-encoding": "gzip"})
     assert (answer.status_code, error_of(answer)["code"]) == (415, "unsupported_content_encoding")
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_byte_order_mark_is_taken_off(shared: Scene, stream: bool) -> None:
+def test_a_byte_order_mark_is_taken_off(shared: Deployment, stream: bool) -> None:
     """Programs on Windows write one before JSON, and few servers can read it."""
     body = json.dumps(shared.body(stream=stream)).encode()
     answer = shared.client.post(CHAT, content=b"\xef\xbb\xbf" + body, headers={"content-type": "application/json"})
@@ -181,15 +181,15 @@ def test_a_byte_order_mark_is_taken_off(shared: Scene, stream: bool) -> None:
     assert (twice.status_code, error_of(twice)["code"]) == (400, "invalid_json")
 
 
-def test_a_byte_order_mark_of_a_server_does_no_harm(stage: Stage) -> None:
+def test_a_byte_order_mark_of_a_server_does_no_harm(deploy: Deploy) -> None:
     """Before an answer, and before the list of models that registering asks for."""
     backend = Backend("windows", behaviours.answer(200, b'\xef\xbb\xbf{"choices":[],"usage":{"prompt_tokens":3}}'))
     backend.behave_models = behaviours.answer(200, b'\xef\xbb\xbf{"data":[]}')
-    answer = stage(backend).ask()
+    answer = deploy(backend).ask()
     assert (answer.status_code, json.loads(answer.content)["choices"]) == (200, [])
 
 
-def test_a_byte_order_mark_of_an_operator_does_no_harm(shared: Scene) -> None:
+def test_a_byte_order_mark_of_an_operator_does_no_harm(shared: Deployment) -> None:
     """The admin API reads what an editor saved."""
     body = b"\xef\xbb\xbf" + json.dumps({"name": f"key of {shared.model}"}).encode()
     assert shared.client.post("/admin/keys", content=body).status_code in (200, 201)
@@ -197,7 +197,7 @@ def test_a_byte_order_mark_of_an_operator_does_no_harm(shared: Scene) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "BREW"])
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/embeddings", "/v1/responses"])
-def test_a_wrong_method(shared: Scene, method: str, path: str) -> None:
+def test_a_wrong_method(shared: Deployment, method: str, path: str) -> None:
     """405."""
     answer = shared.client.request(method, path)
     assert answer.status_code == 405
@@ -208,7 +208,7 @@ def test_a_wrong_method(shared: Scene, method: str, path: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path"), [("POST", "/v1/models"), ("DELETE", "/v1/models/x"), ("PUT", "/v1/models"), ("POST", "/livez")]
 )
-def test_a_wrong_method_elsewhere(shared: Scene, method: str, path: str) -> None:
+def test_a_wrong_method_elsewhere(shared: Deployment, method: str, path: str) -> None:
     """405, not taken for inference, with the right methods in `Allow`."""
     answer = shared.client.request(method, path, content=b"{}")
     assert answer.status_code == 405
@@ -219,7 +219,7 @@ def test_a_wrong_method_elsewhere(shared: Scene, method: str, path: str) -> None
 @pytest.mark.parametrize(
     "path", ["/v1/nothing", "/v1/", "/v1", "/v1/chat", "/v1/chat/completions/", "/v2/chat/completions", "/v1/models/none"]
 )
-def test_a_path_that_is_none(shared: Scene, path: str) -> None:
+def test_a_path_that_is_none(shared: Deployment, path: str) -> None:
     """404 or 405 with a proper body."""
     answer = shared.client.get(path)
     assert answer.status_code in (404, 405)
@@ -227,7 +227,7 @@ def test_a_path_that_is_none(shared: Scene, path: str) -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_that_is_too_large(shared: Scene, chunked: bool) -> None:
+def test_a_body_that_is_too_large(shared: Deployment, chunked: bool) -> None:
     """L04: 413, whether its length is told or not; one byte less is read."""
     client: httpx2.Client = shared.client
     for size, status in ((BODY_BYTES, 200), (BODY_BYTES + 1, 413), (8 * BODY_BYTES, 413)):
@@ -242,7 +242,7 @@ def test_a_body_that_is_too_large(shared: Scene, chunked: bool) -> None:
     assert client.get("/livez").status_code == 200
 
 
-def test_a_length_alone_is_refused(shared: Scene) -> None:
+def test_a_length_alone_is_refused(shared: Deployment) -> None:
     """L04: nothing of the body need be sent."""
     with RawClient(shared.gateway.port) as raw:
         raw.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n")
@@ -260,10 +260,10 @@ def test_a_length_alone_is_refused(shared: Scene) -> None:
         {"numbers": 10**300},
     ],
 )
-def test_what_the_gateway_does_not_read_is_the_servers_business(stage: Stage, fields: dict[str, Any]) -> None:
+def test_what_the_gateway_does_not_read_is_the_servers_business(deploy: Deploy, fields: dict[str, Any]) -> None:
     """FR-API-INF-007: it reaches the server unchanged, and the server's refusal comes back unchanged."""
     refusal = b'{"error":{"message":"no","type":"invalid_request_error","param":null,"code":null}}'
-    scene = stage(Backend("strict", behaviours.answer(422, refusal)))
-    answer = scene.ask(**fields)
+    deployment = deploy(Backend("strict", behaviours.answer(422, refusal)))
+    answer = deployment.ask(**fields)
     assert (answer.status_code, answer.content) == (422, refusal)
-    assert scene.backends[0].last.json == scene.body(**fields)
+    assert deployment.backends[0].last.json == deployment.body(**fields)

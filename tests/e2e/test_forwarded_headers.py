@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import httpx2
 import pytest
 
-from e2e.scene import Scene
+from e2e.deployment import Deployment
 from support.backends import Backend
 from support.processes import DOORS, GatewayProcess
 
@@ -17,9 +17,9 @@ NAMES = ("anthropic-version", "anthropic-beta", "openai-beta")
 
 
 @pytest.fixture(scope="module")
-def shared(shared_scene: Callable[..., Scene]) -> Scene:
-    """Return one scene for all these tests."""
-    return shared_scene(Backend("well"))
+def shared(shared_deployment: Callable[..., Deployment]) -> Deployment:
+    """Return one deployment for all these tests."""
+    return shared_deployment(Backend("well"))
 
 
 @pytest.fixture(params=["1.1", "2"])
@@ -30,7 +30,7 @@ def client(request: pytest.FixtureRequest, gateway: GatewayProcess) -> Iterator[
         yield made
 
 
-def ask(shared: Scene, client: httpx2.Client, headers: list[tuple[str, str]], *, path: str, stream: bool) -> dict[str, list[str]]:
+def ask(shared: Deployment, client: httpx2.Client, headers: list[tuple[str, str]], *, path: str, stream: bool) -> dict[str, list[str]]:
     """Ask with these headers and return those of the three that reached the server, with their values."""
     answer = client.post(path, json={**shared.body(stream=stream), "max_tokens": 5}, headers=headers)
     assert answer.status_code == 200, answer.text
@@ -43,7 +43,7 @@ def ask(shared: Scene, client: httpx2.Client, headers: list[tuple[str, str]], *,
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses", "/v1/chat/completions"])
-def test_versions_and_betas_reach_the_server(shared: Scene, client: httpx2.Client, path: str, stream: bool) -> None:
+def test_versions_and_betas_reach_the_server(shared: Deployment, client: httpx2.Client, path: str, stream: bool) -> None:
     """42: on every path, once each; they are one request's, not the next one's."""
     sent = [
         ("Anthropic-Version", "2023-06-01"),
@@ -61,7 +61,7 @@ def test_versions_and_betas_reach_the_server(shared: Scene, client: httpx2.Clien
 
 
 @pytest.mark.parametrize("value", ["a b", '"quoted"', "a;b", "x" * 1025, "a,,b", ""])
-def test_what_is_no_list_of_words_stays_here(shared: Scene, client: httpx2.Client, value: str) -> None:
+def test_what_is_no_list_of_words_stays_here(shared: Deployment, client: httpx2.Client, value: str) -> None:
     """The request is answered without it."""
     assert ask(shared, client, [("anthropic-beta", value), ("openai-beta", "a")], path="/v1/messages", stream=False) == {
         "openai-beta": ["a"]

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from e2e.scene import Scene
+from e2e.deployment import Deployment
 from support import answers, behaviours
 from support.backends import Backend, Behaviour, Exchange
 from support.h2_client import H2Client
@@ -22,7 +22,7 @@ from support.sockets import serving, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.parametrize("door", DOORS, indirect=True, scope="module")]
 
-Stage = Callable[..., Scene]
+Deploy = Callable[..., Deployment]
 EMBEDDING = answers.body("/v1/embeddings", speaker="e", model="m")
 assert EMBEDDING is not None
 PLAIN = {"/v1/embeddings": EMBEDDING, "/v1/rerank": b'{"results": []}', "/v1/audio/speech": b'{"audio": ""}', "/v1/score": b'{"data": []}'}
@@ -32,18 +32,18 @@ PLAIN = {"/v1/embeddings": EMBEDDING, "/v1/rerank": b'{"results": []}', "/v1/aud
 
 
 @pytest.mark.parametrize("stateful", [False, True])
-def test_a_request_that_kills_servers_reaches_three_at_most(stage: Stage, stateful: bool) -> None:
+def test_a_request_that_kills_servers_reaches_three_at_most(deploy: Deploy, stateful: bool) -> None:
     """Kept connections do not multiply it; a request that may leave something behind reaches one server once, and is final."""
 
     async def behave(exchange: Exchange) -> None:
         await (behaviours.eof_first() if exchange.request.asked("temperature") == 2 else behaviours.good())(exchange)
 
-    scene = stage(*(Backend(f"server-{number}", behave) for number in range(3)))
+    deployment = deploy(*(Backend(f"server-{number}", behave) for number in range(3)))
     for _ in range(9):
-        assert scene.ask().status_code == 200  # each server has a kept connection now
-    before = sum(backend.hits for backend in scene.backends)
-    answer = scene.ask(temperature=2, **({"store": True} if stateful else {}))
-    hits = sum(backend.hits for backend in scene.backends) - before
+        assert deployment.ask().status_code == 200  # each server has a kept connection now
+    before = sum(backend.hits for backend in deployment.backends)
+    answer = deployment.ask(temperature=2, **({"store": True} if stateful else {}))
+    hits = sum(backend.hits for backend in deployment.backends) - before
     assert answer.status_code == 504
     assert answer.headers["x-multiverse-attempts"] == str(hits)
     assert hits == 1 if stateful else 1 < hits <= 3
@@ -63,39 +63,39 @@ def test_a_stream_that_kills_servers_reaches_three_at_most(door: Door) -> None:
         assert 1 < sum(backend.hits for backend in backends) <= 3
 
 
-def test_a_stale_connection_costs_no_request(stage: Stage) -> None:
+def test_a_stale_connection_costs_no_request(deploy: Deploy) -> None:
     """A server that closes its kept connections is asked again on a new one, and not blamed."""
-    scene = stage(Backend("restarted"))
-    assert scene.ask().status_code == 200
-    (backend,) = scene.backends
+    deployment = deploy(Backend("restarted"))
+    assert deployment.ask().status_code == 200
+    (backend,) = deployment.backends
     backend.behave = [behaviours.eof_first(), behaviours.good()]
-    answer = scene.ask()
+    answer = deployment.ask()
     assert (answer.status_code, answer.headers["x-multiverse-attempts"]) == (200, "2")
-    assert scene.state() == "healthy"
+    assert deployment.state() == "healthy"
 
 
 # What the client chose (S4)
 
 
 @pytest.mark.parametrize("path", sorted(PLAIN))
-def test_a_stream_that_a_path_does_not_have_is_answered_plainly(stage: Stage, path: str) -> None:
+def test_a_stream_that_a_path_does_not_have_is_answered_plainly(deploy: Deploy, path: str) -> None:
     """As often as one likes: all servers stay, and other clients are served."""
-    scene = stage(*(Backend(name, behaviours.answer(200, PLAIN[path])) for name in ("one", "two")))
+    deployment = deploy(*(Backend(name, behaviours.answer(200, PLAIN[path])) for name in ("one", "two")))
     for _ in range(8):
-        answer = scene.client.post(path, json={"model": scene.model, "input": "x", "stream": True})
+        answer = deployment.client.post(path, json={"model": deployment.model, "input": "x", "stream": True})
         assert (answer.status_code, answer.content) == (200, PLAIN[path])
         assert answer.headers["x-multiverse-attempts"] == "1"
-    assert [scene.state(number) for number in range(2)] == ["healthy", "healthy"]
+    assert [deployment.state(number) for number in range(2)] == ["healthy", "healthy"]
 
 
-def test_a_transcription_that_ignores_stream_is_relayed(stage: Stage) -> None:
+def test_a_transcription_that_ignores_stream_is_relayed(deploy: Deploy) -> None:
     """The same for a form."""
-    scene = stage(Backend("whisper", behaviours.answer(200, b'{"text": "hello"}')))
+    deployment = deploy(Backend("whisper", behaviours.answer(200, b'{"text": "hello"}')))
     for _ in range(4):
-        form = {"model": scene.model, "stream": "true"}
-        answer = scene.client.post("/v1/audio/transcriptions", data=form, files={"file": ("a.wav", b"RIFF")})
+        form = {"model": deployment.model, "stream": "true"}
+        answer = deployment.client.post("/v1/audio/transcriptions", data=form, files={"file": ("a.wav", b"RIFF")})
         assert (answer.status_code, answer.json()) == (200, {"text": "hello"})
-    assert scene.state() == "healthy"
+    assert deployment.state() == "healthy"
 
 
 def repeat(sentence: str, status: int) -> Behaviour:
@@ -117,27 +117,27 @@ def repeat(sentence: str, status: int) -> Behaviour:
         ("/v1/chat/completions", {"tools": [{"function": {"name": "find a model"}}], "messages": []}),
     ],
 )
-def test_words_that_a_server_repeats_take_it_from_nobody(stage: Stage, status: int, path: str, fields: dict[str, Any]) -> None:
+def test_words_that_a_server_repeats_take_it_from_nobody(deploy: Deploy, status: int, path: str, fields: dict[str, Any]) -> None:
     """No server rests or is taken out, whatever a client makes it say."""
-    scene = stage(*(Backend(name, repeat("There is no '{}'; it was not found", status)) for name in ("one", "two")))
+    deployment = deploy(*(Backend(name, repeat("There is no '{}'; it was not found", status)) for name in ("one", "two")))
     for _ in range(4):
-        answer = scene.client.post(path, json={"model": scene.model, **fields})
+        answer = deployment.client.post(path, json={"model": deployment.model, **fields})
         assert answer.status_code == status
-    records = [scene.record(number) for number in range(2)]
+    records = [deployment.record(number) for number in range(2)]
     assert [(record["state"], record["resting"]) for record in records] == [("healthy", False)] * 2
 
 
 @pytest.mark.parametrize("status", [400, 404, 422])
-def test_the_words_of_a_response_id_take_its_server_from_nobody(stage: Stage, status: int) -> None:
+def test_the_words_of_a_response_id_take_its_server_from_nobody(deploy: Deploy, status: int) -> None:
     """The server that made the response repeats the id in its refusal: that speaks of the response, not of the model."""
     name = "resp_ model m"
     made = behaviours.answer(200, json.dumps({"id": name, "output": []}).encode())
-    scene = stage(Backend("one", [made, repeat("There is no '{}'; it was not found", status)]))
-    assert scene.client.post("/v1/responses", json={"model": scene.model}).status_code == 200
+    deployment = deploy(Backend("one", [made, repeat("There is no '{}'; it was not found", status)]))
+    assert deployment.client.post("/v1/responses", json={"model": deployment.model}).status_code == 200
     for _ in range(4):
-        answer = scene.client.post("/v1/responses", json={"model": scene.model, "previous_response_id": name})
+        answer = deployment.client.post("/v1/responses", json={"model": deployment.model, "previous_response_id": name})
         assert (answer.status_code, name in answer.text) == (status, True)
-    assert (scene.record()["state"], scene.record()["resting"]) == ("healthy", False)
+    assert (deployment.record()["state"], deployment.record()["resting"]) == ("healthy", False)
 
 
 # Floods of events (S7)
@@ -172,10 +172,10 @@ def tiny_chunks() -> Behaviour:
 
 
 @pytest.mark.parametrize("kind", [*FLOODS, "chunks of a byte"])
-def test_floods_of_events_do_not_keep_others_waiting(stage: Stage, kind: str) -> None:
+def test_floods_of_events_do_not_keep_others_waiting(deploy: Deploy, kind: str) -> None:
     """Eight streams as fast as they come, and the requests of others run beside them."""
-    hostile = stage(Backend("hostile", tiny_chunks() if kind == "chunks of a byte" else flood(FLOODS[kind])))
-    good = stage(Backend("good"))
+    hostile = deploy(Backend("hostile", tiny_chunks() if kind == "chunks of a byte" else flood(FLOODS[kind])))
+    good = deploy(Backend("good"))
     with ExitStack() as open_clients:
         clients = [open_clients.enter_context(RawClient(hostile.gateway.port)) for _ in range(8)]
         for client in clients:

@@ -9,24 +9,24 @@ from pathlib import Path
 
 import pytest
 
-from e2e.scene import Scene
+from e2e.deployment import Deployment
 from support.backends import Backend
 from support.processes import DOORS
 from support.require import require_program
 
 pytestmark = pytest.mark.e2e
 
-Stage = Callable[..., Scene]
+Deploy = Callable[..., Deployment]
 PROGRAM = Path(__file__).parent / "programs" / "Chat.java"
 
 
 @pytest.mark.parametrize("door", DOORS, indirect=True)
-def test_the_jdk_is_served_with_its_defaults(stage: Stage) -> None:
+def test_the_jdk_is_served_with_its_defaults(deploy: Deploy) -> None:
     """Plain and streamed completions and the list of models, several on one connection."""
     java = require_program("java", "a program for the JDK")
-    scene = stage(Backend("good"))
+    deployment = deploy(Backend("good"))
     done = subprocess.run(
-        [java, str(PROGRAM), scene.gateway.url, scene.model],
+        [java, str(PROGRAM), deployment.gateway.url, deployment.model],
         capture_output=True,
         text=True,
         check=True,
@@ -38,4 +38,4 @@ def test_the_jdk_is_served_with_its_defaults(stage: Stage) -> None:
     for plain, stream, models in zip(answers[::3], answers[1::3], answers[2::3], strict=True):
         assert json.loads(plain[2])["choices"]
         assert stream[2].rstrip("|").endswith("data: [DONE]")
-        assert scene.model in models[2]
+        assert deployment.model in models[2]

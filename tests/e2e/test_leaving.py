@@ -15,7 +15,7 @@ import h2.errors
 import h2.events
 import pytest
 
-from e2e.scene import Scene
+from e2e.deployment import Deployment
 from support import behaviours
 from support.backends import Backend
 from support.processes import DOORS
@@ -24,7 +24,7 @@ from support.sockets import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.parametrize("door", DOORS, indirect=True, scope="module")]
 
-Stage = Callable[..., Scene]
+Deploy = Callable[..., Deployment]
 TIMES = 100
 SOON = 1.0
 """Seconds in which a server must have noticed; the usual time is a few milliseconds."""
@@ -40,75 +40,79 @@ def leave(client: RawClient, how: str) -> float:
     return at
 
 
-def check_noticed(scene: Scene, left: list[float]) -> None:
+def check_noticed(deployment: Deployment, left: list[float]) -> None:
     """Check that the server saw each client's end soon, that no slot is left, and that nobody is to blame."""
-    backend = scene.backends[0]
+    backend = deployment.backends[0]
     wait_until(lambda: backend.aborted == len(left), within=SOON, what="the server does not know that its client left")
-    scene.wait_for_quiet(within=SOON)
+    deployment.wait_for_quiet(within=SOON)
     lags = sorted(request.ended_at - at for request, at in zip(backend.requests, left, strict=True) if request.ended_at is not None)
     assert len(lags) == len(left)
     assert lags[math.ceil(0.9 * len(lags)) - 1] <= 0.1
     assert lags[-1] <= SOON
-    assert scene.state() == "healthy"
+    assert deployment.state() == "healthy"
 
 
 @pytest.mark.parametrize("how", ["FIN", "RST"])
-def test_a_client_leaves_in_mid_stream(stage: Stage, how: str) -> None:
+def test_a_client_leaves_in_mid_stream(deploy: Deploy, how: str) -> None:
     """D01: the server sees it at once, the slot is free, the server stays healthy."""
-    scene = stage(Backend("patient", behaviours.stall_stream(2)))
+    deployment = deploy(Backend("patient", behaviours.stall_stream(2)))
     left = []
     for _ in range(TIMES):
-        client = RawClient(scene.gateway.port)
-        scene.begin(client, stream=True)
+        client = RawClient(deployment.gateway.port)
+        deployment.begin(client, stream=True)
         client.read_event()
         left.append(leave(client, how))
-        wait_until(lambda: scene.backends[0].aborted == len(left), within=SOON)
-    check_noticed(scene, left)
+        wait_until(lambda: deployment.backends[0].aborted == len(left), within=SOON)
+    check_noticed(deployment, left)
 
 
 @pytest.mark.parametrize("how", ["FIN", "RST"])
-def test_a_client_leaves_while_tokens_flow(stage: Stage, how: str) -> None:
+def test_a_client_leaves_while_tokens_flow(deploy: Deploy, how: str) -> None:
     """D01: as when nothing flows."""
-    scene = stage(Backend("busy", behaviours.endless_stream(interval=0.002)))
-    with RawClient(scene.gateway.port) as client:
-        scene.begin(client, stream=True)
+    deployment = deploy(Backend("busy", behaviours.endless_stream(interval=0.002)))
+    with RawClient(deployment.gateway.port) as client:
+        deployment.begin(client, stream=True)
         client.read_event()
         left = leave(client, how)
-    check_noticed(scene, [left])
+    check_noticed(deployment, [left])
 
 
 @pytest.mark.parametrize("how", ["FIN", "RST"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_leaves_before_the_first_byte(stage: Stage, stream: bool, how: str) -> None:
+def test_a_client_leaves_before_the_first_byte(deploy: Deploy, stream: bool, how: str) -> None:
     """D02: the same, streamed or not; it is no reason to try another server."""
-    scene = stage(Backend("silent", behaviours.stall()), Backend("spare", behaviours.stall()))
+    deployment = deploy(Backend("silent", behaviours.stall()), Backend("spare", behaviours.stall()))
     left = []
     for number in range(20):
-        client = RawClient(scene.gateway.port)
-        scene.begin(client, stream=stream)
-        wait_until(lambda number=number: sum(backend.hits for backend in scene.backends) == number + 1)  # type: ignore[misc]
+        client = RawClient(deployment.gateway.port)
+        deployment.begin(client, stream=stream)
+        wait_until(lambda number=number: sum(backend.hits for backend in deployment.backends) == number + 1)  # type: ignore[misc]
         left.append(leave(client, how))
-        wait_until(lambda number=number: sum(backend.aborted for backend in scene.backends) == number + 1, within=SOON)  # type: ignore[misc]
-    scene.wait_for_quiet()
-    assert sum(backend.hits for backend in scene.backends) == 20
-    assert [scene.state(0), scene.state(1)] == ["healthy", "healthy"]
+        wait_until(lambda number=number: sum(backend.aborted for backend in deployment.backends) == number + 1, within=SOON)  # type: ignore[misc]
+    deployment.wait_for_quiet()
+    assert sum(backend.hits for backend in deployment.backends) == 20
+    assert [deployment.state(0), deployment.state(1)] == ["healthy", "healthy"]
 
 
-def test_a_client_leaves_while_it_waits_for_a_slot(stage: Stage) -> None:
+def test_a_client_leaves_while_it_waits_for_a_slot(deploy: Deploy) -> None:
     """Its place in the queue is given back, and the slot goes to whoever still waits."""
     gate = behaviours.Gate()
-    scene = stage(Backend("narrow", gate.held()), max_concurrency=1)
-    backend = scene.backends[0]
-    with RawClient(scene.gateway.port) as first, RawClient(scene.gateway.port) as gone, RawClient(scene.gateway.port) as last:
-        scene.begin(first)
+    deployment = deploy(Backend("narrow", gate.held()), max_concurrency=1)
+    backend = deployment.backends[0]
+    with (
+        RawClient(deployment.gateway.port) as first,
+        RawClient(deployment.gateway.port) as gone,
+        RawClient(deployment.gateway.port) as last,
+    ):
+        deployment.begin(first)
         wait_until(lambda: backend.hits == 1)
-        scene.begin(gone)
-        scene.begin(last)
+        deployment.begin(gone)
+        deployment.begin(last)
         gone.abort()
         gate.open()
         assert first.read_response().status == 200
         assert last.read_response().status == 200
-    scene.wait_for_quiet()
+    deployment.wait_for_quiet()
     assert backend.most_running == 1
 
 
@@ -151,60 +155,60 @@ class Connection:
 
 
 @pytest.mark.parametrize("at", ["first byte", "mid-stream"])
-def test_a_stream_of_http2_is_reset(stage: Stage, at: str) -> None:
+def test_a_stream_of_http2_is_reset(deploy: Deploy, at: str) -> None:
     """D04: RST_STREAM is leaving, and other streams of the connection go on."""
-    scene = stage(Backend("patient", behaviours.stall() if at == "first byte" else behaviours.stall_stream(2)))
-    connection = Connection(scene.gateway.port)
+    deployment = deploy(Backend("patient", behaviours.stall() if at == "first byte" else behaviours.stall_stream(2)))
+    connection = Connection(deployment.gateway.port)
     left = []
     with connection.socket:
         for number in range(20):
-            stream = connection.ask("POST", "/v1/chat/completions", json.dumps(scene.body(stream=True)).encode())
+            stream = connection.ask("POST", "/v1/chat/completions", json.dumps(deployment.body(stream=True)).encode())
             if at == "mid-stream":
                 connection.wait_for(h2.events.DataReceived, stream)
-            wait_until(lambda number=number: scene.backends[0].hits == number + 1)  # type: ignore[misc]
+            wait_until(lambda number=number: deployment.backends[0].hits == number + 1)  # type: ignore[misc]
             left.append(time.monotonic())
             connection.reset(stream)
-            wait_until(lambda: scene.backends[0].aborted == len(left), within=SOON)
+            wait_until(lambda: deployment.backends[0].aborted == len(left), within=SOON)
         connection.wait_for(h2.events.StreamEnded, connection.ask("GET", "/livez"))
-        check_noticed(scene, left)
+        check_noticed(deployment, left)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_half_a_goodbye(stage: Stage, stream: bool) -> None:
+def test_half_a_goodbye(deploy: Deploy, stream: bool) -> None:
     """D06: a client that only stops sending is answered or cancelled, and no slot hangs."""
     gate = behaviours.Gate()
-    scene = stage(Backend("waiting", gate.held()))
-    with RawClient(scene.gateway.port) as client:
-        scene.begin(client, stream=stream)
-        wait_until(lambda: scene.backends[0].hits == 1)
+    deployment = deploy(Backend("waiting", gate.held()))
+    with RawClient(deployment.gateway.port) as client:
+        deployment.begin(client, stream=stream)
+        wait_until(lambda: deployment.backends[0].hits == 1)
         client.half_close()
         gate.open()
         answer = client.read_response()
         assert answer.complete or answer.ended_by is not None
-    scene.wait_for_quiet()
+    deployment.wait_for_quiet()
 
 
-def test_many_leave_at_any_moment(stage: Stage) -> None:
+def test_many_leave_at_any_moment(deploy: Deploy) -> None:
     """D05: in the body, before the first byte, in mid-stream; nothing is left behind, and everybody after them is answered."""
     chooser = random.Random(5)
-    scene = stage(
+    deployment = deploy(
         Backend("one", behaviours.good(events=20, interval=0.002)), Backend("two", behaviours.good(first_after=0.01)), max_concurrency=4
     )
     for _ in range(40):
         with ExitStack() as opened:
-            clients = [opened.enter_context(RawClient(scene.gateway.port)) for _ in range(10)]
+            clients = [opened.enter_context(RawClient(deployment.gateway.port)) for _ in range(10)]
             for client in clients:
                 stream = chooser.random() < 0.7
                 moment = chooser.choice(["in the body", "before the answer", "in the answer"])
                 if moment == "in the body":
                     client.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
                 else:
-                    scene.begin(client, stream=stream)
+                    deployment.begin(client, stream=stream)
                 if moment == "in the answer":
                     client.read_head()
                 leave(client, chooser.choice(["FIN", "RST"]))
-    scene.wait_for_quiet(within=2)
-    wait_until(lambda: all(backend.running == 0 for backend in scene.backends))
-    assert all(backend.most_running <= 4 for backend in scene.backends)
-    assert {scene.ask().status_code for _ in range(20)} == {200}
-    assert [scene.state(0), scene.state(1)] == ["healthy", "healthy"]
+    deployment.wait_for_quiet(within=2)
+    wait_until(lambda: all(backend.running == 0 for backend in deployment.backends))
+    assert all(backend.most_running <= 4 for backend in deployment.backends)
+    assert {deployment.ask().status_code for _ in range(20)} == {200}
+    assert [deployment.state(0), deployment.state(1)] == ["healthy", "healthy"]

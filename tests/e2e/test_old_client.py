@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.scene import Scene
+from e2e.deployment import Deployment
 from support import behaviours
 from support.backends import Backend
 from support.busy import check_program
@@ -21,7 +21,7 @@ from support.require import leave_out
 
 pytestmark = pytest.mark.e2e
 
-Stage = Callable[..., Scene]
+Deploy = Callable[..., Deployment]
 PROGRAMS = Path(__file__).parent / "programs"
 PROGRAM = """
 import json, sys
@@ -77,20 +77,20 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "PYTHON"))}
 
 
-def run(python: Path, program: str, scene: Scene) -> str:
+def run(python: Path, program: str, deployment: Deployment) -> str:
     """Run a program of the old days, and return what it prints."""
-    command = [str(python), "-c", program, scene.gateway.base_url, scene.model]
+    command = [str(python), "-c", program, deployment.gateway.base_url, deployment.model]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=clean_environment())
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_the_old_library_works_unmodified(stage: Stage, old_python: Path) -> None:
+def test_the_old_library_works_unmodified(deploy: Deploy, old_python: Path) -> None:
     """FR-API-INF-008: plain, streamed, completions, embeddings, and its errors."""
-    scene = stage(Backend("one"), Backend("two"))
-    got = json.loads(run(old_python, PROGRAM, scene))
+    deployment = deploy(Backend("one"), Backend("two"))
+    got = json.loads(run(old_python, PROGRAM, deployment))
     assert got["version"].startswith("0.28.")
-    assert scene.model in got["models"]
+    assert deployment.model in got["models"]
     for kind in ("plain", "stream", "text"):
         assert got[kind].split()[1:] == ["word1", "word2", "word3", "word4"]
     assert got["vector"] == 3
@@ -102,6 +102,6 @@ def test_the_old_library_reads_a_stream_with_comments(gateway: GatewayProcess, o
     check_program(gateway, "waiting-for-old", [str(old_python), str(PROGRAMS / "waiting_openai_028.py")], env=clean_environment())
 
 
-def test_the_old_library_learns_of_a_broken_stream(stage: Stage, old_python: Path) -> None:
+def test_the_old_library_learns_of_a_broken_stream(deploy: Deploy, old_python: Path) -> None:
     """S01: it raises, too."""
-    assert run(old_python, BROKEN, stage(Backend("dying", behaviours.cut_stream(3)))).split() == ["APIError", "3"]
+    assert run(old_python, BROKEN, deploy(Backend("dying", behaviours.cut_stream(3)))).split() == ["APIError", "3"]

@@ -13,14 +13,14 @@ import openai
 import pytest
 
 from e2e.conftest import TlsGateway
-from e2e.scene import IMPATIENT, Scene
+from e2e.deployment import IMPATIENT, Deployment
 from support import answers, behaviours
 from support.backends import Backend
 from support.processes import GatewayProcess, LlamaServer
 
 pytestmark = pytest.mark.e2e
 
-Stage = Callable[..., Scene]
+Deploy = Callable[..., Deployment]
 Http = Literal["1.1", "2", "1.1 with TLS", "2 with TLS"]
 HTTPS: tuple[Http, ...] = ("1.1", "2", "1.1 with TLS", "2 with TLS")
 MODEL = "tiny"
@@ -215,16 +215,16 @@ async def test_errors_reach_the_asynchronous_client(async_client: openai.AsyncOp
         await async_client.chat.completions.create(model=MODEL, messages=wrong, stream=True)
 
 
-def test_nobody_is_there(stage: Stage, gateway: GatewayProcess) -> None:
+def test_nobody_is_there(deploy: Deploy, gateway: GatewayProcess) -> None:
     """TC-INF-003: 503 with the time to wait, at once."""
-    scene = stage(Backend("gone"))
-    scene.backends[0].crash()
-    assert scene.client.post(f"/admin/servers/{scene.ids[0]}/health-check").json()["passed"] is False
+    deployment = deploy(Backend("gone"))
+    deployment.backends[0].crash()
+    assert deployment.client.post(f"/admin/servers/{deployment.ids[0]}/health-check").json()["passed"] is False
     with (
         openai.OpenAI(base_url=gateway.base_url, api_key="x", max_retries=0) as client,
         pytest.raises(openai.InternalServerError) as caught,
     ):
-        client.chat.completions.create(model=scene.model, messages=[{"role": "user", "content": "hello"}])
+        client.chat.completions.create(model=deployment.model, messages=[{"role": "user", "content": "hello"}])
     assert caught.value.status_code == 503
     assert caught.value.code == "no_healthy_server"
     assert 1 <= int(caught.value.response.headers["retry-after"]) <= 60
@@ -256,17 +256,17 @@ CALLED = (
 
 @pytest.mark.parametrize("http", ["1.1", "2"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_tools_pass_byte_for_byte(stage: Stage, gateway: GatewayProcess, http: str, stream: bool) -> None:
+def test_tools_pass_byte_for_byte(deploy: Deploy, gateway: GatewayProcess, http: str, stream: bool) -> None:
     """FR-ROUTE-005, FR-API-INF-003, 007: what the client sends reaches the server, and back, as the very same bytes; its key does not."""
     sent: list[bytes] = []
     events = [b'data: {"choices":[{"index":0,"finish_reason":"tool_calls","delta":{"x":1.50}}]}\n\n', b": c\r\n\r\n", answers.DONE]
     reply = behaviours.stream(events) if stream else behaviours.answer(200, CALLED)
-    scene = stage(Backend("tools", reply))
+    deployment = deploy(Backend("tools", reply))
     transport = httpx2.HTTPTransport(http1=http == "1.1", http2=http == "2", verify=False, trust_env=False)
     hooked = httpx2.Client(transport=transport, event_hooks={"request": [lambda request: sent.append(request.read())]})
     with openai.OpenAI(base_url=gateway.base_url, api_key="sk-my-own-secret", http_client=hooked) as client:
         raw = client.chat.completions.with_raw_response.create(
-            model=scene.model,
+            model=deployment.model,
             messages=[{"role": "user", "content": "Wetter in Köln? \U0001f327"}],
             tools=TOOLS,
             tool_choice="auto",
@@ -277,7 +277,7 @@ def test_tools_pass_byte_for_byte(stage: Stage, gateway: GatewayProcess, http: s
             stream=stream,
         )
         assert raw.http_response.read() == (b"".join(events) if stream else CALLED)
-    received = scene.backends[0].last
+    received = deployment.backends[0].last
     assert received.body == sent[0]
     assert received.path == "/v1/chat/completions"
     headers = dict(received.headers)

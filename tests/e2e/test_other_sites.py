@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import httpx2
 import pytest
 
-from e2e.scene import BODY_BYTES, Scene, error_of
+from e2e.deployment import BODY_BYTES, Deployment, error_of
 from multiverse_gateway.entry.headers import EXPOSED_HEADERS
 from support import behaviours
 from support.backends import Backend
@@ -24,9 +24,9 @@ POLICY = "content-security-policy"
 
 
 @pytest.fixture(scope="module")
-def shared(shared_scene: Callable[..., Scene]) -> Scene:
-    """Return one scene for tests whose server answers well."""
-    return shared_scene(Backend("well"))
+def shared(shared_deployment: Callable[..., Deployment]) -> Deployment:
+    """Return one deployment for tests whose server answers well."""
+    return shared_deployment(Backend("well"))
 
 
 UNTOLD = {
@@ -97,7 +97,7 @@ def client(request: pytest.FixtureRequest, gateway: GatewayProcess) -> Iterator[
     ],
 )
 def test_every_answer_of_the_api_is_sealed(
-    shared: Scene, client: httpx2.Client, method: str, path: str, content: bytes, headers: dict[str, str], status: int
+    shared: Deployment, client: httpx2.Client, method: str, path: str, content: bytes, headers: dict[str, str], status: int
 ) -> None:
     """S1: good ones, streams, refusals before and after the body, wrong methods and paths (4 stands for any refusal)."""
     named = {"content-type": "application/json", **headers} if content else headers
@@ -121,12 +121,12 @@ def test_every_answer_of_the_api_is_sealed(
     ],
 )
 def test_no_answer_of_a_server_is_a_document(
-    stage: Callable[..., Scene], client: httpx2.Client, status: int, sent: str | None, relayed: str
+    deploy: Callable[..., Deployment], client: httpx2.Client, status: int, sent: str | None, relayed: str
 ) -> None:
     """S1: whatever its type and status; nor does the server seal or unseal it."""
     loose = [(POLICY, "script-src *"), (NOSNIFF, "off")]
-    scene = stage(Backend("hostile", behaviours.answer(status, b"<svg/>", content_type=sent, headers=loose)))
-    answer = client.post(SPEECH, json={"model": scene.model, "input": "x"})
+    deployment = deploy(Backend("hostile", behaviours.answer(status, b"<svg/>", content_type=sent, headers=loose)))
+    answer = client.post(SPEECH, json={"model": deployment.model, "input": "x"})
     if sent is not None and "html" in sent and status == 200:
         assert (answer.status_code, answer.headers["content-type"]) == (502, "application/json")
     else:
@@ -148,7 +148,7 @@ OURS: list[dict[str, str]] = [{}, {"sec-fetch-site": "same-origin"}, {"sec-fetch
 
 
 @pytest.mark.parametrize("content_type", FORMS)
-def test_a_form_of_another_site_reaches_no_server(shared: Scene, content_type: str | None) -> None:
+def test_a_form_of_another_site_reaches_no_server(shared: Deployment, content_type: str | None) -> None:
     """S1: and is told why; the same request of our own page, or of a program, is answered."""
     body = json.dumps(shared.body()).encode()
     port = shared.gateway.port
@@ -173,7 +173,7 @@ def test_a_form_of_another_site_reaches_no_server(shared: Scene, content_type: s
 @pytest.mark.parametrize(
     "path", ["/chat/completions", "//v1/chat/completions", "/v1/chat/completions/", "http://any.example/chat/completions"]
 )
-def test_no_spelling_of_the_path_lets_a_form_in(shared: Scene, path: str) -> None:
+def test_no_spelling_of_the_path_lets_a_form_in(shared: Deployment, path: str) -> None:
     """S1: clients write their base URL with `/v1` or without, and so might a page of another site."""
     hits = shared.backends[0].hits
     with RawClient(shared.gateway.port) as raw:
@@ -183,7 +183,7 @@ def test_no_spelling_of_the_path_lets_a_form_in(shared: Scene, path: str) -> Non
 
 
 @pytest.mark.parametrize("headers", FOREIGN)
-def test_json_is_left_to_the_browser(shared: Scene, headers: dict[str, str]) -> None:
+def test_json_is_left_to_the_browser(shared: Deployment, headers: dict[str, str]) -> None:
     """It asks before a page of another site may send any, and programs may send any header; unreadable origins do no harm."""
     with RawClient(shared.gateway.port) as raw:
         assert raw.fetch("POST", CHAT, json=shared.body(), headers=list(headers.items())).status == 200
@@ -191,14 +191,14 @@ def test_json_is_left_to_the_browser(shared: Scene, headers: dict[str, str]) -> 
         assert raw.fetch("GET", "/login", headers=list(headers.items())).status == 200
 
 
-def test_the_refusal_comes_before_the_body(shared: Scene) -> None:
+def test_the_refusal_comes_before_the_body(shared: Deployment) -> None:
     """A page of another site cannot make the gateway hold its uploads."""
     with RawClient(shared.gateway.port) as raw:
         raw.send(b"POST %s HTTP/1.1\r\nhost: x\r\norigin: null\r\ncontent-length: 99999\r\n\r\n" % CHAT.encode())
         assert raw.read_response().status == 403
 
 
-def test_the_refusal_says_what_to_do(shared: Scene, client: httpx2.Client) -> None:
+def test_the_refusal_says_what_to_do(shared: Deployment, client: httpx2.Client) -> None:
     """An app of the user's own has a way: JSON, or leave by CORS."""
     answer = client.post(CHAT, content=b"{}", headers={"content-type": "text/plain", "origin": "http://evil.example"})
     error = error_of(answer)

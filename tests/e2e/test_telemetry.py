@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from e2e.scene import operator, staged
+from e2e.deployment import deployed, operator
 from multiverse_gateway import Settings, SettingsError
 from multiverse_gateway.observability import telemetry
 from support import behaviours
@@ -84,23 +84,23 @@ def test_a_collector_gets_spans_and_metrics() -> None:
         }
         with GatewayProcess(variables) as gateway, operator(gateway) as client:
             backends = Backend("down", behaviours.reset_first()), Backend("good")
-            with staged(gateway, client, *backends) as scene:
-                scene.keep_down()
+            with deployed(gateway, client, *backends) as deployment:
+                deployment.keep_down()
                 headers = {"traceparent": PARENT, "x-request-id": "traced"}
-                body = scene.body(messages=[{"role": "user", "content": "a-secret-prompt"}])
-                answer = scene.client.post("/v1/chat/completions", json=body, headers=headers)
+                body = deployment.body(messages=[{"role": "user", "content": "a-secret-prompt"}])
+                answer = deployment.client.post("/v1/chat/completions", json=body, headers=headers)
                 assert (answer.status_code, answer.headers["x-multiverse-attempts"]) == (200, "2")
                 wait_until(lambda: len(collector.spans()) == 1, within=10, what="no span came")
                 wait_until(lambda: "gen_ai.client.token.usage" in collector.metrics(), within=10, what="no metric came")
                 (span,) = collector.spans()
-                assert span.name == f"chat {scene.model}"
+                assert span.name == f"chat {deployment.model}"
                 assert (span.trace_id.hex(), span.parent_span_id.hex()) == tuple(PARENT.split("-")[1:3])
                 assert span.end_time_unix_nano > span.start_time_unix_nano
                 facts = attributes(span)
-                assert (facts["gen_ai.operation.name"], facts["gen_ai.request.model"]) == ("chat", scene.model)
+                assert (facts["gen_ai.operation.name"], facts["gen_ai.request.model"]) == ("chat", deployment.model)
                 assert (facts["gen_ai.usage.input_tokens"], facts["gen_ai.usage.output_tokens"]) == (7, 5)
                 assert (facts["http.response.status_code"], facts["multiverse.attempts"]) == (200, 2)
-                assert (facts["multiverse.request_id"], facts["multiverse.server.id"]) == ("traced", scene.ids[1])
+                assert (facts["multiverse.request_id"], facts["multiverse.server.id"]) == ("traced", deployment.ids[1])
                 assert [event.name for event in span.events] == ["attempt failed"]
                 assert {"gen_ai.server.request.duration", "gen_ai.server.time_to_first_token"} <= collector.metrics()
                 assert b"a-secret-prompt" not in b"".join(collector.received["/v1/traces"])

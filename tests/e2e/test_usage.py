@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from e2e.scene import IMPATIENT, Scene, operator
+from e2e.deployment import IMPATIENT, Deployment, operator
 from support import answers, behaviours
 from support.backends import Backend, Exchange, answer_well
 from support.processes import GatewayProcess, LlamaServer
@@ -20,7 +20,7 @@ from support.sockets import wait_until
 
 pytestmark = pytest.mark.e2e
 
-Stage = Callable[..., Scene]
+Deploy = Callable[..., Deployment]
 TOKENS = (answers.USAGE["prompt_tokens"], answers.USAGE["completion_tokens"])
 
 
@@ -38,23 +38,23 @@ def operating(gateway: GatewayProcess) -> Iterator[httpx2.Client]:
         yield made
 
 
-def counted(scene: Scene, by: str = "model") -> dict[str, Any]:
-    """Return the only row of the scene's model."""
-    rows = scene.client.get("/admin/usage", params={"by": by, "model": scene.model}).json()["rows"]
+def counted(deployment: Deployment, by: str = "model") -> dict[str, Any]:
+    """Return the only row of the deployment's model."""
+    rows = deployment.client.get("/admin/usage", params={"by": by, "model": deployment.model}).json()["rows"]
     assert len(rows) == 1, rows
     row: dict[str, Any] = rows[0]
     return row
 
 
-def totals(scene: Scene) -> tuple[int, int, int, int]:
-    row = counted(scene)
+def totals(deployment: Deployment) -> tuple[int, int, int, int]:
+    row = counted(deployment)
     return row["requests"], row["failed"], row["prompt_tokens"], row["completion_tokens"]
 
 
-def test_the_counts_are_those_of_the_answers(stage: Stage) -> None:
+def test_the_counts_are_those_of_the_answers(deploy: Deploy) -> None:
     """Plain and streamed, asked for or not, over failovers and streams that die in the middle."""
     cuts, breaks = behaviours.cut_stream(3), behaviours.reset_stream(2)
-    scene = stage(
+    deployment = deploy(
         Backend("good"),
         Backend("resets", behaviours.reset_first()),
         Backend("cuts", behaviours.when_streamed(cuts, answer_well)),
@@ -67,7 +67,7 @@ def test_the_counts_are_those_of_the_answers(stage: Stage) -> None:
         text = ""
         with (
             suppress(httpx2.RemoteProtocolError),  # a stream died; what came is in `text`
-            scene.client.stream("POST", "/v1/chat/completions", json=scene.body(stream=streams, **options)) as answer,
+            deployment.client.stream("POST", "/v1/chat/completions", json=deployment.body(stream=streams, **options)) as answer,
         ):
             assert answer.status_code == 200
             for piece in answer.iter_text():
@@ -83,24 +83,24 @@ def test_the_counts_are_those_of_the_answers(stage: Stage) -> None:
             usage = json.loads(text)["usage"]
             prompt, completion = prompt + usage["prompt_tokens"], completion + usage["completion_tokens"]
     assert 0 < failed < requests
-    assert totals(scene) == (requests, failed, prompt, completion)
-    by_server = scene.client.get("/admin/usage", params={"by": "server,owner", "model": scene.model}).json()
+    assert totals(deployment) == (requests, failed, prompt, completion)
+    by_server = deployment.client.get("/admin/usage", params={"by": "server,owner", "model": deployment.model}).json()
     assert by_server["total"] == {"requests": requests, "failed": failed, "prompt_tokens": prompt, "completion_tokens": completion}
-    assert {row["server"] for row in by_server["rows"]} <= {*scene.ids, ""}
+    assert {row["server"] for row in by_server["rows"]} <= {*deployment.ids, ""}
 
 
-def test_a_client_that_left_has_used_what_was_told(stage: Stage) -> None:
+def test_a_client_that_left_has_used_what_was_told(deploy: Deploy) -> None:
     """Nothing, before the server told anything; the request counts as failed."""
-    scene = stage(Backend("patient", behaviours.stall_stream(2)))
-    client = RawClient(scene.gateway.port)
-    scene.begin(client, stream=True)
+    deployment = deploy(Backend("patient", behaviours.stall_stream(2)))
+    client = RawClient(deployment.gateway.port)
+    deployment.begin(client, stream=True)
     client.read_event()
     client.close()
-    wait_until(lambda: scene.in_flight() == 0, within=5, what="the request did not end")
-    assert totals(scene) == (1, 1, 0, 0)
+    wait_until(lambda: deployment.in_flight() == 0, within=5, what="the request did not end")
+    assert totals(deployment) == (1, 1, 0, 0)
 
 
-def test_a_server_that_knows_no_stream_options_serves_nevertheless(stage: Stage) -> None:
+def test_a_server_that_knows_no_stream_options_serves_nevertheless(deploy: Deploy) -> None:
     """Asked once in vain, it is asked for tokens no more; the client sees nothing of it, and a client that asks itself learns why."""
 
     async def strict(exchange: Exchange) -> None:
@@ -110,18 +110,18 @@ def test_a_server_that_knows_no_stream_options_serves_nevertheless(stage: Stage)
             await answer_well(exchange)
 
     backend = Backend("strict", strict)
-    scene = stage(backend)
+    deployment = deploy(backend)
     for _ in range(2):
-        answer = scene.ask(stream=True)
+        answer = deployment.ask(stream=True)
         assert (answer.status_code, answer.text.endswith("data: [DONE]\n\n")) == (200, True)
         assert answer.headers["x-multiverse-attempts"] == "1"
     assert [request.asked("stream_options") is not None for request in backend.requests] == [True, False, False]
-    assert scene.ask(stream=True, stream_options={"include_usage": True}).status_code == 422
-    assert scene.state() == "healthy"
-    assert totals(scene) == (3, 1, 0, 0)
+    assert deployment.ask(stream=True, stream_options={"include_usage": True}).status_code == 422
+    assert deployment.state() == "healthy"
+    assert totals(deployment) == (3, 1, 0, 0)
 
 
-def test_what_a_server_says_beside_the_token_counts_is_not_lost(stage: Stage) -> None:
+def test_what_a_server_says_beside_the_token_counts_is_not_lost(deploy: Deploy) -> None:
     """Like llama.cpp: `timings` stand in the event with the counts if they are asked for, and else in the last chunk, for us to read."""
     timings = {"cache_n": 4, "prompt_n": TOKENS[0] - 4, "predicted_n": TOKENS[1], "predicted_per_second": 21.5}
 
@@ -135,14 +135,14 @@ def test_what_a_server_says_beside_the_token_counts_is_not_lost(stage: Stage) ->
         await behaviours.stream([word, *ending, answers.DONE])(exchange)
 
     backend = Backend("timed", timed)
-    scene = stage(backend)
+    deployment = deploy(backend)
     for number in range(3):
-        answer = scene.ask(stream=True)
+        answer = deployment.ask(stream=True)
         assert answer.text.count('"predicted_per_second": 21.5') == 1
         assert answer.text.endswith("data: [DONE]\n\n")
         assert ('"usage"' in answer.text) is (number == 0)
     assert [request.asked("stream_options") is not None for request in backend.requests] == [True, False, False]
-    assert totals(scene) == (3, 0, 3 * TOKENS[0], 3 * TOKENS[1])
+    assert totals(deployment) == (3, 0, 3 * TOKENS[0], 3 * TOKENS[1])
 
 
 def test_a_real_llama_server_keeps_its_timings_and_its_counts(gateway: GatewayProcess, operating: httpx2.Client) -> None:
@@ -163,37 +163,37 @@ def test_a_real_llama_server_keeps_its_timings_and_its_counts(gateway: GatewayPr
     assert [(row["prompt_tokens"], row["completion_tokens"]) for row in rows] == [(3 * usage["prompt_tokens"], 3 * 8)]
 
 
-def test_use_is_counted_by_key_and_owner(stage: Stage) -> None:
+def test_use_is_counted_by_key_and_owner(deploy: Deploy) -> None:
     """By the name of the key that was sent."""
-    scene = stage(Backend("good"), metadata={"student_id": "s1"})
-    made = scene.client.post("/admin/keys", json={"name": scene.model, "models": [scene.model]}).json()
+    deployment = deploy(Backend("good"), metadata={"student_id": "s1"})
+    made = deployment.client.post("/admin/keys", json={"name": deployment.model, "models": [deployment.model]}).json()
     headers = {"x-api-key": "", "authorization": f"Bearer {made['key']}"}
     for _ in range(2):
-        assert scene.client.post("/v1/chat/completions", json=scene.body(), headers=headers).status_code == 200
-    refused = scene.client.post("/v1/chat/completions", json={**scene.body(), "model": "another"}, headers=headers)
+        assert deployment.client.post("/v1/chat/completions", json=deployment.body(), headers=headers).status_code == 200
+    refused = deployment.client.post("/v1/chat/completions", json={**deployment.body(), "model": "another"}, headers=headers)
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "model_not_allowed")
-    row = counted(scene, "client,owner")
-    assert (row["client"], row["client_id"], row["owner"], row["requests"]) == (scene.model, made["id"], "s1", 2)
-    assert scene.client.delete(f"/admin/keys/{made['id']}").status_code == 200
+    row = counted(deployment, "client,owner")
+    assert (row["client"], row["client_id"], row["owner"], row["requests"]) == (deployment.model, made["id"], "s1", 2)
+    assert deployment.client.delete(f"/admin/keys/{made['id']}").status_code == 200
 
 
-def test_the_figures_for_prometheus(stage: Stage) -> None:
+def test_the_figures_for_prometheus(deploy: Deploy) -> None:
     """Of this model: requests, attempts, time to the first byte, tokens, states; an unknown model has no label of its own."""
-    scene = stage(Backend("down", behaviours.reset_first()), Backend("good"))
-    scene.keep_down()
+    deployment = deploy(Backend("down", behaviours.reset_first()), Backend("good"))
+    deployment.keep_down()
     for _ in range(4):
-        assert scene.ask().status_code == 200
-    scene.client.post("/v1/chat/completions", json={**scene.body(), "model": "nobody-has-this"})
-    wait_until(lambda: scene.state(0) == "unhealthy", within=5)
-    text = scene.client.get("/metrics", headers={"x-api-key": ""}).text
+        assert deployment.ask().status_code == 200
+    deployment.client.post("/v1/chat/completions", json={**deployment.body(), "model": "nobody-has-this"})
+    wait_until(lambda: deployment.state(0) == "unhealthy", within=5)
+    text = deployment.client.get("/metrics", headers={"x-api-key": ""}).text
     for line in (
-        f'multiverse_requests_total{{model="{scene.model}",status="200"}} 4.0',
-        f'multiverse_tokens_total{{kind="prompt",model="{scene.model}"}} {4.0 * TOKENS[0]}',
-        f'multiverse_first_byte_seconds_count{{model="{scene.model}"}} 4.0',
-        f'multiverse_attempts_total{{outcome="ok",server="{scene.ids[1]}"}} 4.0',
-        f'multiverse_attempts_total{{outcome="broken",server="{scene.ids[0]}"}}',
-        f'multiverse_server_state{{model="{scene.model}",server="{scene.ids[1]}",state="healthy"}} 1.0',
-        f'multiverse_server_state{{model="{scene.model}",server="{scene.ids[0]}",state="unhealthy"}} 1.0',
+        f'multiverse_requests_total{{model="{deployment.model}",status="200"}} 4.0',
+        f'multiverse_tokens_total{{kind="prompt",model="{deployment.model}"}} {4.0 * TOKENS[0]}',
+        f'multiverse_first_byte_seconds_count{{model="{deployment.model}"}} 4.0',
+        f'multiverse_attempts_total{{outcome="ok",server="{deployment.ids[1]}"}} 4.0',
+        f'multiverse_attempts_total{{outcome="broken",server="{deployment.ids[0]}"}}',
+        f'multiverse_server_state{{model="{deployment.model}",server="{deployment.ids[1]}",state="healthy"}} 1.0',
+        f'multiverse_server_state{{model="{deployment.model}",server="{deployment.ids[0]}",state="unhealthy"}} 1.0',
         'multiverse_requests_total{model="other",status="404"}',
         "multiverse_probe_seconds_count",
         "process_resident_memory_bytes",

@@ -1,4 +1,4 @@
-"""The stage of the end-to-end tests: scripted servers registered for a model of their own at a gateway that all tests share."""
+"""Deployments for the end-to-end tests: scripted servers that are registered for a model of their own at a gateway that all tests share."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _numbers = itertools.count(1)
 
 
 @attrs.frozen
-class Scene:
+class Deployment:
     """Servers of one model at the shared gateway."""
 
     gateway: GatewayProcess
@@ -99,9 +99,9 @@ def operator(gateway: GatewayProcess) -> httpx2.Client:
 
 
 @contextmanager
-def staged(gateway: GatewayProcess, client: httpx2.Client, *backends: Backend, **fields: Any) -> Iterator[Scene]:
+def deployed(gateway: GatewayProcess, client: httpx2.Client, *backends: Backend, **fields: Any) -> Iterator[Deployment]:
     """Run the backends on one thread, register them in order for a model that nobody else has, and remove them at the end."""
-    name = f"scene-{next(_numbers)}"
+    name = f"deployment-{next(_numbers)}"
     ids: list[str] = []
     with serving(*backends):
         try:
@@ -109,7 +109,7 @@ def staged(gateway: GatewayProcess, client: httpx2.Client, *backends: Backend, *
                 answer = client.post("/admin/register", json={"model_name": name, "endpoint_url": backend.url, **fields})
                 assert answer.status_code == 201, answer.text
                 ids.append(answer.json()["registration_id"])
-            yield Scene(gateway, client, name, backends, tuple(ids))
+            yield Deployment(gateway, client, name, backends, tuple(ids))
         finally:
             for registration in ids:
                 client.delete(f"/admin/register/{registration}")
