@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,6 +45,14 @@ def a_function_with_a_long_name(first_argument, second_argument, third_argument)
 ```
 
 # Next
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+```python
+pass
+```
 
 The end."""
 
@@ -146,7 +155,7 @@ def playground(browse_at: Callable[..., Watched], room: tuple[GatewayProcess, Ba
     return new
 
 
-def told(text: str, *, size: int = 0, **delta: str) -> behaviours.Behaviour:
+def told(text: str, *, size: int = 0, **delta: Any) -> behaviours.Behaviour:
     """Stream a text, in pieces of this many characters; more parts of the first delta come before it."""
     pieces = [text[at : at + size] for at in range(0, len(text), size)] if size else [text]
     events = [answers.chat_event("pat", MODEL, {"role": "assistant", **delta})] if delta else []
@@ -177,12 +186,12 @@ def test_an_answer_in_markdown(playground: Callable[..., Watched], room: tuple[G
     assert prose.locator("ol > li").count() == 2
     assert prose.locator("ol ul > li").all_text_contents() == ["inside"]
     assert prose.locator(".formula").all_text_contents() == ["$a_1*b$", "\\(x_1*x_2\\)", "$$\n\\sum_{i=1}^n x_i \\\\\n- y\n$$"]
-    assert prose.locator("th").count() == 8
+    assert prose.locator("th").count() == 10
     link = prose.get_by_role("link", name="link")
     assert (link.get_attribute("href"), link.get_attribute("rel")) == ("https://example.org/page", "noopener noreferrer nofollow")
     wide = "(box) => [box.scrollWidth > box.clientWidth, box.getBoundingClientRect().right <= innerWidth]"
-    assert prose.locator(".scroller").evaluate(wide) == [True, True]
-    assert prose.locator("pre").evaluate(wide)[1]
+    assert prose.locator(".scroller").first.evaluate(wide) == [True, True]
+    assert prose.locator("pre").first.evaluate(wide)[1]
     assert watched.page.locator("#talk").evaluate("(talk) => talk.scrollWidth <= talk.clientWidth")
     check(watched, f"answer-{'phone' if viewport is PHONE else 'desktop'}")
 
@@ -192,7 +201,7 @@ def test_code_and_the_answer_are_copied_as_written(playground: Callable[..., Wat
     room[1].behave = told(ANSWER)
     watched = playground(permissions=["clipboard-read", "clipboard-write"])
     box = ask(watched)
-    box.get_by_role("button", name="Copy python code").click()
+    box.get_by_role("button", name="Copy python code").first.click()
     box.get_by_text("Copied").wait_for()
     copied = "() => navigator.clipboard.readText()"
     assert watched.page.evaluate(copied) == ANSWER.split("```python\n")[1].split("```")[0]
@@ -271,3 +280,171 @@ def test_hostile_text_elsewhere_stays_text(playground: Callable[..., Watched], r
     assert page.evaluate(SAFE) == []
     assert page.evaluate("() => window.hacked") is None
     watched.troubles[:] = [trouble for trouble in watched.troubles if "status of 4" not in trouble]  # the errors of this test
+
+
+def box_of(watched: Watched, number: int = 0) -> Any:
+    """Return the box of an answer."""
+    return watched.page.locator(".message-box.assistant").nth(number)
+
+
+REASONED = {
+    "reasoning_content": told("The answer.", reasoning_content="First *this*."),
+    "reasoning": told("The answer.", reasoning="First *this*."),
+    "parts": told("The answer.", reasoning_content=[{"type": "text", "text": "First *this*."}]),
+    "tags": told("\n<think>\nFirst *this*.\n</think>\n\nThe answer.", size=1),
+    "thinking": told("<thinking>First *this*.</thinking>The answer.", size=3),
+    "no opening tag": told("First *this*.\n</think>\n\nThe answer.", size=4),
+}
+
+
+@pytest.mark.parametrize("kind", REASONED)
+def test_reasoning_is_folded(playground: Callable[..., Watched], room: tuple[GatewayProcess, Backend], kind: str) -> None:
+    """Whether it has a field of its own or stands between tags; it is no part of the answer that is copied or sent again."""
+    room[1].behave = REASONED[kind]
+    watched = playground(permissions=["clipboard-read", "clipboard-write"])
+    box = ask(watched)
+    assert box.locator(".text").text_content() == "The answer."
+    fold = box.locator("details.thoughts")
+    assert re.fullmatch(r"Thought for \d+ s|Reasoning", fold.locator("summary").text_content() or "")
+    assert not fold.locator(".prose").is_visible()
+    fold.locator("summary").press("Enter")
+    assert fold.locator(".prose").text_content() == "First this."
+    assert fold.locator("em").is_visible()
+    box.get_by_role("button", name="Copy the answer").click()
+    wait_until(lambda: watched.page.evaluate("() => navigator.clipboard.readText()") == "The answer.")
+    ask(watched, "And then?")
+    said = [message["content"] for message in room[1].requests[-1].json["messages"]]
+    assert said == ["Hello", "The answer.", "And then?"]
+    check(watched, "answer-reasoning")
+
+
+def test_tags_that_are_part_of_an_answer_stay(playground: Callable[..., Watched], room: tuple[GatewayProcess, Backend]) -> None:
+    """In code, or in the middle of a sentence; and an answer may begin with what only looks like a tag."""
+    watched = playground()
+    for text in ("```\n<think>\nx\n</think>\n```", "Models write <think> and </think>.", "<thin> ice", "<think"):
+        room[1].behave = told(text, size=2)
+        box = ask(watched)
+        assert box.locator("details.thoughts").count() == 0
+        assert "".join((box.locator(".text").text_content() or "").split()) == "".join(text.replace("```", "").split()) + "Copy" * (
+            "```" in text
+        )
+
+
+def test_an_answer_that_only_reasons(playground: Callable[..., Watched], room: tuple[GatewayProcess, Backend]) -> None:
+    """A limit of tokens ends it before the answer: the reasoning can be read, and the page says that no answer came."""
+    room[1].behave = told("<think>On and on")
+    watched = playground()
+    box = ask(watched)
+    assert box.locator(".text").text_content() == "The answer is empty."
+    assert box.locator("details.thoughts .prose").text_content() == "On and on"
+
+
+def texts(watched: Watched) -> list[str]:
+    """Return the texts of all messages."""
+    found: list[str] = watched.page.locator(".message-box .text").all_text_contents()
+    return found
+
+
+def test_reload_back_and_another_page_lose_nothing(playground: Callable[..., Watched], room: tuple[GatewayProcess, Backend]) -> None:
+    """Neither the conversation with its figures and reasoning, nor the draft, nor the settings; a new chat removes the conversation."""
+    room[1].behave = told("**Bold**.", reasoning="Hm.")
+    watched = playground()
+    page = watched.page
+    ask(watched, "First")
+    page.get_by_label("System message").fill("Be brief.")
+    page.get_by_label("Your message").fill("a draft")
+    for leave in (page.reload, lambda: (watched.open("/models"), page.go_back()), lambda: watched.open("/models")):
+        leave()
+        if "/test" not in page.url:
+            page.get_by_role("link", name="Playground").click()
+        page.locator("#talk .message-box").first.wait_for()
+        assert texts(watched) == ["First", "Bold."]
+        assert box_of(watched).locator("strong").text_content() == "Bold"
+        assert box_of(watched).locator("details.thoughts .prose").text_content() == "Hm."
+        box_of(watched).get_by_text("in all").wait_for()
+        assert box_of(watched).locator(".measures a").get_attribute("href").startswith("/server/")
+        assert page.get_by_label("Your message").input_value() == "a draft"
+        assert page.get_by_label("System message").input_value() == "Be brief."
+    ask(watched, "Second")
+    assert [message["content"] for message in room[1].requests[-1].json["messages"]] == ["Be brief.", "First", "**Bold**.", "Second"]
+    page.get_by_role("button", name="New chat").click()
+    page.reload()
+    page.get_by_text("Start a conversation.").wait_for()
+
+
+def test_signing_out_removes_the_conversation(
+    browse_at: Callable[..., Watched], chromium: Any, room: tuple[GatewayProcess, Backend]
+) -> None:
+    """The next person at this computer does not see it."""
+    gateway, backend = room
+    backend.behave = told("Well.")
+    watched = browse_at(gateway.url, cookies_of_an_operator(chromium, gateway.url, gateway.admin_key))
+    watched.open(f"/test?model={MODEL}")
+    ask(watched)
+    page = watched.page
+    page.reload()
+    assert texts(watched) == ["Hello", "Well."]
+    page.get_by_role("button", name="Sign out").click()
+    page.wait_for_url("**/login")
+    assert page.evaluate("() => Object.keys(sessionStorage).filter((name) => name.startsWith('mvg'))") == []
+
+
+def test_leaving_in_the_middle_of_an_answer_keeps_what_came(
+    playground: Callable[..., Watched], room: tuple[GatewayProcess, Backend]
+) -> None:
+    """The part that came is there after a reload, and the answer can be asked for again."""
+    events = [answers.chat_event("pat", MODEL, {"content": "Half of it"})]
+    room[1].behave = behaviours.stream(events, end="stall")
+    watched = playground()
+    page = watched.page
+    page.get_by_label("Your message").fill("Hello")
+    page.get_by_role("button", name="Send").click()
+    box_of(watched).get_by_text("Half of it").wait_for()
+    page.reload()
+    assert texts(watched) == ["Hello", "Half of it"]
+    room[1].behave = told("All of it.")
+    page.get_by_role("button", name="Try again").click()
+    box_of(watched).get_by_text("All of it.").wait_for()
+    assert texts(watched) == ["Hello", "All of it."]
+
+
+def test_stop_regenerate_edit_and_retry(playground: Callable[..., Watched], room: tuple[GatewayProcess, Backend]) -> None:
+    """By keyboard, too; what is asked again replaces what was there, and a question without an answer is not sent with the next one."""
+    backend = room[1]
+    watched = playground()
+    page = watched.page
+    backend.behave = behaviours.stream([answers.chat_event("pat", MODEL, {"content": "Half"})], end="stall")
+    page.get_by_label("Your message").fill("One")
+    page.get_by_role("button", name="Send").click()
+    box_of(watched).get_by_text("Half").wait_for()
+    page.get_by_role("button", name="Stop").click()
+    box_of(watched).get_by_text("stopped", exact=True).wait_for()
+    backend.behave = told("Whole.")
+    page.get_by_role("button", name="Try again").press("Enter")
+    box_of(watched).get_by_text("Whole.").wait_for()
+    backend.behave = told("Other.")
+    page.get_by_role("button", name="Regenerate the answer").press("Enter")
+    box_of(watched).get_by_text("Other.").wait_for()
+    ask(watched, "Two")
+    page.get_by_role("button", name="Edit this message").first.press("Enter")
+    page.get_by_text("The messages below are removed.").wait_for()
+    check(watched, "playground-edit")
+    area = page.get_by_role("textbox", name="Edit this message")
+    area.press("Escape")
+    assert texts(watched) == ["One", "Other.", "Two", "Other."]
+    page.get_by_role("button", name="Edit this message").first.click()
+    assert area.input_value() == "One"
+    area.fill("Three")
+    area.press("Enter")
+    wait_until(lambda: texts(watched) == ["Three", "Other."])
+    backend.behave = behaviours.status(400, message="Not like this.")
+    ask(watched, "Four")
+    failed = page.locator(".message-box.failed")
+    assert failed.locator(".trouble").text_content() == "Not like this. (status 400)"
+    backend.behave = told("Well.")
+    ask(watched, "Five")
+    sent = [message["content"] for message in backend.requests[-1].json["messages"]]
+    assert sent == ["Three", "Other.", "Five"]
+    failed.get_by_role("button", name="Try again").click()
+    wait_until(lambda: texts(watched) == ["Three", "Other.", "Four", "Well."])
+    watched.troubles[:] = [trouble for trouble in watched.troubles if "status of 400" not in trouble]

@@ -73,7 +73,7 @@ def test_the_core_journey(start: Callable[[Path], AbstractContextManager[Engine]
         see(engine, "The check passed", "#toasts")
 
         press(engine, "Try it")
-        see(engine, "Say something.")
+        see(engine, "Start a conversation.")
         fill(engine, "prompt", "Hello")
         press(engine, "Send")
         assert len(lengths(engine)) > 4

@@ -1,6 +1,8 @@
 // Copy a text: of an element named by data-copy, or of the code beside the button.
 import { toast } from "./toasts.js";
 
+const DONE = "Copied";
+
 export async function copyFrom(button) {
   const source = button.dataset.copy ? document.getElementById(button.dataset.copy) : button.closest(".code").querySelector("code");
   await copyText(source.textContent, button);
@@ -14,9 +16,14 @@ export async function copyText(text, button) {
     done = byHand(text);
   }
   if (!done) { toast("warning", "This browser does not let pages copy. Select the text and copy it yourself."); return; }
-  const words = button.textContent;
-  button.textContent = "Copied";
-  setTimeout(() => { button.textContent = words; }, 1500);
+  const [words, label] = [button.textContent, button.getAttribute("aria-label")];
+  if (words === DONE) return;
+  button.textContent = DONE;
+  if (label) button.setAttribute("aria-label", label.replace(words, DONE));
+  setTimeout(() => {
+    button.textContent = words;
+    if (label) button.setAttribute("aria-label", label);
+  }, 1500);
 }
 function byHand(text) {
   const area = document.createElement("textarea");

@@ -170,6 +170,7 @@ document.getElementById("pause")?.addEventListener("click", (event) => {
 document.addEventListener("change", (event) => { if (event.target.name === "sort") event.target.form.elements.order.value = ""; }, true);
 document.addEventListener("input", (event) => markChanges(event.target.form));
 document.addEventListener("submit", askBeforeSaving, true);
+document.addEventListener("submit", (event) => { if (event.target.matches("[data-sign-out]")) sessionStorage.clear(); });
 tick(document);
 setInterval(() => tick(document), 5000);
 const problem = document.querySelector("[data-wait]");

@@ -118,14 +118,14 @@ function codeBlock(pre) {
   copy.dataset.copy = "";
   copy.setAttribute("aria-label", `Copy ${language ? name : "code"}`);
   pre.tabIndex = 0;
-  pre.setAttribute("role", "region");
+  pre.setAttribute("role", "group");
   pre.setAttribute("aria-label", name);
   pre.replaceWith(outer);
   outer.append(pre, copy);
 }
 function scrolling(table) {
   const outer = element("div", { className: "scroller", tabIndex: 0 });
-  outer.setAttribute("role", "region");
+  outer.setAttribute("role", "group");
   outer.setAttribute("aria-label", "Table");
   table.replaceWith(outer);
   outer.append(table);

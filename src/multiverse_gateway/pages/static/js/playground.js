@@ -1,9 +1,12 @@
-// The playground: a chat with a model over the same API that programs use. What a model writes is shown as Markdown by markdown.js; errors, names and what people write are text.
+// The playground: a chat with a model over the same API that programs use. What a model writes is shown as Markdown by markdown.js; errors,
+// names and what people write are text. A conversation is a list of turns: plain values, which kept.js keeps in the tab.
+import { codeOf } from "./code.js";
 import { copyText } from "./copy.js";
-import { writer } from "./markdown.js";
+import { keeper } from "./kept.js";
+import { button, figuresOf, message } from "./message.js";
 import { badge } from "./standing.js";
 import { pieces } from "./stream.js";
-import { why } from "./why.js";
+import { divide, mayOpen, textOf } from "./thinking.js";
 import { toast } from "./toasts.js";
 import { offline, online, signedOut } from "./trouble.js";
 
@@ -14,13 +17,19 @@ const stop = document.getElementById("stop-now");
 const spoken = document.getElementById("announce");
 const hint = document.getElementById("hint");
 const field = (name) => form.elements[name];
-let messages = [];
+const kept = keeper(form);
+const PAUSE = 30; // milliseconds in which the pieces of an answer are gathered
+let turns = [];
 let running = null;
 
-function settings() {
+/** Return the messages of the conversation; a question that got no answer counts only while it is the last one. */
+function messages() {
+  const said = turns.filter((turn, at) => turn.content && !(turn.role === "user" && turns[at + 1] && !turns[at + 1].content && at + 2 < turns.length));
+  return said.map(({ role, content }) => ({ role, content }));
+}
+function settings(said = messages()) {
   const body = { model: field("model").value };
   const system = field("system").value.trim();
-  const said = messages.map(({ role, content }) => ({ role, content }));
   body.messages = system ? [{ role: "system", content: system }, ...said] : said;
   for (const name of ["temperature", "max_tokens", "top_p", "seed"]) {
     if (field(name).value !== "") body[name] = Number(field(name).value);
@@ -32,76 +41,85 @@ function settings() {
   }
   return body;
 }
-
-// As code
-
-const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 function asCode() {
-  const body = settings();
   const draft = field("prompt").value.trim();
-  if (draft) body.messages = [...body.messages, { role: "user", content: draft }];
-  const { stream, stream_options: _, ...plain } = body;
-  const base = JSON.stringify(form.dataset.base);
-  const key = form.dataset.needsKey === "true" ? "your-client-key" : "not-needed";
-  const pairs = Object.entries(plain);
-  const python = pairs.map(([name, value]) => `    ${name}=${JSON.stringify(value, null, 4).replaceAll("\n", "\n    ")},`).join("\n");
-  const node = pairs.map(([name, value]) => `  ${name}: ${JSON.stringify(value, null, 2).replaceAll("\n", "\n  ")},`).join("\n");
-  const show = (id, text) => { document.getElementById(id).textContent = text; };
-  show("as-python", `from openai import OpenAI\n\nclient = OpenAI(base_url=${base}, api_key="${key}")\nanswer = client.chat.completions.create(\n${python}\n${stream ? "    stream=True,\n)\nfor chunk in answer:\n    if chunk.choices:\n        print(chunk.choices[0].delta.content or \"\", end=\"\", flush=True)\n" : ")\nprint(answer.choices[0].message.content)\n"}`);
-  show("as-node", `import OpenAI from "openai";\n\nconst client = new OpenAI({ baseURL: ${base}, apiKey: "${key}" });\nconst answer = await client.chat.completions.create({\n${node}\n${stream ? "  stream: true,\n});\nfor await (const chunk of answer) process.stdout.write(chunk.choices[0]?.delta?.content ?? \"\");\n" : "});\nconsole.log(answer.choices[0].message.content);\n"}`);
-  const head = key === "your-client-key" ? '  -H "Authorization: Bearer your-client-key" \\\n' : "";
-  show("as-curl", `curl ${stream ? "-N " : ""}${quote(`${form.dataset.base}/chat/completions`)} \\\n${head}  -H "Content-Type: application/json" \\\n  -d ${quote(JSON.stringify(stream ? { ...plain, stream } : plain, null, 2))}\n`);
+  const code = codeOf(settings(draft ? [...messages(), { role: "user", content: draft }] : messages()), form.dataset);
+  for (const [language, text] of Object.entries(code)) document.getElementById(`as-${language}`).textContent = text;
+}
+function changed() {
+  asCode();
+  kept.save(turns);
 }
 
-// Messages on the page
+// Turns on the page
 
-function box(role, who) {
-  hint.remove();
-  const outer = document.createElement("div");
-  outer.className = `message-box ${role}`;
-  const name = document.createElement("h2");
-  name.className = "who";
-  name.textContent = who;
-  const text = document.createElement("div");
-  text.className = "text";
-  const measures = document.createElement("p");
-  measures.className = "measures";
-  outer.append(name, text, measures);
-  talk.append(outer);
-  follow(true);
-  return { outer, text, measures };
-}
 let follows = true; // until a person scrolls up to read
 talk.addEventListener("scroll", () => { follows = talk.scrollHeight - talk.scrollTop - talk.clientHeight < 120; });
-function follow(always = false) {
-  follows ||= always;
+function follow() {
   if (follows) talk.scrollTop = talk.scrollHeight;
 }
-const seconds = (milliseconds) => (milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`);
-
 const nameOf = (server) => [...document.getElementById("hosts").options].find((option) => option.value === server)?.label ?? server.slice(0, 8);
 
-function measure(place, { headers, began, first, ended, pieces, usage, stopped }) {
-  const items = [];
-  const server = headers?.get("x-gateway-server-id");
-  if (first) items.push(`first token after ${seconds(first - began)}`);
-  items.push(`${seconds(ended - began)} in all`);
-  const queued = Number(headers?.get("x-multiverse-queued-ms") ?? 0);
-  if (queued) items.push(`${seconds(queued)} of it in the queue`);
-  const tokens = usage?.completion_tokens ?? pieces;
-  if (first && ended - first > 20 && tokens > 1) items.push(`${((tokens - 1) / ((ended - first) / 1000)).toFixed(1)} tokens/s`);
-  if (usage) items.push(`${usage.prompt_tokens ?? "?"} in, ${usage.completion_tokens ?? "?"} out`);
-  const attempts = Number(headers?.get("x-multiverse-attempts") ?? 0);
-  if (attempts) items.push(attempts === 1 ? "1 attempt" : `${attempts} attempts`);
-  if (stopped) items.push("stopped");
-  place.replaceChildren(...items.map((words) => Object.assign(document.createElement("span"), { textContent: words })));
-  if (server) {
-    const link = document.createElement("a");
-    link.href = form.dataset.server.replace("SERVER", encodeURIComponent(server));
-    link.textContent = `server ${nameOf(server)}`;
-    link.title = server;
-    place.append(link);
+function place(turn) {
+  hint.remove();
+  const box = message(talk, turn.role, turn.role === "user" ? "You" : turn.model, follow);
+  follows = true;
+  follow();
+  return box;
+}
+function show(turn, box = place(turn)) {
+  if (turn.role === "user") {
+    box.text.textContent = turn.content;
+    box.measures.append(button("Edit", "Edit this message", () => edit(turn, box)));
+    return;
   }
+  box.think(turn.reasoning, turn.thought, false);
+  if (turn.content) box.end(turn.content);
+  if (turn.problem) box.fail(turn.problem);
+  else if (!turn.content) box.text.textContent = turn.stopped ? "Stopped before the first token." : "The answer is empty.";
+  const again = turn.problem || turn.stopped ? ["Try again", "Try again"] : ["Regenerate", "Regenerate the answer"];
+  const buttons = turn.content ? [button("Copy", "Copy the answer", (pressed) => copyText(turn.content, pressed))] : [];
+  buttons.push(button(...again, () => retry(turn)));
+  box.measure(turn, form.dataset.server.replace("SERVER", encodeURIComponent(turn.server)), nameOf, buttons);
+  follow();
+}
+function showAll() {
+  talk.replaceChildren(...(turns.length ? [] : [hint]));
+  for (const turn of turns) show(turn);
+}
+
+/** Drop this turn and all after it, then ask for an answer to what is left. */
+function retry(turn) {
+  const at = turns.indexOf(turn);
+  if (running || at < 0 || !field("model").value) return;
+  turns.length = at;
+  showAll();
+  ask();
+}
+function edit(turn, box) {
+  if (running) return;
+  const area = Object.assign(document.createElement("textarea"), { value: turn.content, rows: 3 });
+  area.setAttribute("aria-label", "Edit this message");
+  const cancel = () => { showAll(); field("prompt").focus(); };
+  const save = () => {
+    const content = area.value.trim();
+    const at = turns.indexOf(turn);
+    if (running || !content || at < 0) return;
+    turns.length = at;
+    turns.push({ role: "user", content });
+    showAll();
+    field("prompt").focus();
+    ask();
+  };
+  area.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") cancel();
+    else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); save(); }
+  });
+  box.outer.classList.add("editing");
+  box.text.replaceChildren(area);
+  box.measures.replaceChildren(button("Send again", "Send again", save), button("Cancel", "Cancel", cancel));
+  if (turns.at(-2) !== turn) box.measures.prepend("The messages below are removed.");
+  area.focus();
 }
 
 // One request
@@ -115,102 +133,128 @@ async function trouble(response) {
     words = "The gateway gave no reason.";
   }
   const wait = Number(response.headers.get("retry-after")) || 0;
-  if (response.status === 429) toast("warning", "Too many requests.", { wait: wait || 10, again: () => form.requestSubmit() });
+  const again = () => { if (turns.at(-1)?.problem) retry(turns.at(-1)); };
+  if (response.status === 429) toast("warning", "Too many requests.", { wait: wait || 10, again });
   return `${words} (status ${response.status})`;
+}
+
+/** Collect what comes of an answer in its turn, and show it. */
+function collector(turn, box, run, waiting) {
+  let text = "";
+  let thoughts = ""; // of the field for reasoning
+  let since = 0;
+  let timer = 0;
+  let wasThinking = false;
+  const update = (isEnd) => {
+    clearTimeout(timer);
+    timer = 0;
+    const parts = thoughts ? { reasoning: thoughts, answer: text, isOpen: !text } : divide(text);
+    const isThinking = parts.isOpen && !isEnd;
+    turn.reasoning = parts.reasoning;
+    turn.content = !isEnd && !thoughts && mayOpen(text) ? "" : parts.answer;
+    if (turn.reasoning) {
+      since ||= performance.now();
+      if (run.streams && (isThinking || wasThinking)) turn.thought = performance.now() - since;
+      wasThinking = isThinking;
+      box.think(turn.reasoning, turn.thought, isThinking);
+    }
+    if (turn.content) box.write(turn.content);
+  };
+  return {
+    take({ content, reasoning_content: reasoning, reasoning: other }) {
+      const [words, thought] = [textOf(content), textOf(reasoning) || textOf(other)];
+      if (!words && !thought) return;
+      waiting.remove();
+      run.first ||= performance.now();
+      run.pieces += 1;
+      text += words;
+      thoughts += thought;
+      timer ||= setTimeout(() => update(false), PAUSE);
+    },
+    end: () => update(true),
+  };
+}
+
+async function fetchAnswer(body, run, answer, waiting) {
+  const headers = { "Content-Type": "application/json", "X-CSRF-Token": document.querySelector("meta[name=csrf-token]").content, "X-Multiverse-Explain": "1" };
+  if (body.stream) headers["X-Multiverse-Queue"] = "comments";
+  const response = await fetch(form.dataset.post, { method: "POST", headers, body: JSON.stringify(body), signal: running.signal });
+  run.response = response;
+  run.headers = new Headers(response.headers);
+  online();
+  if (!response.ok) return trouble(response);
+  if (!response.headers.get("content-type")?.startsWith("text/event-stream")) {
+    const whole = await response.json();
+    run.usage = whole.usage ?? null;
+    answer.take(whole.choices?.[0]?.message ?? {});
+    run.first = 0;
+    return "";
+  }
+  run.streams = true;
+  for await (const { data, queue, prefill, headers: late } of pieces(response.body)) {
+    if (queue) waiting.waits(queue);
+    else if (prefill) waiting.reads(prefill);
+    else if (late) {
+      for (const [name, value] of Object.entries(late)) run.headers.set(name, value);
+    } else {
+      if (data.error) return data.error.message ?? "The answer broke off.";
+      run.usage = data.usage ?? run.usage;
+      answer.take(data.choices?.[0]?.delta ?? {});
+    }
+    follow();
+  }
+  return "";
 }
 
 async function ask() {
   const body = settings();
-  const answer = box("assistant", body.model);
-  answer.text.classList.add("writing", "prose");
-  const page = writer(answer.text, () => follow());
-  const run = { began: performance.now(), first: 0, pieces: 0, usage: null, stopped: false };
+  const turn = { role: "assistant", model: body.model, content: "", reasoning: "", thought: null, problem: "", stopped: true, figures: [] };
+  turns.push(turn); // stopped, should the page be left
+  const box = place(turn);
+  box.text.classList.add("writing");
+  const run = { began: performance.now(), first: 0, pieces: 0, usage: null, stopped: false, streams: false };
   running = new AbortController();
   send.hidden = true;
   stop.hidden = false;
   talk.setAttribute("aria-busy", "true");
-  const place = badge(run.began);
-  answer.text.after(place.element);
-  let written = "";
-  let problem = "";
-  const write = (piece) => {
-    if (!piece) return;
-    place.remove();
-    run.first ||= performance.now();
-    run.pieces += 1;
-    written += piece;
-    page.write(written);
-  };
+  const waiting = badge(run.began, body.model);
+  box.text.after(waiting.element);
+  const answer = collector(turn, box, run, waiting);
   try {
-    const headers = { "Content-Type": "application/json", "X-CSRF-Token": document.querySelector("meta[name=csrf-token]").content, "X-Multiverse-Explain": "1" };
-    if (body.stream) headers["X-Multiverse-Queue"] = "comments";
-    const response = await fetch(form.dataset.post, { method: "POST", headers, body: JSON.stringify(body), signal: running.signal });
-    run.response = response;
-    run.headers = new Headers(response.headers);
-    online();
-    if (!response.ok) problem = await trouble(response);
-    else if (response.headers.get("content-type")?.startsWith("text/event-stream")) {
-      for await (const { data, queue, prefill, headers: late } of pieces(response.body)) {
-        if (queue) place.waits(queue);
-        else if (prefill) place.reads(prefill);
-        else if (late) {
-          for (const [name, value] of Object.entries(late)) run.headers.set(name, value);
-        } else {
-          if (data.error) { problem = data.error.message ?? "The answer broke off."; break; }
-          run.usage = data.usage ?? run.usage;
-          const delta = data.choices?.[0]?.delta ?? {};
-          write(delta.content ?? delta.reasoning_content ?? "");
-        }
-        follow();
-      }
-    } else {
-      const whole = await response.json();
-      run.usage = whole.usage ?? null;
-      write(whole.choices?.[0]?.message?.content ?? "");
-      run.first = 0;
-    }
+    turn.problem = await fetchAnswer(body, run, answer, waiting);
   } catch (error) {
     if (error.name === "AbortError") run.stopped = true;
     else {
-      problem = run.response ? "The answer broke off before its end. Send your message again." : "The connection to the gateway broke. Try again.";
+      turn.problem = run.response ? "The answer broke off before its end. Try again." : "Connection lost. Try again.";
       if (!navigator.onLine || !run.response) offline();
     }
   }
   run.ended = performance.now();
-  place.remove();
-  answer.text.classList.remove("writing");
-  measure(answer.measures, run);
-  const reasons = why(run.headers, nameOf);
-  if (reasons) answer.outer.append(reasons);
-  if (written) {
-    page.end(written);
-    messages.push({ role: "assistant", content: written });
-    const copy = Object.assign(document.createElement("button"), { type: "button", className: "plain", textContent: "Copy" });
-    copy.addEventListener("click", () => copyText(written, copy));
-    copy.setAttribute("aria-label", "Copy the answer");
-    answer.measures.append(copy);
-  }
-  if (problem) {
-    const failed = written ? box("failed", "Problem") : answer;
-    failed.outer.classList.add("failed");
-    failed.text.classList.remove("prose");
-    failed.text.textContent = problem;
-  } else if (!written) answer.text.textContent = run.stopped ? "Stopped before the first token." : "The answer is empty.";
-  if (problem && messages.at(-1)?.role === "user") field("prompt").value ||= messages.pop().content;
-  spoken.textContent = problem || (run.stopped ? "Stopped." : `The answer is complete: ${written.slice(0, 400)}`);
+  answer.end();
+  waiting.remove();
+  running = null;
+  box.text.classList.remove("writing");
   talk.removeAttribute("aria-busy");
   send.hidden = false;
   stop.hidden = true;
-  running = null;
-  asCode();
+  if (!turns.includes(turn)) return; // a new conversation began
+  Object.assign(turn, {
+    stopped: run.stopped,
+    figures: figuresOf(run),
+    server: run.headers?.get("x-gateway-server-id") ?? "",
+    why: run.headers?.get("x-multiverse-why") ?? null,
+  });
+  show(turn, box);
+  spoken.textContent = turn.problem || (run.stopped ? "Stopped." : `The answer is complete: ${turn.content.slice(0, 400)}`);
+  changed();
 }
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  const text = field("prompt").value.trim();
-  if (running || !text || !field("model").value) return;
-  messages.push({ role: "user", content: text });
-  box("user", "You").text.textContent = text;
+  const content = field("prompt").value.trim();
+  if (running || !content || !field("model").value) return;
+  turns.push({ role: "user", content });
+  show(turns.at(-1));
   field("prompt").value = "";
   field("prompt").focus();
   ask();
@@ -224,10 +268,13 @@ field("prompt").addEventListener("keydown", (event) => {
 stop.addEventListener("click", () => { running?.abort(); field("prompt").focus(); });
 document.getElementById("clear").addEventListener("click", () => {
   running?.abort();
-  messages = [];
-  talk.replaceChildren(hint);
+  turns = [];
+  showAll();
   field("prompt").focus();
-  asCode();
+  changed();
 });
 form.addEventListener("input", asCode);
+addEventListener("pagehide", () => kept.save(turns));
+turns = kept.restore();
+showAll();
 asCode();

@@ -8,7 +8,7 @@ export function placeWords({ position, waiting, about_seconds: duration }) {
   return `${ordinal(position)} of ${waiting.toLocaleString("en")}${duration === null ? "" : `, ${about(duration)}`}`;
 }
 
-export function badge(sent) {
+export function badge(sent, model) {
   const element = document.createElement("p");
   element.className = "standing";
   element.setAttribute("aria-live", "polite");
@@ -25,6 +25,7 @@ export function badge(sent) {
     counts = counted;
     tick();
   };
+  show(`Waiting for ${model}…`, true);
   return {
     element,
     waits(place) {

@@ -31,7 +31,7 @@ export function why(headers, nameOf) {
     }
     table.append(head, body);
     const scroller = Object.assign(document.createElement("div"), { className: "scroller", tabIndex: 0 });
-    scroller.setAttribute("role", "region");
+    scroller.setAttribute("role", "group");
     scroller.setAttribute("aria-label", `Attempt ${choice.attempt}`);
     scroller.append(table);
     details.append(Object.assign(document.createElement("p"), { textContent: words.join(" ") }), scroller);
