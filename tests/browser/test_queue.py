@@ -23,7 +23,7 @@ KEY = "a-client-key-of-the-script-000001"
 LONG = "org/very-long.model_name-of-somebody-who-likes-to-be-exact@2025-01-31+instruct-q4_K_M"
 
 
-class Crowd:
+class Callers:
     """Callers of models whose servers answer when the gate opens."""
 
     def __init__(self, gateway: GatewayProcess, gate: behaviours.Gate, backend: Backend) -> None:
@@ -71,7 +71,7 @@ def cookies(chromium: Any, busy: GatewayProcess) -> Any:
 
 
 @pytest.fixture
-def crowd(busy: GatewayProcess) -> Iterator[Crowd]:
+def callers(busy: GatewayProcess) -> Iterator[Callers]:
     """Return callers of two models with one slot each; at the end all are answered and the models are gone."""
     gate = behaviours.Gate()
     backends = [Backend(model, models=[model]) for model in ("crowded", LONG)]
@@ -79,16 +79,16 @@ def crowd(busy: GatewayProcess) -> Iterator[Crowd]:
         ids = [busy.register(backend.name, backend.url, max_concurrency=1) for backend in backends]
         for backend in backends:
             backend.behave = gate.held(behaviours.good(events=3))
-        callers = Crowd(busy, gate, backends[0])
-        yield callers
-        callers.end()
+        made = Callers(busy, gate, backends[0])
+        yield made
+        made.end()
         for server_id in ids:
             busy.admin("DELETE", f"/register/{server_id}")
 
 
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_queues_come_and_go_by_themselves(
-    browse_at: Callable[..., Watched], busy: GatewayProcess, cookies: Any, crowd: Crowd, viewport: dict[str, int]
+    browse_at: Callable[..., Watched], busy: GatewayProcess, cookies: Any, callers: Callers, viewport: dict[str, int]
 ) -> None:
     """Open pages show them within a second or two, for each model, with advice when places are shared, and nothing afterwards."""
     watched, other = (browse_at(busy.url, cookies, viewport=viewport) for _ in range(2))
@@ -98,9 +98,9 @@ def test_queues_come_and_go_by_themselves(
     assert not queues.is_visible()
     assert other.page.get_by_text("waiting").count() == 0
     for _ in range(3):
-        crowd.call("crowded")
-    crowd.call(LONG, KEY)
-    crowd.call(LONG, KEY)
+        callers.call("crowded")
+    callers.call(LONG, KEY)
+    callers.call(LONG, KEY)
     queues.get_by_text("3 requests waiting").wait_for()
     lines = [" ".join(line.split()) for line in queues.locator("li").all_text_contents()]
     assert lines[0] == "crowded 2 requests from 1 client 1 of 1 slot in use"
@@ -111,7 +111,7 @@ def test_queues_come_and_go_by_themselves(
     name = "phone" if viewport is PHONE else "desktop"
     check(watched, f"queues-{name}")
     check(other, f"queues-models-{name}")
-    crowd.end()
+    callers.end()
     queues.wait_for(state="hidden")
     other.page.get_by_text("waiting").first.wait_for(state="hidden")
     assert other.page.get_by_text("waiting").count() == 0
@@ -128,26 +128,26 @@ def send(watched: Watched, text: str = "Hello") -> Any:
 
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_the_playground_shows_the_place_in_the_queue(
-    browse_at: Callable[..., Watched], busy: GatewayProcess, cookies: Any, crowd: Crowd, viewport: dict[str, int]
+    browse_at: Callable[..., Watched], busy: GatewayProcess, cookies: Any, callers: Callers, viewport: dict[str, int]
 ) -> None:
     """It counts down as others begin, then says that the model reads the prompt; when the answer comes the badge goes."""
-    crowd.backend.behave = behaviours.good(events=3)
+    callers.backend.behave = behaviours.good(events=3)
     busy.chat("crowded")
-    crowd.backend.behave = crowd.gate.held(behaviours.good(events=3))
+    callers.backend.behave = callers.gate.held(behaviours.good(events=3))
     watched = browse_at(busy.url, cookies, viewport=viewport)
     watched.open("/test?model=crowded")
     for _ in range(3):
-        crowd.call("crowded")
+        callers.call("crowded")
     answer = send(watched)
     badge = answer.locator(".standing")
     badge.get_by_text("Waiting: 3rd of 3, about 5 s").wait_for()
     assert badge.get_attribute("aria-live") == "polite"
     check(watched, f"playground-waits-{'phone' if viewport is PHONE else 'desktop'}")
-    gates = [crowd.gate, behaviours.Gate(), behaviours.Gate(), behaviours.Gate()]
+    gates = [callers.gate, behaviours.Gate(), behaviours.Gate(), behaviours.Gate()]
     for before, following, words in zip(
         gates, gates[1:], ("Waiting: 2nd of 2", "Waiting: 1st of 1", "The model is reading your prompt…"), strict=False
     ):
-        crowd.backend.behave = following.held(behaviours.good(events=3))
+        callers.backend.behave = following.held(behaviours.good(events=3))
         before.open()
         badge.get_by_text(words).wait_for()
     assert re.search(r"prompt… \d+ s$", badge.text_content() or "")
@@ -160,33 +160,33 @@ def test_the_playground_shows_the_place_in_the_queue(
 
 
 def test_the_playground_says_why_a_wait_was_in_vain(
-    browse_at: Callable[..., Watched], busy: GatewayProcess, cookies: Any, crowd: Crowd
+    browse_at: Callable[..., Watched], busy: GatewayProcess, cookies: Any, callers: Callers
 ) -> None:
     """The head of the answer has been sent, so the error is an event of the stream; the page shows the gateway's own words."""
     watched = browse_at(busy.url, cookies)
     watched.open("/test?model=crowded")
-    crowd.call("crowded")
+    callers.call("crowded")
     answer = send(watched)
     answer.get_by_text("Waiting: 1st of 1").wait_for()
-    crowd.backend.behave = behaviours.status(400, message="This prompt is too long.")
-    crowd.gate.open()
+    callers.backend.behave = behaviours.status(400, message="This prompt is too long.")
+    callers.gate.open()
     answer.get_by_text("This prompt is too long.").wait_for()
     assert answer.locator(".standing").count() == 0
     assert "failed" in (answer.get_attribute("class") or "")
     watched.troubles.clear()  # the stream ends without its last chunk, as for every error in it
 
 
-def test_stop_leaves_the_queue(browse_at: Callable[..., Watched], busy: GatewayProcess, cookies: Any, crowd: Crowd) -> None:
+def test_stop_leaves_the_queue(browse_at: Callable[..., Watched], busy: GatewayProcess, cookies: Any, callers: Callers) -> None:
     """A person who no longer wants to wait gives the place back."""
     watched = browse_at(busy.url, cookies)
     watched.open("/test?model=crowded")
-    crowd.call("crowded")
+    callers.call("crowded")
     answer = send(watched)
     answer.get_by_text("Waiting: 1st of 1").wait_for()
     watched.page.get_by_role("button", name="Stop").click()
     answer.get_by_text("Stopped before the first token.").wait_for()
     assert answer.locator(".standing").count() == 0
-    wait_until(lambda: crowd.in_flight() == 1)
+    wait_until(lambda: callers.in_flight() == 1)
 
 
 WORDS = """async (places) => {

@@ -21,7 +21,7 @@ MODEL = "tiny"
 
 
 @attrs.define
-class Crowd:
+class Callers:
     """Threads that ask without pause, each with the client as a user makes it, but without its own retries."""
 
     url: str
@@ -44,9 +44,9 @@ class Crowd:
 
 
 @contextmanager
-def crowd(gateway: GatewayProcess, size: int) -> Iterator[Crowd]:
-    """Run a crowd; at the end all of it has been answered."""
-    made = Crowd(gateway.base_url)
+def callers(gateway: GatewayProcess, size: int) -> Iterator[Callers]:
+    """Run callers; at the end each of them has got its answer."""
+    made = Callers(gateway.base_url)
     threads = [threading.Thread(target=made.ask, args=(number,)) for number in range(size)]
     for thread in threads:
         thread.start()
@@ -64,7 +64,7 @@ def test_a_server_is_killed_under_load(needs_llama: None) -> None:
     """TC-INF-004: twenty threads, and every request is answered while one of two servers is killed and comes back."""
     with LlamaServer(MODEL) as one, LlamaServer(MODEL) as two, GatewayProcess() as gateway:
         killed, _ = gateway.register(MODEL, one.url), gateway.register(MODEL, two.url)
-        with crowd(gateway, 20) as asking:
+        with callers(gateway, 20) as asking:
             wait_until(lambda: len(set(asking.answered)) == 20, within=30)
             one.kill()
             wait_until(lambda: gateway.server(killed)["health_status"] == "unhealthy", within=5)
@@ -82,7 +82,7 @@ def test_a_server_hangs_under_load(needs_llama: None) -> None:
     env = {"FIRST_BYTE_TIMEOUT_SECONDS": "2", "HEALTH_CHECK_INTERVAL_SECONDS": "4", "HEALTH_CHECK_TIMEOUT_SECONDS": "2"}
     with LlamaServer(MODEL) as one, LlamaServer(MODEL) as two, GatewayProcess(env) as gateway:
         hung, _ = gateway.register(MODEL, one.url), gateway.register(MODEL, two.url)
-        with crowd(gateway, 6) as asking:
+        with callers(gateway, 6) as asking:
             wait_until(lambda: len(set(asking.answered)) == 6, within=30)
             one.pause()
             wait_until(lambda: gateway.server(hung)["health_status"] == "unhealthy", within=8)

@@ -29,7 +29,7 @@ def gateway(request: pytest.FixtureRequest) -> Iterator[GatewayProcess]:
         yield process
 
 
-class Crowd:
+class Callers:
     """Callers of one busy model; remembers who was answered, in order."""
 
     def __init__(self, gateway: GatewayProcess, model: str) -> None:
@@ -71,97 +71,99 @@ class Crowd:
 
 
 @pytest.fixture
-def busy(gateway: GatewayProcess) -> Iterator[Callable[..., tuple[Crowd, Backend, behaviours.Gate]]]:
+def busy(gateway: GatewayProcess) -> Iterator[Callable[..., tuple[Callers, Backend, behaviours.Gate]]]:
     """Return a maker of busy models: the script's first request is at the only server, which answers when the gate opens."""
     servers = []
 
-    def make(model: str, slots: int = 1) -> tuple[Crowd, Backend, behaviours.Gate]:
+    def make(model: str, slots: int = 1) -> tuple[Callers, Backend, behaviours.Gate]:
         server, gate = Backend(model, models=(model,)), behaviours.Gate()
         servers.append(running := serving(server))
         running.__enter__()
         gateway.register(model, server.url, max_concurrency=slots)
         server.behave = gate.held(behaviours.good())
-        crowd = Crowd(gateway, model)
-        crowd.call("script", SCRIPT)
+        callers = Callers(gateway, model)
+        callers.call("script", SCRIPT)
         wait_until(lambda: server.running == 1)
-        return crowd, server, gate
+        return callers, server, gate
 
     yield make
     for running in servers:
         running.__exit__(None, None, None)
 
 
-def test_a_person_does_not_wait_behind_a_script(busy: Callable[..., tuple[Crowd, Backend, behaviours.Gate]]) -> None:
+def test_a_person_does_not_wait_behind_a_script(busy: Callable[..., tuple[Callers, Backend, behaviours.Gate]]) -> None:
     """The script's eight requests fill the queue; a person who comes then takes the place of the newest, and is served next."""
-    crowd, server, gate = busy("crowded")
+    callers, server, gate = busy("crowded")
     for number in range(8):
-        crowd.call("script", SCRIPT)
-        wait_until(lambda number=number: crowd.waiting() == number + 1)  # type: ignore[misc]
-    crowd.call("person", PERSON)
-    wait_until(lambda: len(crowd.answers) == 1)
-    assert crowd.names(503) == ["script"]
-    refusal = crowd.answers[0][1]
+        callers.call("script", SCRIPT)
+        wait_until(lambda number=number: callers.waiting() == number + 1)  # type: ignore[misc]
+    callers.call("person", PERSON)
+    wait_until(lambda: len(callers.answers) == 1)
+    assert callers.names(503) == ["script"]
+    refusal = callers.answers[0][1]
     assert refusal.json()["error"]["code"] == "overloaded"
     assert int(refusal.headers["retry-after"]) >= 1
     assert refusal.headers["x-multiverse-queue-length"] == "8"
     gate.open()
-    crowd.end()
+    callers.end()
     assert server.most_running == 1
     assert [json.loads(request.body)["messages"][0]["content"] for request in server.requests[:3]] == ["script", "person", "script"]
-    assert crowd.names(200).count("script") == 8
-    waits = [int(answer.headers.get("x-multiverse-queued-ms", 0)) for _, answer in crowd.answers if answer.status_code == 200]
+    assert callers.names(200).count("script") == 8
+    waits = [int(answer.headers.get("x-multiverse-queued-ms", 0)) for _, answer in callers.answers if answer.status_code == 200]
     assert waits.count(0) == 1, "only the first one did not wait"
-    assert crowd.figures("multiverse_queue_wait_seconds_count") == {"interactive": 9.0}
-    assert crowd.figures("multiverse_queue_wait_seconds_sum")["interactive"] >= sum(waits) / 1000
-    assert 0.5 <= crowd.figures("multiverse_queue_fairness")["interactive"] <= 1.0, "two clients have waited"
+    assert callers.figures("multiverse_queue_wait_seconds_count") == {"interactive": 9.0}
+    assert callers.figures("multiverse_queue_wait_seconds_sum")["interactive"] >= sum(waits) / 1000
+    assert 0.5 <= callers.figures("multiverse_queue_fairness")["interactive"] <= 1.0, "two clients have waited"
 
 
-def test_bulk_requests_leave_slots_free(busy: Callable[..., tuple[Crowd, Backend, behaviours.Gate]]) -> None:
+def test_bulk_requests_leave_slots_free(busy: Callable[..., tuple[Callers, Backend, behaviours.Gate]]) -> None:
     """While anybody sends other requests, all bulk requests together hold a quarter of the slots: a person is served at once."""
-    crowd, server, gate = busy("mixed", slots=4)
+    callers, server, gate = busy("mixed", slots=4)
     for number in range(6):
-        crowd.call("bulk", PERSON, **{"x-multiverse-priority": "Bulk"})
-        wait_until(lambda number=number: (server.running, crowd.waiting()) == (2, number))  # type: ignore[misc]
+        callers.call("bulk", PERSON, **{"x-multiverse-priority": "Bulk"})
+        wait_until(lambda number=number: (server.running, callers.waiting()) == (2, number))  # type: ignore[misc]
     server.behave = behaviours.good()
-    crowd.call("quick", PERSON)
-    wait_until(lambda: crowd.names(200) == ["quick"])
-    assert (server.running, crowd.waiting()) == (2, 5)
-    assert crowd.figures("multiverse_requests_waiting") == {"bulk": 5.0}
+    callers.call("quick", PERSON)
+    wait_until(lambda: callers.names(200) == ["quick"])
+    assert (server.running, callers.waiting()) == (2, 5)
+    assert callers.figures("multiverse_requests_waiting") == {"bulk": 5.0}
     gate.open()
-    crowd.end()
-    assert crowd.names(200).count("bulk") == 6
-    assert crowd.figures("multiverse_queue_wait_seconds_count") == {"bulk": 5.0}
+    callers.end()
+    assert callers.names(200).count("bulk") == 6
+    assert callers.figures("multiverse_queue_wait_seconds_count") == {"bulk": 5.0}
 
 
-def test_requests_of_a_bulk_key_are_bulk(gateway: GatewayProcess, busy: Callable[..., tuple[Crowd, Backend, behaviours.Gate]]) -> None:
+def test_requests_of_a_bulk_key_are_bulk(gateway: GatewayProcess, busy: Callable[..., tuple[Callers, Backend, behaviours.Gate]]) -> None:
     """Without any header, and from the moment at which the key becomes one."""
     made = gateway.admin("POST", "/admin/keys", {"name": "nightly", "bulk": True}).json()
-    crowd, server, gate = busy("nightly", slots=4)
+    callers, server, gate = busy("nightly", slots=4)
     for number in range(3):
-        crowd.call("bulk", made["key"])
-        wait_until(lambda number=number: (server.running, crowd.waiting()) == (2, number))  # type: ignore[misc]
+        callers.call("bulk", made["key"])
+        wait_until(lambda number=number: (server.running, callers.waiting()) == (2, number))  # type: ignore[misc]
     gateway.admin("PATCH", f"/admin/keys/{made['id']}", {"bulk": False})
-    crowd.call("interactive", made["key"])
+    callers.call("interactive", made["key"])
     wait_until(lambda: server.running == 3)
     gate.open()
-    crowd.end()
-    assert crowd.names(200).count("bulk") == 3
+    callers.end()
+    assert callers.names(200).count("bulk") == 3
 
 
-def test_a_rejected_client_learns_that_its_own_requests_are_in_the_way(busy: Callable[..., tuple[Crowd, Backend, behaviours.Gate]]) -> None:
+def test_a_rejected_client_learns_that_its_own_requests_are_in_the_way(
+    busy: Callable[..., tuple[Callers, Backend, behaviours.Gate]],
+) -> None:
     """While a person uses the model, the script holds two of its four slots: its refusal does not say that every server is busy."""
-    crowd, server, gate = busy("shared", slots=4)
-    crowd.call("person", PERSON)
+    callers, server, gate = busy("shared", slots=4)
+    callers.call("person", PERSON)
     wait_until(lambda: server.running == 2)
     for number in range(9):
-        crowd.call("script", SCRIPT)
-        wait_until(lambda number=number: (server.running, crowd.waiting()) == (3, number))  # type: ignore[misc]
-    crowd.call("script", SCRIPT)
-    wait_until(lambda: crowd.names(503) == ["script"])
-    message = crowd.answers[0][1].json()["error"]["message"]
+        callers.call("script", SCRIPT)
+        wait_until(lambda number=number: (server.running, callers.waiting()) == (3, number))  # type: ignore[misc]
+    callers.call("script", SCRIPT)
+    wait_until(lambda: callers.names(503) == ["script"])
+    message = callers.answers[0][1].json()["error"]["message"]
     assert message.startswith(
         "Your requests hold half of the slots of the model 'shared', the limit of one client while others use it, and "
     )
     gate.open()
-    crowd.end()
-    assert (crowd.names(200).count("script"), server.most_running) == (10, 3)
+    callers.end()
+    assert (callers.names(200).count("script"), server.most_running) == (10, 3)
