@@ -1,4 +1,4 @@
-"""Who may use what, and who used how much: client keys, owners' tokens, counts of use.
+"""Who may use what, and who used how much: client keys, owners' tokens, usage counts.
 
 Keys and tokens are made here, returned once to the caller, and kept only as a hash. Logs redact them by their form.
 """
@@ -89,7 +89,7 @@ def _key_of(gateway: Gateway, key_id: str) -> ClientKey:
 
 
 async def revoke_key(gateway: Gateway, key_id: str) -> ClientKey:
-    """End a client key for good; when this returns, this process lets nobody in with it. Revoking it again changes nothing.
+    """End a client key for good; when this returns, this process no longer accepts it. Revoking it again changes nothing.
 
     Raises:
         KeyNotFound: There is none with this id.

@@ -1,4 +1,4 @@
-"""How servers are dialled: one wire and one HTTP client, made from the settings in the same way for a gateway and for a command."""
+"""How servers are dialed: one wire and one HTTP client, made from the settings in the same way for a gateway and for a command."""
 
 from collections.abc import Callable
 
@@ -55,6 +55,6 @@ class Network:
         self.address_policy = address_policy(self._settings, local=local_addresses())
 
     async def aclose(self) -> None:
-        """Close every connection."""
+        """Close every connection to servers, idle or not."""
         await self.http.aclose()
         await self.wire.aclose()

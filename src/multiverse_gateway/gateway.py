@@ -215,7 +215,7 @@ class Gateway:
     # The registry and its health
 
     def follow(self, registry: Registry) -> None:
-        """Adopt a newer registry."""
+        """Adopt a newer registry: replace the routing table by one assignment."""
         for server in registry.servers:
             redact(server.api_key)
         known_routes = self.table.routes
@@ -290,7 +290,7 @@ class Gateway:
     # What exchanges ask for
 
     def candidates(self, envelope: Envelope, excluded: frozenset[ServerId], now: float) -> Candidates | None:
-        """Return who could serve the request now; `None` for a model that nobody registered, and for a server that is gone."""
+        """Return the servers that could serve the request now; `None` for a model without servers, and for a server that is gone."""
         model = self.table.models.get(envelope.model)
         if model is None:
             return None
@@ -299,7 +299,7 @@ class Gateway:
         return candidates(model, self.load, stream=envelope.stream, path=envelope.path, excluded=excluded, now=now)
 
     def is_registered(self, server: Server) -> bool:
-        """Tell whether the table still has the server in this generation."""
+        """Return whether the table still has the server in this generation."""
         route = self.table.routes.get(server.id)
         return route is not None and route.server.generation == server.generation
 
@@ -312,11 +312,11 @@ class Gateway:
         return sorted(model.name for model in self.table.models.values() if any(route.health.is_active for route in model.routes))
 
     def pick(self, servers: Sequence[Server], envelope: Envelope) -> Server:
-        """Ask the balancer."""
+        """Return the server that the balancer chooses from the candidates."""
         return servers[0] if len(servers) == 1 else self.balancer.pick(servers, self.load, envelope)
 
     def send(self, server: Server, exchange: Exchange) -> Sending:
-        """Open an attempt."""
+        """Start an attempt: send the request to a server."""
         endpoint, request = self.requests.write(server, exchange)
         return self.network.wire.send(server.id, endpoint, request, exchange, fresh=exchange.envelope.stateful or exchange.replays)
 

@@ -66,12 +66,12 @@ class Watched(Protocol):
 
     @property
     def settings(self) -> Settings:
-        """Return the settings."""
+        """Return the settings of the gateway."""
         ...
 
     @property
     def store(self) -> Store:
-        """Return the open store."""
+        """Return the store, which must be open."""
         ...
 
     @property
@@ -90,12 +90,12 @@ class Watched(Protocol):
         ...
 
     async def dismiss(self, server_id: ServerId) -> bool:
-        """Remove a server."""
+        """Remove a server that failed too often, as `AUTO_DEREGISTER=delete` wants."""
         ...
 
     @property
     def checks(self) -> ServerChecks:
-        """Return what probes servers."""
+        """Return the object that probes servers."""
         ...
 
     @property
@@ -110,7 +110,7 @@ class Watched(Protocol):
 
     @property
     def now(self) -> Callable[[], float]:
-        """Return the monotonic clock."""
+        """Return the clock that measures intervals, in seconds."""
         ...
 
     async def learn_use(self) -> None:
@@ -126,7 +126,7 @@ class Watched(Protocol):
 
 
 async def watch(gateway: Watched) -> None:
-    """Run the loops until cancelled; the lease is released then, so that another process probes immediately."""
+    """Run the loops until canceled; the lease is released then, so that another process probes immediately."""
     monitor = Monitor(gateway)
     try:
         async with anyio.create_task_group() as group:

@@ -97,7 +97,7 @@ def store(settings: Settings) -> Store:
 
 
 def completed(store: RegistryStore) -> Store:
-    """Return a store with all its parts; sessions and counts of use that it does not keep are kept in memory, for this process."""
+    """Return a store with all its parts; sessions and usage counts that it does not keep are kept in memory, for this process."""
     if _lacks(store, SessionStore):
         store = cast(RegistryStore, WithSessions(store))
     if _lacks(store, UsageStore):

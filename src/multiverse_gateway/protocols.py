@@ -291,7 +291,7 @@ class SessionStore(Protocol):
 
 
 class UsageStore(Protocol):
-    """The counts of use, an optional part of a store.
+    """The usage counts, an optional part of a store.
 
     With a store that lacks it, each process knows only what it counted itself, and that ends with it.
     """

@@ -3,8 +3,8 @@
 What becomes of the servers is decided in `core.registry_plans`; the functions here read the store, probe, save the decision, and log it.
 
 1. A server is probed before it is accepted; nothing changes when the probe fails.
-2. Whoever writes refreshes the gateway's table before it answers: this process routes by what it has just said.
-3. Writes of one process are serialised, so two registrations of one pair at once give one id. Probes run outside the lock.
+2. Every write refreshes the gateway's table before it is answered, so this process routes by what it has just confirmed.
+3. Writes of one process are serialized, so two registrations of one pair at once give one id. Probes run outside the lock.
 """
 
 import logging
@@ -49,7 +49,7 @@ _log = logging.getLogger("multiverse_gateway.registry")
 
 
 def refuse_address(gateway: Gateway, endpoint_url: str) -> None:
-    """Refuse a URL that names an address which must not be dialled; names are judged at each connect, by what they resolve to.
+    """Refuse a URL that names an address which must not be dialed; names are judged at each connect, by what they resolve to.
 
     Raises:
         BadRequest: The address is closed; the message says why.
@@ -80,7 +80,7 @@ def server_id_of(text: str) -> ServerId:
     """Return the id that a path names.
 
     Raises:
-        ServerNotFound: It is no id at all.
+        ServerNotFound: It is not a valid id.
     """
     try:
         return ServerId(str(uuid.UUID(text)))

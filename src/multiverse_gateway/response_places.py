@@ -82,7 +82,7 @@ class ResponsePlaces:
             self._began_to_wait.set()
 
     async def look_up_all(self) -> None:
-        """Start a task for each exchange that needs the store, until cancelled: the doors call from outside any task."""
+        """Start a task for each exchange that needs the store, until canceled: the doors call from outside any task."""
         if self._store is None:
             return
         async with anyio.create_task_group() as group:

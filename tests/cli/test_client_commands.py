@@ -109,7 +109,7 @@ def test_register_says_why_it_was_refused(gateway: Listener) -> None:
     gateway.answers["/admin/register"] = (503, {"error": {"message": "the probe failed\x1b[2J", "code": "probe_failed"}})
     result = call("register", "http://gpu.example:8000", "tiny")
     assert result.exit_code == 1
-    assert "Error: the probe failed\\x1b[2J (status 503)" in result.output
+    assert "Error: the probe failed\\x1b[2J (the gateway answered with status 503)" in result.output
 
 
 def test_servers_for_people_and_for_programs(gateway: Listener) -> None:

@@ -1,4 +1,4 @@
-"""Which texts name a server, and which addresses may be dialled."""
+"""Which texts name a server, and which addresses may be dialed."""
 
 from __future__ import annotations
 
@@ -537,7 +537,7 @@ def test_private_addresses_open_by_setting_only(address: str, reason: str) -> No
 
 @pytest.mark.parametrize("address", ADDRESSES_IN_PUBLIC)
 def test_public_addresses_are_open(address: str) -> None:
-    """The neighbours of every closed range may be dialled."""
+    """The neighbours of every closed range may be dialed."""
     assert refusal(address, 443, CLOSED) is None
 
 

@@ -196,7 +196,7 @@ def test_a_clean_end_in_the_middle_is_an_interruption() -> None:
     stage.last.stream(ONE)
     stage.last.end()
     assert trailing_error(client, ONE) == {
-        "message": "The server stopped in the middle of its answer. What arrived so far is incomplete; send the request again.",
+        "message": "The server stopped in the middle of its answer. The part that arrived is incomplete; send the request again.",
         "type": "server_error",
         "param": None,
         "code": "upstream_stream_interrupted",

@@ -89,7 +89,7 @@ def module(path: Path) -> Iterator[Prose]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     only_errors = path.relative_to(PACKAGE).as_posix().startswith(_NOT_PROSE)
     docstrings = {id(node.value): node for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)}
-    errors = {id(text) for node in ast.walk(tree) if isinstance(node, ast.Call) and _speaks(node) for text in _texts(node)}
+    errors = {id(text): kind for node in ast.walk(tree) if isinstance(node, ast.Call) and (kind := _speaks(node)) for text in _texts(node)}
     inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node) if part is not node}
     for node in ast.walk(tree):
         if not isinstance(node, ast.Constant | ast.JoinedStr) or id(node) in inside:
@@ -99,7 +99,7 @@ def module(path: Path) -> Iterator[Prose]:
             if text:
                 yield Prose(path, node.lineno, "docstring", _without_code(text))
         elif id(node) in errors:
-            yield Prose(path, node.lineno, "error", plain(text))
+            yield Prose(path, node.lineno, errors[id(node)], plain(text))
         elif is_prose(text) and not only_errors and not text.lstrip().startswith(("<", "SELECT", "INSERT", "UPDATE", "DELETE")):
             yield Prose(path, node.lineno, "message", plain(text))
 
@@ -111,10 +111,12 @@ def written(node: ast.expr) -> str:
     return str(node.value) if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
-def _speaks(call: ast.Call) -> bool:
-    """Return whether a call raises an error or writes a log record."""
+def _speaks(call: ast.Call) -> str | None:
+    """Return `error` for a call that makes an error, `message` for one that writes a log record, and `None` for any other."""
     name = ast.unparse(call.func)
-    return bool(_ERRORS.search(name)) or (isinstance(call.func, ast.Attribute) and call.func.attr in _LOG and "log" in name.lower())
+    if isinstance(call.func, ast.Attribute) and call.func.attr in _LOG and "log" in name.lower():
+        return "message"
+    return "error" if _ERRORS.search(name) else None
 
 
 def _texts(call: ast.Call) -> Iterator[ast.expr]:

@@ -8,7 +8,7 @@ from multiverse_gateway.protocols import ProbeResult, ProbeStep
 from multiverse_gateway.registration import candidate, refuse_address
 
 _NOT_DIALLED = frozenset({ProbeStep.URL, ProbeStep.NAME, ProbeStep.ADDRESS})
-"""The steps before anything is dialled: if one of them fails, the URL itself cannot be used."""
+"""The steps before anything is dialed: if one of them fails, the URL itself cannot be used."""
 
 
 async def try_connection(gateway: Gateway, registration: Description) -> TestResult:

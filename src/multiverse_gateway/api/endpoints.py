@@ -19,7 +19,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Write JSON in ASCII, which also takes what is no valid Unicode; `content` may hold records."""
+    """Write JSON in ASCII, which can also hold invalid Unicode; `content` may hold records."""
     body = json.dumps(content, allow_nan=False, separators=(",", ":"), default=_members)
     return Response(body, status, headers, media_type="application/json")
 

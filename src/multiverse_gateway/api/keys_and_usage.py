@@ -1,4 +1,4 @@
-"""The part of the admin API about client keys, owners' tokens and counts of use."""
+"""The part of the admin API about client keys, owners' tokens and usage counts."""
 
 import csv
 import io
@@ -67,7 +67,7 @@ def _cell(value: str | int | None) -> str | int:
 
 
 def account_routes(gateway: Gateway) -> list[Route]:
-    """Make the routes."""
+    """Return the routes of client keys, owners' tokens and usage."""
 
     async def list_keys(request: Request) -> Response:
         """List the client keys, the newest first, those that are over too; never the keys themselves."""
@@ -87,7 +87,7 @@ def account_routes(gateway: Gateway) -> list[Route]:
         return json_response(record_of_key(gateway, key))
 
     async def delete_key(request: Request) -> Response:
-        """Revoke a client key: once this is answered, nobody is let in with it, at other gateways two seconds later."""
+        """Revoke a client key. This gateway rejects it as soon as the call returns, other gateways within two seconds."""
         key = await revoke_key(gateway, request.path_params["key_id"])
         return json_response(record_of_key(gateway, key))
 

@@ -45,7 +45,7 @@ def model_items(gateway: Gateway) -> list[ModelItem]:
 
 
 def unknown_model(name: str, names: Sequence[str]) -> ModelNotFound:
-    """Return the refusal of a model that nobody offers now, with those that are offered."""
+    """Return the refusal of a model that no server offers now, with the models that are offered."""
     shown = name[:128].encode(errors="replace").decode()
     close = close_names(name, names)
     hint = f"did you mean {', '.join(close)}? " if close else ""

@@ -161,7 +161,7 @@ def read_query(query: Mapping[str, str], kind: type[_Kind]) -> _Kind:
 
 
 def _of_text(text: str, kind: Any) -> Any:
-    """Return the value of a text in a query for a field of the type; a text that is no such value stays one, and is rejected later."""
+    """Return the value of a text in a query for a field of the type; any other text stays a text, and is rejected later."""
     base = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
     if base is int and text.isascii() and text.isdigit() and len(text) <= 12:
         return int(text)

@@ -233,7 +233,7 @@ class LogsQuery:
 
 @attrs.frozen(kw_only=True)
 class ExportQuery:
-    """What an export contains."""
+    """The query of an export: whether it includes the servers' own keys."""
 
     include_keys: Annotated[bool, Meta(description="include the servers' own keys, in plain text")] = False
 

@@ -54,7 +54,7 @@ class ServerFacts:
 
 
 def facts_of(server: Server) -> ServerFacts:
-    """Describe a server."""
+    """Return the facts about a server that all of its records share."""
     return ServerFacts(
         registration_id=server.id,
         model_name=server.model_name,
@@ -212,7 +212,7 @@ class Stats(ServerCounts):
 
 @attrs.frozen(kw_only=True)
 class GatewayHealth:
-    """How the gateway is."""
+    """The answer of `GET /health`: status, version, database and counts."""
 
     status: Literal["ok", "degraded", "stopping"]
     version: str
@@ -258,7 +258,7 @@ def export_of(servers: Iterable[Server], *, wall: float, include_keys: bool) -> 
 
 @attrs.frozen(kw_only=True)
 class ImportCounts:
-    """What an import did."""
+    """How many servers an import created, updated and left unchanged."""
 
     imported: int
     created: int = 0
@@ -298,7 +298,7 @@ class ModelItem:
 
 @attrs.frozen(kw_only=True)
 class ModelList:
-    """OpenAI's list of models."""
+    """The answer of `GET /v1/models`, in OpenAI's form."""
 
     object: Literal["list"] = "list"
     data: list[ModelItem]
@@ -376,10 +376,11 @@ class KeyRecord:
     expires_at: Time | None
     revoked_at: Time | None
     rate_limit: int | None
-    daily_limit: Annotated[int | None, Meta(description="requests to models per day; null is no limit")]
+    daily_limit: Annotated[int | None, Meta(description="requests to models per day; null means no limit")]
     used_today: Annotated[int | None, Meta(description="requests of today that the gateway knows of; null without a daily limit")]
     max_at_once: Annotated[
-        int, Meta(description="requests that it may have running and waiting before one that would have to wait is rejected; 0 is no limit")
+        int,
+        Meta(description="requests that it may have running and waiting before one that would have to wait is rejected; 0 means no limit"),
     ]
     bulk: Annotated[bool, Meta(description="whether its requests yield to interactive ones")]
     models: Annotated[list[str], Meta(description="the models that it may use; an empty list means all")]
@@ -387,7 +388,7 @@ class KeyRecord:
 
 
 def key_record(key: ClientKey, wall: float, used_today: int = 0) -> KeyRecord:
-    """Describe a client key."""
+    """Return the record of a client key, without the key itself."""
     return KeyRecord(
         id=key.id,
         name=key.name,

@@ -58,7 +58,7 @@ async def health(gateway: Gateway) -> GatewayHealth:
 
 
 def operations_routes(gateway: Gateway) -> list[Route]:
-    """Make the routes that tell whether the gateway lives, is ready, and how it is doing; none needs a key."""
+    """Return the routes that report whether the gateway is alive and ready, and its state; none of them needs a key."""
 
     async def show_health(request: Request) -> Response:
         """Tell how the gateway is: always 200 while it lives, whatever its servers do."""

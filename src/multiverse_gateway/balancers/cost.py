@@ -7,7 +7,7 @@ from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.protocols import LoadView
 
 LEAST_LATENCY = 0.01
-"""Seconds; what is faster than this is no slower than another."""
+"""Seconds; servers that are faster than this count as equally fast."""
 
 
 def costs(servers: Sequence[Server], load: LoadView) -> list[float]:
@@ -27,5 +27,5 @@ def costs(servers: Sequence[Server], load: LoadView) -> list[float]:
 
 
 def costs_by_id(servers: Sequence[Server], load: LoadView) -> Mapping[ServerId, float]:
-    """Return the same by the servers' ids, for whoever asks why."""
+    """Return the same by the servers' ids, to explain a choice."""
     return {server.id: cost for server, cost in zip(servers, costs(servers, load), strict=True)}

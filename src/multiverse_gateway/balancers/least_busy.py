@@ -29,5 +29,5 @@ class LeastBusy:
 
 
 def create(settings: Settings) -> LeastBusy:
-    """Make a balancer."""
+    """Return a new balancer of this kind; the entry point of the plug-in."""
     return LeastBusy()

@@ -8,7 +8,7 @@ from multiverse_gateway.protocols import LoadView
 from multiverse_gateway.settings import Settings
 
 MAX_MODELS = 4096
-"""Models whose turns are remembered; more of them start anew together."""
+"""Models whose turns are remembered; beyond that number all of them start from zero together."""
 _REMEMBERED = 4
 """Servers remembered for each one that is there: those that are away for a moment keep their place."""
 
@@ -46,7 +46,7 @@ class _Turns:
         return server
 
     def _is_due(self, server_id: ServerId, share: float) -> bool:
-        """Tell whether a server that is to get a part of its turns takes this one."""
+        """Return whether a server in its slow start, which gets a part of its turns, takes this one."""
         credit = self.credit.get(server_id, 0.0) + share
         self.credit[server_id] = credit - 1.0 if credit >= 1.0 else credit
         return credit >= 1.0
@@ -65,8 +65,8 @@ class _Turns:
 class RoundRobin:
     """Give the turn to the server whose last one is the longest ago.
 
-    Exact for each model, whoever comes, goes or is left out of a second attempt: nobody is passed over, and nobody who was away gets
-    more than one turn for it. During its slow start a server takes only its share of its turns.
+    Exact for each model, even if servers come, go or are left out of a second attempt: no server is passed over, and a server
+    that was away gets at most one turn for it. During its slow start a server takes only its share of its turns.
     """
 
     def __init__(self) -> None:
@@ -83,5 +83,5 @@ class RoundRobin:
 
 
 def create(settings: Settings) -> RoundRobin:
-    """Make a balancer."""
+    """Return a new balancer of this kind; the entry point of the plug-in."""
     return RoundRobin()

@@ -38,5 +38,5 @@ class TwoChoices:
 
 
 def create(settings: Settings) -> TwoChoices:
-    """Make a balancer."""
+    """Return a new balancer of this kind; the entry point of the plug-in."""
     return TwoChoices(random.Random())  # noqa: S311  # picks servers, no secrets

@@ -8,7 +8,7 @@ from multiverse_gateway.protocols import LoadView
 from multiverse_gateway.settings import Settings
 
 MAX_MODELS = 4096
-"""Models whose turns are remembered; more of them start anew together."""
+"""Models whose turns are remembered; beyond that number all of them start from zero together."""
 _REMEMBERED = 4
 
 
@@ -47,5 +47,5 @@ class Weighted:
 
 
 def create(settings: Settings) -> Weighted:
-    """Make a balancer."""
+    """Return a new balancer of this kind; the entry point of the plug-in."""
     return Weighted()

@@ -138,7 +138,7 @@ def rotate_key_command(config: Path | None) -> None:
     """Renew the secret that encrypts the servers' keys; the gateway must not be running.
 
     Where MULTIVERSE_BACKEND_KEY_SECRET is set, the new secret is written there, before the old one with a comma between them, and the
-    next start encrypts all keys anew.
+    next start encrypts all keys again.
     """
     settings = settings_here(config)
     path = _database(settings, config)

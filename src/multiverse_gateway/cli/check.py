@@ -109,7 +109,7 @@ async def _steps(url: str, model: str | None, api_key: str | None, policy: Addre
 
 @asynccontextmanager
 async def _means(endpoint: Endpoint, policy: AddressPolicy, settings: Settings) -> AsyncIterator[Means]:
-    """Yield what a gateway with these settings would use; private addresses are always dialled, so that the rest can be checked."""
+    """Yield what a gateway with these settings would use; private addresses are always dialed, so that the rest can be checked."""
     opened = attrs.evolve(policy, allow_private=True)
     wire = wire_of(settings, policy=lambda: opened)
     seconds = settings.health_check_timeout_seconds

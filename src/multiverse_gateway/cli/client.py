@@ -62,7 +62,7 @@ class GatewayClient:
         message = error.get("message") if isinstance(error, dict) else None
         if message is None:
             message = f"what answers at {self.url} is not a gateway, or is another version; give the gateway's root URL with --gateway"
-        raise click.ClickException(f"{printable(message)} (status {answer.status_code})")
+        raise click.ClickException(f"{printable(message)} (the gateway answered with status {answer.status_code})")
 
 
 def gateway_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -62,7 +62,7 @@ def print_json(value: object) -> None:
 
 
 def print_table(rows: Iterable[Sequence[Any]], headers: Sequence[str]) -> None:
-    """Print rows for people."""
+    """Print rows as an aligned table with headings."""
     from tabulate import tabulate
 
     click.echo(tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True))

@@ -69,7 +69,7 @@ class Tour:
 
     @property
     def url(self) -> str:
-        """The gateway's root URL."""
+        """The root URL of the gateway that the tour starts."""
         return f"http://127.0.0.1:{self.port}"
 
     def walk(self, *, stay: bool) -> None:

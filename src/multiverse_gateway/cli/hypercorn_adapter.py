@@ -65,6 +65,6 @@ class Hypercorn:
         await GuardedServer(self._app, self._loop, self._config, self._context, {}, reader, writer)
 
     async def finish(self) -> None:
-        """Wait until the running requests have finished. If this call is cancelled, they are cancelled too."""
+        """Wait until the running requests have finished. If this call is canceled, they are canceled too."""
         await self._context.terminated.set()
         await asyncio.gather(*self._tasks, return_exceptions=True)

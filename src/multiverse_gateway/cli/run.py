@@ -20,7 +20,7 @@ _METAVARS: dict[Any, str] = {bool: "true|false", int: "NUMBER", float: "NUMBER"}
 
 
 def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add an option for each setting that is no secret: a command line can be read by everybody on the machine."""
+    """Add an option for each setting that is not a secret, because every user of the machine can read a command line."""
     for field in reversed(attrs.fields(Settings)):
         if not field.metadata["secret"]:
             flag = f"--{field.name.replace('_', '-')}"
@@ -104,7 +104,7 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """Return a bound socket that does not listen yet; `shared` ones of several processes may have the same port (Linux).
 
     Raises:
-        UnusableSetting: The host is no address of this machine.
+        UnusableSetting: The host is not an address of this machine.
         OSError: The address is not ours, or the port is taken; the message says what to do.
     """
     try:

@@ -68,7 +68,7 @@ class _Answer(BaseHTTPRequestHandler):
         if self.path.rstrip("/") == "/v1/models":
             self._send(200, {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": self.server.name}]})
         else:
-            self._refuse(404, "This server only knows /v1/models and /v1/chat/completions.")
+            self._refuse(404, "This server supports only /v1/models and /v1/chat/completions.")
 
     def do_POST(self) -> None:
         """Answer a chat completion, as a stream if the request asks for one."""

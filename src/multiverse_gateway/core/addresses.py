@@ -1,4 +1,4 @@
-"""Which texts name a server, and which addresses may be dialled.
+"""Which texts name a server, and which addresses may be dialed.
 
 A name is judged twice: its text once, when it is registered (`parse_endpoint`), and every address it resolves to again at
 each connect (`refusal_of_any`), because the answer of a resolver changes. The caller then dials the very address judged.
@@ -212,7 +212,7 @@ def _idna(text: str) -> str:
 
 
 class AddressRefusal(StrEnum):
-    """Why an address must not be dialled. The value is what people read; programs compare members."""
+    """Why an address must not be dialed. The value is what people read; programs compare members."""
 
     PRIVATE = "private address"
     LOOPBACK = "loopback"
@@ -300,7 +300,7 @@ _OPENABLE_NETWORKS = tuple(ip_network(text) for text, reason in _IPV4 + _IPV6 if
 
 @frozen
 class AddressPolicy:
-    """State which addresses may be dialled beyond the public ones, and which are the gateway itself.
+    """State which addresses may be dialed beyond the public ones, and which are the gateway itself.
 
     `allow_private` opens every private range and loopback, `networks` only what lies in them. `own` holds the address and
     port of each listener; one on "0.0.0.0" or "::" stands for loopback and for every address named in `own`.
@@ -326,7 +326,7 @@ class AddressPolicy:
         (IPv4Network('10.0.0.0/8'), IPv6Network('fd00::/8'))
 
         Raises:
-            ValueError: An item is no network, or holds addresses that no setting opens.
+            ValueError: An item is not a network, or contains addresses that no setting can open.
         """
         word = text.strip().lower()
         if word in ("", "false", "true"):
@@ -354,7 +354,7 @@ def explained(refusal: AddressRefusal) -> str:
 
 
 def refusal(address: str, port: int, policy: AddressPolicy) -> AddressRefusal | None:
-    """Return why this address must not be dialled, or None if it may be.
+    """Return why this address must not be dialed, or None if it may be.
 
     Called at every connect with what the resolver answered. Source: IANA special-purpose address registries.
 

@@ -87,7 +87,7 @@ def check_json(body: bytes) -> bool:
 
 
 def read_answer(body: bytes) -> Answer | None:
-    """Return what a JSON answer reports; `None` when it is no whole JSON object or array.
+    """Return what a JSON answer reports; `None` if it is not a complete JSON object or array.
 
     An answer reports an error if it has a truthy `error`, or `object` or `type` is `"error"`, and none of `choices`, `data`, `output`,
     `content` and `results`. Members that are null count as absent.
@@ -115,7 +115,7 @@ def read_answer(body: bytes) -> Answer | None:
 
 
 def _read_odd_fields(text: bytes) -> _Fields | None:
-    """Decode fields with types or numbers that no specification gives them; `None` if the text is no object."""
+    """Decode fields with types or numbers that no specification gives them; `None` if the text is not an object."""
     try:
         odd = _ODD_FIELDS.decode(text)
     except (ValueError, RecursionError):

@@ -152,7 +152,7 @@ class InvalidField(BadRequest):
 
 
 class AddressForbidden(InvalidField):
-    """The address in a field must not be dialled; `reason` says which kind of address it is."""
+    """The address in a field must not be dialed; `reason` says which kind of address it is."""
 
     def __init__(self, reason: str, *, field: str = "endpoint_url", is_openable: bool = False) -> None:
         remedy = ", or ask the operator to open private networks (ALLOW_PRIVATE_NETWORKS)" if is_openable else ""

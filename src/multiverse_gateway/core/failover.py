@@ -73,7 +73,7 @@ class FailureClass(StrEnum):
 
 
 class ConnectFailure(StrEnum):
-    """At what a connection to a server failed. `RESOLVE`: its name has no address; `REFUSED_ADDRESS`: its address may not be dialled."""
+    """At what a connection to a server failed. `RESOLVE`: its name has no address; `REFUSED_ADDRESS`: its address may not be dialed."""
 
     RESOLVE = "resolve"
     REFUSED_ADDRESS = "refused_address"

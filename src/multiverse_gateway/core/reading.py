@@ -11,7 +11,7 @@ A body is parsed once if the gateway knows all its names, as it knows the names 
 `stream`. Only a body with an unknown name is parsed again, by a decoder that knows every other spelling of the two. Both decoders look at
 the top level only, so a prompt or a tool may contain any name.
 
-Two things save time. Few envelopes differ, so each one is made once and looked up afterwards, in a quarter of the time. And msgspec makes
+Two things save time. Few envelopes differ, so each one is made once and then looked up, in a quarter of the time. And msgspec makes
 values of `model`, `stream` and `previous_response_id` only; it keeps the other fields that count as views of the bytes (`Raw`).
 """
 

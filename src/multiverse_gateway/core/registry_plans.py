@@ -3,7 +3,7 @@
 1. Servers are the same if they have the same URL and the same model, in any spelling of its name (`model_key`). There is never a second
    one: registering it again updates the first, and a change that would make another server's pair is rejected.
 2. A new name, URL or key begins a new generation; results that belong to an older one do not count.
-3. A key that an import does not name stays. An owner's token stays, whoever registers the server again.
+3. A key that an import does not name stays. An owner's token stays if the server is registered again.
 
 Nothing here is saved: the caller holds the lock, passes what the store holds, and saves the plan.
 """
@@ -31,7 +31,7 @@ class Description(Protocol):
 
     @property
     def endpoint_url(self) -> str:
-        """Return its canonical URL."""
+        """Return the canonical URL of the wanted server."""
         ...
 
     @property

@@ -191,7 +191,7 @@ class _NoLoad:
     """The load as a request sees it that needs no slot."""
 
     def in_flight(self, server_id: ServerId) -> int:
-        """Return 0."""
+        """Return 0: without counts no server is busier than another."""
         return 0
 
 
@@ -233,7 +233,7 @@ class Verdict(StrEnum):
 
 
 def verdict(route: Route, load: Slots, *, stream: bool, path: str, excluded: Collection[ServerId], now: float) -> Verdict:
-    """Judge one server."""
+    """Return whether one server can be chosen now, and how willingly."""
     server, health = route.server, route.health
     if server.id in excluded:
         return Verdict.TRIED

@@ -41,7 +41,7 @@ def judge_access(status: int, *, has_key: bool) -> Access:
 
 
 def refusal_of(status: int, *, has_key: bool) -> str | None:
-    """Return in words why a server refuses the gateway, and what helps; `None` for a status that is no refusal.
+    """Return in words why a server refuses the gateway, and what helps; `None` if the status is not a refusal.
 
     A server without a stored key is never said to refuse one.
     """

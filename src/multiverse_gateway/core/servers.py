@@ -105,8 +105,8 @@ class ClientKey:
     """A user's key to the inference API, as it is kept: of the key itself only `digest`, its SHA-256 in hexadecimal.
 
     `expires_at` and `revoked_at` end it. `rate_limit` is in requests per minute; `None` is what holds for all keys, 0 no limit.
-    `daily_limit` is in requests to models per day (UTC); `None` is no limit. `max_at_once` is how many of its requests may run and wait
-    together when another one would have to wait; 0 is no limit, as for keys of older versions. The requests of a key that `is_bulk` let
+    `daily_limit` is in requests to models per day (UTC); `None` means no limit. `max_at_once` is how many of its requests may run and wait
+    together when another one would have to wait; 0 means no limit, as for keys of older versions. The requests of a key that `is_bulk` let
     interactive ones go first. `models` are the models that it may use; an empty list means all. Instants are epoch seconds.
     """
 

@@ -108,7 +108,7 @@ class EventStream:
     is_over: bool = field(default=False, init=False)
     """The stream `ended`, is `broken` or began with an error: nothing more is returned."""
     has_more: bool = field(default=False, init=False)
-    """Bytes that hold or may hold a whole event are waiting: call `feed(b"")` for the next events, and `finish` only afterwards."""
+    """Bytes that hold or may hold a whole event are waiting: call `feed(b"")` for the next events, and `finish` only after that."""
     next_sequence_number: int = field(default=0, init=False)
     """In a Responses stream: one more than the last `sequence_number` relayed."""
     prompt_tokens: int = field(default=0, init=False)

@@ -14,7 +14,7 @@ from attrs import define, field
 from multiverse_gateway.core.fairness import Band, Flow, jain
 
 LEAST_WAIT_SECONDS = 0.001
-"""A shorter stay in the queue is no wait: while others wait for slots that they may not hold, a request passes through it to a free one."""
+"""A shorter stay in the queue is not counted: a request passes through it to a free slot while others wait that may not hold the slot."""
 MINUTES = 5
 """Minutes of the window, the current one included."""
 MAX_CLIENTS = 2048

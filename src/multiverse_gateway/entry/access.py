@@ -38,7 +38,7 @@ class Caller:
     """Who sent a request: `quota` is what its calls are counted by, `name` what its use is, `key` the client key kept in the store.
 
     `limit` is in calls per minute, 0 for no limit; `None` stands for the limit of an address. `max_at_once` is how many of its requests may
-    run and wait together when another one would have to wait; 0 is no limit.
+    run and wait together when another one would have to wait; 0 means no limit.
     """
 
     quota: str
@@ -201,7 +201,7 @@ class AccessRules:
         return _stranger(address, *limits)
 
     def granted(self, caller: Caller, quota: Quota | None) -> Quota | None:
-        """Return the quota that a call was counted towards; `None` if the caller has no limit.
+        """Return the quota that a call was counted toward; `None` if the caller has no limit.
 
         Raises:
             RateLimited: The call is over a limit of the caller.

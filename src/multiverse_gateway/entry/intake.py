@@ -107,7 +107,7 @@ def _passes(check: Callable[..., None], *what: object) -> bool:
 
 @attrs.frozen(eq=False)
 class HeadFacts:
-    """What a head says by itself, whoever sends it and whenever: found out once, and kept in its `notes`."""
+    """Facts about a head that depend on neither its sender nor the time: computed once, and kept in its `notes`."""
 
     is_sound: bool
     """Whether it can be read in one way only, came through no gateway before, and from no form of another site."""
@@ -136,7 +136,7 @@ class HeadFacts:
     explains: bool
     """Whether it asks why a server was chosen."""
     is_bulk: bool
-    """Whether nobody waits for its answer, so that it may wait while others do."""
+    """Whether no person waits for its answer, so that it yields to other requests."""
     wants_comments: bool
     """Whether a stream gets comments while it waits."""
     lookup: Envelope | None
@@ -161,7 +161,7 @@ class IncomingRequest:
     """Bytes of its body that are counted as held."""
 
     def take_back(self) -> None:
-        """Count the request towards no limit: it is refused for another one. Called once at most, and harmless if it was not counted."""
+        """Count the request toward no limit: it is refused for another one. Called once at most, and harmless if it was not counted."""
         self.intake.take_back(self)
 
     @property
@@ -259,7 +259,7 @@ class Intake:
             raise gateway.overloaded()
 
     def take_back(self, request: IncomingRequest) -> None:
-        """Do what `IncomingRequest.take_back` says."""
+        """Remove the request from its quotas, as `IncomingRequest.take_back` describes."""
         quota, caller, limiter = request.quota, request.caller, self.rules.limiter
         if quota is None:
             return
@@ -367,5 +367,5 @@ class Intake:
         return refusal_of(error, request.head.method, request.head.path, request_id=request.request_id)
 
     def misread(self, message: str) -> GatewayError:
-        """Return the refusal of what is no proper HTTP."""
+        """Return the refusal of a request that is not valid HTTP."""
         return BadFraming(message)

@@ -161,7 +161,7 @@ class _Calls:
                 del self.instants[index], self.counts[index]
 
     def add(self, now: float, *, is_exact: bool) -> None:
-        """Count a call."""
+        """Count one call at the current instant."""
         self.total += 1
         instants = self.instants
         if is_exact or not instants or int(10 * instants[-1]) != int(10 * now):
@@ -249,14 +249,14 @@ class RateLimiter:
         return tighter(minute, DayQuota.of(daily, self.day_counts.count(key, wall), wall))
 
     def take_back(self, key: str, since: float, *, daily: bool) -> None:
-        """Count a call no more that this process counted just after the monotonic instant `since`; `daily`: towards a day, too."""
+        """Count a call no more that this process counted just after the monotonic instant `since`; `daily`: toward a day, too."""
         now = self.now()
         self._local.take_back(key, since, now)
         if daily:
             self.day_counts.take_back(key, day_of(self.wall() - (now - since)))
 
     async def take_back_shared(self, key: str, limit: int | None, since: float, *, daily: bool) -> None:
-        """Do the same for a call that the shared storage counted; one that fails keeps the count. Nobody waits for it."""
+        """Do the same for a call that the shared storage counted; a call that fails keeps the count. No request waits for it."""
         from limits import RateLimitItemPerMinute
         from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
@@ -346,7 +346,7 @@ class RateLimiter:
         return Quota(limit=limit, remaining=max(0, stats.remaining), reset=WINDOW, is_shared=True)
 
     async def _hit_day(self, storage: "Storage", key: str, limit: int) -> DayQuota:
-        """Count a call under the name of its day, which is kept until that is over by everybody's clock."""
+        """Count a call under the name of its day, which is kept until the day is over on every gateway's clock."""
         wall = self.wall()
         day = day_of(wall)
         here = self.day_counts.count(key, wall)

@@ -25,7 +25,7 @@ LEAST_RATE = 16 * 1024
 
 
 class ClientGone(Exception):
-    """The caller left before its body was complete; nobody waits for an answer."""
+    """The caller left before its body was complete, and does not wait for an answer."""
 
 
 def too_large(limit: int) -> RequestTooLarge:

@@ -123,7 +123,7 @@ class Note:
         self.fields = fields
 
     def entry(self, redactor: Redactor, traceback: str | None = None) -> Entry:
-        """Return the cleaned record."""
+        """Return the record as an entry without secrets."""
         given = self.fields
         return Entry(
             number=self.number,

@@ -72,7 +72,7 @@ def redact(secret: str | None) -> None:
 def note(logger: logging.Logger, message: str, fields: Mapping[str, object], wall: float) -> None:
     """Log at level INFO at the instant `wall`, in a fraction of the time of `Logger.info`, whose record only our handlers would use.
 
-    The caller has already checked the level, because it would build `fields` in vain otherwise. It must not change `fields` afterwards.
+    The caller has already checked the level, because it would build `fields` in vain otherwise. It must not change `fields` after that.
     """
     if logging.root.handlers or logger.handlers or logger.filters or _OURS.handlers != _handlers:
         logger.info(message, extra={"fields": fields})  # an application that embeds the gateway has handlers or filters of its own

@@ -47,7 +47,7 @@ class Histogram:
         return [0] * (len(self.bounds) + 1)
 
     def note(self, seconds: float) -> None:
-        """Count one."""
+        """Count one value into its bucket."""
         self._counts[bisect_left(self.bounds, seconds)] += 1
         self.total += seconds
 
@@ -124,7 +124,7 @@ class Meter:
         self.recent_waits.note(model, flow, seconds, now)
 
     def failures(self, attempts: Iterable[FailedAttempt]) -> None:
-        """Count attempts that failed."""
+        """Count the failed attempts of a request by server and class."""
         for attempt in attempts:
             self.attempts[attempt.server_id, attempt.failure.kind.name.lower()] += 1
 

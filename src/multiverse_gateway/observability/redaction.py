@@ -35,7 +35,7 @@ class Redactor:
             self.cleaned = {}  # replaced, not cleared: another thread may be about to store an old result in the previous one
 
     def secrets(self) -> Iterable[str]:
-        """Return the registered secrets."""
+        """Return the secrets that are removed from every record."""
         return list(self._secrets)
 
     def __call__(self, text: str) -> str:

@@ -69,7 +69,7 @@ class Tail:
 
 
 class RecentLogs:
-    """The newest log records of this process, for whoever shows them; none before `follow` and where none are kept."""
+    """The newest log records of this process, to be shown; none before `follow`, and none if no records are kept."""
 
     def __init__(self) -> None:
         self._tail: Tail | None = None

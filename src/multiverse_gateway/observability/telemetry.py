@@ -42,7 +42,7 @@ class Finished(Protocol):
 
     @property
     def usage(self) -> tuple[int, int]:
-        """Prompt and completion tokens."""
+        """The prompt and completion tokens that the server reported."""
         ...
 
 

@@ -45,7 +45,7 @@ class LogFile:
         self._reopen()
 
     def write(self, lines: Iterable[str]) -> None:
-        """Append lines."""
+        """Append lines, and rotate the file if it has become too large."""
         if not self._is_current():
             self._reopen()
         room = self._room()

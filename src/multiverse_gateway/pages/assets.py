@@ -38,7 +38,7 @@ class Assets:
 
 @cache
 def load_assets(directory: Path = STATIC) -> Assets:
-    """Read all files."""
+    """Read all static files of the pages into memory."""
     whole = hashlib.sha256()
     files = {}
     for path in sorted(directory.rglob("*")):

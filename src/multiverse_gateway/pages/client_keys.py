@@ -34,7 +34,7 @@ class ClientKeys:
         self._gateway = renderer.gateway
 
     def routes(self, sign_in: SignIn) -> list[Route]:
-        """Make their routes."""
+        """Return the routes of these pages."""
         return [
             Route("/keys", sign_in.operators(self._keys), methods=["GET", "POST"], name="ui:keys"),
             Route("/keys/{key_id}/revoke", sign_in.operators(self._revoke), methods=["POST"], name="ui:revoke_key"),

@@ -45,7 +45,7 @@ class Dashboard:
         self._rows: dict[tuple[str, bool, str], tuple[views.Row, str]] = {}
 
     def routes(self, sign_in: SignIn) -> list[Route]:
-        """Make their routes."""
+        """Return the routes of these pages."""
         return [
             Route("/dashboard", sign_in.visitors_if_public(self._dashboard), name="ui:dashboard"),
             Route("/dashboard/live", sign_in.visitors_if_public(self._dashboard_live), name="ui:dashboard_live"),

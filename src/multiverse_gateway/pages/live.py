@@ -16,7 +16,7 @@ MAX_STREAMS = 200
 class Parts:
     """What of a page can change: `fragments` by the id of their element, `rows` too, in order, inside the element `container`.
 
-    `shape` tells pages of different make apart: when it changes, the page has to be read anew.
+    `shape` tells pages of different make apart: when it changes, the page has to be read again.
     """
 
     shape: str = ""
@@ -37,7 +37,7 @@ class Parts:
         return f"{hashlib.sha256(self.shape.encode()).hexdigest()[:16]}-"
 
     def fits(self, seen: str) -> bool:
-        """Return whether a page that shows what has this digest can be made ours without reading it anew; so can one that shows nothing."""
+        """Return whether a page with this digest, or one that shows nothing, can be updated without reading it again."""
         return not seen or seen.startswith(self._mark)
 
 
@@ -65,7 +65,7 @@ def changes(before: Parts | None, after: Parts) -> str:
 
 
 def event(name: str, data: str) -> bytes:
-    """Write one event."""
+    """Return one server-sent event as bytes."""
     lines = "".join(f"data: {line}\n" for line in data.splitlines() or [""])
     return f"event: {name}\n{lines}\n".encode()
 
@@ -82,7 +82,7 @@ class Streams:
         return self.open >= MAX_STREAMS
 
     def response(self, events: AsyncIterator[bytes]) -> StreamingResponse:
-        """Answer with events."""
+        """Return a response that streams server-sent events."""
         return StreamingResponse(self._counted(events), media_type="text/event-stream", headers=_HEADERS)
 
     async def _counted(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

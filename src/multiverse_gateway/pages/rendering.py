@@ -163,7 +163,7 @@ class Renderer:
         }
 
     def render(self, visit: Visit, template: str, **values: Any) -> str:
-        """Fill in a template."""
+        """Render a template and return the page as a response."""
         return self._templates.get_template(template).render(self._context(visit) | values)
 
     def page(self, visit: Visit, template: str, *, status: int = 200, **values: Any) -> Response:
@@ -231,7 +231,7 @@ class Renderer:
         return lambda: not gateway.admission.is_closed and (session is None or self.sessions.lasts(session))
 
     def stream(self, events: AsyncIterator[bytes]) -> Response:
-        """Answer with events."""
+        """Return a response that streams server-sent events."""
         if self._streams.are_full:
             return Response("Too many open pages; ask again later.", 503, {"retry-after": "30"}, media_type="text/plain")
         return self._streams.response(events)

@@ -48,7 +48,7 @@ class ServerPages:
         self._recent_checks = recent_checks
 
     def routes(self, sign_in: SignIn) -> list[Route]:
-        """Make their routes."""
+        """Return the routes of these pages."""
         page = sign_in.operators
         return [
             Route("/register", page(self._register), methods=["GET", "POST"], name="ui:register"),

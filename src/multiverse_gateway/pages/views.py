@@ -263,7 +263,7 @@ def _headline(totals: ServerTotals, down: int, unserved: Sequence[str]) -> tuple
         return Tone.GOOD, "The server is up." if servers == 1 else f"All {servers} servers are up; every model is served."
     facts = [_share(down, servers, "down") if down else _share(totals.healthy, servers, "up")]
     if unserved:
-        facts.append(f"nobody serves {listed(unserved)}")
+        facts.append(f"no server offers {listed(unserved)}")
     elif not waiting:
         facts.append("every model is served")
     if waiting:

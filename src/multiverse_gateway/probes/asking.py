@@ -1,6 +1,6 @@
 """What both probes share: ask a server, read its answer within bounds, and say in words what is wrong.
 
-A reason names a category and the remedy, never anything that the server sent: hosts see it, and so may whoever looks for open ports.
+A reason names a category and the remedy, never anything that the server sent: hosts see it, and so can a person who scans for open ports.
 """
 
 import time

@@ -66,5 +66,5 @@ def judge(status: int, body: bytes) -> Finding:
 
 
 def create(settings: Settings) -> ChatProbe:
-    """Make a probe."""
+    """Return a new probe of this kind; the entry point of the plug-in."""
     return ChatProbe()

@@ -71,5 +71,5 @@ def _names(listed: Iterable[object]) -> Iterable[str]:
 
 
 def create(settings: Settings) -> ModelsProbe:
-    """Make a probe."""
+    """Return a new probe of this kind; the entry point of the plug-in."""
     return ModelsProbe()

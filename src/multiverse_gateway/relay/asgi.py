@@ -30,14 +30,14 @@ class AsgiClient:
         self.exchange: Exchange | None = None
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
-        """Keep a whole response."""
+        """Keep a complete response until it is sent."""
         self._head = status, [*headers, (b"content-length", b"%d" % len(body))]
         self._pieces.append(body)
         self._ended = self._whole = True
         self._wake.set()
 
     def head(self, status: int, headers: Headers) -> None:
-        """Keep the head."""
+        """Keep the head of a response until it is sent."""
         self._head = status, headers
         self._wake.set()
 
@@ -116,7 +116,7 @@ class AsgiClient:
 async def answer(client: AsgiClient, exchange: Exchange, scope: Scope, receive: Receive, send: Send, *, write_timeout: float) -> None:
     """Run the exchange to its end, or until the client leaves.
 
-    Called with the request's body received in full. Cancelling it counts as the client leaving, and so does an `OSError` of `send`.
+    Called with the request's body received in full. Canceling it counts as the client leaving, and so does an `OSError` of `send`.
     """
     client.exchange = exchange
     watcher = asyncio.ensure_future(_watch(client, exchange, receive))

@@ -86,10 +86,10 @@ class Door(Protocol[V]):
         """Return the function that takes connections which are not for this door."""
 
     def add(self, connection: "ClientConnection[V]") -> None:
-        """Note a connection."""
+        """Add a connection that has just been opened."""
 
     def discard(self, connection: "ClientConnection[V]") -> None:
-        """Forget a connection."""
+        """Remove a connection that has been closed."""
 
 
 class ClientConnection(asyncio.Protocol, Generic[V]):

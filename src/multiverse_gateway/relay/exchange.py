@@ -118,7 +118,7 @@ class HealthReports(Protocol):
 
 
 class Checks(Protocol):
-    """Who probes servers (`server_checks`)."""
+    """The object that probes servers (`server_checks`)."""
 
     def ask(self, exchange: "Exchange", server: Server) -> None:
         """Probe a server that keeps the exchange waiting; the result comes through `probed`, never during this call."""
@@ -142,17 +142,17 @@ class Engine(Protocol):
 
     @property
     def checks(self) -> Checks:
-        """Return who probes servers."""
+        """Return the object that probes servers."""
 
     @property
     def responses(self) -> Places:
         """Return where stored responses are."""
 
     def now(self) -> float:
-        """Return the monotonic clock."""
+        """Return the clock that measures intervals, in seconds."""
 
     def wall(self) -> float:
-        """Return epoch seconds."""
+        """Return the time of day, in epoch seconds."""
 
     def chance(self) -> float:
         """Return a random number in [0, 1)."""
@@ -161,10 +161,10 @@ class Engine(Protocol):
         """Postpone the exchanges if this process was stopped and nothing of what is due was looked at since."""
 
     def candidates(self, envelope: Envelope, excluded: frozenset[ServerId], now: float) -> Candidates | None:
-        """Return who could serve it now; `None` for a model that nobody registered."""
+        """Return the servers that could serve it now; `None` for a model without a registered server."""
 
     def is_registered(self, server: Server) -> bool:
-        """Tell whether a server is still what it was: neither removed nor changed in what an answer depends on."""
+        """Return whether a server was neither removed nor changed in anything that an answer depends on."""
 
     def has_slot(self, server: Server) -> bool:
         """Return whether a server is registered as it was, and may have one more request now."""
@@ -173,7 +173,7 @@ class Engine(Protocol):
         """Return the models there are."""
 
     def pick(self, servers: Sequence[Server], envelope: Envelope) -> Server:
-        """Ask the balancer."""
+        """Return the server that the balancer chooses from the candidates."""
 
     def send(self, server: Server, exchange: "Exchange") -> Sending:
         """Open an attempt; its outcome comes back through the exchange's wire methods, never during this call."""
@@ -214,9 +214,9 @@ class Exchange:
     `status`, `attempts`, `server`, `events`, `sent_bytes`, `error_code`, `first_byte_seconds` and `usage`. `caller` is what its use is
     counted by. Strikes against a server name `source`, the key or address that the request came from, and `number`, the gateway's own
     number of the request. `why`, if it is a list, collects why each server was chosen; `shows_why` hands it to the client. `traceparent`
-    is the client's (W3C Trace Context), for whoever traces. `forwarded` holds the lines that the client's headers add to the head of each
+    is the client's (W3C Trace Context), for tracing. `forwarded` holds the lines that the client's headers add to the head of each
     attempt (`core.forwarding`). `asks_usage`: the engine asked the server for the tokens of a stream, which
-    the client did not; `refuser` is the server that would not have it, and nobody else is asked then. `replays`: the attempt repeats one
+    the client did not; `refuser` is the server that rejected it, and no other server is asked then. `replays`: the attempt repeats one
     whose kept connection ended unanswered, so the engine opens a new one. `held` is what counts against the budget of all answers.
     `comments` is set if the client of a stream asked for comments while it waits.
     """
@@ -1004,7 +1004,7 @@ class Exchange:
             self.taken()
 
     def _hold(self, count: int) -> bool:
-        """Hold so many bytes of the answer in all; without room for them the request ends, and nobody is to blame."""
+        """Hold so many bytes of the answer in all; without room for them the request ends, and no server is blamed."""
         more = count - self.held
         if more <= 0:
             self._engine.release_answer(-more)
@@ -1353,7 +1353,7 @@ class Exchange:
             self._break_stream(None)
 
     def _complete(self) -> None:
-        """End a whole answer, be it an error that the server told itself; the connection may still bring the rest of its own ending."""
+        """End a complete answer, or an error that the server reported; the connection may still deliver the rest of its ending."""
         server = self.server
         assert server is not None
         self.taken()
@@ -1394,7 +1394,9 @@ class Exchange:
             self._blame(server, failure)
             happened = "reported an error" if failure is _REPORTED_ERROR else "stopped"
             why = f": {failure.reason}" if failure.kind is FailureClass.TIMEOUT else ""
-            message = f"The server {happened} in the middle of its answer{why}. What arrived so far is incomplete; send the request again."
+            message = (
+                f"The server {happened} in the middle of its answer{why}. The part that arrived is incomplete; send the request again."
+            )
             self._break_off(message, "upstream_stream_interrupted")
         else:
             self._break_off(self._limit_in_words(), "stream_limit_reached")
@@ -1462,7 +1464,7 @@ class Exchange:
             self._engine.room.slot_freed(self.envelope.model, self._engine.now())
 
     def _abandon_attempt(self) -> None:
-        """Stop whatever runs, blaming nobody."""
+        """Stop everything that is running, without blaming a server."""
         self._queue.leave(self.ticket, self._engine.now())
         self._abort_sending()
         if self._slot:

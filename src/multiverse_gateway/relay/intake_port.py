@@ -26,7 +26,7 @@ class EarlyResponse(Protocol):
 
     @property
     def status(self) -> int:
-        """Return the status code."""
+        """Return the HTTP status code of the refusal."""
 
     @property
     def headers(self) -> Headers:
@@ -34,7 +34,7 @@ class EarlyResponse(Protocol):
 
     @property
     def body(self) -> bytes:
-        """Return the body."""
+        """Return the body of the refusal, JSON in the form of the API."""
 
     @property
     def closes(self) -> bool:

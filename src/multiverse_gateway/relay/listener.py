@@ -10,7 +10,7 @@ answers goes through the `ResponseWriter` to the transport. Any other connection
 1. The door takes a request only if there is no doubt about it: a `POST` to the API in HTTP/1.1 with a host, its head whole in the first
    bytes that arrive and free of errors, with only its body behind it and only empty lines before it. Any other connection is handed over
    with the bytes read so far, and never comes back.
-2. A connection has one point in time, `due`, by which its client must have done something. A single sweep, every `SWEEP_SECONDS`, finds
+2. A connection has one deadline, `due`, by which its client must have done something. A single sweep, every `SWEEP_SECONDS`, finds
    the clients that are late: setting `due` costs a twentieth of starting and canceling a timer (0.15 µs instead of 3). The sweep also
    renews the `Date` line, and notices when the process was suspended: clients then get the time that they did not have.
 3. Reading continues while a request is answered, so that a client that leaves is noticed and its server stopped. What a client sends
@@ -93,7 +93,7 @@ class Listener(Generic[V]):
             self._sweeper.cancel()
 
     def add(self, connection: ClientConnection[V]) -> None:
-        """Note a connection."""
+        """Add a connection that has just been opened."""
         self.connections.add(connection)
         if self.closing:
             connection.stop()

@@ -25,7 +25,7 @@ class Client(Protocol):
         """Send a piece of the body."""
 
     def end(self) -> None:
-        """Finish a complete response."""
+        """Finish a response of which everything has been sent."""
 
     def cut(self) -> None:
         """Finish a response whose end is missing, so that the client can tell."""
@@ -45,10 +45,10 @@ class Sending(Protocol):
         """Close the connection now; nothing more is called on the exchange."""
 
     def pause(self) -> None:
-        """Stop reading."""
+        """Stop reading from the server until `resume`."""
 
     def resume(self) -> None:
-        """Go on reading."""
+        """Resume reading from the server."""
 
 
 @attrs.frozen(kw_only=True)
@@ -76,7 +76,7 @@ class Limits:
 
 
 class Phase(Enum):
-    """Where an exchange stands."""
+    """The phase of an exchange, from choosing a server to its end."""
 
     CHOOSING = "choosing"
     QUEUED = "queued"

@@ -1,4 +1,4 @@
-"""What a client sends before its turn: the next request while the last one is answered, or a body that nobody has admitted yet."""
+"""What a client sends before its turn: the next request while the last one is answered, or a body that has not been admitted yet."""
 
 
 class ReadAhead:
@@ -19,7 +19,7 @@ class ReadAhead:
         """Bytes since the last `take`, those that were dropped too."""
 
     def add(self, data: bytes) -> None:
-        """Keep bytes."""
+        """Keep bytes until their turn comes."""
         self.pieces.append(data)
         self.size += len(data)
 

@@ -23,7 +23,7 @@ class Receiver(Protocol):
         """Take the end of a complete answer; its connection is already kept or closed."""
 
     def failed(self, failure: Failure, /) -> None:
-        """Take any other ending."""
+        """End the attempt for any other reason than a complete answer."""
 
 
 def _broken(reason: str) -> Failure:

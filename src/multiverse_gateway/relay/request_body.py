@@ -69,7 +69,7 @@ class ChunkedBody:
 
     rest: Final = b""
     missing: Final = None
-    """Nobody knows how much is missing."""
+    """Return `None`: the length of a chunked body is not known in advance."""
 
     def __init__(self, head: bytes) -> None:
         self.is_whole = False
@@ -116,7 +116,7 @@ class ChunkedBody:
     # Called by llhttp
 
     def on_message_begin(self) -> None:
-        """Notice a second request."""
+        """Note that a second request begins, which must wait."""
         self.is_followed = self.is_whole
 
     def on_body(self, data: bytes) -> None:
@@ -125,14 +125,14 @@ class ChunkedBody:
             self._pieces.append(data)
 
     def on_message_complete(self) -> None:
-        """Note the end."""
+        """Note that the body is complete."""
         self.is_whole = True
 
 
 def begin_chunked(data: bytes, end: int) -> tuple[ChunkedBody, list[bytes]] | None:
     """Begin a body in chunks behind a head that ends at `end`; return it and its first pieces.
 
-    `None` if there is any doubt: what follows the head is no chunk, or the body ends in `data` and something follows it.
+    `None` if there is any doubt: what follows the head is not a chunk, or the body ends in `data` and something follows it.
     """
     try:
         body = ChunkedBody(data[:end])

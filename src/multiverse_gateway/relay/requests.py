@@ -36,7 +36,7 @@ class Outgoing(Protocol):
     forwarded: bytes
     request_id: str
     refuser: Server | None
-    """The server that refused to be asked for token counts, if one did; nobody is asked again then."""
+    """The server that rejected the request for token counts, if one did; no server is asked for them again."""
     asks_usage: bool
     """Whether the request asks for the token counts that the client did not ask for."""
 

@@ -48,7 +48,7 @@ class RespondingConnection(Protocol):
 
     @property
     def request(self) -> HasLines | None:
-        """Return the current request."""
+        """Return the request that is being answered."""
 
     def release(self) -> None:
         """Forget the current request and its body: its response is written."""

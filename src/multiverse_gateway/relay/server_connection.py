@@ -58,7 +58,7 @@ class ConnectionOwner(Protocol):
 
     @property
     def time(self) -> Callable[[], float]:
-        """Return the clock."""
+        """Return the time of the event loop, in seconds."""
 
     @property
     def buffer(self) -> memoryview:
@@ -85,7 +85,7 @@ class ConnectionOwner(Protocol):
         """Return the timer that will close the connections which were idle for too long, if it is set."""
 
     def sweep_later(self) -> None:
-        """Set that timer."""
+        """Set the timer for the next sweep of idle connections."""
 
     def gone(self, connection: "ServerConnection") -> None:
         """Forget a connection that has ended."""
@@ -111,7 +111,7 @@ class ServerPool:
         self.close_idle()
 
     def close_idle(self) -> None:
-        """Close the idle connections."""
+        """Close the connections that no request uses."""
         while self.idle:
             self.idle.pop().discard()
 
@@ -247,7 +247,7 @@ class ServerConnection(asyncio.BufferedProtocol):
         return self._wire.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Parse what was read."""
+        """Parse the bytes that were read into the buffer."""
         sending = self._sending
         if sending is None:  # no request is under way
             self._lost()
@@ -449,7 +449,7 @@ class WireSending:
             self.connection.transport.pause_reading()
 
     def resume(self) -> None:
-        """Resume reading."""
+        """Resume reading from the socket."""
         self.paused = False
         if self.connection is not None:
             self.connection.transport.resume_reading()

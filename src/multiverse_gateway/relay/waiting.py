@@ -58,7 +58,7 @@ class WaitingRoom:
         """When a slot of a model was given back last, for the models that exchanges wait for."""
         self._looks_at = 0.0
         self.is_closed = False
-        """Whether nobody may wait any more, because the process is to end."""
+        """Whether no request may wait any more, because the process is shutting down."""
 
     @property
     def has_places(self) -> bool:

@@ -43,7 +43,7 @@ class _Reached:
         self.failure: Failure | None = None
 
     def head(self, status: int, headers: Mapping[bytes, bytes], /) -> None:
-        """Ignore a head."""
+        """Ignore a head that no receiver waits for."""
 
     def body(self, data: bytes, /) -> None:
         """Ignore a piece of a body."""
@@ -52,7 +52,7 @@ class _Reached:
         """Ignore the end of an answer."""
 
     def failed(self, failure: Failure, /) -> None:
-        """Keep the reason."""
+        """Keep the reason of the failure."""
         self.failure = failure
 
 

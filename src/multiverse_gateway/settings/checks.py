@@ -162,7 +162,7 @@ def check_own_origins(_: object, field: "attrs.Attribute[Any]", value: tuple[str
 
 
 def check_proxies(_: object, field: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:
-    """Check networks of proxies."""
+    """Check that a setting lists networks of proxies."""
     for text in value:
         try:
             ip_network(text)

@@ -31,7 +31,7 @@ def sync_file(path: Path) -> None:
 def publish(path: Path, write: Callable[[Path], None]) -> bool:
     """Make a file that is not there yet: `write` fills a draft, which then gets the name; false when another process was faster.
 
-    Nobody ever sees a part of the file, and after a power cut it is there or not. Its mode is 0600.
+    No reader ever sees a part of the file, and after a power cut the file is complete or missing. Its mode is 0600.
 
     Raises:
         OSError: It cannot be written.

@@ -42,7 +42,7 @@ class MemorySessions:
 
 
 class MemoryUsage:
-    """The counts of use of one process."""
+    """The usage counts of one process."""
 
     def __init__(self) -> None:
         self._usage: dict[UsageKey, Counts] = {}
@@ -99,7 +99,7 @@ class MemoryStore(MemorySessions, MemoryUsage):
         await anyio.sleep(within)
 
     async def load(self) -> Registry:
-        """Return everything."""
+        """Return the whole registry with its version."""
         return Registry(
             version=self._version,
             servers=tuple(self._servers.values()),
@@ -124,7 +124,7 @@ class MemoryStore(MemorySessions, MemoryUsage):
         self._version += 1
 
     async def remove_server(self, server_id: ServerId) -> bool:
-        """Remove a server softly."""
+        """Mark a server as removed, so that its id stays known."""
         server = self._servers.pop(server_id, None)
         if server is None:
             return False
@@ -218,5 +218,5 @@ class WithSessions(MemorySessions):
 
 
 def create(settings: Settings) -> MemoryStore:
-    """Make a store."""
+    """Return a new store of this kind; the entry point of the plug-in."""
     return MemoryStore()

@@ -100,7 +100,7 @@ class PostgresStore:
                 await cursor.execute("update servers set api_key = %s where id = %s", [self.vault.seal(key), row["id"]])
 
     async def aclose(self) -> None:
-        """Close all connections."""
+        """Close all connections to the database."""
         await self.database.aclose()
 
     # The registry

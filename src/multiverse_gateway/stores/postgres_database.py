@@ -84,7 +84,7 @@ class PostgresDatabase:
         await self._pool.open()
 
     async def aclose(self) -> None:
-        """Close all connections."""
+        """Close all connections to the database."""
         pool, self._pool = self._pool, None
         listener, self._listener = self._listener, None
         if listener is not None:

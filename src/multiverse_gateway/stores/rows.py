@@ -157,7 +157,7 @@ def result_row(result: ProbeResult) -> dict[str, object]:
 
 
 def result_of(row: Mapping[str, Any]) -> ProbeResult:
-    """Read a probe's result."""
+    """Return the result of a probe that a row holds."""
     facts = {name: row[name] for name in RESULT_COLUMNS}
     return ProbeResult(**{**facts, "passed": bool(row["passed"]), "unauthorized": bool(row["unauthorized"])})
 
@@ -168,7 +168,7 @@ def key_row(key: ClientKey) -> dict[str, object]:
 
 
 def key_of(row: Mapping[str, Any]) -> ClientKey:
-    """Read a client key."""
+    """Return the client key that a row holds."""
     facts = {name: row[name] for name in _KEY}
     return ClientKey(**{**facts, "is_bulk": bool(row["is_bulk"]), "models": tuple(msgspec.json.decode(row["models"]))})
 

@@ -134,7 +134,7 @@ class SqliteStore:
             raise StorageUnavailable(MISSING, retry_after=5.0)
 
     def _checkpoint(self, db: Database) -> None:
-        """Move the journal into the file, if no other process does; that it cannot be done now is no failure of the write."""
+        """Move the journal into the file, if no other process does; if that is not possible now, the write still succeeds."""
         with suppress(sqlite3.Error):
             with transaction(db):
                 is_ours = statements.claimed(db, CHECKPOINT_ROLE, self._holder, CHECKPOINT_SECONDS, self._wall())

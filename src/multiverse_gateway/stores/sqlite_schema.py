@@ -17,7 +17,7 @@ migrations = Migrations(SET)
 
 @migrations()
 def registry(db: Database) -> None:
-    """Create the tables."""
+    """Create the tables of the registry."""
     db.table("servers").create(
         {
             "id": str,
@@ -61,7 +61,7 @@ def registry(db: Database) -> None:
 
 @migrations()
 def usage_and_keys(db: Database) -> None:
-    """Add the counts of use, the client keys and the owners' tokens."""
+    """Add the usage counts, the client keys and the owners' tokens."""
     db.table("servers").add_column("owner_digest", str)
     db.table("client_keys").create(
         {
@@ -86,7 +86,7 @@ def usage_and_keys(db: Database) -> None:
 
 @migrations()
 def browser_sessions(db: Database) -> None:
-    """Add the browsers' sessions."""
+    """Add the table of the browsers' sessions."""
     db.table("sessions").create({"digest": str, "until": float}, pk="digest")
 
 

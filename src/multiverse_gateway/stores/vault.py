@@ -33,7 +33,7 @@ class Vault:
         self._all = MultiFernet(keys)
 
     def seal(self, key: str | None) -> str | None:
-        """Encrypt a key."""
+        """Encrypt a key with the newest secret."""
         return None if key is None else self._newest.encrypt(key.encode()).decode()
 
     def unseal(self, sealed: str | None) -> str | None:

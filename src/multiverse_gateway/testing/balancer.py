@@ -27,11 +27,11 @@ class FixedLoad:
         return self.running.get(server_id, 0)
 
     def latency(self, server_id: ServerId) -> float | None:
-        """Return the latency."""
+        """Return the latency that the test set for a server."""
         return self.latencies.get(server_id)
 
     def traffic_share(self, server_id: ServerId) -> float:
-        """Return the traffic share."""
+        """Return the share that the test set for a server."""
         return self.shares.get(server_id, 1.0)
 
     def share(self, server_id: ServerId) -> float:
@@ -112,7 +112,7 @@ class BalancerContract:
         assert min(running.values()) > 20
 
     def test_many_models_need_bounded_memory(self, balancer: Balancer) -> None:
-        """Names come from clients' requests and from owners: ten thousand of them are no burden."""
+        """Names come from clients' requests and from owners: ten thousand of them must not slow it down."""
         servers = make_servers(2)
         for number in range(10_000):
             assert balancer.pick(servers, IDLE, make_request(f"model-{number}")) in servers

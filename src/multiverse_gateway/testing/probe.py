@@ -53,7 +53,7 @@ BROKEN: dict[str, Answer] = {
     "too slow to answer": _fail(httpx2.ReadTimeout(LEAK)),
     "cut": _fail(httpx2.RemoteProtocolError(LEAK)),
     "no HTTP": _fail(httpx2.ReadError(LEAK)),
-    "a key that is no header": _fail(httpx2.LocalProtocolError(LEAK)),
+    "a key that cannot be a header": _fail(httpx2.LocalProtocolError(LEAK)),
     "no page": _always(404),
     "a fault": _always(500),
     "loading": _always(503),
@@ -131,7 +131,7 @@ class ProbeContract:
         assert sent < 100
 
     async def test_the_caller_owns_the_timeout(self, probe: HealthProbe) -> None:
-        """Cancelled, it ends at once and swallows nothing."""
+        """Canceled, it ends at once and swallows nothing."""
         began = anyio.Event()
 
         class Silent(httpx2.AsyncBaseTransport):

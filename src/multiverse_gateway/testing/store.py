@@ -81,7 +81,7 @@ class RegistryStoreContract:
         assert not registry.health
 
     async def test_saving_again_replaces(self, store: Store) -> None:
-        """One record per id."""
+        """A store keeps one record per id, the one saved last."""
         await store.save_server(make_server())
         changed = make_server(model_name="other", api_key=None, max_concurrency=None, generation=2)
         await store.save_server(changed)
@@ -247,7 +247,7 @@ class CoordinationContract:
         assert await store.claim("probe", "first", 60.0) is True
 
     async def test_the_first_secret_stays(self, store: Store) -> None:
-        """Whoever comes later gets the one that is kept."""
+        """A later caller gets the secret that is stored already."""
         assert await store.secret("key", "first") == "first"
         assert await store.secret("key", "second") == "first"
         assert await store.secret("other", "second") == "second"
@@ -315,7 +315,7 @@ class UsageStoreContract:
         assert await store.requests_on("2026-05-01") == {"id of alice": MAX_COUNT}
 
     async def test_a_batch_of_usage_counts_once(self, store: Store) -> None:
-        """Whoever does not know whether it was saved saves it again."""
+        """A caller that does not know whether it was saved saves it again."""
         for _ in range(2):
             await store.add_usage("first", [make_usage("2026-05-01")])
         await store.add_usage("empty", [])

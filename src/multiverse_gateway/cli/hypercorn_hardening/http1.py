@@ -64,7 +64,7 @@ class _Connection(h11.Connection):
         if isinstance(event, h11.Request):
             self._cstate.pending_switch_proposals.clear()  # otherwise h11 reads nothing until the answer, not even that the client has left
             if event.http_version == b"1.0" and b"transfer-encoding" in dict(event.headers):
-                raise h11.RemoteProtocolError("HTTP/1.0 knows no transfer codings")  # RFC 9112, 6.1
+                raise h11.RemoteProtocolError("HTTP/1.0 does not define transfer codings")  # RFC 9112, 6.1
         return event
 
     def _skip_empty_lines(self) -> None:

@@ -33,7 +33,7 @@ class _Ended:
     """Take the place of a protocol whose connection has ended."""
 
     async def handle(self, event: Event) -> None:
-        """Ignore a late event."""
+        """Ignore an event that arrives after the connection has ended."""
 
 
 class GuardedServer(TCPServer):
@@ -75,7 +75,7 @@ class HeadTimer:
             self._handle = asyncio.get_running_loop().call_later(self._seconds, self._expired)
 
     def end(self) -> None:
-        """Stop the clock."""
+        """Stop the timer, because the awaited event has come."""
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
@@ -163,7 +163,7 @@ class Inbox:
 
     Hypercorn has a queue here. When it is full, hypercorn reads nothing more from the connection, not even that the client left, and
     when the application has ended it stays full. Here the client's leaving replaces all that was not received yet, and is received by
-    everyone who asks; an application that has ended is sent nothing.
+    every later call; an application that has ended is sent nothing.
 
     With `taken`, putting never waits: the function gets the size of each piece that the application has taken, or never will.
     """

@@ -22,7 +22,7 @@ class AtOnce:
     _live: dict[str, int] = field(factory=dict, init=False)
 
     def take(self, client: str) -> None:
-        """Count a request."""
+        """Count one more request of a client."""
         live = self._live
         live[client] = live.get(client, 0) + 1
 

@@ -12,7 +12,7 @@
 Rules that always hold:
 
 1. An event of an older generation changes nothing.
-2. Resting only ever grows longer: the later deadline wins. A busy server is not ill. A pause for which the requests of one client are the
+2. Resting only ever grows longer: the later deadline wins. A busy server is not sick. A pause for which the requests of one client are the
    only reason holds for that client; the server may still answer others, until one of them is refused as well.
 3. A request strikes a server at most once, and the strikes of one client take no server away from the others: after three in a row from
    one client the server is *doubted* (chosen last) for 30 s, doubling up to 5 min; a failed request of any other client then decides.

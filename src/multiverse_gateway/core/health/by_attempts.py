@@ -83,7 +83,7 @@ def _is_dead(failure: Failure) -> bool:
 
 
 def _row(health: Health, event: AttemptFailed, policy: HealthPolicy) -> tuple[Strike, ...]:
-    """Return the row of strikes with this failure; the same object if its request has struck already, or the failure is no strike."""
+    """Return the row of strikes with this failure; the same object if its request has struck already, or the failure is not a strike."""
     strikes = health.blame.strikes
     if _is_dead(event.failure) or any(number == event.number for _, number in strikes):
         return strikes

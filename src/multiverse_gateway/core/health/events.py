@@ -22,7 +22,7 @@ class ProbePassed:
 
 @frozen
 class ProbeFailed:
-    """A probe found the server ill. `correlated`: nearly all others failed as well, so the gateway's own network is suspected."""
+    """A probe found the server unhealthy. `correlated`: nearly all others failed as well, so the gateway's own network is suspected."""
 
     generation: int
     reason: str

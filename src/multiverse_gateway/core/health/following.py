@@ -70,10 +70,10 @@ def followed(current: Health, stored: Health, policy: HealthPolicy, *, now: floa
     """Return what is known of a server once another process judged it: the stored verdict, with what only this process knows.
 
     If only the requests of another process failed, this process does not adopt that verdict, because the other one's network may be to
-    blame: the server is merely probed at once, should this process be the one that probes. The same holds for what a probe found ill, or
-    not quite well. Any other verdict stays valid for the usual time, counted from when it was found: a process that takes over the probing
-    continues where the other one stopped. A server that came back starts slowly here, too; if requests of this process failed there just
-    now, one of them decides.
+    blame: the server is merely probed at once, should this process be the one that probes. The same holds for an unhealthy or
+    suspect verdict of a probe. Any other verdict stays valid for the usual time, counted from when it was found: a process that takes over
+    the probing continues where the other one stopped. A server that came back starts slowly here, too; if requests of
+    this process failed there just now, one of them decides.
 
     >>> policy = HealthPolicy(interval=60, timeout=10)
     >>> followed(fresh(1, now=0, wall=1000), fresh(1, now=0, wall=1030), policy, now=40, wall=1040).next_probe.at
