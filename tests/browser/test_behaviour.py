@@ -12,6 +12,7 @@ from browser.test_every_page import check
 from support import behaviours
 from support.backends import Backend, list_models
 from support.processes import GatewayProcess
+from support.sockets import serving
 
 pytestmark = pytest.mark.e2e
 
@@ -316,3 +317,27 @@ def test_a_phone_unfolds_its_menu(browse: Callable[..., Watched], gateway: Gatew
     page.get_by_role("link", name="Models").click()
     page.wait_for_url("**/models")
     assert page.get_by_role("button", name="Menu").get_attribute("aria-expanded") == "false"
+
+
+@pytest.mark.parametrize("door", ["true", "false"])
+def test_a_browser_reads_why_an_answer_broke_off(chromium: Any, browse_at: Callable[..., Watched], door: str) -> None:
+    """The last event of a stream whose server dies is not lost, although the connection ends right after it."""
+    backend = Backend("mortal", behaviours.cut_stream(after=2), models=["mortal"])
+    read = """async () => {
+        const options = {method: "POST", headers: {"content-type": "application/json"},
+            body: JSON.stringify({model: "mortal", stream: true, messages: [{role: "user", content: "Hello"}]})};
+        const response = await fetch("/v1/chat/completions", options);
+        const decoder = new TextDecoder(), reader = response.body.getReader();
+        let text = "";
+        try {
+            for (let piece = await reader.read(); !piece.done; piece = await reader.read()) { text += decoder.decode(piece.value); }
+        } catch (error) { text += " cut"; }
+        return text;
+    }"""
+    with GatewayProcess({**SETTINGS, "DIRECT_DOOR": door}) as gateway, serving(backend):
+        gateway.register("mortal", backend.url)
+        watched = browse_at(gateway.url, cookies_of_an_operator(chromium, gateway.url, gateway.admin_key))
+        watched.open("/models")
+        texts = [watched.page.evaluate(read) for _ in range(8)]
+        watched.troubles.clear()  # the answers that broke off
+    assert all("upstream_stream_interrupted" in text and text.endswith(" cut") for text in texts), texts

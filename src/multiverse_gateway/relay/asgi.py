@@ -6,6 +6,7 @@ from typing import Any
 
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import Headers
+from multiverse_gateway.relay.ports import CUT_SECONDS
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -110,6 +111,8 @@ class AsgiClient:
                     if not self._size:
                         exchange.client_drained()
                 if ended:
+                    if can_cut and not self._whole:
+                        await asyncio.sleep(CUT_SECONDS)
                     return
 
 

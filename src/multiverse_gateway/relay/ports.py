@@ -8,6 +8,8 @@ import attrs
 from multiverse_gateway.core.failover import RetryPolicy
 from multiverse_gateway.relay.heads import Headers
 
+CUT_SECONDS = 0.1
+"""How long a connection stays open after the last event of a response that is cut: browsers drop data that arrives right before the end."""
 UNCOUNTED_BYTES = 65536
 """What every exchange may hold of an answer without asking the budget: most answers are smaller."""
 

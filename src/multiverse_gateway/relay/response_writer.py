@@ -59,6 +59,9 @@ class RespondingConnection(Protocol):
     def close(self) -> None:
         """Close once everything is written."""
 
+    def close_late(self) -> None:
+        """Close a moment after everything is written."""
+
 
 class ResponseWriter:
     """Write what the exchanges of one connection answer, one after the other (`relay.ports.Client`)."""
@@ -123,7 +126,7 @@ class ResponseWriter:
             connection.finish()
 
     def cut(self) -> None:
-        """Close the connection without the end."""
+        """Close the connection without the end, a moment after what was written last."""
         connection = self._connection
         assert connection is not None
         self.exchange = None
@@ -131,7 +134,7 @@ class ResponseWriter:
             self._transport.write(self._head)
             self._head = None
         connection.release()
-        connection.close()
+        connection.close_late()
 
     def _write_whole(self, status: int, headers: Headers, body: bytes) -> None:
         head = self._head_of(status, headers, b"content-length: %d\r\n" % len(body))
