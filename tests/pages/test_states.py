@@ -7,7 +7,7 @@ from math import inf
 from attrs import evolve
 
 from multiverse_gateway.core.health import Blame, Health, HealthState, NextProbe, Rest
-from multiverse_gateway.pages.states import STATES, next_check_words, reason_of
+from multiverse_gateway.pages.states import STATES, next_check_text, reason_of
 
 
 def test_every_state_has_a_name_and_a_color() -> None:
@@ -29,6 +29,6 @@ def test_a_healthy_server_may_have_something_to_say() -> None:
 
 def test_the_next_check_is_named_roughly() -> None:
     """It is due, comes after about so many minutes, or comes only on request."""
-    assert next_check_words(Health(next_probe=NextProbe(at=10.0)), 10.0) == "is due now"
-    assert next_check_words(Health(next_probe=NextProbe(at=100.0)), 10.0) == "comes in about 1 min"
-    assert next_check_words(Health(next_probe=NextProbe(at=inf)), 10.0) == "comes only when somebody asks for it"
+    assert next_check_text(Health(next_probe=NextProbe(at=10.0)), 10.0) == "is due now"
+    assert next_check_text(Health(next_probe=NextProbe(at=100.0)), 10.0) == "comes in about 1 min"
+    assert next_check_text(Health(next_probe=NextProbe(at=inf)), 10.0) == "comes only when somebody asks for it"

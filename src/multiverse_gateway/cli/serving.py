@@ -147,7 +147,7 @@ def _has_direct_door(settings: Settings) -> bool:
 
 async def _serve_by_hypercorn(serving: Serving, shutdown: "Shutdown") -> None:
     """Wait for the end; hypercorn begins to wait for it when it listens."""
-    _tell_ready(serving)
+    _report_ready(serving)
     await shutdown.begun.wait()
 
 
@@ -171,7 +171,7 @@ async def _serve_directly(serving: Serving, parts: Assembly, config: GuardedConf
         ssl=tls,
         ssl_handshake_timeout=None if tls is None else config.ssl_handshake_timeout,
     )
-    _tell_ready(serving)
+    _report_ready(serving)
     _spare_garbage_collection()
     await shutdown.begun.wait()
     server.close()
@@ -305,10 +305,10 @@ def _read_parent(shutdown: Shutdown, loop: asyncio.AbstractEventLoop, descriptor
         shutdown.begin(refuse_after=HANDOVER_SECONDS if b"r" in commands else 0.0)
 
 
-def _tell_ready(serving: Serving) -> None:
-    """Tell the parent, if it wants to know, that connections are taken."""
+def _report_ready(serving: Serving) -> None:
+    """Report to the parent process, if it waits for that, that connections are accepted."""
     if serving.ready_fd is not None:
-        with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+        with contextlib.suppress(BrokenPipeError):  # the parent no longer waits for it
             os.write(serving.ready_fd, b".")
         os.close(serving.ready_fd)
 

@@ -158,7 +158,7 @@ class _Pool:
         crew.running[process] = self.now()
         self.tasks.start_soon(self._forget, process, crew)
         if self._is_over(crew):
-            await self._tell(process, b".")
+            await self._send(process, b".")
         return _Worker(process, os.fdopen(ready, "rb", buffering=0))
 
     async def _forget(self, process: anyio.abc.Process, crew: _Crew) -> None:
@@ -192,7 +192,7 @@ class _Pool:
     async def _relieve(self, crew: _Crew) -> None:
         crew.relieved = True
         for process in list(crew.running):
-            await self._tell(process, b"r")
+            await self._send(process, b"r")
 
     async def stop(self) -> None:
         """Let all workers finish; when they are finishing, end them now."""
@@ -204,12 +204,12 @@ class _Pool:
                 except (anyio.BrokenResourceError, anyio.ClosedResourceError):
                     process.kill()
             elif not at_once:
-                await self._tell(process, b".")
+                await self._send(process, b".")
 
-    async def _tell(self, process: anyio.abc.Process, what: bytes) -> None:
+    async def _send(self, process: anyio.abc.Process, command: bytes) -> None:
         if process.stdin is not None:
             try:
-                await process.stdin.send(what)
+                await process.stdin.send(command)
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):
                 return
 

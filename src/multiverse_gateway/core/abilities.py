@@ -4,7 +4,7 @@ import re
 
 from multiverse_gateway.core.refusals import lacks_model
 
-MAX_WORDS = 4096
+MAX_MESSAGE_BYTES = 4096
 """Bytes of a refusal that are looked at."""
 
 _NO_CHAT = re.compile(
@@ -27,4 +27,4 @@ def lacks_chat(status: int, body: bytes) -> bool:
     """
     if lacks_model(body, b""):
         return False
-    return status in (404, 405, 501) or (status in (400, 422, 500) and _NO_CHAT.search(body, 0, MAX_WORDS) is not None)
+    return status in (404, 405, 501) or (status in (400, 422, 500) and _NO_CHAT.search(body, 0, MAX_MESSAGE_BYTES) is not None)

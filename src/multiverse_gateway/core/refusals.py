@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-MAX_WORDS = 2048
+MAX_MESSAGE_LENGTH = 2048
 """Characters of a refusal that are looked at: an error message is shorter."""
 MAX_REFUSAL_BYTES = 1 << 16
 """Size of the refusals whose JSON is read; a larger one is not an error message. Decoded, tiny values take many times their length in time
@@ -67,7 +67,7 @@ def lacks_endpoint(refusal: bytes, request: bytes) -> bool:
     >>> lacks_endpoint(b'{"error": "Unexpected endpoint or method. (POST /v1/rerank)"}', b'{"model": "llama3"}')
     True
     """
-    return _UNEXPECTED_ENDPOINT in refusal[:MAX_WORDS].lower() and _UNEXPECTED_ENDPOINT not in request.lower()
+    return _UNEXPECTED_ENDPOINT in refusal[:MAX_MESSAGE_LENGTH].lower() and _UNEXPECTED_ENDPOINT not in request.lower()
 
 
 def _says_it_itself(message: str, values: list[str]) -> bool:
@@ -93,12 +93,12 @@ def _read(refusal: bytes) -> tuple[object, str]:
     try:
         body = msgspec.json.decode(refusal)
     except (ValueError, RecursionError):
-        return None, refusal[:MAX_WORDS].decode(errors="replace")
+        return None, refusal[:MAX_MESSAGE_LENGTH].decode(errors="replace")
     error = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(error, dict):
-        return None, str(error)[:MAX_WORDS]
+        return None, str(error)[:MAX_MESSAGE_LENGTH]
     messages = [str(error[name]) for name in ("message", "error", "detail") if error.get(name)]
-    return error.get("code"), " ".join(messages)[:MAX_WORDS]
+    return error.get("code"), " ".join(messages)[:MAX_MESSAGE_LENGTH]
 
 
 def _values_of(request: bytes) -> Iterator[str]:

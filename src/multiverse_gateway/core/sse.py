@@ -207,15 +207,15 @@ class EventStream:
             searched = 0 if self.has_more else max(0, len(rest) - 3)
             rest += chunk
             find_end = _end if rest.find(b"\r", searched) < 0 else _end_with_returns  # `_end` takes a quarter of the time
-            found = find_end(rest, searched)
-            if found < 0 and not self.has_more:
+            first_end = find_end(rest, searched)
+            if first_end < 0 and not self.has_more:
                 self._keep(b"")
                 return b""
             chunk = bytes(rest)  # one copy per chunk; slices of it are cheap, and a buffer must not change while it is sliced
             rest.clear()
         else:
             find_end = _end_with_returns if b"\r" in chunk else _end
-            found = -1
+            first_end = -1
         start = begun = 0
         size = len(chunk)
         passed: list[bytes] = []
@@ -227,7 +227,7 @@ class EventStream:
                     passed.append(chunk[begun:start])
                     begun = end
             else:
-                end = find_end(chunk, start) if found <= start else found  # the first end is known already if `rest` was searched
+                end = find_end(chunk, start) if first_end <= start else first_end  # the first end is known already if `rest` was searched
                 if end < 0 or (end == size and chunk.endswith(b"\n\r")):  # the LF of that CR is on its way
                     self.has_more = False
                     self._keep(chunk[start:])

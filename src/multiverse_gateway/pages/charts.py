@@ -6,7 +6,7 @@ import attrs
 
 from multiverse_gateway.api.response_types import iso
 from multiverse_gateway.core.routing import Route
-from multiverse_gateway.pages.states import STATES, Tone, next_check_words
+from multiverse_gateway.pages.states import STATES, Tone, next_check_text
 from multiverse_gateway.pages.words import count, sentence, span
 from multiverse_gateway.protocols import ProbeResult
 
@@ -198,7 +198,7 @@ def _story(outage: _Outage, route: Route, now: float) -> Iterator[Event]:
         if check.reason != reason:
             message = check_message(check)
             if outage.end is None and check is _last_new(outage.failed):
-                message += f" {count(len(outage.failed), 'check')} failed so far; the next one {next_check_words(route.health, now)}."
+                message += f" {count(len(outage.failed), 'check')} failed so far; the next one {next_check_text(route.health, now)}."
             yield _event(check.checked_at, Tone.BAD, "Marked down" if check is first else "Still down", message)
         reason = check.reason
     if outage.end is not None:

@@ -33,7 +33,7 @@ from multiverse_gateway.pages.server_form import (
 )
 from multiverse_gateway.pages.sign_in import SignIn
 from multiverse_gateway.pages.snippets import snippets_of
-from multiverse_gateway.pages.states import next_check_words
+from multiverse_gateway.pages.states import next_check_text
 from multiverse_gateway.pages.words import count, sentence
 from multiverse_gateway.registration import check, refresh_if_possible, remove, route_of, server_id_of, stated, update
 from multiverse_gateway.web.middleware import ADDRESS
@@ -182,7 +182,7 @@ class ServerPages:
             "registered_at": iso(route.server.registered_at),
             "updated_at": iso(route.server.updated_at),
             "transition_at": iso_or_none(route.health.last_transition_at),
-            "next_check": next_check_words(route.health, self._gateway.now()) if row.status != "healthy" else "",
+            "next_check": next_check_text(route.health, self._gateway.now()) if row.status != "healthy" else "",
         }
 
     def _route(self, visit: Visit) -> ServerRoute:

@@ -62,7 +62,7 @@ def reason_of(health: Health, now: float) -> str | None:
     return None if health.warning is None else sentence(health.warning)
 
 
-def next_check_words(health: Health, now: float) -> str:
+def next_check_text(health: Health, now: float) -> str:
     """Return roughly when the next check of a server comes, as the end of a sentence; `now` is the monotonic clock."""
     if health.next_probe.at == float("inf"):
         return "comes only when somebody asks for it"

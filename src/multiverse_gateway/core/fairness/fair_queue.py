@@ -68,11 +68,11 @@ class FairQueue:
         siblings: dict[str, dict[str, None]] = {}
         for pool in pools.values():
             for name in pool.models:
-                known = slots.get(name, 0)
-                slots[name] = None if known is None or pool.slots is None else known + pool.slots
+                so_far = slots.get(name, 0)
+                slots[name] = None if so_far is None or pool.slots is None else so_far + pool.slots
                 siblings.setdefault(name, {}).update(dict.fromkeys(pool.models))
         self._pools = pools
-        self._shared = frozenset(pool for pool, known in pools.items() if len(known.models) > 1)
+        self._shared = frozenset(pool for pool, usable in pools.items() if len(usable.models) > 1)
         self._last = {pool: model for pool, model in self._last.items() if pool in self._shared}
         self._models = {name: model for name, model in self._models.items() if model.live or name in slots}
         for name in self._models.keys() | slots.keys():
