@@ -143,6 +143,7 @@ SUBTYPES = st.sampled_from([b"html", b"xhtml+xml", b"svg+xml", b"xml", b"plain",
 
 
 @example(b"audio/+xml*", False)
+@example(b"audio/+xml0", False)
 @given(
     st.binary(max_size=80) | st.builds(lambda kind, subtype, rest: kind + b"/" + subtype + rest, KINDS, SUBTYPES, st.binary(max_size=20)),
     st.booleans(),

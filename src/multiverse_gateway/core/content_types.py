@@ -28,7 +28,7 @@ _ALLOWED = frozenset(
         b"video/webm",
     }
 )
-_MARKUP = re.compile(rb"(?:^|[^0-9a-z])(?:xml|x?html)(?:$|[^0-9a-z])")
+_MARKUP = re.compile(rb"(?:^|[^0-9a-z])(?:xml|x?html)(?:$|[^0-9a-z])|\+xml")
 _MAX_LENGTH = 256
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _TYPE = re.compile(rb"(%b)/(%b)" % (_TOKEN, _TOKEN))
