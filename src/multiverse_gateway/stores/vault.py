@@ -48,8 +48,8 @@ class Vault:
             return self._all.decrypt(sealed.encode()).decode()
         except InvalidToken:
             raise StorageUnavailable(
-                "The servers' keys in the database are encrypted with another secret: set MULTIVERSE_BACKEND_KEY_SECRET to the one that "
-                "was used (several with commas), or bring back the .key file that stood beside the database"
+                "The servers' keys in the database are encrypted with another secret: set MULTIVERSE_BACKEND_KEY_SECRET to that "
+                "secret (separate several by commas), or restore the .key file that was beside the database"
             ) from None
 
     def is_newest(self, sealed: str) -> bool:
@@ -111,7 +111,8 @@ def open_vault(database: Path, secret: str | None, *, may_create: bool) -> Vault
         secrets += _read_secrets(path)
     if not secrets:
         raise StorageUnavailable(
-            f"The servers' keys in the database are encrypted, and the file {path} that held the secret is gone: bring it back, or set "
-            "MULTIVERSE_BACKEND_KEY_SECRET to what it held"
+            f"The servers' keys in the database are encrypted, and the file {path} that "
+            "contained the secret is missing: restore it, or set "
+            "MULTIVERSE_BACKEND_KEY_SECRET to the secret"
         )
     return Vault(secrets)
