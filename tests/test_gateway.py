@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import cast
 
 import attrs
@@ -25,8 +26,8 @@ class Deadline:
     due: float
     at_tick: Callable[[], None] = lambda: None
     why: list[str] | None = None
-    comments: None = None
-    source: str = "someone"
+    request: SimpleNamespace = attrs.Factory(lambda: SimpleNamespace(source="someone"))
+    response: SimpleNamespace = attrs.Factory(lambda: SimpleNamespace(comments=None))
     number: int = 0
     ticks: list[float] = attrs.Factory(list)
 

@@ -13,6 +13,7 @@ from multiverse_gateway.core.errors import StorageRefused, StorageUnavailable
 from multiverse_gateway.core.stored import StoredResponse, lookup_of, response_key
 from multiverse_gateway.protocols import Store
 from multiverse_gateway.relay.exchange import Exchange
+from multiverse_gateway.relay.ports import ClientRequest
 from multiverse_gateway.stores.memory import MemoryStore
 from support.exchanges import RecordingClient
 from support.gateways import Stage, stage
@@ -51,8 +52,7 @@ def exchange_of(at: Stage, name: str = "resp_1", caller: str = CALLER) -> tuple[
     envelope = lookup_of("GET", f"/v1/responses/{name}", b"")
     assert envelope is not None
     client = RecordingClient()
-    values = {"body": b"", "content_type": b"", "query": b"", "request_id": "one"}
-    exchange = Exchange(at.gateway, envelope, client, **values, arrived=at.gateway.now(), source=caller)  # type: ignore[arg-type]
+    exchange = Exchange(at.gateway, ClientRequest(envelope, b"", b"", b"", "one", at.gateway.now(), source=caller), client)
     client.exchange = exchange
     at.gateway.begin(exchange)
     return exchange, client
@@ -71,10 +71,7 @@ async def answer_to(at: Stage, name: str = "resp_1", caller: str = CALLER) -> tu
 async def keep(at: Stage, name: str = "resp_1", caller: str = CALLER) -> None:
     """Make the gateway remember a response of a registered server."""
     registered = await at.register()
-    exchange, _ = exchange_of(at, caller=caller)
-    exchange.server = at.gateway.table.routes[registered["registration_id"]].server
-    at.gateway.responses.keep(exchange, name)
-    exchange.client_gone()
+    at.gateway.responses.keep(caller, at.gateway.table.routes[registered["registration_id"]].server, name)
 
 
 def key_in(store: MemoryStore, name: str = "resp_1", caller: str = CALLER) -> StoredResponse | None:
@@ -90,7 +87,7 @@ async def test_a_store_without_places_leaves_them_to_each_process() -> None:
         await at.gateway.responses.flush()
         exchange, client = exchange_of(at)
         exchange.start()
-        assert exchange.tried == 1
+        assert exchange.search.tried == 1
         exchange.client_gone()
         assert client.is_silent
 
@@ -159,7 +156,7 @@ async def test_another_process_may_just_be_saving_it() -> None:
         await anyio.lowlevel.checkpoint()
         await first.gateway.responses.flush()
         with anyio.fail_after(5):
-            while not exchange.tried:  # noqa: ASYNC110  an exchange sets no event
+            while not exchange.search.tried:  # noqa: ASYNC110  an exchange sets no event
                 await anyio.sleep(0.01)
         exchange.client_gone()
 

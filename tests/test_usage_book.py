@@ -36,7 +36,7 @@ def book_of(stage: RecordingEngine, store: MemoryStore) -> UsageBook:
 def ended(stage: RecordingEngine, status: int = 200, *, model: str = MODEL) -> Exchange:
     """Return an exchange that is over."""
     exchange, _ = stage.start(model=model)
-    if exchange.tried:
+    if exchange.search.tried:
         stage.last.answer(status, JSON, ANSWER)
     return exchange
 
@@ -93,7 +93,7 @@ async def test_only_keys_with_a_daily_limit_are_looked_up() -> None:
     limited, free = make_key("limited", daily_limit=5), make_key("free", daily_limit=None)
     for key in (limited, free):
         exchange = ended(stage)
-        exchange.caller = key.id
+        exchange.request.caller = key.id
         other.count(exchange, 1.0, NOON)
     await other.flush()
     book = book_of(stage, store)

@@ -32,13 +32,14 @@ from multiverse_gateway.core.fairness import (
     jain,
 )
 from multiverse_gateway.core.health import fresh
-from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.gateway import BULK_QUEUE_SECONDS, SWEEP_SECONDS, Gateway
 from multiverse_gateway.plugins import probe as named_probe
 from multiverse_gateway.protocols import Registry
+from multiverse_gateway.relay.attempt import Attempt
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import Headers
-from multiverse_gateway.relay.ports import Limits, Sending
+from multiverse_gateway.relay.ports import ClientRequest, Limits, Sending
 from multiverse_gateway.relay.waiting import Waiter, WaitingRoom
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
@@ -159,23 +160,23 @@ class SimulatedGateway(Gateway):
             self.waiting_seconds += seconds
             self.used_while_waiting += seconds * self.load.total
 
-    def send(self, server: Server, exchange: Exchange) -> Sending:
-        call = exchange.client
+    def send(self, attempt: Attempt) -> Sending:
+        call = attempt.exchange.response.client
         assert isinstance(call, Call)
         call.began = self.clock.now
 
         def end() -> None:
             self.measure()
-            exchange.head(200, _JSON)
+            attempt.head(200, _JSON)
             usage = b'"usage":{"prompt_tokens":%d,"completion_tokens":%d}' % (call.prompt, call.answer_tokens)
-            exchange.body(b'{"choices":[{"message":{"content":"%b"}}],%b}' % (b"word" * call.answer_tokens, usage))
-            exchange.end()
+            attempt.body(b'{"choices":[{"message":{"content":"%b"}}],%b}' % (b"word" * call.answer_tokens, usage))
+            attempt.end()
 
         self.clock.later(call.prompt / PREFILL_PER_SECOND + call.answer_tokens / TOKENS_PER_SECOND, end)
         return _Running()
 
     def finished(self, exchange: Exchange) -> None:
-        call = exchange.client
+        call = exchange.response.client
         assert isinstance(call, Call)
         super().finished(exchange)
         call.person.finished(call)
@@ -243,20 +244,19 @@ class Person:
         gateway, habit = self.gateway, self.habit
         gateway.measure()
         call = Call(self, habit.prompt, habit.tokens(self.chance), gateway.clock.now)
-        exchange = Exchange(
-            gateway,
+        request = ClientRequest(
             _ENVELOPE,
-            call,
             body=b" " * (4 * habit.prompt),
             content_type=b"application/json",
             query=b"",
             request_id="",
             arrived=gateway.clock.now,
             source=self.name,
-            is_bulk=habit.band is Band.BULK,
             max_at_once=gateway.max_at_once,
+            is_bulk=habit.band is Band.BULK,
         )
-        exchange.ticket.weight = habit.weight
+        exchange = Exchange(gateway, request, call)
+        exchange.search.weight = habit.weight
         gateway.begin(exchange)
         exchange.start()
 
@@ -467,7 +467,7 @@ class NoQueue(FairQueue):
 class _SilentGateway(Gateway):
     """The gateway without wires: the caller answers in the place of its only server."""
 
-    def send(self, server: Server, exchange: Exchange) -> Sending:
+    def send(self, attempt: Attempt) -> Sending:
         return _Running()
 
 
@@ -482,14 +482,14 @@ def _whole_request(queue: FairQueue) -> Callable[[], None]:
     client = PlainClient()
 
     def request() -> None:
-        exchange = Exchange(
-            gateway, _ENVELOPE, client, body=b"{}", content_type=b"application/json", query=b"", request_id="", arrived=0.0, source="key"
-        )
+        exchange = Exchange(gateway, ClientRequest(_ENVELOPE, b"{}", b"application/json", b"", "", 0.0, source="key"), client)
         gateway.begin(exchange)
         exchange.start()
-        exchange.head(200, _JSON)
-        exchange.body(b'{"choices":[]}')
-        exchange.end()
+        attempt = exchange.attempt
+        assert attempt is not None
+        attempt.head(200, _JSON)
+        attempt.body(b'{"choices":[]}')
+        attempt.end()
 
     return request
 

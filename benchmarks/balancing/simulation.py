@@ -23,9 +23,10 @@ from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.gateway import SWEEP_SECONDS, Gateway
 from multiverse_gateway.plugins import probe as named_probe
 from multiverse_gateway.protocols import Balancer, LoadView, ProbeResult, Registry
+from multiverse_gateway.relay.attempt import Attempt
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import Headers
-from multiverse_gateway.relay.ports import Sending
+from multiverse_gateway.relay.ports import ClientRequest, Sending
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
 
@@ -122,26 +123,26 @@ class SimulatedGateway(Gateway):
 
     hosts: dict[ServerId, Host]
 
-    def send(self, server: Server, exchange: Exchange) -> Sending:
+    def send(self, attempt: Attempt) -> Sending:
         """Give the request to its host."""
-        host = self.hosts[server.id]
-        luck = random.Random(f"{exchange.request_id} {exchange.tried}")  # the same for every balancer
+        host = self.hosts[attempt.server.id]
+        luck = random.Random(f"{attempt.request.request_id} {attempt.search.tried}")  # the same for every balancer
 
         def began() -> None:
-            exchange.head(200, _EVENTS)
-            exchange.body(_FIRST)
+            attempt.head(200, _EVENTS)
+            attempt.body(_FIRST)
 
         def ended() -> None:
-            exchange.body(_LAST)
-            exchange.end()
+            attempt.body(_LAST)
+            attempt.end()
 
         def refused() -> None:
-            exchange.head(500, _JSON)
-            exchange.body(_ERROR)
-            exchange.end()
+            attempt.head(500, _JSON)
+            attempt.body(_ERROR)
+            attempt.end()
 
         def broke(reached: bool) -> None:
-            exchange.failed(Failure(FailureClass.BROKEN if reached else FailureClass.CONNECT, "it broke"))
+            attempt.failed(Failure(FailureClass.BROKEN if reached else FailureClass.CONNECT, "it broke"))
 
         job = Job(
             tokens=1 + int(luck.expovariate(1 / TOKENS)),
@@ -197,10 +198,8 @@ class World:
         """Let a user ask a gateway."""
         user = User(self.clock, self.clock.now)
         self.users.append(user)
-        exchange = Exchange(
-            gateway,
+        request = ClientRequest(
             _ENVELOPE,
-            user,
             body=b"",
             content_type=b"application/json",
             query=b"",
@@ -208,6 +207,7 @@ class World:
             arrived=self.clock.now,
             source=str(number),
         )
+        exchange = Exchange(gateway, request, user)
         gateway.begin(exchange)
         exchange.start()
 

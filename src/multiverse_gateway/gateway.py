@@ -37,6 +37,7 @@ from multiverse_gateway.housekeeping import Housekeeping
 from multiverse_gateway.observability.logging import note, redact
 from multiverse_gateway.protocols import Balancer, HealthProbe, ProbeResult, Registry, ResponseStore, Scoring, Store
 from multiverse_gateway.registration_book import RegistrationBook
+from multiverse_gateway.relay.attempt import Attempt
 from multiverse_gateway.relay.commentary import Commentary
 from multiverse_gateway.relay.dialer import Resolver
 from multiverse_gateway.relay.exchange import Exchange
@@ -315,21 +316,22 @@ class Gateway:
         """Return the server that the balancer chooses from the candidates."""
         return servers[0] if len(servers) == 1 else self.balancer.pick(servers, self.load, envelope)
 
-    def send(self, server: Server, exchange: Exchange) -> Sending:
-        """Start an attempt: send the request to a server."""
-        endpoint, request = self.requests.write(server, exchange)
-        return self.network.wire.send(server.id, endpoint, request, exchange, fresh=exchange.envelope.stateful or exchange.replays)
+    def send(self, attempt: Attempt) -> Sending:
+        """Send the request of an attempt to its server."""
+        server, request = attempt.server, attempt.request
+        endpoint, data = self.requests.write(server, request, asks_usage=attempt.asks_usage)
+        return self.network.wire.send(server.id, endpoint, data, attempt, fresh=request.envelope.stateful or attempt.is_replay)
 
     def explain(self, exchange: Exchange, server: Server, now: float) -> Mapping[str, object]:
         """Say why a server was chosen: what each of the model's servers was judged as, and what the balancer compared."""
-        envelope = exchange.envelope
-        servers = judged(self.table.models.get(envelope.model), self.load, envelope, excluded=exchange.excluded, now=now)
+        envelope, search = exchange.request.envelope, exchange.search
+        servers = judged(self.table.models.get(envelope.model), self.load, envelope, excluded=search.excluded, now=now)
         scores = self.balancer.scores(compared(servers), self.load) if isinstance(self.balancer, Scoring) else {}
         return {
-            "attempt": exchange.tried,
+            "attempt": search.tried,
             "server": server.id,
             "balancer": self.settings.balancer,
-            "failed": [[attempt.server_id, attempt.failure.kind.name.lower(), attempt.failure.reason] for attempt in exchange.attempts],
+            "failed": [[failed.server_id, failed.failure.kind.name.lower(), failed.failure.reason] for failed in search.failures],
             "candidates": described(servers, self.load, scores),
         }
 
@@ -373,9 +375,9 @@ class Gateway:
         self.admission.begun += 1
         exchange.number = self.admission.begun
         self.exchanges.add(exchange)
-        if exchange.comments is not None:
+        if exchange.response.comments is not None:
             self.commentary.add(exchange)
-        self.room.at_once.take(exchange.source)
+        self.room.at_once.take(exchange.request.source)
         if self.housekeeping.is_resting:
             self.housekeeping.wake()
         if exchange.why is None and _routing_log.isEnabledFor(logging.DEBUG):
@@ -384,40 +386,42 @@ class Gateway:
     def finished(self, exchange: Exchange) -> None:
         """Count, log and forget an exchange that is over."""
         self.exchanges.discard(exchange)
-        if exchange.comments is not None:
+        request, response = exchange.request, exchange.response
+        if response.comments is not None:
             self.commentary.discard(exchange)
-        self.room.at_once.give_back(exchange.source)
-        if exchange.status == 429 and exchange.error_code == TooManyAtOnce.code:  # as refused at the door: no use of anything
+        self.room.at_once.give_back(request.source)
+        if response.status == 429 and response.error_code == TooManyAtOnce.code:  # as refused at the door: no use of anything
             self.usage_book.meter.refusals[TooManyAtOnce.code] += 1
             return
-        wall, seconds = self.wall(), self.now() - exchange.arrived
+        wall, seconds = self.wall(), self.now() - request.arrived
         self.usage_book.count(exchange, seconds, wall)
         if exchange.why:
-            _routing_log.debug("why this server", extra={"fields": {"request_id": exchange.request_id, "why": as_line(exchange.why)}})
+            _routing_log.debug("why this server", extra={"fields": {"request_id": request.request_id, "why": as_line(exchange.why)}})
         if _routing_log.isEnabledFor(logging.INFO):
-            note(_routing_log, "request finished", _record(exchange, seconds, exchange.events), wall)
+            note(_routing_log, "request finished", _record(exchange, seconds), wall)
 
     async def learn_use(self) -> None:
         """Learn what client keys with a daily limit have used today, at other processes too."""
         await self.usage_book.learn_day(self.registrations.keys.values())
 
 
-def _record(exchange: Exchange, seconds: float, events: int) -> dict[str, object]:
-    envelope, server, first = exchange.envelope, exchange.server, exchange.first_byte_seconds
+def _record(exchange: Exchange, seconds: float) -> dict[str, object]:
+    request, response, search, attempt = exchange.request, exchange.response, exchange.search, exchange.attempt
+    envelope, first = request.envelope, None if attempt is None else attempt.first_byte_seconds
     return {
-        "request_id": exchange.request_id,
+        "request_id": request.request_id,
         "path": envelope.path,
         "model": envelope.model,
         "stream": envelope.stream,
-        "server": server.id if server is not None else None,
-        "status": exchange.status,
-        "code": exchange.error_code,
-        "attempts": exchange.tried,
-        "failures": "".join([attempt.failure.kind.value for attempt in exchange.attempts]) if exchange.attempts else "",
+        "server": attempt.server.id if attempt is not None else None,
+        "status": response.status,
+        "code": response.error_code,
+        "attempts": search.tried,
+        "failures": "".join([failed.failure.kind.value for failed in search.failures]) if search.failures else "",
         "seconds": int(seconds * 10000 + 0.5) / 10000,
         "first_byte_seconds": None if first is None else int(first * 10000 + 0.5) / 10000,
-        "events": events,
-        "bytes": exchange.sent_bytes,
+        "events": exchange.events,
+        "bytes": response.sent_bytes,
     }
 
 

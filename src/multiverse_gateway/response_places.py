@@ -11,7 +11,7 @@ import anyio
 
 from multiverse_gateway.core.errors import GatewayError, StorageRefused, StorageUnavailable
 from multiverse_gateway.core.routing import RoutingTable, server_at
-from multiverse_gateway.core.servers import model_key
+from multiverse_gateway.core.servers import Server, model_key
 from multiverse_gateway.core.stored import (
     KEPT_SECONDS,
     StoredResponse,
@@ -54,11 +54,9 @@ class ResponsePlaces:
         """Exchanges whose stored response has to be looked up in the store, each with the key of the response."""
         self._began_to_wait = anyio.Event()
 
-    def keep(self, exchange: Exchange, response_id: str) -> None:
-        """Remember that the exchange's server keeps a response for its caller; the store gets it within a fraction of a second."""
-        server = exchange.server
-        assert server is not None
-        key = response_key(exchange.source, response_id)
+    def keep(self, source: str, server: Server, response_id: str) -> None:
+        """Remember that a server keeps a response for the key or address `source`; the store gets it within a fraction of a second."""
+        key = response_key(source, response_id)
         self._responses.add(StoredResponse(key, server.id, server.generation, self._routing.wall() + KEPT_SECONDS))
         self._noted.set()
 
@@ -67,11 +65,11 @@ class ResponsePlaces:
 
         The result comes through `exchange.located` or `exchange.not_located`.
         """
-        response_id = usable_id(exchange.envelope.response_id)
+        response_id = usable_id(exchange.request.envelope.response_id)
         if response_id is None:
             exchange.not_located(response_not_found())
             return
-        key = response_key(exchange.source, response_id)
+        key = response_key(exchange.request.source, response_id)
         place = self._responses.find(key, self._routing.wall())
         if place is not None:
             self._place(exchange, place)
@@ -146,7 +144,7 @@ class ResponsePlaces:
             return
         table = self._routing.table
         holder = table.routes[place.server_id].server
-        name = exchange.envelope.model or model_key(holder.model_name)
+        name = exchange.request.envelope.model or model_key(holder.model_name)
         server = server_at(holder, table.models.get(name))
         if server is None:
             exchange.not_located(model_elsewhere(name))

@@ -60,8 +60,8 @@ class ServerChecks:
         self.probe = probe
         self._gateway = gateway
         self._timeout = timeout
-        self._waiting: dict[ServerId, list[Exchange]] = {}
-        """Exchanges that wait for the result of a probe, by the server that keeps them waiting."""
+        self._waiting: dict[ServerId, list[Callable[[bool], None]]] = {}
+        """What learns the result of a probe, by the server that keeps it waiting."""
 
     async def check(self, server: Server) -> ProbeResult:
         """Probe a server within the timeout, and report what it did for other requests meanwhile; any error is a failed result.
@@ -117,15 +117,15 @@ class ServerChecks:
     def _activity(self, server: Server) -> Activity:
         """Return what the machine of a server does for this process now; it may serve several models."""
         running = [
-            exchange
+            (exchange, attempt)
             for exchange in self._gateway.exchanges
-            if exchange.is_attempting and exchange.server is not None and exchange.server.endpoint_url == server.endpoint_url
+            if (attempt := exchange.running) is not None and attempt.server.endpoint_url == server.endpoint_url
         ]
-        oldest = min(running, key=lambda exchange: exchange.number, default=None)
+        oldest = min((exchange for exchange, _ in running), key=lambda exchange: exchange.number, default=None)
         return Activity(
             answers=self._gateway.usage_book.meter.answers(server.id),
-            received={(exchange.number, exchange.tried): exchange.received for exchange in running},
-            oldest=None if oldest is None else Running((oldest.number, oldest.tried), oldest.due),
+            received={(exchange.number, exchange.search.tried): attempt.received for exchange, attempt in running},
+            oldest=None if oldest is None else Running((oldest.number, oldest.search.tried), oldest.due),
         )
 
     async def _is_busy_elsewhere(self, server: Server) -> bool:
@@ -139,9 +139,9 @@ class ServerChecks:
         """Return the URLs of servers on which requests of this process have been running for longer than half of a probe's time."""
         now, least = self._gateway.now(), self._timeout / 2
         return {
-            exchange.server.endpoint_url
+            attempt.server.endpoint_url
             for exchange in self._gateway.exchanges
-            if exchange.is_attempting and exchange.server is not None and exchange.due > now >= exchange.attempt_began + least
+            if (attempt := exchange.running) is not None and exchange.due > now >= attempt.began + least
         }
 
     def _confirming_path(self, server: Server) -> str | None:
@@ -174,18 +174,18 @@ class ServerChecks:
         if outcome is not None:
             self._gateway.usage_book.meter.probe(outcome, result.duration)
 
-    def ask(self, exchange: Exchange, server: Server) -> None:
-        """Probe a server that keeps an exchange waiting; all exchanges that it keeps waiting share one probe."""
+    def ask(self, server: Server, probed: Callable[[bool], None]) -> None:
+        """Probe a server that keeps an attempt waiting, and call `probed` with whether it is alive; all that it keeps waiting share one."""
         waiting = self._waiting.get(server.id)
         if waiting is not None:
-            waiting.append(exchange)
+            waiting.append(probed)
         else:
-            self._waiting[server.id] = [exchange]
+            self._waiting[server.id] = [probed]
             self._gateway.housekeeping.in_background(partial(self._ask, server))
 
     async def _ask(self, server: Server) -> None:
         result = await self.check(server)
         self.note_result(result)
         is_alone = result.timed_out and self._gateway.load.in_flight(server.id) == 1  # it may serve one connection at a time
-        for exchange in self._waiting.pop(server.id):
-            exchange.probed(server, alive=result.passed or result.is_busy or is_alone)
+        for probed in self._waiting.pop(server.id):
+            probed(result.passed or result.is_busy or is_alone)

@@ -85,43 +85,45 @@ class UsageBook:
 
     def count(self, exchange: Exchange, seconds: float, wall: float) -> None:
         """Add a request that is over to those like it; it arrived `seconds` before the instant `wall`."""
-        model, server, status = exchange.envelope.model, exchange.server, exchange.status
+        request, response, search, attempt = exchange.request, exchange.response, exchange.search, exchange.attempt
+        model = request.envelope.model
         day = day_of(wall - seconds)
-        place = (None, 0) if server is None else (server.id, server.generation)
-        key = (model, *place, exchange.caller, day, status, exchange.error_code, exchange.tried, len(exchange.attempts))
+        server_id, generation = (None, 0) if attempt is None else (attempt.server.id, attempt.server.generation)
+        key = (model, server_id, generation, request.caller, day, response.status, response.error_code, search.tried, len(search.failures))
         tally = self._tallies.get(key)
         if tally is None:
             tally = self._tallies[key] = self._tally(exchange, day)
         tally.seconds.append(seconds)
-        waited_seconds = exchange.ticket.waited_seconds
+        waited_seconds = search.waited_seconds
         if waited_seconds >= LEAST_WAIT_SECONDS:
             tally.waited_seconds += waited_seconds
-            self._meter.wait(self.label(model), exchange.ticket.flow, waited_seconds, self._now())
-        if exchange.first_byte_seconds is not None:
-            tally.first_byte_seconds.append(exchange.first_byte_seconds)
+            self._meter.wait(self.label(model), search.flow, waited_seconds, self._now())
+        if attempt is not None and attempt.first_byte_seconds is not None:
+            tally.first_byte_seconds.append(attempt.first_byte_seconds)
         prompt_tokens, completion_tokens = exchange.usage
         tally.prompt_tokens += prompt_tokens
         tally.completion_tokens += completion_tokens
         tally.events += exchange.events
-        tally.sent_bytes += exchange.sent_bytes
-        if exchange.attempts:
-            self._meter.failures(exchange.attempts)
+        tally.sent_bytes += response.sent_bytes
+        if search.failures:
+            self._meter.failures(search.failures)
         if self.observe is not None:
             self.observe(exchange, wall, seconds)
 
     def _tally(self, exchange: Exchange, day: int) -> Tally:
-        model, server, table = exchange.envelope.model, exchange.server, self._table()
+        model, attempt, table = exchange.request.envelope.model, exchange.attempt, self._table()
+        server = None if attempt is None else attempt.server
         group = UsageGroup(
             model=listed_name(table, model),
             is_known=model in table.models,
             server_id=NO_SERVER if server is None else server.id,
             owner=NO_OWNER if server is None else server.metadata.student_id or NO_OWNER,
-            client=exchange.caller,
+            client=exchange.request.caller,
             day=day,
-            status=exchange.status,
-            failed=exchange.error_code is not None,
-            tries=exchange.tried,
-            worked=exchange.tried > len(exchange.attempts),
+            status=exchange.response.status,
+            failed=exchange.response.error_code is not None,
+            tries=exchange.search.tried,
+            worked=exchange.search.tried > len(exchange.search.failures),
         )
         return Tally(group)
 

@@ -15,6 +15,7 @@ from multiverse_gateway.core.budget import until_next_day
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey
 from multiverse_gateway.observability.logging import configure
 from multiverse_gateway.relay.exchange import Exchange
+from multiverse_gateway.relay.ports import ClientRequest
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
 from support.exchanges import RecordingClient, envelope
@@ -122,17 +123,8 @@ async def test_a_request_is_of_the_day_in_which_it_came(began: float, used: int)
         await at.register()
         made = await make_key(at, daily_limit=5)
         at.clock.advance(until_next_day(at.clock.wall) + began)
-        exchange = Exchange(
-            at.gateway,
-            envelope(model=BODY["model_name"]),
-            RecordingClient(),
-            body=b"",
-            content_type=b"",
-            query=b"",
-            request_id="",
-            arrived=at.clock.monotonic,
-            caller=made["id"],
-        )
+        request = ClientRequest(envelope(model=BODY["model_name"]), b"", b"", b"", "", at.clock.monotonic, caller=made["id"])
+        exchange = Exchange(at.gateway, request, RecordingClient())
         at.gateway.begin(exchange)
         at.clock.advance(600.0)
         at.gateway.finished(exchange)

@@ -231,7 +231,7 @@ async def test_a_client_that_leaves_is_noticed_in_every_phase(phase: Phase, how:
             it.http.leave()
         else:
             it.scope.cancel()
-    assert (it.exchange.phase, it.exchange.status, it.exchange.error_code) == (Phase.OVER, 499, "client_gone")
+    assert (it.exchange.phase, it.exchange.response.status, it.exchange.response.error_code) == (Phase.OVER, 499, "client_gone")
     assert not [sending for sending in it.stage.sendings if sending.is_live]
 
 
@@ -239,7 +239,7 @@ async def answer_until_left(it: Door, how: str) -> None:
     """Answer an exchange that has to wait for a slot, until its client leaves."""
     http = HttpServer()
     http.gate.set()
-    client = it.exchange.client
+    client = it.exchange.response.client
     assert isinstance(client, AsgiClient)
     async with anyio.create_task_group() as group:
 
@@ -253,7 +253,7 @@ async def answer_until_left(it: Door, how: str) -> None:
             http.leave()
         else:
             group.cancel_scope.cancel()
-    assert (it.exchange.status, http.sent) == (499, [])
+    assert (it.exchange.response.status, http.sent) == (499, [])
     assert it.stage.room.queue.waiting(MODEL) == 0
 
 
@@ -263,7 +263,7 @@ async def test_a_client_that_leaves_while_it_is_sent_to_is_noticed() -> None:
         it.stage.last.stream(ONE)
         await it.http.until(lambda: it.http.offered == 1)
         it.http.leave()
-    assert (it.exchange.status, it.http.sent) == (499, [])
+    assert (it.exchange.response.status, it.http.sent) == (499, [])
 
 
 async def test_reading_stops_with_the_client_and_goes_on_with_it() -> None:
@@ -311,7 +311,7 @@ async def test_a_stalled_client_is_given_up(shut: str) -> None:
         else:
             it.http.shut()
             it.stage.last.stream(ONE)
-    assert (it.exchange.phase, it.exchange.status, it.exchange.error_code) == (Phase.OVER, 499, "client_stalled")
+    assert (it.exchange.phase, it.exchange.response.status, it.exchange.response.error_code) == (Phase.OVER, 499, "client_stalled")
     assert it.stage.last.aborted
     assert it.errors == []
 
@@ -331,7 +331,7 @@ async def test_a_server_that_says_that_the_client_is_gone_is_believed() -> None:
     async with door(stream=True) as it:
         it.http.error = ConnectionResetError("gone")
         it.stage.last.stream(ONE)
-    assert (it.exchange.status, it.exchange.error_code, it.errors) == (499, "client_gone", [])
+    assert (it.exchange.response.status, it.exchange.response.error_code, it.errors) == (499, "client_gone", [])
     assert it.stage.last.aborted
 
 
@@ -341,7 +341,7 @@ async def test_a_fault_of_the_server_below_is_not_hidden() -> None:
         it.http.error = RuntimeError("a bug")
         it.stage.last.stream(ONE)
     assert [str(error) for error in it.errors] == ["a bug"]
-    assert it.exchange.status == 499
+    assert it.exchange.response.status == 499
 
 
 async def test_shutdown_reaches_the_client() -> None:

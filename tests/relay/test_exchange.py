@@ -23,9 +23,13 @@ from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.sse import DONE_EVENT, EVENTS_PER_CALL
 from multiverse_gateway.core.stored import lookup_of, response_not_found
 from multiverse_gateway.core.usage import NOBODY, OPERATOR
-from multiverse_gateway.relay.exchange import DRAINING_SECONDS, EMBEDDINGS, MAX_ERROR_BYTES, NOISE_BYTES, NOISE_SECONDS, Exchange
+from multiverse_gateway.relay.attempt import Attempt
+from multiverse_gateway.relay.body_readers import EMBEDDINGS, MAX_ERROR_BYTES
+from multiverse_gateway.relay.event_reader import NOISE_BYTES, NOISE_SECONDS
+from multiverse_gateway.relay.exchange import DRAINING_SECONDS, Exchange
 from multiverse_gateway.relay.ports import UNCOUNTED_BYTES, Limits, Phase
 from multiverse_gateway.relay.requests import Requests
+from multiverse_gateway.relay.server_search import ServerSearch
 from multiverse_gateway.relay.waiting import LOOK_SECONDS
 from support.answers import chat_event, error_body, messages_events, model_not_found, responses_events
 from support.exchanges import EVENTS, JSON, MODEL, SPEECH, RecordingCharge, RecordingClient, RecordingEngine, RecordingSending, server
@@ -80,8 +84,9 @@ def test_a_plain_answer_is_relayed_whole() -> None:
         b"x-multiverse-server": b"a",
     }
     assert stage.praised() == ["a"]
-    assert (exchange.first_byte_seconds, stage.load.latency(stage.servers[0].id)) == (2, 2)
-    assert (exchange.status, exchange.error_code, exchange.events, exchange.usage) == (200, None, 0, (0, 0))
+    assert exchange.attempt is not None
+    assert (exchange.attempt.first_byte_seconds, stage.load.latency(stage.servers[0].id)) == (2, 2)
+    assert (exchange.response.status, exchange.response.error_code, exchange.events, exchange.usage) == (200, None, 0, (0, 0))
     stage.check()
 
 
@@ -89,18 +94,21 @@ def test_a_running_attempt_shows_whether_its_server_lives() -> None:
     """The head counts as a byte; another attempt begins anew."""
     stage = engine("a", "b")
     exchange, _ = stage.begin()
-    assert not exchange.is_attempting
+    assert exchange.attempt is None
     exchange.start()
-    assert (exchange.is_attempting, exchange.attempt_began, exchange.received) == (True, stage.clock, 0)
+    first = stage.last.attempt
+    assert (first.is_running, first.began, first.received) == (True, stage.clock, 0)
     stage.last.head(500)
-    assert exchange.received == 1
+    assert first.received == 1
     stage.last.body(b"oh")
-    assert exchange.received == 3
+    assert first.received == 3
     stage.last.end()
     stage.wait(1)
-    assert (stage.tried(), exchange.attempt_began, exchange.received) == (["a", "b"], stage.clock, 0)
+    second = stage.last.attempt
+    assert (stage.tried(), first.is_running, second.began, second.received) == (["a", "b"], False, stage.clock, 0)
+    assert exchange.running is second
     stage.last.answer()
-    assert not exchange.is_attempting
+    assert (second.is_running, [each for each in stage.exchanges if each.running is not None]) == (False, [])
 
 
 def test_an_answer_without_content_type_is_called_json() -> None:
@@ -255,7 +263,7 @@ def test_draining_ends(ending: str) -> None:
         assert exchange.phase is Phase.DRAINING
         stage.wait(DRAINING_SECONDS)
         assert stage.last.aborted
-    assert (exchange.phase, exchange.status, exchange.error_code) == (Phase.OVER, 200, None)
+    assert (exchange.phase, exchange.response.status, exchange.response.error_code) == (Phase.OVER, 200, None)
     assert (client.data, stage.blamed(), stage.praised()) == (before, [], ["a"])
     stage.check()
 
@@ -405,7 +413,7 @@ def test_the_clients_own_mistakes_are_relayed_unchanged(status: int) -> None:
     assert stage.tried() == ["a"]
     assert stage.health("a").state is HealthState.HEALTHY
     assert stage.load.latency(stage.servers[0].id) is None
-    assert (exchange.status, exchange.error_code) == (status, "relayed")
+    assert (exchange.response.status, exchange.response.error_code) == (status, "relayed")
     stage.check()
 
 
@@ -552,7 +560,7 @@ def test_an_error_event_in_the_middle_ends_the_stream() -> None:
     stage.last.stream(ONE, ERROR, TWO)
     assert (client.data, client.ended) == (ONE + ERROR, True)
     assert (stage.tried(), stage.blamed(), stage.praised()) == (["a"], [("a", D)], [])
-    assert exchange.error_code == "upstream_error"
+    assert exchange.response.error_code == "upstream_error"
     stage.check()
 
 
@@ -871,6 +879,7 @@ def test_a_retry_does_not_wait_for_the_budget_for_ever() -> None:
     clients = [stage.start()[1] for _ in range(5)]
     for sending in list(stage.sendings):
         sending.answer(500)
+    assert [exchange.search.waits_for_budget for exchange in stage.exchanges] == [False] * 3 + [True] * 2
     stage.wait(0.25)
     stage.wait(10)
     assert [client.status for client in clients] == [None] * 3 + [504] * 2
@@ -1116,13 +1125,19 @@ def test_one_offer_asks_one_of_many_requests_that_need_the_same() -> None:
 
 
 def test_an_exchange_that_is_over_is_freed_without_the_garbage_collector() -> None:
-    """Whether it was served, waited or was refused, its ticket lets go of it."""
+    """Whether it was served, waited or was refused, its parts let go of it, and the reader of its answer of the attempt."""
     stage = queueing(max_queue=1)
-    exchanges = [stage.start()[0] for _ in range(3)]
-    for _ in range(2):
-        stage.last.answer()
+    exchanges = [stage.start(stream=stream)[0] for stream in (False, True, False)]
+    stage.last.answer()
+    stage.last.stream(ONE, LAST, DONE_EVENT)
+    stage.last.end()
     assert [exchange.phase for exchange in exchanges] == [Phase.OVER] * 3
-    assert not [exchange for exchange in exchanges if exchange in gc.get_referents(exchange.ticket)]
+    for exchange in exchanges:
+        attempt = exchange.attempt
+        parts = [exchange.search, exchange.response, *([] if attempt is None else [attempt, attempt.reader])]
+        wholes = [exchange, exchange.search, *([] if attempt is None else [attempt])]
+        found = [(type(part), type(whole)) for part in parts for whole in wholes if whole in gc.get_referents(part)]
+        assert set(found) <= {(Attempt, ServerSearch)}, "a cycle"
 
 
 def test_nobody_begins_to_wait_in_a_process_that_is_to_end() -> None:
@@ -1141,7 +1156,7 @@ def test_a_turn_that_comes_too_early_keeps_waiting() -> None:
     stage.slot_freed(MODEL)
     assert (exchange.phase, client.status, stage.room.queue.waiting(MODEL)) == (Phase.QUEUED, None, 1)
     leave(exchange)
-    exchange.turn()
+    exchange.search.turn()
     stage.check()
 
 
@@ -1170,7 +1185,7 @@ def test_a_slot_that_the_first_cannot_use_goes_to_the_next() -> None:
     _, plain = stage.start()
     stage.sendings[0].answer()
     stage.wait(LOOK_SECONDS)
-    assert stage.last.exchange.client is plain
+    assert stage.last.exchange.response.client is plain
     assert stream.is_silent
     stage.check()
 
@@ -1239,12 +1254,12 @@ def test_a_request_waits_no_longer_than_the_queue_timeout_in_all() -> None:
     exchange, client = stage.start()
     stage.wait(6)
     stage.sendings[0].answer()
-    assert (exchange.phase, exchange.ticket.waited_seconds) == (Phase.TRYING, 6)
-    cost = exchange.ticket.cost
+    assert (exchange.phase, exchange.search.waited_seconds) == (Phase.TRYING, 6)
+    cost = exchange.search.cost
     stage.wait(20)
     stage.last.answer(500)
     stage.wait(0.1)
-    assert (exchange.phase, exchange.ticket.cost, cost > 0) == (Phase.QUEUED, cost, True)
+    assert (exchange.phase, exchange.search.cost, cost > 0) == (Phase.QUEUED, cost, True)
     stage.wait(3.9)
     assert client.is_silent
     stage.wait(0.25)
@@ -1330,25 +1345,25 @@ def test_without_a_server_in_rotation_there_are_no_shares() -> None:
     stage.start(source="script")
     stage.set_health("a", state=HealthState.UNHEALTHY, by_traffic=True, next_probe=NextProbe(at=stage.clock + 5))
     assert stage.room.queue.crowd(MODEL).slots == 0
-    assert stage.room.queue.used_up(stage.begin(source="script")[0].ticket, stage.clock) is None
-    assert stage.room.queue.used_up(stage.begin(source="script", is_bulk=True)[0].ticket, stage.clock) is None
+    assert stage.room.queue.used_up(stage.begin(source="script")[0].search, stage.clock) is None
+    assert stage.room.queue.used_up(stage.begin(source="script", is_bulk=True)[0].search, stage.clock) is None
 
 
 def test_a_retry_on_the_same_server_keeps_to_the_share() -> None:
     """The slot that it had went to the client's next request: the retry waits in its place for another one, and is charged once."""
     stage = shared()
     script = [stage.start(source="script")[0] for _ in range(3)]
-    cost = script[0].ticket.cost
+    cost = script[0].search.cost
     stage.sendings[-2].fail(A)
     stage.set_health("a", state=HealthState.HEALTHY)
     stage.slot_freed(MODEL)
     assert (script[0].phase, script[2].phase) == (Phase.BACKOFF, Phase.TRYING)
     later, _ = stage.start(source="script")
     stage.wait(0.25)
-    assert (script[0].phase, stage.room.queue.order(MODEL)) == (Phase.QUEUED, [script[0].ticket, later.ticket])
+    assert (script[0].phase, stage.room.queue.order(MODEL)) == (Phase.QUEUED, [script[0].search, later.search])
     stage.last.answer()
     assert (stage.last.exchange, later.phase) == (script[0], Phase.QUEUED)
-    assert (script[0].ticket.cost, cost > 0) == (cost, True)
+    assert (script[0].search.cost, cost > 0) == (cost, True)
     stage.check()
 
 
@@ -1362,7 +1377,7 @@ def test_a_tick_that_is_not_due_does_nothing() -> None:
     second, client = stage.start()
     stage.wait(4)
     second.due = stage.clock + 1
-    second.deadline = second.ticket.joined_at = stage.clock + 100
+    second.deadline = second.search.joined_at = stage.clock + 100
     stage.wait(1)
     stage.find(alive=False)
     assert stage.blamed() == [("a", C)]
@@ -1543,7 +1558,7 @@ def test_large_embeddings_are_relayed_as_they_come() -> None:
     stage.last.body(body[: 1 << 20])
     assert client.is_silent
     stage.last.body(body[1 << 20 : 2 << 20])
-    assert (client.data, exchange.held) == (body[: 2 << 20], 0)
+    assert (client.data, exchange.response.held) == (body[: 2 << 20], 0)
     stage.last.body(body[2 << 20 :])
     stage.last.end()
     assert (client.data, client.ended, client.length, exchange.usage) == (body, True, None, (7, 0))
@@ -1564,7 +1579,7 @@ def test_large_embeddings_that_are_not_whole_are_cut(fault: str) -> None:
         stage.last.body(b"\xff" if fault == "text" else b"0" * 11)
     assert client.was_cut
     assert stage.blamed() == {"end": [("a", B)], "text": [("a", K)], "limit": []}[fault]
-    assert exchange.error_code == ("stream_limit_reached" if fault == "limit" else "upstream_stream_interrupted")
+    assert exchange.response.error_code == ("stream_limit_reached" if fault == "limit" else "upstream_stream_interrupted")
     stage.check()
 
 
@@ -1590,7 +1605,7 @@ def test_an_endless_answer_is_stopped_by_size(stream: bool) -> None:
     assert not client.is_finished
     stage.last.body(ONE)
     assert (client.was_cut, stage.last.aborted, stage.blamed()) == (True, True, [])
-    assert exchange.error_code == "stream_limit_reached"
+    assert exchange.response.error_code == "stream_limit_reached"
     if stream:
         assert trailing_error(client, ONE * 3)["code"] == "stream_limit_reached"
     else:
@@ -1619,7 +1634,7 @@ def test_an_event_over_the_limit_is_nobodys_fault(path: str, setting: str) -> No
     stage = engine("a", "b", limits=Limits(max_event_bytes=1000, max_large_event_bytes=1000))
     exchange, client = stage.start(stream=True, path=path)
     stage.last.stream(b"data: " + b"x" * 600, b"x" * 600)
-    assert (client.status, code(client), exchange.error_code) == (502, "answer_too_large", "answer_too_large")
+    assert (client.status, code(client), exchange.response.error_code) == (502, "answer_too_large", "answer_too_large")
     assert client.headers[b"x-should-retry"] == b"false"
     message = json.loads(client.data)["error"]["message"]
     assert "1000 bytes" in message
@@ -1629,7 +1644,7 @@ def test_an_event_over_the_limit_is_nobodys_fault(path: str, setting: str) -> No
     exchange, client = stage.start(stream=True, path=path)
     stage.last.stream(ONE, b"data: " + b"x" * 600, b"x" * 600)
     assert setting.encode() in client.data.removeprefix(ONE)
-    assert (client.was_cut, exchange.error_code, stage.blamed()) == (True, "stream_limit_reached", [])
+    assert (client.was_cut, exchange.response.error_code, stage.blamed()) == (True, "stream_limit_reached", [])
     stage.check()
 
 
@@ -1647,8 +1662,8 @@ def test_events_outside_of_chats_may_be_larger() -> None:
 
 
 def leave(exchange: Exchange) -> None:
-    assert isinstance(exchange.client, RecordingClient)
-    exchange.client.gone = True
+    assert isinstance(exchange.response.client, RecordingClient)
+    exchange.response.client.gone = True
     exchange.client_gone()
 
 
@@ -1689,14 +1704,14 @@ def test_a_client_that_leaves_frees_everything_at_once(phase: Phase, how: str) -
     blamed = stage.blamed()
     client.gone = True
     getattr(exchange, how)()
-    assert (exchange.phase, exchange.status, exchange.error_code) == (Phase.OVER, 499, how)
+    assert (exchange.phase, exchange.response.status, exchange.response.error_code) == (Phase.OVER, 499, how)
     assert not [sending for sending in stage.of(exchange) if sending.is_live]
     assert stage.room.queue.waiting(MODEL) == 0
     assert stage.blamed() == blamed
     stage.check()
     exchange.client_gone()
     exchange.start()
-    exchange.turn()
+    exchange.search.turn()
     stage.clock += 1000
     exchange.tick(stage.clock)
     stage.check()
@@ -1705,9 +1720,9 @@ def test_a_client_that_leaves_frees_everything_at_once(phase: Phase, how: str) -
 @pytest.mark.parametrize("phase", [Phase.DRAINING, Phase.OVER])
 def test_a_client_that_leaves_after_the_end_changes_nothing(phase: Phase) -> None:
     stage, exchange, _ = in_phase(phase)
-    before = exchange.status
+    before = exchange.response.status
     leave(exchange)
-    assert (exchange.phase, exchange.status) == (phase, before)
+    assert (exchange.phase, exchange.response.status) == (phase, before)
     stage.check()
 
 
@@ -1785,7 +1800,7 @@ def test_shutdown_tells_a_stream_why_it_ends() -> None:
     stage, exchange, client = in_phase(Phase.RELAYING)
     exchange.interrupt()
     assert trailing_error(client, ONE)["code"] == "gateway_shutting_down"
-    assert (client.was_cut, stage.last.aborted, stage.blamed(), exchange.error_code) == (True, True, [], "gateway_shutting_down")
+    assert (client.was_cut, stage.last.aborted, stage.blamed(), exchange.response.error_code) == (True, True, [], "gateway_shutting_down")
     stage.check()
 
 
@@ -1833,7 +1848,16 @@ def outcome(data: bytes, pieces: list[bytes]) -> tuple[object, ...]:
     stage.last.stream(*pieces)
     stage.last.end()
     stage.check()
-    return client.status, client.data, client.ended, client.was_cut, stage.blamed(), stage.praised(), exchange.error_code, exchange.events
+    return (
+        client.status,
+        client.data,
+        client.ended,
+        client.was_cut,
+        stage.blamed(),
+        stage.praised(),
+        exchange.response.error_code,
+        exchange.events,
+    )
 
 
 def test_a_stream_may_end_before_the_line_feed_of_its_last_line() -> None:
@@ -2010,14 +2034,19 @@ class Traffic(RuleBasedStateMachine):
     @rule(number=exchanges, how=st.sampled_from(["client_gone", "client_stalled"]))
     def client_leaves(self, number: int, how: str) -> None:
         exchange = self.pick(number)
-        assert isinstance(exchange.client, RecordingClient)
-        exchange.client.gone = True
+        assert isinstance(exchange.response.client, RecordingClient)
+        exchange.response.client.gone = True
         getattr(exchange, how)()
 
     @precondition(has_exchanges)
-    @rule(number=exchanges, say=st.sampled_from(["client_clogged", "client_drained", "turn"]))
+    @rule(number=exchanges, say=st.sampled_from(["client_clogged", "client_drained"]))
     def say(self, number: int, say: str) -> None:
         getattr(self.pick(number), say)()
+
+    @precondition(has_exchanges)
+    @rule(number=exchanges)
+    def give_turn(self, number: int) -> None:
+        self.pick(number).search.turn()
 
     @precondition(has_exchanges)
     @rule(number=exchanges)
@@ -2064,10 +2093,10 @@ class Traffic(RuleBasedStateMachine):
             rounds += 1
             assert rounds < 1000
         for exchange in self.stage.exchanges:
-            if exchange.phase is Phase.QUEUED and self.stage.room.queue.used_up(exchange.ticket, self.stage.clock) is None:
-                found = self.stage.candidates(exchange.envelope, frozenset(), self.stage.clock)
+            if exchange.phase is Phase.QUEUED and self.stage.room.queue.used_up(exchange.search, self.stage.clock) is None:
+                found = self.stage.candidates(exchange.request.envelope, frozenset(), self.stage.clock)
                 assert found is not None
-                assert {server.id for server in found.ready} <= {attempt.server_id for attempt in exchange.attempts}
+                assert {server.id for server in found.ready} <= {attempt.server_id for attempt in exchange.search.failures}
 
     @invariant()
     def holds(self) -> None:
@@ -2075,13 +2104,13 @@ class Traffic(RuleBasedStateMachine):
         stage.check()
         assert stage.room.queue.waiting(MODEL) == sum(exchange.phase is Phase.QUEUED for exchange in stage.exchanges)
         for number, exchange in enumerate(stage.exchanges):
-            client = exchange.client
+            client = exchange.response.client
             assert isinstance(client, RecordingClient)
             tried = [sending.server.id for sending in stage.of(exchange)]
-            assert len(tried) == exchange.tried <= 3
+            assert len(tried) == exchange.search.tried <= 3
             again = len(tried) > 1 and tried[0] == tried[1]
             assert len(set(tried)) == len(tried) - again, "a server tried twice"
-            assert not again or exchange.attempts[0].failure.kind is A
+            assert not again or exchange.search.failures[0].failure.kind is A
             if client.relayed:
                 assert self.committed.setdefault(number, len(tried)) == len(tried), "a retry after the first event"
                 if client.headers[b"content-type"] == EVENTS[b"content-type"]:
@@ -2139,7 +2168,7 @@ def test_a_refusal_for_the_limit_at_once_says_whose_it_is_and_when_to_come_again
     message = json.loads(refused.data)["error"]["message"]
     assert "your key has 2 requests running or waiting; its limit is 2" in message
     assert (refused.headers[b"retry-after"], refused.headers[b"retry-after-ms"]) == (b"3", b"3000")
-    assert cast(RecordingCharge, exchange.charge).taken_back == 1
+    assert cast(RecordingCharge, exchange.request.charge).taken_back == 1
     for name in (NOBODY, OPERATOR):
         _, refused = limited(stage, caller=name)
         assert "your address has 2" in json.loads(refused.data)["error"]["message"]
@@ -2156,9 +2185,9 @@ def test_a_request_that_waits_or_fails_over_is_never_turned_away() -> None:
     assert (first.phase, second.phase) == (Phase.TRYING, Phase.TRYING)
     stage.of(first)[0].fail(B)
     stage.wait(1)
-    assert (first.phase, first.tried) == (Phase.QUEUED, 1)
+    assert (first.phase, first.search.tried) == (Phase.QUEUED, 1)
     stage.of(second)[0].answer()
-    assert (first.phase, first.tried) == (Phase.TRYING, 2)
+    assert (first.phase, first.search.tried) == (Phase.TRYING, 2)
     stage.check()
 
 
@@ -2227,11 +2256,11 @@ def test_ten_thousand_random_events_leave_nothing_behind() -> None:
                 stage.table = with_health(stage.table, *chance.choice(healthy))
         stage.check()
         if len(stage.over) >= 20:
-            ends.update(exchange.error_code or exchange.status for exchange in stage.over)
+            ends.update(exchange.response.error_code or exchange.response.status for exchange in stage.over)
             stage.forget_the_dead()
     for exchange in list(stage.exchanges):
         leave(exchange)
-    ends.update(exchange.error_code or exchange.status for exchange in stage.over)
+    ends.update(exchange.response.error_code or exchange.response.status for exchange in stage.over)
     stage.check()
     assert not stage.room.at_once.total
     assert not stage.load.total
@@ -2256,7 +2285,7 @@ def test_a_server_that_refuses_our_own_question_is_asked_without_it(status: int)
     engine.last.head(status, JSON)
     engine.last.body(b'{"error": {"message": "unknown field stream_options"}}')
     engine.last.end()
-    assert (engine.tried(), client.is_silent, exchange.tried, engine.blamed()) == (["a", "a"], True, 1, [])
+    assert (engine.tried(), client.is_silent, exchange.search.tried, engine.blamed()) == (["a", "a"], True, 1, [])
     engine.last.head(status, JSON)
     engine.last.body(b'{"error": {"message": "stream_options again"}}')
     engine.last.end()
@@ -2278,9 +2307,9 @@ def test_a_large_refusal_of_our_own_question_is_not_held() -> None:
     exchange, client = stage.start(stream=True)
     stage.last.head(400, JSON)
     stage.last.body(b'{"error": {"message": "unknown field stream_options"}}' + b" " * 2 * UNCOUNTED_BYTES)
-    assert exchange.held > 0
+    assert exchange.response.held > 0
     stage.last.end()
-    assert (exchange.held, stage.tried()) == (0, ["a", "a"])
+    assert (exchange.response.held, stage.tried()) == (0, ["a", "a"])
     stage.last.stream(ONE)
     assert client.status == 200
     stage.check()
@@ -2312,7 +2341,7 @@ def test_a_server_may_refuse_our_own_question_with_status_200(how: str, error: b
         stage.last.answer(200, JSON, error)
     else:
         stage.last.stream(b"data: " + error + b"\n\n")
-    assert (stage.tried(), client.is_silent, exchange.tried, stage.blamed()) == (["a", "a"], True, 1, [])
+    assert (stage.tried(), client.is_silent, exchange.search.tried, stage.blamed()) == (["a", "a"], True, 1, [])
     stage.last.stream(ONE, LAST, DONE_EVENT)
     assert (client.data, stage.refusers) == (ONE + LAST + DONE_EVENT, ["a"])
     stage.check()
@@ -2335,13 +2364,13 @@ def test_a_server_that_answers_our_question_with_more_is_not_asked_again(more: b
 def test_a_server_that_left_is_not_asked_again_without_our_question(leave: Callable[[RecordingEngine, str], None]) -> None:
     """Its owner's DELETE or PUT is final: the old address gets nothing more; who is there now gets the request as it was written."""
     stage = asking(RecordingEngine([server("a"), server("b")]))
-    exchange, client = stage.start(stream=True)
+    _, client = stage.start(stream=True)
     old = stage.last.server
     leave(stage, "a")
     refuse(stage.last)
     assert len(stage.sendings) == 2
     assert stage.last.server is not old
-    assert not exchange.asks_usage
+    assert not stage.last.attempt.asks_usage
     stage.last.stream(ONE)
     assert client.status == 200
     assert stage.refusers == [], "nothing is known of the new one"
@@ -2420,8 +2449,8 @@ def test_who_asks_learns_why() -> None:
     """In a header of the answer, one reason for each attempt; what only the log wants is not shown."""
     engine = RecordingEngine([server("a"), server("b")])
     for shows in (True, False):
-        exchange, client = engine.begin()
-        exchange.why, exchange.shows_why = [], shows
+        exchange, client = engine.begin(explains=shows)
+        exchange.why = []
         exchange.start()
         engine.last.fail(FailureClass.CONNECT)
         engine.wait(1)
@@ -2441,6 +2470,18 @@ def test_a_raw_answer_waits_for_its_client_as_long_as_a_stream_may_last() -> Non
     assert (stage.last.paused, exchange.due) == (True, exchange.deadline)
     stage.wait(500)
     assert not client.is_finished
+    exchange.client_drained()
+    assert (stage.last.paused, exchange.due) == (False, stage.clock + 60)
+    stage.check()
+
+
+def test_a_raw_answer_of_which_only_the_head_came_has_the_time_of_a_first_byte() -> None:
+    """A head alone is no part of the answer: the server gets what a long prompt may take, not what a silence may."""
+    stage = engine("a", limits=Limits(first_byte_timeout=10, idle_timeout=1))
+    exchange, client = stage.start(path=SPEECH)
+    stage.last.head(200, {b"content-type": b"audio/mpeg"})
+    stage.wait(10)
+    assert (len(stage.checks.asked), exchange.due, client.is_silent) == (1, exchange.deadline, True)
     stage.check()
 
 
@@ -2450,17 +2491,17 @@ def test_a_raw_answer_waits_for_its_client_as_long_as_a_stream_may_last() -> Non
 def stale(stage: RecordingEngine) -> None:
     """End the newest attempt as the wire ends one on a connection that the server had closed."""
     stage.last.over = True
-    stage.last.exchange.failed(Failure(B, "stale", is_stale=True))
+    stage.last.attempt.failed(Failure(B, "stale", is_stale=True))
 
 
 def test_a_request_whose_kept_connection_died_goes_to_the_same_server_on_a_new_one() -> None:
     """It counts as an attempt, blames nobody, and is the only second attempt on one server (S5)."""
     stage = engine("a", "b")
     exchange, client = stage.start()
-    assert not exchange.replays
+    assert not stage.last.attempt.is_replay
     stale(stage)
     stage.check()
-    assert (stage.tried(), exchange.replays, exchange.tried) == (["a", "a"], True, 2)
+    assert (stage.tried(), stage.last.attempt.is_replay, exchange.search.tried) == (["a", "a"], True, 2)
     assert stage.health("a") == fresh(1, now=1000.0, wall=1000.0, policy=stage.health_book.policy)
     stage.last.answer()
     assert (client.status, client.headers[b"x-multiverse-attempts"], client.headers[b"x-gateway-server-id"]) == (200, b"2", b"a")
@@ -2471,11 +2512,11 @@ def test_a_request_whose_kept_connection_died_goes_to_the_same_server_on_a_new_o
 def test_a_request_that_kills_servers_gets_three_attempts_in_all() -> None:
     """S5: whatever connections it went out on."""
     stage = engine("a", "b", "c")
-    exchange, client = stage.start()
+    _, client = stage.start()
     stale(stage)
     stage.last.fail(B)
     stage.wait(0.1)
-    assert (stage.tried(), exchange.replays) == (["a", "a", "b"], False)
+    assert (stage.tried(), stage.last.attempt.is_replay) == (["a", "a", "b"], False)
     stale(stage)
     assert (client.status, stage.tried()) == (504, ["a", "a", "b"])
     assert client.headers[b"x-multiverse-attempts"] == b"3"
@@ -2651,10 +2692,10 @@ def test_a_large_answer_counts_until_its_client_has_it() -> None:
     exchange, client = stage.start(RecordingClient(is_slow=True))
     stage.last.head()
     stage.last.body(BIG[:UNCOUNTED_BYTES])
-    assert exchange.held == 0
+    assert exchange.response.held == 0
     stage.last.body(BIG[UNCOUNTED_BYTES:])
     stage.last.end()
-    assert (client.data, exchange.phase, exchange.held, stage.answer_bytes) == (BIG, Phase.OVER, len(BIG), len(BIG))
+    assert (client.data, exchange.phase, exchange.response.held, stage.answer_bytes) == (BIG, Phase.OVER, len(BIG), len(BIG))
     stage.check()
     exchange.taken()
     exchange.taken()
@@ -2672,7 +2713,7 @@ def test_an_answer_beyond_the_budget_is_refused_and_blames_nobody() -> None:
     stage.last.body(BIG)
     assert (first.data, second.status, code(second)) == (BIG, 503, "overloaded")
     assert b"retry-after" in second.headers
-    assert (stage.blamed(), exchange.held, stage.answer_bytes) == ([], 0, len(BIG))
+    assert (stage.blamed(), exchange.response.held, stage.answer_bytes) == ([], 0, len(BIG))
     stage.check()
 
 
@@ -2711,7 +2752,7 @@ def test_a_large_refusal_counts_until_another_attempt_replaces_it() -> None:
     stage.last.answer(404, body=body)
     assert stage.answer_bytes == len(body)
     stage.wait(0.1)
-    assert (stage.answer_bytes, exchange.attempts[0].failure.body) == (0, b"")
+    assert (stage.answer_bytes, exchange.search.failures[0].failure.body) == (0, b"")
     stage.last.answer(404, body=body)
     assert (client.data, stage.answer_bytes) == (body, 0)
     stage.check()
@@ -2729,7 +2770,7 @@ def test_an_unfinished_event_counts_once_it_is_large() -> None:
     stage.last.body(b"x" * 60_000)
     stage.last.body(b"x" * 90_000)
     assert client.was_cut
-    assert exchange.error_code == "overloaded"
+    assert exchange.response.error_code == "overloaded"
     assert (stage.answer_bytes, stage.blamed()) == (0, [])
     stage.check()
 
@@ -2760,7 +2801,7 @@ def test_a_server_that_is_lost_during_a_pause_is_replaced() -> None:
     stage.stopped = 10_000.0
     stage.last.fail(FailureClass.CONNECT)
     stage.wait(1.0)
-    assert (exchange.phase, client.is_silent, len(exchange.attempts)) == (Phase.TRYING, True, 1)
+    assert (exchange.phase, client.is_silent, len(exchange.search.failures)) == (Phase.TRYING, True, 1)
 
 
 def test_a_wait_for_the_retry_budget_is_moved_too() -> None:
@@ -2851,7 +2892,7 @@ def test_a_client_that_left_meanwhile_is_forgotten() -> None:
             exchange.located(stage.servers[0])
         else:
             exchange.not_located(response_not_found())
-        assert (client.is_silent, stage.tried(), exchange.status) == (True, [], 499)
+        assert (client.is_silent, stage.tried(), exchange.response.status) == (True, [], 499)
         stage.check()
 
 
@@ -2871,7 +2912,7 @@ def test_a_server_that_leaves_before_its_turn_takes_the_response_with_it(change:
     exchange.located(stage.servers[0])
     assert exchange.phase is Phase.QUEUED
     change(stage, "a")
-    exchange.turn()
+    exchange.search.turn()
     assert (client.status, code(client)) == (404, "response_not_found")
 
 
@@ -3016,7 +3057,7 @@ def test_a_waiting_stream_tells_its_place() -> None:
     assert (client.relayed, client.ended) == (ONE + LAST + DONE_EVENT, True)
     assert client.data.endswith(client.comments[4] + client.relayed), "no comment after the first event"
     stage.wait_on(20)
-    assert (exchange.status, exchange.error_code, exchange.events, len(client.comments)) == (200, None, 3, 5)
+    assert (exchange.response.status, exchange.response.error_code, exchange.events, len(client.comments)) == (200, None, 3, 5)
     stage.check()
 
 
@@ -3094,7 +3135,7 @@ def test_failover_goes_on_after_a_comment() -> None:
     assert exchange.phase is Phase.TRYING
     stage.last.stream(ONE, LAST, DONE_EVENT)
     assert json.loads(client.comments[2].removeprefix(b": headers "))["x-multiverse-attempts"] == "2"
-    assert (client.relayed, client.status, exchange.status) == (ONE + LAST + DONE_EVENT, 200, 200)
+    assert (client.relayed, client.status, exchange.response.status) == (ONE + LAST + DONE_EVENT, 200, 200)
     stage.check()
 
 
@@ -3106,7 +3147,7 @@ def test_a_refusal_after_a_comment_is_an_event() -> None:
     stage.wait_on(10)
     error = refusal(client)
     assert (error["code"], error["type"], error["param"]) == ("overloaded", "service_unavailable_error", None)
-    assert (exchange.status, exchange.error_code, exchange.actual_cost()) == (200, "overloaded", 0.0)
+    assert (exchange.response.status, exchange.response.error_code, exchange.search.actual_cost()) == (200, "overloaded", 0.0)
     stage.check()
 
     stage = queueing()
@@ -3123,7 +3164,7 @@ def test_a_refusal_after_a_comment_is_an_event() -> None:
     stage.wait_on(1)
     stage.last.answer(400, body=b'{"error":{"message":"too long","type":"invalid_request_error","n_ctx":4096}}')
     assert refusal(client) == {"message": "too long", "type": "invalid_request_error", "param": None, "code": None, "n_ctx": 4096}
-    assert (exchange.status, exchange.error_code) == (200, "relayed")
+    assert (exchange.response.status, exchange.response.error_code) == (200, "relayed")
     stage.check()
 
     stage = engine("a")
@@ -3180,7 +3221,7 @@ def test_a_client_that_leaves_gets_no_further_comment(waits: bool) -> None:
     leave(exchange)
     before = client.comments
     stage.wait_on(20)
-    assert (client.comments, exchange.status, exchange.error_code) == (before, 499, "client_gone")
+    assert (client.comments, exchange.response.status, exchange.response.error_code) == (before, 499, "client_gone")
     stage.check()
 
 

@@ -739,7 +739,7 @@ async def test_a_client_that_leaves_is_noticed_in_every_phase(phase: str, how: s
         visitor.leave(how)
         await until(lambda: not it.listener.connections)
         if phase in ("queue", "attempt", "relay"):
-            assert (it.hall.last.phase, it.hall.last.status, it.hall.last.error_code) == (Phase.OVER, 499, "client_gone")
+            assert (it.hall.last.phase, it.hall.last.response.status, it.hall.last.response.error_code) == (Phase.OVER, 499, "client_gone")
         if busy is not None:
             busy.client_gone()
 
@@ -784,7 +784,7 @@ async def test_a_client_that_takes_nothing_is_cut_off(what: str) -> None:
             sending.answer(body=b'["' + b"x" * (12 << 20) + b'"]')
         await until(lambda: not it.listener.connections)
         if what == "stream":
-            assert (it.hall.last.status, it.hall.last.error_code) == (499, "client_stalled")
+            assert (it.hall.last.response.status, it.hall.last.response.error_code) == (499, "client_stalled")
 
 
 async def test_a_slow_client_is_not_a_stalled_one() -> None:
@@ -845,4 +845,4 @@ async def test_the_end_can_be_hurried() -> None:
         end.cancel()
         await visitor.end()
         await until(lambda: not it.listener.connections)
-        assert it.hall.last.error_code == "client_gone"
+        assert it.hall.last.response.error_code == "client_gone"

@@ -6,54 +6,41 @@ import json
 
 import attrs
 import pytest
+from msgspec.structs import replace
 
-from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.reading import read_envelope
 from multiverse_gateway.core.servers import Server
+from multiverse_gateway.relay.ports import ClientRequest
 from multiverse_gateway.relay.requests import COPIED_BYTES, MAX_PREFIXES, Requests
 from multiverse_gateway.testing.store import make_server
 
 JSON = b"application/json"
 
 
-@attrs.define
-class Request:
-    """What is to be sent, as an exchange has it."""
-
-    envelope: Envelope
-    body_bytes: bytes
-    content_type: bytes = JSON
-    query: bytes = b""
-    forwarded: bytes = b""
-    request_id: str = "request-1"
-    refuser: Server | None = None
-    asks_usage: bool = False
-
-
-def chat(fields: dict[str, object] | None = None, *, padding: int = 0) -> Request:
+def chat(fields: dict[str, object] | None = None, *, padding: int = 0) -> ClientRequest:
     """Return a chat request with such further fields."""
     body = json.dumps({"model": "tiny", "messages": [], "user": "x" * padding, **(fields or {})}).encode()
     envelope = read_envelope("/v1/chat/completions", "application/json", body)
-    return Request(envelope, body)
+    return ClientRequest(envelope, body, JSON, b"", "request-1", 0.0)
 
 
-def sent(requests: Requests, server: Server, request: Request) -> tuple[bytes, bytes]:
-    """Write a request; return its head and its body."""
-    _, parts = requests.write(server, request)
+def sent(requests: Requests, server: Server, request: ClientRequest, *, refuser: Server | None = None) -> tuple[bytes, bytes]:
+    """Write a request as an attempt does; return its head and its body."""
+    asks_usage = request.envelope.leaves_usage and requests.may_ask_usage(server, refuser)
+    _, parts = requests.write(server, request, asks_usage=asks_usage)
     head, _, body = b"".join(parts).partition(b"\r\n\r\n")
+    assert asks_usage is (b'"include_usage":true' in body.replace(b" ", b""))
     return head, body
 
 
-def asks(requests: Requests, server: Server, request: Request) -> bool:
-    """Return whether the request asks for token counts; the exchange knows it, too."""
-    _, body = sent(requests, server, request)
-    assert request.asks_usage is (b"include_usage" in body)
-    return request.asks_usage
+def asks(requests: Requests, server: Server, request: ClientRequest) -> bool:
+    """Return whether the request asks for token counts."""
+    return b"include_usage" in sent(requests, server, request)[1]
 
 
 def test_the_head_names_server_path_request_and_length() -> None:
     server = make_server("s", endpoint_url="http://192.0.2.7:8000/api", api_key="secret", model_name="tiny")
-    request = attrs.evolve(chat(), query=b"api-version=1", forwarded=b"openai-beta: a\r\n")
+    request = replace(chat(), query=b"api-version=1", forwarded=b"openai-beta: a\r\n")
     head, body = sent(Requests(), server, request)
     lines = head.split(b"\r\n")
     assert lines[:2] == [b"POST /api/v1/chat/completions?api-version=1 HTTP/1.1", b"host: 192.0.2.7:8000"]
@@ -114,9 +101,8 @@ def test_a_stream_is_not_asked_for_its_tokens(why: str) -> None:
     fields: dict[str, object] = {"stream": True}
     if why == "the client decides":
         fields["stream_options"] = {"include_usage": False}
-    request = chat(fields)
-    request.refuser = server if why == "another server refused" else None
-    _, body = sent(Requests(count_stream_tokens=why != "setting"), server, request)
+    refuser = make_server("other") if why == "another server refused" else None
+    _, body = sent(Requests(count_stream_tokens=why != "setting"), server, chat(fields), refuser=refuser)
     assert json.loads(body).get("stream_options") == fields.get("stream_options")
 
 

@@ -26,10 +26,11 @@ from multiverse_gateway.core.routing import (
 )
 from multiverse_gateway.core.servers import Capabilities, Server, ServerId
 from multiverse_gateway.health_book import HealthBook
+from multiverse_gateway.relay.attempt import Attempt
 from multiverse_gateway.relay.commentary import LOOK_SECONDS, Commentary
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import Headers
-from multiverse_gateway.relay.ports import Charge, Client, Limits, Phase
+from multiverse_gateway.relay.ports import Charge, Client, ClientRequest, Limits, Phase
 from multiverse_gateway.relay.requests import Requests
 from multiverse_gateway.relay.waiting import WaitingRoom
 from multiverse_gateway.stores.memory import MemoryStore
@@ -168,11 +169,16 @@ class RecordingClient:
 class RecordingSending:
     """One attempt, driven by the test: what it says reaches the exchange as long as the wire would let it."""
 
-    server: Server
+    attempt: Attempt
     exchange: Exchange
     aborted: bool = False
     over: bool = False
     paused: bool = False
+
+    @property
+    def server(self) -> Server:
+        """The server of the attempt."""
+        return self.attempt.server
 
     @property
     def is_live(self) -> bool:
@@ -197,25 +203,25 @@ class RecordingSending:
     def head(self, status: int = 200, headers: Mapping[bytes, bytes] = JSON) -> None:
         """Say the head of the answer."""
         assert self.is_live
-        self.exchange.head(status, headers)
+        self.attempt.head(status, headers)
 
     def body(self, *pieces: bytes) -> None:
         """Say pieces of the body until the exchange hears no more."""
         for piece in pieces:
             if self.is_live:
-                self.exchange.body(piece)
+                self.attempt.body(piece)
 
     def end(self) -> None:
         """Say that the answer is complete, unless it was aborted."""
         if self.is_live:
             self.over = True
-            self.exchange.end()
+            self.attempt.end()
 
     def fail(self, kind: FailureClass = FailureClass.BROKEN) -> None:
         """Break."""
         assert self.is_live
         self.over = True
-        self.exchange.failed(failure(kind))
+        self.attempt.failed(failure(kind))
 
     def answer(self, status: int = 200, headers: Mapping[bytes, bytes] = JSON, body: bytes = b'{"ok":true}') -> None:
         """Say a whole answer."""
@@ -240,21 +246,20 @@ class RecordingPlaces:
         """Note who looks for a stored response; the test says where it is."""
         self.locating.append(exchange)
 
-    def keep(self, exchange: Exchange, response_id: str) -> None:
+    def keep(self, source: str, server: Server, response_id: str) -> None:
         """Note the response and the server that has it."""
-        assert exchange.server is not None
-        self.stored.append((exchange.server.id, response_id))
+        self.stored.append((server.id, response_id))
 
 
 @attrs.define(eq=False)
 class RecordingChecks:
     """The checks that exchanges ask for; the test says what they find."""
 
-    asked: list[tuple[Exchange, Server]] = attrs.field(factory=list)
+    asked: list[tuple[Server, Callable[[bool], None]]] = attrs.field(factory=list)
 
-    def ask(self, exchange: Exchange, server: Server) -> None:
-        """Note who asked about which server."""
-        self.asked.append((exchange, server))
+    def ask(self, server: Server, probed: Callable[[bool], None]) -> None:
+        """Note the server, and what is to be called with the result."""
+        self.asked.append((server, probed))
 
 
 class RecordingHealth(HealthBook):
@@ -392,13 +397,15 @@ class RecordingEngine:
         """Take the first."""
         return servers[0]
 
-    def send(self, server: Server, exchange: Exchange) -> RecordingSending:
+    def send(self, attempt: Attempt) -> RecordingSending:
         """Note the attempt; the earlier one of the exchange must be closed by now."""
+        server, exchange = attempt.server, attempt.exchange
+        assert isinstance(exchange, Exchange)
         assert not [sending for sending in self.of(exchange) if sending.is_live], "two attempts at a time"
         is_within = server.max_concurrency is None or self.load.in_flight(server.id) <= server.max_concurrency
-        assert is_within or exchange.envelope.is_lookup, "over the cap"
-        self.requests.write(server, exchange)
-        sending = RecordingSending(server, exchange)
+        assert is_within or attempt.request.envelope.is_lookup, "over the cap"
+        self.requests.write(server, attempt.request, asks_usage=attempt.asks_usage)
+        sending = RecordingSending(attempt, exchange)
         self.sendings.append(sending)
         return sending
 
@@ -449,7 +456,7 @@ class RecordingEngine:
         """Note the end, which comes once."""
         assert exchange not in self.over
         self.commentary.discard(exchange)
-        self.room.at_once.give_back(exchange.source)
+        self.room.at_once.give_back(exchange.request.source)
         self.over.append(exchange)
 
     # For tests
@@ -469,27 +476,28 @@ class RecordingEngine:
         max_at_once: int = 0,
         charge: Charge | None = None,
         caller: str = "",
+        explains: bool = False,
         **fields: object,
     ) -> Exchange:
         """Make an exchange that is not started yet, of the envelope or of one with the `fields`."""
-        exchange = Exchange(
-            self,
+        request = ClientRequest(
             asked or envelope(**fields),  # type: ignore[arg-type]
-            client,
             body=b"{}",
             content_type=b"application/json",
             query=b"",
             request_id=f"request-{len(self.exchanges)}",
             arrived=self.clock,
+            caller=caller,
             source=source or f"client-{len(self.exchanges)}",
+            charge=charge,
+            max_at_once=max_at_once,
             is_bulk=is_bulk,
             wants_comments=wants_comments,
-            max_at_once=max_at_once,
-            charge=charge,
-            caller=caller,
+            explains=explains,
         )
-        self.room.at_once.take(exchange.source)
-        if exchange.comments is not None:
+        exchange = Exchange(self, request, client)
+        self.room.at_once.take(exchange.request.source)
+        if exchange.response.comments is not None:
             self.commentary.add(exchange)
         self.exchanges.append(exchange)
         exchange.number = len(self.exchanges)
@@ -515,8 +523,8 @@ class RecordingEngine:
     def find(self, *, alive: bool) -> None:
         """Let the probes end that were asked for."""
         asked, self.checks.asked = self.checks.asked, []
-        for exchange, server in asked:
-            exchange.probed(server, alive=alive)
+        for _, probed in asked:
+            probed(alive)
 
     def turn(self) -> None:
         """Make the calls that are ready, as one turn of the event loop does."""
@@ -588,28 +596,28 @@ class RecordingEngine:
         assert self.load.total == len(running), "slots and attempts differ"
         for exchange in self.exchanges:
             live = [sending for sending in self.of(exchange) if sending.is_live]
-            client = exchange.client
+            client = exchange.response.client
             assert isinstance(client, RecordingClient)
             assert len(live) <= 1
             assert bool(live) == (exchange.phase in (Phase.TRYING, Phase.RELAYING, Phase.DRAINING))
             assert (exchange.phase is Phase.OVER) == (exchange in self.over)
             if exchange.phase is Phase.OVER:
                 assert client.gone or client.is_finished
-                assert client.gone or exchange.status == client.status
+                assert client.gone or exchange.response.status == client.status
             if exchange.phase in (Phase.CHOOSING, Phase.QUEUED, Phase.TRYING, Phase.BACKOFF):
                 assert client.status == (200 if client.comments else None)
                 assert not client.relayed
             if client.status is not None:
-                assert exchange.sent_bytes == len(client.relayed)
+                assert exchange.response.sent_bytes == len(client.relayed)
         for capped in self.servers:
             assert capped.max_concurrency is None or self.load.in_flight(capped.id) <= capped.max_concurrency
-        assert self.answer_bytes == sum(exchange.held for exchange in self.exchanges)
-        alive = Counter(exchange.source for exchange in self.exchanges if exchange.phase is not Phase.OVER)
+        assert self.answer_bytes == sum(exchange.response.held for exchange in self.exchanges)
+        alive = Counter(exchange.request.source for exchange in self.exchanges if exchange.phase is not Phase.OVER)
         assert {client: self.room.at_once.live(client) for client in self.room.at_once.clients} == alive
         for exchange in self.exchanges:
-            if isinstance(exchange.charge, RecordingCharge):
-                is_turned_away = exchange.error_code == "too_many_at_once"
-                assert exchange.charge.taken_back == is_turned_away, "a refused request uses up something, or another one nothing"
-                assert not is_turned_away or not exchange.tried
+            if isinstance(exchange.request.charge, RecordingCharge):
+                is_turned_away = exchange.response.error_code == "too_many_at_once"
+                assert exchange.request.charge.taken_back == is_turned_away, "a refused request uses up something, or another one nothing"
+                assert not is_turned_away or not exchange.search.tried
         if len(self.over) == len(self.exchanges):
             assert not any(self.load.retries_in_flight(model) for model in self.table.models)

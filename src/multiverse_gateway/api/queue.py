@@ -14,7 +14,7 @@ from multiverse_gateway.core.routing import listed_name
 from multiverse_gateway.core.servers import model_key
 from multiverse_gateway.entry.access import Caller
 from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.relay.exchange import Exchange
+from multiverse_gateway.relay.server_search import ServerSearch
 from multiverse_gateway.web.middleware import CALLER
 
 
@@ -26,7 +26,7 @@ def _model(gateway: Gateway, name: str) -> QueuedModel:
 def _request(gateway: Gateway, wait: Wait) -> QueuedRequest:
     ticket, place = wait.ticket, wait.place
     return QueuedRequest(
-        request_id=cast(Exchange, ticket.request).request_id,
+        request_id=cast(ServerSearch, ticket).client_request.request_id,
         model=listed_name(gateway.table, ticket.model),
         position=place.position,
         waiting=place.waiting,

@@ -114,7 +114,7 @@ def metrics_of(gateway: Gateway) -> bytes:
         ],
         body_bytes=gateway.admission.bodies.held,
         answer_bytes=gateway.admission.answers.held,
-        waiting_retries=sum(exchange.waits_for_budget for exchange in gateway.exchanges),
+        waiting_retries=sum(exchange.search.waits_for_budget for exchange in gateway.exchanges),
         is_shedding=gateway.admission.shedding,
         tasks=len(anyio.get_running_tasks()),
     )

@@ -27,7 +27,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import assert_never
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from multiverse_gateway.core.addresses import AddressRefusal
 from multiverse_gateway.core.answers import check_json, reported_status
@@ -119,6 +119,10 @@ class FailedAttempt:
     failure: Failure
     has_key: bool = False
 
+    def without_body(self) -> "FailedAttempt":
+        """Return it without the body of the server's answer, which may be large."""
+        return evolve(self, failure=evolve(self.failure, body=b""))
+
 
 @frozen(kw_only=True)
 class RetryPolicy:
@@ -198,6 +202,17 @@ def classify(
         body or b"",
         relayed_type(kind, checks_json),
     )
+
+
+def unusable_head(status: int, headers: Mapping[bytes, bytes], *, stream: bool, checks_json: bool) -> Failure | None:
+    """Return what is wrong with the head of an answer with status 2xx, as `classify` does before the body is known.
+
+    >>> unusable_head(200, {b"content-type": b"application/json"}, stream=False, checks_json=True) is None
+    True
+    """
+    if b"ngrok-error-code" in headers:
+        return Failure(FailureClass.BROKEN, _OFFLINE, status)
+    return _nonsense(status, headers.get(b"content-encoding"), headers.get(b"content-type", b""), stream, checks_json)
 
 
 def classify_report(

@@ -44,7 +44,7 @@ from multiverse_gateway.entry.request_bodies import body_deadline, too_large, to
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import Headers, RequestHead
-from multiverse_gateway.relay.ports import Client
+from multiverse_gateway.relay.ports import Client, ClientRequest
 
 EXPLAIN = b"x-multiverse-explain"
 """Header with which our own pages ask why a server was chosen; the answer is in `x-multiverse-why`."""
@@ -328,26 +328,24 @@ class Intake:
         key = caller.key
         if key is not None and not envelope.is_lookup and not key.may_use(envelope.model):
             raise ModelForbidden(f"Your key is for other models: {', '.join(key.models[:20])}. Choose one of them.", param="model")
-        exchange = Exchange(
-            gateway,
+        client_request = ClientRequest(
             envelope,
-            client,
-            body=body,
-            content_type=facts.sent_type,
-            query=request.head.query,
-            request_id=request.request_id,
-            arrived=request.arrived,
-            caller=caller.name,
-            source=caller.quota,
+            body,
+            facts.sent_type,
+            request.head.query,
+            request.request_id,
+            request.arrived,
+            caller.name,
+            caller.quota,
+            facts.forwarded,
+            facts.traceparent,
+            charge=request,
+            max_at_once=caller.max_at_once,
             is_bulk=facts.is_bulk or (key is not None and key.is_bulk),
             wants_comments=facts.wants_comments,
-            max_at_once=caller.max_at_once,
-            charge=request,
+            explains=facts.explains and caller.name == OPERATOR,
         )
-        exchange.traceparent = facts.traceparent
-        exchange.forwarded = facts.forwarded
-        if facts.explains and caller.name == OPERATOR:
-            exchange.why, exchange.shows_why = [], True
+        exchange = Exchange(gateway, client_request, client)
         gateway.begin(exchange)
         return exchange
 

@@ -27,18 +27,45 @@ OPERATIONS: Mapping[str, str] = {
 MAX_MODEL = 128
 
 
-class Finished(Protocol):
-    """What is told of a request that is over."""
-
+class _Request(Protocol):
     envelope: Envelope
     request_id: str
     traceparent: str | None
+
+
+class _Response(Protocol):
     status: int
     error_code: str | None
-    server: Server | None
-    attempts: list[FailedAttempt]
+
+
+class _Attempts(Protocol):
+    failures: list[FailedAttempt]
     tried: int
+
+
+class _LastAttempt(Protocol):
+    server: Server
     first_byte_seconds: float | None
+
+
+class Finished(Protocol):
+    """An exchange that is over, as far as traces and metrics read it."""
+
+    @property
+    def request(self) -> _Request:
+        """What the client asked for."""
+
+    @property
+    def response(self) -> _Response:
+        """What the client got for it."""
+
+    @property
+    def search(self) -> _Attempts:
+        """The attempts that were made."""
+
+    @property
+    def attempt(self) -> _LastAttempt | None:
+        """The last one of them."""
 
     @property
     def usage(self) -> tuple[int, int]:
@@ -114,19 +141,20 @@ def observer(tracers: Any, meters: Any) -> Observe:
     context_of = TraceContextTextMapPropagator()
 
     def observe(exchange: Finished, ended: float, seconds: float) -> None:
+        request, search, last = exchange.request, exchange.search, exchange.attempt
         facts = describe(exchange)
         prompt, completion = exchange.usage
         details: dict[str, Any] = {
-            "http.request.method": exchange.envelope.method,
-            "url.path": exchange.envelope.path,
-            "multiverse.request_id": exchange.request_id,
-            "multiverse.attempts": exchange.tried,
+            "http.request.method": request.envelope.method,
+            "url.path": request.envelope.path,
+            "multiverse.request_id": request.request_id,
+            "multiverse.attempts": search.tried,
         }
-        if exchange.server is not None:
-            details["multiverse.server.id"] = exchange.server.id
+        if last is not None:
+            details["multiverse.server.id"] = last.server.id
         if prompt or completion:
             details |= {"gen_ai.usage.input_tokens": prompt, "gen_ai.usage.output_tokens": completion}
-        parent = context_of.extract({"traceparent": exchange.traceparent}) if exchange.traceparent else None
+        parent = context_of.extract({"traceparent": request.traceparent}) if request.traceparent else None
         span = tracer.start_span(
             f"{facts['gen_ai.operation.name']} {facts['gen_ai.request.model']}",
             context=parent,
@@ -134,15 +162,15 @@ def observer(tracers: Any, meters: Any) -> Observe:
             attributes=facts | details,
             start_time=int((ended - seconds) * 1e9),
         )
-        for attempt in exchange.attempts:
+        for attempt in search.failures:
             attributes = {"multiverse.server.id": attempt.server_id, "error.type": attempt.failure.kind.name.lower()}
             span.add_event("attempt failed", attributes, timestamp=int(ended * 1e9))
-        if exchange.status >= 500:
+        if exchange.response.status >= 500:
             span.set_status(Status(StatusCode.ERROR))
         span.end(int(ended * 1e9))
         duration.record(seconds, facts)
-        if exchange.first_byte_seconds is not None:
-            first_token.record(exchange.first_byte_seconds, facts)
+        if last is not None and last.first_byte_seconds is not None:
+            first_token.record(last.first_byte_seconds, facts)
         for kind, count in (("input", prompt), ("output", completion)):
             if count:
                 tokens.record(count, facts | {"gen_ai.token.type": kind})
@@ -152,13 +180,13 @@ def observer(tracers: Any, meters: Any) -> Observe:
 
 def describe(exchange: Finished) -> dict[str, Any]:
     """Return the attributes of a request that metrics have, too: they take few values."""
-    envelope = exchange.envelope
+    envelope, response = exchange.request.envelope, exchange.response
     facts: dict[str, Any] = {
         "gen_ai.operation.name": OPERATIONS.get(envelope.path, "other"),
         "gen_ai.provider.name": "multiverse",
-        "gen_ai.request.model": envelope.model[:MAX_MODEL] if exchange.server is not None else "other",
-        "http.response.status_code": exchange.status,
+        "gen_ai.request.model": envelope.model[:MAX_MODEL] if exchange.attempt is not None else "other",
+        "http.response.status_code": response.status,
     }
-    if exchange.error_code is not None:
-        facts["error.type"] = exchange.error_code
+    if response.error_code is not None:
+        facts["error.type"] = response.error_code
     return facts

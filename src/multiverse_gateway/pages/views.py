@@ -238,7 +238,7 @@ def queues(gateway: Gateway) -> Queues:
         )
     models.sort(key=lambda shown: (-shown.waiting, shown.model))
     without_key = Counter(
-        exchange.ticket.flow for exchange in gateway.exchanges if exchange.ticket.is_waiting and exchange.caller == NOBODY
+        exchange.search.flow for exchange in gateway.exchanges if exchange.search.is_waiting and exchange.request.caller == NOBODY
     )
     return Queues(models=tuple(models), shared=any(requests > 1 for requests in without_key.values()))
 

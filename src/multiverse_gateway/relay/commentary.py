@@ -31,7 +31,7 @@ class Commentary:
         self._exchanges = {exchange for exchange in self._exchanges if exchange.awaits_answer}
         ready = [exchange for exchange in self._exchanges if exchange.may_comment(now)]
         places: dict[Ticket, Place] = {}
-        for model in {exchange.ticket.model for exchange in ready if exchange.ticket.is_waiting}:
+        for model in {exchange.search.model for exchange in ready if exchange.search.is_waiting}:
             places |= self._queue.places(model, now)
         for exchange in ready:
-            exchange.comment(places.get(exchange.ticket), now)
+            exchange.comment(places.get(exchange.search), now)

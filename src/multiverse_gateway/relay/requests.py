@@ -1,4 +1,4 @@
-"""The requests that go to servers: the bytes of an exchange's request, written for the server that is tried.
+"""The requests that go to servers: the bytes of a client's request, written for the server that is tried.
 
 The head up to the value of `x-request-id` is the same for nearly every request of a client to a server, so it is kept: writing it costs
 about 6 µs of some 45 for a whole request, looking it up less than 1. When there is no more room, all heads are forgotten, because keeping
@@ -6,13 +6,12 @@ the order of use would cost every request something.
 """
 
 from collections.abc import Collection
-from typing import Protocol
 
 from multiverse_gateway._version import __version__
 from multiverse_gateway.core.addresses import Endpoint, EndpointError, parse_endpoint
-from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.rewriting import asking_for_usage, with_model
 from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.relay.ports import ClientRequest
 
 COPIED_BYTES = 16384
 """Up to this size a body is copied behind its head: one buffer is written for less than two."""
@@ -26,21 +25,6 @@ _Target = tuple[Endpoint, bytes]
 """Where a request goes, and its head up to the value of `x-request-id`."""
 
 
-class Outgoing(Protocol):
-    """What is written of an exchange."""
-
-    envelope: Envelope
-    body_bytes: bytes
-    content_type: bytes
-    query: bytes
-    forwarded: bytes
-    request_id: str
-    refuser: Server | None
-    """The server that rejected the request for token counts, if one did; no server is asked for them again."""
-    asks_usage: bool
-    """Whether the request asks for the token counts that the client did not ask for."""
-
-
 class Requests:
     """Write requests, and remember which servers can be asked for the token counts of a stream (`stream_options`)."""
 
@@ -50,30 +34,29 @@ class Requests:
         self._accept_usage: set[tuple[ServerId, int]] = set()
         self._refuse_usage: set[tuple[ServerId, int]] = set()
 
-    def write(self, server: Server, exchange: Outgoing) -> tuple[Endpoint, tuple[bytes, ...]]:
-        """Return where the request of an exchange goes and what is sent; sets `exchange.asks_usage`."""
-        envelope = exchange.envelope
+    def write(self, server: Server, request: ClientRequest, *, asks_usage: bool = False) -> tuple[Endpoint, tuple[bytes, ...]]:
+        """Return where a request goes and what is sent; with `asks_usage` it also asks for the token counts of a stream."""
+        envelope = request.envelope
         if envelope.is_lookup:
-            return self._lookup(server, exchange)
-        endpoint, prefix = self.target(server, envelope.path, exchange.query, exchange.content_type, envelope.stream, exchange.forwarded)
-        body = exchange.body_bytes
-        exchange.asks_usage = envelope.leaves_usage and self._counts_tokens and exchange.refuser is None and not self.refuses_usage(server)
+            return self._lookup(server, request)
+        endpoint, prefix = self.target(server, envelope.path, request.query, request.content_type, envelope.stream, request.forwarded)
+        body = request.body
         if server.model_name != envelope.written_model:
-            body = with_model(body, exchange.content_type.decode("latin-1"), server.model_name)
-        if exchange.asks_usage:
+            body = with_model(body, request.content_type.decode("latin-1"), server.model_name)
+        if asks_usage:
             body = asking_for_usage(body)
-        head = b"%b%b\r\ncontent-length: %d\r\n\r\n" % (prefix, exchange.request_id.encode(), len(body))
+        head = b"%b%b\r\ncontent-length: %d\r\n\r\n" % (prefix, request.request_id.encode(), len(body))
         return endpoint, ((head + body,) if len(body) <= COPIED_BYTES else (head, body))
 
-    def _lookup(self, server: Server, exchange: Outgoing) -> tuple[Endpoint, tuple[bytes, ...]]:
+    def _lookup(self, server: Server, request: ClientRequest) -> tuple[Endpoint, tuple[bytes, ...]]:
         """Write a request for a stored response: its head is made for this request alone, and only a POST has a body."""
-        envelope, endpoint, method = exchange.envelope, endpoint_of(server), exchange.envelope.method
+        envelope, endpoint, method = request.envelope, endpoint_of(server), request.envelope.method
         prefix = _head_prefix(
-            server, endpoint, envelope.path, exchange.query, exchange.content_type, envelope.stream, exchange.forwarded, method
+            server, endpoint, envelope.path, request.query, request.content_type, envelope.stream, request.forwarded, method
         )
-        body = exchange.body_bytes if method == "POST" else b""
+        body = request.body if method == "POST" else b""
         length = b"content-length: %d\r\n" % len(body) if method == "POST" else b""
-        return endpoint, (b"%b%b\r\n%b\r\n%b" % (prefix, exchange.request_id.encode(), length, body),)
+        return endpoint, (b"%b%b\r\n%b\r\n%b" % (prefix, request.request_id.encode(), length, body),)
 
     def target(self, server: Server, path: str, query: bytes, content_type: bytes, stream: bool, forwarded: bytes = b"") -> _Target:
         """Return where a request goes, and its head up to the value of `x-request-id`."""
@@ -87,6 +70,13 @@ class Requests:
                     self._targets.clear()
                 self._targets[key] = target
         return target
+
+    def may_ask_usage(self, server: Server, refuser: Server | None = None) -> bool:
+        """Return whether a server may be asked for the token counts of a stream whose client does not set `stream_options`.
+
+        `refuser` is the server that did not accept the question for the same request, if one did: then no other one is asked.
+        """
+        return self._counts_tokens and refuser is None and (server.id, server.generation) not in self._refuse_usage
 
     def usage_accepted(self, server: Server) -> None:
         """Remember that this generation of a server answered a stream whose tokens it was asked for."""

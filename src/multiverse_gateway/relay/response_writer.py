@@ -93,7 +93,7 @@ class ResponseWriter:
         if self.is_clogged:
             self._unread = exchange
             return
-        if exchange is not None and exchange.held:
+        if exchange is not None and exchange.response.held:
             exchange.taken()
         connection.finish()
 

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Protocol, cast
 
 from multiverse_gateway.core.fairness import AtOnce, Band, FairQueue, Flow, Ticket
+from multiverse_gateway.relay.ports import ClientRequest
 
 LOOK_SECONDS = 0.25
 """How often free slots are offered, and waiting exchanges look at the servers, though no attempt ended: a server can return from its pause,
@@ -16,12 +17,13 @@ and the share of slots that a client may hold can grow."""
 
 
 class Waiter(Protocol):
-    """An exchange, as the room sees it: `ticket.request` is one."""
+    """An exchange that looks for a server, as the room sees it: `ticket.request` is one."""
 
-    ticket: Ticket
-    source: str
-    max_at_once: int
-    """How many exchanges of its source may live if this one has to wait; 0 for any number."""
+    client_request: ClientRequest
+
+    @property
+    def ticket(self) -> Ticket:
+        """The ticket of its request."""
 
     def turn(self) -> None:
         """Try to use a slot that is free."""
@@ -93,8 +95,8 @@ class WaitingRoom:
 
     def _has_too_many(self, waiter: Waiter) -> bool:
         """Return whether an exchange waits for the first time though its source has more exchanges than may live then."""
-        ticket = waiter.ticket
-        return ticket.is_waiting and not ticket.has_begun and not self.at_once.may_wait(waiter.source, waiter.max_at_once)
+        ticket, request = waiter.ticket, waiter.client_request
+        return ticket.is_waiting and not ticket.has_begun and not self.at_once.may_wait(request.source, request.max_at_once)
 
     def slot_freed(self, model: str, now: float) -> None:
         """Offer a slot of a model that was given back; those that wait for it learn that the queue moves."""
