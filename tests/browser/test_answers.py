@@ -267,13 +267,15 @@ def test_hostile_text_elsewhere_stays_text(playground: Callable[..., Watched], r
     assert page.evaluate(SAFE) == []
     page.evaluate(
         """(name) => {
-          const model = document.getElementById("model");
-          const option = Object.assign(document.createElement("option"), { value: name, textContent: name });
-          model.append(option);
-          model.value = name;
+          const option = document.getElementById("model-1").cloneNode();
+          option.id = "hostile";
+          option.dataset.name = option.textContent = name;
+          document.getElementById("models").append(option);
         }""",
         everything,
     )
+    page.get_by_label("Model", exact=True).click()
+    page.locator("#hostile").click()
     page.get_by_label("Your message").fill("Hello")
     page.get_by_role("button", name="Send").click()
     page.locator(".message-box.failed").last.get_by_text("status 4").wait_for()
@@ -448,3 +450,91 @@ def test_stop_regenerate_edit_and_retry(playground: Callable[..., Watched], room
     failed.get_by_role("button", name="Try again").click()
     wait_until(lambda: texts(watched) == ["Three", "Other.", "Four", "Well."])
     watched.troubles[:] = [trouble for trouble in watched.troubles if "status of 400" not in trouble]
+
+
+NAMES = ("alpha:8b", "alpha:70b", "beta-coder", "org/very-long.model_name-of-somebody-who-likes-to-be-exact@2025-01-31+instruct-q4_K_M")
+
+
+@pytest.fixture
+def many(room: tuple[GatewayProcess, Backend]) -> Iterator[None]:
+    """Offer more models."""
+    gateway, backend = room
+    ids = [gateway.register(name, backend.url) for name in NAMES]
+    yield
+    for server_id in ids:
+        gateway.admin("DELETE", f"/register/{server_id}")
+
+
+@pytest.mark.usefixtures("many")
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_menu_of_models_is_searched(
+    playground: Callable[..., Watched], room: tuple[GatewayProcess, Backend], viewport: dict[str, int]
+) -> None:
+    """By keyboard and pointer; what is typed and not chosen changes nothing."""
+    room[1].behave = told("Well.")
+    watched = playground(viewport=viewport)
+    page = watched.page
+    field, options = page.get_by_label("Model", exact=True), page.get_by_role("option")
+    assert field.input_value() == MODEL
+    field.click()
+    assert sorted(options.all_text_contents()) == sorted([*NAMES, MODEL])
+    assert page.locator("[role=option][aria-selected=true]").text_content() == MODEL
+    check(watched, f"playground-models-{'phone' if viewport is PHONE else 'desktop'}")
+    field.press_sequentially("alpha 8")
+    assert options.all_text_contents() == ["alpha:8b"]
+    field.press("Enter")
+    assert field.input_value() == "alpha:8b"
+    assert field.get_attribute("aria-expanded") == "false"
+    field.press("ArrowDown")
+    field.press("ArrowDown")
+    marked = page.locator(f"#{field.get_attribute('aria-activedescendant')}")
+    assert marked.text_content() == "beta-coder"
+    field.press("Escape")
+    assert field.input_value() == "alpha:8b"
+    field.fill("nothing of the kind")
+    page.get_by_text("No model with this name").wait_for()
+    field.press("Enter")
+    assert field.input_value() == "alpha:8b"
+    field.fill("beta")
+    field.press("Tab")
+    assert field.input_value() == "alpha:8b"
+    field.click()
+    page.get_by_role("option", name="beta-coder").click()
+    ask(watched)
+    assert room[1].requests[-1].json["model"] == "beta-coder"
+    page.reload()
+    assert field.input_value() == "beta-coder"
+    watched.open("/test?model=alpha:70b")
+    assert field.input_value() == "alpha:70b"
+    assert texts(watched) == ["Hello", "Well."]
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_code_of_a_request(playground: Callable[..., Watched], room: tuple[GatewayProcess, Backend], viewport: dict[str, int]) -> None:
+    """In a dialog: the last message alone, or the whole conversation without what failed."""
+    room[1].behave = told("Well.")
+    watched = playground(viewport=viewport)
+    page = watched.page
+    code = page.get_by_label("Python code", exact=True)
+
+    def view() -> str:
+        page.get_by_role("button", name="View code").click()
+        text: str = code.text_content()
+        return text
+
+    assert '"content": "Hello"' in view()
+    page.keyboard.press("Escape")
+    ask(watched, "First")
+    ask(watched, "Second")
+    text = view()
+    assert '"content": "Second"' in text
+    assert "First" not in text
+    page.get_by_text("Include the whole conversation").click()
+    assert all(f'"content": "{words}"' in (code.text_content() or "") for words in ("First", "Well.", "Second"))
+    check(watched, f"playground-code-{'phone' if viewport is PHONE else 'desktop'}")
+    page.get_by_role("tab", name="curl").click()
+    assert f"{room[0].url}/v1/chat/completions" in (page.get_by_label("curl code", exact=True).text_content() or "")
+    page.get_by_role("dialog").get_by_role("button", name="Close").click()
+    assert not page.get_by_role("dialog").is_visible()
+    page.get_by_label("Your message").fill("A draft")
+    assert '"content": "A draft"' in view()

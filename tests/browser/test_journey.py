@@ -106,7 +106,7 @@ def talk(watched: Watched, model: str) -> None:
     page.get_by_label("Your message").fill("In one piece")
     page.get_by_role("button", name="Send").click()
     page.wait_for_function("() => document.querySelectorAll('.message-box.assistant .measures')[2]?.textContent.includes('in all')")
-    page.get_by_text("As code").click()
+    page.get_by_role("button", name="View code").click()
     assert f'"{model}"' in page.get_by_label("Python code", exact=True).text_content()
     page.go_back()
 

@@ -27,10 +27,11 @@ export function keeper(form) {
       } catch {
         return [];
       }
+      const models = new Set([...document.querySelectorAll("#models [data-name]")].map((option) => option.dataset.name));
       const keepsModel = new URLSearchParams(location.search).has("model") && !isReturn;
       for (const [field, value] of kept?.values ?? []) {
         const element = form.elements[field];
-        if (!element || (field === "model" && (keepsModel || ![...element.options].some((option) => option.value === value)))) continue;
+        if (!element || (field === "model" && (keepsModel || !models.has(value)))) continue;
         if (element.type === "checkbox") element.checked = value;
         else element.value = value;
       }

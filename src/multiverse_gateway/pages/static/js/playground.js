@@ -3,6 +3,7 @@
 import { codeOf } from "./code.js";
 import { copyText } from "./copy.js";
 import { keeper } from "./kept.js";
+import { menu } from "./menu.js";
 import { button, figuresOf, message } from "./message.js";
 import { badge } from "./standing.js";
 import { pieces } from "./stream.js";
@@ -43,12 +44,12 @@ function settings(said = messages()) {
 }
 function asCode() {
   const draft = field("prompt").value.trim();
-  const code = codeOf(settings(draft ? [...messages(), { role: "user", content: draft }] : messages()), form.dataset);
+  const all = draft ? [...messages(), { role: "user", content: draft }] : messages();
+  const last = all.filter(({ role }) => role === "user").slice(-1);
+  const example = [{ role: "user", content: "Hello" }];
+  const said = document.getElementById("whole").checked ? all : last;
+  const code = codeOf(settings(said.length ? said : example), form.dataset);
   for (const [language, text] of Object.entries(code)) document.getElementById(`as-${language}`).textContent = text;
-}
-function changed() {
-  asCode();
-  kept.save(turns);
 }
 
 // Turns on the page
@@ -246,7 +247,7 @@ async function ask() {
   });
   show(turn, box);
   spoken.textContent = turn.problem || (run.stopped ? "Stopped." : `The answer is complete: ${turn.content.slice(0, 400)}`);
-  changed();
+  kept.save(turns);
 }
 
 form.addEventListener("submit", (event) => {
@@ -271,10 +272,10 @@ document.getElementById("clear").addEventListener("click", () => {
   turns = [];
   showAll();
   field("prompt").focus();
-  changed();
+  kept.save(turns);
 });
-form.addEventListener("input", asCode);
+for (const [id, event] of [["view-code", "click"], ["whole", "change"]]) document.getElementById(id).addEventListener(event, asCode);
 addEventListener("pagehide", () => kept.save(turns));
 turns = kept.restore();
+menu(field("model"), () => field("prompt").focus());
 showAll();
-asCode();
