@@ -56,6 +56,7 @@ RULES = [
         "the keys are sealed anew",
     ),
     Rule(r"\bTell whether\b", TEXTS, 'begin with "Return whether"', "Tell whether it is open."),
+    Rule(r"\A(?:Tell|Say|Hear|Be) ", {"docstring"}, "begin with the field's verb", "Say why a server was chosen."),
     Rule(r"(?i)\bnot \w+ is (?:whether|what|how)\b", TEXTS, "put the subject first", "Not asked is whether the level is wanted."),
     Rule(r"(?i)\b(?:no|every)body\b", TEXTS, '"no client", "every server"', "nobody waits for it"),
     Rule(r"(?<![Tt]here )\bis no (?!longer\b|more\b|better\b)[a-z]", TEXTS, '"is not a …"', "The admin key is no client key."),

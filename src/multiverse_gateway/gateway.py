@@ -323,7 +323,7 @@ class Gateway:
         return self.network.wire.send(server.id, endpoint, data, attempt, fresh=request.envelope.stateful or attempt.is_replay)
 
     def explain(self, exchange: Exchange, server: Server, now: float) -> Mapping[str, object]:
-        """Say why a server was chosen: what each of the model's servers was judged as, and what the balancer compared."""
+        """Explain the choice of a server: the verdict on each server of the model, and what the balancer compared."""
         envelope, search = exchange.request.envelope, exchange.search
         servers = judged(self.table.models.get(envelope.model), self.load, envelope, excluded=search.excluded, now=now)
         scores = self.balancer.scores(compared(servers), self.load) if isinstance(self.balancer, Scoring) else {}

@@ -136,7 +136,7 @@ class UsageBook:
             self._meter.requests(tally)
 
     def _learn(self, tally: Tally) -> None:
-        """Let the queue learn how long answers of the model take and how large they are."""
+        """Teach the queue how long answers of the model take and how large they are."""
         group, count = tally.group, len(tally.seconds)
         tokens = tally.completion_tokens or tally.events
         if tokens and group.worked and not group.failed:

@@ -35,7 +35,7 @@ def test_a_server_from_its_registration_to_its_end(browse: Callable[..., Watched
         search.focus()
         row.get_by_text("status 500").wait_for(timeout=15_000)
         assert page.evaluate("() => document.activeElement.id") == "q"
-        page.get_by_text("nobody serves journey-2").wait_for()
+        page.get_by_text("no server offers journey-2").wait_for()
 
         # It comes back by a forced check.
         erin.behave_models = behaviours.for_path("/models", list_of("journey-2"))

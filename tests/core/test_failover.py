@@ -185,7 +185,7 @@ def test_talk_about_tunnels_is_no_tunnel() -> None:
         b'{"detail":"Model not found"}',
     ],
 )
-def test_a_missing_model_is_recognised(body: bytes) -> None:
+def test_a_missing_model_is_recognized(body: bytes) -> None:
     """F14: OpenAI, Ollama and vLLM say it in their own ways; the body is kept for the client."""
     failure = judge(404, body, content_type=JSON)
     assert failure is not None

@@ -328,7 +328,7 @@ async def test_no_payload_gets_through_the_relay() -> None:
 
 
 async def test_no_payload_gets_through_the_pages() -> None:
-    """X01: the forms that register, test, recognise and change a server take no other way; nothing is saved or connected to."""
+    """X01: the forms that register, test, recognize and change a server take no other way; nothing is saved or connected to."""
     async with doors() as there:
         there.resolver.answers["public.example"] = [[]]
         kept = await there.plant("http://public.example:8000", "kept")

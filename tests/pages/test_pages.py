@@ -586,7 +586,7 @@ async def test_changes_that_are_probed_and_the_api_count_as_tries() -> None:
         ("", "", None),
     ],
 )
-async def test_an_address_is_recognised(typed: str, words: str, read_as: str | None) -> None:
+async def test_an_address_is_recognized(typed: str, words: str, read_as: str | None) -> None:
     """Whatever was pasted; and what is registered is what it was read as."""
     async with browsing() as browser:
         await browser.sign_in()
@@ -612,7 +612,7 @@ async def test_an_owner_checks_and_removes_a_server() -> None:
         assert failed.status_code == 303
         page = await browser.open(f"/server/{server_id}")
         assert "Connection refused: is it running?" in page.text
-        assert "The only server is down; nobody serves tiny." in (await browser.open("/dashboard")).text
+        assert "The only server is down; no server offers tiny." in (await browser.open("/dashboard")).text
         answer = await browser.send(f"/server/{server_id}/delete", hx_request="true")
         assert answer.headers["hx-redirect"] == "/dashboard"
         assert "was removed" in (await browser.open("/dashboard")).text
@@ -735,7 +735,7 @@ async def test_the_dashboard_finds_and_sorts() -> None:
         assert await order("sort=nonsense&status=nonsense&order=x") == ["beta", "alpha"]
         page = await browser.open("/dashboard?q=OTHER&status=&sort=registered", hx_request="true", hx_target="live")
         assert page.headers["hx-replace-url"] == "/dashboard?q=OTHER"
-        assert "1 of 2 servers is down; nobody serves beta." in (await browser.open("/dashboard")).text
+        assert "1 of 2 servers is down; no server offers beta." in (await browser.open("/dashboard")).text
 
 
 async def test_a_dashboard_that_is_polled_turns_from_empty_to_full_and_back() -> None:

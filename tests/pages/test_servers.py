@@ -195,7 +195,7 @@ async def test_a_field_says_whether_it_can_be_used(name: str, value: str, words:
         ("pc.tail1234.ts.net", "a tunnel"),
     ],
 )
-async def test_what_stands_nearby_is_recognised(typed: str, kind: str) -> None:
+async def test_what_stands_nearby_is_recognized(typed: str, kind: str) -> None:
     """Where the operator opened such addresses."""
     async with browsing(allow_private_networks="true") as browser:
         await browser.sign_in()

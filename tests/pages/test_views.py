@@ -28,10 +28,10 @@ async def test_the_overall_state_in_words() -> None:
         assert overview(here.gateway).headline == "1 of 2 servers is down; every model is served."
         assert overview(here.gateway).tone is Tone.WARN
         await fail(here, second)
-        assert overview(here.gateway).headline == "All 2 servers are down; nobody serves one."
+        assert overview(here.gateway).headline == "All 2 servers are down; no server offers one."
         for name in ("three", "two"):
             await fail(here, await here.register(model_name=name, endpoint_url=f"http://{name}.example"))
-        assert overview(here.gateway).headline == "All 4 servers are down; nobody serves one, three and 1 more."
+        assert overview(here.gateway).headline == "All 4 servers are down; no server offers one, three and 1 more."
         assert overview(here.gateway).tone is Tone.BAD
 
 
@@ -46,7 +46,7 @@ async def test_servers_that_wait_for_their_first_check_are_not_called_up() -> No
         await fail(here, first)
         assert overview(here.gateway).headline == "1 of 4 servers is down; 2 wait for their first check."
         await fail(here, second)
-        assert overview(here.gateway).headline == "2 of 4 servers are down; nobody serves one; 2 wait for their first check."
+        assert overview(here.gateway).headline == "2 of 4 servers are down; no server offers one; 2 wait for their first check."
         assert overview(here.gateway).tone is Tone.BAD
         for server in (first, second):
             await here.client.delete(f"/admin/register/{server['id']}")

@@ -61,11 +61,11 @@ def operations_routes(gateway: Gateway) -> list[Route]:
     """Return the routes that report whether the gateway is alive and ready, and its state; none of them needs a key."""
 
     async def show_health(request: Request) -> Response:
-        """Tell how the gateway is: always 200 while it lives, whatever its servers do."""
+        """Return the state of the gateway: always 200 while the process is alive, even if all servers are down."""
         return json_response(await health(gateway), headers=_FRESH)
 
     async def live(request: Request) -> Response:
-        """Tell that the process lives."""
+        """Return 200 while the process is alive."""
         return json_response(Word(status="ok"), headers=_FRESH)
 
     async def ready(request: Request) -> Response:

@@ -167,7 +167,7 @@ class _Pool:
         crew.running.pop(process, None)
 
     async def replace(self) -> None:
-        """Let new workers take over from the old ones, if all of the new ones come to serve."""
+        """Start new workers, and stop the old ones once all of the new ones serve."""
         if self.stopping or self.replacing:
             return
         self.replacing = True

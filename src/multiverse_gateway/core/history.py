@@ -67,7 +67,7 @@ def _uptime(checks: Sequence[CheckResult], wall: float) -> float:
 
 
 def overall(statuses: Iterable[str]) -> Literal["healthy", "degraded", "unhealthy", "empty"]:
-    """Say in one word how the whole registry is doing, from each active server's health status.
+    """Return the state of the whole registry in one word, from each active server's health status.
 
     >>> overall(["healthy", "unhealthy"])
     'degraded'

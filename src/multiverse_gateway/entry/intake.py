@@ -83,7 +83,7 @@ def check_target(path: str, query: bytes, content_type: bytes) -> None:
 
 
 def check_call(path: str) -> None:
-    """Let pass only the path of a call by POST that may exist; whether one of the servers has it is theirs to say.
+    """Let pass only the path of a call by POST that may exist; only the servers know whether they support it.
 
     Raises:
         MethodNotAllowed: The gateway's own lists are only read.

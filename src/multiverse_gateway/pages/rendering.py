@@ -104,7 +104,7 @@ class Renderer:
         return response
 
     def problem(self, visit: Visit, status: int, title: str, message: str) -> Response:
-        """Say what is wrong: on a page of its own, or to HTMX in a toast."""
+        """Show an error: on its own page, or to HTMX in a toast."""
         if visit.is_fragment:
             return self.toast(Response(status_code=status), "error", f"{title}. {message}")
         return self.page(visit, "error.html", status=status, title=title, code=status, message=message)

@@ -209,7 +209,7 @@ def _written(value: object) -> str:
 
 
 async def _database(url: str) -> dict[str, Any]:
-    """Say where the registry lives and how much room it takes; a server's address is left out."""
+    """Return where the registry is stored and its size; the address of a database server is left out."""
     scheme, _, rest = url.partition("://")
     if scheme != "sqlite":
         return {"kind": scheme, "path": None, "bytes": None}

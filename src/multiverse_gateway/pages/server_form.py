@@ -150,7 +150,7 @@ class FieldNote:
 
 
 def check_field(form: Form, name: str) -> FieldNote:
-    """Say whether one field can be used."""
+    """Return the page's answer about one field: valid, or why it is not."""
     value = form.get(name, "").strip()
     if name == "streaming" or (not value and name not in ("model_name", "endpoint_url")):
         return FieldNote(field=name)
@@ -186,8 +186,8 @@ def pasted(text: str) -> str:
     return _PATHS.sub("", text)
 
 
-def recognise(gateway: Gateway, text: str) -> FieldNote:
-    """Say what was pasted as the address of a server."""
+def recognize(gateway: Gateway, text: str) -> FieldNote:
+    """Return how the page reads the pasted address of a server."""
     name, address = "endpoint_url", pasted(text)
     if not address:
         return FieldNote(field=name)

@@ -26,7 +26,7 @@ from multiverse_gateway.pages.server_form import (
     check_field,
     field_of,
     message_of,
-    recognise,
+    recognize,
     registration_of,
     trial_of,
     values_of,
@@ -52,7 +52,7 @@ class ServerPages:
         page = sign_in.operators
         return [
             Route("/register", page(self._register), methods=["GET", "POST"], name="ui:register"),
-            Route("/register/address", page(self._recognise), methods=["POST"], name="ui:recognise"),
+            Route("/register/address", page(self._recognize), methods=["POST"], name="ui:recognize"),
             Route("/register/field", page(self._validate), methods=["POST"], name="ui:validate"),
             Route("/register/test", page(self._test), methods=["POST"], name="ui:try_server"),
             Route("/server/{server_id}", page(self._server), name="ui:server"),
@@ -99,8 +99,8 @@ class ServerPages:
         response.raw_headers.extend(error.headers())
         return response
 
-    async def _recognise(self, visit: Visit) -> Response:
-        return self._renderer.fragment(visit, "_note.html", note=recognise(self._gateway, visit.form.get("endpoint_url", "")))
+    async def _recognize(self, visit: Visit) -> Response:
+        return self._renderer.fragment(visit, "_note.html", note=recognize(self._gateway, visit.form.get("endpoint_url", "")))
 
     async def _validate(self, visit: Visit) -> Response:
         name = visit.query.get("name", "")

@@ -214,7 +214,7 @@ class SignIn:
         return response
 
     async def _session_token(self, visit: Visit) -> Response:
-        """Tell our own scripts the token of a session that was begun in another tab; other origins cannot read the answer."""
+        """Give our own scripts the token of a session that began in another tab; other origins cannot read the answer."""
         return JSONResponse({"token": visit.session.token if visit.session else ""}, headers={"cache-control": "no-store"})
 
 

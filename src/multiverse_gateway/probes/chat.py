@@ -40,7 +40,7 @@ class ChatProbe:
 
 
 def judge(status: int, body: bytes) -> Finding:
-    """Say what an answer to a chat completion is worth.
+    """Return what an answer to a chat completion shows about the server.
 
     >>> judge(200, b'{"choices": [{"message": {"content": "H"}}]}').reason is None
     True

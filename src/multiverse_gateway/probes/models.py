@@ -30,7 +30,7 @@ class ModelsProbe:
 
 
 def judge(model: str, status: int, body: bytes) -> Finding:
-    """Say what an answer to GET /v1/models is worth for a server that is registered with `model`.
+    """Return what an answer to GET /v1/models shows about a server that is registered with `model`.
 
     >>> finding = judge("tiny", 200, b'{"data": [{"id": "tiny"}]}')
     >>> finding.reason is None, finding.models

@@ -180,7 +180,7 @@ class ResponseWriter:
         self._transport.abort()
 
     def forget_unread(self) -> None:
-        """Tell the exchange of the last whole response that the client has taken it, or never will."""
+        """Notify the exchange of the last complete response that the client has read it, or never will."""
         if self._unread is not None:
             self._unread.taken()
             self._unread = None

@@ -84,7 +84,7 @@ def _opened(folder: Path) -> Iterator[int]:
 
 
 def keep_private(path: Path) -> None:
-    """Let only its owner use a file, if it is ours."""
+    """Make a file accessible only to its owner, if this process owns it."""
     with suppress(OSError):
         if path.stat().st_mode & 0o077:
             path.chmod(0o600)

@@ -28,13 +28,13 @@ class MemorySessions:
         self._sessions: dict[str, float] = {}
 
     async def open_session(self, digest: str, until: float) -> None:
-        """Let a session count; those that are over are forgotten."""
+        """Save a session, and forget those that have expired."""
         now = self._wall()
         self._sessions = {name: end for name, end in self._sessions.items() if end > now} | {digest: until}
         self._version += 1
 
     async def close_session(self, digest: str) -> bool:
-        """Let a session count no more."""
+        """End a session; harmless if it is not known."""
         if self._sessions.pop(digest, None) is None:
             return False
         self._version += 1

@@ -224,7 +224,7 @@ class PostgresStore:
             await bump_version(cursor)
 
     async def open_session(self, digest: str, until: float) -> None:
-        """Let a browser's session count; those that are over are forgotten."""
+        """Save a browser's session, and forget those that have expired."""
         row = {"digest": digest, "until": until}
         async with self._changing() as cursor:
             await cursor.execute("delete from sessions where until < %s", [await clock(cursor)])
@@ -232,7 +232,7 @@ class PostgresStore:
             await bump_version(cursor)
 
     async def close_session(self, digest: str) -> bool:
-        """Let a browser's session count no more."""
+        """End a browser's session; harmless if it is not known."""
         async with self._changing() as cursor:
             await cursor.execute("delete from sessions where digest = %s", [digest])
             closed = cursor.rowcount > 0

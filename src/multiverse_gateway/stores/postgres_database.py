@@ -184,7 +184,7 @@ def conninfo(url: str) -> str:
 
 
 async def _configure(connection: Connection) -> None:
-    """Let the server end statements that no call waits for any more, for example because this process was suspended."""
+    """Make the server end statements that no call waits for any more, for example because this process was suspended."""
     milliseconds = str(int(1000 * PATIENCE))
     names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
     for name in names:

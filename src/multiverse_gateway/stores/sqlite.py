@@ -319,11 +319,11 @@ class SqliteStore:
         await self._write(lambda db: statements.save_key(db, key))
 
     async def open_session(self, digest: str, until: float) -> None:
-        """Let a session count; those that are over are forgotten."""
+        """Save a session, and forget those that have expired."""
         await self._write(lambda db: statements.open_session(db, digest, until, self._wall()))
 
     async def close_session(self, digest: str) -> bool:
-        """Let a session count no more."""
+        """End a session; harmless if it is not known."""
         return await self._write(lambda db: statements.close_session(db, digest))
 
     async def add_usage(self, batch: str, rows: Sequence[Usage]) -> None:

@@ -111,7 +111,7 @@ def save_key(db: Database, key: ClientKey) -> None:
 
 
 def open_session(db: Database, digest: str, until: float, now: float) -> None:
-    """Let a session count, and forget those that have expired."""
+    """Save a session, and forget those that have expired."""
     db.execute("delete from sessions where until < ?", [now])
     db.table("sessions").upsert({"digest": digest, "until": until}, pk="digest")
     bump_version(db)
