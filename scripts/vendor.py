@@ -17,7 +17,7 @@ from pathlib import Path
 
 TARGET = Path(__file__).parents[1] / "src" / "multiverse_gateway" / "pages" / "static" / "vendor"
 LOCK = TARGET / "vendor.json"
-LANGUAGES = ("bash", "cpp", "diff", "go", "java", "json", "python", "r", "sql", "typescript", "xml", "yaml")
+LANGUAGES = ("bash", "cpp", "java", "json", "python", "sql", "typescript", "xml", "yaml")
 """Languages whose code is highlighted in answers; `highlight.js` in our scripts names each and its aliases."""
 PACKAGES = {
     "htmx.org@2.0.11": {"dist/htmx.min.js": "htmx.min.js"},

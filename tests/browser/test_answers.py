@@ -247,6 +247,19 @@ def test_hostile_answers_run_nothing_and_load_nothing(playground: Callable[..., 
     assert len(page.context.pages) == 1
 
 
+@pytest.mark.parametrize("error", [{"message": "Too long a prompt."}, {"message": [{"text": "Too long a prompt."}]}, "Too long a prompt."])
+def test_the_words_of_an_error_are_shown(playground: Callable[..., Watched], room: tuple[GatewayProcess, Backend], error: Any) -> None:
+    """Before and within a stream, in whatever shape they come: a sentence of our own only stands in for missing ones."""
+    watched = playground()
+    body = answers.packed({"error": error})
+    begun = answers.chat_event("pat", MODEL, {"content": "So"})
+    for behave in (behaviours.answer(400, body), behaviours.stream([begun, b"data: %s\n\n" % body, answers.DONE])):
+        room[1].behave = behave
+        trouble = ask(watched).locator(".trouble").text_content() or ""
+        assert trouble.startswith("Too long a prompt.")
+    watched.troubles[:] = [trouble for trouble in watched.troubles if "status of 400" not in trouble]
+
+
 def test_hostile_text_elsewhere_stays_text(playground: Callable[..., Watched], room: tuple[GatewayProcess, Backend]) -> None:
     """In errors before and within a stream, in the name of a model, in what a person writes, and in a role."""
     backend = room[1]

@@ -12,6 +12,7 @@ import pytest
 
 from browser.conftest import SETTINGS
 from browser.engines import Engine, Firefox, firefox, until, webkit
+from browser.test_answers import PAYLOADS, SAFE, told
 from support import behaviours
 from support.backends import Backend
 from support.processes import GatewayProcess
@@ -47,7 +48,7 @@ def see(engine: Engine, words: str, within: str = "body") -> None:
 
 @pytest.mark.parametrize("start", [firefox, webkit], ids=["firefox", "webkit"])
 def test_the_core_journey(start: Callable[[Path], AbstractContextManager[Engine]], tmp_path: Path) -> None:
-    """Sign in, register by the wizard, lose the server, see that by itself, talk, change, remove."""
+    """Sign in, register by the wizard, lose the server, see that by itself, talk, get a hostile answer, change, remove."""
     erin = Backend("erin", behaviours.good(events=20, interval=0.05), models=["one-model"])
     with erin, GatewayProcess(SETTINGS) as gateway, start(tmp_path) as engine:
         engine.open(f"{gateway.url}/register")
@@ -78,6 +79,12 @@ def test_the_core_journey(start: Callable[[Path], AbstractContextManager[Engine]
         press(engine, "Send")
         assert len(lengths(engine)) > 4
         see(engine, "tokens/s", ".measures")
+        erin.behave = told("\n\n".join(["**An answer**.", *PAYLOADS]))
+        press(engine, "Regenerate")
+        see(engine, "An answer.", ".assistant .text")
+        see(engine, "in all", ".assistant .measures")
+        assert engine.run(f"return ({SAFE})();") == []
+        assert engine.run("return window.hacked ?? null;") is None
 
         press(engine, "Dashboard", "nav")
         press(engine, "one-model", "tr[data-row]")

@@ -4,12 +4,9 @@ import hljs from "../vendor/highlight-core.min.js";
 const ALIASES = {
   bash: "sh shell zsh console",
   cpp: "c cc c++ h hpp cxx arduino",
-  diff: "patch",
-  go: "golang",
   java: "kotlin kt scala csharp cs c#",
   json: "jsonc json5 jsonl",
   python: "py python3 py3 ipython",
-  r: "",
   sql: "postgres postgresql sqlite mysql",
   typescript: "ts tsx javascript js jsx mjs cjs node",
   xml: "html svg xhtml vue plist",

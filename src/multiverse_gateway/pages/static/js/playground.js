@@ -125,14 +125,16 @@ function edit(turn, box) {
 
 // One request
 
+const reasonOf = (error) => textOf(error?.message) || textOf(error);
 async function trouble(response) {
   if (response.status === 401 || response.status === 403) signedOut();
   let words = "";
   try {
-    words = (await response.json()).error.message;
+    words = reasonOf((await response.json()).error);
   } catch {
-    words = "The gateway gave no reason.";
+    // not JSON, so not from the gateway itself
   }
+  words ||= "The gateway gave no reason.";
   const wait = Number(response.headers.get("retry-after")) || 0;
   const again = () => { if (turns.at(-1)?.problem) retry(turns.at(-1)); };
   if (response.status === 429) toast("warning", "Too many requests.", { wait: wait || 10, again });
@@ -198,7 +200,7 @@ async function fetchAnswer(body, run, answer, waiting) {
     else if (late) {
       for (const [name, value] of Object.entries(late)) run.headers.set(name, value);
     } else {
-      if (data.error) return data.error.message ?? "The answer broke off.";
+      if (data.error) return reasonOf(data.error) || "The answer broke off.";
       run.usage = data.usage ?? run.usage;
       answer.take(data.choices?.[0]?.delta ?? {});
     }
