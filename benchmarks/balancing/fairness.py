@@ -299,7 +299,7 @@ def run(rules: Rules, habits: Mapping[str, Habit], *, seed: int, minutes: float)
         probe=named_probe(Settings(database_url="memory://")),
         now=lambda: clock.now,
         wall=lambda: clock.now,
-        chance=random.Random(f"{seed} gateway").random,
+        random=random.Random(f"{seed} gateway").random,
     )
     gateway.clock = clock
     gateway.has_shares = rules.shares

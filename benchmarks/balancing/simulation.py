@@ -126,7 +126,7 @@ class SimulatedGateway(Gateway):
     def send(self, attempt: Attempt) -> Sending:
         """Give the request to its host."""
         host = self.hosts[attempt.server.id]
-        luck = random.Random(f"{attempt.request.request_id} {attempt.search.tried}")  # the same for every balancer
+        rng = random.Random(f"{attempt.request.request_id} {attempt.search.tried}")  # the same for every balancer
 
         def began() -> None:
             attempt.head(200, _EVENTS)
@@ -145,9 +145,9 @@ class SimulatedGateway(Gateway):
             attempt.failed(Failure(FailureClass.BROKEN if reached else FailureClass.CONNECT, "it broke"))
 
         job = Job(
-            tokens=1 + int(luck.expovariate(1 / TOKENS)),
-            effort=luck.lognormvariate(0, 0.25),
-            fails=luck.random() < host.kind.failing,
+            tokens=1 + int(rng.expovariate(1 / TOKENS)),
+            effort=rng.lognormvariate(0, 0.25),
+            fails=rng.random() < host.kind.failing,
             began=began,
             ended=ended,
             refused=refused,
@@ -246,7 +246,7 @@ def build(kinds: Sequence[Kind], balancers: Sequence[Balancer], seed: int) -> Wo
             probe=named_probe(settings),
             now=lambda: clock.now,
             wall=lambda: clock.now,
-            chance=random.Random(f"{seed} gateway {number}").random,
+            random=random.Random(f"{seed} gateway {number}").random,
         )
         gateway.hosts = hosts
         health = {server.id: fresh(1, now=0.0, wall=0.0, policy=gateway.health_book.policy) for server in servers}

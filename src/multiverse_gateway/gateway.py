@@ -64,7 +64,7 @@ _registry_log = logging.getLogger("multiverse_gateway.registry")
 class Gateway:
     """Serve inference requests over the servers of a registry.
 
-    Everything runs on one event loop, inside `running()`. `now` is the monotonic clock, `wall` epoch seconds, `chance` a random
+    Everything runs on one event loop, inside `running()`. `now` is the monotonic clock, `wall` epoch seconds, `random` returns a random
     number in [0, 1); they are arguments so that tests pass time in.
     """
 
@@ -79,19 +79,19 @@ class Gateway:
         transport: httpx2.AsyncBaseTransport | None = None,
         now: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
-        chance: Callable[[], float] = random.random,
+        random: Callable[[], float] = random.random,
     ) -> None:
         self.settings = settings
         self.store = guarded(store)
         self.balancer = balancer
         self.now = now
         self.wall = wall
-        self.chance = chance
+        self.random = random
         self.network = Network(settings, resolve=resolve, transport=transport)
         self.limits = _limits(settings)
         self.registrations = RegistrationBook()
         self.health_book = HealthBook(
-            health_policy(settings), store=self.store, now=now, wall=wall, random=chance, changed=self._health_changed
+            health_policy(settings), store=self.store, now=now, wall=wall, random=random, changed=self._health_changed
         )
         self.load = Load()
         self.admission = Admission(
@@ -368,7 +368,7 @@ class Gateway:
 
     def overloaded(self) -> Overloaded:
         """Return the refusal of what this process has no room for."""
-        return Overloaded("The gateway is overloaded. Try again in a few seconds.", retry_after=retry_seconds(self.chance()))
+        return Overloaded("The gateway is overloaded. Try again in a few seconds.", retry_after=retry_seconds(self.random()))
 
     def begin(self, exchange: Exchange) -> None:
         """Number and track an exchange; the door starts it."""

@@ -73,10 +73,10 @@ def decide(
     remaining: float = 300.0,
     stateful: bool = False,
     budget_left: bool = True,
-    chance: float = 0.5,
+    random: float = 0.5,
 ) -> Retry | GiveUp:
     return after_failure(
-        attempts, others=others, policy=policy, remaining=remaining, stateful=stateful, budget_left=budget_left, chance=chance
+        attempts, others=others, policy=policy, remaining=remaining, stateful=stateful, budget_left=budget_left, random=random
     )
 
 
@@ -367,7 +367,7 @@ def test_no_retry_after_raises(value: bytes, wall: float) -> None:
 def test_a_failure_is_retried_elsewhere(kind: FailureClass) -> None:
     """F04, F06, F10, F13, F14, F17: another server is tried, a busy one's neighbour at once, else after up to 100 ms."""
     assert decide(failed(kind)) == Retry(0.0 if kind is FailureClass.BUSY else 0.05)
-    assert decide(failed(kind), chance=0.0) == Retry(0.0)
+    assert decide(failed(kind), random=0.0) == Retry(0.0)
 
 
 @pytest.mark.parametrize("kind", sorted(FINAL))
@@ -487,7 +487,7 @@ def test_no_retry_sleeps_past_the_deadline(kind: FailureClass, others: int, rema
     st.integers(0, 4),
 )
 def test_decisions_keep_their_promises(
-    kinds: list[FailureClass], others: int, remaining: float, stateful: bool, budget_left: bool, chance: float, most: int
+    kinds: list[FailureClass], others: int, remaining: float, stateful: bool, budget_left: bool, random: float, most: int
 ) -> None:
     """Whatever happened: never more than 1 + max_retries attempts, never past the deadline, never without a way to answer."""
     attempts = failed(*kinds)
@@ -497,7 +497,7 @@ def test_decisions_keep_their_promises(
         remaining=remaining,
         stateful=stateful,
         budget_left=budget_left,
-        chance=chance,
+        random=random,
         policy=RetryPolicy(max_retries=most),
     )
     if isinstance(verdict, Retry):

@@ -61,7 +61,7 @@ def test_the_page_says_who_is_retried_and_what_is_seen(kind: FailureClass) -> No
 
         def decide(remaining: float = 60.0, attempts: list[FailedAttempt] = attempts) -> Retry | GiveUp:
             return after_failure(
-                attempts, others=1, policy=RetryPolicy(), remaining=remaining, stateful=False, budget_left=True, chance=0.5
+                attempts, others=1, policy=RetryPolicy(), remaining=remaining, stateful=False, budget_left=True, random=0.5
             )
 
         verdict = decide()

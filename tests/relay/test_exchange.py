@@ -1910,9 +1910,9 @@ class Traffic(RuleBasedStateMachine):
     @initialize(
         caps=st.lists(st.sampled_from([None, 1, 2]), min_size=1, max_size=3),
         plain=st.booleans(),
-        luck=st.sampled_from([0.0, 0.5, 0.99]),
+        random_number=st.sampled_from([0.0, 0.5, 0.99]),
     )
-    def prepare(self, caps: list[int | None], plain: bool, luck: float) -> None:
+    def prepare(self, caps: list[int | None], plain: bool, random_number: float) -> None:
         self.stage = RecordingEngine(
             [server(f"s{number}", cap=cap, streaming=not (plain and number == 0), registered_at=number) for number, cap in enumerate(caps)],
             limits=Limits(
@@ -1926,7 +1926,7 @@ class Traffic(RuleBasedStateMachine):
                 max_stream_seconds=15,
             ),
             max_queue=4,
-            luck=luck,
+            random_number=random_number,
         )
         self.headed: set[int] = set()
         self.sent: dict[int, list[bytes]] = {}

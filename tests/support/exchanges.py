@@ -303,7 +303,7 @@ class RecordingEngine:
     clock: float = 1000.0
     stopped: float = 0.0
     """For how long the process was stopped, until an exchange asks."""
-    luck: float = 0.5
+    random_number: float = 0.5
     answer_budget: int = 1 << 40
     load: Load = attrs.field(factory=Load, init=False)
     room: WaitingRoom = attrs.field(init=False)
@@ -331,7 +331,7 @@ class RecordingEngine:
     @health_book.default
     def _make_health(self) -> RecordingHealth:
         book = RecordingHealth(
-            HealthPolicy(), store=MemoryStore(), now=self.now, wall=self.wall, random=self.chance, changed=self._health_changed
+            HealthPolicy(), store=MemoryStore(), now=self.now, wall=self.wall, random=self.random, changed=self._health_changed
         )
         health = {server.id: fresh(1, now=self.clock, wall=self.clock, policy=book.policy) for server in self.servers}
         book.table = build_table(1, self.servers, health)
@@ -367,9 +367,9 @@ class RecordingEngine:
         """Return the test's clock."""
         return self.clock
 
-    def chance(self) -> float:
-        """Return the test's luck."""
-        return self.luck
+    def random(self) -> float:
+        """Return the random number that the test has chosen."""
+        return self.random_number
 
     def candidates(self, envelope: Envelope, excluded: frozenset[ServerId], now: float) -> Candidates | None:
         """Ask the real routing."""

@@ -164,7 +164,7 @@ async def stage(
         resolve=resolve,
         now=lambda: clock.monotonic,
         wall=lambda: clock.wall,
-        chance=lambda: 0.5,
+        random=lambda: 0.5,
     )
     logs = RecentLogs()
     app = application(gateway, extra=extra, recent_logs=logs)

@@ -361,13 +361,13 @@ def after_failure(
     remaining: float,
     stateful: bool,
     budget_left: bool,
-    chance: float,
+    random: float,
     repeated: bool = False,
 ) -> Retry | GiveUp:
     """Decide what follows the last of `attempts`, which are all the failed attempts so far.
 
     `repeated`: one more attempt was made that is not a failure: the gateway sent the request again without a field that it had added.
-    `others` is the number of usable servers not tried yet, `remaining` the seconds left of the deadline, `chance` a random number
+    `others` is the number of usable servers not tried yet, `remaining` the seconds left of the deadline, `random` a random number
     in [0, 1).
     """
     failure = attempts[-1].failure
@@ -376,7 +376,7 @@ def after_failure(
         return final_error(attempts)
     if kind is FailureClass.AUTH and not _may_be_the_servers_own(attempts):
         return final_error(attempts)
-    retry = _next(failure, len(attempts), others, policy, chance)
+    retry = _next(failure, len(attempts), others, policy, random)
     if retry is not None and not budget_left and kind not in _UNBUDGETED:
         retry = Retry(policy.budget_delay, waits=True)
     needed = policy.min_remaining if kind is FailureClass.TIMEOUT else 0.0
@@ -391,11 +391,11 @@ def _may_be_the_servers_own(attempts: Sequence[FailedAttempt]) -> bool:
     return len(refusals) == 1 and check_json(refusals[0].body)
 
 
-def _next(failure: Failure, made: int, others: int, policy: RetryPolicy, chance: float) -> Retry | None:
+def _next(failure: Failure, made: int, others: int, policy: RetryPolicy, random: float) -> Retry | None:
     if failure.is_stale:
         return Retry(0.0, same_server=True)
     if others > 0:
-        return Retry(0.0 if failure.kind is FailureClass.BUSY else policy.backoff * chance)
+        return Retry(0.0 if failure.kind is FailureClass.BUSY else policy.backoff * random)
     if failure.kind is FailureClass.CONNECT and made == 1:
         return Retry(policy.same_server_delay, same_server=True)
     return None

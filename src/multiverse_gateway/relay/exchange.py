@@ -379,7 +379,7 @@ class Exchange:
         """Hold so many bytes of the answer in all; without room for them the request ends, and no server is to blame."""
         if self.response.hold(count):
             return True
-        self._stop(NO_ROOM_FOR_EVENT, "overloaded", no_room_for_answer(retry_seconds(self._engine.chance())))
+        self._stop(NO_ROOM_FOR_EVENT, "overloaded", no_room_for_answer(retry_seconds(self._engine.random())))
         self._offer_slot()
         return False
 

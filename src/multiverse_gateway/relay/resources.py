@@ -73,7 +73,7 @@ class Resources(AnswerBudget, Protocol):
     def wall(self) -> float:
         """Return the time of day, in epoch seconds."""
 
-    def chance(self) -> float:
+    def random(self) -> float:
         """Return a random number in [0, 1)."""
 
     def notice_pause(self, now: float) -> None:

@@ -221,7 +221,7 @@ class ServerSearch(Ticket):
 
     def _until_next_end(self) -> float:
         """Return about how many seconds it takes until the client has a place again."""
-        return self._queue.until_next_end(self.client_request.envelope.model, self.flow) or retry_seconds(self._resources.chance())
+        return self._queue.until_next_end(self.client_request.envelope.model, self.flow) or retry_seconds(self._resources.random())
 
     def _share_in_the_way(self) -> Share | None:
         """Return the share of slots that keeps the request from a free one; `None` if no slot is free."""
@@ -271,7 +271,7 @@ class ServerSearch(Ticket):
             remaining=self._exchange.deadline - now,
             stateful=envelope.stateful,
             budget_left=resources.load.retry_budget_left(envelope.model),
-            chance=resources.chance(),
+            random=resources.random(),
             repeated=self.refuser is not None,
         )
         if isinstance(verdict, Retry):
