@@ -25,7 +25,7 @@ class Deadline:
 
     due: float
     at_tick: Callable[[], None] = lambda: None
-    why: list[str] | None = None
+    choice_trace: list[str] | None = None
     request: SimpleNamespace = attrs.Factory(lambda: SimpleNamespace(source="someone"))
     response: SimpleNamespace = attrs.Factory(lambda: SimpleNamespace(comments=None))
     number: int = 0

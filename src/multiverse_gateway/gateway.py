@@ -380,8 +380,8 @@ class Gateway:
         self.room.at_once.take(exchange.request.source)
         if self.housekeeping.is_resting:
             self.housekeeping.wake()
-        if exchange.why is None and _routing_log.isEnabledFor(logging.DEBUG):
-            exchange.why = []
+        if exchange.choice_trace is None and _routing_log.isEnabledFor(logging.DEBUG):
+            exchange.choice_trace = []
 
     def finished(self, exchange: Exchange) -> None:
         """Count, log and forget an exchange that is over."""
@@ -395,8 +395,10 @@ class Gateway:
             return
         wall, seconds = self.wall(), self.now() - request.arrived
         self.usage_book.count(exchange, seconds, wall)
-        if exchange.why:
-            _routing_log.debug("why this server", extra={"fields": {"request_id": request.request_id, "why": as_line(exchange.why)}})
+        if exchange.choice_trace:
+            _routing_log.debug(
+                "why this server", extra={"fields": {"request_id": request.request_id, "why": as_line(exchange.choice_trace)}}
+            )
         if _routing_log.isEnabledFor(logging.INFO):
             note(_routing_log, "request finished", _record(exchange, seconds), wall)
 

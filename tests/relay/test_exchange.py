@@ -2321,11 +2321,11 @@ def test_a_refusal_is_remembered_only_of_a_server_that_takes_the_rest() -> None:
     stage.start(stream=True)
     refuse(stage.last)
     refuse(stage.last)
-    assert stage.refusers == []
+    assert stage.usage_refusers == []
     stage.start(stream=True)
     refuse(stage.last)
     stage.last.stream(ONE)
-    assert stage.refusers == ["a"]
+    assert stage.usage_refusers == ["a"]
     stage.check()
 
 
@@ -2343,7 +2343,7 @@ def test_a_server_may_refuse_our_own_question_with_status_200(how: str, error: b
         stage.last.stream(b"data: " + error + b"\n\n")
     assert (stage.tried(), client.is_silent, exchange.search.tried, stage.blamed()) == (["a", "a"], True, 1, [])
     stage.last.stream(ONE, LAST, DONE_EVENT)
-    assert (client.data, stage.refusers) == (ONE + LAST + DONE_EVENT, ["a"])
+    assert (client.data, stage.usage_refusers) == (ONE + LAST + DONE_EVENT, ["a"])
     stage.check()
 
 
@@ -2356,7 +2356,7 @@ def test_a_server_that_answers_our_question_with_more_is_not_asked_again(more: b
     stage.last.stream(ONE, LAST, usage, DONE_EVENT)
     carries_more = b"predicted_n" in more
     assert client.data == ONE + LAST + (usage if carries_more else b"") + DONE_EVENT
-    assert (exchange.usage, stage.refusers) == ((7, 2), ["a"] if carries_more else [])
+    assert (exchange.usage, stage.usage_refusers) == ((7, 2), ["a"] if carries_more else [])
     stage.check()
 
 
@@ -2373,7 +2373,7 @@ def test_a_server_that_left_is_not_asked_again_without_our_question(leave: Calla
     assert not stage.last.attempt.asks_usage
     stage.last.stream(ONE)
     assert client.status == 200
-    assert stage.refusers == [], "nothing is known of the new one"
+    assert stage.usage_refusers == [], "nothing is known of the new one"
     stage.check()
 
 
@@ -2450,14 +2450,14 @@ def test_who_asks_learns_why() -> None:
     engine = RecordingEngine([server("a"), server("b")])
     for shows in (True, False):
         exchange, client = engine.begin(explains=shows)
-        exchange.why = []
+        exchange.choice_trace = []
         exchange.start()
         engine.last.fail(FailureClass.CONNECT)
         engine.wait(1)
         engine.last.head(200, JSON)
         engine.last.body(b"{}")
         engine.last.end()
-        assert exchange.why == [{"server": name} for name in engine.tried()[-2:]]
+        assert exchange.choice_trace == [{"server": name} for name in engine.tried()[-2:]]
         assert (b"x-multiverse-why" in client.headers) is shows
 
 

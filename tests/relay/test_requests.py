@@ -24,9 +24,9 @@ def chat(fields: dict[str, object] | None = None, *, padding: int = 0) -> Client
     return ClientRequest(envelope, body, JSON, b"", "request-1", 0.0)
 
 
-def sent(requests: Requests, server: Server, request: ClientRequest, *, refuser: Server | None = None) -> tuple[bytes, bytes]:
+def sent(requests: Requests, server: Server, request: ClientRequest, *, usage_refused_by: Server | None = None) -> tuple[bytes, bytes]:
     """Write a request as an attempt does; return its head and its body."""
-    asks_usage = request.envelope.leaves_usage and requests.may_ask_usage(server, refuser)
+    asks_usage = request.envelope.leaves_usage and requests.may_ask_usage(server, usage_refused_by)
     _, parts = requests.write(server, request, asks_usage=asks_usage)
     head, _, body = b"".join(parts).partition(b"\r\n\r\n")
     assert asks_usage is (b'"include_usage":true' in body.replace(b" ", b""))
@@ -101,8 +101,8 @@ def test_a_stream_is_not_asked_for_its_tokens(why: str) -> None:
     fields: dict[str, object] = {"stream": True}
     if why == "the client decides":
         fields["stream_options"] = {"include_usage": False}
-    refuser = make_server("other") if why == "another server refused" else None
-    _, body = sent(Requests(count_stream_tokens=why != "setting"), server, chat(fields), refuser=refuser)
+    usage_refused_by = make_server("other") if why == "another server refused" else None
+    _, body = sent(Requests(count_stream_tokens=why != "setting"), server, chat(fields), usage_refused_by=usage_refused_by)
     assert json.loads(body).get("stream_options") == fields.get("stream_options")
 
 

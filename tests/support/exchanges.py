@@ -410,7 +410,7 @@ class RecordingEngine:
         return sending
 
     @property
-    def refusers(self) -> list[ServerId]:
+    def usage_refusers(self) -> list[ServerId]:
         """The servers that are not asked for token counts any more."""
         return [server.id for server in self.servers if self.requests.refuses_usage(server)]
 

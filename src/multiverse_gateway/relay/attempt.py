@@ -78,7 +78,7 @@ class Attempt:
         self.search = search
         self.server = server
         self.began = now
-        self.asks_usage = envelope.leaves_usage and resources.requests.may_ask_usage(server, search.refuser)
+        self.asks_usage = envelope.leaves_usage and resources.requests.may_ask_usage(server, search.usage_refused_by)
         self.is_replay = bool(search.failures) and search.is_replay_at(server)
         self.retry, search.retry = search.retry, None
         self.sending: Sending | None = None

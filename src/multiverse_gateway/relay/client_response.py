@@ -180,12 +180,14 @@ class ClientResponse:
             self.held = 0
 
 
-def own_headers(tried: int, server_id: ServerId | None, waited_seconds: float, why: Sequence[Mapping[str, object]] | None) -> _Headers:
+def own_headers(
+    tried: int, server_id: ServerId | None, waited_seconds: float, choice_trace: Sequence[Mapping[str, object]] | None
+) -> _Headers:
     """Return the gateway's own headers: the attempts and the last server, how long the request waited, why each server was chosen."""
     headers: _Headers = _attempt_headers(tried, server_id)
     if waited_seconds:
         headers = [*headers, (b"x-multiverse-queued-ms", b"%d" % (1000 * waited_seconds))]
-    return headers if why is None else [*headers, (b"x-multiverse-why", msgspec.json.encode(why))]
+    return headers if choice_trace is None else [*headers, (b"x-multiverse-why", msgspec.json.encode(choice_trace))]
 
 
 @lru_cache(maxsize=4096)

@@ -97,10 +97,10 @@ class Exchange:
 
     `due` is the monotonic instant at which the gateway calls `tick`. After `Phase.OVER` the record of what happened stands in `request`,
     `response`, `search` and `attempt`, which is the last attempt. `number` is the gateway's own number of the request, which strikes
-    against a server name. `why`, if it is a list, collects why each server was chosen.
+    against a server name. `choice_trace`, if it is a list, collects why each server was chosen.
     """
 
-    __slots__ = ("_engine", "attempt", "deadline", "due", "number", "phase", "request", "response", "search", "why")
+    __slots__ = ("_engine", "attempt", "choice_trace", "deadline", "due", "number", "phase", "request", "response", "search")
 
     def __init__(self, engine: Engine, request: ClientRequest, client: Client) -> None:
         now = engine.now()
@@ -113,7 +113,7 @@ class Exchange:
         self.phase = _CHOOSING
         self.deadline = self.due = now + engine.limits.request_timeout  # the body is complete; how long that took does not count
         self.number = 0
-        self.why: list[Mapping[str, object]] | None = [] if request.explains else None
+        self.choice_trace: list[Mapping[str, object]] | None = [] if request.explains else None
 
     @property
     def running(self) -> Attempt | None:
@@ -256,8 +256,8 @@ class Exchange:
             self.deadline += now - search.joined_at  # waiting has a limit of its own
         self.phase = _TRYING
         search.tried += 1
-        if self.why is not None:
-            self.why.append(engine.explain(self, server, now))
+        if self.choice_trace is not None:
+            self.choice_trace.append(engine.explain(self, server, now))
         if self.response.held:
             self.response.release()
             search.forget_body()
@@ -292,7 +292,7 @@ class Exchange:
     def repeat_without_usage(self) -> None:
         """Make the same attempt again: what the server refuses may be nothing that the client said. It counts once."""
         attempt, engine, search = self._current, self._engine, self.search
-        search.refuser = attempt.server
+        search.usage_refused_by = attempt.server
         search.retry, attempt.retry = attempt.retry, None
         search.tried -= 1
         attempt.release(None)
@@ -330,7 +330,7 @@ class Exchange:
         attempt.first_byte_seconds = now - attempt.began
         if attempt.asks_usage:
             self._engine.requests.usage_accepted(attempt.server)
-        elif attempt.status < 300 and self.search.refuser is attempt.server:
+        elif attempt.status < 300 and self.search.usage_refused_by is attempt.server:
             self._engine.requests.usage_refused(attempt.server)
         return attempt
 
@@ -398,8 +398,8 @@ class Exchange:
 
     def _own_headers(self) -> Sequence[tuple[bytes, bytes]]:
         attempt, search = self.attempt, self.search
-        why = self.why if self.request.explains else None
-        return own_headers(search.tried, None if attempt is None else attempt.server.id, search.waited_seconds, why)
+        choice_trace = self.choice_trace if self.request.explains else None
+        return own_headers(search.tried, None if attempt is None else attempt.server.id, search.waited_seconds, choice_trace)
 
     def _stop(self, message: str, code: str, error: GatewayError) -> None:
         """End with an error of the gateway's own: after the commit point with a message, if there are events."""

@@ -71,12 +71,12 @@ class Requests:
                 self._targets[key] = target
         return target
 
-    def may_ask_usage(self, server: Server, refuser: Server | None = None) -> bool:
+    def may_ask_usage(self, server: Server, usage_refused_by: Server | None = None) -> bool:
         """Return whether a server may be asked for the token counts of a stream whose client does not set `stream_options`.
 
-        `refuser` is the server that did not accept the question for the same request, if one did: then no other one is asked.
+        `usage_refused_by` is the server that rejected the question for the same request, or `None`; after a rejection no server is asked.
         """
-        return self._counts_tokens and refuser is None and (server.id, server.generation) not in self._refuse_usage
+        return self._counts_tokens and usage_refused_by is None and (server.id, server.generation) not in self._refuse_usage
 
     def usage_accepted(self, server: Server) -> None:
         """Remember that this generation of a server answered a stream whose tokens it was asked for."""

@@ -82,8 +82,9 @@ class PendingRetry:
 class ServerSearch(Ticket):
     """The way of one request to a server, as often as it needs one. It is also the request's ticket in the fair queue.
 
-    `tried` counts the attempts that were made, and `failures` holds those that failed. `refuser` is the server that did not accept the
-    field that asks for token counts; no server is asked for them then. `retry` is the retry that was decided on, until it begins.
+    `tried` counts the attempts that were made, and `failures` holds those that failed. `usage_refused_by` is the server that
+    rejected the field that asks for token counts; after that no server is asked for them. `retry` is the retry that was decided on, until
+    it begins.
     """
 
     __slots__ = (
@@ -94,10 +95,10 @@ class ServerSearch(Ticket):
         "client_request",
         "excluded",
         "failures",
-        "refuser",
         "response",
         "retry",
         "tried",
+        "usage_refused_by",
     )
 
     def __init__(self, exchange: Seeker, resources: Resources) -> None:
@@ -111,7 +112,7 @@ class ServerSearch(Ticket):
         self.tried = 0
         self.failures: list[FailedAttempt] = []
         self.excluded = _NO_SERVERS
-        self.refuser: Server | None = None
+        self.usage_refused_by: Server | None = None
         self.retry: PendingRetry | None = None
 
     @property
@@ -272,7 +273,7 @@ class ServerSearch(Ticket):
             stateful=envelope.stateful,
             budget_left=resources.load.retry_budget_left(envelope.model),
             random=resources.random(),
-            repeated=self.refuser is not None,
+            repeated=self.usage_refused_by is not None,
         )
         if isinstance(verdict, Retry):
             self._wait_to_retry(verdict, server, now)
