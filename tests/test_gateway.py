@@ -105,10 +105,10 @@ async def test_the_queue_knows_the_slots_of_a_server_at_any_moment() -> None:
 
         def slots(event: HealthEvent) -> int | None:
             scene.gateway.health_book.report(server_id, event)
-            return scene.gateway.room.queue.crowd("tiny").slots
+            return scene.gateway.room.queue.counts("tiny").slots
 
         refused = Failure(FailureClass.CONNECT, "refused")
-        assert scene.gateway.room.queue.crowd("tiny").slots == 4
+        assert scene.gateway.room.queue.counts("tiny").slots == 4
         assert slots(AttemptFailed(generation, "client", 1, refused, "/v1/chat/completions")) == 0
         assert slots(ProbePassed(generation)) == 1
         assert slots(AttemptPassed(generation, "/v1/chat/completions")) == 4

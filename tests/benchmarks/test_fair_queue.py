@@ -87,7 +87,7 @@ def test_greedy_clients_get_equal_shares(has_shares: bool) -> None:
     assert jain(person.served for person in people) >= 0.99
     assert 0 < largest_gap(people) < 2 * 4 * 16_000
     queue = gateway.room.queue
-    assert queue.crowd("model").running == gateway.load.total == 4
+    assert queue.counts("model").running == gateway.load.total == 4
     assert queue.waiting("model") + 4 == gateway.room.at_once.total
     assert sum(habit.loops for habit in GREEDY.values()) - gateway.room.at_once.total <= 1, "one may be about to send its next request"
 

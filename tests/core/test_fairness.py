@@ -20,11 +20,11 @@ from multiverse_gateway.core.fairness import (
     USUAL_OUTPUT_TOKENS,
     AtOnce,
     Band,
-    Crowd,
     FairQueue,
     Flow,
     Place,
     Pool,
+    QueueCounts,
     Share,
     Ticket,
     actual_cost,
@@ -68,7 +68,7 @@ def make_queue(slots: int | None = None, **fields: int) -> FairQueue:
 def fill(queue: FairQueue, slots: int, now: float = 0.0) -> list[Ticket]:
     """Begin the requests whose turn it is, as long as fewer run than there are slots; return them."""
     began = []
-    while queue.crowd(MODEL).running < slots and (found := queue.pick(MODEL, now)) is not None:
+    while queue.counts(MODEL).running < slots and (found := queue.pick(MODEL, now)) is not None:
         queue.begin(found, now, "lab")
         began.append(found)
     return began
@@ -191,7 +191,7 @@ def test_a_model_without_requests_has_no_queue() -> None:
         assert queue.until_next_end(name, Flow("a")) is None
         assert queue.overflow(name) is None
         assert queue.may_begin(ticket("a", model=name), 0.0)
-    assert queue.crowd("unknown") == Crowd(slots=0, running=0, waiting=0, clients_waiting=0)
+    assert queue.counts("unknown") == QueueCounts(slots=0, running=0, waiting=0, clients_waiting=0)
     queue.learn("unknown", seconds=1.0, output_tokens=1.0)
     assert queue.mean_output_tokens("unknown") == USUAL_OUTPUT_TOKENS
 
@@ -508,7 +508,7 @@ def test_free_slots_are_offered_in_turn(by_pool: bool) -> None:
         asked.append(each)
         if each.request.needs == "dies":
             queue.end(each, 0.0)
-        elif each.request.needs is None and queue.crowd(MODEL).running < 2:
+        elif each.request.needs is None and queue.counts(MODEL).running < 2:
             queue.begin(each, 0.0)
 
     if by_pool:
@@ -664,7 +664,7 @@ def test_without_a_cap_there_are_no_shares() -> None:
             each = ticket("script", band=band)
             assert queue.may_begin(each, 0.0)
             queue.begin(each, 0.0)
-    assert queue.crowd(MODEL) == Crowd(slots=None, running=41, waiting=0, clients_waiting=0)
+    assert queue.counts(MODEL) == QueueCounts(slots=None, running=41, waiting=0, clients_waiting=0)
 
 
 def test_a_request_learns_which_share_keeps_it_waiting() -> None:
@@ -683,11 +683,11 @@ def test_slots_of_a_model_are_those_of_its_servers() -> None:
     """Servers come and go; a model that no server serves keeps its waiting requests and is forgotten after the last one."""
     queue = FairQueue()
     queue.serve({"a": Pool((MODEL,), 2), "b": Pool((MODEL, "phi"), 3)})
-    assert (queue.crowd(MODEL).slots, queue.crowd("phi").slots) == (5, 3)
+    assert (queue.counts(MODEL).slots, queue.counts("phi").slots) == (5, 3)
     waiting = ticket("person")
     queue.join(waiting, 0.0)
     queue.serve({})
-    assert (queue.crowd(MODEL).slots, queue.order(MODEL), set(queue._models)) == (0, [waiting], {MODEL})
+    assert (queue.counts(MODEL).slots, queue.order(MODEL), set(queue._models)) == (0, [waiting], {MODEL})
     assert queue.pick(MODEL, 0.0) is waiting
     queue.end(waiting, 1.0)
     queue.serve({})
@@ -897,9 +897,9 @@ class Chaos(RuleBasedStateMachine):
         for name in (MODEL, "phi"):
             own = [each for each in self.live if each.model == name]
             waiting = {each for each in own if each.is_waiting}
-            crowd = queue.crowd(name)
-            assert (crowd.running, crowd.waiting) == (sum(each.is_running for each in own), len(waiting))
-            assert crowd.clients_waiting == len({each.flow.client for each in waiting})
+            counts = queue.counts(name)
+            assert (counts.running, counts.waiting) == (sum(each.is_running for each in own), len(waiting))
+            assert counts.clients_waiting == len({each.flow.client for each in waiting})
             assert set(queue.order(name)) == waiting == set(queue.places(name, self.now))
             if not own:
                 assert flows(queue, name) == set()
@@ -937,7 +937,7 @@ def test_ten_thousand_cancels_kills_and_failovers_leave_nothing() -> None:
         each = ticket(f"client {chance.randrange(12)}", chance.randint(0, 900), estimate=300.0, band=chance.choice(list(Band)))
         at_once.take(each.flow.client)
         live.append(each)
-        if queue.may_begin(each, now) and queue.crowd(MODEL).running < 4:
+        if queue.may_begin(each, now) and queue.counts(MODEL).running < 4:
             queue.begin(each, now, "lab")
         else:
             queue.join(each, now)
@@ -954,7 +954,7 @@ def test_ten_thousand_cancels_kills_and_failovers_leave_nothing() -> None:
                 happened["cancelled"] += 1
                 over(victim)
         fill(queue, 4, now)
-        assert queue.crowd(MODEL).running + queue.waiting(MODEL) == len(live) == at_once.total
+        assert queue.counts(MODEL).running + queue.waiting(MODEL) == len(live) == at_once.total
     assert min(happened.values()) > 100
     for each in list(live):
         over(each)

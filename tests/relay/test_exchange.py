@@ -1344,7 +1344,7 @@ def test_without_a_server_in_rotation_there_are_no_shares() -> None:
     stage = shared()
     stage.start(source="script")
     stage.set_health("a", state=HealthState.UNHEALTHY, by_traffic=True, next_probe=NextProbe(at=stage.clock + 5))
-    assert stage.room.queue.crowd(MODEL).slots == 0
+    assert stage.room.queue.counts(MODEL).slots == 0
     assert stage.room.queue.used_up(stage.begin(source="script")[0].search, stage.clock) is None
     assert stage.room.queue.used_up(stage.begin(source="script", is_bulk=True)[0].search, stage.clock) is None
 
@@ -2264,8 +2264,8 @@ def test_ten_thousand_random_events_leave_nothing_behind() -> None:
     stage.check()
     assert not stage.room.at_once.total
     assert not stage.load.total
-    crowd = stage.room.queue.crowd(MODEL)
-    assert (crowd.running, crowd.waiting, crowd.clients_waiting) == (0, 0, 0)
+    counts = stage.room.queue.counts(MODEL)
+    assert (counts.running, counts.waiting, counts.clients_waiting) == (0, 0, 0)
     assert min(ends[end] for end in (200, "too_many_at_once", "client_gone", "relayed")) > 100, ends
 
 

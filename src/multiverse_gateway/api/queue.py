@@ -19,8 +19,10 @@ from multiverse_gateway.web.middleware import CALLER
 
 
 def _model(gateway: Gateway, name: str) -> QueuedModel:
-    crowd = gateway.room.queue.crowd(model_key(name))
-    return QueuedModel(model=name, slots=crowd.slots, running=crowd.running, waiting=crowd.waiting, people_waiting=crowd.clients_waiting)
+    counts = gateway.room.queue.counts(model_key(name))
+    return QueuedModel(
+        model=name, slots=counts.slots, running=counts.running, waiting=counts.waiting, people_waiting=counts.clients_waiting
+    )
 
 
 def _request(gateway: Gateway, wait: Wait) -> QueuedRequest:

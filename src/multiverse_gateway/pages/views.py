@@ -226,14 +226,14 @@ def queues(gateway: Gateway) -> Queues:
         return NO_QUEUES
     models = []
     for name in queue.lengths():
-        crowd = queue.crowd(name)
+        counts = queue.counts(name)
         models.append(
             Queue(
                 model=listed_name(gateway.table, name),
-                waiting=crowd.waiting,
-                clients=crowd.clients_waiting,
-                running=crowd.running,
-                slots=crowd.slots,
+                waiting=counts.waiting,
+                clients=counts.clients_waiting,
+                running=counts.running,
+                slots=counts.slots,
             )
         )
     models.sort(key=lambda shown: (-shown.waiting, shown.model))

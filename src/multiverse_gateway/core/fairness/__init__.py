@@ -44,7 +44,7 @@ from multiverse_gateway.core.fairness.costs import (
 from multiverse_gateway.core.fairness.evenness import jain
 from multiverse_gateway.core.fairness.fair_queue import CLOSING_SECONDS, MODEL_CHANGE_SECONDS, FairQueue
 from multiverse_gateway.core.fairness.flows import Band, Flow, Pool, Share
-from multiverse_gateway.core.fairness.places import STEPS, Crowd, Place, Wait, in_steps
+from multiverse_gateway.core.fairness.places import STEPS, Place, QueueCounts, Wait, in_steps
 
 __all__ = [
     "BYTES_PER_TOKEN",
@@ -59,11 +59,11 @@ __all__ = [
     "USUAL_OUTPUT_TOKENS",
     "AtOnce",
     "Band",
-    "Crowd",
     "FairQueue",
     "Flow",
     "Place",
     "Pool",
+    "QueueCounts",
     "Request",
     "Share",
     "Ticket",

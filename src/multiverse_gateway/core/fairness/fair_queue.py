@@ -9,7 +9,7 @@ from attrs import define, field
 from multiverse_gateway.core.fairness.books import Account, Books, ModelUse, Ticket, rank
 from multiverse_gateway.core.fairness.costs import USUAL_OUTPUT_TOKENS
 from multiverse_gateway.core.fairness.flows import BULK, Band, Flow, Pool, Share
-from multiverse_gateway.core.fairness.places import Crowd, Place, Wait, crowd_of, places_of, until_next_end
+from multiverse_gateway.core.fairness.places import Place, QueueCounts, Wait, places_of, queue_counts_of, until_next_end
 from multiverse_gateway.core.fairness.turns import first_of, give_turns, merged
 
 MODEL_CHANGE_SECONDS = 30.0
@@ -315,9 +315,9 @@ class FairQueue:
                 lengths[place] = lengths.get(place, 0) + len(account.waiting)
         return lengths
 
-    def crowd(self, name: str) -> Crowd:
+    def counts(self, name: str) -> QueueCounts:
         """Return how much a model is used."""
-        return crowd_of(self._models.get(name) or ModelUse(slots=0))
+        return queue_counts_of(self._models.get(name) or ModelUse(slots=0))
 
     def order(self, name: str) -> list[Ticket]:
         """Return the waiting requests of a model in the order in which they would begin if no other request came and all could.

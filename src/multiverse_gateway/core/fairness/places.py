@@ -25,8 +25,8 @@ class Place:
 
 
 @frozen(kw_only=True)
-class Crowd:
-    """The use of one model: its slots (`None` without a cap), running and waiting requests, and clients with a waiting request."""
+class QueueCounts:
+    """Counts for one model: its slots (`None` without a cap), its running and waiting requests, and its clients with a waiting request."""
 
     slots: int | None
     running: int
@@ -64,10 +64,10 @@ def _about(model: ModelUse, position: int, own: int, flow: Flow, now: float) -> 
     return in_steps(seconds)
 
 
-def crowd_of(model: ModelUse) -> Crowd:
+def queue_counts_of(model: ModelUse) -> QueueCounts:
     """Return how much a model is used."""
     clients = {flow.client for flow in model.queued}
-    return Crowd(slots=model.slots, running=sum(model.running.values()), waiting=model.waiting, clients_waiting=len(clients))
+    return QueueCounts(slots=model.slots, running=sum(model.running.values()), waiting=model.waiting, clients_waiting=len(clients))
 
 
 def places_of(model: ModelUse, order: Iterable[Ticket], now: float) -> dict[Ticket, Place]:
