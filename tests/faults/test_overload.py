@@ -17,7 +17,7 @@ import pytest
 
 from multiverse_gateway.app import create_app, lifespan
 from multiverse_gateway.core.load import LagDetector
-from multiverse_gateway.relay import exchange, waiting
+from multiverse_gateway.relay import server_search, waiting
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
 from support import behaviours
@@ -59,7 +59,7 @@ async def bench(**settings: Any) -> Any:
 
 async def test_who_waits_longest_is_served_first_though_it_could_not_use_the_last_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     """L07: a slot on a server that failed for the first waiter goes to the second at once, and the first keeps its place."""
-    for module in (exchange, waiting):
+    for module in (server_search, waiting):
         monkeypatch.setattr(module, "LOOK_SECONDS", 60)  # nobody looks for itself
     one, two = Backend("one", models=("tiny",)), Backend("two", models=("tiny",))
     gates = [behaviours.Gate() for _ in range(4)]
