@@ -11,7 +11,6 @@ import attrs
 
 from multiverse_gateway.relay.heads import Heads, RequestHead
 from multiverse_gateway.relay.intake_port import IntakePort, V
-from multiverse_gateway.relay.ports import CUT_SECONDS
 from multiverse_gateway.relay.read_ahead import ReadAhead
 from multiverse_gateway.relay.request_body import DROPPED_BYTES, WHOLE_BODY, ChunkedBody, MalformedBodyError, PlainBody, begin_chunked
 from multiverse_gateway.relay.response_writer import ResponseWriter
@@ -435,14 +434,11 @@ class ClientConnection(asyncio.Protocol, Generic[V]):
             self._state = _READY
             self._begin(self._take_ahead())
 
-    def close_late(self) -> None:
-        """Close after `CUT_SECONDS`, without the end of the response."""
+    def close(self, after: float = 0.0) -> None:
+        """Write what is left, and close, after so many seconds; a client that does not take it is cut off."""
         self._state = _CLOSING
         self._watch()
-        asyncio.get_running_loop().call_later(CUT_SECONDS, self.transport.close)
-
-    def close(self) -> None:
-        """Write what is left, and close; a client that does not take it is cut off."""
-        self._state = _CLOSING
-        self._watch()
-        self.transport.close()
+        if after:
+            asyncio.get_running_loop().call_later(after, self.transport.close)
+        else:
+            self.transport.close()

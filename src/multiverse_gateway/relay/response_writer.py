@@ -16,6 +16,7 @@ from typing import Final, Protocol
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.heads import Headers
 from multiverse_gateway.relay.intake_port import HasLines
+from multiverse_gateway.relay.ports import CUT_SECONDS
 
 COPIED_BYTES: Final = 4096
 """Up to this size a piece is copied into its frame, which costs less than a second buffer; a larger one is passed on uncopied beside it."""
@@ -56,11 +57,8 @@ class RespondingConnection(Protocol):
     def finish(self) -> None:
         """Get ready for the next request, or close."""
 
-    def close(self) -> None:
-        """Close once everything is written."""
-
-    def close_late(self) -> None:
-        """Close a moment after everything is written."""
+    def close(self, after: float = 0.0) -> None:
+        """Close once everything is written, after so many seconds."""
 
 
 class ResponseWriter:
@@ -134,7 +132,7 @@ class ResponseWriter:
             self._transport.write(self._head)
             self._head = None
         connection.release()
-        connection.close_late()
+        connection.close(CUT_SECONDS)
 
     def _write_whole(self, status: int, headers: Headers, body: bytes) -> None:
         head = self._head_of(status, headers, b"content-length: %d\r\n" % len(body))
