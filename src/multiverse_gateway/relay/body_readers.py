@@ -69,7 +69,7 @@ class _Collected(_BodyReader):
 
     def close(self) -> None:
         self.chunks = []  # the exchange lives until its client has read a refusal
-        super().close()
+        del self.attempt
 
     def _may_keep(self) -> bool:
         """Return whether a large body is still collected; else the request is over, or another reader relays the body."""
