@@ -21,7 +21,7 @@ from multiverse_gateway.core.errors import Overloaded, StorageUnavailable, TooMa
 from multiverse_gateway.core.explaining import as_line, compared, described, judged
 from multiverse_gateway.core.failover import RetryPolicy
 from multiverse_gateway.core.health import Health, fresh
-from multiverse_gateway.core.load import Admission, ByteBudget, Load, retry_seconds
+from multiverse_gateway.core.load import Admission, BodyBudget, ByteBudget, Load, retry_seconds
 from multiverse_gateway.core.routing import (
     Candidates,
     RoutingTable,
@@ -96,7 +96,7 @@ class Gateway:
         self.load = Load()
         self.admission = Admission(
             max_in_flight=settings.max_in_flight,
-            bodies=ByteBudget(settings.body_budget_bytes),
+            bodies=BodyBudget(settings.body_budget_bytes),
             answers=ByteBudget(settings.answer_budget_bytes),
         )
         self.room = WaitingRoom(settings.max_queue)

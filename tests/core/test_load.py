@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from multiverse_gateway.core.load import FAILURE_FACTOR, MIN_RETRIES, Admission, Load, retry_seconds
+from multiverse_gateway.core.load import FAILURE_FACTOR, MIN_RETRIES, SMALL_BODY_BYTES, Admission, BodyBudget, Load, retry_seconds
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.protocols import LoadView
 from multiverse_gateway.testing.balancer import FixedLoad
@@ -211,3 +211,23 @@ def test_the_least_budget_is_that_of_the_semantics() -> None:
 def test_clients_without_room_return_at_different_times(random: float) -> None:
     """Within 1 to 5 seconds."""
     assert 1.0 <= retry_seconds(random) <= 5.0
+
+
+def test_a_client_holds_a_quarter_of_the_memory_for_bodies_once_half_is_taken() -> None:
+    """Or a single body of any size; small ones count toward the whole alone, and what was counted is given back."""
+    budget = BodyBudget(1_000_000)
+    assert budget.may_hold("script", 500_000)
+    budget.held = 500_000
+    budget.count_large("script", 300_000)
+    budget.count_large("script", 200_000)
+    assert not budget.may_hold("script", 70_000)
+    assert budget.may_hold("script", SMALL_BODY_BYTES)
+    assert budget.may_hold("person", 400_000), "a single body"
+    assert not budget.may_hold("person", 500_001), "no room at all"
+    budget.count_large("script", -400_000)
+    assert budget.may_hold("script", 150_000), "a quarter in all"
+    assert not budget.may_hold("script", 150_001)
+    assert budget.may_hold("script", 300_000, own=100_000), "all that it has is this body"
+    assert not budget.may_hold("script", 150_000, own=10_000), "what it has are other bodies"
+    budget.count_large("script", -100_000)
+    assert budget.may_hold("script", 400_000)

@@ -167,3 +167,33 @@ def test_a_rejected_client_learns_that_its_own_requests_are_in_the_way(
     gate.open()
     callers.end()
     assert (callers.names(200).count("script"), server.most_running) == (10, 3)
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("door", DOORS)
+def test_one_client_cannot_take_all_that_the_gateway_has_room_for(door: Door, large: bool) -> None:
+    """Neither of the requests in progress nor of the memory for bodies, be its server without a limit: others are served at once."""
+    settings = {"MULTIVERSE_BODY_BUDGET_BYTES": "4000000"} if large else {"MULTIVERSE_MAX_IN_FLIGHT": "8"}
+    with GatewayProcess({"CLIENT_API_KEYS": f"{SCRIPT},{PERSON}", **settings, **door_setting(door)}) as gateway:
+        server, other, gate = Backend("slow", models=("slow",)), Backend("quick", models=("quick",)), behaviours.Gate()
+        server.behave = gate.held(behaviours.good())
+        with serving(server, other):
+            gateway.register("slow", server.url, max_concurrency=None)
+            gateway.register("quick", other.url)
+            script, person = Callers(gateway, "slow"), Callers(gateway, "quick")
+            for number in range(1, 7):
+                script.call("x" * 900_000 if large else "script", SCRIPT)
+                wait_until(lambda number=number: server.running + len(script.answers) == number)  # type: ignore[misc]
+            assert server.running == (2 if large else 4)
+            assert {answer.json()["error"]["code"] for _, answer in script.answers} == {"overloaded"}
+            for _ in range(2):
+                person.call("x" * 900_000 if large else "person", PERSON)
+                person.end()
+            assert [answer.status_code for _, answer in person.answers] == [200, 200]
+            gate.open()
+            script.end()
+            wait_until(lambda: "multiverse_body_bytes 0.0" in gateway.call("GET", "/metrics").text)
+            again = Callers(gateway, "slow")
+            again.call("x" * 900_000 if large else "script", SCRIPT)
+            again.end()
+            assert again.names(200), "what a client held is given back"

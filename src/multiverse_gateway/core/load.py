@@ -25,6 +25,8 @@ MAX_LAG_SECONDS = 0.5
 """Seconds; an event loop that runs later than this lags."""
 MAX_LAGGING_SECONDS = 5.0
 """Seconds for which it may lag before new requests are refused."""
+SMALL_BODY_BYTES = 65_536
+"""Size up to which a body counts toward no client's part of the memory for bodies."""
 
 
 def retry_seconds(random: float) -> float:
@@ -215,6 +217,40 @@ class ByteBudget:
         self.held -= count
 
 
+@define(eq=False)
+class BodyBudget(ByteBudget):
+    """Bound the memory that bodies take, and what one client may take of it.
+
+    Once half of the memory is taken, a client holds a quarter of it at most, or a single body. Bodies up to `SMALL_BODY_BYTES` count
+    toward the whole only, which saves a look-up for most requests.
+
+    >>> budget = BodyBudget(1_000_000)
+    >>> budget.hold(600_000), budget.count_large("script", 600_000)
+    (True, None)
+    >>> budget.may_hold("script", 100_000), budget.may_hold("script", 1_000), budget.may_hold("person", 300_000)
+    (False, True, True)
+    """
+
+    _large: dict[str, int] = field(factory=dict, init=False)
+
+    def may_hold(self, client: str, count: int, own: int = 0) -> bool:
+        """Return whether a client may hold so many bytes more of a body of which it holds `own`; those of a large one are counted."""
+        if not self.has_room(count):
+            return False
+        if own + count <= SMALL_BODY_BYTES or 2 * (self.held + count) <= self.limit:
+            return True
+        others = self._large.get(client, 0) - (own if own > SMALL_BODY_BYTES else 0)
+        return not others or 4 * (others + own + count) <= self.limit
+
+    def count_large(self, client: str, more: int) -> None:
+        """Count bytes of a client's large bodies, or less than none to count them no more; `held` counts them besides."""
+        left = self._large.get(client, 0) + more
+        if left:
+            self._large[client] = left
+        else:
+            del self._large[client]
+
+
 @define(eq=False, kw_only=True)
 class Admission:
     """Bound what one process does at a time.
@@ -232,7 +268,7 @@ class Admission:
     """Whether nothing new may start because the process is to end."""
     begun: int = 0
     """How many requests have begun so far; the number of each is its place among them."""
-    bodies: ByteBudget = field(factory=lambda: ByteBudget(1 << 40))
+    bodies: BodyBudget = field(factory=lambda: BodyBudget(1 << 40))
     """Requests' bodies that are kept."""
     answers: ByteBudget = field(factory=lambda: ByteBudget(1 << 40))
     """Servers' answers that are held, beyond what every exchange may hold."""
@@ -240,3 +276,12 @@ class Admission:
     def may_start(self, total: int) -> bool:
         """Return whether one more request may start while `total` are live."""
         return total < self.max_in_flight and not self.shedding
+
+    def leaves_room(self, total: int, own: int) -> bool:
+        """Return whether a client with `own` live requests may have one more: once half of all are live, it has a quarter at most, or one.
+
+        >>> admission = Admission(max_in_flight=8)
+        >>> admission.leaves_room(3, 3), admission.leaves_room(4, 1), admission.leaves_room(4, 2)
+        (True, True, False)
+        """
+        return 2 * total < self.max_in_flight or not own or 4 * own < self.max_in_flight

@@ -48,6 +48,11 @@ class Caller:
     max_at_once: int = 0
 
     @property
+    def has_no_limits(self) -> bool:
+        """Whether neither its calls are limited nor how many of them run at once, as for a client on this machine."""
+        return self.limit == 0 and not self.max_at_once
+
+    @property
     def daily_limit(self) -> int | None:
         """The requests to models per day that its key is for, where that says so."""
         return None if self.key is None else self.key.daily_limit

@@ -30,6 +30,7 @@ from multiverse_gateway.core.errors import (
 from multiverse_gateway.core.forms import is_form
 from multiverse_gateway.core.forwarding import forwarded_lines
 from multiverse_gateway.core.lenient import BOM
+from multiverse_gateway.core.load import SMALL_BODY_BYTES
 from multiverse_gateway.core.paths import hint, is_own
 from multiverse_gateway.core.reading import read_envelope
 from multiverse_gateway.core.stored import lookup_of
@@ -255,8 +256,27 @@ class Intake:
         limit = gateway.settings.max_body_bytes
         if request.length > limit:  # before the budget, which it would exceed: no later moment makes it smaller
             raise too_large(limit)
-        if not gateway.admission.may_start(len(gateway.exchanges)) or not gateway.admission.bodies.has_room(request.length):
+        if not self._has_room(request):
             raise gateway.overloaded()
+
+    def _has_room(self, request: IncomingRequest) -> bool:
+        """Return whether one more request may start, and hold a body of its length; a client that has much leaves room for others."""
+        gateway = self.gateway
+        admission, total = gateway.admission, len(gateway.exchanges)
+        if not admission.may_start(total) or not admission.bodies.has_room(request.length):
+            return False
+        if 2 * total < admission.max_in_flight and request.length <= SMALL_BODY_BYTES:  # saves two calls for most requests
+            return True
+        return self._leaves_room(request) and self._may_hold(request, request.length)
+
+    def _leaves_room(self, request: IncomingRequest) -> bool:
+        gateway, caller = self.gateway, request.caller
+        live = gateway.room.at_once.live(caller.quota)
+        return caller.has_no_limits or gateway.admission.leaves_room(len(gateway.exchanges), live)
+
+    def _may_hold(self, request: IncomingRequest, count: int) -> bool:
+        bodies, caller = self.gateway.admission.bodies, request.caller
+        return bodies.has_room(count) if caller.has_no_limits else bodies.may_hold(caller.quota, count, request.held)
 
     def take_back(self, request: IncomingRequest) -> None:
         """Remove the request from its quotas, as `IncomingRequest.take_back` describes."""
@@ -287,10 +307,13 @@ class Intake:
         limit = gateway.settings.max_body_bytes
         if request.held + count > limit:
             raise too_large(limit)
-        if not gateway.admission.bodies.has_room(count):
+        if not self._may_hold(request, count):
             raise self._no_room(request)
-        gateway.admission.bodies.held += count
-        request.held += count
+        bodies, before = gateway.admission.bodies, request.held
+        bodies.held += count
+        request.held = held = before + count
+        if held > SMALL_BODY_BYTES:
+            bodies.count_large(request.caller.quota, count if before > SMALL_BODY_BYTES else held)
 
     def body_deadline(self, received: int, elapsed: float) -> float:
         """Return the seconds after its beginning by which more of a body must arrive; its last piece arrived after `elapsed` seconds."""
@@ -308,13 +331,15 @@ class Intake:
         """
         gateway, facts, path = self.gateway, request.facts, request.head.path
         if request.held:  # others may have come while the body was on its way
-            if not gateway.admission.may_start(len(gateway.exchanges)):
+            if not gateway.admission.may_start(len(gateway.exchanges)) or not self._leaves_room(request):
                 raise self._no_room(request)
             if len(body) > request.held:
                 self.hold(request, len(body) - request.held)
         elif len(body) <= request.length:  # it came with the head, for whose `length` there was room just now
             request.held = len(body)
             gateway.admission.bodies.held += request.held
+            if request.held > SMALL_BODY_BYTES:
+                gateway.admission.bodies.count_large(request.caller.quota, request.held)
         else:
             self.hold(request, len(body))
         if not facts.is_callable:
@@ -351,7 +376,10 @@ class Intake:
 
     def release_body(self, request: IncomingRequest) -> None:
         """Stop counting the bytes that are held of the body. A second call changes nothing."""
-        self.gateway.admission.bodies.held -= request.held
+        bodies = self.gateway.admission.bodies
+        bodies.held -= request.held
+        if request.held > SMALL_BODY_BYTES:
+            bodies.count_large(request.caller.quota, -request.held)
         request.held = 0
 
     def refused(self, error: Exception) -> None:
