@@ -112,3 +112,11 @@ async def test_the_queue_knows_the_slots_of_a_server_at_any_moment() -> None:
         assert slots(AttemptFailed(generation, "client", 1, refused, "/v1/chat/completions")) == 0
         assert slots(ProbePassed(generation)) == 1
         assert slots(AttemptPassed(generation, "/v1/chat/completions")) == 4
+
+
+@pytest.mark.parametrize(("seconds", "bulk"), [(0.0, 0.0), (60.0, 240.0), (900.0, 900.0)])
+async def test_bulk_requests_wait_longer_only_where_requests_wait(seconds: float, bulk: float) -> None:
+    """`QUEUE_TIMEOUT_SECONDS=0` means that no request waits."""
+    async with stage(queue_timeout_seconds=seconds) as scene:
+        limits = scene.gateway.limits
+        assert (limits.queue_timeout, limits.bulk_queue_timeout) == (seconds, bulk)

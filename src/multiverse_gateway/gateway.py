@@ -8,7 +8,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -55,7 +55,7 @@ SWEEP_SECONDS = 0.05
 REST_SECONDS = 1.0
 """How often a gateway without requests looks whether anything is due."""
 BULK_QUEUE_SECONDS = 240.0
-"""How long a bulk request may wait for a slot, if that is more than any other may."""
+"""How long a bulk request may wait for a slot, if other requests may wait at all, and not for longer."""
 
 _routing_log = logging.getLogger("multiverse_gateway.routing")
 _registry_log = logging.getLogger("multiverse_gateway.registry")
@@ -225,6 +225,7 @@ class Gateway:
             self.load.forget(server_id)
         self.requests.follow(registry.servers)
         self.registrations.follow(registry)
+        self._end_revoked({key.id for key in registry.keys if key.revoked_at is not None})
         routes = self.table.routes
         for server_id, route in known_routes.items():
             if route.health.status == "healthy" and server_id in routes and routes[server_id].health.status != "healthy":
@@ -233,6 +234,11 @@ class Gateway:
         self._note_pools()
         for model in list(self.table.models):
             self.slot_freed(model)
+
+    def _end_revoked(self, key_ids: Collection[str]) -> None:
+        """End the waiting requests of revoked keys; those that run end as usual."""
+        for exchange in [exchange for exchange in self.exchanges if exchange.request.caller in key_ids]:
+            exchange.search.revoke()
 
     def _health_changed(self, server: Server, before: Health, after: Health) -> None:
         if after.slow_since is not before.slow_since:
@@ -433,7 +439,7 @@ def _limits(settings: Settings) -> Limits:
         first_byte_timeout=settings.first_byte_timeout_seconds,
         idle_timeout=settings.idle_timeout_seconds,
         queue_timeout=settings.queue_timeout_seconds,
-        bulk_queue_timeout=max(settings.queue_timeout_seconds, BULK_QUEUE_SECONDS),
+        bulk_queue_timeout=max(settings.queue_timeout_seconds, BULK_QUEUE_SECONDS if settings.queue_timeout_seconds else 0.0),
         max_response_bytes=settings.max_response_bytes,
         max_embeddings_bytes=settings.max_embeddings_bytes,
         max_event_bytes=settings.max_event_bytes,

@@ -234,6 +234,31 @@ async def test_a_limit_that_changes_holds_for_the_next_request(gateway: GatewayP
     assert flood.statuses() == {200: 6, 429: 1}
 
 
+async def test_the_waiting_requests_of_a_revoked_key_end(gateway: GatewayProcess, busy: Busy) -> None:
+    """Those that run end as usual, and those of other clients keep their places."""
+    server, gate = busy("revoked")
+    theirs, _ = key(gateway, "the other key", max_at_once=0)
+    mine, _ = key(gateway, "revoked", max_at_once=0)
+    (key_id,) = [record["id"] for record in gateway.admin("GET", "/keys").json() if record["name"] == "revoked"]
+    async with anyio.create_task_group() as group:
+        flood = Flood(gateway, "revoked")
+        commented = {"x-multiverse-queue": "comments"}
+        asked = [(mine, False), (mine, False), (mine, True), ({**mine, **commented}, True), (theirs, False)]
+        for number, (headers, stream) in enumerate(asked):
+            group.start_soon(flood.ask, headers, stream)
+            await until(lambda number=number: server.running + flood.waiting() == number + 1)  # type: ignore[misc]
+        await anyio.sleep(1.2)  # until the head of the stream with comments was sent
+        assert gateway.admin("DELETE", f"/keys/{key_id}").status_code == 200
+        await until(lambda: len(flood.answers) == 3)
+        assert flood.statuses() == {401: 2, 200: 1}
+        for answer in flood.answers:
+            assert '"invalid_api_key"' in answer.text
+        assert (server.running, flood.waiting()) == (1, 1)
+        gate.open()
+    assert flood.statuses() == {401: 2, 200: 3}
+    assert server.hits == 2
+
+
 async def test_nothing_is_left_of_hundreds_of_random_requests(gateway: GatewayProcess, busy: Busy) -> None:
     """Answers, broken and failing servers, failovers, clients that leave: afterwards the client has its whole limit, and no more."""
     chance = random.Random(15)

@@ -1280,6 +1280,18 @@ def test_a_newcomer_does_not_take_the_last_resort_before_a_request_that_waits() 
     stage.check()
 
 
+def test_a_request_whose_key_is_revoked_ends_while_it_waits() -> None:
+    """One that runs goes on."""
+    stage = RecordingEngine([server("a", cap=1)])
+    running, _ = stage.start()
+    waiting, client = stage.start()
+    for exchange in (running, waiting):
+        exchange.search.revoke()
+    assert (running.phase, waiting.phase) == (Phase.TRYING, Phase.OVER)
+    assert (client.status, code(client)) == (401, "invalid_api_key")
+    stage.check()
+
+
 # Shares of slots
 
 

@@ -7,6 +7,7 @@ from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.errors import (
     AnswerTooLarge,
     GatewayError,
+    InvalidClientKey,
     ModelNotFound,
     NoHealthyServer,
     Overloaded,
@@ -95,6 +96,11 @@ def too_many_at_once(request: ClientRequest, share: Share | None, *, live: int, 
         f"its limit is {request.max_at_once:,}. Try again in {max(1.0, seconds):.0f} s, or send fewer requests at once.",
         retry_after=seconds,
     )
+
+
+def key_revoked() -> GatewayError:
+    """Return the refusal of a request whose client key was revoked while it waited."""
+    return InvalidClientKey("The API key was revoked while the request waited. Ask the operator of this gateway for another one.")
 
 
 # With a server, before the commit point

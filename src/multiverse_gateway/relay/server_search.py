@@ -23,7 +23,14 @@ from multiverse_gateway.core.load import Load, retry_seconds
 from multiverse_gateway.core.patience import requested_tokens
 from multiverse_gateway.core.routing import Candidates
 from multiverse_gateway.core.servers import Server, ServerId, model_key
-from multiverse_gateway.relay.exchange_errors import no_slot, no_usable_server, streaming_unsupported, too_many_at_once, unknown_model
+from multiverse_gateway.relay.exchange_errors import (
+    key_revoked,
+    no_slot,
+    no_usable_server,
+    streaming_unsupported,
+    too_many_at_once,
+    unknown_model,
+)
 from multiverse_gateway.relay.ports import Phase
 from multiverse_gateway.relay.resources import Journey, Resources
 from multiverse_gateway.relay.waiting import LOOK_SECONDS, bulk_flow_of, flow_of
@@ -206,6 +213,11 @@ class ServerSearch(Ticket):
     def drop(self) -> None:
         """Leave the queue: too many requests wait, and no client has more of them there."""
         self._give_up(self._no_slot())
+
+    def revoke(self) -> None:
+        """End if the request waits: its client's key was revoked."""
+        if self.is_waiting:
+            self._give_up(key_revoked())
 
     def turn_away(self) -> None:
         """End: the request would have to wait, and its client has reached its limit. It uses up none of the client's other limits."""
