@@ -10,6 +10,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, cast
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.failover import Failure, FailureClass, RetryPolicy
 from multiverse_gateway.core.health import HealthState, NextProbe, Rest, fresh
-from multiverse_gateway.core.routing import build_table, pools_of, with_health
+from multiverse_gateway.core.routing import Candidates, build_table, pools_of, with_health
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.sse import DONE_EVENT, EVENTS_PER_CALL
 from multiverse_gateway.core.stored import lookup_of, response_not_found
@@ -27,12 +28,24 @@ from multiverse_gateway.relay.attempt import Attempt
 from multiverse_gateway.relay.body_readers import EMBEDDINGS, MAX_ERROR_BYTES
 from multiverse_gateway.relay.event_reader import NOISE_BYTES, NOISE_SECONDS
 from multiverse_gateway.relay.exchange import DRAINING_SECONDS, Exchange
+from multiverse_gateway.relay.exchange_errors import no_slot, no_usable_server
 from multiverse_gateway.relay.ports import UNCOUNTED_BYTES, Limits, Phase
 from multiverse_gateway.relay.requests import Requests
 from multiverse_gateway.relay.server_search import ServerSearch
 from multiverse_gateway.relay.waiting import LOOK_SECONDS
 from support.answers import chat_event, error_body, messages_events, model_not_found, responses_events
-from support.exchanges import EVENTS, JSON, MODEL, SPEECH, RecordingCharge, RecordingClient, RecordingEngine, RecordingSending, server
+from support.exchanges import (
+    EVENTS,
+    JSON,
+    MODEL,
+    SPEECH,
+    RecordingCharge,
+    RecordingClient,
+    RecordingEngine,
+    RecordingSending,
+    envelope,
+    server,
+)
 
 ONE = chat_event("one", MODEL, {"content": "Hello"})
 TWO = chat_event("one", MODEL, {"content": " you"})
@@ -3275,3 +3288,18 @@ def test_a_stored_response_that_is_looked_up_has_no_place_yet() -> None:
         [FIRST_TRY],
         {b"content-type": b"text/event-stream", b"x-accel-buffering": b"no"},
     )
+
+
+@pytest.mark.parametrize("seconds", [1.0, 1.2, 2.5, 7.4, 59.01])
+def test_no_error_asks_a_client_to_return_before_its_retry_after(seconds: float) -> None:
+    """What people read and what libraries read is the same whole number."""
+    chat = envelope()
+    bound = attrs.evolve(chat, server_id=ServerId("a"))
+    refusals = [
+        no_slot("tiny", None, waiting=1, seconds=seconds),
+        no_usable_server(chat, Candidates(returns_in=seconds)),
+        no_usable_server(bound, Candidates(returns_in=seconds)),
+        *(no_usable_server(chat, Candidates(returns_in=seconds, busy=status)) for status in (429, 503, 529)),
+    ]
+    for refusal in refusals:
+        assert f"in {dict(refusal.headers())[b'retry-after'].decode()} s" in refusal.message

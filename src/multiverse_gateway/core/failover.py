@@ -25,6 +25,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from functools import lru_cache
+from math import ceil
 from typing import assert_never
 
 from attrs import evolve, frozen
@@ -449,7 +450,7 @@ def busy_error(status: int | None, wait: float) -> GatewayError:
     """Return what the client sees when every server asked for a pause: by the status that it sent, and the seconds until one returns."""
     kinds: Mapping[int | None, type[GatewayError]] = {429: BackendBusy, 529: BackendOverloaded}
     kind = kinds.get(status, NoHealthyServer)
-    return kind(f"Every server of this model is busy. Send the request again in {max(1.0, wait):.0f} s.", retry_after=wait)
+    return kind(f"Every server of this model is busy. Send the request again in {max(1, ceil(wait))} s.", retry_after=wait)
 
 
 def _all_failed(attempts: Sequence[FailedAttempt]) -> str:

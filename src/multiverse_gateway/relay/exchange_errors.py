@@ -1,6 +1,7 @@
 """The errors that exchanges end with, in words. Every sentence a client reads of them is written here, or in `core.failover`."""
 
 from collections.abc import Sequence
+from math import ceil
 
 from multiverse_gateway.core.dialects import Dialect
 from multiverse_gateway.core.envelope import Envelope
@@ -48,11 +49,11 @@ def no_usable_server(envelope: Envelope, found: Candidates) -> GatewayError:
         return busy_error(found.busy, wait)
     if envelope.server_id is not None:
         return NoHealthyServer(
-            f"The server that has the stored response is not available now. Try again in {wait:.0f} s; no other server has it.",
+            f"The server that has the stored response is not available now. Try again in {ceil(wait)} s; no other server has it.",
             retry_after=wait,
         )
     return NoHealthyServer(
-        f"No server of the model {envelope.model!r} is available now. Try again in {wait:.0f} s, or choose another model.",
+        f"No server of the model {envelope.model!r} is available now. Try again in {ceil(wait)} s, or choose another model.",
         param="model",
         retry_after=wait,
     )
@@ -81,7 +82,7 @@ def no_slot(model: str, share: Share | None, *, waiting: int, seconds: float) ->
     """
     return Overloaded(
         f"{_why_no_slot(model, share)}, and {'1 other request waits' if waiting == 1 else f'{waiting} other requests wait'}. "
-        f"Try again in {max(1.0, seconds):.0f} s, or send fewer requests at once.",
+        f"Try again in {ceil(seconds)} s, or send fewer requests at once.",
         retry_after=seconds,
         queue_length=waiting,
     )
@@ -93,7 +94,7 @@ def too_many_at_once(request: ClientRequest, share: Share | None, *, live: int, 
     requests = "1 request" if live == 1 else f"{live:,} requests"
     return TooManyAtOnce(
         f"{_why_no_slot(request.envelope.model, share)}, and your {owner} has {requests} running or waiting; "
-        f"its limit is {request.max_at_once:,}. Try again in {max(1.0, seconds):.0f} s, or send fewer requests at once.",
+        f"its limit is {request.max_at_once:,}. Try again in {ceil(seconds)} s, or send fewer requests at once.",
         retry_after=seconds,
     )
 
