@@ -67,8 +67,8 @@ class Request:
 
 
 @attrs.define(eq=False)
-class Hall:
-    """A front that does what the test wants; the exchange is real, what it says to servers is recorded."""
+class RecordingIntake:
+    """An intake that does what the test wants. The exchange is real; what it sends to servers is recorded."""
 
     engine: RecordingEngine = attrs.field(factory=lambda: RecordingEngine([server("a"), server("b", registered_at=1)]))
     refusal: Exception | None = None
@@ -199,7 +199,7 @@ class Visitor:
 class Door:
     """A direct door on a port of its own."""
 
-    hall: Hall
+    intake: RecordingIntake
     listener: Listener[Request]
     port: int
     handed: list[tuple[asyncio.Transport, bytes]]
@@ -217,12 +217,12 @@ class Door:
 
     async def tried(self, count: int = 1) -> None:
         """Wait until so many attempts were made."""
-        await until(lambda: len(self.hall.engine.sendings) == count)
+        await until(lambda: len(self.intake.engine.sendings) == count)
 
 
 @asynccontextmanager
 async def door(
-    *, head: float = LONG, keep_alive: float = LONG, write: float = LONG, dropping: float = LONG, **hall: Any
+    *, head: float = LONG, keep_alive: float = LONG, write: float = LONG, dropping: float = LONG, **options: Any
 ) -> AsyncIterator[Door]:
     """Open a direct door; in the end nothing is held, nothing runs and nobody is connected."""
     handed: list[tuple[asyncio.Transport, bytes]] = []
@@ -231,16 +231,16 @@ async def door(
         transport.set_protocol(asyncio.Protocol())
         handed.append((transport, data))
 
-    front = Hall(**hall)
+    intake = RecordingIntake(**options)
     patience = Patience(head=head, keep_alive=keep_alive, write=write, dropping=dropping)
-    listener = Listener(front, hand_over, patience=patience, head_bytes=HEAD_BYTES)
+    listener = Listener(intake, hand_over, patience=patience, head_bytes=HEAD_BYTES)
     made = await asyncio.get_running_loop().create_server(listener.protocol, "127.0.0.1", 0)
     try:
-        yield Door(front, listener, made.sockets[0].getsockname()[1], handed)
+        yield Door(intake, listener, made.sockets[0].getsockname()[1], handed)
         await until(lambda: not listener.connections)
-        assert front.held == 0
-        assert front.waiting == 0
-        assert front.engine.load.total == 0
+        assert intake.held == 0
+        assert intake.waiting == 0
+        assert intake.engine.load.total == 0
     finally:
         made.close()
         for transport, _ in handed:
@@ -272,16 +272,16 @@ async def test_a_request_and_its_answer() -> None:
         for number in range(3):
             await visitor.send(request(fields="X-Odd:  value \t\r\n", path="/v1/chat/completions?a=b"))
             await it.tried(number + 1)
-            it.hall.engine.last.answer(body=b'{"a":1}')
+            it.intake.engine.last.answer(body=b'{"a":1}')
             answer = await visitor.answer()
             assert (answer.status, answer.reason, answer.body, answer.complete) == (200, "OK", b'{"a":1}', True)
             assert (answer.header("content-length"), answer.header("x-request-id")) == ("7", "r1")
             assert answer.header("connection") is None
             assert (answer.header("date") or "").endswith("GMT")
-        seen = it.hall.visits[0]
+        seen = it.intake.visits[0]
         assert (seen.path, seen.query, seen.peer) == ("/v1/chat/completions", b"a=b", "127.0.0.1")
         assert seen.fields == [(b"host", b"x"), (b"x-odd", b"value"), (b"content-length", b"17")]
-        assert it.hall.bodies == [BODY] * 3
+        assert it.intake.bodies == [BODY] * 3
         assert it.handed == []
 
 
@@ -297,29 +297,29 @@ async def test_a_body_comes_in_pieces(form: str, size: int) -> None:
                 await visitor.send(data[start : start + size])
                 await asyncio.sleep(0)
             await it.tried(number + 1)
-            assert it.hall.held == len(body)
-            it.hall.engine.last.answer()
+            assert it.intake.held == len(body)
+            it.intake.engine.last.answer()
             assert (await visitor.answer()).status == 200
-        assert it.hall.bodies == [body] * 2
-        assert not any(name == b"x-sum" for seen in it.hall.visits for name, _ in seen.fields), "a trailer is no header"
+        assert it.intake.bodies == [body] * 2
+        assert not any(name == b"x-sum" for seen in it.intake.visits for name, _ in seen.fields), "a trailer is no header"
 
 
 async def test_events_leave_in_chunks_as_they_come() -> None:
     async with door() as it, it.visitor() as visitor:
         await visitor.send(request(STREAM))
         await it.tried()
-        it.hall.engine.last.stream(ONE)
+        it.intake.engine.last.stream(ONE)
         await visitor.until_body(ONE)
         large = chat_event("one", MODEL, {"content": "x" * 10_000})
-        it.hall.engine.last.body(large)
+        it.intake.engine.last.body(large)
         await visitor.until_body(ONE + large)
-        it.hall.engine.last.body(LAST + DONE_EVENT)
+        it.intake.engine.last.body(LAST + DONE_EVENT)
         answer = await visitor.answer()
         assert (answer.header("transfer-encoding"), answer.header("content-length")) == ("chunked", None)
         assert (answer.body, answer.complete) == (ONE + large + LAST + DONE_EVENT, True)
         await visitor.send(request())
         await it.tried(2)
-        it.hall.engine.last.answer(body=b'["' + b"x" * 10_000 + b'"]')
+        it.intake.engine.last.answer(body=b'["' + b"x" * 10_000 + b'"]')
         assert len((await visitor.answer()).body) == 10_004
 
 
@@ -327,9 +327,9 @@ async def test_a_broken_stream_ends_without_its_last_chunk() -> None:
     async with door() as it, it.visitor() as visitor:
         await visitor.send(request(STREAM))
         await it.tried()
-        it.hall.engine.last.stream(ONE)
+        it.intake.engine.last.stream(ONE)
         await visitor.until_body(ONE)
-        it.hall.engine.last.fail(FailureClass.BROKEN)
+        it.intake.engine.last.fail(FailureClass.BROKEN)
         answer = await visitor.answer()
         assert answer.body.startswith(ONE + b'data: {"error":')
         assert (answer.complete, answer.ended_by) == (False, "eof")
@@ -341,7 +341,7 @@ async def test_an_answer_that_is_cut_before_anything_followed_its_head() -> None
         await it.tried()
         writer = next(iter(it.listener.connections)).writer
         writer.head(200, [])
-        it.hall.last.client_gone()
+        it.intake.last.client_gone()
         writer.cut()
         answer = await visitor.answer()
         assert (answer.status, answer.complete) == (200, False)
@@ -352,8 +352,8 @@ async def test_an_empty_answer_has_a_length() -> None:
         for number in (1, 2):
             await visitor.send(request(path=SPEECH))
             await it.tried(number)
-            it.hall.engine.last.head()
-            it.hall.engine.last.end()
+            it.intake.engine.last.head()
+            it.intake.engine.last.end()
             answer = await visitor.answer()
             assert (answer.status, answer.body, answer.header("content-length")) == (200, b"", "0")
 
@@ -401,7 +401,7 @@ async def test_the_offer_of_another_protocol_is_ignored(protocol: str) -> None:
         for number in range(3):
             await visitor.send(request(fields=fields))
             await it.tried(number + 1)
-            it.hall.engine.last.answer()
+            it.intake.engine.last.answer()
             assert (await visitor.answer()).status == 200
         assert not it.handed
 
@@ -419,7 +419,7 @@ async def test_empty_lines_before_a_request_are_ignored(empty: bytes, served: in
                 continue
             tried += 1
             await it.tried(tried)
-            it.hall.engine.last.answer()
+            it.intake.engine.last.answer()
             assert (await visitor.answer()).status == 200
         assert not it.handed
 
@@ -432,12 +432,12 @@ async def test_what_is_not_beyond_doubt_is_handed_over_as_it_came(name: str, ser
         for _ in range(served):
             await visitor.send(request())
             await it.tried()
-            it.hall.engine.last.answer()
+            it.intake.engine.last.answer()
             assert (await visitor.answer()).status == 200
         await visitor.send(OTHERS[name])
         await until(lambda: it.handed)
         assert it.handed[0][1] == OTHERS[name]
-        assert len(it.hall.visits) == served
+        assert len(it.intake.visits) == served
         assert not it.listener.connections
 
 
@@ -451,23 +451,23 @@ BAD_CHUNKS = [b"zz\r\n", b"-1\r\n", b"0x2\r\n{}\r\n", b"f" * 40 + b"\r\n", b"2\r
 async def test_chunks_that_are_none_end_the_connection(bad: bytes) -> None:
     async with door() as it, it.visitor() as visitor:
         await visitor.send(CHUNKED)
-        await until(lambda: it.hall.visits)
+        await until(lambda: it.intake.visits)
         await visitor.send(bad)
         answer = await visitor.answer()
         assert (answer.status, answer.header("connection")) == (400, "close")
         assert await visitor.end() == "eof"
-        assert it.hall.bodies == []
+        assert it.intake.bodies == []
 
 
 async def test_a_continue_is_said_when_the_body_is_wanted() -> None:
     async with door() as it, it.visitor() as visitor:
         await visitor.send(request(b"", length=len(BODY), fields="Expect: 100-Continue\r\n"))
-        await until(lambda: it.hall.visits)
+        await until(lambda: it.intake.visits)
         await visitor._receive()
         assert visitor.reader.response.informational == [100]
         await visitor.send(BODY)
         await it.tried()
-        it.hall.engine.last.answer()
+        it.intake.engine.last.answer()
         assert (await visitor.answer()).status == 200
 
 
@@ -477,15 +477,15 @@ async def test_no_continue_is_said_otherwise() -> None:
     async with door() as it, it.visitor() as visitor:
         await visitor.send(request(fields=expecting))
         await it.tried()
-        it.hall.engine.last.answer()
+        it.intake.engine.last.answer()
         assert (await visitor.answer()).informational == []
         await visitor.send(request(BODY[:3], length=len(BODY), fields=expecting))
-        await until(lambda: len(it.hall.visits) == 2)
+        await until(lambda: len(it.intake.visits) == 2)
         await visitor.send(BODY[3:])
         await it.tried(2)
-        it.hall.engine.last.answer()
+        it.intake.engine.last.answer()
         assert (await visitor.answer()).informational == []
-        it.hall.refusal = InvalidClientKey("Send a key.")
+        it.intake.refusal = InvalidClientKey("Send a key.")
         await visitor.send(request(b"", length=SPARED_BYTES + 1, fields=expecting))
         answer = await visitor.answer()
         assert (answer.status, answer.informational, answer.header("connection")) == (401, [], "close")
@@ -504,23 +504,23 @@ async def test_a_refusal_before_a_small_body_keeps_the_connection() -> None:
     async with door(refusal=InvalidClientKey("Send a key.")) as it, it.visitor() as visitor:
         await visitor.send(request(b"", length=len(BODY)))
         assert (await visitor.answer()).status == 401
-        it.hall.refusal = None
+        it.intake.refusal = None
         await visitor.send(BODY[:4])
         await visitor.send(BODY[4:] + request())
         await it.tried()
-        it.hall.engine.last.answer()
+        it.intake.engine.last.answer()
         assert (await visitor.answer()).status == 200
-        it.hall.refusal = InvalidClientKey("Send a key.")
+        it.intake.refusal = InvalidClientKey("Send a key.")
         await visitor.send(request(BODY[:2], length=len(BODY)))
         assert (await visitor.answer()).status == 401
-        it.hall.refusal = None
+        it.intake.refusal = None
         await visitor.send(BODY[2:])
         await asyncio.sleep(0.01)
         await visitor.send(request())
         await it.tried(2)
-        it.hall.engine.last.answer()
+        it.intake.engine.last.answer()
         assert (await visitor.answer()).status == 200
-        assert it.hall.bodies == [BODY, BODY]
+        assert it.intake.bodies == [BODY, BODY]
 
 
 @pytest.mark.parametrize("form", ["length", "chunks"])
@@ -536,13 +536,13 @@ async def test_a_refusal_before_a_large_body_arrives_while_it_is_sent(form: str)
         if form == "chunks":
             visitor.leave("half")
         assert await visitor.end() == "eof"
-        assert it.hall.held == 0
+        assert it.intake.held == 0
 
 
 async def test_a_body_that_grows_too_large_is_refused() -> None:
     async with door(limit=1000) as it, it.visitor() as one, it.visitor() as other:
         await one.send(CHUNKED)
-        await until(lambda: it.hall.visits)
+        await until(lambda: it.intake.visits)
         await one.send(chunked(BODY, b" " * 2000))
         assert (await one.answer()).status == 413
         await other.send(request(BODY + b" " * 2000))
@@ -563,7 +563,7 @@ async def test_a_pause_of_the_process_refuses_no_body() -> None:
     """S9: a sweep that comes late moves what is due; the next one, in time, finds nothing to do."""
     async with door(body_seconds=5.0) as it, it.visitor() as visitor:
         await visitor.send(request(b"{", length=2))
-        await until(lambda: bool(it.hall.held))
+        await until(lambda: bool(it.intake.held))
         now = it.listener.time()
         for time in (now + 1000.0, now + 1000.2):
             it.listener.time = lambda time=time: time  # type: ignore[misc]
@@ -571,7 +571,7 @@ async def test_a_pause_of_the_process_refuses_no_body() -> None:
             it.listener._sweep()
         await visitor.send(b"}")
         await it.tried()
-        it.hall.engine.last.answer()
+        it.intake.engine.last.answer()
         assert (await visitor.answer()).status == 200
 
 
@@ -592,47 +592,47 @@ async def test_a_request_sent_ahead_is_answered_in_its_turn() -> None:
         await it.tried()
         await visitor.send(request(b'{"n": 2}'))
         await asyncio.sleep(0.01)
-        assert len(it.hall.bodies) == 1
-        it.hall.engine.last.stream(ONE)
-        it.hall.engine.last.body(LAST + DONE_EVENT)
+        assert len(it.intake.bodies) == 1
+        it.intake.engine.last.stream(ONE)
+        it.intake.engine.last.body(LAST + DONE_EVENT)
         assert (await visitor.answer()).body == ONE + LAST + DONE_EVENT
         await it.tried(2)
-        it.hall.engine.last.answer()
+        it.intake.engine.last.answer()
         assert (await visitor.answer()).status == 200
-        assert it.hall.bodies == [STREAM, b'{"n": 2}']
+        assert it.intake.bodies == [STREAM, b'{"n": 2}']
 
 
 async def test_a_request_behind_a_body_waits_too() -> None:
     """In the segment that ends the body; behind a chunked one it cannot be found again, and the connection ends."""
     async with door() as it, it.visitor() as plain, it.visitor() as coded:
         await plain.send(request(b"", length=len(BODY)))
-        await until(lambda: it.hall.visits)
+        await until(lambda: it.intake.visits)
         await plain.send(BODY + request(b'{"n": 2}'))
         await it.tried()
-        it.hall.engine.last.answer()
+        it.intake.engine.last.answer()
         assert (await plain.answer()).status == 200
         await it.tried(2)
-        it.hall.engine.last.answer()
+        it.intake.engine.last.answer()
         assert (await plain.answer()).status == 200
         await coded.send(CHUNKED)
-        await until(lambda: len(it.hall.visits) == 3)
+        await until(lambda: len(it.intake.visits) == 3)
         await coded.send(chunked(BODY) + request())
         await it.tried(3)
-        it.hall.engine.last.answer()
+        it.intake.engine.last.answer()
         answer = await coded.answer()
         assert (answer.status, answer.header("connection")) == (200, "close")
         assert await coded.end() == "eof"
-        assert len(it.hall.bodies) == 3
+        assert len(it.intake.bodies) == 3
 
 
 @pytest.mark.parametrize("behind", [b"\x00garbage", b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"])
 async def test_garbage_behind_chunks_does_not_spoil_the_request(behind: bytes) -> None:
     async with door() as it, it.visitor() as visitor:
         await visitor.send(CHUNKED)
-        await until(lambda: it.hall.visits)
+        await until(lambda: it.intake.visits)
         await visitor.send(chunked(BODY) + behind)
         await it.tried()
-        it.hall.engine.last.answer()
+        it.intake.engine.last.answer()
         assert (await visitor.answer()).header("connection") == "close"
 
 
@@ -640,22 +640,22 @@ async def test_who_sends_too_much_ahead_gets_one_answer() -> None:
     async with door() as it, it.visitor() as visitor:
         await visitor.send(request(STREAM))
         await it.tried()
-        it.hall.engine.last.stream(ONE)
+        it.intake.engine.last.stream(ONE)
         await visitor.until_body(ONE)
         await visitor.send(b"x" * (2 * AHEAD_BYTES))
         await asyncio.sleep(0.05)
-        it.hall.engine.last.body(DONE_EVENT)
+        it.intake.engine.last.body(DONE_EVENT)
         answer = await visitor.answer()
         assert answer.complete
         await visitor.end()
-        assert len(it.hall.visits) == 1
+        assert len(it.intake.visits) == 1
 
 
 async def test_the_client_may_close_after_the_answer() -> None:
     async with door() as it, it.visitor() as visitor:
         await visitor.send(request(fields="connection: close\r\n"))
         await it.tried()
-        it.hall.engine.last.answer()
+        it.intake.engine.last.answer()
         assert (await visitor.answer()).header("connection") == "close"
         assert await visitor.end() == "eof"
 
@@ -667,7 +667,7 @@ async def test_silence_ends_the_connection(served: int) -> None:
         for _ in range(served):
             await visitor.send(request())
             await it.tried()
-            it.hall.engine.last.answer()
+            it.intake.engine.last.answer()
             assert (await visitor.answer()).status == 200
         assert await visitor.end() == "eof"
 
@@ -680,33 +680,33 @@ async def test_a_request_waits_for_its_admission() -> None:
     body = BODY + b" " * 2 * AHEAD_BYTES
     async with door(must_wait=True) as it, it.visitor() as visitor:
         await visitor.send(request(body[:20], length=len(body)))
-        await until(lambda: it.hall.waiting == 1)
+        await until(lambda: it.intake.waiting == 1)
         sending = asyncio.ensure_future(visitor.send(body[20:]))
         await asyncio.sleep(0.05)
-        it.hall.gate.set()
+        it.intake.gate.set()
         await it.tried()
         await sending
-        it.hall.engine.last.answer()
+        it.intake.engine.last.answer()
         assert (await visitor.answer()).status == 200
         await visitor.send(request())
         await it.tried(2)
-        it.hall.engine.last.answer()
+        it.intake.engine.last.answer()
         assert (await visitor.answer()).status == 200
-        assert it.hall.bodies == [body, BODY]
+        assert it.intake.bodies == [body, BODY]
 
 
 async def test_a_request_that_is_not_admitted_is_answered() -> None:
     async with door(must_wait=True, refusal=InvalidClientKey("Send a key.")) as it, it.visitor() as visitor:
         await visitor.send(request(b"", length=len(BODY)))
-        await until(lambda: it.hall.waiting == 1)
+        await until(lambda: it.intake.waiting == 1)
         await visitor.send(BODY)
         await asyncio.sleep(0.01)
-        it.hall.gate.set()
+        it.intake.gate.set()
         assert (await visitor.answer()).status == 401
-        it.hall.refusal = None
+        it.intake.refusal = None
         await visitor.send(request())
         await it.tried()
-        it.hall.engine.last.answer()
+        it.intake.engine.last.answer()
         assert (await visitor.answer()).status == 200
 
 
@@ -718,28 +718,32 @@ async def test_a_request_that_is_not_admitted_is_answered() -> None:
 async def test_a_client_that_leaves_is_noticed_in_every_phase(phase: str, how: str) -> None:
     """The attempt is closed and what was held is given back; the end of the fixture checks the rest."""
     cap = 1 if phase == "queue" else None
-    hall: dict[str, Any] = {"must_wait": phase == "admission", "engine": RecordingEngine([server("a", cap=cap)])}
+    options: dict[str, Any] = {"must_wait": phase == "admission", "engine": RecordingEngine([server("a", cap=cap)])}
     if phase == "refused body":
-        hall["refusal"] = InvalidClientKey("Send a key.")
-    async with door(**hall) as it, it.visitor() as visitor:
-        busy = it.hall.engine.start()[0] if phase == "queue" else None
+        options["refusal"] = InvalidClientKey("Send a key.")
+    async with door(**options) as it, it.visitor() as visitor:
+        busy = it.intake.engine.start()[0] if phase == "queue" else None
         partial = phase in ("body", "refused body")
         await visitor.send(request(STREAM[:3], length=1 << 20) if partial else request(STREAM))
         if phase == "admission":
-            await until(lambda: it.hall.waiting == 1)
+            await until(lambda: it.intake.waiting == 1)
         elif partial:
-            await until(lambda: it.hall.visits)
+            await until(lambda: it.intake.visits)
         elif phase == "queue":
-            await until(lambda: it.hall.bodies and it.hall.last.phase is Phase.QUEUED)
+            await until(lambda: it.intake.bodies and it.intake.last.phase is Phase.QUEUED)
         else:
             await it.tried()
         if phase == "relay":
-            it.hall.engine.last.stream(ONE)
+            it.intake.engine.last.stream(ONE)
             await visitor.until_body(ONE)
         visitor.leave(how)
         await until(lambda: not it.listener.connections)
         if phase in ("queue", "attempt", "relay"):
-            assert (it.hall.last.phase, it.hall.last.response.status, it.hall.last.response.error_code) == (Phase.OVER, 499, "client_gone")
+            assert (it.intake.last.phase, it.intake.last.response.status, it.intake.last.response.error_code) == (
+                Phase.OVER,
+                499,
+                "client_gone",
+            )
         if busy is not None:
             busy.client_gone()
 
@@ -749,7 +753,7 @@ async def test_a_client_that_does_not_read_stops_its_server() -> None:
     async with door() as it, it.visitor(receive_buffer=4096) as visitor:
         await visitor.send(request(STREAM))
         await it.tried()
-        sending = it.hall.engine.last
+        sending = it.intake.engine.last
         sending.stream(ONE)
         large = chat_event("one", MODEL, {"content": "x" * 60_000})
         sent = len(ONE)
@@ -760,7 +764,7 @@ async def test_a_client_that_does_not_read_stops_its_server() -> None:
                 await asyncio.sleep(0)
         connection = next(iter(it.listener.connections))
         assert connection.transport.get_write_buffer_size() <= HIGH_WATER + len(large) + 100
-        while it.hall.engine.last.paused:
+        while it.intake.engine.last.paused:
             await visitor._receive()
         sending.body(LAST + DONE_EVENT)
         answer = await visitor.answer()
@@ -774,7 +778,7 @@ async def test_a_client_that_takes_nothing_is_cut_off(what: str) -> None:
     async with door(write=0.0) as it, it.visitor(receive_buffer=4096) as visitor:
         await visitor.send(request(STREAM if what == "stream" else BODY))
         await it.tried()
-        sending = it.hall.engine.last
+        sending = it.intake.engine.last
         if what == "stream":
             sending.stream(ONE)
             while sending.is_live and not sending.paused:
@@ -784,7 +788,7 @@ async def test_a_client_that_takes_nothing_is_cut_off(what: str) -> None:
             sending.answer(body=b'["' + b"x" * (12 << 20) + b'"]')
         await until(lambda: not it.listener.connections)
         if what == "stream":
-            assert (it.hall.last.response.status, it.hall.last.response.error_code) == (499, "client_stalled")
+            assert (it.intake.last.response.status, it.intake.last.response.error_code) == (499, "client_stalled")
 
 
 async def test_a_slow_client_is_not_a_stalled_one() -> None:
@@ -792,13 +796,13 @@ async def test_a_slow_client_is_not_a_stalled_one() -> None:
     async with door(write=0.3) as it, it.visitor(receive_buffer=4096) as visitor:
         await visitor.send(request())
         await it.tried()
-        it.hall.engine.last.answer(body=b'["' + b"x" * (8 << 20) + b'"]')
+        it.intake.engine.last.answer(body=b'["' + b"x" * (8 << 20) + b'"]')
         await visitor.send(request())
         await asyncio.sleep(0.1)
-        assert len(it.hall.bodies) == 1
+        assert len(it.intake.bodies) == 1
         assert (await visitor.answer()).complete
         await it.tried(2)
-        it.hall.engine.last.answer()
+        it.intake.engine.last.answer()
         assert (await visitor.answer()).status == 200
 
 
@@ -810,11 +814,11 @@ async def test_the_end_waits_for_answers_only() -> None:
     async with door() as it, it.visitor() as idle, it.visitor() as waiting, it.visitor() as reading, it.visitor() as fresh:
         await idle.send(request())
         await it.tried()
-        it.hall.engine.last.answer()
+        it.intake.engine.last.answer()
         await idle.answer()
         await reading.send(request(STREAM))
         await it.tried(2)
-        stream = it.hall.engine.last
+        stream = it.intake.engine.last
         stream.stream(ONE)
         await reading.until_body(ONE)
         await waiting.send(request())
@@ -822,10 +826,10 @@ async def test_the_end_waits_for_answers_only() -> None:
         await until(lambda: len(it.listener.connections) == 4)
         end = asyncio.ensure_future(it.listener.finish())
         assert await idle.end() == "eof"
-        it.hall.engine.last.answer()
+        it.intake.engine.last.answer()
         assert (await waiting.answer()).header("connection") == "close"
         assert await waiting.end() == "eof"
-        it.hall.refusal = InvalidClientKey("Send a key.")
+        it.intake.refusal = InvalidClientKey("Send a key.")
         await fresh.send(request())
         answer = await fresh.answer()
         assert (answer.status, answer.header("connection")) == (401, "close")
@@ -845,4 +849,4 @@ async def test_the_end_can_be_hurried() -> None:
         end.cancel()
         await visitor.end()
         await until(lambda: not it.listener.connections)
-        assert it.hall.last.response.error_code == "client_gone"
+        assert it.intake.last.response.error_code == "client_gone"
