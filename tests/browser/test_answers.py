@@ -487,11 +487,11 @@ def test_the_menu_of_models_is_searched(
     room[1].behave = told("Well.")
     watched = playground(viewport=viewport)
     page = watched.page
-    field, options = page.get_by_label("Model", exact=True), page.get_by_role("option")
+    field, options = page.get_by_label("Model", exact=True), page.locator("#models [role=option]:visible")
     assert field.input_value() == MODEL
     field.click()
     assert sorted(options.all_text_contents()) == sorted([*NAMES, MODEL])
-    assert page.locator("[role=option][aria-selected=true]").text_content() == MODEL
+    assert page.locator("#models [aria-selected=true]").text_content() == MODEL
     check(watched, f"playground-models-{'phone' if viewport is PHONE else 'desktop'}")
     field.press_sequentially("alpha 8")
     assert options.all_text_contents() == ["alpha:8b"]
@@ -505,7 +505,7 @@ def test_the_menu_of_models_is_searched(
     field.press("Escape")
     assert field.input_value() == "alpha:8b"
     field.fill("nothing of the kind")
-    page.get_by_text("No model with this name").wait_for()
+    page.get_by_role("option", name="No model with this name").wait_for()
     field.press("Enter")
     assert field.input_value() == "alpha:8b"
     field.fill("beta")
@@ -551,3 +551,48 @@ def test_the_code_of_a_request(playground: Callable[..., Watched], room: tuple[G
     assert not page.get_by_role("dialog").is_visible()
     page.get_by_label("Your message").fill("A draft")
     assert '"content": "A draft"' in view()
+
+
+@pytest.mark.usefixtures("many")
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_two_models_side_by_side(
+    playground: Callable[..., Watched], room: tuple[GatewayProcess, Backend], viewport: dict[str, int]
+) -> None:
+    """Both get the question at the same time, and each goes on from its own answers; they are stopped and asked again together."""
+    backend = room[1]
+    watched = playground(viewport=viewport)
+    page = watched.page
+
+    async def named(exchange: Any) -> None:
+        await told(f"I am *{exchange.model}*.")(exchange)
+
+    backend.behave = named
+    ask(watched, "First")
+    other = page.get_by_label("Compare with", exact=True)
+    other.fill("beta")
+    other.press("Enter")
+    ask(watched, "Second")
+    box_of(watched, 2).get_by_text("in all").wait_for()
+    assert texts(watched) == ["First", "I am writer.", "Second", "I am writer.", "I am beta-coder."]
+    ask(watched, "Third")
+    box_of(watched, 4).get_by_text("in all").wait_for()
+    said = {request.json["model"]: [message["content"] for message in request.json["messages"]] for request in backend.requests[-2:]}
+    common = ["First", "I am *writer*.", "Second"]
+    assert said == {"writer": [*common, "I am *writer*.", "Third"], "beta-coder": [*common, "I am *beta-coder*.", "Third"]}
+    check(watched, f"playground-pair-{'phone' if viewport is PHONE else 'desktop'}")
+    page.reload()
+    assert texts(watched)[-2:] == ["I am writer.", "I am beta-coder."]
+    assert other.input_value() == "beta-coder"
+    backend.behave = behaviours.stall()
+    before = backend.hits
+    box_of(watched, 4).get_by_role("button", name="Regenerate the answer").click()
+    wait_until(lambda: backend.hits == before + 2)
+    page.get_by_role("button", name="Stop").click()
+    for number in (3, 4):
+        box_of(watched, number).get_by_text("Stopped before the first token.").wait_for()
+    backend.behave = named
+    other.click()
+    page.get_by_role("option", name="No comparison").click()
+    box_of(watched, 4).get_by_role("button", name="Try again").click()
+    box_of(watched, 3).get_by_text("in all").wait_for()
+    assert texts(watched)[-2:] == ["Third", "I am writer."]

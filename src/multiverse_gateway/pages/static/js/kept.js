@@ -31,7 +31,7 @@ export function keeper(form) {
       const keepsModel = new URLSearchParams(location.search).has("model") && !isReturn;
       for (const [field, value] of kept?.values ?? []) {
         const element = form.elements[field];
-        if (!element || (field === "model" && (keepsModel || !models.has(value)))) continue;
+        if (!element || (field === "model" && keepsModel) || (["model", "other"].includes(field) && !models.has(value))) continue;
         if (element.type === "checkbox") element.checked = value;
         else element.value = value;
       }

@@ -1,7 +1,7 @@
 // The menu of models: a field in which one searches, and a list below it (the combobox of the ARIA practices).
 export function menu(field, chosen) {
   const list = document.getElementById(field.getAttribute("aria-controls"));
-  const none = document.getElementById("no-model");
+  const none = list.querySelector("[aria-disabled]");
   let value = field.value;
   let active = null;
 

@@ -23,13 +23,21 @@ const PAUSE = 30; // milliseconds in which the pieces of an answer are gathered
 let turns = [];
 let running = null;
 
-/** Return the messages of the conversation; a question that got no answer counts only while it is the last one. */
-function messages() {
-  const said = turns.filter((turn, at) => turn.content && !(turn.role === "user" && turns[at + 1] && !turns[at + 1].content && at + 2 < turns.length));
+/** Return the conversation with the model on one side; a question that got no answer there counts only while it is the last one. */
+function messages(side = 0) {
+  const said = [];
+  const last = turns.findLast(({ role }) => role === "user");
+  for (const [at, turn] of turns.entries()) {
+    if (turn.role !== "user") continue;
+    const next = turns.slice(at + 1).findIndex(({ role }) => role === "user");
+    const answers = turns.slice(at + 1, next < 0 ? turns.length : at + 1 + next);
+    const pair = [turn, answers.find((answer) => answer.side === side) ?? answers[0]];
+    if (turn === last || pair[1]?.content) said.push(...pair.filter((one) => one?.content));
+  }
   return said.map(({ role, content }) => ({ role, content }));
 }
-function settings(said = messages()) {
-  const body = { model: field("model").value };
+function settings(said = messages(), model = field("model").value) {
+  const body = { model };
   const system = field("system").value.trim();
   body.messages = system ? [{ role: "system", content: system }, ...said] : said;
   for (const name of ["temperature", "max_tokens", "top_p", "seed"]) {
@@ -61,9 +69,14 @@ function follow() {
 }
 const nameOf = (server) => [...document.getElementById("hosts").options].find((option) => option.value === server)?.label ?? server.slice(0, 8);
 
+function home({ isCompared, side }) {
+  if (!isCompared) return talk;
+  if (side === 0) talk.append(Object.assign(document.createElement("div"), { className: "compared" }));
+  return talk.lastElementChild;
+}
 function place(turn) {
   hint.remove();
-  const box = message(talk, turn.role, turn.role === "user" ? "You" : turn.model, follow);
+  const box = message(home(turn), turn.role, turn.role === "user" ? "You" : turn.model, follow);
   follows = true;
   follow();
   return box;
@@ -89,9 +102,9 @@ function showAll() {
   for (const turn of turns) show(turn);
 }
 
-/** Drop this turn and all after it, then ask for an answer to what is left. */
+/** Drop this turn, the one beside it and all after them, then ask for an answer to what is left. */
 function retry(turn) {
-  const at = turns.indexOf(turn);
+  const at = turns.indexOf(turn) - (turn.side ?? 0);
   if (running || at < 0 || !field("model").value) return;
   turns.length = at;
   showAll();
@@ -119,7 +132,7 @@ function edit(turn, box) {
   box.outer.classList.add("editing");
   box.text.replaceChildren(area);
   box.measures.replaceChildren(button("Send again", "Send again", save), button("Cancel", "Cancel", cancel));
-  if (turns.at(-2) !== turn) box.measures.prepend("The messages below are removed.");
+  if (turns.some(({ role }, at) => role === "user" && at > turns.indexOf(turn))) box.measures.prepend("The messages below are removed.");
   area.focus();
 }
 
@@ -209,17 +222,27 @@ async function fetchAnswer(body, run, answer, waiting) {
   return "";
 }
 
+/** Ask the chosen model, or both of them at the same time. */
 async function ask() {
-  const body = settings();
-  const turn = { role: "assistant", model: body.model, content: "", reasoning: "", thought: null, problem: "", stopped: true, figures: [] };
-  turns.push(turn); // stopped, should the page be left
-  const box = place(turn);
-  box.text.classList.add("writing");
-  const run = { began: performance.now(), first: 0, pieces: 0, usage: null, stopped: false, streams: false };
+  const models = [field("model").value, field("other").value].filter(Boolean);
   running = new AbortController();
   send.hidden = true;
   stop.hidden = false;
   talk.setAttribute("aria-busy", "true");
+  const bodies = models.map((model, side) => settings(messages(side), model));
+  await Promise.all(bodies.map((body, side) => askOne(body, { side, isCompared: bodies.length > 1 })));
+  running = null;
+  talk.removeAttribute("aria-busy");
+  send.hidden = false;
+  stop.hidden = true;
+  kept.save(turns);
+}
+async function askOne(body, column) {
+  const turn = { role: "assistant", ...column, model: body.model, content: "", reasoning: "", thought: null, problem: "", stopped: true, figures: [] };
+  turns.push(turn); // stopped, should the page be left
+  const box = place(turn);
+  box.text.classList.add("writing");
+  const run = { began: performance.now(), first: 0, pieces: 0, usage: null, stopped: false, streams: false };
   const waiting = badge(run.began, body.model);
   box.text.after(waiting.element);
   const answer = collector(turn, box, run, waiting);
@@ -235,11 +258,7 @@ async function ask() {
   run.ended = performance.now();
   answer.end();
   waiting.remove();
-  running = null;
   box.text.classList.remove("writing");
-  talk.removeAttribute("aria-busy");
-  send.hidden = false;
-  stop.hidden = true;
   if (!turns.includes(turn)) return; // a new conversation began
   Object.assign(turn, {
     stopped: run.stopped,
@@ -249,7 +268,6 @@ async function ask() {
   });
   show(turn, box);
   spoken.textContent = turn.problem || (run.stopped ? "Stopped." : `The answer is complete: ${turn.content.slice(0, 400)}`);
-  kept.save(turns);
 }
 
 form.addEventListener("submit", (event) => {
@@ -279,5 +297,5 @@ document.getElementById("clear").addEventListener("click", () => {
 for (const [id, event] of [["view-code", "click"], ["whole", "change"]]) document.getElementById(id).addEventListener(event, asCode);
 addEventListener("pagehide", () => kept.save(turns));
 turns = kept.restore();
-menu(field("model"), () => field("prompt").focus());
+for (const name of ["model", "other"]) menu(field(name), () => field("prompt").focus());
 showAll();
