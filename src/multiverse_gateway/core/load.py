@@ -195,6 +195,9 @@ class ByteBudget:
     >>> budget = ByteBudget(10)
     >>> budget.hold(8), budget.hold(8), budget.held, budget.has_room(2)
     (True, False, 8, True)
+    >>> budget.release(8)
+    >>> budget.held
+    0
     """
 
     limit: int
