@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from multiverse_gateway import Settings, SettingsError, create_app, lifespan, plugins
+from multiverse_gateway import Settings, SettingsError, WallLink, create_app, lifespan, plugins
 from multiverse_gateway.balancers.round_robin import RoundRobin
 from multiverse_gateway.probes.models import ModelsProbe
 from multiverse_gateway.stores.memory import MemoryStore
@@ -49,7 +49,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "        return getattr(self._inner, name)\n"
         "class Small(Outdated):\n"
         "    def __getattr__(self, name):\n"
-        "        if name in ('open_session', 'close_session', 'add_usage', 'usage', 'requests_on'):\n"
+        "        if name in ('open_session', 'close_session', 'save_wall_link', 'remove_wall_link', 'add_usage', 'usage', 'requests_on'):\n"
         "            raise AttributeError(name)\n"
         "        return getattr(self._inner, name)\n"
     )
@@ -86,6 +86,13 @@ async def test_a_store_may_leave_sessions_and_counts_of_use_to_the_memory_of_the
         assert await store.requests_on("2026-05-01") == {"id of alice": 1}
         await store.open_session("ab" * 32, 1e10)
         assert (await store.load()).sessions == {"ab" * 32: 1e10}
+        before = await store.version()
+        link = WallLink(id="one", name="Hall", digest="ab" * 32, created_at=1.0)
+        await store.save_wall_link(link)
+        assert (await store.load()).wall_links == (link,)
+        assert await store.remove_wall_link("one")
+        assert not await store.remove_wall_link("one")
+        assert await store.version() > before
     app = create_app(SETTINGS, store=plugins.load("stores", "small", SETTINGS))
     async with lifespan(app):
         assert await app.state.gateway.store.usage("2026-05-01", "2026-05-02") == ()

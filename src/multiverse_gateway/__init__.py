@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from multiverse_gateway.core.envelope import Envelope
     from multiverse_gateway.core.errors import AlreadyRegistered, GatewayError, ServerNotFound, StorageUnavailable
     from multiverse_gateway.core.health import Health, HealthState
-    from multiverse_gateway.core.servers import Capabilities, ClientKey, Metadata, Server, ServerId
+    from multiverse_gateway.core.servers import Capabilities, ClientKey, Metadata, Server, ServerId, WallLink
     from multiverse_gateway.core.stored import StoredResponse
     from multiverse_gateway.core.usage import Counts, Usage, UsageKey
     from multiverse_gateway.gateway import Gateway
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         SessionStore,
         Store,
         UsageStore,
+        WallLinkStore,
     )
     from multiverse_gateway.settings import Settings, SettingsError, load_settings
 
@@ -76,6 +77,8 @@ _HOMES = {
     "Usage": "multiverse_gateway.core.usage",
     "UsageKey": "multiverse_gateway.core.usage",
     "UsageStore": "multiverse_gateway.protocols",
+    "WallLink": "multiverse_gateway.core.servers",
+    "WallLinkStore": "multiverse_gateway.protocols",
     "create_app": "multiverse_gateway.app",
     "lifespan": "multiverse_gateway.app",
     "load_settings": "multiverse_gateway.settings",
@@ -117,6 +120,8 @@ __all__ = [
     "Usage",
     "UsageKey",
     "UsageStore",
+    "WallLink",
+    "WallLinkStore",
     "__version__",
     "create_app",
     "lifespan",

@@ -5,14 +5,24 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
 from multiverse_gateway.probes import chat
-from multiverse_gateway.protocols import Balancer, Coordination, HealthProbe, RegistryStore, SessionStore, Store, UsageStore, methods_of
+from multiverse_gateway.protocols import (
+    Balancer,
+    Coordination,
+    HealthProbe,
+    RegistryStore,
+    SessionStore,
+    Store,
+    UsageStore,
+    WallLinkStore,
+    methods_of,
+)
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.settings.declaration import unusable
-from multiverse_gateway.stores.memory import WithSessions, WithUsage
+from multiverse_gateway.stores.memory import WithSessions, WithUsage, WithWallLinks
 
 GROUP = "multiverse_gateway"
 _REQUIRED: Mapping[str, tuple[type, ...]] = {"balancers": (Balancer,), "probes": (HealthProbe,), "stores": (RegistryStore, Coordination)}
-_OPTIONAL: Mapping[str, tuple[type, ...]] = {"stores": (SessionStore, UsageStore)}
+_OPTIONAL: Mapping[str, tuple[type, ...]] = {"stores": (SessionStore, WallLinkStore, UsageStore)}
 """The parts that a plug-in may lack, but not by half."""
 _SETTINGS = {"balancers": "balancer", "probes": "probe", "stores": "database_url"}
 """The setting that names a plug-in of each kind."""
@@ -97,9 +107,11 @@ def store(settings: Settings) -> Store:
 
 
 def completed(store: RegistryStore) -> Store:
-    """Return a store with all its parts; sessions and usage counts that it does not keep are kept in memory, for this process."""
+    """Return a store with all its parts; sessions, wall links and usage counts that it does not keep are in memory, for this process."""
     if _lacks(store, SessionStore):
         store = cast(RegistryStore, WithSessions(store))
+    if _lacks(store, WallLinkStore):
+        store = cast(RegistryStore, WithWallLinks(store))
     if _lacks(store, UsageStore):
         store = cast(RegistryStore, WithUsage(store))
     return cast(Store, store)

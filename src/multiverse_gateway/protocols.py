@@ -16,7 +16,7 @@ from multiverse_gateway.core.addresses import AddressRefusal
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.failover import ConnectFailure
 from multiverse_gateway.core.health import Health
-from multiverse_gateway.core.servers import ClientKey, Server, ServerId
+from multiverse_gateway.core.servers import ClientKey, Server, ServerId, WallLink
 from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import Usage
 
@@ -184,7 +184,7 @@ class Registry:
     """One consistent read of everything that routing needs.
 
     `keys` are all client keys, those that are over too, oldest first. `sessions` are browsers' sessions by digest, and until when they last
-    (Unix time); those that are over may be among them.
+    (Unix time); those that are over may be among them. `wall_links` are the links to the wall view, oldest first.
     """
 
     version: int
@@ -192,6 +192,7 @@ class Registry:
     health: Mapping[ServerId, Health]
     keys: tuple[ClientKey, ...] = ()
     sessions: Mapping[str, float] = attrs.field(factory=dict)
+    wall_links: tuple[WallLink, ...] = ()
 
 
 class RegistryStore(Protocol):
@@ -207,7 +208,10 @@ class RegistryStore(Protocol):
         ...
 
     async def version(self) -> int:
-        """Return a number that grows whenever servers, client keys, sessions or what `save_health` names changed, by any process."""
+        """Return a number that grows with every change of servers, client keys, sessions, wall links or what `save_health` names.
+
+        It does not matter which process made the change.
+        """
         ...
 
     async def changed(self, within: float) -> None:
@@ -218,7 +222,7 @@ class RegistryStore(Protocol):
         ...
 
     async def load(self) -> Registry:
-        """Return version, active servers, their health, client keys and sessions from one consistent read."""
+        """Return version, active servers, their health, client keys, sessions and wall links from one consistent read."""
         ...
 
     async def save_server(self, server: Server) -> None:
@@ -290,6 +294,21 @@ class SessionStore(Protocol):
         ...
 
 
+class WallLinkStore(Protocol):
+    """The links to the wall view, an optional part of a store: `version` grows with them, and `load` returns them.
+
+    With a store that lacks it, each process knows only the links that it created itself, and they end with it.
+    """
+
+    async def save_wall_link(self, link: WallLink) -> None:
+        """Insert a link; return only after a durable commit. The same link may be saved again."""
+        ...
+
+    async def remove_wall_link(self, link_id: str) -> bool:
+        """Remove a link in every process; return only after a durable commit. True once, then false, as for a link that never was."""
+        ...
+
+
 class UsageStore(Protocol):
     """The usage counts, an optional part of a store.
 
@@ -312,7 +331,7 @@ class UsageStore(Protocol):
         ...
 
 
-class Store(RegistryStore, Coordination, SessionStore, UsageStore, Protocol):
+class Store(RegistryStore, Coordination, SessionStore, WallLinkStore, UsageStore, Protocol):
     """The durable registry with all its parts: what the gateway works with. `plugins.completed` makes one of a store with fewer parts."""
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from multiverse_gateway import GatewayError, Health, HealthState, ServerId, Store
-from multiverse_gateway.core.servers import Capabilities, Metadata
+from multiverse_gateway.core.servers import Capabilities, Metadata, WallLink
 from multiverse_gateway.stores.memory import MemoryStore
 from multiverse_gateway.stores.sqlite import SqliteStore
 from multiverse_gateway.testing.store import make_key, make_response, make_result, make_server, make_usage
@@ -117,6 +117,11 @@ class Agreement(RuleBasedStateMachine):
     def session(self, digest: str, is_open: bool) -> None:
         self.both("open_session", digest, 1e10) if is_open else self.both("close_session", digest)
 
+    @rule(name=st.sampled_from("ab"), is_saved=st.booleans())
+    def wall_link(self, name: str, is_saved: bool) -> None:
+        link = WallLink(id=name, name="Hall", digest="ab" * 32, created_at=float(ord(name)))
+        self.both("save_wall_link", link) if is_saved else self.both("remove_wall_link", name)
+
     @rule(keys=st.lists(st.sampled_from("abc"), max_size=3, unique=True), server=IDS, until=st.sampled_from([1.0, 1e10]))
     def responses(self, keys: list[str], server: str, until: float) -> None:
         self.both("save_responses", [make_response(key, server_id=server, until=until) for key in keys])
@@ -133,8 +138,11 @@ class Agreement(RuleBasedStateMachine):
             return
         model, real = self.run(self.model.load()), self.run(self.real.load())
         assert sorted(model.servers, key=lambda server: server.id) == sorted(real.servers, key=lambda server: server.id)
-        assert attrs.evolve(model, servers=(), version=0, keys=()) == attrs.evolve(real, servers=(), version=0, keys=())
+        assert attrs.evolve(model, servers=(), version=0, keys=(), wall_links=()) == attrs.evolve(
+            real, servers=(), version=0, keys=(), wall_links=()
+        )
         assert set(model.keys) == set(real.keys)
+        assert set(model.wall_links) == set(real.wall_links)
         grown = (model.version, real.version)
         before = getattr(self, "versions", grown)
         assert (grown[0] > before[0]) == (grown[1] > before[1])

@@ -145,8 +145,8 @@ async def test_an_older_database_keeps_its_keys_and_learns_what_is_new(postgres:
         await store.save_key(plain)
     postgres.execute(
         f"alter table {schema}.client_keys drop column daily_limit, drop column max_at_once, drop column is_bulk",
-        f"drop table {schema}.responses",
-        f"delete from {schema}.migrations where name in ('daily_limits', 'stored_responses', 'keys_at_once')",
+        f"drop table {schema}.responses, {schema}.wall_links",
+        f"delete from {schema}.migrations where name in ('daily_limits', 'stored_responses', 'keys_at_once', 'wall_links')",
     )
     async with opened(url) as store:
         assert (await store.load()).keys == (plain,)

@@ -19,7 +19,7 @@ import msgspec
 import pytest
 from sqlite_utils import Database
 
-from multiverse_gateway import GatewayError, Health, HealthState, ServerId, Settings, SettingsError, Store
+from multiverse_gateway import GatewayError, Health, HealthState, ServerId, Settings, SettingsError, Store, WallLink
 from multiverse_gateway.core.errors import StorageRefused
 from multiverse_gateway.core.usage import MAX_COUNT
 from multiverse_gateway.stores import sqlite, sqlite_connection, sqlite_copies, sqlite_schema, sqlite_statements
@@ -266,12 +266,14 @@ async def test_an_old_file_keeps_everything_and_learns_what_is_new(tmp_path: Pat
     await store.add_usage("first", [make_usage("2026-05-01")])
     await store.open_session("ef" * 32, 1e10)
     await store.save_responses([make_response()])
+    link = WallLink(id="one", name="Hall", digest="ab" * 32, created_at=1.0)
+    await store.save_wall_link(link)
     await store.aclose()
     store = await opened(path)
     assert await store.find_response(make_response().key) == make_response()
     registry = await store.load()
     assert registry.servers == (attrs.evolve(servers[0], owner_digest="cd" * 32), servers[1])
-    assert (registry.keys, registry.sessions) == ((make_key(),), {"ef" * 32: 1e10})
+    assert (registry.keys, registry.sessions, registry.wall_links) == ((make_key(),), {"ef" * 32: 1e10}, (link,))
     assert list(await store.usage("2026-05-01", "2026-05-01")) == [make_usage("2026-05-01")]
     await store.aclose()
     before = sqlite_copies.newest_backup(path)

@@ -132,6 +132,19 @@ class ClientKey:
 
 
 @attrs.frozen(kw_only=True)
+class WallLink:
+    """A link that shows the state of the servers without sign-in, for one screen; of its token only `digest`, its SHA-256, is kept.
+
+    `digest` is hexadecimal, `created_at` epoch seconds. A link works until it is removed.
+    """
+
+    id: str
+    name: str
+    digest: str = attrs.field(repr=False)
+    created_at: float
+
+
+@attrs.frozen(kw_only=True)
 class KeyTerms:
     """What an operator may decide about a client key, by attribute of `ClientKey`; `max_at_once` of `None` is the gateway's default."""
 

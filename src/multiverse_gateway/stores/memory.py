@@ -10,7 +10,7 @@ import attrs
 
 from multiverse_gateway.core.errors import AlreadyRegistered
 from multiverse_gateway.core.health import Health
-from multiverse_gateway.core.servers import ClientKey, Server, ServerId
+from multiverse_gateway.core.servers import ClientKey, Server, ServerId, WallLink
 from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey, bounded
 from multiverse_gateway.protocols import ProbeResult, Registry, RegistryStore
@@ -36,6 +36,26 @@ class MemorySessions:
     async def close_session(self, digest: str) -> bool:
         """End a session; harmless if it is not known."""
         if self._sessions.pop(digest, None) is None:
+            return False
+        self._version += 1
+        return True
+
+
+class MemoryWallLinks:
+    """The links to the wall view of one process; `_version` grows with them."""
+
+    def __init__(self) -> None:
+        self._version = 0
+        self._wall_links: dict[str, WallLink] = {}
+
+    async def save_wall_link(self, link: WallLink) -> None:
+        """Insert a link to the wall view."""
+        self._wall_links[link.id] = link
+        self._version += 1
+
+    async def remove_wall_link(self, link_id: str) -> bool:
+        """Remove a link to the wall view, and return whether there was one."""
+        if self._wall_links.pop(link_id, None) is None:
             return False
         self._version += 1
         return True
@@ -72,11 +92,12 @@ class MemoryUsage:
         return sums
 
 
-class MemoryStore(MemorySessions, MemoryUsage):
+class MemoryStore(MemorySessions, MemoryWallLinks, MemoryUsage):
     """Keep everything in dictionaries; the model that the other stores are held against."""
 
     def __init__(self, wall: Callable[[], float] = time.time) -> None:
         MemorySessions.__init__(self, wall)
+        MemoryWallLinks.__init__(self)
         MemoryUsage.__init__(self)
         self._servers: dict[ServerId, Server] = {}
         self._removed: deque[Server] = deque(maxlen=REMOVED)
@@ -106,6 +127,7 @@ class MemoryStore(MemorySessions, MemoryUsage):
             health=dict(self._health),
             keys=tuple(self._keys.values()),
             sessions=dict(self._sessions),
+            wall_links=tuple(self._wall_links.values()),
         )
 
     async def save_server(self, server: Server) -> None:
@@ -215,6 +237,27 @@ class WithSessions(MemorySessions):
         opened, sessions = self._version, dict(self._sessions)
         registry = await self._store.load()
         return attrs.evolve(registry, version=registry.version + opened, sessions=sessions)
+
+
+class WithWallLinks(MemoryWallLinks):
+    """A store that keeps no links to the wall view, and those of this process, which are part of its registry."""
+
+    def __init__(self, store: RegistryStore) -> None:
+        super().__init__()
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def version(self) -> int:
+        """Return a number that grows with the store's own and with the links."""
+        return await self._store.version() + self._version
+
+    async def load(self) -> Registry:
+        """Return what the store keeps, with the links."""
+        saved, links = self._version, tuple(self._wall_links.values())
+        registry = await self._store.load()
+        return attrs.evolve(registry, version=registry.version + saved, wall_links=links)
 
 
 def create(settings: Settings) -> MemoryStore:

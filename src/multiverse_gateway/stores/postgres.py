@@ -20,7 +20,7 @@ import attrs
 
 from multiverse_gateway.core.errors import AlreadyRegistered
 from multiverse_gateway.core.health import Health
-from multiverse_gateway.core.servers import ClientKey, Server, ServerId
+from multiverse_gateway.core.servers import ClientKey, Server, ServerId, WallLink
 from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import MAX_COUNT, Usage
 from multiverse_gateway.holders import is_gone
@@ -51,6 +51,7 @@ from multiverse_gateway.stores.rows import (
     still_revoked,
     usage_of,
     usage_row,
+    wall_link_of,
 )
 from multiverse_gateway.stores.store_errors import removed_meanwhile
 from multiverse_gateway.stores.vault import Vault
@@ -134,16 +135,19 @@ class PostgresStore:
             health = await all_rows(cursor, "select * from health")
             keys = await all_rows(cursor, "select * from client_keys order by created_at, id")
             sessions = await all_rows(cursor, "select * from sessions")
-        return await anyio.to_thread.run_sync(self._registry, version, servers, health, keys, sessions)
+            links = await all_rows(cursor, "select * from wall_links order by created_at, id")
+        registry = await anyio.to_thread.run_sync(self._registry, version, servers, health, keys)
+        return attrs.evolve(
+            registry, sessions={row["digest"]: row["until"] for row in sessions}, wall_links=tuple(map(wall_link_of, links))
+        )
 
-    def _registry(self, version: int, servers: list[Row], health: list[Row], keys: list[Row], sessions: list[Row]) -> Registry:
+    def _registry(self, version: int, servers: list[Row], health: list[Row], keys: list[Row]) -> Registry:
         active = {row["id"] for row in servers}
         return Registry(
             version=version,
             servers=self._servers.of(servers),
             health={server_id: record for server_id, record in healths_of(health) if server_id in active},
             keys=tuple(map(key_of, keys)),
-            sessions={row["digest"]: row["until"] for row in sessions},
         )
 
     async def removed(self) -> Sequence[Server]:
@@ -239,6 +243,22 @@ class PostgresStore:
             if closed:
                 await bump_version(cursor)
         return closed
+
+    async def save_wall_link(self, link: WallLink) -> None:
+        """Insert a link to the wall view."""
+        row = attrs.asdict(link)
+        async with self._changing() as cursor:
+            await cursor.execute(upsert("wall_links", row, "id"), row)
+            await bump_version(cursor)
+
+    async def remove_wall_link(self, link_id: str) -> bool:
+        """Remove a link to the wall view; harmless if it is not known."""
+        async with self._changing() as cursor:
+            await cursor.execute("delete from wall_links where id = %s", [link_id])
+            is_removed = cursor.rowcount > 0
+            if is_removed:
+                await bump_version(cursor)
+        return is_removed
 
     async def add_usage(self, batch: str, rows: Sequence[Usage]) -> None:
         """Add counts, once per batch; two gateways that count the same do it in the same order, or each would wait for the other."""

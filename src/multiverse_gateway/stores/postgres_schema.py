@@ -49,9 +49,10 @@ MIGRATIONS: Mapping[str, LiteralString] = {
         alter table client_keys add column max_at_once integer not null default 0;
         alter table client_keys add column is_bulk integer not null default 0
     """,
+    "wall_links": "create table wall_links (id text primary key, name text not null, digest text not null, created_at float8 not null)",
 }
 """The steps from an empty schema to ours, in order."""
-TABLES = ("servers", "health", "results", "secrets", "client_keys", "usage", "sessions", "responses", "counters")
+TABLES = ("servers", "health", "results", "secrets", "client_keys", "usage", "sessions", "responses", "wall_links", "counters")
 """What makes up a registry; leases and batches are of the moment."""
 
 _log = logging.getLogger("multiverse_gateway.registry")

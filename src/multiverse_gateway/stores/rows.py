@@ -10,7 +10,7 @@ import cattrs
 import msgspec
 
 from multiverse_gateway.core.health import SHARED, Health, HealthState
-from multiverse_gateway.core.servers import Capabilities, ClientKey, Metadata, Server, ServerId
+from multiverse_gateway.core.servers import Capabilities, ClientKey, Metadata, Server, ServerId, WallLink
 from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import MAX_COUNT, Counts, Usage, UsageKey, bounded
 from multiverse_gateway.protocols import ProbeResult
@@ -30,6 +30,7 @@ MOST_RESPONSES = 100_000
 
 _SERVER = tuple(field.name for field in attrs.fields(Server))
 _KEY = tuple(field.name for field in attrs.fields(ClientKey))
+_WALL_LINK = tuple(field.name for field in attrs.fields(WallLink))
 RESULT_COLUMNS = ("server_id", "generation", "passed", "checked_at", "duration", "reason", "warning", "unauthorized")
 RESPONSE_COLUMNS = tuple(field.name for field in attrs.fields(StoredResponse))
 USAGE_KEY = tuple(field.name for field in attrs.fields(UsageKey))
@@ -171,6 +172,11 @@ def key_of(row: Mapping[str, Any]) -> ClientKey:
     """Return the client key that a row holds."""
     facts = {name: row[name] for name in _KEY}
     return ClientKey(**{**facts, "is_bulk": bool(row["is_bulk"]), "models": tuple(msgspec.json.decode(row["models"]))})
+
+
+def wall_link_of(row: Mapping[str, Any]) -> WallLink:
+    """Return the link to the wall view that a row holds."""
+    return WallLink(**{name: row[name] for name in _WALL_LINK})
 
 
 def usage_row(usage: Usage) -> dict[str, object]:

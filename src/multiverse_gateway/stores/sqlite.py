@@ -23,7 +23,7 @@ from sqlite_utils import Database
 
 from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.core.health import Health
-from multiverse_gateway.core.servers import ClientKey, Server, ServerId
+from multiverse_gateway.core.servers import ClientKey, Server, ServerId, WallLink
 from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import MAX_COUNT, Usage
 from multiverse_gateway.holders import new_holder
@@ -43,6 +43,7 @@ from multiverse_gateway.stores.rows import (
     server_of,
     server_row,
     usage_of,
+    wall_link_of,
 )
 from multiverse_gateway.stores.sqlite_connection import FileId, connect, file_id, file_ids, journal_of, transaction, use_journal
 from multiverse_gateway.stores.sqlite_copies import contents, copy_to, is_locked, newest_backup
@@ -278,7 +279,9 @@ class SqliteStore:
         health = {server_id: record for server_id, record in healths_of(db.query("select * from health")) if server_id in active}
         keys = tuple(key_of(row) for row in db.query("select * from client_keys order by created_at, id"))
         sessions = dict(db.execute("select digest, until from sessions").fetchall())
-        return Registry(version=statements.version_of(db), servers=servers, health=health, keys=keys, sessions=sessions)
+        links = tuple(wall_link_of(row) for row in db.query("select * from wall_links order by created_at, id"))
+        version = statements.version_of(db)
+        return Registry(version=version, servers=servers, health=health, keys=keys, sessions=sessions, wall_links=links)
 
     async def removed(self) -> Sequence[Server]:
         """Return the removed servers, newest first; their keys are forgotten."""
@@ -325,6 +328,14 @@ class SqliteStore:
     async def close_session(self, digest: str) -> bool:
         """End a session; harmless if it is not known."""
         return await self._write(lambda db: statements.close_session(db, digest))
+
+    async def save_wall_link(self, link: WallLink) -> None:
+        """Insert a link to the wall view."""
+        await self._write(lambda db: statements.save_wall_link(db, link))
+
+    async def remove_wall_link(self, link_id: str) -> bool:
+        """Remove a link to the wall view; harmless if it is not known."""
+        return await self._write(lambda db: statements.remove_wall_link(db, link_id))
 
     async def add_usage(self, batch: str, rows: Sequence[Usage]) -> None:
         """Add counts, once per batch."""

@@ -9,7 +9,7 @@ from multiverse_gateway.stores.rows import USAGE_COUNTS, USAGE_KEY
 from multiverse_gateway.stores.sqlite_connection import connect, transaction, use_journal
 
 SET = "multiverse_gateway"
-KNOWN = frozenset({"registry", "usage_and_keys", "browser_sessions", "daily_limits", "stored_responses", "keys_at_once"})
+KNOWN = frozenset({"registry", "usage_and_keys", "browser_sessions", "daily_limits", "stored_responses", "keys_at_once", "wall_links"})
 """The names of our migrations."""
 
 migrations = Migrations(SET)
@@ -108,6 +108,12 @@ def keys_at_once(db: Database) -> None:
     """Add the limits on a key's requests at once, and keys for bulk requests; keys that exist have no limit and are not for bulk."""
     db.table("client_keys").add_column("max_at_once", int, not_null_default=0)
     db.table("client_keys").add_column("is_bulk", int, not_null_default=0)
+
+
+@migrations()
+def wall_links(db: Database) -> None:
+    """Add the links to the wall view."""
+    db.table("wall_links").create({"id": str, "name": str, "digest": str, "created_at": float}, pk="id")
 
 
 @attrs.frozen

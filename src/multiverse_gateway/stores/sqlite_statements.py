@@ -8,7 +8,7 @@ from sqlite_utils import Database
 
 from multiverse_gateway.core.errors import AlreadyRegistered
 from multiverse_gateway.core.health import Health
-from multiverse_gateway.core.servers import ClientKey, ServerId
+from multiverse_gateway.core.servers import ClientKey, ServerId, WallLink
 from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import Usage
 from multiverse_gateway.holders import is_gone
@@ -123,6 +123,20 @@ def close_session(db: Database, digest: str) -> bool:
     if is_closed:
         bump_version(db)
     return is_closed
+
+
+def save_wall_link(db: Database, link: WallLink) -> None:
+    """Insert a link to the wall view."""
+    db.table("wall_links").upsert(attrs.asdict(link), pk="id")
+    bump_version(db)
+
+
+def remove_wall_link(db: Database, link_id: str) -> bool:
+    """Remove a link to the wall view, and return whether there was one."""
+    is_removed = db.execute("delete from wall_links where id = ?", [link_id]).rowcount > 0
+    if is_removed:
+        bump_version(db)
+    return is_removed
 
 
 def add_usage(db: Database, batch: str, rows: Sequence[Usage], now: float) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound
 from multiverse_gateway.core.health import Health, HealthState
-from multiverse_gateway.core.servers import Capabilities, ClientKey, Metadata, Server, ServerId
+from multiverse_gateway.core.servers import Capabilities, ClientKey, Metadata, Server, ServerId, WallLink
 from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import MAX_COUNT, Counts, Usage, UsageKey
 from multiverse_gateway.protocols import ProbeResult, Store
@@ -269,6 +269,24 @@ class SessionStoreContract:
         assert not (await store.load()).sessions
 
 
+class WallLinkStoreContract:
+    """What a store must do that keeps the links to the wall view. Subclass it like `RegistryStoreContract`."""
+
+    async def test_a_wall_link_works_until_it_is_removed(self, store: Store) -> None:
+        """The version grows with it; a link can be removed once."""
+        before = await store.version()
+        links = tuple(WallLink(id=name, name=f"{name} „Aula“", digest="ab" * 32, created_at=1.5 + at) for at, name in enumerate("ba"))
+        for link in links:
+            await store.save_wall_link(link)
+        await store.save_wall_link(links[0])
+        assert (saved := await store.version()) > before
+        assert (await store.load()).wall_links == links
+        assert await store.remove_wall_link("b")
+        assert not await store.remove_wall_link("b")
+        assert await store.version() > saved
+        assert (await store.load()).wall_links == links[1:]
+
+
 class UsageStoreContract:
     """What a store must do that counts use. Subclass it like `RegistryStoreContract`."""
 
@@ -329,7 +347,7 @@ class UsageStoreContract:
         assert [usage.counts.requests for usage in await store.usage("2026-05-01", "2026-05-02")] == [20, 20]
 
 
-class StoreContract(RegistryStoreContract, CoordinationContract, SessionStoreContract, UsageStoreContract):
+class StoreContract(RegistryStoreContract, CoordinationContract, SessionStoreContract, WallLinkStoreContract, UsageStoreContract):
     """What a store must do that has all parts."""
 
 
