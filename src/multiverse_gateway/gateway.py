@@ -99,7 +99,7 @@ class Gateway:
             bodies=BodyBudget(settings.body_budget_bytes),
             answers=ByteBudget(settings.answer_budget_bytes),
         )
-        self.room = WaitingRoom(settings.max_queue)
+        self.room = WaitingRoom(self.admission.places(settings.max_queue), self.admission.uncapped_slots)
         self.commentary = Commentary(self.room.queue)
         self.usage_book = UsageBook(self.store, self.room.queue, now=now, wall=wall, table=lambda: self.table)
         self.exchanges: set[Exchange] = set()

@@ -654,7 +654,7 @@ def test_an_interactive_request_that_runs_keeps_bulk_to_a_quarter() -> None:
     assert queue.lengths_by_band() == {(MODEL, Band.BULK): 5}
 
 
-def test_without_a_cap_there_are_no_shares() -> None:
+def test_without_a_cap_or_a_limit_of_the_gateway_there_are_no_shares() -> None:
     """A server without a cap never makes anyone wait, so its slots cannot be shared."""
     queue = FairQueue()
     queue.serve({"a": Pool((MODEL,), 2), "b": Pool((MODEL,), None), "c": Pool((MODEL,), 2)})
@@ -665,6 +665,27 @@ def test_without_a_cap_there_are_no_shares() -> None:
             assert queue.may_begin(each, 0.0)
             queue.begin(each, 0.0)
     assert queue.counts(MODEL) == QueueCounts(slots=None, running=41, waiting=0, clients_waiting=0)
+
+
+@pytest.mark.parametrize("capped", [False, True])
+def test_without_a_cap_the_gateways_own_limit_is_shared(capped: bool) -> None:
+    """People.md, ruling 3: all requests of a model together hold its slots of the gateway, and one client half of them beside others."""
+    queue = FairQueue(uncapped_slots=4)
+    queue.serve({"a": Pool((MODEL,), None), **({"b": Pool((MODEL,), 2)} if capped else {})})
+    first = [ticket("script") for _ in range(3)]
+    person = [ticket("person") for _ in range(2)]
+    for each in (person[0], *first[:2]):
+        assert queue.may_begin(each, 0.0)
+        queue.begin(each, 0.0)
+    assert queue.used_up(first[2], 0.0) is Share.CLIENT
+    queue.begin(person[1], 0.0)
+    another = ticket("another")
+    assert (queue.used_up(another, 0.0), queue.is_full(another), queue.may_begin(another, 0.0)) == (Share.MODEL, True, False)
+    assert queue.counts(MODEL) == QueueCounts(slots=None, running=4, waiting=0, clients_waiting=0)
+    join_all(queue, [first[2], another], 0.0)
+    assert queue.pick(MODEL, 0.0) is None, "no share, wait or turn lets a fifth one begin"
+    queue.release(first[0])
+    assert (queue.is_full(another), queue.pick(MODEL, 0.0)) == (False, another), "the person's share is not the script's"
 
 
 def test_a_request_learns_which_share_keeps_it_waiting() -> None:

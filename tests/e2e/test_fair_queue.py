@@ -32,9 +32,10 @@ def gateway(request: pytest.FixtureRequest) -> Iterator[GatewayProcess]:
 class Callers:
     """Callers of one busy model; remembers who was answered, in order."""
 
-    def __init__(self, gateway: GatewayProcess, model: str) -> None:
+    def __init__(self, gateway: GatewayProcess, model: str, stream: bool = False) -> None:
         self.gateway = gateway
         self.model = model
+        self.stream = stream
         self.answers: list[tuple[str, httpx2.Response]] = []
         self.threads: list[threading.Thread] = []
 
@@ -42,7 +43,7 @@ class Callers:
         """Send a request in the background."""
 
         def run() -> None:
-            body = {"model": self.model, "messages": [{"role": "user", "content": name}]}
+            body = {"model": self.model, "messages": [{"role": "user", "content": name}], "stream": self.stream}
             with httpx2.Client(base_url=self.gateway.url, timeout=30) as client:
                 sent = client.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}", **headers})
             self.answers.append((name, sent))
@@ -197,3 +198,31 @@ def test_one_client_cannot_take_all_that_the_gateway_has_room_for(door: Door, la
             again.call("x" * 900_000 if large else "script", SCRIPT)
             again.end()
             assert again.names(200), "what a client held is given back"
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_model_without_caps_takes_half_of_the_gateway_at_most(door: Door, stream: bool) -> None:
+    """Many clients of one model fill its half and a quarter with those that wait; another model is served at once all the same."""
+    settings = {"MULTIVERSE_MAX_IN_FLIGHT": "8", "TRUSTED_PROXIES": "127.0.0.1/32", **door_setting(door)}
+    with GatewayProcess(settings) as gateway:
+        server, other, gate = Backend("slow", models=("slow",)), Backend("quick", models=("quick",)), behaviours.Gate()
+        server.behave = gate.held(behaviours.good())
+        with serving(server, other):
+            gateway.register("slow", server.url, max_concurrency=None)
+            gateway.register("quick", other.url)
+            crowd, person = Callers(gateway, "slow", stream), Callers(gateway, "quick", stream)
+            for number in range(4):
+                crowd.call(f"student {number}", SCRIPT, **{"x-forwarded-for": f"198.51.100.{number}"})
+                wait_until(lambda number=number: server.running == number + 1)  # type: ignore[misc]
+            for number in range(4, 8):
+                crowd.call(f"student {number}", SCRIPT, **{"x-forwarded-for": f"198.51.100.{number}"})
+                wait_until(lambda number=number: crowd.waiting() + len(crowd.answers) == number - 3)  # type: ignore[misc]
+            assert (server.running, crowd.waiting()) == (4, 2)
+            assert "take up half of what the gateway handles at a time" in crowd.answers[0][1].json()["error"]["message"]
+            person.call("person", PERSON, **{"x-forwarded-for": "198.51.100.99"})
+            person.end()
+            assert person.names(200) == ["person"]
+            gate.open()
+            crowd.end()
+            assert (server.most_running, len(crowd.names(200)), len(crowd.names(503))) == (4, 6, 2)

@@ -216,7 +216,7 @@ def test_requests_that_arrive_by_and_by_count_when_they_are_whole(door: Door) ->
     body = b'{"model": "tiny", "messages": []}'
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: %d\r\n\r\n" % len(body)
     with serving(server), GatewayProcess({"MULTIVERSE_MAX_IN_FLIGHT": "3", **door_setting(door)}) as gateway, ExitStack() as stack:
-        gateway.register("tiny", server.url)
+        gateway.register("tiny", server.url, max_concurrency=8)
         server.behave = gate.held(behaviours.good())
         clients = [stack.enter_context(RawClient(gateway.port)) for _ in range(8)]
         for client in clients:

@@ -1355,6 +1355,30 @@ def test_where_no_request_can_wait_there_are_no_shares(reason: str, is_bulk: boo
     stage.check()
 
 
+@pytest.mark.parametrize("reason", ["no places", "no time", "shutdown"])
+def test_no_request_passes_what_the_gateway_handles_for_a_model(reason: str) -> None:
+    """Not even one that cannot wait: without caps that is all that leaves something for other models."""
+    limits = Limits(queue_timeout=0) if reason == "no time" else Limits()
+    stage = RecordingEngine([server("a")], max_queue=0 if reason == "no places" else 32, uncapped_slots=2, limits=limits)
+    stage.room.is_closed = reason == "shutdown"
+    clients = [stage.start(source=f"client {number}")[1] for number in range(3)]
+    assert [client.status for client in clients] == [None, None, 503]
+    assert b"Requests to the model 'tiny' take up half of what the gateway handles at a time" in clients[2].data
+    stage.last.answer()
+    assert stage.start(source="another")[1].status is None
+    stage.check()
+
+
+def test_a_waiting_request_begins_when_its_model_has_room_in_the_gateway() -> None:
+    stage = RecordingEngine([server("a")], uncapped_slots=1)
+    stage.start(source="first")
+    waiting, _ = stage.start(source="second")
+    phases = [waiting.phase]
+    stage.last.answer()
+    assert [*phases, waiting.phase] == [Phase.QUEUED, Phase.TRYING]
+    stage.check()
+
+
 def test_a_request_that_cannot_wait_passes_those_that_are_over_their_share() -> None:
     """Bulk requests have time of their own: one that waits does not make a person's request fail while slots are free."""
     stage = shared(limits=Limits(queue_timeout=0, bulk_queue_timeout=30))

@@ -300,6 +300,7 @@ class RecordingEngine:
     limits: Limits = attrs.field(factory=Limits)
     retry_policy: RetryPolicy = attrs.field(factory=RetryPolicy)
     max_queue: int = 32
+    uncapped_slots: int | None = None
     clock: float = 1000.0
     stopped: float = 0.0
     """For how long the process was stopped, until an exchange asks."""
@@ -322,7 +323,7 @@ class RecordingEngine:
 
     @room.default
     def _make_room(self) -> WaitingRoom:
-        return WaitingRoom(self.max_queue)
+        return WaitingRoom(self.max_queue, self.uncapped_slots)
 
     @commentary.default
     def _make_commentary(self) -> Commentary:

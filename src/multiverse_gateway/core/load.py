@@ -280,6 +280,19 @@ class Admission:
         """Return whether one more request may start while `total` are live."""
         return total < self.max_in_flight and not self.shedding
 
+    @property
+    def uncapped_slots(self) -> int:
+        """Most requests that may run for one model whose servers have no caps: half of all, so that other models get some, too."""
+        return max(1, self.max_in_flight // 2)
+
+    def places(self, most: int) -> int:
+        """Return how many requests may wait for one model, `most` by the setting: a quarter of all live ones, for the same reason.
+
+        >>> Admission(max_in_flight=1024).places(256), Admission(max_in_flight=8).places(256), Admission(max_in_flight=8).places(0)
+        (256, 2, 0)
+        """
+        return min(most, max(1, self.max_in_flight // 4))
+
     def leaves_room(self, total: int, own: int) -> bool:
         """Return whether a client with `own` live requests may have one more: once half of all are live, it has a quarter at most, or one.
 

@@ -70,6 +70,8 @@ def _why_no_slot(model: str, share: Share | None) -> str:
     """Return the first half of a sentence: what keeps the request from being served now, a share of the slots or nothing but load."""
     if share is None:
         return f"Every server of the model {model!r} is busy"
+    if share is Share.MODEL:
+        return f"Requests to the model {model!r} take up half of what the gateway handles at a time, the limit of a model without caps"
     if share is Share.BULK:
         return f"Bulk requests hold {share} of the slots of the model {model!r}, their limit while interactive requests use it"
     return f"Your requests hold {share} of the slots of the model {model!r}, the limit of one client while others use it"

@@ -172,12 +172,14 @@ class ServerSearch(Ticket):
     def _may_pass(self) -> bool:
         """Return whether the request may take what is free though others wait, or though its client is over its share of the slots.
 
-        It may if it is its turn, if it needs no slot, or if it cannot wait.
+        It may if it is its turn, if it needs no slot, or if it cannot wait and the gateway handles another request of its model.
         """
         room = self._resources.room
-        if self.client_request.envelope.is_lookup or room.has_turn(self) or not room.has_places:
+        if self.client_request.envelope.is_lookup or room.has_turn(self):
             return True
-        return self.waited_seconds >= self._queue_timeout
+        if self._queue.is_full(self):
+            return False
+        return not room.has_places or self.waited_seconds >= self._queue_timeout
 
     def _give_up(self, error: GatewayError) -> None:
         self._queue.leave(self, self._resources.now())

@@ -50,8 +50,8 @@ def bulk_flow_of(client: str) -> Flow:
 class WaitingRoom:
     """The waiting exchanges of one process; `queue` holds what is known of them, and of those that run."""
 
-    def __init__(self, max_waiting: int) -> None:
-        self.queue = FairQueue(max_waiting=max_waiting)
+    def __init__(self, max_waiting: int, uncapped_slots: int | None = None) -> None:
+        self.queue = FairQueue(max_waiting=max_waiting, uncapped_slots=uncapped_slots)
         self.at_once = AtOnce()
         """The exchanges that live, by their `source`."""
         self._turn: Waiter | None = None

@@ -141,7 +141,12 @@ class Settings:
     )
     max_retry_attempts: int = _setting(2, "Number of further servers to try after a failed attempt.", between(0, 10))
     max_in_flight: int = _setting(1024, "Maximum number of inference requests in progress.", between(1, 100_000), plain=False)
-    max_queue: int = _setting(256, "Maximum number of requests per model that wait for a free server.", between(0, 10_000), plain=False)
+    max_queue: int = _setting(
+        256,
+        "Maximum number of requests per model that wait for a free server, up to a quarter of MAX_IN_FLIGHT.",
+        between(0, 10_000),
+        plain=False,
+    )
     queue_timeout_seconds: float = _setting(60.0, "Seconds that a request waits for a free server.", seconds(0, 3600), plain=False)
 
     request_timeout_seconds: float = _setting(

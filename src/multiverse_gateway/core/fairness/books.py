@@ -146,6 +146,8 @@ class ModelUse:
     """What is known of one model. While no request waits, that is what runs and when clients came; the books are closed."""
 
     slots: int | None = None
+    bound: float = inf
+    """Most requests that run at a time; servers' own caps do not count."""
     siblings: tuple[str, ...] = ()
     """Other models that share a pool with this one."""
     live: dict[Ticket, None] = field(factory=dict)
@@ -180,12 +182,19 @@ class ModelUse:
 
     def used_up(self, flow: Flow, now: float) -> Share | None:
         """Return the share of slots because of which a flow may not hold one more, or `None` if it may."""
+        if self.is_full:
+            return Share.MODEL
         if flow.band is BULK and self.is_bulk_at_limit(now):
             return Share.BULK
         running = self.running.get(flow)
-        if not running or not self.slots or running < _half(self.slots) or self._is_alone(flow.client, now):
+        if not running or not self.slots or 2 * running < self.slots or self._is_alone(flow.client, now):
             return None
         return Share.CLIENT
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many requests run as the gateway handles for one model whose servers have no caps."""
+        return len(self.live) >= self.bound and sum(self.running.values()) >= self.bound
 
     def is_bulk_at_limit(self, now: float) -> bool:
         """Return whether bulk requests hold as many slots as they may beside interactive ones."""

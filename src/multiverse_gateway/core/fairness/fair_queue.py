@@ -3,6 +3,7 @@
 from bisect import insort
 from collections.abc import Callable, Collection, Hashable, Mapping
 from functools import partial
+from math import inf
 
 from attrs import define, field
 
@@ -47,6 +48,8 @@ class FairQueue:
 
     max_waiting: int = 256
     """Most waiting requests of one model."""
+    uncapped_slots: int | None = None
+    """Most running requests of a model with a server without a cap; they are shared out as slots are. `None` for no limit."""
     _models: dict[str, ModelUse] = field(factory=dict, init=False)
     _pools: Mapping[Hashable, Pool] = field(factory=dict, init=False)
     _shared: Collection[Hashable] = field(default=frozenset(), init=False)
@@ -78,6 +81,9 @@ class FairQueue:
         for name in self._models.keys() | slots.keys():
             model = self._model(name)
             model.slots = slots.get(name, 0)
+            model.bound = inf
+            if model.slots is None and self.uncapped_slots is not None:
+                model.slots = model.bound = self.uncapped_slots
             model.siblings = tuple(other for other in siblings.get(name, ()) if other != name)
 
     def learn(self, name: str, *, seconds: float, output_tokens: float) -> None:
@@ -106,6 +112,11 @@ class FairQueue:
         """Return the share of slots because of which a request may not take a free one, or `None` if it may."""
         model = self._models.get(ticket.model)
         return None if model is None else model.used_up(ticket.flow, now)
+
+    def is_full(self, ticket: Ticket) -> bool:
+        """Return whether as many requests of a request's model run as may without caps: no share, wait or turn lets another one begin."""
+        model = self._models.get(ticket.model)
+        return model is not None and model.is_full
 
     def begin(self, ticket: Ticket, now: float, pool: Hashable = None) -> None:
         """Take a slot of a pool for an attempt of a request, which leaves the queue; its first attempt is charged."""

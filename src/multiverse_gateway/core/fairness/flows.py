@@ -14,12 +14,14 @@ class Band(StrEnum):
 
 
 class Share(StrEnum):
-    """A part of a model's slots that other clients' requests bound."""
+    """A part of something that is shared, and bounds what may run."""
 
     CLIENT = "half"
     """What one client may hold in one band."""
     BULK = "a quarter"
     """What all bulk requests together may hold beside interactive ones."""
+    MODEL = "half of the gateway"
+    """What all requests of one model may take of the requests that the gateway handles at a time, if its servers have no caps."""
 
 
 class Flow(NamedTuple):

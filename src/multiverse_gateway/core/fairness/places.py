@@ -1,6 +1,7 @@
 """The view of the queue for people: how much a model is used, and where each waiting request stands."""
 
 from collections.abc import Iterable
+from math import inf
 
 from attrs import frozen
 
@@ -67,7 +68,8 @@ def _about(model: ModelUse, position: int, own: int, flow: Flow, now: float) -> 
 def queue_counts_of(model: ModelUse) -> QueueCounts:
     """Return how much a model is used."""
     clients = {flow.client for flow in model.queued}
-    return QueueCounts(slots=model.slots, running=sum(model.running.values()), waiting=model.waiting, clients_waiting=len(clients))
+    slots = model.slots if model.bound == inf else None
+    return QueueCounts(slots=slots, running=sum(model.running.values()), waiting=model.waiting, clients_waiting=len(clients))
 
 
 def places_of(model: ModelUse, order: Iterable[Ticket], now: float) -> dict[Ticket, Place]:

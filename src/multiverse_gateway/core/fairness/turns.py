@@ -18,7 +18,7 @@ def first_of(model: ModelUse, now: float, unmet: Collection[Hashable]) -> tuple[
     least, turn, oldest = inf, 0, inf
     first: Ticket | None = None
     books = model.books
-    if books is None:
+    if books is None or model.is_full:
         return (least, turn), None, oldest
     clock = books.clock
     at_limit = {flow for flow in model.running if model.used_up(flow, now)}  # few flows run: saves asking for each one that waits
