@@ -290,7 +290,7 @@ async def test_a_token_is_made_once_and_again_when_an_operator_says() -> None:
 async def used(at: Stage) -> None:
     rows = [
         Usage(key=UsageKey("2026-05-27", "tiny", "a", "s1", "key-1"), counts=Counts(requests=2, prompt_tokens=10, completion_tokens=4)),  # type: ignore[arg-type]
-        Usage(key=UsageKey("2026-05-28", "tiny", "a", "s1", ""), counts=Counts(requests=1, failed=1)),  # type: ignore[arg-type]
+        Usage(key=UsageKey("2026-05-28", "tiny", "a", "s1", ""), counts=Counts(requests=1, canceled=1)),  # type: ignore[arg-type]
         Usage(key=UsageKey("2026-05-28", "=1+1", "b", "", "key-1"), counts=Counts(requests=4, prompt_tokens=1)),  # type: ignore[arg-type]
         Usage(key=UsageKey("2025-01-01", "old", "b", "", ""), counts=Counts(requests=9)),  # type: ignore[arg-type]
     ]
@@ -302,7 +302,7 @@ async def test_use_is_counted_by_what_is_asked_for() -> None:
         await used(at)
         whole = (await at.client.get("/admin/usage")).json()
         assert (whole["since"], whole["until"], len(whole["rows"])) == ("2026-04-29", "2026-05-28", 3)
-        assert whole["total"] == {"requests": 7, "failed": 1, "prompt_tokens": 11, "completion_tokens": 4}
+        assert whole["total"] == {"requests": 7, "failed": 0, "prompt_tokens": 11, "completion_tokens": 4, "canceled": 1}
         by_model = (await at.client.get("/admin/usage?by=model&since=2025-01-01")).json()["rows"]
         assert {row["model"]: (row["requests"], row["day"], row["server"]) for row in by_model} == {
             "=1+1": (4, None, None),
@@ -332,6 +332,7 @@ async def test_use_comes_as_a_table() -> None:
         answer = await at.client.get("/admin/usage?format=csv")
         assert answer.headers["content-type"].startswith("text/csv")
         assert "usage-2026-04-29-2026-05-28.csv" in answer.headers["content-disposition"]
+        assert answer.text.partition("\r\n")[0].endswith(",requests,failed,prompt_tokens,completion_tokens,canceled")
         (row,) = csv.DictReader(io.StringIO(answer.text))
         assert (row["model"], row["client"], row["client_id"], row["requests"]) == ("'=1+1", "alice", made["id"], "4")
 

@@ -137,16 +137,19 @@ async def test_a_newer_database_is_refused(postgres: PostgresServer) -> None:
 
 
 async def test_an_older_database_keeps_its_keys_and_learns_what_is_new(postgres: PostgresServer) -> None:
-    """Keys without limits have none, and can get some; the places of stored responses are kept from now on."""
+    """Keys without limits have none, and can get some; places of stored responses and canceled requests are kept from now on."""
     url = postgres.database()
     schema = url.rpartition("%3D")[2]
     plain = make_key("bob", daily_limit=None, max_at_once=0, is_bulk=False)
     async with opened(url) as store:
         await store.save_key(plain)
+        await store.add_usage("first", [make_usage("2026-05-01")])
     postgres.execute(
+        f"alter table {schema}.usage drop column canceled",
         f"alter table {schema}.client_keys drop column daily_limit, drop column max_at_once, drop column is_bulk",
         f"drop table {schema}.responses, {schema}.wall_links",
-        f"delete from {schema}.migrations where name in ('daily_limits', 'stored_responses', 'keys_at_once', 'wall_links')",
+        f"delete from {schema}.migrations where name in "
+        "('daily_limits', 'stored_responses', 'keys_at_once', 'wall_links', 'canceled_requests')",
     )
     async with opened(url) as store:
         assert (await store.load()).keys == (plain,)
@@ -154,6 +157,10 @@ async def test_an_older_database_keeps_its_keys_and_learns_what_is_new(postgres:
         assert set((await store.load()).keys) == {plain, make_key()}
         await store.save_responses([make_response()])
         assert await store.find_response(make_response().key) == make_response()
+        (usage,) = await store.usage("2026-05-01", "2026-05-01")
+        assert (usage.counts.requests, usage.counts.canceled) == (1, 0)
+        await store.add_usage("second", [make_usage("2026-05-01")])
+        assert [row.counts.canceled for row in await store.usage("2026-05-01", "2026-05-01")] == [2]
 
 
 async def test_the_oldest_stored_responses_are_dropped(postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:

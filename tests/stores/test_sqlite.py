@@ -23,7 +23,7 @@ from multiverse_gateway import GatewayError, Health, HealthState, ServerId, Sett
 from multiverse_gateway.core.errors import StorageRefused
 from multiverse_gateway.core.usage import MAX_COUNT
 from multiverse_gateway.stores import sqlite, sqlite_connection, sqlite_copies, sqlite_schema, sqlite_statements
-from multiverse_gateway.stores.rows import health_row, healths_of, key_row, result_row, server_row
+from multiverse_gateway.stores.rows import health_row, healths_of, key_row, result_row, server_row, usage_row
 from multiverse_gateway.stores.sqlite import SqliteStore
 from multiverse_gateway.stores.vault import key_file, open_vault
 from multiverse_gateway.testing.store import (
@@ -293,6 +293,23 @@ async def test_keys_of_an_older_file_have_no_limit_at_once(tmp_path: Path) -> No
     assert (await store.load()).keys == (old,)
     await store.save_key(make_key())
     assert (await store.load()).keys == (make_key(),)
+    await store.aclose()
+
+
+async def test_usage_of_an_older_file_has_no_canceled_requests(tmp_path: Path) -> None:
+    """Its rows are kept as they are; new counts are added to them."""
+    path = tmp_path / "registry.db"
+    make_old(path, "canceled_requests")
+    old = attrs.evolve(make_usage("2026-05-01"), counts=attrs.evolve(make_usage("2026-05-01").counts, canceled=0))
+    row = usage_row(old)
+    del row["canceled"]
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        Database(connection).table("usage").insert(row)
+    store = await opened(path)
+    assert list(await store.usage("2026-05-01", "2026-05-01")) == [old]
+    await store.add_usage("first", [make_usage("2026-05-01")])
+    (usage,) = await store.usage("2026-05-01", "2026-05-01")
+    assert (usage.counts.requests, usage.counts.failed, usage.counts.canceled) == (2, 2, 2)
     await store.aclose()
 
 

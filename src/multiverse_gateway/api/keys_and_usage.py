@@ -30,8 +30,8 @@ from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.registration import refresh_if_possible, server_id_of
 
 _CSV = {
-    "text/csv": "day,model,server,owner,client,client_id,requests,failed,prompt_tokens,completion_tokens\r\n"
-    "2026-05-01,llama-3.2:3b,,,alice,,42,1,1200,3400\r\n"
+    "text/csv": "day,model,server,owner,client,client_id,requests,failed,prompt_tokens,completion_tokens,canceled\r\n"
+    "2026-05-01,llama-3.2:3b,,,alice,,42,1,1200,3400,2\r\n"
 }
 
 

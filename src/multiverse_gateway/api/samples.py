@@ -46,6 +46,7 @@ _VALUES: Mapping[str, tuple[Any, ...]] = {
     "requests_handled": (43,),
     "prompt_tokens": (1200,),
     "completion_tokens": (3400,),
+    "canceled": (2,),
     "checks": (100,),
     "imported": (3,),
     "owner_token": ("mvo_5d1c9fdfe1f24b0e8e7c",),

@@ -52,24 +52,29 @@ class UsageKey:
 
 @frozen(kw_only=True)
 class Counts:
-    """Requests, those of them that were not answered well, and the tokens that servers reported; sums stop at `MAX_COUNT`."""
+    """Requests, those of them that failed or that their client canceled, and tokens; sums stop at `MAX_COUNT`.
+
+    No request is both failed and canceled. `canceled` is 0 in rows that were saved before it existed: `failed` included it then.
+    """
 
     requests: int = 0
     failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    canceled: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         """Return the sum, in which no count is negative or larger than `MAX_COUNT`.
 
         >>> Counts(requests=1, failed=1) + Counts(requests=2, prompt_tokens=2**70)
-        Counts(requests=3, failed=1, prompt_tokens=9007199254740991, completion_tokens=0)
+        Counts(requests=3, failed=1, prompt_tokens=9007199254740991, completion_tokens=0, canceled=0)
         """
         return Counts(
             requests=bounded(self.requests + other.requests),
             failed=bounded(self.failed + other.failed),
             prompt_tokens=bounded(self.prompt_tokens + other.prompt_tokens),
             completion_tokens=bounded(self.completion_tokens + other.completion_tokens),
+            canceled=bounded(self.canceled + other.canceled),
         )
 
 

@@ -1,6 +1,6 @@
 """What a report about use holds: the rows of some days, filtered and added up by what the report tells apart."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 
 import attrs
@@ -10,6 +10,7 @@ from multiverse_gateway.core.servers import ServerId, model_key
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey, summed
 
 DEFAULT_DAYS = 30
+_NOTHING = Counts()
 PARTS = ("day", "model", "server", "owner", "client")
 """The parts of a `UsageKey` that a report can tell apart."""
 
@@ -54,6 +55,33 @@ def days_of(selection: UsageSelection, today: str) -> tuple[str, str]:
     if since > until:
         raise BadRequest("since is later than until; swap them", param="since")
     return since, until
+
+
+def days_between(since: str, until: str) -> list[str]:
+    """Return the days from `since` to `until`, both included, as dates in ISO 8601.
+
+    >>> days_between("2026-02-27", "2026-03-01")
+    ['2026-02-27', '2026-02-28', '2026-03-01']
+    """
+    first, last = date.fromisoformat(since).toordinal(), date.fromisoformat(until).toordinal()
+    return [date.fromordinal(day).isoformat() for day in range(first, last + 1)]
+
+
+def daily_counts(rows: Iterable[Usage], days: Sequence[str], part: Callable[[UsageKey], str]) -> dict[str, list[Counts]]:
+    """Return one `Counts` per day, in the order of `days`, for each value of a part of the key; rows of other days are left out.
+
+    >>> rows = [Usage(key=UsageKey("2026-05-02", model, client="k1"), counts=Counts(requests=2)) for model in ("a", "b")]
+    >>> [counts.requests for counts in daily_counts(rows, days_between("2026-05-01", "2026-05-03"), lambda key: key.client)["k1"]]
+    [0, 4, 0]
+    """
+    places = {day: place for place, day in enumerate(days)}
+    sums: dict[str, list[Counts]] = {}
+    for row in rows:
+        place = places.get(row.key.day)
+        if place is not None:
+            counts = sums.setdefault(part(row.key), [_NOTHING] * len(days))
+            counts[place] += row.counts
+    return sums
 
 
 def summarize(

@@ -5,12 +5,25 @@ from pathlib import Path
 import attrs
 from sqlite_utils import Database, Migrations
 
-from multiverse_gateway.stores.rows import USAGE_COUNTS, USAGE_KEY
+from multiverse_gateway.stores.rows import USAGE_KEY
 from multiverse_gateway.stores.sqlite_connection import connect, transaction, use_journal
 
 SET = "multiverse_gateway"
-KNOWN = frozenset({"registry", "usage_and_keys", "browser_sessions", "daily_limits", "stored_responses", "keys_at_once", "wall_links"})
+KNOWN = frozenset(
+    {
+        "registry",
+        "usage_and_keys",
+        "browser_sessions",
+        "daily_limits",
+        "stored_responses",
+        "keys_at_once",
+        "wall_links",
+        "canceled_requests",
+    }
+)
 """The names of our migrations."""
+
+_FIRST_COUNTS = ("requests", "failed", "prompt_tokens", "completion_tokens")
 
 migrations = Migrations(SET)
 
@@ -77,9 +90,9 @@ def usage_and_keys(db: Database) -> None:
         pk="id",
     )
     db.table("usage").create(
-        {**dict.fromkeys(USAGE_KEY, str), **dict.fromkeys(USAGE_COUNTS, int)},
+        {**dict.fromkeys(USAGE_KEY, str), **dict.fromkeys(_FIRST_COUNTS, int)},
         pk=USAGE_KEY,
-        not_null={*USAGE_KEY, *USAGE_COUNTS},
+        not_null={*USAGE_KEY, *_FIRST_COUNTS},
     )
     db.table("usage_batches").create({"batch": str, "at": float}, pk="batch")
 
@@ -114,6 +127,12 @@ def keys_at_once(db: Database) -> None:
 def wall_links(db: Database) -> None:
     """Add the links to the wall view."""
     db.table("wall_links").create({"id": str, "name": str, "digest": str, "created_at": float}, pk="id")
+
+
+@migrations()
+def canceled_requests(db: Database) -> None:
+    """Count canceled requests apart from failed ones; those of earlier days stay among the failed ones."""
+    db.table("usage").add_column("canceled", int, not_null_default=0)
 
 
 @attrs.frozen

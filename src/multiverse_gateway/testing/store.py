@@ -59,7 +59,8 @@ def make_key(name: str = "alice", **facts: object) -> ClientKey:
 def make_usage(day: str, requests: int = 1, **parts: str) -> Usage:
     """Return counts of a day."""
     key = UsageKey(day, **{"model": "tiny", "server_id": "one", "owner": "s1", "client": "id of alice", **parts})  # type: ignore[arg-type]
-    return Usage(key=key, counts=Counts(requests=requests, failed=1, prompt_tokens=10 * requests, completion_tokens=1 << 40))
+    counts = Counts(requests=requests, failed=1, prompt_tokens=10 * requests, completion_tokens=1 << 40, canceled=2)
+    return Usage(key=key, counts=counts)
 
 
 def make_response(key: str = "a" * 64, **facts: object) -> StoredResponse:
@@ -303,7 +304,7 @@ class UsageStoreContract:
             ("2026-05-02", "id of alice", 2),
             ("2026-05-03", "id of alice", 1),
         ]
-        assert everything[0].counts == Counts(requests=4, failed=2, prompt_tokens=40, completion_tokens=1 << 41)
+        assert everything[0].counts == Counts(requests=4, failed=2, prompt_tokens=40, completion_tokens=1 << 41, canceled=4)
         assert everything[3] == make_usage("2026-05-03", model="b")
         assert [usage.key.day for usage in await store.usage("2026-05-02", "2026-05-02")] == ["2026-05-02"] * 2
         assert not await store.usage("2026-05-04", "2027-01-01")
@@ -321,10 +322,10 @@ class UsageStoreContract:
         """However much a server reports: no sum overflows, and later rows are added and read as before."""
         key = make_usage("2026-05-01").key
         for batch, tokens in enumerate([MAX_COUNT, MAX_COUNT, 2**63, 2**80, 1]):
-            counts = Counts(requests=1, failed=tokens, prompt_tokens=tokens, completion_tokens=7)
+            counts = Counts(requests=1, failed=tokens, prompt_tokens=tokens, completion_tokens=7, canceled=tokens)
             await store.add_usage(f"batch {batch}", [make_usage("2026-05-02"), Usage(key=key, counts=counts)])
         first, second = await store.usage("2026-05-01", "2026-05-02")
-        assert first.counts == Counts(requests=5, failed=MAX_COUNT, prompt_tokens=MAX_COUNT, completion_tokens=35)
+        assert first.counts == Counts(requests=5, failed=MAX_COUNT, prompt_tokens=MAX_COUNT, completion_tokens=35, canceled=MAX_COUNT)
         assert second.counts.requests == 5
 
     async def test_the_requests_of_a_day_stop_at_the_largest_count(self, store: Store) -> None:
