@@ -182,7 +182,7 @@ class ModelUse:
 
     def used_up(self, flow: Flow, now: float) -> Share | None:
         """Return the share of slots because of which a flow may not hold one more, or `None` if it may."""
-        if self.is_full:
+        if len(self.live) >= self.bound and self.is_full:  # the first half saves a call per request
             return Share.MODEL
         if flow.band is BULK and self.is_bulk_at_limit(now):
             return Share.BULK
