@@ -140,16 +140,16 @@ async def test_an_older_database_keeps_its_keys_and_learns_what_is_new(postgres:
     """Keys without limits have none, and can get some; places of stored responses and canceled requests are kept from now on."""
     url = postgres.database()
     schema = url.rpartition("%3D")[2]
-    plain = make_key("bob", daily_limit=None, max_at_once=0, is_bulk=False)
+    plain = make_key("bob", daily_limit=None, max_at_once=0, is_bulk=False, hint=None, blocked_at=None)
     async with opened(url) as store:
         await store.save_key(plain)
         await store.add_usage("first", [make_usage("2026-05-01")])
     postgres.execute(
         f"alter table {schema}.usage drop column canceled",
-        f"alter table {schema}.client_keys drop column daily_limit, drop column max_at_once, drop column is_bulk",
+        f"alter table {schema}.client_keys drop column daily_limit, drop column max_at_once, drop column is_bulk, "
+        "drop column hint, drop column blocked_at",
         f"drop table {schema}.responses, {schema}.wall_links",
-        f"delete from {schema}.migrations where name in "
-        "('daily_limits', 'stored_responses', 'keys_at_once', 'wall_links', 'canceled_requests')",
+        f"delete from {schema}.migrations where name <> 'registry'",
     )
     async with opened(url) as store:
         assert (await store.load()).keys == (plain,)

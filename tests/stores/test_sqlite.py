@@ -285,7 +285,7 @@ async def test_keys_of_an_older_file_have_no_limit_at_once(tmp_path: Path) -> No
     """They are not for bulk either; both can be set."""
     path = tmp_path / "registry.db"
     make_old(path, "keys_at_once")
-    old = make_key(max_at_once=0, is_bulk=False)
+    old = make_key(max_at_once=0, is_bulk=False, hint=None, blocked_at=None)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         table = Database(connection).table("client_keys")
         table.insert({name: value for name, value in key_row(old).items() if name in table.columns_dict})

@@ -104,18 +104,22 @@ def identity(server: Server) -> tuple[str, str, str | None]:
 class ClientKey:
     """A user's key to the inference API, as it is kept: of the key itself only `digest`, its SHA-256 in hexadecimal.
 
-    `expires_at` and `revoked_at` end it. `rate_limit` is in requests per minute; `None` is what holds for all keys, 0 no limit.
-    `daily_limit` is in requests to models per day (UTC); `None` means no limit. `max_at_once` is how many of its requests may run and wait
-    together when another one would have to wait; 0 means no limit, as for keys of older versions. The requests of a key that `is_bulk` let
-    interactive ones go first. `models` are the models that it may use; an empty list means all. Instants are epoch seconds.
+    `hint` is the beginning and the end of the key itself, by which people recognize it; keys of older versions have none. `expires_at` and
+    `revoked_at` end the key. From `blocked_at` on it is not accepted, until that is `None` again. `rate_limit` is in requests per minute;
+    `None` is what holds for all keys, 0 no limit. `daily_limit` is in requests to models per day (UTC); `None` means no limit.
+    `max_at_once` is how many of its requests may run and wait together when another one would have to wait; 0 means no limit, as for keys
+    of older versions. The requests of a key that `is_bulk` let interactive ones go first. `models` are the models that it may use; an
+    empty list means all. Instants are epoch seconds.
     """
 
     id: str
     name: str
     digest: str = attrs.field(repr=False)
+    hint: str | None = None
     created_at: float
     expires_at: float | None = None
     revoked_at: float | None = None
+    blocked_at: float | None = None
     rate_limit: int | None = None
     daily_limit: int | None = None
     max_at_once: int = 0
@@ -124,7 +128,11 @@ class ClientKey:
 
     def works(self, wall: float) -> bool:
         """Return whether the key is accepted now."""
-        return self.revoked_at is None and (self.expires_at is None or wall < self.expires_at)
+        return not self.is_over(wall) and self.blocked_at is None
+
+    def is_over(self, wall: float) -> bool:
+        """Return whether the key is revoked or has expired: it holds its name no longer."""
+        return self.revoked_at is not None or (self.expires_at is not None and self.expires_at <= wall)
 
     def may_use(self, model: str) -> bool:
         """Return whether the model, in any of its spellings, is one of those that it is for."""

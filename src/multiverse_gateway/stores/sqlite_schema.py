@@ -19,6 +19,7 @@ KNOWN = frozenset(
         "keys_at_once",
         "wall_links",
         "canceled_requests",
+        "key_hints_and_blocks",
     }
 )
 """The names of our migrations."""
@@ -133,6 +134,13 @@ def wall_links(db: Database) -> None:
 def canceled_requests(db: Database) -> None:
     """Count canceled requests apart from failed ones; those of earlier days stay among the failed ones."""
     db.table("usage").add_column("canceled", int, not_null_default=0)
+
+
+@migrations()
+def key_hints_and_blocks(db: Database) -> None:
+    """Add by what a key is recognized, and when it was blocked; keys that exist have neither."""
+    db.table("client_keys").add_column("hint", str)
+    db.table("client_keys").add_column("blocked_at", float)
 
 
 @attrs.frozen

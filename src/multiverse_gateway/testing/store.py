@@ -45,8 +45,10 @@ def make_key(name: str = "alice", **facts: object) -> ClientKey:
         "id": f"id of {name}",
         "name": name,
         "digest": "cd" * 32,
+        "hint": "mvg-client-Ab12…yz89",
         "created_at": 1.5,
         "expires_at": 1e10,
+        "blocked_at": 3.5,
         "rate_limit": 7,
         "daily_limit": 70,
         "max_at_once": 8,
@@ -216,7 +218,7 @@ class RegistryStoreContract:
         seen = [await store.version()]
         await store.save_key(make_key())
         seen.append(await store.version())
-        plain = make_key("bob", created_at=2.5, expires_at=None, rate_limit=None, daily_limit=None, max_at_once=0, is_bulk=False, models=())
+        plain = ClientKey(id="id of bob", name="bob", digest="cd" * 32, created_at=2.5)
         await store.save_key(plain)
         seen.append(await store.version())
         assert (await store.load()).keys == (make_key(), plain)
