@@ -30,6 +30,7 @@ from support.pages import browsing
 from support.troubles import ANSWERS, NETWORKS, STEPS, resolve, troubled
 
 PROBED = [ProbeStep.URL, ProbeStep.NAME, ProbeStep.ADDRESS, ProbeStep.CONNECTION, ProbeStep.ACCESS, ProbeStep.ANSWER]
+UNUSED = "http://gpu.example:8000"
 TITLES = ["Name found", "Address allowed", "Connected", "Let in", "Models listed", "One-token chat"]
 
 
@@ -184,6 +185,6 @@ async def test_a_gateways_test_uses_its_own_probe_and_client() -> None:
     """The probe that decides whether the server may be registered."""
     async with browsing() as browser:
         gateway = browser.parts.gateway
-        assert means_of(gateway, chats=False).chat is None
-        means = means_of(gateway, chats=True)
+        assert means_of(gateway, server_at(UNUSED), chats=False).chat is None
+        means = means_of(gateway, server_at(UNUSED), chats=True)
         assert (means.check, means.http) == (gateway.checks.check, gateway.network.http)

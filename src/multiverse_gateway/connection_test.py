@@ -83,10 +83,10 @@ class Means:
     abilities: bool = False
 
 
-def means_of(gateway: Gateway, *, chats: bool) -> Means:
-    """Return the means of a gateway: its own probe, the one that decides about registering, over its own client."""
+def means_of(gateway: Gateway, server: Server, *, chats: bool) -> Means:
+    """Return the means of a gateway for a server: its own probe, the one that decides about registering, over the server's client."""
     chat = plugins.chat_probe(gateway.settings) if chats else None
-    return Means(check=gateway.checks.check, http=gateway.network.http, chat=chat)
+    return Means(check=gateway.checks.check, http=gateway.network.client_for(server), chat=chat)
 
 
 async def examine(server: Server, named: str | None, means: Means) -> AsyncIterator[StepResult]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import httpx2
 
 from multiverse_gateway.core.addresses import AddressPolicy
+from multiverse_gateway.core.servers import Server
 from multiverse_gateway.protocols import Client
 from multiverse_gateway.relay.dialer import Resolver
 from multiverse_gateway.relay.local_addresses import local_addresses
@@ -46,15 +47,36 @@ class Network:
 
     def __init__(self, settings: Settings, *, resolve: Resolver | None = None, transport: httpx2.AsyncBaseTransport | None = None) -> None:
         self._settings = settings
+        self._transport = transport
+        self._opened_clients: dict[str, Client] = {}
+        self.listener: str | None = None
+        """The address that the process listens on, as far as the program that runs the gateway said so (`listen_on`)."""
         self.address_policy: AddressPolicy = address_policy(settings)
         self.wire = wire_of(settings, policy=lambda: self.address_policy, resolve=resolve)
         self.http = client_over(transport if transport is not None else WireTransport(self.wire))
 
     def learn_local_addresses(self) -> None:
         """Find out the addresses of this machine, on which the gateway itself listens: it never dials its own listener."""
-        self.address_policy = address_policy(self._settings, local=local_addresses())
+        self.address_policy = address_policy(self._settings, local=local_addresses(), listener=self.listener)
+
+    def listen_on(self, address: str) -> None:
+        """Learn the address of the socket that the process listens on; a gateway inside another application never learns it.
+
+        Call it before the gateway starts.
+        """
+        self.listener = address
+
+    def client_for(self, server: Server) -> Client:
+        """Return the HTTP client for the gateway's own requests to a server; only that one may dial what was opened for the server."""
+        opened = server.opened_address
+        if opened is None or self._transport is not None:
+            return self.http
+        if opened not in self._opened_clients:
+            self._opened_clients[opened] = client_over(WireTransport(self.wire, opened_address=opened))
+        return self._opened_clients[opened]
 
     async def aclose(self) -> None:
         """Close every connection to servers, idle or not."""
-        await self.http.aclose()
+        for client in (self.http, *self._opened_clients.values()):
+            await client.aclose()
         await self.wire.aclose()

@@ -15,7 +15,7 @@ from ipaddress import ip_address
 
 import attrs
 
-from multiverse_gateway.core.addresses import AddressRefusal, parse_endpoint, refusal
+from multiverse_gateway.core.addresses import AddressRefusal, parse_endpoint, refusal, with_opening
 from multiverse_gateway.core.caps import Cap, Stated
 from multiverse_gateway.core.errors import (
     AddressForbidden,
@@ -32,6 +32,7 @@ from multiverse_gateway.core.registry_plans import (
     Imported,
     ImportPlan,
     new_server,
+    opened_for,
     plan_change,
     plan_import,
     plan_registration,
@@ -48,28 +49,30 @@ _log = logging.getLogger("multiverse_gateway.registry")
 # Judging
 
 
-def refuse_address(gateway: Gateway, endpoint_url: str) -> None:
+def refuse_address(gateway: Gateway, endpoint_url: str, *, opened_address: str | None = None) -> None:
     """Refuse a URL that names an address which must not be dialed; names are judged at each connect, by what they resolve to.
+
+    `opened_address` is that of the server which the URL belongs to.
 
     Raises:
         BadRequest: The address is closed; the message says why.
     """
-    endpoint = parse_endpoint(endpoint_url)
+    endpoint = with_opening(parse_endpoint(endpoint_url), opened_address)
     host = "127.0.0.1" if endpoint.host == "localhost" or endpoint.host.endswith(".localhost") else endpoint.host  # RFC 6761, 6.3
     try:
         ip_address(host)
     except ValueError:
         return
-    reason = refusal(host, endpoint.port, gateway.network.address_policy)
+    reason = refusal(host, endpoint.port, gateway.network.address_policy, is_opened=endpoint.is_opened)
     if reason is AddressRefusal.OWN_LISTENER:
         raise InvalidField("endpoint_url", " is this gateway itself; write the address of the model server")
     if reason is not None:
         raise AddressForbidden(reason, is_openable=reason.is_openable)
 
 
-def candidate(gateway: Gateway, registration: Description) -> Server:
-    """Return the server that a registration would make, to be probed."""
-    return new_server(registration, server_id=_new_id(), wall=gateway.wall())
+def candidate(gateway: Gateway, registration: Description, *, opened_address: str | None = None) -> Server:
+    """Return the server that a registration would make, to be probed; `opened_address` is what the operator has opened for it."""
+    return new_server(registration, server_id=_new_id(), wall=gateway.wall(), opened_address=opened_address)
 
 
 def _new_id() -> ServerId:
@@ -116,7 +119,7 @@ def _find(registry: Registry, server_id: ServerId) -> Server:
 
 
 async def _probed(gateway: Gateway, server: Server) -> ProbeResult:
-    refuse_address(gateway, server.endpoint_url)
+    refuse_address(gateway, server.endpoint_url, opened_address=server.opened_address)
     result = await gateway.checks.check(server)
     if not result.passed:
         raise ProbeRefused(f"The server did not pass its probe: {result.reason or 'no reason is known'}", param="endpoint_url")
@@ -139,22 +142,30 @@ class Accepted:
 async def stated(gateway: Gateway, server: Server, owned_by: str | None = None) -> Stated:
     """Return how many requests the engine of a server says that it answers at once; this never fails, see `read_stated`."""
     seconds = min(READ_SECONDS, gateway.settings.health_check_timeout_seconds)
-    return await read_stated(server, gateway.network.http, owned_by=owned_by, seconds=seconds)
+    return await read_stated(server, gateway.network.client_for(server), owned_by=owned_by, seconds=seconds)
 
 
-async def register(gateway: Gateway, registration: Description, *, has_cap: bool = True, owner_digest: str | None = None) -> Accepted:
+async def register(
+    gateway: Gateway,
+    registration: Description,
+    *,
+    has_cap: bool = True,
+    owner_digest: str | None = None,
+    opened_address: str | None = None,
+) -> Accepted:
     """Probe a server and accept it.
 
     The same model and URL again updates the record that is there, all of it, and lifts whatever it was taken out for. Without `has_cap`
     the registration says nothing about `max_concurrency`: a new server gets what its engine states, and a known one keeps what it has.
-    `owner_digest` is that of a token made for its owner; a server whose owner has one keeps that.
+    `owner_digest` is that of a token made for its owner; a server whose owner has one keeps that. `opened_address` is the loopback address
+    that the operator opens for it; no API and no form can pass one.
 
     Raises:
         BadRequest: The address is closed.
         ProbeRefused: It did not pass its probe; nothing changed.
         StorageUnavailable: It could not be saved.
     """
-    new = new_server(registration, server_id=_new_id(), wall=gateway.wall(), owner_digest=owner_digest)
+    new = new_server(registration, server_id=_new_id(), wall=gateway.wall(), owner_digest=owner_digest, opened_address=opened_address)
     result = await _probed(gateway, new)
     engine = None if has_cap else await stated(gateway, new, result.owned_by)
     while True:
@@ -270,9 +281,10 @@ async def import_registry(gateway: Gateway, servers: Iterable[Imported]) -> Impo
         StorageUnavailable: Some could not be saved; import again.
     """
     wanted = list(servers)
+    opened = [server for server in (await gateway.store.load()).servers if server.opened_address is not None]
     for number, item in enumerate(wanted):
         try:
-            refuse_address(gateway, item.registration.endpoint_url)
+            refuse_address(gateway, item.registration.endpoint_url, opened_address=opened_for(opened, item))
         except BadRequest as error:
             raise BadRequest(f"servers[{number}]: {error.message}", param=f"servers[{number}].endpoint_url") from None
     async with gateway.registrations.lock:

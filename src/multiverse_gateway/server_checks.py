@@ -96,7 +96,7 @@ class ServerChecks:
             for _ in range(MAX_PAUSED_CHECKS):
                 began = self._gateway.now()
                 with anyio.move_on_after(timeout):
-                    return await self.probe.check(server, self._gateway.network.http)
+                    return await self.probe.check(server, self._gateway.network.client_for(server))
                 if not stopped_seconds(began + timeout, self._gateway.now()):
                     break  # else this process was stopped, and the server did not get its time
         except TimeoutError:
@@ -153,7 +153,7 @@ class ServerChecks:
 
     async def _access(self, server: Server, path: str) -> Access:
         with anyio.move_on_after(self._timeout):
-            return await ask_for_access(server, self._gateway.network.http, path)
+            return await ask_for_access(server, self._gateway.network.client_for(server), path)
         return Access()
 
     async def confirm_access(self, server: Server, path: str) -> None:

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 
 from multiverse_gateway.core.addresses import (
     AddressPolicy,
+    AddressRefusal,
     Endpoint,
     EndpointError,
     parse_endpoint,
     parse_root,
     refusal,
     refusal_of_any,
+    with_opening,
 )
 
 CLOSED = AddressPolicy()
@@ -653,3 +655,67 @@ def test_only_what_a_setting_opens_is_said_to_be_openable(address: str, openable
     assert reason is not None
     assert reason.is_openable is openable
     assert (refusal(address, 80, AddressPolicy(allow_private=True)) is None) is openable
+
+
+HERE = AddressPolicy(honors_openings=True, own=frozenset({("127.0.0.1", 8000)}))
+"""The policy of a gateway that only its own computer can reach."""
+
+
+@pytest.mark.parametrize(
+    ("url", "opened_address", "is_opened"),
+    [
+        ("http://127.0.0.1:11434", "127.0.0.1:11434", True),
+        ("http://127.0.0.1:11434/v1", "127.0.0.1:11434", True),
+        ("http://127.0.0.1:11434", None, False),
+        ("http://127.0.0.1:11434", "", False),
+        ("http://127.0.0.1:11435", "127.0.0.1:11434", False),
+        ("http://127.0.0.1", "127.0.0.1:11434", False),
+        ("http://127.0.0.2:11434", "127.0.0.1:11434", False),
+        ("http://127.0.0.2:11434", "127.0.0.2:11434", False),
+        ("http://localhost:11434", "127.0.0.1:11434", False),
+        ("http://localhost:11434", "localhost:11434", False),
+        ("http://rebound.example:11434", "127.0.0.1:11434", False),
+        ("http://[::1]:11434", "127.0.0.1:11434", False),
+        ("http://[::1]:11434", "::1:11434", False),
+        ("http://10.0.0.5:11434", "10.0.0.5:11434", False),
+        ("http://169.254.169.254", "169.254.169.254:80", False),
+    ],
+)
+def test_an_opening_is_for_one_literal_address_and_port(url: str, opened_address: str | None, is_opened: bool) -> None:
+    """A name never counts, because it can lead elsewhere tomorrow, and nothing but 127.0.0.1 can be opened."""
+    endpoint = parse_endpoint(url)
+    marked = with_opening(endpoint, opened_address)
+    assert marked.is_opened is is_opened
+    assert marked.url == endpoint.url
+    assert not parse_endpoint(marked.url).is_opened, "no URL can say that it is opened"
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "policy", "expected"),
+    [
+        ("127.0.0.1", 11434, HERE, None),
+        ("127.0.0.1", 8000, HERE, AddressRefusal.OWN_LISTENER),
+        ("127.0.0.1", 11434, CLOSED, AddressRefusal.CLOSED_AGAIN),
+        ("127.0.0.1", 11434, PRIVATE, None),
+        ("127.0.0.1", 11434, AddressPolicy.parse("127.0.0.1/32"), None),
+        ("127.0.0.1", 11434, AddressPolicy.parse("10.0.0.0/8"), AddressRefusal.CLOSED_AGAIN),
+        ("127.0.0.2", 11434, HERE, AddressRefusal.LOOPBACK),
+        ("::1", 11434, HERE, AddressRefusal.LOOPBACK),
+        ("::ffff:127.0.0.1", 11434, HERE, AddressRefusal.V4_MAPPED),
+        ("10.0.0.5", 11434, HERE, AddressRefusal.PRIVATE),
+        ("169.254.169.254", 80, HERE, AddressRefusal.METADATA),
+        ("0.0.0.0", 11434, HERE, AddressRefusal.UNSPECIFIED),
+    ],
+)
+def test_an_opened_endpoint_leads_only_to_the_address_that_was_opened(
+    address: str, port: int, policy: AddressPolicy, expected: AddressRefusal | None
+) -> None:
+    """And only while no other computer can reach the gateway; without the mark every one of them is judged as before."""
+    assert refusal(address, port, policy, is_opened=True) is expected
+    assert refusal_of_any([address], port, policy, is_opened=True) is expected
+    if not policy.allow_private and not policy.networks:
+        assert refusal(address, port, policy) is not None
+
+
+def test_one_forbidden_address_closes_an_opened_endpoint() -> None:
+    assert refusal_of_any(["127.0.0.1", "10.0.0.5"], 11434, HERE, is_opened=True) is AddressRefusal.PRIVATE

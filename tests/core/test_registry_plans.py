@@ -95,7 +95,7 @@ def test_another_key_or_name_begins_a_generation(change: dict[str, object]) -> N
 )
 def test_what_a_change_means(change: dict[str, object], is_active: bool, needs_probe: bool, is_change: bool, generation: int) -> None:
     """A server that was taken out is probed whatever changes; nothing is saved where nothing is other than before."""
-    current = make_server("a")
+    current = make_server("a", opened_address=None)
     wanted = attrs.evolve(current, **change)  # type: ignore[arg-type]
     made = plan_change([current, make_server("b")], current, wanted, is_active=is_active, wall=WALL)
     assert (made.needs_probe, made.is_change) == (needs_probe, is_change)
@@ -180,3 +180,46 @@ def test_an_import_is_idempotent_and_makes_no_pair_twice(rows: list[tuple[str, s
     assert len(pairs) == len(set(pairs))
     last = items[-1:]
     assert plan(*saved.values(), items=last).unchanged == len(last)
+
+
+OPENED = "127.0.0.1:11434"
+
+
+@pytest.mark.parametrize(
+    ("change", "opened_address"),
+    [
+        ({}, OPENED),
+        ({"weight": 9}, OPENED),
+        ({"model_name": "other"}, OPENED),
+        ({"api_key": "another key"}, OPENED),
+        ({"endpoint_url": "http://127.0.0.1:11435"}, None),
+        ({"endpoint_url": "http://127.0.0.1:11434/other"}, None),
+        ({"endpoint_url": "http://rebound.example:11434"}, None),
+        ({"endpoint_url": "http://gpu.example"}, None),
+    ],
+)
+def test_an_opening_ends_with_its_url(change: dict[str, object], opened_address: str | None) -> None:
+    """Whether the API changes the server or an import does; a change back opens nothing."""
+    current = make_server("a", endpoint_url="http://127.0.0.1:11434", opened_address=OPENED)
+    wanted = attrs.evolve(current, **change)  # type: ignore[arg-type]
+    changed = plan_change([current], current, wanted, is_active=True, wall=WALL).server
+    assert changed.opened_address == opened_address
+    assert plan_change([changed], changed, current, is_active=True, wall=WALL).server.opened_address == opened_address
+    imported = plan(current, items=[Imported(registration=wanted, id=current.id, has_key=True)])
+    assert [server.opened_address for server in imported.saves] == ([opened_address] if change else [])
+
+
+def test_no_registration_and_no_import_opens_an_address() -> None:
+    """Their descriptions do not hold one; only the operator's offer, which the gateway makes itself, does."""
+    assert "opened_address" not in DESCRIBED
+    stranger = make_server("a", opened_address=OPENED)
+    assert new_server(stranger, server_id=ServerId("b"), wall=WALL).opened_address is None
+    saved = plan(items=[Imported(registration=stranger)]).saves
+    assert [server.opened_address for server in saved] == [None]
+
+
+@pytest.mark.parametrize(("existing", "wanted", "expected"), [(None, OPENED, OPENED), (OPENED, None, OPENED), (None, None, None)])
+def test_a_known_pair_keeps_its_opening_or_gets_one(existing: str | None, wanted: str | None, expected: str | None) -> None:
+    known = make_server("a", opened_address=existing)
+    made = plan_registration([known], attrs.evolve(known, opened_address=wanted), stated=None)
+    assert made.server.opened_address == expected

@@ -141,10 +141,13 @@ async def test_an_older_database_keeps_its_keys_and_learns_what_is_new(postgres:
     url = postgres.database()
     schema = url.rpartition("%3D")[2]
     plain = make_key("bob", daily_limit=None, max_at_once=0, is_bulk=False, hint=None, blocked_at=None)
+    server = make_server(opened_address=None)
     async with opened(url) as store:
         await store.save_key(plain)
+        await store.save_server(server)
         await store.add_usage("first", [make_usage("2026-05-01")])
     postgres.execute(
+        f"alter table {schema}.servers drop column opened_address",
         f"alter table {schema}.usage drop column canceled",
         f"alter table {schema}.client_keys drop column daily_limit, drop column max_at_once, drop column is_bulk, "
         "drop column hint, drop column blocked_at",
@@ -152,7 +155,10 @@ async def test_an_older_database_keeps_its_keys_and_learns_what_is_new(postgres:
         f"delete from {schema}.migrations where name <> 'registry'",
     )
     async with opened(url) as store:
-        assert (await store.load()).keys == (plain,)
+        registry = await store.load()
+        assert (registry.keys, registry.servers) == ((plain,), (server,))
+        await store.save_server(make_server())
+        assert (await store.load()).servers == (make_server(),)
         await store.save_key(make_key())
         assert set((await store.load()).keys) == {plain, make_key()}
         await store.save_responses([make_response()])

@@ -236,7 +236,7 @@ def make_old(path: Path, next_step: str) -> None:
     vault = open_vault(path, None, may_create=True)
     columns = db.table("servers").columns_dict
     for name, removed_at in (("one", None), ("two", None), ("gone", 9.0)):
-        row = {**server_row(make_server(name, api_key=KEY), vault), "removed_at": removed_at}
+        row = {**server_row(make_server(name, api_key=KEY, opened_address=None), vault), "removed_at": removed_at}
         db.table("servers").insert({column: value for column, value in row.items() if column in columns})
     db.table("health").insert(health_row(ServerId("one"), Health(state=HealthState.HEALTHY, last_checked_at=5.0, models=("tiny",))))
     db.table("results").insert_all(result_row(make_result("one", number)) for number in range(3))
@@ -253,7 +253,7 @@ async def test_an_old_file_keeps_everything_and_learns_what_is_new(tmp_path: Pat
     path = tmp_path / "registry.db"
     make_old(path, next_step)
     owner = make_server().owner_digest if next_step != "usage_and_keys" else None
-    servers = tuple(make_server(name, api_key=KEY, owner_digest=owner) for name in ("one", "two"))
+    servers = tuple(make_server(name, api_key=KEY, owner_digest=owner, opened_address=None) for name in ("one", "two"))
     store = await opened(path)
     registry = await store.load()
     assert registry.servers == servers
@@ -261,7 +261,8 @@ async def test_an_old_file_keeps_everything_and_learns_what_is_new(tmp_path: Pat
     assert [server.id for server in await store.removed()] == ["gone"]
     assert [result.checked_at for result in await store.history(ServerId("one"), 9)] == [2.0, 1.0, 0.0]
     assert await store.secret("admin_key_sha256", "another") == "ab" * 32
-    await store.save_server(attrs.evolve(servers[0], owner_digest="cd" * 32))
+    changed = attrs.evolve(servers[0], owner_digest="cd" * 32, opened_address="127.0.0.1:11434")
+    await store.save_server(changed)
     await store.save_key(make_key())
     await store.add_usage("first", [make_usage("2026-05-01")])
     await store.open_session("ef" * 32, 1e10)
@@ -272,7 +273,7 @@ async def test_an_old_file_keeps_everything_and_learns_what_is_new(tmp_path: Pat
     store = await opened(path)
     assert await store.find_response(make_response().key) == make_response()
     registry = await store.load()
-    assert registry.servers == (attrs.evolve(servers[0], owner_digest="cd" * 32), servers[1])
+    assert registry.servers == (changed, servers[1])
     assert (registry.keys, registry.sessions, registry.wall_links) == ((make_key(),), {"ef" * 32: 1e10}, (link,))
     assert list(await store.usage("2026-05-01", "2026-05-01")) == [make_usage("2026-05-01")]
     await store.aclose()

@@ -20,7 +20,7 @@ async def try_connection(gateway: Gateway, registration: Description) -> TestRes
     refuse_address(gateway, registration.endpoint_url)
     server = candidate(gateway, registration)
     last: StepResult | None = None
-    async for result in examine(server, None, means_of(gateway, chats=False)):
+    async for result in examine(server, None, means_of(gateway, server, chats=False)):
         last = result
     assert last is not None
     assert last.result is not None

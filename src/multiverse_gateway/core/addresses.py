@@ -6,6 +6,8 @@ each connect (`refusal_of_any`), because the answer of a resolver changes. The c
 1. An IPv4 address is open unless it lies in an IANA special-purpose range.
 2. An IPv6 address is closed unless it lies in 2000::/3, less the parts of it that tunnel or document.
 3. A setting may open private ranges and loopback. Nothing opens the rest.
+4. While only this computer can reach the gateway, one server may also dial the one loopback address and port that the operator opened for
+   it (`with_opening`). This opens neither other ports nor other servers, and no host name, because a name can lead elsewhere tomorrow.
 """
 
 from __future__ import annotations
@@ -46,12 +48,14 @@ class Endpoint:
     """Name the place of a server's API; the paths of requests, `/v1/...`, are appended to it.
 
     `host` is ASCII, IDNA-encoded and in lower case, an IPv6 address without brackets; `prefix` is "" or begins with "/".
+    `is_opened` says that the operator opened this loopback address and port for the server that is dialed; no URL can say that.
     """
 
     scheme: str
     host: str
     port: int
     prefix: str = ""
+    is_opened: bool = False
 
     @property
     def tls(self) -> bool:
@@ -149,6 +153,23 @@ def parse_root(text: str) -> Endpoint:
     return endpoint
 
 
+LOCAL_HOST = "127.0.0.1"
+"""The only host that the operator can open for a server."""
+
+
+def with_opening(endpoint: Endpoint, opened_address: str | None) -> Endpoint:
+    """Return the endpoint, marked as opened if it is exactly the address and port that the operator opened for its server.
+
+    >>> with_opening(parse_endpoint("http://127.0.0.1:11434"), "127.0.0.1:11434").is_opened
+    True
+    >>> with_opening(parse_endpoint("http://localhost:11434"), "127.0.0.1:11434").is_opened
+    False
+    """
+    if opened_address is None or endpoint.host != LOCAL_HOST or opened_address != f"{LOCAL_HOST}:{endpoint.port}":
+        return endpoint
+    return evolve(endpoint, is_opened=True)
+
+
 def _port(text: str | None, scheme: str) -> int:
     if text is None:
         return _PORTS[scheme]
@@ -227,6 +248,7 @@ class AddressRefusal(StrEnum):
     NOT_AN_ADDRESS = "not an address"
     NO_ADDRESS = "no address"
     OWN_LISTENER = "own listener"
+    CLOSED_AGAIN = "loopback that was open only while no other computer could reach the gateway"
 
     @property
     def is_openable(self) -> bool:
@@ -236,7 +258,7 @@ class AddressRefusal(StrEnum):
 
 _PRIVATE, _LOOPBACK = AddressRefusal.PRIVATE, AddressRefusal.LOOPBACK
 _LINK_LOCAL, _METADATA, _RESERVED = AddressRefusal.LINK_LOCAL, AddressRefusal.METADATA, AddressRefusal.RESERVED
-_OPENABLE = frozenset({_PRIVATE, _LOOPBACK})
+_OPENABLE = frozenset({_PRIVATE, _LOOPBACK, AddressRefusal.CLOSED_AGAIN})
 
 _IPV4: tuple[tuple[str, AddressRefusal | None], ...] = (
     ("0.0.0.0/0", None),
@@ -303,7 +325,8 @@ class AddressPolicy:
     """State which addresses may be dialed beyond the public ones, and which are the gateway itself.
 
     `allow_private` opens every private range and loopback, `networks` only what lies in them. `own` holds the address and
-    port of each listener; one on "0.0.0.0" or "::" stands for loopback and for every address named in `own`.
+    port of each listener; one on "0.0.0.0" or "::" stands for loopback and for every address named in `own`. `honors_openings` says
+    that only this computer can reach the gateway, so that a server may dial what the operator opened for it.
 
     Raises:
         ValueError: `own` names a host where an address belongs.
@@ -312,6 +335,7 @@ class AddressPolicy:
     allow_private: bool = False
     networks: tuple[IPv4Network | IPv6Network, ...] = ()
     own: frozenset[tuple[str, int]] = field(default=frozenset())
+    honors_openings: bool = False
 
     @own.validator
     def _own_are_addresses(self, _: object, own: frozenset[tuple[str, int]]) -> None:
@@ -319,7 +343,7 @@ class AddressPolicy:
             ip_address(host)
 
     @classmethod
-    def parse(cls, text: str, *, own: frozenset[tuple[str, int]] = frozenset()) -> Self:
+    def parse(cls, text: str, *, own: frozenset[tuple[str, int]] = frozenset(), honors_openings: bool = False) -> Self:
         """Read the setting `ALLOW_PRIVATE_NETWORKS`: "", "false", "true" or networks with commas between them.
 
         >>> AddressPolicy.parse("10.0.0.0/8, fd00::/8").networks
@@ -330,8 +354,9 @@ class AddressPolicy:
         """
         word = text.strip().lower()
         if word in ("", "false", "true"):
-            return cls(allow_private=word == "true", own=own)
-        return cls(networks=tuple(_network(item.strip()) for item in word.split(",")), own=own)
+            return cls(allow_private=word == "true", own=own, honors_openings=honors_openings)
+        networks = tuple(_network(item.strip()) for item in word.split(","))
+        return cls(networks=networks, own=own, honors_openings=honors_openings)
 
 
 def _network(text: str) -> IPv4Network | IPv6Network:
@@ -353,10 +378,11 @@ def explained(refusal: AddressRefusal) -> str:
     return f"{refusal}, which needs ALLOW_PRIVATE_NETWORKS" if refusal.is_openable else str(refusal)
 
 
-def refusal(address: str, port: int, policy: AddressPolicy) -> AddressRefusal | None:
+def refusal(address: str, port: int, policy: AddressPolicy, *, is_opened: bool = False) -> AddressRefusal | None:
     """Return why this address must not be dialed, or None if it may be.
 
-    Called at every connect with what the resolver answered. Source: IANA special-purpose address registries.
+    Called at every connect with what the resolver answered; `is_opened` is that of the endpoint. Source: IANA special-purpose address
+    registries.
 
     >>> refusal("127.0.0.1", 8000, AddressPolicy())
     <AddressRefusal.LOOPBACK: 'loopback'>
@@ -377,10 +403,12 @@ def refusal(address: str, port: int, policy: AddressPolicy) -> AddressRefusal | 
         reason = _REASONS6[bisect_right(_STARTS6, int(ip)) - 1]
     if reason in _OPENABLE and (policy.allow_private or any(ip in network for network in policy.networks)):
         return None
+    if is_opened and address == LOCAL_HOST:
+        return None if policy.honors_openings else AddressRefusal.CLOSED_AGAIN
     return reason
 
 
-def refusal_of_any(addresses: Sequence[str], port: int, policy: AddressPolicy) -> AddressRefusal | None:
+def refusal_of_any(addresses: Sequence[str], port: int, policy: AddressPolicy, *, is_opened: bool = False) -> AddressRefusal | None:
     """Return the first refusal among all answers of a resolver: one bad answer condemns the name.
 
     >>> refusal_of_any(["93.184.215.14", "10.0.0.1"], 443, AddressPolicy())
@@ -389,7 +417,7 @@ def refusal_of_any(addresses: Sequence[str], port: int, policy: AddressPolicy) -
     if not addresses:
         return AddressRefusal.NO_ADDRESS
     for address in addresses:
-        reason = refusal(address, port, policy)
+        reason = refusal(address, port, policy, is_opened=is_opened)
         if reason is not None:
             return reason
     return None

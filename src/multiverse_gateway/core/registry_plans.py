@@ -4,6 +4,7 @@
    one: registering it again updates the first, and a change that would make another server's pair is rejected.
 2. A new name, URL or key begins a new generation; results that belong to an older one do not count.
 3. A key that an import does not name stays. An owner's token stays if the server is registered again.
+4. The loopback address that was opened for a server is closed when its URL changes; no registration, change or import opens one.
 
 Nothing here is saved: the caller holds the lock, passes what the store holds, and saves the plan.
 """
@@ -66,11 +67,25 @@ def described(description: Description) -> dict[str, Any]:
 
 
 def new_server(
-    description: Description, *, server_id: ServerId, wall: float, registered_at: float | None = None, owner_digest: str | None = None
+    description: Description,
+    *,
+    server_id: ServerId,
+    wall: float,
+    registered_at: float | None = None,
+    owner_digest: str | None = None,
+    opened_address: str | None = None,
 ) -> Server:
     """Return a server of the first generation; `registered_at` is `wall` by default, and never later than that."""
     since = wall if registered_at is None else min(registered_at, wall)
-    return Server(id=server_id, registered_at=since, created_at=since, updated_at=wall, owner_digest=owner_digest, **described(description))
+    return Server(
+        id=server_id,
+        registered_at=since,
+        created_at=since,
+        updated_at=wall,
+        owner_digest=owner_digest,
+        opened_address=opened_address,
+        **described(description),
+    )
 
 
 def pair_of(description: Description) -> tuple[str, str]:
@@ -109,6 +124,7 @@ def plan_registration(servers: Iterable[Server], wanted: Server, *, stated: Stat
         generation=_next_generation(existing, wanted),
         updated_at=wanted.updated_at,
         owner_digest=existing.owner_digest or wanted.owner_digest,
+        opened_address=existing.opened_address or wanted.opened_address,
     )
     return RegistrationPlan(server=server, is_new=False, cap=cap)
 
@@ -132,7 +148,8 @@ def plan_change(servers: Iterable[Server], current: Server, wanted: Server, *, i
     if other is not None and other.id != current.id:
         raise AlreadyRegistered(other.id)
     needs_probe = identity(wanted) != identity(current) or not is_active
-    server = attrs.evolve(wanted, generation=_next_generation(current, wanted), updated_at=wall)
+    opened_address = _still_opened(current, wanted)
+    server = attrs.evolve(wanted, generation=_next_generation(current, wanted), updated_at=wall, opened_address=opened_address)
     return ChangePlan(server=server, needs_probe=needs_probe, is_change=needs_probe or wanted != current)
 
 
@@ -204,6 +221,13 @@ def plan_import(
     return ImportPlan(saves=tuple(saves), created=created, updated=len(saves) - created, unchanged=len(items) - len(saves))
 
 
+def opened_for(servers: Iterable[Server], item: Imported) -> str | None:
+    """Return the loopback address that is open for the server which an imported item keeps at its URL, if there is one."""
+    wanted = item.registration
+    kept = (server for server in servers if server.endpoint_url == wanted.endpoint_url)
+    return next((server.opened_address for server in kept if server.id == item.id or pair_of(server) == pair_of(wanted)), None)
+
+
 def _found(registered: Mapping[ServerId, Server], ids: Mapping[tuple[str, str], ServerId], item: Imported) -> Server | None:
     server_id = ids.get(pair_of(item.registration), item.id)
     return None if server_id is None else registered.get(server_id)
@@ -214,7 +238,11 @@ def _merged(current: Server, item: Imported) -> Server:
     if not item.has_key:
         stated["api_key"] = current.api_key
     server = attrs.evolve(current, **stated)
-    return attrs.evolve(server, generation=_next_generation(current, server))
+    return attrs.evolve(server, generation=_next_generation(current, server), opened_address=_still_opened(current, server))
+
+
+def _still_opened(current: Server, wanted: Server) -> str | None:
+    return current.opened_address if wanted.endpoint_url == current.endpoint_url else None
 
 
 def _next_generation(current: Server, wanted: Server) -> int:

@@ -77,7 +77,8 @@ class Server:
     `endpoint_url` is the canonical root (`core.addresses.Endpoint.url`), without `/v1`. `api_key` is the server's own key in clear
     text; it never appears in `repr`, logs or answers. `generation` grows whenever the URL, the key or the model changes, so that
     outcomes of an older one can be told apart. `owner_digest` is the SHA-256, in hexadecimal, of the token with which its owner may
-    change it. Instants are epoch seconds.
+    change it. `opened_address` is the loopback address and port, such as "127.0.0.1:11434", that the operator opened for this server
+    alone (`core.addresses.with_opening`); a change of the URL closes it. Instants are epoch seconds.
     """
 
     id: ServerId
@@ -93,6 +94,7 @@ class Server:
     created_at: float
     updated_at: float
     owner_digest: str | None = attrs.field(default=None, repr=False)
+    opened_address: str | None = None
 
 
 def identity(server: Server) -> tuple[str, str, str | None]:

@@ -57,20 +57,24 @@ UNTRIED = ShownTest(steps=tuple(ShownStep(title=title, state="idle") for title i
 """What the page shows before the first test."""
 
 
-async def try_steps(gateway: Gateway, registration: Description, named: str) -> AsyncIterator[ShownTest]:
+async def try_steps(
+    gateway: Gateway, registration: Description, named: str, *, opened_address: str | None = None
+) -> AsyncIterator[ShownTest]:
     """Test a server, and yield how far the test has come each time before it waits, and its result at the end.
 
-    `named` is the model that the user asked for, or empty. Nothing that the server sends is shown but the names of its models.
+    `named` is the model that the user asked for, or empty; `opened_address` is that of the server that is edited. Nothing that the server
+    sends is shown but the names of its models.
     """
     try:
-        refuse_address(gateway, registration.endpoint_url)
+        refuse_address(gateway, registration.endpoint_url, opened_address=opened_address)
     except BadRequest as error:
         yield _ended(1, message_of(error))
         return
     yield _under_way(())
     steps: tuple[ShownStep, ...] = ()
     names: tuple[str, ...] = ()
-    async for result in examine(candidate(gateway, registration), named or None, means_of(gateway, chats=True)):
+    server = candidate(gateway, registration, opened_address=opened_address)
+    async for result in examine(server, named or None, means_of(gateway, server, chats=True)):
         if result.step is ProbeStep.CHAT and steps:
             chat = _chat(result)
             yield ShownTest(steps=(*steps, chat), models=names, ok=chat.state == "good")

@@ -113,15 +113,17 @@ class ServerPages:
             await self._count_probe(visit)
             form = dict(visit.form)
             route = route_of(self._gateway, server_id_of(form["server_id"])) if form.get("server_id") else None
-            if route is not None and not form.get("api_key") and form.get("endpoint_url", "").strip() == route.server.endpoint_url:
+            is_same = route is not None and form.get("endpoint_url", "").strip() == route.server.endpoint_url
+            if route is not None and is_same and not form.get("api_key"):
                 form["api_key"] = route.server.api_key or ""  # to the address that it belongs to, and to no other
+            opened_address = route.server.opened_address if route is not None and is_same else None
             trial = trial_of(form)
         except GatewayError as error:
             return self._form_problem(visit, "register.html", error)
         named = form.get("model_name", "").strip()
 
         async def pieces() -> AsyncIterator[str]:
-            async for test in try_steps(self._gateway, trial, named):
+            async for test in try_steps(self._gateway, trial, named, opened_address=opened_address):
                 if test.is_over:
                     yield self._renderer.render(visit, "_tested.html", test=test, named=named)
                 else:

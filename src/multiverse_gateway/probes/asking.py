@@ -147,6 +147,21 @@ _OPENABLE = (
     "or ask the operator to open private networks (ALLOW_PRIVATE_NETWORKS)"
 )
 
+_LOOPBACK = (
+    "the URL leads to the gateway's own computer, which this gateway does not connect to: use the address of the computer that runs the "
+    "model server, or a tunnel (the operator can open the gateway's own computer with ALLOW_PRIVATE_NETWORKS=127.0.0.0/8)"
+)
+_CLOSED_AGAIN = (
+    "the operator opened this address while no other computer could reach the gateway, and now others can: "
+    "set ALLOW_PRIVATE_NETWORKS=127.0.0.1/32 and restart the gateway to keep the server"
+)
+_REFUSED: Mapping[AddressRefusal, str] = {
+    AddressRefusal.PRIVATE: _OPENABLE,
+    AddressRefusal.LOOPBACK: _LOOPBACK,
+    AddressRefusal.CLOSED_AGAIN: _CLOSED_AGAIN,
+}
+"""The reasons for refusals of addresses that a setting can open."""
+
 _STEPS: Mapping[ConnectFailure, ProbeStep] = {
     ConnectFailure.RESOLVE: ProbeStep.NAME,
     ConnectFailure.REFUSED_ADDRESS: ProbeStep.ADDRESS,
@@ -170,7 +185,7 @@ def _trouble(error: Exception) -> Finding:
 
 def _unreached(cause: ConnectFailure, refusal: AddressRefusal | None = None) -> Finding:
     return Finding(
-        reason=_OPENABLE if refusal is not None and refusal.is_openable else _UNREACHED[cause],
+        reason=_UNREACHED[cause] if refusal is None else _REFUSED.get(refusal, _UNREACHED[cause]),
         timed_out=cause is ConnectFailure.TIMEOUT,
         failed_at=_STEPS.get(cause, ProbeStep.CONNECTION),
     )

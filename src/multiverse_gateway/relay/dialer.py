@@ -127,7 +127,7 @@ class Dialer:
 
     async def _addresses(self, endpoint: Endpoint) -> Sequence[str]:
         addresses = await self._named(endpoint)
-        refused = refusal_of_any(addresses, endpoint.port, self._policy())
+        refused = refusal_of_any(addresses, endpoint.port, self._policy(), is_opened=endpoint.is_opened)
         if refused is not None:
             raise _NotDialedError(ConnectFailure.REFUSED_ADDRESS, refused)
         return addresses[:MAX_ADDRESSES]

@@ -8,7 +8,7 @@ the order of use would cost every request something.
 from collections.abc import Collection
 
 from multiverse_gateway._version import __version__
-from multiverse_gateway.core.addresses import Endpoint, EndpointError, parse_endpoint
+from multiverse_gateway.core.addresses import Endpoint, EndpointError, parse_endpoint, with_opening
 from multiverse_gateway.core.rewriting import asking_for_usage, with_model
 from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.relay.ports import ClientRequest
@@ -105,7 +105,7 @@ class Requests:
 def endpoint_of(server: Server) -> Endpoint:
     """Read a server's URL; one that an older version accepted and this one does not becomes an address that is never dialed."""
     try:
-        return parse_endpoint(server.endpoint_url)
+        return with_opening(parse_endpoint(server.endpoint_url), server.opened_address)
     except EndpointError:
         return Endpoint("http", "0.0.0.0", 80)  # noqa: S104  to be refused, not bound
 

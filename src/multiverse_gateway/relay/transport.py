@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import httpx2
 
-from multiverse_gateway.core.addresses import Endpoint, EndpointError, parse_endpoint
+from multiverse_gateway.core.addresses import Endpoint, EndpointError, parse_endpoint, with_opening
 from multiverse_gateway.core.content_types import is_identity
 from multiverse_gateway.core.failover import ConnectFailure, Failure, FailureClass
 from multiverse_gateway.protocols import MAX_PROBE_BYTES, ProbeProblem, ServerUnreachable, UnusableAnswer
@@ -65,8 +65,8 @@ class _Collected:
 class WireTransport(httpx2.AsyncBaseTransport):
     """Send httpx2 requests over a `Wire`, each on a connection of its own; the whole answer is read, 1 MiB at most.
 
-    The timeout `read` of a request bounds the wait for the whole answer; the others are the wire's. Closing the transport leaves
-    the wire open.
+    The timeout `read` of a request bounds the wait for the whole answer; the others are the wire's. `opened_address` is that of the server
+    that is asked. Closing the transport leaves the wire open.
 
     Raises:
         httpx2.UnsupportedProtocol: The URL is none that a server may have; the message says why.
@@ -77,12 +77,13 @@ class WireTransport(httpx2.AsyncBaseTransport):
         httpx2.ReadTimeout: It took too long.
     """
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, *, opened_address: str | None = None) -> None:
         self._wire = wire
+        self._opened_address = opened_address
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send one request and return its whole answer; canceling it closes the connection immediately."""
-        endpoint = _endpoint(request)
+        endpoint = with_opening(_endpoint(request), self._opened_address)
         head = _head(request, body := await request.aread())
         collected = _Collected(request)
         seconds = request.extensions.get("timeout", {}).get("read")

@@ -31,11 +31,22 @@ def origin_policy(settings: Settings) -> OriginPolicy:
     return OriginPolicy.parse(settings.public_url, (settings.cors_origins or (ANY,)) if settings.enable_cors else ())
 
 
-def address_policy(settings: Settings, *, local: Iterable[str] = ()) -> AddressPolicy:
+def is_private_to_this_computer(settings: Settings, listener: str | None) -> bool:
+    """Return whether only this computer can reach the gateway, and only this computer's gateway uses its database.
+
+    `listener` is the address that the process listens on, `None` if that is not known. A trusted proxy and a public URL stand for other
+    computers; gateways that share a database would each take "this computer" for their own.
+    """
+    is_local = listener is not None and _is_address(listener) and ip_address(listener).is_loopback
+    has_proxy = bool(settings.trusted_proxies or settings.public_url)
+    return is_local and not has_proxy and settings.database_url.partition("://")[0] in ("sqlite", "memory")
+
+
+def address_policy(settings: Settings, *, local: Iterable[str] = (), listener: str | None = None) -> AddressPolicy:
     """Return which addresses may be dialed; the gateway's own listener never is.
 
     `local` are the addresses by which other machines can reach this one (`relay.local_addresses`): a listener on all addresses accepts
-    connections on each of them.
+    connections on each of them. `listener` is the address that the process is known to listen on.
     """
     if settings.host in ("0.0.0.0", "::"):  # noqa: S104  # compared, not bound
         hosts = {settings.host, *local}
@@ -44,7 +55,8 @@ def address_policy(settings: Settings, *, local: Iterable[str] = ()) -> AddressP
     else:
         hosts = {settings.host.strip("[]")}
     own = frozenset((host, settings.port) for host in hosts if _is_address(host))
-    return AddressPolicy.parse(settings.allow_private_networks, own=own)
+    honors_openings = is_private_to_this_computer(settings, listener)
+    return AddressPolicy.parse(settings.allow_private_networks, own=own, honors_openings=honors_openings)
 
 
 def _is_address(text: str) -> bool:

@@ -52,6 +52,7 @@ MIGRATIONS: Mapping[str, LiteralString] = {
     "wall_links": "create table wall_links (id text primary key, name text not null, digest text not null, created_at float8 not null)",
     "canceled_requests": "alter table usage add column canceled bigint not null default 0",
     "key_hints_and_blocks": "alter table client_keys add column hint text, add column blocked_at float8",
+    "opened_addresses": "alter table servers add column opened_address text",
 }
 """The steps from an empty schema to ours, in order."""
 TABLES = ("servers", "health", "results", "secrets", "client_keys", "usage", "sessions", "responses", "wall_links", "counters")

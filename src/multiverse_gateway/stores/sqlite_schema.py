@@ -20,6 +20,7 @@ KNOWN = frozenset(
         "wall_links",
         "canceled_requests",
         "key_hints_and_blocks",
+        "opened_addresses",
     }
 )
 """The names of our migrations."""
@@ -141,6 +142,12 @@ def key_hints_and_blocks(db: Database) -> None:
     """Add by what a key is recognized, and when it was blocked; keys that exist have neither."""
     db.table("client_keys").add_column("hint", str)
     db.table("client_keys").add_column("blocked_at", float)
+
+
+@migrations()
+def opened_addresses(db: Database) -> None:
+    """Add the loopback address that the operator opened for a server; servers that exist have none."""
+    db.table("servers").add_column("opened_address", str)
 
 
 @attrs.frozen

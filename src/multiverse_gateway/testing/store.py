@@ -29,6 +29,7 @@ def make_server(name: str = "one", **facts: object) -> Server:
         "created_at": 1.5,
         "updated_at": 2.5,
         "owner_digest": "ab" * 32,
+        "opened_address": "127.0.0.1:11434",
     }
     return Server(**{**values, **facts})  # type: ignore[arg-type]
 
