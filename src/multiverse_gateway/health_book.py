@@ -31,6 +31,7 @@ from multiverse_gateway.core.health import (
 from multiverse_gateway.core.routing import RoutingTable, build_table, with_health
 from multiverse_gateway.core.server_access import confirming_path
 from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.core.timelines import Timelines
 from multiverse_gateway.protocols import ProbeResult, Registry, Store
 
 CONFIRM_SECONDS = 60.0
@@ -66,6 +67,7 @@ class HealthBook:
         """Servers that this process has taken out and the monitor deletes: AUTO_DEREGISTER=delete."""
         self.slow: set[ServerId] = set()
         """Servers in their slow start, which get less traffic than usual."""
+        self.timelines = Timelines()
         self._store = store
         self._now = now
         self._wall = wall
@@ -88,6 +90,9 @@ class HealthBook:
         self.doomed -= gone
         for server_id in gone:
             self._confirmed_at.pop(server_id, None)
+            self.timelines.forget(server_id)
+        for server_id, record in health.items():
+            self.timelines.note(server_id, record, self._wall())
         self.table = build_table(registry.version, registry.servers, health)
         self.slow |= {server_id for server_id, record in health.items() if record.slow_since is not None}
         return gone
@@ -120,6 +125,7 @@ class HealthBook:
         if server_id not in self.table.routes:
             return False
         self.table = with_health(self.table, server_id, health)
+        self.timelines.note(server_id, health, self._wall())
         return True
 
     def passed(self, server: Server, path: str) -> None:
@@ -150,6 +156,7 @@ class HealthBook:
         is_new_state = after.state is not before.state
         if is_new_state or after.last_checked_at != before.last_checked_at:
             self._unsaved.add(server_id)
+            self.timelines.note(server_id, after, self._wall())
         if after.state is HealthState.DEACTIVATED and is_new_state and self.policy.auto_deregister is AutoDeregister.DELETE:
             self.doomed.add(server_id)
         if after.slow_since is not before.slow_since:

@@ -194,13 +194,25 @@ def chosen(table: Any) -> list[str]:
     return found
 
 
-def test_a_stroke_of_a_bar_says_when_and_why(browse: Callable[..., Watched], gateway: GatewayProcess) -> None:
-    """To the mouse and to a finger."""
+def test_a_minute_of_a_bar_says_when_and_what(browse: Callable[..., Watched], gateway: GatewayProcess) -> None:
+    """To the mouse and to a finger; the chart of the server says why, too."""
     for options in ({}, {"viewport": PHONE, "has_touch": True}):
         page = browse(**options).page
         page.goto(f"{gateway.url}/dashboard")
+        bar = page.locator("svg[data-tones$=b]").last
+        bar.wait_for()
+        box = bar.bounding_box()
+        assert box is not None
+        now = {"x": box["width"] - 2, "y": box["height"] / 2}
+        if options:
+            bar.tap(position=now)
+        else:
+            bar.hover(position=now)
+        page.locator("#tip", has_text="Down").wait_for()
+        page.keyboard.press("Escape")
+        page.locator("#tip").wait_for(state="hidden")
+        page.locator("tr", has=bar).get_by_role("link").first.click()
         stroke = page.locator("rect.bad[data-at]").last
-        stroke.wait_for()
         if options:
             stroke.tap()
         else:

@@ -47,7 +47,9 @@ from multiverse_gateway.core.errors import AdminKeyRequired, ProbeRefused, Serve
 from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.history import statistics
 from multiverse_gateway.core.registry_plans import Change
+from multiverse_gateway.core.routing import Route as ServerRoute
 from multiverse_gateway.core.servers import Server, ServerId, model_key
+from multiverse_gateway.core.timelines import uptimes
 from multiverse_gateway.core.totals import totals_of
 from multiverse_gateway.entry.access import AccessRules
 from multiverse_gateway.gateway import Gateway
@@ -109,16 +111,26 @@ def record_with(gateway: Gateway, server_id: ServerId) -> ServerRecord:
     return record_of(gateway, route.server, route.health)
 
 
-def figures_of(gateway: Gateway, checks: Sequence[ProbeResult]) -> Figures:
-    """Return what the last checks say, as a detail record shows it."""
+def figures_of(gateway: Gateway, route: ServerRoute, checks: Sequence[ProbeResult]) -> Figures:
+    """Return what the last checks of a server say, as a detail record shows it, and how long the server was up."""
     summary = statistics(checks, wall=gateway.wall())
     mean = summary.mean_response_time
+    timelines = gateway.health_book.timelines
+    timelines.learn(route.server.id, checks)
+    measured = uptimes(timelines.of(route.server.id), route.health.last_checked_at, gateway.wall())
     return Figures(
         checks=summary.checks,
         success_rate=summary.success_rate,
         mean_response_time_ms=None if mean is None else round(1000 * mean, 1),
         uptime_percentage=summary.uptime_percentage,
+        uptime_24h_percentage=_percentage(measured.day.share),
+        uptime_7d_percentage=_percentage(measured.week.share),
+        uptime_known_since=iso_or_none(measured.week.since),
     )
+
+
+def _percentage(share: float | None) -> float | None:
+    return None if share is None else round(100 * share, 2)
 
 
 def check_of(result: ProbeResult) -> Check:
@@ -223,7 +235,7 @@ def admin_routes(gateway: Gateway, rules: AccessRules, recent_logs: RecentLogs) 
         server_id = _id(request)
         route = route_of(gateway, server_id)
         await flush_if_possible(gateway)
-        figures = figures_of(gateway, await gateway.store.history(server_id, HISTORY))
+        figures = figures_of(gateway, route, await gateway.store.history(server_id, HISTORY))
         record = record_of(gateway, route.server, route.health)
         models = list(route.health.models)
         return json_response(ServerDetail(**attrs.asdict(record, recurse=False), **attrs.asdict(figures), models=models))

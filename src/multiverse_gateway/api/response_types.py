@@ -105,7 +105,10 @@ class Figures:
     checks: int
     success_rate: Annotated[float | None, Meta(description="from 0 to 1")]
     mean_response_time_ms: float | None
-    uptime_percentage: float | None
+    uptime_percentage: Annotated[float | None, Meta(description="over the last 100 checks, however much time they cover")]
+    uptime_24h_percentage: Annotated[float | None, Meta(description="over the 24 hours before the last check; null if nothing is known")]
+    uptime_7d_percentage: Annotated[float | None, Meta(description="over the 7 days before the last check; null if nothing is known")]
+    uptime_known_since: Annotated[Time | None, Meta(description="from when on the uptime of the 7 days is known to this process")]
 
 
 @attrs.frozen(kw_only=True)

@@ -67,6 +67,8 @@ _VALUES: Mapping[str, tuple[Any, ...]] = {
     "requests": ({"succeeded": 42, "failed": 1}, 42),
     "success_rate": (0.99,),
     "uptime_percentage": (99.5,),
+    "uptime_24h_percentage": (99.86,),
+    "uptime_7d_percentage": (98.2,),
     "mean_response_time_ms": (12.5,),
     "duration_ms": (12.5,),
     "has_api_key": (False,),

@@ -1,28 +1,66 @@
-"""The recent checks of a server as the pages draw them: the bar of a row, the chart of response times, the list of events."""
+"""The recent history of a server as the pages draw it: the bar of a row, the chart of response times, the list of events.
 
-from collections.abc import Callable, Iterator, Sequence
+Bars and charts have one mark per minute, so equal lengths are equal times, however often a server was checked.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 
 import attrs
 
 from multiverse_gateway.api.response_types import iso
 from multiverse_gateway.core.routing import Route
+from multiverse_gateway.core.timelines import MINUTE, Timeline, minutes
 from multiverse_gateway.pages.states import STATES, Tone, next_check_text
 from multiverse_gateway.pages.words import count, sentence, span
 from multiverse_gateway.protocols import ProbeResult
 
-BAR_CHECKS = 30
+BAR_MINUTES = 30
+CHART_MINUTES = 60
 CHART_CHECKS = 100
+"""Checks that are read of each server: all that the store keeps."""
 BAR_HEIGHT = 24
 CHART_HEIGHT = 160
 STEP = 7
 """Distance between the left edges of neighboring marks; all lengths are in units of the drawing."""
 GAP = 2
 SLOW_SECONDS = 1.0
+LETTERS: Mapping[Tone, str] = {Tone.GOOD: "g", Tone.WARN: "w", Tone.BAD: "b", Tone.IDLE: "i"}
+"""How a bar names the tone of a minute for the scripts that show it."""
+
+
+@attrs.frozen(kw_only=True)
+class Minute:
+    """One minute of a server: when it begins, how the server was, and the checks that ended in it, newest first."""
+
+    begins: float
+    tone: Tone
+    checks: tuple[ProbeResult, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class Bar:
+    """The last minutes of a server, oldest first.
+
+    `paths` are lines by tone, which the style sheet cuts into minutes; `tones` has one letter per minute. `begins` is the first minute's
+    beginning.
+    """
+
+    paths: tuple[tuple[Tone, str], ...]
+    tones: str
+    begins: str
+    summary: str
+    height: int = BAR_HEIGHT
+
+    @property
+    def width(self) -> int:
+        """The width of the whole bar."""
+        return len(self.tones) * STEP - GAP
 
 
 @attrs.frozen(kw_only=True)
 class Mark:
-    """One check, as a bar or a chart draws it; `x` and `y` are those of its upper left corner."""
+    """One minute of a chart; `x` and `y` are those of its upper left corner."""
 
     x: int
     y: int
@@ -34,29 +72,14 @@ class Mark:
 
 
 @attrs.frozen(kw_only=True)
-class Bar:
-    """The last checks of a server, oldest first."""
-
-    marks: tuple[Mark, ...]
-    summary: str
-    places: int = BAR_CHECKS
-    height: int = BAR_HEIGHT
-
-    @property
-    def width(self) -> int:
-        """The width of the whole bar."""
-        return self.places * STEP - GAP
-
-
-@attrs.frozen(kw_only=True)
 class Chart:
-    """Response times of the last checks, oldest first; `ticks` are heights with their labels, from the top down."""
+    """The slowest response of each minute, oldest first; `ticks` are heights with their labels, from the top down."""
 
     marks: tuple[Mark, ...]
     ticks: tuple[tuple[int, str], ...]
-    begins: str | None
-    ends: str | None
-    width: int = CHART_CHECKS * STEP
+    begins: str
+    ends: str
+    width: int = CHART_MINUTES * STEP
     height: int = CHART_HEIGHT
     summary: str = ""
 
@@ -73,60 +96,82 @@ def check_message(check: ProbeResult) -> str:
     return sentence(check.reason or check.warning or ("slow, but well" if check.duration >= SLOW_SECONDS else "well"))
 
 
-def bar_of(checks: Sequence[ProbeResult]) -> Bar:
-    """Return the bar of the newest checks; `checks` are sorted newest first."""
-    shown = checks[:BAR_CHECKS]
-    if not shown:
-        return Bar(marks=(), summary="No checks yet")
-    failed = _failed(shown)
-    summary = f"Last {count(len(shown), 'check')}: {len(shown) - failed} passed, {failed} failed"
-    return Bar(marks=_marks(shown, BAR_CHECKS, _place_in_bar), summary=summary)
+def minutes_of(timeline: Timeline, checks: Sequence[ProbeResult], *, until: float, places: int) -> tuple[Minute, ...]:
+    """Return the last minutes before `until`, oldest first, each as bad as the worst that is known of it; `checks` are newest first."""
+    by_minute: dict[float, list[ProbeResult]] = {}
+    for check in checks:
+        by_minute.setdefault(check.checked_at // MINUTE, []).append(check)
+    known = minutes(timeline, until=until, count=places)
+    return tuple(_minute(begins, is_up, by_minute.get(begins // MINUTE, ())) for begins, is_up in known)
 
 
-def _place_in_bar(check: ProbeResult) -> tuple[int, int]:
-    return (3, BAR_HEIGHT - 6) if check.passed else (0, BAR_HEIGHT)
+def _minute(begins: float, is_up: bool | None, checks: Sequence[ProbeResult]) -> Minute:
+    tones = {tone_of(check) for check in checks}
+    if is_up is not None:
+        tones.add(Tone.GOOD if is_up else Tone.BAD)
+    worst = next((tone for tone in (Tone.BAD, Tone.WARN, Tone.GOOD) if tone in tones), Tone.IDLE)
+    return Minute(begins=begins, tone=worst, checks=tuple(checks))
 
 
-def chart_of(checks: Sequence[ProbeResult]) -> Chart:
-    """Return the chart of the newest checks; `checks` are sorted newest first."""
-    shown = checks[:CHART_CHECKS]
-    top = _ceiling(max((check.duration for check in shown if check.passed), default=0.1))
-
-    def place(check: ProbeResult) -> tuple[int, int]:
-        part = min(1.0, check.duration / top) if check.passed else 1.0
-        height = max(4, round(CHART_HEIGHT * part))
-        return CHART_HEIGHT - height, height
-
-    return Chart(
-        marks=_marks(shown, CHART_CHECKS, place),
-        ticks=tuple((round(CHART_HEIGHT * (1 - part)), _milliseconds(top * part)) for part in (1.0, 0.5, 0.0)),
-        begins=iso(shown[-1].checked_at) if shown else None,
-        ends=iso(shown[0].checked_at) if shown else None,
-        summary=f"Response times of the last {count(len(shown), 'check')}, {_failed(shown)} of them failed.",
+def bar_of(timeline: Timeline, checks: Sequence[ProbeResult], *, until: float) -> Bar:
+    """Return the bar of the last 30 minutes before `until`; `checks` are sorted newest first."""
+    shown = minutes_of(timeline, checks, until=until, places=BAR_MINUTES)
+    lines: dict[Tone, list[str]] = {}
+    x = 0
+    for tone, run in groupby(minute.tone for minute in shown):
+        places = len(list(run))
+        lines.setdefault(tone, []).append(f"M{x} {BAR_HEIGHT // 2}h{places * STEP - GAP}")
+        x += places * STEP
+    return Bar(
+        paths=tuple((tone, "".join(pieces)) for tone, pieces in lines.items()),
+        tones="".join(LETTERS[minute.tone] for minute in shown),
+        begins=iso(shown[0].begins),
+        summary=_summary(shown),
     )
 
 
-def _failed(checks: Sequence[ProbeResult]) -> int:
-    return sum(not check.passed for check in checks)
+def _summary(shown: Sequence[Minute]) -> str:
+    tones = [minute.tone for minute in shown]
+    bad, idle = tones.count(Tone.BAD), tones.count(Tone.IDLE)
+    if idle == len(tones):
+        return "No checks yet"
+    facts = [f"down in {count(bad, 'minute')}" if bad else "up"]
+    if tones.count(Tone.WARN):
+        facts.append(f"slow or with a warning in {count(tones.count(Tone.WARN), 'minute')}")
+    if idle:
+        facts.append(f"not known in {count(idle, 'minute')}")
+    return f"Last {count(len(tones), 'minute')}: {', '.join(facts)}"
 
 
-def _marks(checks: Sequence[ProbeResult], places: int, place: Callable[[ProbeResult], tuple[int, int]]) -> tuple[Mark, ...]:
-    """Return the marks of checks sorted newest first, the newest at the right edge; `place` returns `y` and the height of one."""
-    marks = []
-    for number, check in enumerate(reversed(checks), start=places - len(checks)):
-        y, height = place(check)
-        marks.append(
-            Mark(
-                x=STEP * number,
-                y=y,
-                height=height,
-                tone=tone_of(check),
-                at=iso(check.checked_at),
-                milliseconds=round(1000 * check.duration),
-                message=check_message(check),
-            )
-        )
-    return tuple(marks)
+def chart_of(timeline: Timeline, checks: Sequence[ProbeResult], *, until: float) -> Chart:
+    """Return the chart of the last hour before `until`; `checks` are sorted newest first."""
+    shown = minutes_of(timeline, checks, until=until, places=CHART_MINUTES)
+    top = _ceiling(max((check.duration for minute in shown for check in minute.checks if check.passed), default=0.1))
+    failed = sum(minute.tone is Tone.BAD for minute in shown)
+    return Chart(
+        marks=tuple(_mark(minute, place, top) for place, minute in enumerate(shown) if minute.checks or minute.tone is Tone.BAD),
+        ticks=tuple((round(CHART_HEIGHT * (1 - part)), _milliseconds(top * part)) for part in (1.0, 0.5, 0.0)),
+        begins=iso(shown[0].begins),
+        ends=iso(shown[-1].begins + MINUTE),
+        summary=f"Response times of the last {count(CHART_MINUTES, 'minute')}; the server was down in {failed} of them.",
+    )
+
+
+def _mark(minute: Minute, place: int, top: float) -> Mark:
+    """Return the mark of a minute: its slowest response, in full height if the server was down."""
+    worst = max(minute.checks, key=lambda check: (not check.passed, check.duration), default=None)
+    seconds = 0.0 if worst is None else worst.duration
+    part = 1.0 if minute.tone is Tone.BAD else min(1.0, seconds / top)
+    height = max(4, round(CHART_HEIGHT * part))
+    return Mark(
+        x=STEP * place,
+        y=CHART_HEIGHT - height,
+        height=height,
+        tone=minute.tone,
+        at=iso(minute.begins if worst is None else worst.checked_at),
+        milliseconds=round(1000 * seconds),
+        message="Down." if worst is None or (worst.passed and minute.tone is Tone.BAD) else check_message(worst),
+    )
 
 
 def _ceiling(seconds: float) -> float:

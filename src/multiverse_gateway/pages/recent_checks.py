@@ -42,4 +42,5 @@ class RecentChecks:
         except GatewayError:
             return () if cached is None else cached[2]
         self._kept[server_id] = (key, now, checks)
+        self.gateway.health_book.timelines.learn(server_id, checks)
         return checks

@@ -31,7 +31,7 @@ from multiverse_gateway.pages.assets import load_assets
 from multiverse_gateway.pages.live import Streams
 from multiverse_gateway.pages.server_form import Form, message_of
 from multiverse_gateway.pages.sessions import Session, Sessions, cookie_values, end_note
-from multiverse_gateway.pages.words import count, sentence, size, span
+from multiverse_gateway.pages.words import count, percent, sentence, size, span
 from multiverse_gateway.web.error_middleware import response_of
 
 THEMES = ("light", "dark")
@@ -91,7 +91,7 @@ class Renderer:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters.update(span=span, size=size, count=count)
+        self._templates.filters.update(span=span, size=size, count=count, percent=percent)
 
     def refuse(self, visit: Visit, error: GatewayError) -> Response:
         """Answer a request that a rule forbids."""

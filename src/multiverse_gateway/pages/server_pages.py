@@ -12,6 +12,7 @@ from multiverse_gateway.api.response_types import iso, iso_or_none
 from multiverse_gateway.core.errors import GatewayError, NotFound, ServerNotFound
 from multiverse_gateway.core.history import statistics
 from multiverse_gateway.core.routing import Route as ServerRoute
+from multiverse_gateway.core.timelines import uptimes
 from multiverse_gateway.pages import views
 from multiverse_gateway.pages.charts import chart_of, events_of
 from multiverse_gateway.pages.client_keys import usage_values
@@ -172,14 +173,18 @@ class ServerPages:
         route = self._route(visit)
         checks = await self._recent_checks.of(route)
         row = views.row_of(self._gateway, route, checks)
-        summary = statistics(checks, wall=self._gateway.wall())
+        timeline = self._gateway.health_book.timelines.of(route.server.id)
+        measured = uptimes(timeline, route.health.last_checked_at, self._gateway.wall())
         return {
             "overview": views.overview(self._gateway),
             "server": route.server,
             "health": route.health,
             "row": row,
-            "summary": summary,
-            "chart": chart_of(checks),
+            "mean_response_time": statistics(checks, wall=self._gateway.wall()).mean_response_time,
+            "uptimes": measured,
+            "day_since": iso_or_none(measured.day_since),
+            "week_since": iso_or_none(measured.week_since),
+            "chart": chart_of(timeline, checks, until=measured.until),
             "events": events_of(route, checks, now=self._gateway.now()),
             "registered_at": iso(route.server.registered_at),
             "updated_at": iso(route.server.updated_at),

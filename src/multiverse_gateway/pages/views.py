@@ -8,8 +8,8 @@ import attrs
 
 from multiverse_gateway.api.response_types import iso_or_none
 from multiverse_gateway.core.health import HealthState
-from multiverse_gateway.core.history import statistics
 from multiverse_gateway.core.routing import Model, Route, listed_name
+from multiverse_gateway.core.timelines import uptimes
 from multiverse_gateway.core.totals import ServerTotals, totals_of
 from multiverse_gateway.core.usage import NOBODY
 from multiverse_gateway.gateway import Gateway
@@ -50,6 +50,7 @@ class Row:
     checked_at: str | None
     milliseconds: int | None
     uptime: float | None
+    uptime_since: str | None
     in_flight: int
     max_concurrency: int | None
     bar: Bar
@@ -65,11 +66,9 @@ class Row:
 def row_of(gateway: Gateway, route: Route, checks: Sequence[ProbeResult], *, public: bool = False) -> Row:
     """Return the row of a server; `checks` are sorted newest first."""
     server, health = route.server, route.health
-    summary = statistics(checks, wall=gateway.wall())
+    timeline = gateway.health_book.timelines.of(server.id)
+    measured = uptimes(timeline, health.last_checked_at, gateway.wall())
     passed = next((check for check in checks if check.passed), None)
-    bar = bar_of(checks)
-    if public:
-        bar = attrs.evolve(bar, marks=tuple(attrs.evolve(mark, message=_plain(mark.tone)) for mark in bar.marks))
     return Row(
         id=server.id,
         model=server.model_name,
@@ -82,16 +81,13 @@ def row_of(gateway: Gateway, route: Route, checks: Sequence[ProbeResult], *, pub
         description=None if public else server.metadata.description,
         checked_at=iso_or_none(health.last_checked_at),
         milliseconds=None if passed is None else round(1000 * passed.duration),
-        uptime=summary.uptime_percentage,
+        uptime=measured.day.share,
+        uptime_since=iso_or_none(measured.day_since),
         in_flight=gateway.load.in_flight(server.id),
         max_concurrency=None if public else server.max_concurrency,
-        bar=bar,
+        bar=bar_of(timeline, checks, until=measured.until),
         registered_at=server.registered_at,
     )
-
-
-def _plain(tone: Tone) -> str:
-    return {Tone.GOOD: "Well", Tone.WARN: "Well, but slow", Tone.BAD: "Failed", Tone.IDLE: ""}[tone]
 
 
 @attrs.frozen(kw_only=True)

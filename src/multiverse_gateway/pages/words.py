@@ -69,3 +69,14 @@ def bare_url(url: str) -> str:
     'amber-otter.ngrok-free.app'
     """
     return re.sub(r"^https?://", "", url)
+
+
+def percent(share: float) -> str:
+    """Return a share from 0 to 1 in percent: whole below 99 %, and never rounded up to 100 %.
+
+    >>> percent(0.4641), percent(0.99528), percent(0.99999), percent(1.0)
+    ('46 %', '99.52 %', '99.99 %', '100 %')
+    """
+    if share >= 1.0:
+        return "100 %"
+    return f"{int(10_000 * share) / 100:g} %" if share >= 0.99 else f"{int(100 * share)} %"

@@ -8,6 +8,7 @@ import { chooseTab, tabKeys } from "./tabs.js";
 import { askBeforeSaving, fill, markChanges, markNote } from "./forms.js";
 import { keepLast, showPieces } from "./pieces.js";
 
+const minutes = "rect[data-at], svg[data-tones]";
 const token = () => document.querySelector("meta[name=csrf-token]");
 
 // Clicks, for whatever the page holds now or later
@@ -25,12 +26,12 @@ document.addEventListener("click", (event) => {
   else if ((found = on("[data-menu], [data-whole]"))) unfold(found);
   else if ((found = on("[data-retry]"))) retry();
   else if ((found = on("[data-signed-in]"))) signedIn();
-  if (on("rect[data-at]")) showTip(on("rect[data-at]"));
+  if (on(minutes)) showTip(on(minutes), event.clientX);
   else hideTip();
 });
-document.addEventListener("pointerover", (event) => {
-  const mark = event.target.closest("rect[data-at]");
-  if (mark) showTip(mark);
+document.addEventListener("pointermove", (event) => {
+  const mark = event.target.closest?.(minutes);
+  if (mark) showTip(mark, event.clientX);
   else if (event.pointerType === "mouse") hideTip();
 });
 document.addEventListener("keydown", (event) => {

@@ -15,6 +15,7 @@ export function ago(instant) {
 function local(instant) {
   return instant.toDateString() === new Date().toDateString() ? `today, ${short.format(instant)}` : long.format(instant);
 }
+export const range = (from, to) => short.formatRange(from, to);
 export const exactly = (text) => full.format(new Date(text));
 
 export function tick(root) {
