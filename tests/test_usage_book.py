@@ -7,12 +7,13 @@ import pytest
 from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.core.fairness import FairQueue
 from multiverse_gateway.core.servers import ClientKey
-from multiverse_gateway.core.usage import NO_SERVER
+from multiverse_gateway.core.usage import NO_SERVER, Counts
 from multiverse_gateway.observability.metrics import OTHER
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.stores.memory import MemoryStore
 from multiverse_gateway.testing.store import make_key
 from multiverse_gateway.usage_book import UsageBook
+from support.answers import chat_event
 from support.exchanges import JSON, MODEL, RecordingEngine, server
 
 NOON = 1_779_969_600.0
@@ -52,6 +53,32 @@ async def test_requests_that_are_alike_are_counted_together() -> None:
     (usage,) = await store.usage(DAY, DAY)
     assert (usage.key.model, usage.key.server_id) == ("tiny", "a")
     assert (usage.counts.requests, usage.counts.failed, usage.counts.prompt_tokens, usage.counts.completion_tokens) == (4, 1, 21, 6)
+
+
+@pytest.mark.parametrize("how", ["client_gone", "client_stalled"])
+async def test_a_canceled_request_has_not_failed(how: str) -> None:
+    """A client that leaves and one that stops reading, before the first byte and after it; the tokens that came are counted."""
+    stage, store = RecordingEngine([server("a")]), MemoryStore()
+    book = book_of(stage, store)
+    for events in (0, 2):
+        exchange, _ = stage.start(stream=True)
+        if events:
+            stage.last.stream(*[chat_event("one", MODEL, {"content": "Hello"})] * events)
+        getattr(exchange, how)()
+        book.count(exchange, 1.0, NOON)
+    assert book.totals == {"requests": 2, "succeeded": 0, "failed": 0, "left": 2, "attempts": 2}
+    await book.flush()
+    (usage,) = await store.usage(DAY, DAY)
+    assert usage.counts == Counts(requests=2, failed=0, canceled=2, completion_tokens=2)
+    assert (book.meter.models[MODEL].canceled, book.meter.models[MODEL].statuses[499]) == (2, 2)
+
+
+async def test_a_server_that_answers_499_has_failed() -> None:
+    """Its client is still there."""
+    stage, store = RecordingEngine([server("a")]), MemoryStore()
+    book = book_of(stage, store)
+    book.count(ended(stage, 499), 1.0, NOON)
+    assert (book.totals["failed"], book.totals["left"]) == (1, 0)
 
 
 async def test_a_request_counts_on_the_day_on_which_it_came() -> None:

@@ -121,7 +121,8 @@ class UsageBook:
             client=exchange.request.caller,
             day=day,
             status=exchange.response.status,
-            failed=exchange.response.error_code is not None,
+            failed=exchange.response.error_code is not None and not exchange.response.is_canceled,
+            canceled=exchange.response.is_canceled,
             tries=exchange.search.tried,
             worked=exchange.search.tried > len(exchange.search.failures),
         )
@@ -139,7 +140,7 @@ class UsageBook:
         """Teach the queue how long answers of the model take and how large they are."""
         group, count = tally.group, len(tally.seconds)
         tokens = tally.completion_tokens or tally.events
-        if tokens and group.worked and not group.failed:
+        if tokens and group.worked and group.succeeded:
             taken = sum(tally.seconds) - tally.waited_seconds
             self._queue.learn(model_key(group.model), seconds=taken / count, output_tokens=tokens / count)
 
@@ -147,7 +148,7 @@ class UsageBook:
         group, count, totals = tally.group, len(tally.seconds), self._totals
         totals.requests += count
         totals.attempts += count * group.tries
-        if group.status == 499:
+        if group.canceled:
             totals.left += count
         elif group.failed:
             totals.failed += count
@@ -157,6 +158,7 @@ class UsageBook:
             counts = Counts(
                 requests=count,
                 failed=count * group.failed,
+                canceled=count * group.canceled,
                 prompt_tokens=tally.prompt_tokens,
                 completion_tokens=tally.completion_tokens,
             )

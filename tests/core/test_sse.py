@@ -24,6 +24,7 @@ from multiverse_gateway.core.sse import (
     MAX_EVENT_BYTES,
     EventStream,
 )
+from support import answers
 from support.memory import peak_of_memory
 
 DIALECTS = list(Dialect)
@@ -53,7 +54,7 @@ def parts(stream: EventStream, piece: bytes) -> Iterator[bytes]:
 
 
 def outcome(stream: EventStream) -> dict[str, object]:
-    names = ("events", "has_data", "first_error", "ended", "failed", "broken", "needs_done", "prompt_tokens", "completion_tokens")
+    names = ("events", "has_data", "first_error", "ended", "failed", "broken", "needs_done", "reported_tokens", "counted_tokens")
     return {name: getattr(stream, name) for name in names} | {"complete": stream.complete()}
 
 
@@ -284,7 +285,7 @@ def test_a_response_ends_with_its_own_last_event(name: str, typed: bool) -> None
     assert (stream.ended, stream.complete(), stream.needs_done) == (False, False, False)
     assert stream.feed(final + DONE_EVENT) == final
     assert (stream.ended, stream.complete(), stream.failed, stream.needs_done) == (True, True, False, False)
-    assert (stream.prompt_tokens, stream.completion_tokens) == ((3, 5) if typed else (0, 0))
+    assert stream.reported_tokens == ((3, 5) if typed else (0, 0))
 
 
 def test_a_nameless_response_event_is_known_by_its_type() -> None:
@@ -304,7 +305,7 @@ def test_messages_end_with_message_stop() -> None:
     assert not stream.complete()
     assert stream.feed(stop + b": more\n\n") == stop
     assert stream.complete()
-    assert (stream.prompt_tokens, stream.completion_tokens, stream.events) == (25, 15, 3)
+    assert (stream.reported_tokens, stream.events) == ((25, 15), 3)
 
 
 def test_any_other_stream_is_complete_between_events() -> None:
@@ -518,7 +519,7 @@ def test_odd_types_do_not_break_a_stream(odd: dict[str, Any], dialect: Dialect) 
     """Servers differ; only what is no JSON object is malformed."""
     stream, out = fed(event(odd), dialect=dialect)
     assert out == event(odd)
-    assert (stream.broken, stream.first_error, stream.prompt_tokens, stream.completion_tokens) == (None, None, 0, 0)
+    assert (stream.broken, stream.first_error, stream.reported_tokens) == (None, None, (0, 0))
 
 
 def test_numbers_that_cannot_be_represented_do_not_break_a_stream() -> None:
@@ -580,7 +581,7 @@ def test_json_that_only_the_fast_parser_rejects_is_relayed(odd: bytes, dialect: 
 def test_the_latest_usage_is_kept(usages: list[dict[str, Any] | None], expected: tuple[int, int]) -> None:
     """Usage may come in the last event or as a running total in each."""
     stream, _ = fed(*[chunk(usage=usage) for usage in usages])
-    assert (stream.prompt_tokens, stream.completion_tokens) == expected
+    assert stream.reported_tokens == expected
 
 
 @pytest.mark.parametrize("carrier", ["response", "message"])
@@ -598,7 +599,38 @@ def test_the_usage_of_named_events_is_capped_as_well(carrier: str, usage: object
     for dialect in (Dialect.RESPONSES, Dialect.MESSAGES):
         last = event({"type": "x", carrier: {"usage": usage}, "sequence_number": 3}, "x")
         stream, out = fed(last, dialect=dialect)
-        assert (out, stream.prompt_tokens, stream.completion_tokens, stream.next_sequence_number) == (last, *expected, 4)
+        assert (out, stream.reported_tokens, stream.next_sequence_number) == (last, expected, 4)
+
+
+@pytest.mark.parametrize(
+    ("path", "begin"),
+    [("/v1/chat/completions", 1), ("/v1/completions", 0), ("/v1/responses", 1), ("/v1/messages", 2), ("/v1/audio/speech", None)],
+)
+def test_the_tokens_that_came_are_counted(path: str, begin: int | None) -> None:
+    """One for each event with output, whether events come one by one or all at once; a dialect without tokens has none."""
+    sent = answers.events(path, speaker="one", model="tiny", done=False) or [event({"type": "speech.audio.delta", "audio": "AAAA"})] * 5
+    for count in range(len(sent) + 1):
+        one_by_one, _ = fed(*sent[:count], dialect=dialect_of(path))
+        at_once, _ = fed(b"".join(sent[:count]), dialect=dialect_of(path))
+        expected = 0 if begin is None else min(5, max(0, count - begin))
+        assert one_by_one.counted_tokens == at_once.counted_tokens == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "counted"),
+    [
+        ({"choices": [{"index": 0, "delta": {"role": "assistant", "content": "Hi"}, "finish_reason": None}]}, 1),  # Ollama
+        ({"choices": [{"index": 0, "delta": {"role": "assistant", "content": None}, "finish_reason": None}]}, 0),
+        ({"choices": [{"index": 0, "delta": {"role": "assistant", "reasoning_content": "Hm"}}]}, 1),
+        ({"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "function": {"name": "add", "arguments": ""}}]}}]}, 1),
+        ({"choices": [{"index": 0, "text": "Hi", "finish_reason": "length"}]}, 1),
+        ({"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}, 0),
+        ({"choices": [], "usage": {"prompt_tokens": 3}}, 0),
+    ],
+)
+def test_an_event_that_begins_or_ends_an_answer_may_have_output(data: dict[str, object], counted: int) -> None:
+    """Or only a role, a finish reason, or token counts."""
+    assert fed(event(data))[0].counted_tokens == counted
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -914,7 +946,7 @@ def test_an_event_of_tokens_only_is_read_and_taken_out(events: list[bytes], last
     while relayed.startswith(b": ping\n\n"):
         relayed = relayed.removeprefix(b": ping\n\n")
     assert (passed, stream.carries_more) == (relayed, False)
-    assert (stream.prompt_tokens, stream.completion_tokens) == ((7, 2) if USAGE in events else (0, 0))
+    assert stream.reported_tokens == ((7, 2) if USAGE in events else (0, 0))
     assert stream.events == events.count(WORD) + bool(last)
     kept, all_of_it = fed(*pieces)
     assert (all_of_it.replace(b": ping\n\n", b""), stream.complete()) == (whole.replace(b": ping\n\n", b""), kept.complete())
@@ -956,7 +988,7 @@ def test_members_that_are_null_carry_nothing() -> None:
     known = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m", "system_fingerprint": None, "service_tier": "x"}
     usage = event({**known, "choices": [], "usage": {"prompt_tokens": 7, "cost": 0.1}, "prompt_logprobs": None, "error": None})
     stream, passed = fed(WORD, usage, drops_usage=True)
-    assert (passed, stream.carries_more, stream.prompt_tokens) == (WORD, False, 7)
+    assert (passed, stream.carries_more, stream.reported_tokens[0]) == (WORD, False, 7)
     unread = b'data: {"choices":[],"usage":{"prompt_tokens":7},"note":"\\ud83d"}\n\n'
     assert fed(WORD, unread, drops_usage=True)[0].carries_more
     padded = b'data: {"choices":[],"usage":{"prompt_tokens":7}' + b" " * 70_000 + b"}\n\n"
@@ -980,13 +1012,13 @@ def test_members_that_are_null_carry_nothing() -> None:
 def test_tokens_are_read_from_what_llama_cpp_reports_of_its_own_accord(timings: object, expected: tuple[int, int]) -> None:
     """Its last chunk has `timings` if nobody asked for the token counts; those of `usage` are believed first."""
     stream, _ = fed(chunk(), chunk(finish="stop", timings=timings))
-    assert (stream.prompt_tokens, stream.completion_tokens) == expected
+    assert stream.reported_tokens == expected
     stream, _ = fed(chunk(), chunk(timings=timings), chunk(finish="stop"))
-    assert (stream.prompt_tokens, stream.completion_tokens) == (0, 0)
+    assert stream.reported_tokens == (0, 0)
     usage = {"prompt_tokens": 3, "completion_tokens": 4}
     for events in ([chunk(finish="stop", timings=timings, usage=usage)], [chunk(finish="stop", timings=timings), event({"usage": usage})]):
         stream, _ = fed(chunk(), *events)
-        assert (stream.prompt_tokens, stream.completion_tokens) == (3, 4)
+        assert stream.reported_tokens == (3, 4)
 
 
 def test_an_error_is_never_taken_out() -> None:

@@ -11,8 +11,10 @@ import httpx2
 import pytest
 
 from multiverse_gateway.core.budget import until_next_day
+from support import behaviours
 from support.backends import Backend
 from support.processes import DOORS, Door, GatewayProcess, door_setting
+from support.raw_client import RawClient
 from support.services import RedisServer
 from support.sockets import wait_until
 
@@ -116,6 +118,23 @@ def test_a_restart_forgets_nothing_that_was_saved(backend: Backend) -> None:
         gateway.restart()
         assert (alice.used(gateway), bob.used(gateway)) == (3, 2)
         assert bob.statuses(*[gateway] * 2) == [200, 429]
+
+
+def test_a_canceled_request_counts_toward_the_day() -> None:
+    """It was admitted; also after a restart, which reads the saved counts."""
+    with Backend(MODEL, behaviours.stall_stream(2), models=(MODEL,)) as patient, GatewayProcess() as gateway:
+        gateway.register(MODEL, patient.url)
+        alice = holder(gateway, "alice")
+        for _ in range(3):
+            with RawClient(gateway.port) as client:
+                headers = [("authorization", f"Bearer {alice.key}")]
+                client.request("POST", "/v1/chat/completions", json={"model": MODEL, "messages": [], "stream": True}, headers=headers)
+                client.read_event()
+                client.abort()
+        assert alice.statuses(gateway) == [429]
+        wait_until(lambda: gateway.admin("GET", "/usage").json()["total"]["canceled"] == 3, within=SLACK)
+        gateway.restart()
+        assert (alice.used(gateway), alice.statuses(gateway)) == (3, [429])
 
 
 def test_workers_hear_of_each_other(backend: Backend) -> None:

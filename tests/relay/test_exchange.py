@@ -2491,6 +2491,30 @@ def test_the_tokens_of_an_answer_are_told_and_those_of_a_failure_are_not() -> No
     assert plain.usage == (5, 3)
 
 
+def test_the_tokens_of_a_stream_that_ends_early_are_counted() -> None:
+    """Those that came, however it ended; a larger report of the server wins, and an answer that is no stream has none."""
+    for end in ("canceled", "broken"):
+        engine = RecordingEngine([server("a")])
+        exchange, _ = engine.start(stream=True)
+        engine.last.stream(ONE, ONE)
+        assert exchange.usage == (0, 0)
+        leave(exchange) if end == "canceled" else engine.last.fail(FailureClass.BROKEN)
+        assert (exchange.usage, exchange.response.is_canceled) == ((0, 2), end == "canceled")
+
+    engine = RecordingEngine([server("a")])
+    reporting, _ = engine.start(stream=True)
+    engine.last.stream(ONE.replace(b'"choices"', b'"usage":{"prompt_tokens":7,"completion_tokens":9},"choices"'))
+    leave(reporting)
+    assert reporting.usage == (7, 9)
+
+    engine = RecordingEngine([server("a")])
+    plain, _ = engine.start(path="/v1/embeddings")
+    engine.last.head(200, JSON)
+    engine.last.body(b'{"data": [' + b"0.5," * 500_000)
+    leave(plain)
+    assert (plain.response.is_committed, plain.usage, plain.response.is_canceled) == (True, (0, 0), True)
+
+
 # Why
 
 

@@ -59,6 +59,10 @@ _MAX_CHOICES = 4096
 _MAX_LINES = 1 << 14
 _LONG = 1 << 14
 _EVENT_END = re.compile(rb"\n(?:\n|\r\n?)|\r\r\n?")
+_OUTPUT = re.compile(rb'"(?:content|text|reasoning_content|reasoning|refusal|name|arguments)"\s*:\s*"[^"]')
+"""A piece of text or of a tool call, in an event of a chat or text completion."""
+_DELTAS = (".delta", "block_delta")
+"""How the types of events end that hold such a piece, in a stream of a response or a message."""
 _COMMENTS = re.compile(rb"(?:(?::[^\r\n\x80-\xff]*+(?:\r\n?|\n))*+(?:\r\n?|\n))++")
 """Blank lines, and comments that a blank line ends. The possessive quantifiers keep the engine from storing a way back per line."""
 
@@ -96,6 +100,8 @@ class EventStream:
 
     events: int = field(default=0, init=False)
     """Number of data events relayed, the last one included."""
+    silent_events: int = field(default=0, init=False)
+    """Those of `events` without output: they begin or finish a choice, report tokens or an error. Any other event of a chat has some."""
     first_error: bytes | None = field(default=None, init=False)
     """Data of the first event if that is an error, without white space around it; nothing is returned from it on."""
     ended: bool = field(default=False, init=False)
@@ -111,8 +117,8 @@ class EventStream:
     """Bytes that hold or may hold a whole event are waiting: call `feed(b"")` for the next events, and `finish` only after that."""
     next_sequence_number: int = field(default=0, init=False)
     """In a Responses stream: one more than the last `sequence_number` relayed."""
-    prompt_tokens: int = field(default=0, init=False)
-    completion_tokens: int = field(default=0, init=False)
+    reported_tokens: tuple[int, int] = field(default=(0, 0), init=False)
+    """Prompt and completion tokens, 0 where the server has not reported them yet."""
 
     _broken: _Break | None = field(default=None, init=False)
     _finished: dict[int, bool] = field(factory=dict, init=False)
@@ -131,6 +137,11 @@ class EventStream:
     def has_data(self) -> bool:
         """Return whether a well-formed data event was relayed; comments do not count, nor does `first_error`."""
         return self.events > 0
+
+    @property
+    def counted_tokens(self) -> int:
+        """Number of events with output that were relayed, 0 in a dialect without tokens. Most servers send one token per event."""
+        return 0 if self.dialect is Dialect.OTHER else self.events - self.silent_events
 
     @property
     def broken(self) -> str | None:
@@ -315,11 +326,15 @@ class EventStream:
             if not self.carries_more:
                 return False
         self.events += 1
+        is_usual = bool(choices)
         if choices:
             finished = self._finished
             for choice in choices[:_MAX_CHOICES]:
                 if choice.finish_reason or choice.index not in finished:  # else nothing is new: saves a call per choice
+                    is_usual = False
                     self._note_choice(choice, chunk, data)
+        if not is_usual and not _OUTPUT.search(data):
+            self.silent_events += 1
         if chunk.usage is not None:
             self._note_usage(chunk.usage)
         return True
@@ -330,6 +345,9 @@ class EventStream:
         if has_error or event.type == "error" or name == b"error" or (not self.events and names_error(data)):
             return self._note_error(data, is_readable=self._is_readable(name, has_error or event.type == "error"))
         self.events += 1
+        kind = event.type or name.decode()
+        if not kind.endswith(_DELTAS):
+            self.silent_events += 1
         if event.sequence_number is not None:
             self.next_sequence_number = event.sequence_number + 1
         if event.usage is not None:
@@ -341,7 +359,7 @@ class EventStream:
                 self._note_usage(event.response.usage)
         if event.message is not None and event.message.usage is not None:
             self._note_usage(event.message.usage)
-        if (event.type or name.decode()) in self.dialect.last_events:
+        if kind in self.dialect.last_events:
             self._end()
         return True
 
@@ -370,6 +388,7 @@ class EventStream:
         if last_events and not is_last and text.startswith(b"[DONE]"):  # `openai` would take the answer for complete
             return False
         self.events += 1
+        self.silent_events += 1
         if is_last:
             self._end()
         return True
@@ -383,6 +402,7 @@ class EventStream:
         if not is_readable:
             return self._break("an error in a form that clients cannot read")
         self.events += 1
+        self.silent_events += 1
         self._end()
         return True
 
@@ -395,8 +415,8 @@ class EventStream:
 
     def _note_usage(self, usage: TokenCounts) -> None:
         """Keep the latest figures: servers send running totals, and not always both."""
-        self.prompt_tokens = usage.prompt_tokens or usage.input_tokens or self.prompt_tokens
-        self.completion_tokens = usage.completion_tokens or usage.output_tokens or self.completion_tokens
+        prompt_tokens, completion_tokens = usage.tokens
+        self.reported_tokens = prompt_tokens or self.reported_tokens[0], completion_tokens or self.reported_tokens[1]
 
     def _end(self) -> None:
         self.ended = True

@@ -54,7 +54,8 @@ class UsageKey:
 class Counts:
     """Requests, those of them that failed or that their client canceled, and tokens; sums stop at `MAX_COUNT`.
 
-    No request is both failed and canceled. `canceled` is 0 in rows that were saved before it existed: `failed` included it then.
+    Tokens are those that servers reported and, of streams that ended early, those that came. No request is both failed and canceled.
+    `canceled` is 0 in rows that were saved before it existed: `failed` included it then.
     """
 
     requests: int = 0
@@ -118,9 +119,15 @@ class UsageGroup:
     day: int
     status: int
     failed: bool
+    canceled: bool
     tries: int
     worked: bool
     """Whether the last attempt did not fail."""
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the client got its whole answer."""
+        return not (self.failed or self.canceled)
 
 
 @define(eq=False)

@@ -76,6 +76,7 @@ class ModelMeter:
     """What happened to the requests for one model."""
 
     statuses: Counter[int] = attrs.field(factory=Counter)
+    canceled: int = 0
     seconds: Histogram = attrs.field(factory=lambda: Histogram(REQUEST_BOUNDS))
     first_byte: Histogram = attrs.field(factory=lambda: Histogram(FIRST_BYTE_BOUNDS))
     waits: dict[Band, Histogram] = attrs.field(factory=dict)
@@ -103,6 +104,7 @@ class Meter:
         count = len(tally.seconds)
         meter = self.models.setdefault(group.model if group.is_known else OTHER, ModelMeter())
         meter.statuses[group.status] += count
+        meter.canceled += count * group.canceled
         for seconds in tally.seconds:
             meter.seconds.note(seconds)
         for seconds in tally.first_byte_seconds:
@@ -112,7 +114,7 @@ class Meter:
         meter.events += tally.events
         meter.sent_bytes += tally.sent_bytes
         if group.worked:
-            self.attempts[group.server_id, "left" if group.failed else "ok"] += count
+            self.attempts[group.server_id, "ok" if group.succeeded else "left"] += count
 
     def wait(self, model: str, flow: Flow, seconds: float, now: float) -> None:
         """Count a request that is over and has waited for a server, whatever became of it; `now` is a monotonic instant."""
@@ -165,9 +167,16 @@ def families(meter: Meter, gauges: Gauges) -> Iterator[Metric]:
     """Put the figures into Prometheus' form."""
     yield InfoMetricFamily("multiverse_gateway", "The gateway.", {"version": __version__})
     requests = CounterMetricFamily("multiverse_requests", "Inference requests that have ended.", labels=("model", "status"))
+    canceled = CounterMetricFamily(
+        "multiverse_requests_canceled",
+        "Those of the requests whose client left, or stopped reading, before the end of the response.",
+        labels=("model",),
+    )
     seconds = HistogramMetricFamily("multiverse_request_seconds", "Time from a request's arrival to its end.", labels=("model",))
     first = HistogramMetricFamily("multiverse_first_byte_seconds", "Time from an attempt's start to its first byte.", labels=("model",))
-    tokens = CounterMetricFamily("multiverse_tokens", "Tokens that servers reported.", labels=("model", "kind"))
+    tokens = CounterMetricFamily(
+        "multiverse_tokens", "Tokens that servers reported, and those that came in streams that ended early.", labels=("model", "kind")
+    )
     waits = HistogramMetricFamily(
         "multiverse_queue_wait_seconds",
         "Time that requests waited for a free server, without those that did not wait.",
@@ -178,6 +187,7 @@ def families(meter: Meter, gauges: Gauges) -> Iterator[Metric]:
     for model, figures in sorted(meter.models.items()):
         for status, count in sorted(figures.statuses.items()):
             requests.add_metric((model, str(status)), count)
+        canceled.add_metric((model,), figures.canceled)
         seconds.add_metric((model,), figures.seconds.buckets(), figures.seconds.total)
         first.add_metric((model,), figures.first_byte.buckets(), figures.first_byte.total)
         for band, histogram in sorted(figures.waits.items()):
@@ -186,7 +196,7 @@ def families(meter: Meter, gauges: Gauges) -> Iterator[Metric]:
         tokens.add_metric((model, "completion"), figures.completion_tokens)
         events.add_metric((model,), figures.events)
         sent.add_metric((model,), figures.sent_bytes)
-    yield from (requests, seconds, first, waits, tokens, events, sent)
+    yield from (requests, canceled, seconds, first, waits, tokens, events, sent)
     evenness = GaugeMetricFamily(
         "multiverse_queue_fairness",
         "Jain's index over the clients' mean waits in the last 5 minutes: 1 if all wait equally long, 1/n if only one of n waits.",

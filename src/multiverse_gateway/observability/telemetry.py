@@ -137,7 +137,9 @@ def observer(tracers: Any, meters: Any) -> Observe:
     meter = meters.get_meter(SCOPE, __version__)
     duration = meter.create_histogram("gen_ai.server.request.duration", "s", "Time from a request's arrival to its end.")
     first_token = meter.create_histogram("gen_ai.server.time_to_first_token", "s", "Time from an attempt's start to its first byte.")
-    tokens = meter.create_histogram("gen_ai.client.token.usage", "{token}", "Tokens that servers reported.")
+    tokens = meter.create_histogram(
+        "gen_ai.client.token.usage", "{token}", "Tokens that servers reported, and those that came in streams that ended early."
+    )
     context_of = TraceContextTextMapPropagator()
 
     def observe(exchange: Finished, ended: float, seconds: float) -> None:

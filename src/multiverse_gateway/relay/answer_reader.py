@@ -21,7 +21,10 @@ class Reader(Protocol):
 
     @property
     def usage(self) -> tuple[int, int]:
-        """Prompt and completion tokens as the server reported them in the answer, 0 where it did not."""
+        """Prompt and completion tokens as the server reported them in the answer, 0 where it did not.
+
+        Servers report the tokens of a stream at its end: if it ended early, those that came are counted.
+        """
 
     @property
     def holds_part(self) -> bool:

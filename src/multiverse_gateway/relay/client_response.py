@@ -22,6 +22,9 @@ from multiverse_gateway.core.sse import EventStream
 from multiverse_gateway.relay.heads import Headers
 from multiverse_gateway.relay.ports import Client, ClientRequest
 
+_CLIENT_LEFT = 499
+"""The status that nginx logs for a client that left; no client gets it from the gateway itself."""
+
 _Headers = Sequence[tuple[bytes, bytes]]
 
 _EVENT_STREAM = (b"content-type", b"text/event-stream")
@@ -43,6 +46,7 @@ class ClientResponse:
 
     `is_committed`: a server's answer is being relayed, so no other one can be. `is_clogged`: the client has to read first. `held` is
     what counts against the budget. `error_code` says how the request ended; it is `None` after an answer without an error.
+    `is_canceled`: the client left, or stopped reading, before the end.
     """
 
     __slots__ = (
@@ -52,6 +56,7 @@ class ClientResponse:
         "comments",
         "error_code",
         "held",
+        "is_canceled",
         "is_clogged",
         "is_committed",
         "sent_bytes",
@@ -75,6 +80,7 @@ class ClientResponse:
         self.held = 0
         self.is_committed = False
         self.is_clogged = False
+        self.is_canceled = False
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
         """Send an answer that is whole."""
@@ -135,6 +141,12 @@ class ClientResponse:
             self.client.end()
         else:
             self.answer(status, headers, body)
+
+    def cancel(self, code: str) -> None:
+        """Note that the client takes no more; nothing is sent."""
+        self.is_canceled = True
+        self.error_code = code
+        self.status = _CLIENT_LEFT
 
     def cut(self, message: str, code: str, events: EventStream | None) -> None:
         """Finish an answer whose rest is missing; `events` are those of a stream, which gets an error event before."""

@@ -70,8 +70,12 @@ class EventReader:
 
     @property
     def usage(self) -> tuple[int, int]:
-        """Prompt and completion tokens as the server reported them."""
-        return self.events.prompt_tokens, self.events.completion_tokens
+        """Prompt and completion tokens as the server reported them; of a stream that ended early, at least those that came."""
+        events = self.events
+        if self._response.error_code is None:
+            return events.reported_tokens
+        prompt_tokens, completion_tokens = events.reported_tokens
+        return prompt_tokens, max(completion_tokens, events.counted_tokens)
 
     def close(self) -> None:
         """Take no more, and hold the attempt and the exchange no longer, or they would be a cycle."""

@@ -133,7 +133,7 @@ class Exchange:
 
     @property
     def usage(self) -> tuple[int, int]:
-        """Prompt and completion tokens as the server reported them in the answer, 0 where it did not, or reported an earlier request's."""
+        """Prompt and completion tokens as the reader of the answer knows them, 0 without one, and for a report of an earlier request's."""
         reader = None if self.attempt is None else self.attempt.reader
         if reader is None or not self.response.is_committed or self.request.envelope.is_lookup:
             return 0, 0
@@ -161,8 +161,7 @@ class Exchange:
     def _leave(self, code: str) -> None:
         if self.phase in (_OVER, _DRAINING):
             return
-        self.response.error_code = code
-        self.response.status = 499
+        self.response.cancel(code)
         self._abandon_attempt()
         self.end()
         self.response.release()
