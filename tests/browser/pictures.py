@@ -65,7 +65,7 @@ def models(page: Any) -> None:
 
 def playground(page: Any) -> None:
     """Show an answer with its measures."""
-    page.goto(f"http://{HOST}/test?model={MODEL}")
+    page.goto(f"http://{HOST}/playground?model={MODEL}")
     page.get_by_label("Your message").fill("How does a heat pump work? Briefly, please.")
     page.get_by_label("Your message").press("Enter")
     page.locator(".measures").last.get_by_text("tokens/s").wait_for()

@@ -149,7 +149,7 @@ def playground(browse_at: Callable[..., Watched], room: tuple[GatewayProcess, Ba
 
     def new(**options: Any) -> Watched:
         watched = browse_at(room[0].url, cookies, **options)
-        watched.open(f"/test?model={MODEL}")
+        watched.open(f"/playground?model={MODEL}")
         return watched
 
     return new
@@ -370,7 +370,7 @@ def test_reload_back_and_another_page_lose_nothing(playground: Callable[..., Wat
     page.get_by_label("Your message").fill("a draft")
     for leave in (page.reload, lambda: (watched.open("/models"), page.go_back()), lambda: watched.open("/models")):
         leave()
-        if "/test" not in page.url:
+        if "/playground" not in page.url:
             page.get_by_role("link", name="Playground").click()
         page.locator("#talk .message-box").first.wait_for()
         assert texts(watched) == ["First", "Bold."]
@@ -394,7 +394,7 @@ def test_signing_out_removes_the_conversation(
     gateway, backend = room
     backend.behave = told("Well.")
     watched = browse_at(gateway.url, cookies_of_an_operator(chromium, gateway.url, gateway.admin_key))
-    watched.open(f"/test?model={MODEL}")
+    watched.open(f"/playground?model={MODEL}")
     ask(watched)
     page = watched.page
     page.reload()
@@ -517,7 +517,7 @@ def test_the_menu_of_models_is_searched(
     assert room[1].requests[-1].json["model"] == "beta-coder"
     page.reload()
     assert field.input_value() == "beta-coder"
-    watched.open("/test?model=alpha:70b")
+    watched.open("/playground?model=alpha:70b")
     assert field.input_value() == "alpha:70b"
     assert texts(watched) == ["Hello", "Well."]
 

@@ -159,7 +159,7 @@ def test_the_playground_says_why_this_server(browse: Callable[..., Watched], gat
         try:
             watched = browse(**options)
             page = watched.page
-            watched.open("/test?model=why")
+            watched.open("/playground?model=why")
             answers = page.locator(".message-box.assistant")
             for number in range(2):  # the servers take turns: one of two questions comes to the one that fails
                 page.get_by_label("Your message").fill("Hello")

@@ -42,7 +42,7 @@ def test_an_operator_works_below_a_path(chromium: Any, browse_at: Callable[..., 
         page.get_by_role("link", name=name, exact=True).click()
         page.get_by_role("heading", level=1).first.wait_for()
         assert page.url.startswith(url)
-    page.goto(f"{url}/test?model=tiny")
+    page.goto(f"{url}/playground?model=tiny")
     page.get_by_label("Your message").fill("Hello")
     page.get_by_label("Your message").press("Enter")
     page.locator(".message-box.assistant .measures").get_by_text("first token after").wait_for()

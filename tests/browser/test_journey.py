@@ -81,7 +81,7 @@ def talk(watched: Watched, model: str) -> None:
     """Ask in the playground: tokens come one by one, and can be stopped."""
     page = watched.page
     page.get_by_role("link", name="Try it").click()
-    page.wait_for_url("**/test?model=*")
+    page.wait_for_url("**/playground?model=*")
     assert page.get_by_label("Model", exact=True).input_value() == model
     page.get_by_label("Your message").fill("Hello")
     page.get_by_label("Your message").press("Enter")
@@ -179,7 +179,7 @@ def test_the_first_steps_with_keys_for_clients(chromium: Any, browse: Callable[.
         gateway.register("grace", grace.url)
         page.locator("tr[data-row]", has_text="grace").wait_for(timeout=10_000)
         assert gateway.chat("grace").status_code == 401
-        watched.open("/test?model=grace")
+        watched.open("/playground?model=grace")
         page.get_by_label("Your message").fill("Hello")
         page.get_by_role("button", name="Send").click()
         page.locator(".measures a").wait_for()
@@ -210,7 +210,7 @@ def test_a_key_with_a_daily_limit(browse: Callable[..., Watched], gateway: Gatew
     page.get_by_text("The key of daily is revoked.").wait_for()
 
 
-@pytest.mark.parametrize(("path", "budget"), [("/dashboard", 60_000), ("/test", 120_000)])
+@pytest.mark.parametrize(("path", "budget"), [("/dashboard", 60_000), ("/playground", 120_000)])
 def test_what_a_page_costs(browse: Callable[..., Watched], record_property: Callable[[str, object], None], path: str, budget: int) -> None:
     """60 KB of scripts at most, 120 KB on the playground, and nothing kept; first load and interaction are measured, not judged."""
     watched = browse()

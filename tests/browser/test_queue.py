@@ -135,7 +135,7 @@ def test_the_playground_shows_the_place_in_the_queue(
     busy.chat("crowded")
     callers.backend.behave = callers.gate.held(behaviours.good(events=3))
     watched = browse_at(busy.url, cookies, viewport=viewport)
-    watched.open("/test?model=crowded")
+    watched.open("/playground?model=crowded")
     for _ in range(3):
         callers.call("crowded")
     answer = send(watched)
@@ -164,7 +164,7 @@ def test_the_playground_says_why_a_wait_was_in_vain(
 ) -> None:
     """The head of the answer has been sent, so the error is an event of the stream; the page shows the gateway's own words."""
     watched = browse_at(busy.url, cookies)
-    watched.open("/test?model=crowded")
+    watched.open("/playground?model=crowded")
     callers.call("crowded")
     answer = send(watched)
     answer.get_by_text("Waiting: 1st of 1").wait_for()
@@ -179,7 +179,7 @@ def test_the_playground_says_why_a_wait_was_in_vain(
 def test_stop_leaves_the_queue(browse_at: Callable[..., Watched], busy: GatewayProcess, cookies: Any, callers: Callers) -> None:
     """A person who no longer wants to wait gives the place back."""
     watched = browse_at(busy.url, cookies)
-    watched.open("/test?model=crowded")
+    watched.open("/playground?model=crowded")
     callers.call("crowded")
     answer = send(watched)
     answer.get_by_text("Waiting: 1st of 1").wait_for()
@@ -211,7 +211,7 @@ READ = """async ([text, size]) => {
 def test_places_in_words(browse_at: Callable[..., Watched], busy: GatewayProcess, cookies: Any) -> None:
     """English ordinals, and steps of seconds and minutes; no time while none is known."""
     watched = browse_at(busy.url, cookies)
-    watched.open("/test")
+    watched.open("/playground")
     places = [(1, 1, 5), (2, 9, 30), (3, 7, 20), (4, 4, 60), (11, 40, 120), (12, 40, 240), (21, 40, None), (112, 1200, 240)]
     assert watched.page.evaluate(WORDS, places) == [
         "1st of 1, about 5 s",
@@ -228,7 +228,7 @@ def test_places_in_words(browse_at: Callable[..., Watched], busy: GatewayProcess
 def test_a_stream_is_read_however_it_is_cut(browse_at: Callable[..., Watched], busy: GatewayProcess, cookies: Any) -> None:
     """In pieces of any size, with any line ends; comments count only before the first event, because later ones are a server's."""
     watched = browse_at(busy.url, cookies)
-    watched.open("/test")
+    watched.open("/playground")
     lines = [
         ': queue {"position":1}',
         ": ping",

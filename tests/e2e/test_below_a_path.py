@@ -19,7 +19,7 @@ from support.sockets import serving
 pytestmark = pytest.mark.e2e
 
 ROOT = "/ai/gateway"
-PAGES = ("/dashboard", "/register", "/models", "/test", "/keys", "/logs", "/settings", "/docs")
+PAGES = ("/dashboard", "/register", "/models", "/playground", "/keys", "/logs", "/settings", "/docs")
 
 
 @pytest.fixture(scope="module")

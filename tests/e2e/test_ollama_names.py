@@ -135,4 +135,4 @@ def test_the_pages_have_one_entry(gateway: GatewayProcess, client: httpx2.Client
         page = client.get(f"/models{query}", headers=headers)
         assert page.status_code == 200
         assert page.text.count(f">{SHORT}<") >= 1
-    assert f'aria-expanded="false" value="{SHORT}"' in client.get(f"/test?model={LONG}", headers=headers).text
+    assert f'aria-expanded="false" value="{SHORT}"' in client.get(f"/playground?model={LONG}", headers=headers).text

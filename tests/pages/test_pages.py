@@ -31,7 +31,7 @@ PRIVATE = [
     "/dashboard",
     "/register",
     "/models",
-    "/test",
+    "/playground",
     "/logs",
     "/settings",
     "/keys",
@@ -201,8 +201,21 @@ async def test_a_public_dashboard_shows_neither_addresses_nor_owners() -> None:
                 assert secret not in page.text.replace(f"row-{server}", ""), (path, secret)
         assert "tiny" in (await browser.open("/dashboard?owner=nobody")).text
         assert "No server matches" in (await browser.open("/dashboard?q=eve")).text
-        for path in ("/register", "/test", "/logs", "/settings", f"/server/{server}"):
+        for path in ("/register", "/playground", "/logs", "/settings", f"/server/{server}"):
             assert (await browser.open(path)).status_code == 303
+
+
+@pytest.mark.parametrize("place", [{}, {"prefix": "/ai"}, {"root_path": "/ai"}], ids=["root", "mounted", "root_path"])
+async def test_the_playground_is_found_at_its_former_address(place: dict[str, str]) -> None:
+    """For good, with the model that a bookmark names, and below a path too; the page carries the name of the project."""
+    async with browsing(**place) as browser:
+        await browser.sign_in()
+        moved = await browser.open("/test?model=llama3.2%3A3b")
+        path = "".join(place.values())
+        assert (moved.status_code, moved.headers["location"]) == (308, f"{path}/playground?model=llama3.2%3A3b")
+        page = await browser.open("/playground?model=llama3.2%3A3b")
+        assert "<title>Playground · Multiverse Gateway</title>" in page.text
+        assert "Inference" not in page.text
 
 
 # Changing something
@@ -398,7 +411,7 @@ async def test_an_unreadable_host_breaks_no_page(host: str) -> None:
         ):
             assert (await browser.client.get(path, headers=raw)).status_code in (200, 303, 404), path
         await browser.sign_in()
-        for path in ("/dashboard", "/test", "/docs", "/models", "/settings", "/keys", "/nowhere"):
+        for path in ("/dashboard", "/playground", "/docs", "/models", "/settings", "/keys", "/nowhere"):
             assert (await browser.client.get(path, headers=raw)).status_code in (200, 404), path
 
 
@@ -633,7 +646,7 @@ async def test_nothing_of_a_stranger_becomes_markup() -> None:
         paths = [path.format(id=server_id) for path in PRIVATE if not path.endswith("live")]
         queries = [
             f"{path}?{name}={XSS}"
-            for path in ("/dashboard", "/models", "/logs", "/test", "/login", "/register")
+            for path in ("/dashboard", "/models", "/logs", "/playground", "/login", "/register")
             for name in ("q", "model", "text", "next", "owner", "model_name")
         ]
         for path in (*paths, *queries, f"/{XSS}"):
@@ -688,7 +701,7 @@ async def test_the_pages_work_below_a_prefix() -> None:
             f"/server/{server_id}/edit",
             "/logs",
             "/settings",
-            "/test",
+            "/playground",
         ):
             page = await browser.open(path)
             assert page.status_code == 200

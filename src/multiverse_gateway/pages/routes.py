@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import anyio
 import attrs
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from multiverse_gateway.api.admin import LEVELS
@@ -71,7 +71,8 @@ class Pages:
             *self._dashboard.routes(self._sign_in),
             *self._servers.routes(self._sign_in),
             *self._client_keys.routes(self._sign_in),
-            Route("/test", page(self._playground), name="ui:playground"),
+            Route("/playground", page(self._playground), name="ui:playground"),
+            Route("/test", self._moved_to_playground, name="ui:test"),
             Route("/logs", page(self._logs), name="ui:logs"),
             Route("/logs/live", page(self._logs_live), name="ui:logs_live"),
             Route("/settings", page(self._settings), name="ui:settings"),
@@ -85,6 +86,11 @@ class Pages:
 
     async def _root(self, request: Request) -> Response:
         return self._renderer.redirect(request, "dashboard")
+
+    async def _moved_to_playground(self, request: Request) -> Response:
+        """Redirect from the address that the playground had before, for bookmarks."""
+        query = f"?{request.url.query}" if request.url.query else ""
+        return RedirectResponse(self._renderer.url(request, "playground") + query, 308)
 
     async def _playground(self, visit: Visit) -> Response:
         await refresh_if_possible(self._gateway)
