@@ -3,6 +3,7 @@
 import contextlib
 import re
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from multiverse_gateway.core.addresses import refusal
 from multiverse_gateway.settings import Settings, SettingsError, load_settings
-from multiverse_gateway.settings.declaration import env_example
+from multiverse_gateway.settings.checks import UnusableSetting
+from multiverse_gateway.settings.declaration import FIELDS, env_example
 from multiverse_gateway.settings.policies import address_policy, health_policy, retry_policy
 from multiverse_gateway.settings.sources import parse_dotenv
 
@@ -57,6 +59,86 @@ def test_the_limit_of_an_address_holds_for_keys_where_only_that_is_set(env: dict
     assert (settings.rate_limit_per_minute, settings.key_rate_limit_per_minute) == (address, key)
     assert Settings(rate_limit_per_minute=5).key_rate_limit_per_minute == 5
     assert attrs.evolve(settings, port=81).key_rate_limit_per_minute == key
+
+
+BY_TYPE: dict[object, list[object]] = {
+    bool: [True, False, "true", "off", 1],
+    int: [1, "1", " 64 "],
+    float: [30, 30.0, "30", "30.5"],
+    str: ["", "text", True, ["10.0.0.0/8"], Path("a-path")],
+    str | None: [None, "a-text-of-at-least-thirty-two-characters", Path("a-path-of-at-least-thirty-two-characters")],
+    tuple[str, ...]: [(), [], ["10.0.0.0/8"], "10.0.0.0/8", {"10.0.0.0/8"}, ""],
+}
+STRANGE: list[object] = [
+    None,
+    True,
+    0,
+    -1,
+    7,
+    0.5,
+    1e400,
+    float("nan"),
+    10**400,
+    "",
+    "x",
+    b"x",
+    [],
+    [1],
+    (None,),
+    {},
+    {"a": 1},
+    object(),
+    Path("x"),
+]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_python_may_pass_any_value(name: str) -> None:
+    """Every setting takes its own type and what the environment could say, or names itself and the remedy; nothing fails inside."""
+    for value in [*BY_TYPE[FIELDS[name].type], *STRANGE]:
+        taken, error = made_with(name, value)
+        assert has_type(taken, FIELDS[name].type) if error is None else names_itself(error, name), (value, taken, error)
+    assert getattr(attrs.evolve(Settings()), name) == getattr(Settings(), name)
+
+
+def made_with(name: str, value: object) -> tuple[object, UnusableSetting | None]:
+    """Return what a setting becomes that is made with a value, and the error if it is refused."""
+    given: dict[str, Any] = {name: value}
+    try:
+        return getattr(Settings(**given), name), None
+    except UnusableSetting as error:
+        return None, error
+
+
+def names_itself(error: UnusableSetting, name: str) -> bool:
+    """Return whether an error is about one setting and has a remedy."""
+    return error.field == name and str(error).startswith(f"MULTIVERSE_{name.upper()}") and len(error.remedy) > 10
+
+
+def has_type(value: object, kind: object) -> bool:
+    """Return whether a value has the type of a field exactly."""
+    if kind == tuple[str, ...]:
+        return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+    return value is None if kind == str | None and value is None else type(value) is (str if kind == str | None else kind)
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "taken"),
+    [
+        ({"allow_private_networks": True}, "allow_private_networks", "true"),
+        ({"allow_private_networks": False}, "allow_private_networks", "false"),
+        ({"allow_private_networks": ["10.0.0.0/8", "fd00::/8"]}, "allow_private_networks", "10.0.0.0/8,fd00::/8"),
+        ({"cors_origins": "https://a.example, https://b.example"}, "cors_origins", ("https://a.example", "https://b.example")),
+        ({"require_client_auth": "yes"}, "require_client_auth", True),
+        ({"port": "81"}, "port", 81),
+        ({"request_timeout_seconds": 60}, "request_timeout_seconds", 60.0),
+        ({"log_file": Path("a.log")}, "log_file", "a.log"),
+        ({"log_level": "debug"}, "log_level", "DEBUG"),
+    ],
+)
+def test_python_values_mean_what_they_say(given: dict[str, Any], name: str, taken: object) -> None:
+    """As they would in the environment."""
+    assert getattr(Settings(**given), name) == taken
 
 
 def test_host_needs_the_prefix(tmp_path: Path) -> None:

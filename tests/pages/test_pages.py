@@ -206,7 +206,7 @@ async def test_a_public_dashboard_shows_neither_addresses_nor_owners() -> None:
 
 
 @pytest.mark.parametrize("place", [{}, {"prefix": "/ai"}, {"root_path": "/ai"}], ids=["root", "mounted", "root_path"])
-async def test_the_playground_is_found_at_its_former_address(place: dict[str, str]) -> None:
+async def test_the_playground_is_found_at_its_former_address(place: dict[str, Any]) -> None:
     """For good, with the model that a bookmark names, and below a path too; the page carries the name of the project."""
     async with browsing(**place) as browser:
         await browser.sign_in()

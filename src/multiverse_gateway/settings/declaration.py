@@ -32,6 +32,7 @@ from multiverse_gateway.settings.checks import (
     rejection,
     seconds,
 )
+from multiverse_gateway.settings.conversion import convert
 
 UNKNOWN_PER_MINUTE = 60
 KEY_PER_MINUTE = 600
@@ -65,15 +66,21 @@ def _setting(
     """Declare a setting: `plain` ones may be written without the prefix, `example` is what `.env.example` shows."""
     show: Any = _show_secret if secret else (lambda value: repr(mask_url(value))) if url else True
     kind = {"description": description, "plain": plain, "secret": secret, "example": example, "url": url}
-    return attrs.field(default=default, validator=list(checks), repr=show, metadata=kind)
+    converter = attrs.Converter(convert, takes_field=True)
+    return attrs.field(default=default, converter=converter, validator=list(checks), repr=show, metadata=kind)
 
 
 @attrs.frozen(kw_only=True)
 class Settings:
     """Everything that can be set, with its default; each field's metadata holds its description.
 
+    A value may have the type of its field, or be written as in the environment: `True` and `"true"`, `8000` and `"8000"`, a list and a text
+    with commas.
+
     >>> Settings(request_timeout_seconds=60).first_byte_timeout_seconds
-    60
+    60.0
+    >>> Settings(allow_private_networks=["10.0.0.0/8", "192.168.0.0/16"]).allow_private_networks
+    '10.0.0.0/8,192.168.0.0/16'
     >>> Settings(port=70_000)
     Traceback (most recent call last):
         ...

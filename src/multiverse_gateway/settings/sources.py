@@ -3,13 +3,10 @@
 import difflib
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-import attrs
-
-from multiverse_gateway.settings.checks import PREFIX, SettingsError, UnusableSetting, canonical, mask_url, rejection
+from multiverse_gateway.settings.checks import PREFIX, SettingsError, UnusableSetting, canonical
 from multiverse_gateway.settings.declaration import FIELDS, Settings
 
 CONFIG_FILE = "multiverse.toml"
@@ -42,10 +39,10 @@ def load_settings(
                 values.pop(name, None)
                 written[canonical(name)] = given, source
                 if value != "":
-                    values[name] = _convert(FIELDS[name], value)
+                    values[name] = value
         if "rate_limit_per_minute" in values:  # also when it is set to its default
             values.setdefault("key_rate_limit_per_minute", values["rate_limit_per_minute"])
-        return Settings(**values)  # type: ignore[arg-type]  # _convert made each value fit its field
+        return Settings(**values)  # type: ignore[arg-type]  # each field converts what it is given
     except SettingsError as error:
         raise _renamed(error, written) from None
 
@@ -189,63 +186,3 @@ def _unquote(text: str, number: int) -> str:
 
 def _words(error: Exception) -> str:
     return error.strerror or "unreadable" if isinstance(error, OSError) else "it is not UTF-8"
-
-
-_TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
-
-
-def _convert(field: "attrs.Attribute[Any]", value: object) -> object:
-    """Make a text, or what TOML or a flag gave, fit the field."""
-    try:
-        return _CONVERTERS[field.type](field, value)
-    except ValueError as error:
-        raise rejection(field, mask_url(str(value)), str(error)) from None
-
-
-def _to_bool(_: object, value: object) -> bool:
-    truth = value if isinstance(value, bool) else _TRUTH.get(str(value).strip().lower())
-    if truth is None:
-        raise ValueError("write true or false")
-    return truth
-
-
-def _to_int(_: object, value: object) -> int:
-    text = str(value).strip()
-    if isinstance(value, bool) or not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
-        raise ValueError("write a whole number")
-    return int(text)
-
-
-def _to_float(_: object, value: object) -> float:
-    text = str(value).strip()
-    if isinstance(value, bool) or not re.fullmatch(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)", text):
-        raise ValueError("write a number")
-    return float(text)
-
-
-def _to_str(field: "attrs.Attribute[Any]", value: object) -> str:
-    if isinstance(value, bool):
-        value = str(value).lower()
-    if isinstance(value, list | tuple):
-        value = ",".join(map(str, value))
-    if not isinstance(value, str):
-        raise ValueError("write a string in quotes")
-    value = value.strip()
-    return value.upper() if field.name == "log_level" else value
-
-
-def _to_tuple(_: object, value: object) -> tuple[str, ...]:
-    items = value if isinstance(value, list | tuple) else str(value).split(",")
-    if not all(isinstance(item, str) for item in items):
-        raise ValueError("write a list of strings")
-    return tuple(item.strip() for item in items if item.strip())
-
-
-_CONVERTERS: Mapping[Any, Callable[[Any, object], object]] = {
-    bool: _to_bool,
-    int: _to_int,
-    float: _to_float,
-    str: _to_str,
-    str | None: _to_str,
-    tuple[str, ...]: _to_tuple,
-}
