@@ -9,6 +9,7 @@ from multiverse_gateway.protocols import (
     Balancer,
     Coordination,
     HealthProbe,
+    HostStore,
     RegistryStore,
     SessionStore,
     Store,
@@ -18,11 +19,11 @@ from multiverse_gateway.protocols import (
 )
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.settings.declaration import unusable
-from multiverse_gateway.stores.memory import WithSessions, WithUsage, WithWallLinks
+from multiverse_gateway.stores.memory import WithHosts, WithSessions, WithUsage, WithWallLinks
 
 GROUP = "multiverse_gateway"
 _REQUIRED: Mapping[str, tuple[type, ...]] = {"balancers": (Balancer,), "probes": (HealthProbe,), "stores": (RegistryStore, Coordination)}
-_OPTIONAL: Mapping[str, tuple[type, ...]] = {"stores": (SessionStore, WallLinkStore, UsageStore)}
+_OPTIONAL: Mapping[str, tuple[type, ...]] = {"stores": (SessionStore, WallLinkStore, HostStore, UsageStore)}
 """The parts that a plug-in may lack, but not by half."""
 _SETTINGS = {"balancers": "balancer", "probes": "probe", "stores": "database_url"}
 """The setting that names a plug-in of each kind."""
@@ -107,11 +108,13 @@ def store(settings: Settings) -> Store:
 
 
 def completed(store: RegistryStore) -> Store:
-    """Return a store with all its parts; sessions, wall links and usage counts that it does not keep are in memory, for this process."""
+    """Return a store with all its parts; this process keeps those that it lacks, except the required ones, in memory."""
     if _lacks(store, SessionStore):
         store = cast(RegistryStore, WithSessions(store))
     if _lacks(store, WallLinkStore):
         store = cast(RegistryStore, WithWallLinks(store))
+    if _lacks(store, HostStore):
+        store = cast(RegistryStore, WithHosts(store))
     if _lacks(store, UsageStore):
         store = cast(RegistryStore, WithUsage(store))
     return cast(Store, store)

@@ -13,10 +13,12 @@ import httpx2
 
 from multiverse_gateway.core.activity import Running
 from multiverse_gateway.core.addresses import AddressRefusal
+from multiverse_gateway.core.aliases import Alias
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.failover import ConnectFailure
 from multiverse_gateway.core.health import Health
-from multiverse_gateway.core.servers import ClientKey, Server, ServerId, WallLink
+from multiverse_gateway.core.hosts import Host
+from multiverse_gateway.core.servers import ClientKey, HostId, Server, ServerId, WallLink
 from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import Usage
 
@@ -184,7 +186,8 @@ class Registry:
     """One consistent read of everything that routing needs.
 
     `keys` are all client keys, those that are over too, oldest first. `sessions` are browsers' sessions by digest, and until when they last
-    (Unix time); those that are over may be among them. `wall_links` are the links to the wall view, oldest first.
+    (Unix time); those that are over may be among them. `wall_links` are the links to the wall view, oldest first. `hosts` are those that
+    were saved (`core.hosts.all_hosts` returns the others, too), `aliases` those that were defined, both oldest first.
     """
 
     version: int
@@ -193,6 +196,8 @@ class Registry:
     keys: tuple[ClientKey, ...] = ()
     sessions: Mapping[str, float] = attrs.field(factory=dict)
     wall_links: tuple[WallLink, ...] = ()
+    hosts: tuple[Host, ...] = ()
+    aliases: tuple[Alias, ...] = ()
 
 
 class RegistryStore(Protocol):
@@ -208,7 +213,7 @@ class RegistryStore(Protocol):
         ...
 
     async def version(self) -> int:
-        """Return a number that grows with every change of servers, client keys, sessions, wall links or what `save_health` names.
+        """Return a number that grows with every change of what `load` returns; of health, with those that `save_health` names.
 
         It does not matter which process made the change.
         """
@@ -222,7 +227,7 @@ class RegistryStore(Protocol):
         ...
 
     async def load(self) -> Registry:
-        """Return version, active servers, their health, client keys, sessions and wall links from one consistent read."""
+        """Return version, active servers, their health and everything else that a `Registry` holds from one consistent read."""
         ...
 
     async def save_server(self, server: Server) -> None:
@@ -309,6 +314,34 @@ class WallLinkStore(Protocol):
         ...
 
 
+class HostStore(Protocol):
+    """The hosts and the aliases, an optional part of a store: `version` grows with them, and `load` returns them.
+
+    With a store that lacks it, each process knows only those that it saved itself, and they end with it.
+    """
+
+    async def save_host(self, host: Host, servers: Sequence[Server] = ()) -> None:
+        """Insert or replace a host and servers of it, all or none; return only after a durable commit.
+
+        Raises:
+            ServerNotFound: One of the servers was removed meanwhile.
+            AlreadyRegistered: Another server has the model and URL of one of them.
+        """
+        ...
+
+    async def remove_host(self, host_id: HostId) -> bool:
+        """Remove a host, and its servers as `remove_server` does, in one commit; false when there is neither."""
+        ...
+
+    async def save_alias(self, alias: Alias) -> None:
+        """Insert or replace an alias by its name; return only after a durable commit."""
+        ...
+
+    async def remove_alias(self, name: str) -> bool:
+        """Remove an alias; return only after a durable commit. True once, then false, as for an alias that never was."""
+        ...
+
+
 class UsageStore(Protocol):
     """The usage counts, an optional part of a store.
 
@@ -331,7 +364,7 @@ class UsageStore(Protocol):
         ...
 
 
-class Store(RegistryStore, Coordination, SessionStore, WallLinkStore, UsageStore, Protocol):
+class Store(RegistryStore, Coordination, SessionStore, WallLinkStore, HostStore, UsageStore, Protocol):
     """The durable registry with all its parts: what the gateway works with. `plugins.completed` makes one of a store with fewer parts."""
 
 

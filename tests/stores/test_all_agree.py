@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from multiverse_gateway import GatewayError, Health, HealthState, ServerId, Store
+from multiverse_gateway.core.aliases import Alias
 from multiverse_gateway.core.servers import Capabilities, Metadata, WallLink
 from multiverse_gateway.stores.memory import MemoryStore
 from multiverse_gateway.stores.sqlite import SqliteStore
-from multiverse_gateway.testing.store import make_key, make_response, make_result, make_server, make_usage
+from multiverse_gateway.testing.store import make_host, make_key, make_response, make_result, make_server, make_usage
 from support.require import require
 from support.services import SECRET, PostgresServer
 
@@ -122,6 +123,16 @@ class Agreement(RuleBasedStateMachine):
         link = WallLink(id=name, name="Hall", digest="ab" * 32, created_at=float(ord(name)))
         self.both("save_wall_link", link) if is_saved else self.both("remove_wall_link", name)
 
+    @rule(host=st.sampled_from("xy"), servers=st.lists(SERVERS, max_size=3), is_saved=st.booleans())
+    def host(self, host: str, servers: list[Any], is_saved: bool) -> None:
+        owned = [attrs.evolve(server, host_id=host) for server in servers]
+        self.both("save_host", make_host(host), owned) if is_saved else self.both("remove_host", host)
+
+    @rule(name=st.sampled_from("ab"), is_saved=st.booleans())
+    def alias(self, name: str, is_saved: bool) -> None:
+        alias = Alias(name=name, models=("tiny",), created_at=1.0, updated_at=1.0)
+        self.both("save_alias", alias) if is_saved else self.both("remove_alias", name)
+
     @rule(keys=st.lists(st.sampled_from("abc"), max_size=3, unique=True), server=IDS, until=st.sampled_from([1.0, 1e10]))
     def responses(self, keys: list[str], server: str, until: float) -> None:
         self.both("save_responses", [make_response(key, server_id=server, until=until) for key in keys])
@@ -138,11 +149,11 @@ class Agreement(RuleBasedStateMachine):
             return
         model, real = self.run(self.model.load()), self.run(self.real.load())
         assert sorted(model.servers, key=lambda server: server.id) == sorted(real.servers, key=lambda server: server.id)
-        assert attrs.evolve(model, servers=(), version=0, keys=(), wall_links=()) == attrs.evolve(
-            real, servers=(), version=0, keys=(), wall_links=()
-        )
-        assert set(model.keys) == set(real.keys)
-        assert set(model.wall_links) == set(real.wall_links)
+        unordered = ("keys", "wall_links", "hosts", "aliases")
+        blank = {"servers": (), "version": 0, **dict.fromkeys(unordered, ())}
+        assert attrs.evolve(model, **blank) == attrs.evolve(real, **blank)
+        for name in unordered:
+            assert set(getattr(model, name)) == set(getattr(real, name)), name
         grown = (model.version, real.version)
         before = getattr(self, "versions", grown)
         assert (grown[0] > before[0]) == (grown[1] > before[1])

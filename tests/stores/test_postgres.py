@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 import anyio
+import attrs
 import click.testing
 import pytest
 
@@ -141,22 +142,24 @@ async def test_an_older_database_keeps_its_keys_and_learns_what_is_new(postgres:
     url = postgres.database()
     schema = url.rpartition("%3D")[2]
     plain = make_key("bob", daily_limit=None, max_at_once=0, is_bulk=False, hint=None, blocked_at=None)
-    server = make_server(opened_address=None)
+    server = make_server(opened_address=None, upstream_model=None)
     async with opened(url) as store:
         await store.save_key(plain)
         await store.save_server(server)
         await store.add_usage("first", [make_usage("2026-05-01")])
     postgres.execute(
-        f"alter table {schema}.servers drop column opened_address",
+        f"alter table {schema}.servers drop column opened_address, drop column upstream_model, drop column host_id",
         f"alter table {schema}.usage drop column canceled",
         f"alter table {schema}.client_keys drop column daily_limit, drop column max_at_once, drop column is_bulk, "
         "drop column hint, drop column blocked_at",
-        f"drop table {schema}.responses, {schema}.wall_links",
+        f"drop table {schema}.responses, {schema}.wall_links, {schema}.hosts, {schema}.aliases",
         f"delete from {schema}.migrations where name <> 'registry'",
     )
     async with opened(url) as store:
         registry = await store.load()
-        assert (registry.keys, registry.servers) == ((plain,), (server,))
+        (host,) = registry.hosts
+        assert (registry.keys, registry.servers) == ((plain,), (attrs.evolve(server, host_id=host.id),))
+        assert (host.endpoint_url, host.api_key, host.max_concurrency) == (server.endpoint_url, server.api_key, 3)
         await store.save_server(make_server())
         assert (await store.load()).servers == (make_server(),)
         await store.save_key(make_key())

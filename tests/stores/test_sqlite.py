@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import anyio
 import attrs
@@ -21,6 +22,7 @@ from sqlite_utils import Database
 
 from multiverse_gateway import GatewayError, Health, HealthState, ServerId, Settings, SettingsError, Store, WallLink
 from multiverse_gateway.core.errors import StorageRefused
+from multiverse_gateway.core.servers import Metadata
 from multiverse_gateway.core.usage import MAX_COUNT
 from multiverse_gateway.stores import sqlite, sqlite_connection, sqlite_copies, sqlite_schema, sqlite_statements
 from multiverse_gateway.stores.rows import health_row, healths_of, key_row, result_row, server_row, usage_row
@@ -236,7 +238,7 @@ def make_old(path: Path, next_step: str) -> None:
     vault = open_vault(path, None, may_create=True)
     columns = db.table("servers").columns_dict
     for name, removed_at in (("one", None), ("two", None), ("gone", 9.0)):
-        row = {**server_row(make_server(name, api_key=KEY, opened_address=None), vault), "removed_at": removed_at}
+        row = {**server_row(make_server(name, api_key=KEY, opened_address=None, upstream_model=None), vault), "removed_at": removed_at}
         db.table("servers").insert({column: value for column, value in row.items() if column in columns})
     db.table("health").insert(health_row(ServerId("one"), Health(state=HealthState.HEALTHY, last_checked_at=5.0, models=("tiny",))))
     db.table("results").insert_all(result_row(make_result("one", number)) for number in range(3))
@@ -253,10 +255,13 @@ async def test_an_old_file_keeps_everything_and_learns_what_is_new(tmp_path: Pat
     path = tmp_path / "registry.db"
     make_old(path, next_step)
     owner = make_server().owner_digest if next_step != "usage_and_keys" else None
-    servers = tuple(make_server(name, api_key=KEY, owner_digest=owner, opened_address=None) for name in ("one", "two"))
+    olds = [make_server(name, api_key=KEY, owner_digest=owner, opened_address=None, upstream_model=None) for name in ("one", "two")]
     store = await opened(path)
     registry = await store.load()
+    hosts = {host.endpoint_url: host for host in registry.hosts}
+    servers = tuple(attrs.evolve(old, host_id=hosts[old.endpoint_url].id) for old in olds)
     assert registry.servers == servers
+    assert [(host.api_key, host.max_concurrency) for host in hosts.values()] == [(KEY, 3)] * 2
     assert registry.health == {"one": Health(state=HealthState.HEALTHY, last_checked_at=5.0, models=("tiny",))}
     assert [server.id for server in await store.removed()] == ["gone"]
     assert [result.checked_at for result in await store.history(ServerId("one"), 9)] == [2.0, 1.0, 0.0]
@@ -280,6 +285,26 @@ async def test_an_old_file_keeps_everything_and_learns_what_is_new(tmp_path: Pat
     before = sqlite_copies.newest_backup(path)
     assert before is not None
     assert (before.name, sqlite_copies.contents(before).servers) == (f"registry.db.before-{min(STEPS[STEPS.index(next_step) :])}", 2)
+
+
+async def test_servers_of_an_older_version_are_grouped_by_host(tmp_path: Path) -> None:
+    """Those of one owner, URL and key belong together, also those that an older version registers later; the largest cap is the host's."""
+    path = tmp_path / "registry.db"
+    store = await opened(path)
+    facts: list[dict[str, Any]] = [{}, {"max_concurrency": 5}, {"api_key": None}, {"metadata": Metadata(student_id="other")}]
+    for number, fact in enumerate(facts):
+        await store.save_server(make_server(str(number), model_name=f"m{number}", endpoint_url="http://lab:1", **fact))
+    await store.aclose()
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("update servers set host_id = null")
+    store = await opened(path)
+    registry = await store.load()
+    groups = {tuple(s.id for s in registry.servers if s.host_id == host.id): host.max_concurrency for host in registry.hosts}
+    assert groups == {("0", "1"): 5, ("2",): 3, ("3",): 3}
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("update servers set host_id = null where id = '0'")
+    assert (await store.load()).servers[0].host_id == "0", "until this gateway starts again: an older one saved it meanwhile"
+    await store.aclose()
 
 
 async def test_keys_of_an_older_file_have_no_limit_at_once(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import attrs
 from msgspec import Meta
 
 ServerId = NewType("ServerId", str)
+HostId = NewType("HostId", str)
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9._:/@+-]{1,128}")
 MAX_CONCURRENCY = 4096
@@ -72,13 +73,15 @@ def is_among(model: str, names: Iterable[str]) -> bool:
 
 @attrs.frozen(kw_only=True)
 class Server:
-    """One model offered by one server: the unit that is routed to, probed and shown.
+    """One model offered by one host: the unit that is routed to and shown.
 
     `endpoint_url` is the canonical root (`core.addresses.Endpoint.url`), without `/v1`. `api_key` is the server's own key in clear
-    text; it never appears in `repr`, logs or answers. `generation` grows whenever the URL, the key or the model changes, so that
-    outcomes of an older one can be told apart. `owner_digest` is the SHA-256, in hexadecimal, of the token with which its owner may
-    change it. `opened_address` is the loopback address and port, such as "127.0.0.1:11434", that the operator opened for this server
-    alone (`core.addresses.with_opening`); a change of the URL closes it. Instants are epoch seconds.
+    text; it never appears in `repr`, logs or answers. Both are those of its host, `host_id` (`core.hosts.Host`); a server that an older
+    version registered is a host by itself, with its own id. `upstream_model` is what the engine calls the model, `None` for `model_name`.
+    `generation` grows whenever the URL, the key or a name of the model changes, so that outcomes of an older one can be told apart.
+    `owner_digest` is the SHA-256, in hexadecimal, of the token with which its owner may change it. `opened_address` is the loopback
+    address and port, such as "127.0.0.1:11434", that the operator opened for this server alone (`core.addresses.with_opening`); a change
+    of the URL closes it. Instants are epoch seconds.
     """
 
     id: ServerId
@@ -95,11 +98,18 @@ class Server:
     updated_at: float
     owner_digest: str | None = attrs.field(default=None, repr=False)
     opened_address: str | None = None
+    upstream_model: str | None = None
+    host_id: HostId = attrs.field(default=attrs.Factory(lambda server: HostId(server.id), takes_self=True))
+
+    @property
+    def asked_model(self) -> str:
+        """Return the name of the model that its engine is asked for."""
+        return self.upstream_model or self.model_name
 
 
-def identity(server: Server) -> tuple[str, str, str | None]:
+def identity(server: Server) -> tuple[str, str | None, str, str | None]:
     """Return what a verdict about a server depends on; a change of it begins a new generation."""
-    return server.model_name, server.endpoint_url, server.api_key
+    return server.model_name, server.upstream_model, server.endpoint_url, server.api_key
 
 
 @attrs.frozen(kw_only=True)

@@ -3,14 +3,17 @@
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import anyio
 import attrs
 
+from multiverse_gateway.core.aliases import Alias
 from multiverse_gateway.core.errors import AlreadyRegistered
 from multiverse_gateway.core.health import Health
-from multiverse_gateway.core.servers import ClientKey, Server, ServerId, WallLink
+from multiverse_gateway.core.hosts import Host
+from multiverse_gateway.core.servers import ClientKey, HostId, Server, ServerId, WallLink
 from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey, bounded
 from multiverse_gateway.protocols import ProbeResult, Registry, RegistryStore
@@ -61,6 +64,49 @@ class MemoryWallLinks:
         return True
 
 
+class MemoryHosts:
+    """The hosts and aliases of one process; `_version` grows with them. `registry` keeps the servers."""
+
+    def __init__(self, registry: RegistryStore) -> None:
+        self._registry = registry
+        self._version = 0
+        self._hosts: dict[HostId, Host] = {}
+        self._aliases: dict[str, Alias] = {}
+
+    async def save_host(self, host: Host, servers: Sequence[Server] = ()) -> None:
+        """Insert or replace a host and servers of it; none is saved if one is rejected, unless another process registers it meanwhile."""
+        kept = (await self._registry.load()).servers if servers else ()
+        for server in servers:
+            for other in kept:
+                if (other.model_name, other.endpoint_url) == (server.model_name, server.endpoint_url) and other.id != server.id:
+                    raise AlreadyRegistered(other.id)
+        for server in servers:
+            await self._registry.save_server(server)
+        self._hosts[host.id] = host
+        self._version += 1
+
+    async def remove_host(self, host_id: HostId) -> bool:
+        """Remove a host and its servers, and return whether there was anything to remove."""
+        owned = [server.id for server in (await self._registry.load()).servers if server.host_id == host_id]
+        removed = [await self._registry.remove_server(server_id) for server_id in owned]
+        if self._hosts.pop(host_id, None) is None:
+            return any(removed)
+        self._version += 1
+        return True
+
+    async def save_alias(self, alias: Alias) -> None:
+        """Insert or replace an alias."""
+        self._aliases[alias.name] = alias
+        self._version += 1
+
+    async def remove_alias(self, name: str) -> bool:
+        """Remove an alias, and return whether there was one."""
+        if self._aliases.pop(name, None) is None:
+            return False
+        self._version += 1
+        return True
+
+
 class MemoryUsage:
     """The usage counts of one process."""
 
@@ -92,12 +138,13 @@ class MemoryUsage:
         return sums
 
 
-class MemoryStore(MemorySessions, MemoryWallLinks, MemoryUsage):
+class MemoryStore(MemorySessions, MemoryWallLinks, MemoryHosts, MemoryUsage):
     """Keep everything in dictionaries; the model that the other stores are held against."""
 
     def __init__(self, wall: Callable[[], float] = time.time) -> None:
         MemorySessions.__init__(self, wall)
         MemoryWallLinks.__init__(self)
+        MemoryHosts.__init__(self, self)
         MemoryUsage.__init__(self)
         self._servers: dict[ServerId, Server] = {}
         self._removed: deque[Server] = deque(maxlen=REMOVED)
@@ -128,6 +175,8 @@ class MemoryStore(MemorySessions, MemoryWallLinks, MemoryUsage):
             keys=tuple(self._keys.values()),
             sessions=dict(self._sessions),
             wall_links=tuple(self._wall_links.values()),
+            hosts=tuple(self._hosts.values()),
+            aliases=tuple(self._aliases.values()),
         )
 
     async def save_server(self, server: Server) -> None:
@@ -137,13 +186,21 @@ class MemoryStore(MemorySessions, MemoryWallLinks, MemoryUsage):
             ServerNotFound: It was removed.
             AlreadyRegistered: Another one has its model and URL.
         """
+        self._servers = self._with(self._servers, server)
+        self._version += 1
+
+    def _with(self, servers: Mapping[ServerId, Server], server: Server) -> dict[ServerId, Server]:
         if any(removed.id == server.id for removed in self._removed):
             raise removed_meanwhile()
-        for other in self._servers.values():
+        for other in servers.values():
             if (other.model_name, other.endpoint_url) == (server.model_name, server.endpoint_url) and other.id != server.id:
                 raise AlreadyRegistered(other.id)
-        self._servers[server.id] = server
-        self._version += 1
+        return {**servers, server.id: server}
+
+    async def save_host(self, host: Host, servers: Sequence[Server] = ()) -> None:
+        """Insert or replace a host and servers of it, all or none."""
+        self._servers = reduce(self._with, servers, self._servers)
+        await super().save_host(host)
 
     async def remove_server(self, server_id: ServerId) -> bool:
         """Mark a server as removed, so that its id stays known."""
@@ -207,6 +264,32 @@ class MemoryStore(MemorySessions, MemoryWallLinks, MemoryUsage):
         """Do nothing: what was kept goes with the process."""
 
 
+class _Beside:
+    """A store that lacks a part, and that part of this process: `part` names the attributes of a `Registry` that it fills."""
+
+    _version: int
+
+    def __init__(self, store: RegistryStore) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def part(self) -> dict[str, Any]:
+        """Return what this process keeps."""
+        return {}
+
+    async def version(self) -> int:
+        """Return a number that grows with the store's own and with the part."""
+        return await self._store.version() + self._version
+
+    async def load(self) -> Registry:
+        """Return what the store keeps, with the part."""
+        version, part = self._version, self.part()
+        registry = await self._store.load()
+        return attrs.evolve(registry, version=registry.version + version, **part)
+
+
 class WithUsage(MemoryUsage):
     """A store that counts no use, and the counts of this process."""
 
@@ -218,46 +301,40 @@ class WithUsage(MemoryUsage):
         return getattr(self._store, name)
 
 
-class WithSessions(MemorySessions):
+class WithSessions(_Beside, MemorySessions):
     """A store that keeps no sessions, and those of this process, which are part of its registry."""
 
     def __init__(self, store: RegistryStore) -> None:
-        super().__init__()
-        self._store = store
+        MemorySessions.__init__(self)
+        _Beside.__init__(self, store)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    async def version(self) -> int:
-        """Return a number that grows with the store's own and with the sessions."""
-        return await self._store.version() + self._version
-
-    async def load(self) -> Registry:
-        """Return what the store keeps, with the sessions."""
-        opened, sessions = self._version, dict(self._sessions)
-        registry = await self._store.load()
-        return attrs.evolve(registry, version=registry.version + opened, sessions=sessions)
+    def part(self) -> dict[str, Any]:
+        """Return the sessions that are kept here."""
+        return {"sessions": dict(self._sessions)}
 
 
-class WithWallLinks(MemoryWallLinks):
+class WithWallLinks(_Beside, MemoryWallLinks):
     """A store that keeps no links to the wall view, and those of this process, which are part of its registry."""
 
     def __init__(self, store: RegistryStore) -> None:
-        super().__init__()
-        self._store = store
+        MemoryWallLinks.__init__(self)
+        _Beside.__init__(self, store)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
+    def part(self) -> dict[str, Any]:
+        """Return the links that are kept here."""
+        return {"wall_links": tuple(self._wall_links.values())}
 
-    async def version(self) -> int:
-        """Return a number that grows with the store's own and with the links."""
-        return await self._store.version() + self._version
 
-    async def load(self) -> Registry:
-        """Return what the store keeps, with the links."""
-        saved, links = self._version, tuple(self._wall_links.values())
-        registry = await self._store.load()
-        return attrs.evolve(registry, version=registry.version + saved, wall_links=links)
+class WithHosts(_Beside, MemoryHosts):
+    """A store that keeps no hosts, and the hosts and aliases of this process, which are part of its registry."""
+
+    def __init__(self, store: RegistryStore) -> None:
+        MemoryHosts.__init__(self, store)
+        _Beside.__init__(self, store)
+
+    def part(self) -> dict[str, Any]:
+        """Return the hosts and aliases that are kept here."""
+        return {"hosts": tuple(self._hosts.values()), "aliases": tuple(self._aliases.values())}
 
 
 def create(settings: Settings) -> MemoryStore:

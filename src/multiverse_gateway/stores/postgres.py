@@ -17,10 +17,12 @@ from typing import LiteralString
 import anyio
 import anyio.to_thread
 import attrs
+import psycopg.sql
 
-from multiverse_gateway.core.errors import AlreadyRegistered
+from multiverse_gateway.core.aliases import Alias
 from multiverse_gateway.core.health import Health
-from multiverse_gateway.core.servers import ClientKey, Server, ServerId, WallLink
+from multiverse_gateway.core.hosts import Host
+from multiverse_gateway.core.servers import ClientKey, HostId, Server, ServerId, WallLink
 from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import MAX_COUNT, Usage
 from multiverse_gateway.holders import is_gone
@@ -28,7 +30,18 @@ from multiverse_gateway.protocols import ProbeResult, Registry
 from multiverse_gateway.settings import Settings, SettingsError
 from multiverse_gateway.stores.postgres_database import Cursor, PostgresDatabase, Row, conninfo
 from multiverse_gateway.stores.postgres_schema import migrate, refuse_encoding
-from multiverse_gateway.stores.postgres_statements import all_rows, bump_version, clock, kept_secret, save_results, upsert, version_of
+from multiverse_gateway.stores.postgres_statements import (
+    all_rows,
+    bump_version,
+    clock,
+    group_by_host,
+    kept_secret,
+    remove_servers,
+    save_results,
+    save_server,
+    upsert,
+    version_of,
+)
 from multiverse_gateway.stores.rows import (
     BATCH_SECONDS,
     LONGEST_LEASE,
@@ -38,8 +51,12 @@ from multiverse_gateway.stores.rows import (
     Servers,
     SqlDialect,
     adding_usage,
+    alias_of_row,
+    alias_row,
     health_row,
     healths_of,
+    host_of_row,
+    host_row,
     is_news,
     kept,
     key_of,
@@ -53,7 +70,6 @@ from multiverse_gateway.stores.rows import (
     usage_row,
     wall_link_of,
 )
-from multiverse_gateway.stores.store_errors import removed_meanwhile
 from multiverse_gateway.stores.vault import Vault
 
 KEY_CHECK = "backend_key_check"
@@ -87,6 +103,7 @@ class PostgresStore:
         await refuse_encoding(cursor)
         await migrate(cursor)
         await self._check_keys(cursor)
+        await group_by_host(cursor, self.vault)
 
     async def _check_keys(self, cursor: Cursor) -> None:
         """Reject a secret other than the one that the keys were sealed with, and seal again what an older one of ours sealed."""
@@ -94,11 +111,13 @@ class PostgresStore:
         self.vault.unseal(check)
         if not self.vault.is_newest(check):
             await cursor.execute("update secrets set value = %s where name = %s", [self.vault.seal(""), KEY_CHECK])
-        await cursor.execute("select id, api_key from servers where api_key is not null")
-        for row in await cursor.fetchall():
-            key = self.vault.unseal(row["api_key"])
-            if not self.vault.is_newest(row["api_key"]):
-                await cursor.execute("update servers set api_key = %s where id = %s", [self.vault.seal(key), row["id"]])
+        for table in map(psycopg.sql.Identifier, ("servers", "hosts")):
+            query = psycopg.sql.SQL("select id, api_key from {} where api_key is not null").format(table)
+            update = psycopg.sql.SQL("update {} set api_key = %s where id = %s").format(table)
+            for row in await all_rows(cursor, query):
+                key = self.vault.unseal(row["api_key"])
+                if not self.vault.is_newest(row["api_key"]):
+                    await cursor.execute(update, [self.vault.seal(key), row["id"]])
 
     async def aclose(self) -> None:
         """Close all connections to the database."""
@@ -136,9 +155,15 @@ class PostgresStore:
             keys = await all_rows(cursor, "select * from client_keys order by created_at, id")
             sessions = await all_rows(cursor, "select * from sessions")
             links = await all_rows(cursor, "select * from wall_links order by created_at, id")
+            hosts = await all_rows(cursor, "select * from hosts order by created_at, id")
+            aliases = await all_rows(cursor, "select * from aliases order by created_at, name")
         registry = await anyio.to_thread.run_sync(self._registry, version, servers, health, keys)
         return attrs.evolve(
-            registry, sessions={row["digest"]: row["until"] for row in sessions}, wall_links=tuple(map(wall_link_of, links))
+            registry,
+            sessions={row["digest"]: row["until"] for row in sessions},
+            wall_links=tuple(map(wall_link_of, links)),
+            hosts=tuple(host_of_row(row, self.vault) for row in hosts),
+            aliases=tuple(map(alias_of_row, aliases)),
         )
 
     def _registry(self, version: int, servers: list[Row], health: list[Row], keys: list[Row]) -> Registry:
@@ -163,33 +188,58 @@ class PostgresStore:
             AlreadyRegistered: Another server has this model and URL.
             StorageUnavailable: It cannot be saved, or it is not known whether it was; saving it again is safe.
         """
-        row = server_row(server, self.vault)
         async with self._changing() as cursor:
-            if await all_rows(cursor, "select 1 from servers where id = %s and removed_at is not null", [server.id]):
-                raise removed_meanwhile()
-            query: LiteralString = "select id from servers where model_name = %s and endpoint_url = %s and id <> %s and removed_at is null"
-            others = await all_rows(cursor, query, [server.model_name, server.endpoint_url, server.id])
-            if others:
-                raise AlreadyRegistered(others[0]["id"])
-            await cursor.execute(upsert("servers", row, "id"), row)
+            await save_server(cursor, server_row(server, self.vault))
             await bump_version(cursor)
 
     async def remove_server(self, server_id: ServerId) -> bool:
         """Remove a server softly; its key and its owner's token are forgotten."""
         async with self._changing() as cursor:
-            await cursor.execute(
-                "update servers set removed_at = extract(epoch from clock_timestamp()), api_key = null, owner_digest = null "
-                "where id = %s and removed_at is null",
-                [server_id],
-            )
+            is_removed = await remove_servers(cursor, [server_id])
+            if is_removed:
+                await bump_version(cursor)
+        return is_removed
+
+    async def save_host(self, host: Host, servers: Sequence[Server] = ()) -> None:
+        """Insert or replace a host and servers of it, in one transaction.
+
+        Raises:
+            ServerNotFound: One of them was removed.
+            AlreadyRegistered: Another server has the model and URL of one of them.
+            StorageUnavailable: They cannot be saved, or it is not known whether they were; saving them again is safe.
+        """
+        row = host_row(host, self.vault)
+        async with self._changing() as cursor:
+            for server in servers:
+                await save_server(cursor, server_row(server, self.vault))
+            await cursor.execute(upsert("hosts", row, "id"), row)
+            await bump_version(cursor)
+
+    async def remove_host(self, host_id: HostId) -> bool:
+        """Remove a host and its servers; their keys are forgotten."""
+        async with self._changing() as cursor:
+            query: LiteralString = "select id from servers where coalesce(host_id, id) = %s and removed_at is null"
+            owned = [row["id"] for row in await all_rows(cursor, query, [host_id])]
+            are_removed = await remove_servers(cursor, owned)
+            await cursor.execute("delete from hosts where id = %s", [host_id])
+            is_removed = cursor.rowcount > 0 or are_removed
+            if is_removed:
+                await bump_version(cursor)
+        return is_removed
+
+    async def save_alias(self, alias: Alias) -> None:
+        """Insert or replace an alias."""
+        row = alias_row(alias)
+        async with self._changing() as cursor:
+            await cursor.execute(upsert("aliases", row, "name"), row)
+            await bump_version(cursor)
+
+    async def remove_alias(self, name: str) -> bool:
+        """Remove an alias; harmless if it is not known."""
+        async with self._changing() as cursor:
+            await cursor.execute("delete from aliases where name = %s", [name])
             is_removed = cursor.rowcount > 0
             if is_removed:
-                await cursor.execute("delete from health where server_id = %s", [server_id])
-                await cursor.execute(
-                    "delete from results where server_id in "
-                    "(select id from servers where removed_at is not null order by removed_at desc offset %s)",
-                    [REMOVED],
-                )
                 await bump_version(cursor)
         return is_removed
 

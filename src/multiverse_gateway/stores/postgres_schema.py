@@ -53,9 +53,30 @@ MIGRATIONS: Mapping[str, LiteralString] = {
     "canceled_requests": "alter table usage add column canceled bigint not null default 0",
     "key_hints_and_blocks": "alter table client_keys add column hint text, add column blocked_at float8",
     "opened_addresses": "alter table servers add column opened_address text",
+    "hosts": """
+        alter table servers add column upstream_model text, add column host_id text;
+        create table hosts (
+            id text primary key, endpoint_url text not null, api_key text, owner text, max_concurrency integer, offers text not null,
+            created_at float8 not null, updated_at float8 not null
+        );
+        create table aliases (name text primary key, models text not null, created_at float8 not null, updated_at float8 not null)
+    """,
 }
 """The steps from an empty schema to ours, in order."""
-TABLES = ("servers", "health", "results", "secrets", "client_keys", "usage", "sessions", "responses", "wall_links", "counters")
+TABLES = (
+    "servers",
+    "hosts",
+    "aliases",
+    "health",
+    "results",
+    "secrets",
+    "client_keys",
+    "usage",
+    "sessions",
+    "responses",
+    "wall_links",
+    "counters",
+)
 """What makes up a registry; leases and batches are of the moment."""
 
 _log = logging.getLogger("multiverse_gateway.registry")

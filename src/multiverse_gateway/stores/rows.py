@@ -1,6 +1,7 @@
 """What stands in the rows of every SQL database: one form of a server, its health and its checks, whatever engine keeps them."""
 
 import re
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -9,8 +10,10 @@ import attrs
 import cattrs
 import msgspec
 
+from multiverse_gateway.core.aliases import Alias
 from multiverse_gateway.core.health import SHARED, Health, HealthState
-from multiverse_gateway.core.servers import Capabilities, ClientKey, Metadata, Server, ServerId, WallLink
+from multiverse_gateway.core.hosts import Host, grouped, host_of
+from multiverse_gateway.core.servers import Capabilities, ClientKey, HostId, Metadata, Server, ServerId, WallLink
 from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import MAX_COUNT, Counts, Usage, UsageKey, bounded
 from multiverse_gateway.protocols import ProbeResult
@@ -37,6 +40,9 @@ USAGE_KEY = tuple(field.name for field in attrs.fields(UsageKey))
 USAGE_COUNTS = tuple(field.name for field in attrs.fields(Counts))
 
 
+_HOST = tuple(field.name for field in attrs.fields(Host))
+
+
 def _json(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
@@ -59,10 +65,42 @@ def server_of(row: Mapping[str, Any], vault: Vault) -> Server:
         StorageUnavailable: Its key was sealed with a secret that the vault does not have.
     """
     facts = {name: row[name] for name in _SERVER}
+    facts["host_id"] = row["host_id"] or row["id"]
     facts["api_key"] = vault.unseal(row["api_key"])
     facts["capabilities"] = cattrs.structure(msgspec.json.decode(row["capabilities"]), Capabilities)
     facts["metadata"] = cattrs.structure(msgspec.json.decode(row["metadata"]), Metadata)
     return Server(**facts)
+
+
+def host_row(host: Host, vault: Vault) -> dict[str, object]:
+    """Return the row of a host, its key sealed."""
+    return {**attrs.asdict(host), "api_key": vault.seal(host.api_key), "offers": _json(host.offers)}
+
+
+def host_of_row(row: Mapping[str, Any], vault: Vault) -> Host:
+    """Read a host.
+
+    Raises:
+        StorageUnavailable: Its key was sealed with a secret that the vault does not have.
+    """
+    facts = {name: row[name] for name in _HOST}
+    return Host(**{**facts, "api_key": vault.unseal(row["api_key"]), "offers": tuple(msgspec.json.decode(row["offers"]))})
+
+
+def alias_row(alias: Alias) -> dict[str, object]:
+    """Return the row of an alias."""
+    return {**attrs.asdict(alias), "models": _json(alias.models)}
+
+
+def alias_of_row(row: Mapping[str, Any]) -> Alias:
+    """Return the alias that a row holds."""
+    return Alias(**{**dict(row), "models": tuple(msgspec.json.decode(row["models"]))})
+
+
+def first_hosts(rows: Iterable[Mapping[str, Any]], vault: Vault) -> list[tuple[Host, list[ServerId]]]:
+    """Return the hosts of servers that an older version registered, each with its servers' ids."""
+    groups = grouped(server_of(row, vault) for row in rows)
+    return [(host_of(group, HostId(str(uuid.uuid4()))), [server.id for server in group]) for group in groups]
 
 
 class Servers:

@@ -21,9 +21,11 @@ import anyio
 import anyio.to_thread
 from sqlite_utils import Database
 
+from multiverse_gateway.core.aliases import Alias
 from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.core.health import Health
-from multiverse_gateway.core.servers import ClientKey, Server, ServerId, WallLink
+from multiverse_gateway.core.hosts import Host
+from multiverse_gateway.core.servers import ClientKey, HostId, Server, ServerId, WallLink
 from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import MAX_COUNT, Usage
 from multiverse_gateway.holders import new_holder
@@ -36,7 +38,10 @@ from multiverse_gateway.stores.rows import (
     REMOVED,
     USAGE_KEY,
     Servers,
+    alias_of_row,
     healths_of,
+    host_of_row,
+    host_row,
     key_of,
     response_of,
     result_of,
@@ -230,18 +235,20 @@ class SqliteStore:
                 migrations.apply(db)
 
     def _vault_for(self, db: Database) -> Vault:
-        """Make the vault, decrypt every key with it, and encrypt again what older secrets encrypted."""
-        query = "select id, api_key from servers where api_key is not null"
-        sealed = {row["id"]: row["api_key"] for row in db.query(query)}
+        """Make the vault, decrypt every key with it, encrypt again what older secrets encrypted, and group servers by host."""
+        sealed = [
+            (table, row["id"], row["api_key"])
+            for table in ("servers", "hosts")
+            for row in db.query(f"select id, api_key from {table} where api_key is not null")  # noqa: S608  our own names
+        ]
         vault = open_vault(self.path, self._secret, may_create=not sealed)
-        keys = {server_id: vault.unseal(key) for server_id, key in sealed.items()}
-        old = {server_id: key for server_id, key in sealed.items() if not vault.is_newest(key)}
-        if old:
+        old = [(table, row_id, key, vault.unseal(key)) for table, row_id, key in sealed if not vault.is_newest(key)]
+        if old or statements.has_ungrouped(db):
             with transaction(db):
-                for server_id, before in old.items():
-                    db.execute(
-                        "update servers set api_key = ? where id = ? and api_key = ?", [vault.seal(keys[server_id]), server_id, before]
-                    )
+                for table, row_id, before, key in old:
+                    update = f"update {table} set api_key = ? where id = ? and api_key = ?"  # noqa: S608  our own names
+                    db.execute(update, [vault.seal(key), row_id, before])
+                statements.group_by_host(db, vault)
         return vault
 
     async def aclose(self) -> None:
@@ -280,8 +287,17 @@ class SqliteStore:
         keys = tuple(key_of(row) for row in db.query("select * from client_keys order by created_at, id"))
         sessions = dict(db.execute("select digest, until from sessions").fetchall())
         links = tuple(wall_link_of(row) for row in db.query("select * from wall_links order by created_at, id"))
-        version = statements.version_of(db)
-        return Registry(version=version, servers=servers, health=health, keys=keys, sessions=sessions, wall_links=links)
+        vault = _known(self._vault)
+        return Registry(
+            version=statements.version_of(db),
+            servers=servers,
+            health=health,
+            keys=keys,
+            sessions=sessions,
+            wall_links=links,
+            hosts=tuple(host_of_row(row, vault) for row in db.query("select * from hosts order by created_at, id")),
+            aliases=tuple(alias_of_row(row) for row in db.query("select * from aliases order by created_at, name")),
+        )
 
     async def removed(self) -> Sequence[Server]:
         """Return the removed servers, newest first; their keys are forgotten."""
@@ -302,6 +318,30 @@ class SqliteStore:
     async def remove_server(self, server_id: ServerId) -> bool:
         """Remove a server softly; its key is forgotten."""
         return await self._write(lambda db: statements.remove_server(db, server_id, self._wall()))
+
+    async def save_host(self, host: Host, servers: Sequence[Server] = ()) -> None:
+        """Insert or replace a host and servers of it, in one transaction.
+
+        Raises:
+            ServerNotFound: One of them was removed.
+            AlreadyRegistered: Another server has the model and URL of one of them.
+            StorageUnavailable: They cannot be saved.
+        """
+        vault = _known(self._vault)
+        row, rows = host_row(host, vault), [server_row(server, vault) for server in servers]
+        await self._write(lambda db: statements.save_host(db, row, rows))
+
+    async def remove_host(self, host_id: HostId) -> bool:
+        """Remove a host and its servers; their keys are forgotten."""
+        return await self._write(lambda db: statements.remove_host(db, host_id, self._wall()))
+
+    async def save_alias(self, alias: Alias) -> None:
+        """Insert or replace an alias."""
+        await self._write(lambda db: statements.save_alias(db, alias))
+
+    async def remove_alias(self, name: str) -> bool:
+        """Remove an alias; harmless if it is not known."""
+        return await self._write(lambda db: statements.remove_alias(db, name))
 
     # Health
 

@@ -259,7 +259,7 @@ def dump_tables(path: Path, secret: str | None, tables: Sequence[str]) -> dict[s
         vault = open_vault(path, secret, may_create=False)
     except OSError as error:
         raise StorageUnavailable(f"{key_file(path)} cannot be read: {error.strerror}") from error
-    for row in rows["servers"]:
+    for row in (row for table in rows.values() for row in table if "api_key" in row):
         row["api_key"] = vault.unseal(row["api_key"])
     if "usage" in rows:
         rows["usage"] = [bounded_counts(row) for row in rows["usage"]]

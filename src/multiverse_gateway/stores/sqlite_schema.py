@@ -21,6 +21,7 @@ KNOWN = frozenset(
         "canceled_requests",
         "key_hints_and_blocks",
         "opened_addresses",
+        "hosts",
     }
 )
 """The names of our migrations."""
@@ -148,6 +149,27 @@ def key_hints_and_blocks(db: Database) -> None:
 def opened_addresses(db: Database) -> None:
     """Add the loopback address that the operator opened for a server; servers that exist have none."""
     db.table("servers").add_column("opened_address", str)
+
+
+@migrations()
+def hosts(db: Database) -> None:
+    """Add the hosts, the names of models at their engines, and the aliases; the store groups the servers by host when it is opened."""
+    db.table("servers").add_column("upstream_model", str)
+    db.table("servers").add_column("host_id", str)
+    db.table("hosts").create(
+        {
+            "id": str,
+            "endpoint_url": str,
+            "api_key": str,
+            "owner": str,
+            "max_concurrency": int,
+            "offers": str,
+            "created_at": float,
+            "updated_at": float,
+        },
+        pk="id",
+    )
+    db.table("aliases").create({"name": str, "models": str, "created_at": float, "updated_at": float}, pk="name")
 
 
 @attrs.frozen

@@ -6,9 +6,10 @@ from typing import Any
 import attrs
 from sqlite_utils import Database
 
+from multiverse_gateway.core.aliases import Alias
 from multiverse_gateway.core.errors import AlreadyRegistered
 from multiverse_gateway.core.health import Health
-from multiverse_gateway.core.servers import ClientKey, ServerId, WallLink
+from multiverse_gateway.core.servers import ClientKey, HostId, ServerId, WallLink
 from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import Usage
 from multiverse_gateway.holders import is_gone
@@ -21,8 +22,11 @@ from multiverse_gateway.stores.rows import (
     REMOVED,
     SqlDialect,
     adding_usage,
+    alias_row,
+    first_hosts,
     health_row,
     healths_of,
+    host_row,
     is_news,
     kept,
     key_row,
@@ -31,6 +35,7 @@ from multiverse_gateway.stores.rows import (
     usage_row,
 )
 from multiverse_gateway.stores.store_errors import removed_meanwhile
+from multiverse_gateway.stores.vault import Vault
 
 DIALECT = SqlDialect(placeholder=":{}", integer="integer", least="min", most="max")
 
@@ -79,6 +84,58 @@ def remove_server(db: Database, server_id: ServerId, wall: float) -> bool:
             "(select id from servers where removed_at is not null order by removed_at desc limit -1 offset ?)",
             [REMOVED],
         )
+        bump_version(db)
+    return is_removed
+
+
+def save_host(db: Database, row: Mapping[str, Any], servers: Sequence[Mapping[str, Any]]) -> None:
+    """Insert or replace a host and servers of it.
+
+    Raises:
+        ServerNotFound: One of them was removed.
+        AlreadyRegistered: Another server has the model and URL of one of them.
+    """
+    for server in servers:
+        save_server(db, server)
+    db.table("hosts").upsert(dict(row), pk="id")
+    bump_version(db)
+
+
+def remove_host(db: Database, host_id: HostId, wall: float) -> bool:
+    """Remove a host and its servers, and return whether there was anything to remove."""
+    owned = db.execute("select id from servers where coalesce(host_id, id) = ? and removed_at is null", [host_id]).fetchall()
+    removed = [remove_server(db, server_id, wall) for (server_id,) in owned]
+    is_removed = db.execute("delete from hosts where id = ?", [host_id]).rowcount > 0
+    if is_removed:
+        bump_version(db)
+    return is_removed or any(removed)
+
+
+def has_ungrouped(db: Database) -> bool:
+    """Return whether an older version registered servers since the registry was opened last."""
+    return db.execute("select 1 from servers where host_id is null and removed_at is null limit 1").fetchone() is not None
+
+
+def group_by_host(db: Database, vault: Vault) -> None:
+    """Give the servers that an older version registered their hosts."""
+    for host, server_ids in first_hosts(
+        db.query("select * from servers where host_id is null and removed_at is null order by registered_at, id"), vault
+    ):
+        db.table("hosts").insert(host_row(host, vault))
+        db.conn.executemany("update servers set host_id = ? where id = ?", [(host.id, server_id) for server_id in server_ids])
+        bump_version(db)
+
+
+def save_alias(db: Database, alias: Alias) -> None:
+    """Insert or replace an alias."""
+    db.table("aliases").upsert(alias_row(alias), pk="name")
+    bump_version(db)
+
+
+def remove_alias(db: Database, name: str) -> bool:
+    """Remove an alias, and return whether there was one."""
+    is_removed = db.execute("delete from aliases where name = ?", [name]).rowcount > 0
+    if is_removed:
         bump_version(db)
     return is_removed
 

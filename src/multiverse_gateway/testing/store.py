@@ -6,9 +6,11 @@ import anyio
 import attrs
 import pytest
 
+from multiverse_gateway.core.aliases import Alias
 from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound
 from multiverse_gateway.core.health import Health, HealthState
-from multiverse_gateway.core.servers import Capabilities, ClientKey, Metadata, Server, ServerId, WallLink
+from multiverse_gateway.core.hosts import Host
+from multiverse_gateway.core.servers import Capabilities, ClientKey, HostId, Metadata, Server, ServerId, WallLink
 from multiverse_gateway.core.stored import StoredResponse
 from multiverse_gateway.core.usage import MAX_COUNT, Counts, Usage, UsageKey
 from multiverse_gateway.protocols import ProbeResult, Store
@@ -30,8 +32,25 @@ def make_server(name: str = "one", **facts: object) -> Server:
         "updated_at": 2.5,
         "owner_digest": "ab" * 32,
         "opened_address": "127.0.0.1:11434",
+        "upstream_model": "org/Tiny 1 (q4)",
+        "host_id": HostId(f"host of {name}"),
     }
     return Server(**{**values, **facts})  # type: ignore[arg-type]
+
+
+def make_host(name: str = "host", **facts: object) -> Host:
+    """Return a host with every field set."""
+    values: dict[str, object] = {
+        "id": HostId(name),
+        "endpoint_url": f"http://{name}.example:8000",
+        "api_key": "the host's own key",
+        "owner": "Jürgen",
+        "max_concurrency": 3,
+        "offers": ("qwen*", "tiny"),
+        "created_at": 1.5,
+        "updated_at": 2.5,
+    }
+    return Host(**{**values, **facts})  # type: ignore[arg-type]
 
 
 def make_result(server_id: str, number: int = 0, *, passed: bool = True) -> ProbeResult:
@@ -275,6 +294,44 @@ class SessionStoreContract:
 
 class WallLinkStoreContract:
     """What a store must do that keeps the links to the wall view. Subclass it like `RegistryStoreContract`."""
+
+    async def test_a_host_is_kept_with_its_servers(self, store: Store) -> None:
+        """All or none is saved; removing the host removes them all, and another host's server stays."""
+        host = make_host()
+        servers = [make_server(name, host_id=host.id) for name in ("one", "two")]
+        before = await store.version()
+        await store.save_host(host, servers)
+        await store.save_server(make_server("another"))
+        assert await store.version() > before
+        registry = await store.load()
+        assert (registry.hosts, registry.hosts[0].api_key) == ((host,), "the host's own key")
+        assert {server.id: server.host_id for server in registry.servers} == {"one": "host", "two": "host", "another": "host of another"}
+        changed = make_host(api_key=None, max_concurrency=None, offers=(), owner=None)
+        await store.save_host(changed)
+        assert ((await store.load()).hosts, len((await store.load()).servers)) == ((changed,), 3)
+        with pytest.raises(AlreadyRegistered):
+            await store.save_host(host, [make_server("fourth"), make_server("third", endpoint_url="http://one.example:8000")])
+        assert ((await store.load()).hosts, len((await store.load()).servers)) == ((changed,), 3)
+        assert await store.remove_host(host.id)
+        assert not await store.remove_host(host.id)
+        registry = await store.load()
+        assert (registry.hosts, [server.id for server in registry.servers]) == ((), ["another"])
+        assert {server.id for server in await store.removed()} == {"one", "two"}
+        assert await store.remove_host(HostId("host of another")), "a host that was never saved is its servers"
+        assert (await store.load()).servers == ()
+
+    async def test_an_alias_is_kept_until_it_is_removed(self, store: Store) -> None:
+        """There is one of each name, the one that was saved last."""
+        aliases = tuple(Alias(name=name, models=("qwen3:8b", "tiny"), created_at=at, updated_at=at) for at, name in enumerate("ab"))
+        before = await store.version()
+        for alias in reversed(aliases):
+            await store.save_alias(alias)
+        await store.save_alias(changed := attrs.evolve(aliases[0], models=("tiny",), updated_at=5.0))
+        assert await store.version() > before
+        assert set((await store.load()).aliases) == {changed, aliases[1]}
+        assert await store.remove_alias("b")
+        assert not await store.remove_alias("b")
+        assert (await store.load()).aliases == (changed,)
 
     async def test_a_wall_link_works_until_it_is_removed(self, store: Store) -> None:
         """The version grows with it; a link can be removed once."""

@@ -1,0 +1,84 @@
+"""Hosts: one engine on one computer each, with the models that it offers. The model of a host that is routed to is a `Server`."""
+
+from collections.abc import Iterable, Sequence
+
+import attrs
+
+from multiverse_gateway.core.servers import HostId, Server
+
+ALL = "*"
+"""The pattern of an offer that every model matches."""
+
+
+@attrs.frozen(kw_only=True)
+class Host:
+    """One engine on one computer: where it is reached, who owns it, and how much it can do at a time.
+
+    `endpoint_url` is the canonical root, without `/v1`; `api_key` is the engine's own key in clear text, and never appears in `repr`, logs
+    or answers. `owner` is what the owner is called (`Metadata.student_id`). `max_concurrency` bounds the requests that run on all its
+    servers together, `None` for any number. `offers` are the patterns of the models that it offers (`*` stands for any text); without any
+    it offers the models that were registered by name. Instants are epoch seconds.
+    """
+
+    id: HostId
+    endpoint_url: str
+    api_key: str | None = attrs.field(default=None, repr=False)
+    owner: str | None = None
+    max_concurrency: int | None = None
+    offers: tuple[str, ...] = ()
+    created_at: float
+    updated_at: float
+
+
+HostIdentity = tuple[str | None, str, str | None]
+"""Owner, URL and key: servers that have all three in common belong to one host."""
+
+
+def host_identity(server: Server) -> HostIdentity:
+    """Return what a server has in common with the others of its host."""
+    return server.metadata.student_id, server.endpoint_url, server.api_key
+
+
+def host_of(servers: Sequence[Server], host_id: HostId) -> Host:
+    """Return a host that was not stored, as its servers show it; its cap is the largest of theirs.
+
+    >>> server = Server(id="a", model_name="m", endpoint_url="http://a", max_concurrency=2, registered_at=1, created_at=1, updated_at=1)
+    >>> host_of([server, attrs.evolve(server, max_concurrency=4)], "host").max_concurrency
+    4
+    >>> host_of([server, attrs.evolve(server, max_concurrency=None)], "host").max_concurrency is None
+    True
+    """
+    owner, endpoint_url, api_key = host_identity(servers[0])
+    caps = [server.max_concurrency for server in servers]
+    return Host(
+        id=host_id,
+        endpoint_url=endpoint_url,
+        api_key=api_key,
+        owner=owner,
+        max_concurrency=None if None in caps else max(cap for cap in caps if cap is not None),
+        created_at=min(server.created_at for server in servers),
+        updated_at=max(server.updated_at for server in servers),
+    )
+
+
+def grouped(servers: Iterable[Server]) -> list[list[Server]]:
+    """Return servers by host, those with one `host_identity` together, in the order of the first of each.
+
+    >>> make = lambda name, url: Server(id=name, model_name=name, endpoint_url=url, registered_at=0, created_at=0, updated_at=0)
+    >>> [[server.id for server in group] for group in grouped([make("a", "http://x"), make("b", "http://y"), make("c", "http://x")])]
+    [['a', 'c'], ['b']]
+    """
+    groups: dict[HostIdentity, list[Server]] = {}
+    for server in servers:
+        groups.setdefault(host_identity(server), []).append(server)
+    return list(groups.values())
+
+
+def all_hosts(servers: Iterable[Server], stored: Iterable[Host]) -> dict[HostId, Host]:
+    """Return every host by id: those that are stored and offer anything, and those of servers whose host is not stored."""
+    known = {host.id: host for host in stored}
+    by_host: dict[HostId, list[Server]] = {}
+    for server in servers:
+        by_host.setdefault(server.host_id, []).append(server)
+    hosts = {host_id: known.get(host_id) or host_of(group, host_id) for host_id, group in by_host.items()}
+    return hosts | {host.id: host for host in known.values() if host.offers}
