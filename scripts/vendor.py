@@ -21,7 +21,6 @@ LANGUAGES = ("bash", "cpp", "java", "json", "python", "sql", "typescript", "xml"
 """Languages whose code is highlighted in answers; `highlight.js` in our scripts names each and its aliases."""
 PACKAGES = {
     "htmx.org@2.0.11": {"dist/htmx.min.js": "htmx.min.js"},
-    "htmx-ext-sse@2.2.4": {"dist/sse.min.js": "sse.min.js"},
     "@picocss/pico@2.1.1": {"css/pico.min.css": "pico.min.css"},
     "swagger-ui-dist@5.35.0": {"swagger-ui-bundle.js": "swagger-ui-bundle.js", "swagger-ui.css": "swagger-ui.css"},
     "markdown-it@15.0.3": {"dist/browser/markdown-it.umd.min.js": "markdown-it.min.js"},

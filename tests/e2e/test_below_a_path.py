@@ -110,14 +110,14 @@ def test_every_page_links_below_the_path(client: httpx2.Client, gateway: Gateway
     for page in PAGES:
         answer = client.get(page)
         assert answer.status_code == 200, page
-        found |= set(re.findall(r'(?:href|src|action|hx-get|hx-post|sse-connect|data-post|data-poll)="([^"]+)"', answer.text))
+        found |= set(re.findall(r'(?:href|src|action|hx-get|hx-post|content|data-post|data-poll)="([^"]+)"', answer.text))
     local = {unescape(link) for link in found if not link.startswith(("#", "http", "?", "data:"))}
     assert {f"{ROOT}/dashboard", f"{ROOT}/v1/chat/completions", f"{ROOT}/openapi.json"} <= local
     assert all(link.startswith(f"{ROOT}/") for link in local), sorted(local)
     for link in sorted(link for link in local if "/static/" in link):
         assert client.get(link.removeprefix(ROOT)).status_code == 200, link
     assert client.get("/openapi.json").json()["servers"][0]["url"] == ROOT
-    with client.stream("GET", "/dashboard/live", headers={"accept": "text/event-stream"}) as live:
+    with client.stream("GET", "/live?of=dashboard", headers={"accept": "text/event-stream"}) as live:
         assert live.headers["content-type"].startswith("text/event-stream")
     lost = client.get("/nothing-here")
     assert lost.status_code == 404

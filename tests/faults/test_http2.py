@@ -173,7 +173,7 @@ def test_windows_that_stay_closed(stage: Stage, path: str) -> None:
 ANSWERS: dict[str, Callable[[Stage], tuple[str, str, bytes | None, list[tuple[str, str]]]]] = {
     "page": lambda stage: ("GET", "/dashboard", None, []),
     "small page": lambda stage: ("GET", "/livez", None, []),
-    "live page": lambda stage: ("GET", "/dashboard/live", None, []),
+    "live page": lambda stage: ("GET", "/live?of=dashboard", None, []),
     "admin": lambda stage: ("GET", "/admin/servers", None, [("x-api-key", stage.gateway.admin_key)]),
     "export": lambda stage: ("GET", "/admin/export", None, [("x-api-key", stage.gateway.admin_key)]),
     "models": lambda stage: ("GET", "/v1/models", None, []),
@@ -291,7 +291,7 @@ def test_answers_that_are_left(stage: Stage, way: str, window: int) -> None:
     clients = [stage.connect(window=window) for _ in range(3)]
     for client in clients:
         streams = [client.ask("GET", ASSET) for _ in range(20)]
-        streams += [client.ask("GET", "/dashboard/live") for _ in range(5)]
+        streams += [client.ask("GET", "/live?of=dashboard") for _ in range(5)]
         streams += [client.ask("POST", CHAT, body(stream=True)) for _ in range(5)]
         client.status(streams[-1])
         leave(client, streams, way)

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from datetime import UTC, datetime
 from html import unescape
-from typing import Any, cast
+from typing import Any
 
-import anyio
-import attrs
 import pytest
 
-from multiverse_gateway import registration
 from multiverse_gateway.core.paths import OWN_SEGMENTS
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey
 from multiverse_gateway.entry.access import MAX_ADMIN_FAILURES
-from multiverse_gateway.observability.tail import Tail
-from multiverse_gateway.pages import dashboard, views
-from multiverse_gateway.pages.live import Parts, changes, follow, follow_lines
 from multiverse_gateway.pages.rendering import NEXT_PIECE
 from multiverse_gateway.protocols import ProbeResult, ProbeStep
 from support.gateways import ADMIN_KEY, BODY
@@ -38,7 +31,8 @@ PRIVATE = [
     "/server/{id}",
     "/server/{id}/edit",
     "/session",
-    "/dashboard/live",
+    "/live",
+    "/live/state",
 ]
 
 
@@ -669,7 +663,7 @@ async def test_every_answer_of_markup_has_the_policy() -> None:
         server_id = await browser.register()
         answers = [await browser.open("/login"), await browser.open("/nothing")]
         await browser.sign_in()
-        answers += [await browser.open(path.format(id=server_id)) for path in PRIVATE if not path.endswith(("live", "session"))]
+        answers += [await browser.open(path.format(id=server_id)) for path in PRIVATE if not path.endswith(("live", "session", "state"))]
         answers.append(await browser.send("/register", {"endpoint_url": "x"}, hx_request="true"))
         for answer in answers:
             assert "text/html" in answer.headers["content-type"]
@@ -830,66 +824,6 @@ async def test_a_page_that_fails_says_so_in_words(monkeypatch: pytest.MonkeyPatc
 # Live
 
 
-def test_only_what_changed_is_sent() -> None:
-    """Rows one by one while their order stays, all of them when it does not."""
-    before = Parts(
-        fragments={"a": '<p id="a">1</p>', "b": '<p id="b">1</p>'},
-        container="rows",
-        rows={"r1": '<tr id="r1">1</tr>', "r2": '<tr id="r2">1</tr>'},
-    )
-    after = attrs.evolve(before, fragments={**before.fragments, "b": '<p id="b">2</p>'}, rows={**before.rows, "r2": '<tr id="r2">2</tr>'})
-    assert changes(before, before) == ""
-    assert (
-        changes(before, after)
-        == '<template><p id="b" hx-swap-oob="true">2</p></template><template><tr id="r2" hx-swap-oob="true">2</tr></template>'
-    )
-    moved = attrs.evolve(before, rows={name: before.rows[name] for name in ("r2", "r1")})
-    assert '<tbody id="rows" hx-swap-oob="innerHTML"><tr id="r2">' in changes(before, moved)
-    assert changes(None, before).count("<template>") == 3
-    assert before.digest != after.digest
-
-
-async def test_a_page_follows_until_its_session_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it shows already is not sent again; another shape asks for the page anew."""
-    monkeypatch.setattr("multiverse_gateway.pages.live.TICK_SECONDS", 0)
-    shown = [
-        Parts(shape="empty"),
-        Parts(shape="servers", fragments={"a": '<p id="a">1</p>'}),
-        Parts(shape="servers", fragments={"a": '<p id="a">2</p>\n'}),
-    ]
-    left = iter(shown)
-
-    async def read() -> Parts:
-        return next(left)
-
-    lasting = iter([True, True, True, False])
-    sent = [piece async for piece in follow(read, lambda: next(lasting), shown[0].digest)]
-    assert sent[1:] == [
-        b"event: reload\ndata: now\n\n",
-        b'event: update\ndata: <template><p id="a" hx-swap-oob="true">2</p></template>\n\n',
-    ]
-
-
-async def test_a_page_that_comes_back_is_read_anew_when_it_is_of_another_make(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection broke and meanwhile a model or a server came or went: pieces would land at the wrong places."""
-    monkeypatch.setattr("multiverse_gateway.pages.live.TICK_SECONDS", 0)
-    before = Parts(shape="one|two", fragments={"a": '<p id="a">1</p>'})
-    after = {
-        "same": (before, []),
-        "other content": (attrs.evolve(before, fragments={"a": '<p id="a">2</p>'}), [b"event: update"]),
-        "other make": (attrs.evolve(before, shape="one"), [b"event: reload"]),
-        "gone": (Parts(shape="gone"), [b"event: reload"]),
-    }
-    for name, (parts, expected) in after.items():
-
-        async def read(parts: Parts = parts) -> Parts:
-            return parts
-
-        lasting = iter([True, True, False])
-        sent = [piece async for piece in follow(read, lambda lasting=lasting: next(lasting), before.digest)]  # type: ignore[misc]
-        assert [piece.split(b"\n")[0] for piece in sent[1:]] == expected, name
-
-
 async def test_a_filtered_page_of_models_is_read_anew_only_when_its_own_models_change() -> None:
     """What does not match has no part in the places of those that do."""
     async with browsing() as browser:
@@ -902,59 +836,6 @@ async def test_a_filtered_page_of_models_is_read_anew_only_when_its_own_models_c
         assert await places() == ["servers-0"]
         await browser.register(model_name="another", endpoint_url="http://other.example")
         assert await places() == ["servers-0"]
-
-
-async def test_live_pages_share_what_is_seen_in_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many follow: the rows are made once, and the registry is left to the monitor. A page that is opened looks itself."""
-    monkeypatch.setattr("multiverse_gateway.pages.live.TICK_SECONDS", 3600)
-    made: list[str] = []
-    read = anyio.Semaphore(0)
-    row_of, chosen, refresh_if_possible = views.row_of, views.chosen, registration.refresh_if_possible
-
-    def making(*values: Any, **more: Any) -> views.Row:
-        made.append("row")
-        return row_of(*values, **more)
-
-    def choosing(*values: Any) -> list[views.Row]:
-        read.release()
-        return chosen(*values)
-
-    async def refreshing(*values: Any) -> None:
-        made.append("refreshed")
-        await refresh_if_possible(*values)
-
-    monkeypatch.setattr(views, "row_of", making)
-    monkeypatch.setattr(views, "chosen", choosing)
-    monkeypatch.setattr(dashboard, "refresh_if_possible", refreshing)
-    async with browsing() as browser:
-        await browser.register()
-        await browser.sign_in()
-        for _ in range(2):
-            await browser.open("/dashboard")
-            await read.acquire()
-        assert made == ["refreshed", "row"] * 2
-        async with anyio.create_task_group() as group:
-            for _ in range(3):
-                group.start_soon(browser.open, "/dashboard/live")
-            for _ in range(3):
-                await read.acquire()
-            group.cancel_scope.cancel()
-        assert made == ["refreshed", "row"] * 2
-
-
-async def test_new_lines_go_on_top(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each once."""
-    monkeypatch.setattr("multiverse_gateway.pages.live.TICK_SECONDS", 0)
-    lines = {1: "<tr>1</tr>", 2: "<tr>2</tr>"}
-    lasting = iter([True, True, False])
-    sent = [
-        piece
-        async for piece in follow_lines(
-            lambda last: [(number, html) for number, html in lines.items() if number > last], lambda: next(lasting), 1, "log-rows"
-        )
-    ]
-    assert len(sent) == 2
-    assert b'<tbody id="log-rows" hx-swap-oob="afterbegin"><tr>2</tr></tbody>' in sent[1]
 
 
 async def test_a_history_is_told_in_words() -> None:
@@ -1063,39 +944,6 @@ async def test_of_many_models_the_most_used_are_shown_and_the_page_says_so() -> 
         shown = re.findall(r'data-label="Model">(model-\d\d)<', page)
         assert shown == [f"model-{number:02}" for number in range(31)]
         assert "The 31 most used of 40 models; the CSV has them all." in page
-
-
-async def test_the_live_log_reads_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the same filter, each line once."""
-    monkeypatch.setattr("multiverse_gateway.pages.live.TICK_SECONDS", 0)
-    async with browsing() as browser:
-        await browser.sign_in()
-        gateway = browser.parts.gateway
-        seen = re.search(r"/logs/live\?[^\"]*after=(\d+)", (await browser.open("/logs")).text)
-        assert seen
-        asked: list[int | None] = []
-        logs = browser.parts.recent_logs
-        tail = logs._tail
-
-        class Watched:
-            """The tail, which ends the stream after it was asked thrice."""
-
-            def select(self, **wanted: Any) -> list[dict[str, object]]:
-                asked.append(wanted["after"])
-                assert tail is not None
-                found: list[dict[str, object]] = tail.select(**wanted)
-                if len(asked) == 1:
-                    logging.getLogger("multiverse_gateway.ui").info("something new")
-                gateway.admission.is_closed = len(asked) == 3
-                return found
-
-        logs.follow(cast(Tail, Watched()))
-        lines = (await browser.open(f"/logs/live?after={seen[1]}")).text
-        assert lines.count("something new") == 1
-        assert asked[0] == int(seen[1])
-        assert asked[1] == asked[0]
-        assert asked[2] is not None
-        assert asked[2] > int(seen[1])
 
 
 async def test_registering_on_the_page_shows_the_owners_token_once() -> None:

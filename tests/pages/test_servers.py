@@ -226,7 +226,7 @@ async def test_too_many_open_pages_are_told_to_ask_instead(monkeypatch: pytest.M
         await browser.sign_in()
         assert MAX_STREAMS > 100
         monkeypatch.setattr("multiverse_gateway.pages.live.MAX_STREAMS", 0)
-        for path in ("/dashboard/live", "/models/live", "/logs/live"):
+        for path in ("/live", "/live?of=dashboard&of=logs"):
             answer = await browser.open(path)
             assert answer.status_code == 503
             assert answer.headers["retry-after"] == "30"

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import re
 from collections.abc import Mapping
 from functools import cache, cached_property
 from pathlib import Path
@@ -13,6 +14,10 @@ from starlette.responses import Response
 
 STATIC = Path(__file__).parent / "static"
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".json": "application/json", ".LICENSE": "text/plain"}
+
+
+_COMMENT = re.compile(rb"^[ \t]*(?://.*|/\*\*.*\*/)\n", re.MULTILINE)
+"""A line of our scripts with nothing but a comment; it does not travel, because it is a tenth of them."""
 
 
 @attrs.frozen(eq=False)
@@ -46,7 +51,7 @@ def load_assets(directory: Path = STATIC) -> Assets:
             continue
         name, content = path.relative_to(directory).as_posix(), path.read_bytes()
         whole.update(name.encode() + b"\0" + content)
-        files[name] = Asset(content, _TYPES[path.suffix])
+        files[name] = Asset(_COMMENT.sub(b"", content) if name.startswith("js/") else content, _TYPES[path.suffix])
     return Assets(files, whole.hexdigest()[:16])
 
 

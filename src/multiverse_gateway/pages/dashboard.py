@@ -1,22 +1,25 @@
 """Dashboard and models: lists that follow what happens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlencode
 
 import anyio
 import attrs
 from starlette.responses import Response
 from starlette.routing import Route
 
-from multiverse_gateway.core.servers import model_key
+from multiverse_gateway.core.routing import Route as ServerRoute
+from multiverse_gateway.core.servers import ServerId, model_key
 from multiverse_gateway.pages import live, views
 from multiverse_gateway.pages.client_keys import usage_values
-from multiverse_gateway.pages.live import Parts, follow, out_of_band
+from multiverse_gateway.pages.live import Followed, FollowedParts, Parts, out_of_band
+from multiverse_gateway.pages.live_topics import Topic
 from multiverse_gateway.pages.recent_checks import RecentChecks
 from multiverse_gateway.pages.rendering import Renderer, Visit
 from multiverse_gateway.pages.sign_in import SignIn
 from multiverse_gateway.pages.snippets import snippets_of
+from multiverse_gateway.pages.states import reason_of
+from multiverse_gateway.protocols import ProbeResult
 from multiverse_gateway.registration import refresh_if_possible
 
 _WHOLE = {"hx-retarget": "#page", "hx-reselect": "#page"}
@@ -31,6 +34,8 @@ class Snapshot:
     rows: Sequence[views.Row]
     overview: views.Overview
     queues: views.Queues
+    parts: dict[Hashable, Parts] = attrs.field(factory=dict)
+    """The parts of the pages that showed this snapshot, by what they show of it."""
 
 
 class Dashboard:
@@ -42,16 +47,25 @@ class Dashboard:
         self._recent_checks = recent_checks
         self._snapshots: dict[bool, Snapshot] = {}
         """What was seen last, by whether visitors see it: one tick of all live pages needs it once."""
+        self._made: dict[tuple[ServerId, bool], tuple[tuple[object, ...], views.Row]] = {}
+        """The rows, with the values that they were made of: a row changes when one of these does."""
         self._rows: dict[tuple[str, bool, str], tuple[views.Row, str]] = {}
 
     def routes(self, sign_in: SignIn) -> list[Route]:
         """Return the routes of these pages."""
         return [
             Route("/dashboard", sign_in.visitors_if_public(self._dashboard), name="ui:dashboard"),
-            Route("/dashboard/live", sign_in.visitors_if_public(self._dashboard_live), name="ui:dashboard_live"),
             Route("/models", sign_in.visitors_if_public(self._models), name="ui:models"),
-            Route("/models/live", sign_in.visitors_if_public(self._models_live), name="ui:models_live"),
         ]
+
+    def topics(self) -> Mapping[str, Topic]:
+        """Return what browsers can follow of these pages."""
+        return {
+            "dashboard": lambda visit: self._followed(visit, lambda snapshot: self._dashboard_parts(visit, snapshot)),
+            "models": lambda visit: self._followed(
+                visit, lambda snapshot: self._models_parts(visit, self._model_cards(visit, snapshot), snapshot)
+            ),
+        }
 
     async def _dashboard(self, visit: Visit) -> Response:
         query = views.Query.of(visit.query, public=not visit.is_operator)
@@ -62,16 +76,16 @@ class Dashboard:
             "query": query,
             "parts": parts,
             "aside": "",
-            "live": f"{self._renderer.url(visit.request, 'dashboard_live')}?{urlencode({**query.pairs(), 'seen': parts.digest})}",
+            "live": self._renderer.live("dashboard", query.pairs(), parts),
             "here": self._renderer.here(visit, "dashboard", query.pairs()),
             "sorts": {sort: self._sort_link(visit, query, sort) for sort in views.SORTS},
         }
         is_polled = visit.is_fragment and visit.request.headers.get("hx-target") == "live"
-        is_like = parts.shape == visit.query.get("shape", "servers")
+        is_like = parts.shape.partition(" ")[0] == visit.query.get("shape", "servers")
         if is_polled and is_like:
-            if parts.shape == "empty":
+            if not snapshot.rows:
                 return Response(status_code=204)
-            values["aside"] = "".join(out_of_band(name, parts.fragments[name]) for name in ("counts", "headline", "cards", "queues"))
+            values["aside"] = "".join(out_of_band(name, parts.fragments[name]) for name in ("headline", "cards", "queues"))
             return self._renderer.fragment(visit, "_board.html", headers={"hx-replace-url": values["here"]}, **values)
         page = self._renderer.page(
             visit,
@@ -90,14 +104,11 @@ class Dashboard:
             page.headers.update(_WHOLE)
         return page
 
-    async def _dashboard_live(self, visit: Visit) -> Response:
-        return self._followed(visit, lambda snapshot: self._dashboard_parts(visit, snapshot))
-
-    def _followed(self, visit: Visit, parts_of: Callable[[Snapshot], Parts]) -> Response:
+    def _followed(self, visit: Visit, parts_of: Callable[[Snapshot], Parts]) -> Followed:
         async def read() -> Parts:
             return parts_of(await self._recent_snapshot(visit))
 
-        return self._renderer.stream(follow(read, self._renderer.lasts(visit), visit.query.get("seen", "")))
+        return FollowedParts(read, self._renderer.versions, visit.query.get("seen", ""))
 
     async def _fresh_snapshot(self, visit: Visit) -> Snapshot:
         """Return a new snapshot, which includes what other processes wrote."""
@@ -112,20 +123,32 @@ class Dashboard:
     async def _take_snapshot(self, visit: Visit) -> Snapshot:
         public = not visit.is_operator
         histories = await self._recent_checks.all()
-        rows = [
-            views.row_of(self._gateway, route, histories.get(server_id, ()), public=public)
-            for server_id, route in self._gateway.table.routes.items()
-        ]
+        routes = self._gateway.table.routes
+        rows = [self._row(route, histories.get(server_id, ()), public=public) for server_id, route in routes.items()]
+        if len(self._made) > 4 * len(routes) + 100:
+            self._made.clear()
         snapshot = self._snapshots[public] = Snapshot(
             anyio.current_time(), rows, views.overview(self._gateway), views.queues(self._gateway)
         )
         return snapshot
 
+    def _row(self, route: ServerRoute, checks: Sequence[ProbeResult], *, public: bool) -> views.Row:
+        """Return the row of a server, the same object while nothing changed."""
+        gateway, server_id = self._gateway, route.server.id
+        why = None if public else reason_of(route.health, gateway.now())
+        made_of = (route.server, route.health, checks, gateway.load.in_flight(server_id), why)
+        before = self._made.get((server_id, public))
+        if before is not None and all(old is new or old == new for old, new in zip(before[0], made_of, strict=True)):
+            return before[1]
+        row = views.row_of(gateway, route, checks, public=public)
+        self._made[server_id, public] = (made_of, row)
+        return row
+
     def _row_html(self, visit: Visit, row: views.Row) -> str:
         """Render a row, or take what was rendered when it was the same."""
         key = (row.id, visit.is_operator, str(visit.request.scope.get("root_path", "")))
         cached = self._rows.get(key)
-        if cached is not None and cached[0] == row:
+        if cached is not None and (cached[0] is row or cached[0] == row):
             return cached[1]
         html = self._renderer.render(visit, "_row.html", row=row)
         if len(self._rows) > 4 * len(self._gateway.table.routes) + 100:
@@ -135,18 +158,34 @@ class Dashboard:
 
     def _dashboard_parts(self, visit: Visit, snapshot: Snapshot) -> Parts:
         query = views.Query.of(visit.query, public=not visit.is_operator)
-        rows = views.chosen(snapshot.rows, query)
+        key = ("dashboard", query, visit.is_operator, str(visit.request.scope.get("root_path", "")))
+        if key not in snapshot.parts:
+            snapshot.parts[key] = self._make_dashboard_parts(visit, snapshot, query)
+        return snapshot.parts[key]
+
+    def _make_dashboard_parts(self, visit: Visit, snapshot: Snapshot, query: views.Query) -> Parts:
+        matching = views.chosen(snapshot.rows, query)
+        rows = views.folded(matching, query)
         shown = {f"row-{row.id}": self._row_html(visit, row) for row in rows}
         if not rows:
             shown = {"row-none": self._renderer.render(visit, "_row_none.html")}
+        is_folded = len(rows) < len(matching)
         fragments = {
-            "counts": self._renderer.render(visit, "_counts.html", overview=snapshot.overview),
             "headline": self._renderer.render(visit, "_headline.html", overview=snapshot.overview),
             "cards": self._renderer.render(visit, "_cards.html", overview=snapshot.overview),
             "queues": self._renderer.render(visit, "_queues.html", queues=snapshot.queues),
-            "shown": self._renderer.render(visit, "_shown.html", shown=len(rows), total=len(snapshot.rows)),
+            "shown": self._renderer.render(
+                visit,
+                "_shown.html",
+                shown=len(rows),
+                total=len(matching if is_folded else snapshot.rows),
+                everything=self._renderer.here(visit, "dashboard", attrs.evolve(query, all="1").pairs()) if is_folded else "",
+            ),
         }
-        return Parts(shape="servers" if snapshot.rows else "empty", fragments=fragments, container="rows", rows=shown)
+        return Parts(shape=self._shape(visit, snapshot), fragments=fragments, container="rows", rows=shown)
+
+    def _shape(self, visit: Visit, snapshot: Snapshot) -> str:
+        return ("servers" if snapshot.rows else "empty") + ("" if visit.is_operator else " for visitors")
 
     def _sort_link(self, visit: Visit, query: views.Query, sort: str) -> tuple[str, str]:
         """Return where the head of a column leads, and how the column is sorted now."""
@@ -167,7 +206,7 @@ class Dashboard:
             "cards": cards,
             "parts": parts,
             "snippets": {card.name: snippets_of(base, card.name, needs_key=needs_key) for card in cards},
-            "live": f"{self._renderer.url(visit.request, 'models_live')}?{urlencode({**pairs, 'seen': parts.digest})}",
+            "live": self._renderer.live("models", pairs, parts),
             "q": q,
             "here": self._renderer.here(visit, "models", pairs),
             "total": len(self._gateway.table.models),
@@ -175,9 +214,6 @@ class Dashboard:
         if visit.is_fragment and visit.request.headers.get("hx-target") == "live":
             return self._renderer.fragment(visit, "_models.html", headers={"hx-replace-url": values["here"]}, **values)
         return self._renderer.page(visit, "models.html", active="models", overview=snapshot.overview, **values)
-
-    async def _models_live(self, visit: Visit) -> Response:
-        return self._followed(visit, lambda snapshot: self._models_parts(visit, self._model_cards(visit, snapshot), snapshot))
 
     def _model_cards(self, visit: Visit, snapshot: Snapshot) -> list[views.ModelCard]:
         wanted = visit.query.get("q", "").strip().casefold()[:200]
@@ -190,7 +226,13 @@ class Dashboard:
         return [views.model_card(model, rows, number, snapshot.queues.of(model.name)) for number, (model, rows) in enumerate(chosen)]
 
     def _models_parts(self, visit: Visit, cards: Sequence[views.ModelCard], snapshot: Snapshot) -> Parts:
-        fragments = {"counts": self._renderer.render(visit, "_counts.html", overview=snapshot.overview)}
+        key = ("models", visit.query.get("q", ""), visit.is_operator, str(visit.request.scope.get("root_path", "")))
+        if key not in snapshot.parts:
+            snapshot.parts[key] = self._make_models_parts(visit, cards, snapshot)
+        return snapshot.parts[key]
+
+    def _make_models_parts(self, visit: Visit, cards: Sequence[views.ModelCard], snapshot: Snapshot) -> Parts:
+        fragments = {}
         for card in cards:
             fragments[f"share-{card.number}"] = self._renderer.render(visit, "_share.html", card=card)
             fragments[f"queue-{card.number}"] = self._renderer.render(visit, "_queue.html", card=card)

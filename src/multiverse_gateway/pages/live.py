@@ -1,7 +1,20 @@
-"""Pages that follow what happens: server-sent events with those fragments of a page that changed."""
+"""Live pages: what changes on the pages that a browser shows travels in one stream of server-sent events.
+
+1. A page that changes by itself has a *topic*: a name and a query, such as `dashboard?q=lab`. A browser asks for all topics that its
+   visible tabs show in one request, because over HTTP/1.1 it opens only six connections to a host.
+2. A page is described by `Parts`. The page and each event carry the digest of the parts that they lead to, so a browser that connects
+   again gets what changed since, or everything if these parts are forgotten.
+3. All streams share the parts and the differences between them: thirty viewers of one page cost the rendering of one.
+4. Only what differs is sent: fragments as HTML that HTMX puts into place, rows of a table cell by cell.
+"""
 
 import hashlib
+import json
+import re
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Protocol
 
 import anyio
 import attrs
@@ -10,9 +23,14 @@ from starlette.responses import StreamingResponse
 TICK_SECONDS = 1.0
 COMMENT_SECONDS = 15.0
 MAX_STREAMS = 200
+MAX_TOPICS = 32
+MANY_ROWS = 50
+"""A table with more rows is updated on every second tick only."""
+VERSIONS = 64
+"""Parts that are remembered, of all pages together."""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class Parts:
     """What of a page can change: `fragments` by the id of their element, `rows` too, in order, inside the element `container`.
 
@@ -24,9 +42,9 @@ class Parts:
     container: str = ""
     rows: Mapping[str, str] = attrs.field(factory=dict)
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """What stands for this shape and content in the URL of the stream, so that nothing is sent twice or missed."""
+        """What stands for this shape and content, so that nothing is sent twice or missed."""
         content = hashlib.sha256()
         for name, html in (*self.fragments.items(), *self.rows.items()):
             content.update(f"{name}\0{html}\0".encode())
@@ -41,33 +59,208 @@ class Parts:
         return not seen or seen.startswith(self._mark)
 
 
+@attrs.frozen
+class LiveEvent:
+    """A server-sent event; `seen` is what the page shows once it has the event, empty for an event of no page."""
+
+    name: str
+    data: str
+    seen: str = ""
+
+    def encode(self, number: int | None = None) -> bytes:
+        """Return the event as bytes, marked as one of the topic with this number."""
+        lines = "".join(f"data: {line}\n" for line in self.data.splitlines() or [""])
+        mark = "" if number is None else f"id: {number} {self.seen}\n"
+        return f"event: {self.name}\n{mark}{lines}\n".encode()
+
+
+# Differences
+
+
 def out_of_band(name: str, html: str) -> str:
     """Make a fragment take the place of the element that has its id; a table's row must be wrapped to survive parsing."""
     marked = html.strip().replace(f'id="{name}"', f'id="{name}" hx-swap-oob="true"', 1)
     return f"<template>{marked}</template>"
 
 
-def into(container: str, html: str, how: str = "innerHTML") -> str:
-    """Put rows into the body of a table."""
-    return f'<template><tbody id="{container}" hx-swap-oob="{how}">{html}</tbody></template>'
+def on_top(container: str, html: str) -> str:
+    """Put rows on top of the body of a table."""
+    return f'<template><tbody id="{container}" hx-swap-oob="afterbegin">{html}</tbody></template>'
 
 
-def changes(before: Parts | None, after: Parts) -> str:
-    """Return the HTML that makes a page of `before` one of `after`; without `before` everything is sent."""
+_CELL = re.compile(r"(?=<t[dh][\s>])")
+
+
+def cells_of(row: str) -> list[str]:
+    """Split the HTML of a table's row into its opening tag and its cells.
+
+    >>> cells_of('<tr id="a"><td>1</td> <td>2</td></tr>')
+    ['<tr id="a">', '<td>1</td>', '<td>2</td>']
+    """
+    return [piece.strip() for piece in _CELL.split(row.strip().removesuffix("</tr>"))]
+
+
+def row_changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, Any]:
+    """Return what makes the rows of a table those of `after`: new rows, cells by their place in a row, and the order if it changed."""
+    rows: dict[str, str] = {}
+    cells: dict[str, dict[int, str]] = {}
+    for name, html in after.items():
+        old = before.get(name)
+        if old == html:
+            continue
+        was, now = cells_of(old or ""), cells_of(html)
+        if len(was) == len(now) and was[0] == now[0]:
+            cells[name] = {place: cell for place, cell in enumerate(now[1:]) if cell != was[place + 1]}
+        else:
+            rows[name] = html.strip()
+    order = [] if list(before) == list(after) else list(after)
+    found: dict[str, Any] = {"order": order, "rows": rows, "cells": cells}
+    return {name: value for name, value in found.items() if value}
+
+
+def events_between(before: Parts | None, after: Parts) -> list[LiveEvent]:
+    """Return the events that make a page of `before` one of `after`; without `before` everything is sent."""
     earlier: Mapping[str, str] = {} if before is None else before.fragments
-    pieces = [out_of_band(name, html) for name, html in after.fragments.items() if earlier.get(name) != html]
-    if before is None or list(before.rows) != list(after.rows):
-        if after.container:
-            pieces.append(into(after.container, "".join(after.rows.values())))
-    else:
-        pieces += [out_of_band(name, html) for name, html in after.rows.items() if before.rows[name] != html]
-    return "".join(pieces)
+    html = "".join(out_of_band(name, html) for name, html in after.fragments.items() if earlier.get(name) != html)
+    events = [LiveEvent("update", html, after.digest)] if html else []
+    rows = row_changes({} if before is None else before.rows, after.rows)
+    if rows:
+        events.append(LiveEvent("rows", json.dumps({"into": after.container, **rows}, ensure_ascii=False), after.digest))
+    return events
 
 
-def event(name: str, data: str) -> bytes:
-    """Return one server-sent event as bytes."""
-    lines = "".join(f"data: {line}\n" for line in data.splitlines() or [""])
-    return f"event: {name}\n{lines}\n".encode()
+@attrs.define(eq=False)
+class Versions:
+    """The parts that pages showed a short time ago, and the differences between them, each computed once for all streams."""
+
+    _parts: OrderedDict[str, Parts] = attrs.field(factory=OrderedDict, init=False)
+    _events: OrderedDict[tuple[str, str], list[LiveEvent]] = attrs.field(factory=OrderedDict, init=False)
+
+    def remember(self, parts: Parts) -> str:
+        """Keep parts for streams that begin or continue with them, and return their digest."""
+        self._parts[parts.digest] = parts
+        self._parts.move_to_end(parts.digest)
+        if len(self._parts) > VERSIONS:
+            self._parts.popitem(last=False)
+        return parts.digest
+
+    def events(self, seen: str, parts: Parts) -> list[LiveEvent]:
+        """Return the events that make a page with the digest `seen` one of `parts`."""
+        key = (seen, parts.digest)
+        if key not in self._events:
+            before = self._parts.get(seen)
+            self._events[key] = events_between(before, parts) if parts.fits(seen) else [LiveEvent("reload", "now", parts.digest)]
+            if len(self._events) > VERSIONS:
+                self._events.popitem(last=False)
+        return self._events[key]
+
+
+# Topics
+
+
+class Followed(Protocol):
+    """A topic as one stream follows it."""
+
+    @property
+    def ticks(self) -> int:
+        """After how many ticks it is read again."""
+        ...
+
+    async def news(self) -> Sequence[LiveEvent]:
+        """Return what happened since the last call, or since what the page shows."""
+        ...
+
+
+@attrs.define(eq=False)
+class FollowedParts:
+    """A page of parts; `seen` is the digest of those that the browser shows."""
+
+    read: Callable[[], Awaitable[Parts]]
+    versions: Versions
+    seen: str
+    ticks: int = attrs.field(default=1, init=False)
+    _shown: Parts | None = attrs.field(default=None, init=False)
+
+    async def news(self) -> Sequence[LiveEvent]:
+        """Return what changed on the page."""
+        parts = await self.read()
+        if parts is self._shown:
+            return ()
+        self._shown = parts
+        self.ticks = 2 if len(parts.rows) > MANY_ROWS else 1
+        before, self.seen = self.seen, self.versions.remember(parts)
+        return () if before == self.seen else self.versions.events(before, parts)
+
+
+@attrs.define(eq=False)
+class FollowedLines:
+    """Numbered lines that come on top of the element `container`; `last` is the number of the newest that the browser shows."""
+
+    read: Callable[[int], Sequence[tuple[int, str]]]
+    last: int
+    container: str
+    ticks: int = attrs.field(default=1, init=False)
+
+    async def news(self) -> Sequence[LiveEvent]:
+        """Return the new lines, newest first."""
+        lines = self.read(self.last)
+        if not lines:
+            return ()
+        self.last = max(number for number, _ in lines)
+        return (LiveEvent("update", on_top(self.container, "".join(html for _, html in lines)), str(self.last)),)
+
+
+@attrs.define(eq=False)
+class FollowedState:
+    """The state of all servers in a few words, which every page shows in its head, its title and its icon."""
+
+    read: Callable[[], str]
+    ticks: int = attrs.field(default=1, init=False)
+    _told: str = attrs.field(default="", init=False)
+
+    async def news(self) -> Sequence[LiveEvent]:
+        """Return the state if it changed."""
+        state = self.read()
+        if state == self._told:
+            return ()
+        self._told = state
+        return (LiveEvent("state", state),)
+
+
+@attrs.define(eq=False)
+class RefusedTopic:
+    """A topic that the browser may not see, at least not any more."""
+
+    ticks: int = attrs.field(default=1, init=False)
+    _is_told: bool = attrs.field(default=False, init=False)
+
+    async def news(self) -> Sequence[LiveEvent]:
+        """Return that the page needs a sign-in, once."""
+        if self._is_told:
+            return ()
+        self._is_told = True
+        return (LiveEvent("out", "sign in"),)
+
+
+async def follow(state: Followed, topics: Sequence[Followed], lasts: Callable[[], bool]) -> AsyncIterator[bytes]:
+    """Send the news of all topics, by their numbers, and the state, until `lasts` says no."""
+    yield b": open\n\n"
+    quiet, tick = 0.0, 0
+    due = [0] * len(topics)
+    while lasts():
+        pieces = [event.encode() for event in await state.news()]
+        for number, topic in enumerate(topics):
+            if tick >= due[number]:
+                pieces += [event.encode(number) for event in await topic.news()]
+                due[number] = tick + topic.ticks
+        if not pieces and quiet >= COMMENT_SECONDS:
+            pieces = [b": still here\n\n"]
+        if pieces:
+            quiet = 0.0
+            yield b"".join(pieces)
+        await anyio.sleep(TICK_SECONDS)
+        quiet += TICK_SECONDS
+        tick += 1
 
 
 @attrs.define(eq=False)
@@ -95,45 +288,3 @@ class Streams:
 
 
 _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
-
-
-async def follow(read: Callable[[], Awaitable[Parts]], lasts: Callable[[], bool], seen: str) -> AsyncIterator[bytes]:
-    """Send what changes until `lasts` says no; `seen` is the digest of what the page shows already."""
-    yield b"retry: 2000\n\n"
-    shown: Parts | None = None
-    quiet = 0.0
-    while lasts():
-        parts = await read()
-        data = ""
-        if not (parts.fits(seen) if shown is None else parts.shape == shown.shape):
-            yield event("reload", "now")
-        elif shown is not None or parts.digest != seen:
-            data = changes(shown, parts)
-        shown = parts
-        if data:
-            quiet = 0.0
-            yield event("update", data)
-        elif quiet >= COMMENT_SECONDS:
-            quiet = 0.0
-            yield b": still here\n\n"
-        await anyio.sleep(TICK_SECONDS)
-        quiet += TICK_SECONDS
-
-
-async def follow_lines(
-    read: Callable[[int], Sequence[tuple[int, str]]], lasts: Callable[[], bool], last: int, container: str
-) -> AsyncIterator[bytes]:
-    """Send new lines, each with its number, to the top of an element; those after number `last`, oldest first."""
-    yield b"retry: 2000\n\n"
-    quiet = 0.0
-    while lasts():
-        lines = read(last)
-        if lines:
-            last = max(number for number, _ in lines)
-            quiet = 0.0
-            yield event("update", into(container, "".join(html for _, html in lines), "afterbegin"))
-        elif quiet >= COMMENT_SECONDS:
-            quiet = 0.0
-            yield b": still here\n\n"
-        await anyio.sleep(TICK_SECONDS)
-        quiet += TICK_SECONDS

@@ -28,7 +28,7 @@ from multiverse_gateway.entry.identity import is_secure
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.pages import views
 from multiverse_gateway.pages.assets import load_assets
-from multiverse_gateway.pages.live import Streams
+from multiverse_gateway.pages.live import Parts, Streams, Versions
 from multiverse_gateway.pages.server_form import Form, message_of
 from multiverse_gateway.pages.sessions import Session, Sessions, cookie_values, end_note
 from multiverse_gateway.pages.words import count, percent, sentence, size, span
@@ -61,6 +61,8 @@ class Visit:
     session: Session | None = None
     is_operator: bool = False
     form: Form = attrs.field(factory=dict)
+    topic: Mapping[str, str] | None = None
+    """The query of the topic that is followed, instead of that of the URL."""
 
     @property
     def is_fragment(self) -> bool:
@@ -69,8 +71,16 @@ class Visit:
 
     @property
     def query(self) -> Mapping[str, str]:
-        """The query of the URL."""
-        return self.request.query_params
+        """The query of the URL, or of the topic."""
+        return self.request.query_params if self.topic is None else self.topic
+
+
+@attrs.frozen
+class Live:
+    """What a page follows: its topic, and the digest of what it shows."""
+
+    topic: str
+    seen: str
 
 
 Handler = Callable[[Visit], Awaitable[Response]]
@@ -83,6 +93,7 @@ class Renderer:
         self.gateway = gateway
         self.sessions = sessions
         self.rules = rules
+        self.versions = Versions()
         self._streams = Streams()
         self._templates = Environment(
             loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -165,6 +176,14 @@ class Renderer:
     def render(self, visit: Visit, template: str, **values: Any) -> str:
         """Render a template and return the page as a response."""
         return self._templates.get_template(template).render(self._context(visit) | values)
+
+    def render_shared(self, template: str, **values: Any) -> str:
+        """Render a template that is the same on every page and for every visit."""
+        return self._templates.get_template(template).render(values)
+
+    def live(self, topic: str, pairs: Mapping[str, str], parts: Parts) -> Live:
+        """Return what a page follows that shows these parts."""
+        return Live(f"{topic}?{urlencode(pairs)}" if pairs else topic, self.versions.remember(parts))
 
     def page(self, visit: Visit, template: str, *, status: int = 200, **values: Any) -> Response:
         """Answer with a whole page."""

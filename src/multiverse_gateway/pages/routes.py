@@ -26,9 +26,10 @@ from multiverse_gateway.observability.tail import RecentLogs
 from multiverse_gateway.pages.assets import serve_asset
 from multiverse_gateway.pages.client_keys import ClientKeys
 from multiverse_gateway.pages.dashboard import Dashboard
-from multiverse_gateway.pages.live import follow_lines
+from multiverse_gateway.pages.live import Followed, FollowedLines
+from multiverse_gateway.pages.live_topics import LiveTopics
 from multiverse_gateway.pages.recent_checks import RecentChecks
-from multiverse_gateway.pages.rendering import Renderer, Visit
+from multiverse_gateway.pages.rendering import Live, Renderer, Visit
 from multiverse_gateway.pages.server_pages import ServerPages
 from multiverse_gateway.pages.sessions import Sessions
 from multiverse_gateway.pages.sign_in import SignIn, WrongKey
@@ -60,6 +61,8 @@ class Pages:
         self._dashboard = Dashboard(self._renderer, recent_checks)
         self._servers = ServerPages(self._renderer, recent_checks)
         self._client_keys = ClientKeys(self._renderer)
+        self._live = LiveTopics(self._renderer)
+        self._live.add({**self._dashboard.topics(), **self._servers.topics(), "logs": self._followed_logs})
 
     def routes(self) -> list[Route]:
         """Make the routes of all pages."""
@@ -68,13 +71,13 @@ class Pages:
             Route("/", self._root, name="ui:root"),
             Route("/static/{digest}/{path:path}", serve_asset, name="ui:static"),
             *self._sign_in.routes(),
+            *self._live.routes(self._sign_in),
             *self._dashboard.routes(self._sign_in),
             *self._servers.routes(self._sign_in),
             *self._client_keys.routes(self._sign_in),
             Route("/playground", page(self._playground), name="ui:playground"),
             Route("/test", self._moved_to_playground, name="ui:test"),
             Route("/logs", page(self._logs), name="ui:logs"),
-            Route("/logs/live", page(self._logs_live), name="ui:logs_live"),
             Route("/settings", page(self._settings), name="ui:settings"),
             Route("/settings/export", page(self._export), methods=["GET", "POST"], name="ui:export"),
             Route("/docs", self._sign_in.visitors(self._docs), name="ui:docs"),
@@ -134,7 +137,7 @@ class Pages:
         last = max((int(line["number"]) for line in lines), default=0)
         values: dict[str, Any] = {
             "lines": [self._log_html(visit, line) for line in lines],
-            "live": f"{self._renderer.url(visit.request, 'logs_live')}?{urlencode({**pairs, 'after': str(last)})}",
+            "live": Live(f"logs?{urlencode(pairs)}", str(last)),
             "here": self._renderer.here(visit, "logs", pairs),
         }
         if visit.is_fragment and visit.request.headers.get("hx-target") == "live":
@@ -146,14 +149,14 @@ class Pages:
         more = {name: _written(value) for name, value in line.items() if name not in shown_apart and value not in (None, "", [])}
         return self._renderer.render(visit, "_log.html", line=line, more=more, servers=self._gateway.table.routes)
 
-    async def _logs_live(self, visit: Visit) -> Response:
-        after = visit.query.get("after", "")
+    def _followed_logs(self, visit: Visit) -> Followed:
+        after = visit.query.get("seen", "")
 
         def read(last: int) -> list[tuple[int, str]]:
             return [(int(line["number"]), self._log_html(visit, line)) for line in self._log_lines(visit, last)]
 
         first = int(after) if after.isascii() and after.isdigit() and len(after) < 15 else 0
-        return self._renderer.stream(follow_lines(read, self._renderer.lasts(visit), first, "log-rows"))
+        return FollowedLines(read, first, "log-rows")
 
     async def _docs(self, visit: Visit) -> Response:
         root = str(visit.request.scope.get("root_path", "")).rstrip("/")

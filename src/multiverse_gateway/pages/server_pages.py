@@ -17,7 +17,8 @@ from multiverse_gateway.pages import views
 from multiverse_gateway.pages.charts import chart_of, events_of
 from multiverse_gateway.pages.client_keys import usage_values
 from multiverse_gateway.pages.connection_steps import UNTRIED, try_steps
-from multiverse_gateway.pages.live import Parts, follow
+from multiverse_gateway.pages.live import Followed, FollowedParts, Parts
+from multiverse_gateway.pages.live_topics import Topic
 from multiverse_gateway.pages.recent_checks import RecentChecks
 from multiverse_gateway.pages.rendering import NEXT_PIECE, Renderer, Visit
 from multiverse_gateway.pages.server_form import (
@@ -57,12 +58,15 @@ class ServerPages:
             Route("/register/field", page(self._validate), methods=["POST"], name="ui:validate"),
             Route("/register/test", page(self._test), methods=["POST"], name="ui:try_server"),
             Route("/server/{server_id}", page(self._server), name="ui:server"),
-            Route("/server/{server_id}/live", page(self._server_live), name="ui:server_live"),
             Route("/server/{server_id}/check", page(self._check_now), methods=["POST"], name="ui:check_now"),
             Route("/server/{server_id}/delete", page(self._delete), methods=["POST"], name="ui:delete"),
             Route("/server/{server_id}/limit", page(self._take_stated), methods=["POST"], name="ui:take_stated"),
             Route("/server/{server_id}/edit", page(self._edit), methods=["GET", "POST"], name="ui:edit"),
         ]
+
+    def topics(self) -> Mapping[str, Topic]:
+        """Return what browsers can follow of these pages."""
+        return {"server": self._followed}
 
     async def _register(self, visit: Visit) -> Response:
         if visit.request.method == "GET":
@@ -146,22 +150,21 @@ class ServerPages:
             active="dashboard",
             parts=parts,
             **await usage_values(self._renderer, visit, "day", server=server.id),
-            live=f"{self._renderer.url(visit.request, 'server_live', server_id=server.id)}?seen={parts.digest}",
+            live=self._renderer.live("server", {"id": server.id}, parts),
             **values,
         )
 
-    async def _server_live(self, visit: Visit) -> Response:
+    def _followed(self, visit: Visit) -> Followed:
         async def read() -> Parts:
             try:
                 return self._server_parts(visit, await self._server_values(visit))
             except ServerNotFound:
                 return Parts(shape="gone")
 
-        return self._renderer.stream(follow(read, self._renderer.lasts(visit), visit.query.get("seen", "")))
+        return FollowedParts(read, self._renderer.versions, visit.query.get("seen", ""))
 
     def _server_parts(self, visit: Visit, values: Mapping[str, Any]) -> Parts:
         names = {
-            "counts": "_counts.html",
             "state": "_server_state.html",
             "figures": "_server_figures.html",
             "chart": "_chart.html",
@@ -176,7 +179,6 @@ class ServerPages:
         timeline = self._gateway.health_book.timelines.of(route.server.id)
         measured = uptimes(timeline, route.health.last_checked_at, self._gateway.wall())
         return {
-            "overview": views.overview(self._gateway),
             "server": route.server,
             "health": route.health,
             "row": row,
@@ -193,7 +195,8 @@ class ServerPages:
         }
 
     def _route(self, visit: Visit) -> ServerRoute:
-        return route_of(self._gateway, server_id_of(visit.request.path_params["server_id"]))
+        server_id = visit.request.path_params.get("server_id") or visit.query.get("id", "")
+        return route_of(self._gateway, server_id_of(server_id))
 
     async def _check_now(self, visit: Visit) -> Response:
         server_id = server_id_of(visit.request.path_params["server_id"])

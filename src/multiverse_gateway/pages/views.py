@@ -100,6 +100,7 @@ class Query:
     owner: str = ""
     sort: str = "registered"
     order: str = ""
+    all: str = ""
 
     @classmethod
     def of(cls, values: Mapping[str, str], *, public: bool = False) -> "Query":
@@ -112,6 +113,7 @@ class Query:
             owner="" if public else values.get("owner", "")[:200],
             sort=values.get("sort", "") if values.get("sort") in sorts else "registered",
             order="desc" if values.get("order") == "desc" else "",
+            all="1" if values.get("all") == "1" else "",
         )
 
     def pairs(self) -> dict[str, str]:
@@ -150,6 +152,21 @@ def chosen(rows: Iterable[Row], query: Query) -> list[Row]:
     return [*sorted(with_value, key=value, reverse=query.order == "desc"), *unknown]
 
 
+FOLD = 50
+"""Rows that a long list shows beside those of servers that are down."""
+MOST_DOWN = 150
+
+
+def folded(rows: Sequence[Row], query: Query) -> list[Row]:
+    """Return the rows of a list that are shown at first: of a long one the first 50, and those that are down, 150 at most."""
+    if query.all or len(rows) <= FOLD + FOLD // 5:
+        return list(rows)
+    down = [row.id for row in rows if row.status == "unhealthy"][:MOST_DOWN]
+    first = [row.id for row in rows if row.status != "unhealthy"][:FOLD]
+    shown = {*down, *first}
+    return [row for row in rows if row.id in shown]
+
+
 # ServerTotals and queues
 
 
@@ -165,6 +182,11 @@ class Overview:
     in_flight: int
     tone: Tone
     headline: str
+
+    @property
+    def title(self) -> str:
+        """What the title of each page begins with while something is wrong."""
+        return f"{self.down:,} down" if self.down else ""
 
 
 def overview(gateway: Gateway) -> Overview:

@@ -2,6 +2,7 @@
 import { announce, closeToast, toast } from "./toasts.js";
 import { tick } from "./times.js";
 import { offline, online, signedIn, signedOut } from "./trouble.js";
+import { follow, poll, retry } from "./live.js";
 import { copyFrom } from "./copy.js";
 import { hideTip, showTip } from "./tips.js";
 import { chooseTab, tabKeys } from "./tabs.js";
@@ -89,32 +90,6 @@ document.addEventListener("htmx:timeout", offline);
 document.addEventListener("htmx:afterOnLoad", online);
 document.addEventListener("toast", (event) => toast(event.detail.kind, event.detail.text));
 
-// Live pages: events, and asking every 15 s while there are none; while nothing answers, every 5 s
-
-let streaming = false;
-document.addEventListener("htmx:sseOpen", () => { streaming = true; online(); });
-document.addEventListener("htmx:sseError", () => {
-  streaming = false;
-  setTimeout(() => { if (!streaming) poll(); }, 1000);
-});
-function poll() {
-  const live = document.querySelector("#live[data-poll]");
-  if (live && !document.hidden) htmx.ajax("GET", live.dataset.poll, { target: "#live", swap: "outerHTML", select: "#live" });
-}
-async function retry() {
-  if (document.querySelector("#live[data-poll]")) { poll(); return; }
-  try {
-    await fetch(document.querySelector("meta[name=session-url]").content, { headers: { "HX-Request": "true" } });
-    online();
-  } catch {
-    offline();
-  }
-}
-setInterval(() => { if (!streaming) poll(); }, 15000);
-setInterval(() => { if (!document.getElementById("offline").hidden) retry(); }, 5000);
-window.addEventListener("offline", offline);
-window.addEventListener("online", retry);
-
 // Whatever HTMX puts in: what was unfolded stays so, what is offered alone is taken
 
 document.addEventListener("htmx:oobBeforeSwap", (event) => {
@@ -149,15 +124,6 @@ function showOrder(board) {
 document.addEventListener("htmx:afterSwap", (event) => {
   if (event.detail.target?.id === "wizard" || event.target.id === "registered") document.getElementById("registered")?.focus();
 });
-document.addEventListener("htmx:sseMessage", () => { tick(document); trimLogs(); });
-document.addEventListener("htmx:sseBeforeMessage", (event) => {
-  if (document.getElementById("pause")?.getAttribute("aria-pressed") === "true") event.preventDefault();
-});
-function trimLogs() {
-  document.querySelector("[data-nothing]")?.remove();
-  const rows = document.getElementById("log-rows");
-  while (rows && rows.rows.length > 500) rows.lastElementChild.remove();
-}
 document.getElementById("pause")?.addEventListener("click", (event) => {
   const pause = event.currentTarget;
   const paused = pause.getAttribute("aria-pressed") !== "true";
@@ -172,6 +138,7 @@ document.addEventListener("change", (event) => { if (event.target.name === "sort
 document.addEventListener("input", (event) => markChanges(event.target.form));
 document.addEventListener("submit", askBeforeSaving, true);
 document.addEventListener("submit", (event) => { if (event.target.matches("[data-sign-out]")) sessionStorage.clear(); });
+follow();
 tick(document);
 setInterval(() => tick(document), 5000);
 const problem = document.querySelector("[data-wait]");

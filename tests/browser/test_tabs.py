@@ -1,0 +1,118 @@
+"""Many tabs of one browser on plain HTTP, where it opens only six connections to a host: they share one stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from starlette.responses import Response
+
+from browser.classroom import CLASS, Classroom, talk
+from browser.conftest import Watched, cookies_of_an_operator
+from multiverse_gateway.pages.live import Streams
+from support.sockets import wait_until
+
+pytestmark = pytest.mark.e2e
+
+TABS = ("/dashboard", "/dashboard?q=lab", "/models", "/logs", "/settings", "/keys", "/server/{id}")
+HIDE = """(isHidden) => {
+    Object.defineProperty(document, "hidden", { value: isHidden, configurable: true });
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> list[Streams]:
+    """Return the counters of open streams that pages used, those of one gateway once per stream."""
+    found: list[Streams] = []
+    response = Streams.response
+
+    def noting(self: Streams, events: Any) -> Response:
+        found.append(self)
+        return response(self, events)
+
+    monkeypatch.setattr(Streams, "response", noting)
+    return found
+
+
+@pytest.fixture
+def room(streams: list[Streams]) -> Iterator[Classroom]:
+    """Return a gateway of a class whose model talks for a long time."""
+    with Classroom(CLASS[:4]) as classroom:
+        yield classroom
+
+
+def register(room: Classroom) -> None:
+    """Register a fifth server."""
+    body = {"model_name": "llama3.2:3b", "endpoint_url": room.talker.url}
+    answer = httpx2.post(f"{room.url}/admin/register", json=body, headers={"X-API-Key": room.admin_key}, trust_env=False)
+    assert answer.status_code == 201, answer.text
+
+
+def test_eight_tabs_stay_responsive_while_an_answer_streams(
+    chromium: Any, browse_at: Callable[..., Watched], room: Classroom, streams: list[Streams]
+) -> None:
+    """Finding 4: the seventh tab of a browser did not load. All tabs get their changes by one stream, and each can be left at once."""
+    room.talker.behave = talk("word " * 2000, interval=0.05)
+    watched = browse_at(room.url, cookies_of_an_operator(chromium, room.url, room.admin_key))
+    first = watched.page
+    watched.open("/test?model=mistral-nemo:12b")
+    first.get_by_label("Your message").fill("Talk.")
+    first.get_by_role("button", name="Send").click()
+    first.locator(".message-box.assistant .text", has_text="word").wait_for()
+    server_id = first.context.request.get(f"{room.url}/admin/servers").json()[0]["id"]
+    pages = []
+    for path in TABS:
+        page = first.context.new_page()
+        page.goto(room.url + path.format(id=server_id), wait_until="load", timeout=5000)
+        pages.append(page)
+    register(room)
+    for page in pages:
+        page.locator("#counts", has_text="4 of 5").wait_for(timeout=5000)
+    assert pages[0].locator("tr[data-row]").count() == 5
+    assert streams[0].open == 1
+    pages[3].get_by_role("link", name="Dashboard").first.click()
+    pages[3].locator("tr[data-row]").first.wait_for(timeout=5000)
+    assert "word" in first.locator(".message-box.assistant .text").inner_text()
+    assert first.get_by_role("button", name="Stop").is_visible()
+
+
+@pytest.mark.parametrize("has_worker", [True, False], ids=["shared worker", "no shared worker"])
+def test_hidden_tabs_follow_nothing(
+    chromium: Any, browse_at: Callable[..., Watched], room: Classroom, streams: list[Streams], has_worker: bool
+) -> None:
+    """The stream is closed while every tab is hidden, and a tab that is shown again is brought up to date."""
+    watched = browse_at(room.url, cookies_of_an_operator(chromium, room.url, room.admin_key))
+    page = watched.page
+    if not has_worker:
+        page.add_init_script("delete window.SharedWorker")
+    watched.open("/dashboard")
+    wait_until(lambda: bool(streams) and streams[0].open == 1, within=5)
+    page.evaluate(HIDE, True)
+    wait_until(lambda: streams[0].open == 0, within=5)
+    register(room)
+    assert page.locator("tr[data-row]").count() == 4
+    page.evaluate(HIDE, False)
+    page.locator("tr[data-row] >> nth=4").wait_for(timeout=5000)
+    page.locator("#counts", has_text="4 of 5").wait_for(timeout=5000)
+    assert streams[0].open == 1
+
+
+def test_the_stream_outlives_the_tab_that_came_first(
+    chromium: Any, browse_at: Callable[..., Watched], room: Classroom, streams: list[Streams]
+) -> None:
+    """The other tabs do not notice when a tab is closed or crashes; what it followed is dropped."""
+    watched = browse_at(room.url, cookies_of_an_operator(chromium, room.url, room.admin_key))
+    watched.open("/dashboard")
+    second, third = watched.page.context.new_page(), watched.page.context.new_page()
+    for page in (second, third):
+        page.goto(f"{room.url}/dashboard")
+    wait_until(lambda: bool(streams) and streams[0].open == 1, within=5)
+    watched.page.close()
+    with pytest.raises(Exception, match="crash"):
+        second.goto("chrome://crash")
+    register(room)
+    third.locator("tr[data-row] >> nth=4").wait_for(timeout=5000)
+    assert streams[0].open == 1
