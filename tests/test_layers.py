@@ -22,7 +22,7 @@ FLOORS = (
     ("app",),
     ("pages",),
     ("api",),
-    ("web", "accounts"),
+    ("web", "accounts", "issued_keys"),
     ("entry", "registration", "connection_test"),
     ("gateway", "monitor"),
     ("server_checks",),

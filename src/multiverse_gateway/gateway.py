@@ -8,7 +8,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -30,7 +30,7 @@ from multiverse_gateway.core.routing import (
     has_slot,
     pools_of,
 )
-from multiverse_gateway.core.servers import Server, ServerId, model_key
+from multiverse_gateway.core.servers import ClientKey, Server, ServerId, model_key
 from multiverse_gateway.dialing import Network
 from multiverse_gateway.health_book import HealthBook
 from multiverse_gateway.housekeeping import Housekeeping
@@ -41,6 +41,7 @@ from multiverse_gateway.relay.attempt import Attempt
 from multiverse_gateway.relay.commentary import Commentary
 from multiverse_gateway.relay.dialer import Resolver
 from multiverse_gateway.relay.exchange import Exchange
+from multiverse_gateway.relay.exchange_errors import key_ended
 from multiverse_gateway.relay.ports import Limits, Phase, Sending
 from multiverse_gateway.relay.requests import Requests
 from multiverse_gateway.relay.waiting import WaitingRoom
@@ -225,7 +226,7 @@ class Gateway:
             self.load.forget(server_id)
         self.requests.follow(registry.servers)
         self.registrations.follow(registry)
-        self._end_revoked({key.id for key in registry.keys if key.revoked_at is not None})
+        self._end_waiting({key.id: key for key in registry.keys if key.revoked_at is not None or key.blocked_at is not None})
         routes = self.table.routes
         for server_id, route in known_routes.items():
             if route.health.status == "healthy" and server_id in routes and routes[server_id].health.status != "healthy":
@@ -235,10 +236,10 @@ class Gateway:
         for model in list(self.table.models):
             self.slot_freed(model)
 
-    def _end_revoked(self, key_ids: Collection[str]) -> None:
-        """End the waiting requests of revoked keys; those that run end as usual."""
-        for exchange in [exchange for exchange in self.exchanges if exchange.request.caller in key_ids]:
-            exchange.search.revoke()
+    def _end_waiting(self, ended: Mapping[str, ClientKey]) -> None:
+        """End the waiting requests of keys that are blocked or revoked, given by their ids; those that run end as usual."""
+        for exchange in [exchange for exchange in self.exchanges if exchange.request.caller in ended]:
+            exchange.search.end_waiting(key_ended(ended[exchange.request.caller]))
 
     def _health_changed(self, server: Server, before: Health, after: Health) -> None:
         if after.slow_since is not before.slow_since:

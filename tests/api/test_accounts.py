@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import logging
+from datetime import UTC, datetime
 from typing import Any
 
+import anyio
 import httpx2
 import pytest
 
 from multiverse_gateway.admin_key import key_digest
 from multiverse_gateway.core.budget import until_next_day
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey
+from multiverse_gateway.issued_keys import LEASE_ROLE
 from multiverse_gateway.observability.logging import configure
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.ports import ClientRequest
@@ -151,6 +154,9 @@ async def test_a_key_for_some_models_sees_no_others() -> None:
         ({"name": ""}, "name"),
         ({"name": " "}, "name"),
         ({"name": None}, "name"),
+        ({"name": "a\nb"}, "name"),
+        ({"name": "Ada\u202e"}, "name"),
+        ({"name": "ü" * 65}, "name"),
         ({"rate_limit": -1}, "rate_limit"),
         ({"daily_limit": 0}, "daily_limit"),
         ({"daily_limit": 2.5}, "daily_limit"),
@@ -203,7 +209,15 @@ async def test_a_key_can_be_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "param"), [({"max_at_once": -1}, "max_at_once"), ({"bulk": 1}, "bulk"), ({"name": "bob"}, "name"), ({"id": NOBODY}, "id")]
+    ("body", "param"),
+    [
+        ({"max_at_once": -1}, "max_at_once"),
+        ({"bulk": 1}, "bulk"),
+        ({"name": ""}, "name"),
+        ({"name": "a\u202eb"}, "name"),
+        ({"blocked": "yes"}, "blocked"),
+        ({"id": NOBODY}, "id"),
+    ],
 )
 async def test_a_change_that_cannot_be_used_changes_nothing(body: dict[str, Any], param: str) -> None:
     async with stage() as at:
@@ -221,6 +235,156 @@ async def test_only_a_key_that_is_not_revoked_can_be_changed() -> None:
         await at.client.delete(path)
         assert (await at.client.patch(path, json={"expires_at": None})).status_code == 400
         assert (await at.client.patch(f"/admin/keys/{NOBODY}", json={"bulk": True})).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("Jürgen Müller", "Jürgen Müller"),
+        ("Ju\u0308rgen", "Jürgen"),
+        ("O'Brien", "O'Brien"),
+        ("Ng, Anna", "Ng, Anna"),
+        ("李明", "李明"),
+        ("山田\u3000太郎", "山田 太郎"),
+        ("\u0639\u0644\u06cc\u200c\u0631\u0636\u0627",) * 2,
+        ("👩\u200d🎓", "👩\u200d🎓"),
+        ("=1+1", "=1+1"),
+        ("<b>&amp;", "<b>&amp;"),
+        (" a  b\n", "a b"),
+    ],
+)
+async def test_a_name_is_of_any_language(given: str, kept: str) -> None:
+    """Two spellings of the same characters are one name; the log and the table of usage hold it."""
+    async with stage() as at:
+        made = await make_key(at, name=given)
+        assert made["name"] == kept
+        again = await at.client.post("/admin/keys", json={"name": kept})
+        assert (again.status_code, again.json()["error"]["code"]) == (400, "key_name_taken")
+        day = datetime.fromtimestamp(at.clock.wall, UTC).date().isoformat()
+        row = Usage(key=UsageKey(day, "tiny", client=made["id"]), counts=Counts(requests=1))
+        await at.gateway.store.add_usage("batch", [row])
+        (line,) = csv.DictReader(io.StringIO((await at.client.get("/admin/usage?format=csv")).text))
+        assert line["client"] == ("'=1+1" if kept == "=1+1" else kept)
+
+
+@pytest.mark.parametrize(
+    "unfit", ["\u202e", "\u2066", "\u200b", "\u200e", "\ufeff", "\u0000", "\u0085", "\u2028", "\u3164", "\ue000", "\u200d"]
+)
+async def test_a_name_has_no_characters_that_change_the_text_around_it(unfit: str) -> None:
+    """The error says which one to remove; nothing is made, and no key is renamed."""
+    async with stage() as at:
+        path = f"/admin/keys/{(await make_key(at))['id']}"
+        for refused in (
+            await at.client.post("/admin/keys", json={"name": f"Ada{unfit}Lovelace"}),
+            await at.client.patch(path, json={"name": f"Ada{unfit}Lovelace"}),
+        ):
+            error = refused.json()["error"]
+            assert (refused.status_code, error["param"]) == (400, "name")
+            assert f"remove U+{ord(unfit):04X}" in error["message"]
+        assert [record["name"] for record in (await at.client.get("/admin/keys")).json()] == ["alice"]
+
+
+async def test_a_key_is_renamed_unless_the_name_is_taken() -> None:
+    """A key that expired gives its name away, and cannot come back under it."""
+    async with stage() as at:
+        made, other = await make_key(at, expires_at="2026-06-01T00:00:00Z"), await make_key(at, name="bob")
+        path = f"/admin/keys/{made['id']}"
+        taken = await at.client.patch(path, json={"name": "bob", "rate_limit": 1})
+        assert taken.json()["error"]["code"] == "key_name_taken"
+        assert (await at.client.patch(path, json={"name": "Ada"})).json()["name"] == "Ada"
+        assert (await at.client.patch(path, json={"name": None})).json()["name"] == "Ada"
+        assert (await models(at, made["key"])).status_code == 200
+        at.clock.advance(30 * 86_400)
+        states = {record["name"]: record["state"] for record in (await at.client.get("/admin/keys")).json()}
+        assert states == {"Ada": "expired", "bob": "active"}
+        assert (await at.client.patch(f"/admin/keys/{other['id']}", json={"name": "Ada"})).json()["name"] == "Ada"
+        back = await at.client.patch(path, json={"expires_at": None})
+        assert back.json()["error"]["code"] == "key_name_taken"
+        assert (await at.client.patch(path, json={"expires_at": None, "name": "Ada 2"})).json()["state"] == "active"
+
+
+@pytest.mark.parametrize("required", [True, False])
+async def test_a_blocked_key_is_rejected_until_it_is_unblocked(required: bool) -> None:
+    """Also on an open gateway, and the error says why; a second key that works lets in, and a revoked key is just unknown."""
+    async with stage(require_client_auth=required) as at:
+        made, other = await make_key(at), await make_key(at, name="bob")
+        path = f"/admin/keys/{made['id']}"
+        blocked = (await at.client.patch(path, json={"blocked": True})).json()
+        assert (blocked["state"], blocked["works"]) == ("blocked", False)
+        at.clock.advance(60)
+        assert (await at.client.patch(path, json={"blocked": True, "rate_limit": 3})).json()["blocked_at"] == blocked["blocked_at"]
+        refused = await models(at, made["key"])
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "key_blocked")
+        assert refused.headers["x-should-retry"] == "false"
+        both = {"x-api-key": made["key"], "authorization": f"Bearer {other['key']}"}
+        assert (await at.client.get("/v1/models", headers=both)).status_code == 200
+        taken = await at.client.post("/admin/keys", json={"name": "alice"})
+        assert taken.json()["error"]["code"] == "key_name_taken"
+        unblocked = (await at.client.patch(path, json={"blocked": False})).json()
+        assert (unblocked["state"], unblocked["blocked_at"], unblocked["rate_limit"]) == ("active", None, 3)
+        assert (await models(at, made["key"])).status_code == 200
+        await at.client.patch(path, json={"blocked": True})
+        assert (await at.client.delete(path)).json()["state"] == "revoked"
+        assert (await models(at, made["key"])).status_code == (401 if required else 200)
+
+
+async def test_a_key_is_renewed_in_its_place() -> None:
+    """The old one is rejected at once; name, limits, usage and a block stay; the hint shows which one it is."""
+    async with stage(require_client_auth=True) as at:
+        made = await make_key(at, rate_limit=5)
+        assert made["hint"] == f"{made['key'][:15]}…{made['key'][-4:]}"
+        path = f"/admin/keys/{made['id']}"
+        renewed = (await at.client.post(f"{path}/renew")).json()
+        assert renewed["key"] not in ("", made["key"])
+        same = {name: value for name, value in made.items() if name not in ("key", "hint")}
+        assert {name: renewed[name] for name in same} == same
+        assert [(await models(at, key)).status_code for key in (made["key"], renewed["key"])] == [401, 200]
+        await at.client.patch(path, json={"blocked": True})
+        again = (await at.client.post(f"{path}/renew")).json()
+        assert again["state"] == "blocked"
+        assert [(await models(at, key)).status_code for key in (renewed["key"], again["key"])] == [401, 403]
+        await at.client.delete(path)
+        assert (await at.client.post(f"{path}/renew")).status_code == 400
+        assert (await at.client.post(f"/admin/keys/{NOBODY}/renew")).status_code == 404
+
+
+async def test_changes_of_several_processes_come_one_after_the_other() -> None:
+    """Two gateways on one store change the same keys at once: no name is given twice, and no change undoes another one."""
+    store = MemoryStore()
+    async with stage(store=store) as here, stage(store=store) as there:
+        made = await make_key(here)
+        path = f"/admin/keys/{made['id']}"
+        answers: list[httpx2.Response] = []
+
+        async def send(at: Stage, method: str, path: str, body: dict[str, Any]) -> None:
+            answers.append(await at.client.request(method, path, json=body))
+
+        async with anyio.create_task_group() as group:
+            for number in range(5):
+                for at in (here, there):
+                    group.start_soon(send, at, "POST", "/admin/keys", {"name": f"bob {number}"})
+                group.start_soon(send, here, "PATCH", path, {"rate_limit": number})
+            group.start_soon(send, there, "POST", f"{path}/renew", {})
+            group.start_soon(send, here, "PATCH", path, {"blocked": True})
+        names = [record["name"] for record in (await there.client.get("/admin/keys")).json()]
+        assert sorted(names) == ["alice", *(f"bob {number}" for number in range(5))]
+        assert sorted(answer.status_code for answer in answers) == [200] * 7 + [201] * 5 + [400] * 5
+        renewed = next(answer.json()["key"] for answer in answers if "key" in answer.json() and answer.json().get("name") == "alice")
+        (kept,) = [key for key in (await store.load()).keys if key.id == made["id"]]
+        assert (kept.digest, kept.blocked_at is not None) == (key_digest(renewed).hex(), True)
+
+
+async def test_a_change_waits_for_another_one_and_then_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an error that can be retried; nothing was changed, and the lease is free again afterwards."""
+    monkeypatch.setattr("multiverse_gateway.issued_keys.PATIENCE_SECONDS", 0.05)
+    store = MemoryStore()
+    async with stage(store=store) as at:
+        assert await store.claim(LEASE_ROLE, "another process", 60.0)
+        refused = await at.client.post("/admin/keys", json={"name": "alice"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "storage_unavailable")
+        assert (await store.load()).keys == ()
+        await store.claim(LEASE_ROLE, "another process", 0.0)
+        await make_key(at)
 
 
 # Owners' tokens

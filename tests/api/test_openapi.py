@@ -22,6 +22,7 @@ from multiverse_gateway.api.request_reading import parse_change, parse_import, p
 from multiverse_gateway.api.request_types import ConnectionTest, Import, NewKey, Registration
 from multiverse_gateway.core.addresses import EndpointError, parse_root
 from multiverse_gateway.core.dialects import dialect_of
+from multiverse_gateway.core.key_names import UnfitName, key_name
 from multiverse_gateway.core.paths import CALLS
 from multiverse_gateway.core.reading import read_envelope
 from multiverse_gateway.core.registry_plans import Change
@@ -122,6 +123,14 @@ def test_the_document_is_valid() -> None:
 # The schema and the reading
 
 
+def _is_name(text: str) -> bool:
+    try:
+        key_name(text)
+    except UnfitName:
+        return False
+    return True
+
+
 def _is_url(text: str) -> bool:
     try:
         parse_root(text)
@@ -157,6 +166,8 @@ leaves = (
             "",
             " ",
             "a\nb",
+            "Jürgen",
+            "a\u202eb",
             "x" * 129,
             "x" * 1001,
             "2026-05-01T12:00:00Z",
@@ -205,7 +216,7 @@ def test_what_the_schema_accepts_is_what_is_read(kind: type) -> None:
     The reader drops white space around texts; the schema describes what is left.
     """
     schemas, name = body_schemas(kind, "#/$defs/{name}")
-    readers = {"endpoint-url": _is_url, "uuid": _reads(kind="uuid"), "date-time": _reads(kind="instant")}
+    readers = {"endpoint-url": _is_url, "uuid": _reads(kind="uuid"), "date-time": _reads(kind="instant"), "key-name": _is_name}
     validator = jsonschema_rs.Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": schemas}, formats=readers, validate_formats=True)
     seen = {True: 0, False: 0}
 

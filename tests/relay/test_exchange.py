@@ -28,11 +28,12 @@ from multiverse_gateway.relay.attempt import Attempt
 from multiverse_gateway.relay.body_readers import EMBEDDINGS, MAX_ERROR_BYTES
 from multiverse_gateway.relay.event_reader import NOISE_BYTES, NOISE_SECONDS
 from multiverse_gateway.relay.exchange import DRAINING_SECONDS, Exchange
-from multiverse_gateway.relay.exchange_errors import no_slot, no_usable_server
+from multiverse_gateway.relay.exchange_errors import key_ended, no_slot, no_usable_server
 from multiverse_gateway.relay.ports import UNCOUNTED_BYTES, Limits, Phase
 from multiverse_gateway.relay.requests import Requests
 from multiverse_gateway.relay.server_search import ServerSearch
 from multiverse_gateway.relay.waiting import LOOK_SECONDS
+from multiverse_gateway.testing.store import make_key
 from support.answers import chat_event, error_body, messages_events, model_not_found, responses_events
 from support.exchanges import (
     EVENTS,
@@ -1293,15 +1294,18 @@ def test_a_newcomer_does_not_take_the_last_resort_before_a_request_that_waits() 
     stage.check()
 
 
-def test_a_request_whose_key_is_revoked_ends_while_it_waits() -> None:
+@pytest.mark.parametrize(
+    ("facts", "refusal"), [({"revoked_at": 5.0}, (401, "invalid_api_key")), ({"blocked_at": 5.0}, (403, "key_blocked"))]
+)
+def test_a_request_whose_key_is_revoked_or_blocked_ends_while_it_waits(facts: dict[str, Any], refusal: tuple[int, str]) -> None:
     """One that runs goes on."""
     stage = RecordingEngine([server("a", cap=1)])
     running, _ = stage.start()
     waiting, client = stage.start()
     for exchange in (running, waiting):
-        exchange.search.revoke()
+        exchange.search.end_waiting(key_ended(make_key(id="a", **facts)))
     assert (running.phase, waiting.phase) == (Phase.TRYING, Phase.OVER)
-    assert (client.status, code(client)) == (401, "invalid_api_key")
+    assert (client.status, code(client)) == refusal
     stage.check()
 
 

@@ -9,24 +9,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from multiverse_gateway.accounts import all_keys, change_key, create_key, renew_owner_token, revoke_key, usage_summary
+from multiverse_gateway.accounts import renew_owner_token, usage_summary
 from multiverse_gateway.api.endpoints import ApiRoute, Call, body_of, json_response
+from multiverse_gateway.api.key_records import KeyRecord, MadeKey, key_record, made_key
 from multiverse_gateway.api.request_reading import parse_key_change, parse_new_key, read_query, selection_of
 from multiverse_gateway.api.request_types import KeyChange, NewKey, UsageQuery
 from multiverse_gateway.api.response_types import (
-    KeyRecord,
-    MadeKey,
     OwnerToken,
     UsageRecord,
     UsageReport,
-    key_record,
-    made_key,
     usage_report,
 )
 from multiverse_gateway.core.errors import KeyNotFound, ServerNotFound, StorageUnavailable
+from multiverse_gateway.core.key_names import nth_secret
 from multiverse_gateway.core.servers import ClientKey
 from multiverse_gateway.core.usage import Counts
 from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.issued_keys import all_keys, change_key, create_key, new_seed, renew_key, revoke_key
 from multiverse_gateway.registration import refresh_if_possible, server_id_of
 
 _CSV = {
@@ -82,9 +81,20 @@ def account_routes(gateway: Gateway) -> list[Route]:
 
     async def patch_key(request: Request) -> Response:
         """Change the fields of a client key that the body names. Other gateways apply the change within two seconds."""
-        terms, named = parse_key_change(await body_of(request, gateway))
-        key = await change_key(gateway, request.path_params["key_id"], terms, named=named)
+        change = parse_key_change(await body_of(request, gateway))
+        key = await change_key(
+            gateway, request.path_params["key_id"], change.terms, named=change.named, name=change.name, is_blocked=change.is_blocked
+        )
         return json_response(record_of_key(gateway, key))
+
+    async def renew(request: Request) -> Response:
+        """Replace a client key by a new one, which only this answer shows; the name, the limits and the usage counts stay.
+
+        This gateway rejects the old key as soon as the call returns, other gateways within two seconds.
+        """
+        seed = new_seed()
+        key = await renew_key(gateway, request.path_params["key_id"], seed)
+        return json_response(made_key(key, gateway.wall(), nth_secret(seed, 0)))
 
     async def delete_key(request: Request) -> Response:
         """Revoke a client key. This gateway rejects it as soon as the call returns, other gateways within two seconds."""
@@ -116,6 +126,10 @@ def account_routes(gateway: Gateway) -> list[Route]:
             "/admin/keys/{key_id}",
             PATCH=Call(endpoint=patch_key, body=KeyChange, answers={200: KeyRecord}, errors=(KeyNotFound, StorageUnavailable)),
             DELETE=Call(endpoint=delete_key, answers={200: KeyRecord}, errors=(KeyNotFound, StorageUnavailable)),
+        ),
+        ApiRoute(
+            "/admin/keys/{key_id}/renew",
+            POST=Call(endpoint=renew, answers={200: MadeKey}, errors=(KeyNotFound, StorageUnavailable)),
         ),
         ApiRoute(
             "/admin/servers/{server_id}/owner-token",

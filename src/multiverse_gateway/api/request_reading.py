@@ -15,7 +15,7 @@ import attrs
 import cattrs
 from msgspec import Meta
 
-from multiverse_gateway.api.request_types import ConnectionTest, Import, KeyChange, NewKey, Registration, UnfitValue, UsageQuery
+from multiverse_gateway.api.request_types import ConnectionTest, Import, KeyChange, KeyLimits, NewKey, Registration, UnfitValue, UsageQuery
 from multiverse_gateway.core.errors import BadRequest, InvalidField
 from multiverse_gateway.core.registry_plans import Change, Imported
 from multiverse_gateway.core.servers import KeyTerms
@@ -263,21 +263,36 @@ def parse_new_key(body: Any) -> tuple[str, KeyTerms]:
     return new_key.name, _terms_of(new_key)
 
 
-def parse_key_change(body: Any) -> tuple[KeyTerms, tuple[str, ...]]:
-    """Read the body that changes a client key; return the new terms and which of them change, by attribute of `KeyTerms`.
+@attrs.frozen(kw_only=True)
+class KeyChanges:
+    """What changes of a client key: of the terms those that `named` lists, by attribute; `None` for a name or a block that stays."""
+
+    terms: KeyTerms
+    named: tuple[str, ...]
+    name: str | None = None
+    is_blocked: bool | None = None
+
+
+def parse_key_change(body: Any) -> KeyChanges:
+    """Read the body that changes a client key.
 
     Raises:
         BadRequest: A field is unknown or cannot be used; `param` names it.
     """
     change = read(body, KeyChange)
-    return _terms_of(change), tuple(_TERMS.get(name, name) for name in body)
+    return KeyChanges(
+        terms=_terms_of(change),
+        named=tuple(_TERMS.get(name, name) for name in body if name not in ("name", "blocked")),
+        name=change.name,
+        is_blocked=change.blocked if "blocked" in body else None,
+    )
 
 
 _TERMS = {"bulk": "is_bulk"}
 """The terms of a client key that have other names in the API."""
 
 
-def _terms_of(body: KeyChange) -> KeyTerms:
+def _terms_of(body: KeyLimits) -> KeyTerms:
     return KeyTerms(
         expires_at=body.expires_at,  # type: ignore[arg-type]  # its reader made it an instant
         rate_limit=body.rate_limit,

@@ -11,6 +11,7 @@ import attrs
 from msgspec import Meta
 
 from multiverse_gateway.core.addresses import EndpointError, parse_root
+from multiverse_gateway.core.key_names import MAX_KEY_NAME, UnfitName, key_name
 from multiverse_gateway.core.servers import (
     MAX_AT_ONCE,
     MAX_CONCURRENCY,
@@ -66,6 +67,13 @@ def _instant(value: str) -> float:
         raise UnfitValue(" must be a time in ISO 8601 with zone, such as 2026-05-01T12:00:00+00:00") from None
 
 
+def _key_name(value: str) -> str:
+    try:
+        return key_name(value)
+    except UnfitName as error:
+        raise UnfitValue(f" {error}") from None
+
+
 def _day(value: str) -> str:
     try:
         return date.fromisoformat(value).isoformat()
@@ -106,10 +114,11 @@ Instant = Annotated[
 ]
 KeyName = Annotated[
     str,
+    _key_name,
     Meta(
-        pattern="^[A-Za-z0-9._@+-][A-Za-z0-9 ._@+-]{0,63}$",
-        description="1 to 64 letters, digits, blanks or any of . _ @ + -, not beginning with a blank",
-        examples=["alice"],
+        description=f"1 to {MAX_KEY_NAME} printable characters of any language, none of them invisible; it is kept in Unicode's form NFC",
+        examples=["Jürgen Müller"],
+        extra_json_schema={"format": "key-name"},
     ),
 ]
 Day = Annotated[
@@ -165,8 +174,8 @@ class Import:
 
 
 @attrs.frozen(kw_only=True)
-class KeyChange:
-    """The fields of a client key that change. Those that are left out keep their values; null sets the default of a new key."""
+class KeyLimits:
+    """What a client key may do, and until when."""
 
     expires_at: Instant | None = None
     rate_limit: Annotated[int, Meta(ge=0, le=1_000_000, description="requests per minute; 0 for no limit")] | None = None
@@ -190,7 +199,16 @@ class KeyChange:
 
 
 @attrs.frozen(kw_only=True)
-class NewKey(KeyChange):
+class KeyChange(KeyLimits):
+    """The fields of a client key that change. Those that are left out keep their values; null sets the default of a new key."""
+
+    name: KeyName | None = None
+    """`None` changes nothing: a key always has a name."""
+    blocked: Annotated[bool, Meta(description="whether requests with this key are rejected until it is unblocked")] = False
+
+
+@attrs.frozen(kw_only=True)
+class NewKey(KeyLimits):
     """A client key to make."""
 
     name: KeyName

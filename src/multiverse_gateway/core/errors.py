@@ -6,8 +6,10 @@
     │   │   └── AddressForbidden
     │   ├── InvalidJSON                invalid_json
     │   ├── StreamingUnsupported       streaming_unsupported
-    │   └── AlreadyRegistered
+    │   ├── AlreadyRegistered
+    │   └── KeyNameTaken               key_name_taken
     ├── InvalidClientKey          401  invalid_api_key
+    ├── KeyBlocked                403  key_blocked
     ├── AdminKeyRequired          403  permission_error
     ├── ModelForbidden            403  model_not_allowed
     ├── ForeignForm               403  foreign_form
@@ -183,6 +185,15 @@ class AlreadyRegistered(BadRequest):
         super().__init__(f"This model and URL are already registered, as {server_id}; change or remove that one", param="endpoint_url")
 
 
+class KeyNameTaken(BadRequest):
+    """Another client key that is neither revoked nor expired has this name."""
+
+    code = "key_name_taken"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"There is already a key named {name}; choose another name, or renew or revoke that key", param="name")
+
+
 class InvalidClientKey(GatewayError):
     """A client key is required and this one is missing or wrong."""
 
@@ -194,6 +205,18 @@ class InvalidClientKey(GatewayError):
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return the error's headers and the challenge that RFC 9110 asks for."""
         return [*super().headers(), (b"www-authenticate", b"Bearer")]
+
+
+class KeyBlocked(GatewayError):
+    """The operator has blocked this client key."""
+
+    status = 403
+    type = "permission_error"
+    code = "key_blocked"
+    final = True
+
+    def __init__(self) -> None:
+        super().__init__("The operator of this gateway has blocked your API key. Ask the operator to unblock it; the key stays the same.")
 
 
 class AdminKeyRequired(GatewayError):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from enum import StrEnum
 from typing import Annotated, NewType
 
 import attrs
@@ -112,6 +113,15 @@ def identity(server: Server) -> tuple[str, str | None, str, str | None]:
     return server.model_name, server.upstream_model, server.endpoint_url, server.api_key
 
 
+class KeyState(StrEnum):
+    """Whether a client key is accepted, and if not, why."""
+
+    ACTIVE = "active"
+    BLOCKED = "blocked"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+
+
 @attrs.frozen(kw_only=True)
 class ClientKey:
     """A user's key to the inference API, as it is kept: of the key itself only `digest`, its SHA-256 in hexadecimal.
@@ -146,6 +156,14 @@ class ClientKey:
         """Return whether the key is revoked or has expired: it holds its name no longer."""
         return self.revoked_at is not None or (self.expires_at is not None and self.expires_at <= wall)
 
+    def state(self, wall: float) -> KeyState:
+        """Return whether the key is accepted now, and if not, why: what cannot be undone counts first."""
+        if self.revoked_at is not None:
+            return KeyState.REVOKED
+        if self.is_over(wall):
+            return KeyState.EXPIRED
+        return KeyState.ACTIVE if self.blocked_at is None else KeyState.BLOCKED
+
     def may_use(self, model: str) -> bool:
         """Return whether the model, in any of its spellings, is one of those that it is for."""
         return not self.models or is_among(model, self.models)
@@ -166,7 +184,10 @@ class WallLink:
 
 @attrs.frozen(kw_only=True)
 class KeyTerms:
-    """What an operator may decide about a client key, by attribute of `ClientKey`; `max_at_once` of `None` is the gateway's default."""
+    """What an operator may decide about a client key besides its name, by attribute of `ClientKey`.
+
+    `max_at_once` of `None` is the gateway's default.
+    """
 
     expires_at: float | None = None
     rate_limit: int | None = None

@@ -16,10 +16,11 @@ from multiverse_gateway.admin_key import key_digest
 from multiverse_gateway.core.budget import DayCounts
 from multiverse_gateway.core.errors import (
     InvalidClientKey,
+    KeyBlocked,
     RateLimited,
 )
 from multiverse_gateway.core.origins import OriginPolicy
-from multiverse_gateway.core.servers import ClientKey
+from multiverse_gateway.core.servers import ClientKey, KeyState
 from multiverse_gateway.core.usage import NOBODY, OPERATOR
 from multiverse_gateway.entry.framing import check_request
 from multiverse_gateway.entry.identity import Headers, Network, client_address, digests, is_loopback, presented_keys, verified
@@ -162,6 +163,7 @@ class AccessRules:
         Raises:
             GatewayError: The head is not accepted (`check_request`).
             InvalidClientKey: A client key is required, and there is none that works.
+            KeyBlocked: There is none that works, and one that is blocked.
         """
         if not is_sound:
             check_request(method, headers, names, self.origins)
@@ -184,6 +186,7 @@ class AccessRules:
 
         Raises:
             InvalidClientKey: A client key is required, and there is none that works.
+            KeyBlocked: There is none that works, and one that is blocked.
         """
         if b"authorization" in names or b"x-api-key" in names:
             setting_digest = verified(headers, self.client_digests) if self.client_digests else None
@@ -195,6 +198,7 @@ class AccessRules:
                 if key is not None and key.works(self.wall()):
                     limit = self.key_limit if key.rate_limit is None else key.rate_limit
                     return Caller(key.id, key.id, key, limit, key.max_at_once)
+            self._refuse_blocked(headers, stored)
         limits = (0, 0) if is_local else (None, self.address_at_once)
         if b"cookie" in names and self.signed_in is not None and self.signed_in(method, headers):
             return Caller(address, OPERATOR, None, *limits)
@@ -204,6 +208,13 @@ class AccessRules:
                 "or ask the operator of this gateway for one"
             )
         return _stranger(address, *limits)
+
+    def _refuse_blocked(self, headers: Headers, stored: Mapping[bytes, ClientKey]) -> None:
+        """Refuse a request without a key that works if one of its keys is blocked, whether keys are required or not."""
+        for presented in presented_keys(headers) if stored else ():
+            key = stored.get(key_digest(presented))
+            if key is not None and key.state(self.wall()) is KeyState.BLOCKED:
+                raise KeyBlocked
 
     def granted(self, caller: Caller, quota: Quota | None) -> Quota | None:
         """Return the quota that a call was counted toward; `None` if the caller has no limit.

@@ -7,13 +7,15 @@ from urllib.parse import urlencode
 from starlette.responses import Response
 from starlette.routing import Route
 
-from multiverse_gateway.accounts import create_key, revoke_key, usage_summary
+from multiverse_gateway.accounts import usage_summary
+from multiverse_gateway.api.key_records import MadeKey, made_key
 from multiverse_gateway.api.keys_and_usage import key_records
 from multiverse_gateway.api.request_reading import parse_new_key
-from multiverse_gateway.api.response_types import MadeKey, made_key, usage_report
+from multiverse_gateway.api.response_types import usage_report
 from multiverse_gateway.core.errors import BadRequest, GatewayError
 from multiverse_gateway.core.servers import KeyTerms
 from multiverse_gateway.core.usage_reports import UsageSelection, UsageSummary
+from multiverse_gateway.issued_keys import create_key, revoke_key
 from multiverse_gateway.pages.rendering import Renderer, Visit
 from multiverse_gateway.pages.server_form import Form, message_of
 from multiverse_gateway.pages.sign_in import SignIn

@@ -9,6 +9,7 @@ from multiverse_gateway.core.errors import (
     AnswerTooLarge,
     GatewayError,
     InvalidClientKey,
+    KeyBlocked,
     ModelNotFound,
     NoHealthyServer,
     Overloaded,
@@ -20,6 +21,7 @@ from multiverse_gateway.core.errors import (
 from multiverse_gateway.core.failover import Failure, FailureClass, busy_error
 from multiverse_gateway.core.fairness import Share
 from multiverse_gateway.core.routing import Candidates, close_names
+from multiverse_gateway.core.servers import ClientKey
 from multiverse_gateway.core.sse import EventStream
 from multiverse_gateway.core.stored import response_not_found
 from multiverse_gateway.core.usage import NOBODY, OPERATOR
@@ -101,8 +103,10 @@ def too_many_at_once(request: ClientRequest, share: Share | None, *, live: int, 
     )
 
 
-def key_revoked() -> GatewayError:
-    """Return the refusal of a request whose client key was revoked while it waited."""
+def key_ended(key: ClientKey) -> GatewayError:
+    """Return the refusal of a request whose client key was blocked or revoked while it waited."""
+    if key.revoked_at is None:
+        return KeyBlocked()
     return InvalidClientKey("The API key was revoked while the request waited. Ask the operator of this gateway for another one.")
 
 

@@ -24,7 +24,6 @@ from multiverse_gateway.core.patience import requested_tokens
 from multiverse_gateway.core.routing import Candidates
 from multiverse_gateway.core.servers import Server, ServerId, model_key
 from multiverse_gateway.relay.exchange_errors import (
-    key_revoked,
     no_slot,
     no_usable_server,
     streaming_unsupported,
@@ -216,10 +215,10 @@ class ServerSearch(Ticket):
         """Leave the queue: too many requests wait, and no client has more of them there."""
         self._give_up(self._no_slot())
 
-    def revoke(self) -> None:
-        """End if the request waits: its client's key was revoked."""
+    def end_waiting(self, error: GatewayError) -> None:
+        """End with an error if the request waits, as when its client's key was blocked or revoked."""
         if self.is_waiting:
-            self._give_up(key_revoked())
+            self._give_up(error)
 
     def turn_away(self) -> None:
         """End: the request would have to wait, and its client has reached its limit. It uses up none of the client's other limits."""
