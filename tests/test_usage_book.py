@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pytest
 
 from multiverse_gateway.core.errors import StorageUnavailable
@@ -29,9 +31,9 @@ class Broken(MemoryStore):
         raise StorageUnavailable("gone")
 
 
-def book_of(stage: RecordingEngine, store: MemoryStore) -> UsageBook:
+def book_of(stage: RecordingEngine, store: MemoryStore, keys: Collection[ClientKey] = ()) -> UsageBook:
     """Return a book over the servers of the stage."""
-    return UsageBook(store, FairQueue(max_waiting=8), now=stage.now, wall=lambda: NOON, table=lambda: stage.table)
+    return UsageBook(store, FairQueue(max_waiting=8), now=stage.now, wall=lambda: NOON, table=lambda: stage.table, keys=lambda: keys)
 
 
 def ended(stage: RecordingEngine, status: int = 200, *, model: str = MODEL) -> Exchange:
@@ -123,7 +125,7 @@ async def test_only_keys_with_a_daily_limit_are_looked_up() -> None:
         exchange.request.caller = key.id
         other.count(exchange, 1.0, NOON)
     await other.flush()
-    book = book_of(stage, store)
     keys: list[ClientKey] = [limited, free]
-    await book.learn_day(keys)
+    book = book_of(stage, store, keys)
+    await book.learn_day()
     assert [book.day_counts.total(key.id, NOON) for key in keys] == [1, 0]

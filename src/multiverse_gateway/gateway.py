@@ -19,7 +19,6 @@ import httpx2
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.errors import Overloaded, StorageUnavailable, TooManyAtOnce
 from multiverse_gateway.core.explaining import as_line, compared, described, judged
-from multiverse_gateway.core.failover import RetryPolicy
 from multiverse_gateway.core.health import Health, fresh
 from multiverse_gateway.core.load import Admission, BodyBudget, ByteBudget, Load, retry_seconds
 from multiverse_gateway.core.routing import (
@@ -102,7 +101,9 @@ class Gateway:
         )
         self.room = WaitingRoom(self.admission.places(settings.max_queue), self.admission.uncapped_slots)
         self.commentary = Commentary(self.room.queue)
-        self.usage_book = UsageBook(self.store, self.room.queue, now=now, wall=wall, table=lambda: self.table)
+        self.usage_book = UsageBook(
+            self.store, self.room.queue, now=now, wall=wall, table=lambda: self.table, keys=lambda: self.registrations.keys.values()
+        )
         self.exchanges: set[Exchange] = set()
         self.requests = Requests(count_stream_tokens=settings.count_stream_tokens)
         keeps_responses = hasattr(store, "save_responses") and hasattr(store, "find_response")
@@ -119,7 +120,7 @@ class Gateway:
         await self.store.open()
         self.follow(await self.store.load())
         try:
-            await self.learn_use()
+            await self.usage_book.learn_day()
         except StorageUnavailable:
             _registry_log.warning("today's usage counts cannot be read; daily limits start with what this process has counted")
         failure: Exception | None = None
@@ -251,11 +252,6 @@ class Gateway:
             self.slot_freed(model_key(server.model_name))
 
     @property
-    def retry_policy(self) -> RetryPolicy:
-        """When a failed request is tried again, and how often."""
-        return self.limits.retry_policy
-
-    @property
     def table(self) -> RoutingTable:
         """The servers, their models and their health at this moment."""
         return self.health_book.table
@@ -363,15 +359,7 @@ class Gateway:
         """Call a function after so many seconds."""
         asyncio.get_running_loop().call_later(seconds, call)
 
-    # Bodies, answers and exchanges
-
-    def hold_answer(self, count: int) -> bool:
-        """Count bytes of an answer that are held; return whether there was room for them."""
-        return self.admission.answers.hold(count)
-
-    def release_answer(self, count: int) -> None:
-        """Stop counting bytes of an answer as held."""
-        self.admission.answers.release(count)
+    # Requests
 
     def overloaded(self) -> Overloaded:
         """Return the refusal of what this process has no room for."""
@@ -408,10 +396,6 @@ class Gateway:
             )
         if _routing_log.isEnabledFor(logging.INFO):
             note(_routing_log, "request finished", _record(exchange, seconds), wall)
-
-    async def learn_use(self) -> None:
-        """Learn what client keys with a daily limit have used today, at other processes too."""
-        await self.usage_book.learn_day(self.registrations.keys.values())
 
 
 def _record(exchange: Exchange, seconds: float) -> dict[str, object]:

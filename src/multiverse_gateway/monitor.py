@@ -113,10 +113,6 @@ class Watched(Protocol):
         """Return the clock that measures intervals, in seconds."""
         ...
 
-    async def learn_use(self) -> None:
-        """Learn what client keys with a daily limit have used today, at other processes too."""
-        ...
-
     async def refresh(self, *, anyway: bool = False) -> None:
         """Read the registry again if anybody changed it, or `anyway`."""
         ...
@@ -137,7 +133,7 @@ async def watch(gateway: Watched) -> None:
             lost = "the places of stored responses cannot be saved; other processes do not know them yet"
             group.start_soon(_steadily, gateway.responses.flush, FOLLOW_SECONDS, lost, gateway.responses.noted)
             unknown = "today's usage counts cannot be read; daily limits continue with the last known counts"
-            group.start_soon(_steadily, gateway.learn_use, USAGE_SECONDS, unknown)
+            group.start_soon(_steadily, gateway.usage_book.learn_day, USAGE_SECONDS, unknown)
             trouble = "the registry cannot be read; routing continues with the last known registry"
             group.start_soon(_steadily, gateway.refresh, FOLLOW_SECONDS, trouble, gateway.store.changed)
             group.start_soon(

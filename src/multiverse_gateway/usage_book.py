@@ -42,10 +42,19 @@ class Totals:
 
 
 class UsageBook:
-    """Count requests, tokens and waits. `now` is the monotonic clock, `wall` epoch seconds; `table` returns the servers there are."""
+    """Count requests, tokens and waits. `now` is the monotonic clock, `wall` epoch seconds; `table` returns the servers there are, `keys`
+    the client keys.
+    """
 
     def __init__(
-        self, store: Store, queue: FairQueue, *, now: Callable[[], float], wall: Callable[[], float], table: Callable[[], RoutingTable]
+        self,
+        store: Store,
+        queue: FairQueue,
+        *,
+        now: Callable[[], float],
+        wall: Callable[[], float],
+        table: Callable[[], RoutingTable],
+        keys: Callable[[], Collection[ClientKey]],
     ) -> None:
         self.started_at = wall()
         """Epoch seconds."""
@@ -58,6 +67,7 @@ class UsageBook:
         self._now = now
         self._wall = wall
         self._table = table
+        self._keys = keys
         self._meter = Meter()
         self._totals = Totals()
         self._ledger = Ledger()
@@ -192,15 +202,15 @@ class UsageBook:
             if refusal is not None and not saved:
                 raise refusal
 
-    async def learn_day(self, keys: Collection[ClientKey]) -> None:
-        """Learn what those keys that have a daily limit have used today, before this process began and at other processes.
+    async def learn_day(self) -> None:
+        """Learn what those client keys that have a daily limit have used today, before this process began and at other processes.
 
         Nothing is read if no key has such a limit.
 
         Raises:
             StorageUnavailable: It cannot be read; daily limits continue with the last known counts.
         """
-        limited = {key.id for key in keys if key.daily_limit is not None}
+        limited = {key.id for key in self._keys() if key.daily_limit is not None}
         if limited:
             day = day_of(self._wall())
             requests = await self._store.requests_on(day_name(day))

@@ -111,11 +111,11 @@ async def test_a_daily_limit_goes_on_where_it_was_saved() -> None:
     async with stage(store=store) as at:
         assert await used(at) == {"alice": 3, "bob": None}
         await store.add_usage("more", [Usage(key=UsageKey("2026-05-28", "tiny", client=made["id"]), counts=Counts(requests=9))])
-        await at.gateway.learn_use()
+        await at.gateway.usage_book.learn_day()
         assert await used(at) == {"alice": 5, "bob": None}
         assert [(await models(at, made["key"])).status_code for _ in range(9)] == [200] * 9
         at.clock.advance(86_400)
-        await at.gateway.learn_use()
+        await at.gateway.usage_book.learn_day()
         assert await used(at) == {"alice": 0, "bob": None}
 
 
@@ -132,7 +132,7 @@ async def test_a_request_is_of_the_day_in_which_it_came(began: float, used: int)
         at.clock.advance(600.0)
         at.gateway.finished(exchange)
         await at.gateway.usage_book.flush()
-        await at.gateway.learn_use()
+        await at.gateway.usage_book.learn_day()
         assert [record["used_today"] for record in (await at.client.get("/admin/keys")).json()] == [used]
 
 

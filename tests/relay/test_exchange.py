@@ -927,7 +927,7 @@ def test_a_retry_that_never_began_is_given_back(ending: str) -> None:
 
 
 def test_no_retry_at_all_if_the_policy_says_so() -> None:
-    stage = engine("a", "b", retry_policy=RetryPolicy(max_retries=0))
+    stage = engine("a", "b", limits=Limits(retry_policy=RetryPolicy(max_retries=0)))
     _, client = stage.start()
     stage.last.fail(A)
     assert (client.status, stage.tried()) == (504, ["a"])
@@ -1896,7 +1896,7 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 
 
 def outcome(data: bytes, pieces: list[bytes]) -> tuple[object, ...]:
-    stage = engine("a", retry_policy=RetryPolicy(max_retries=0))
+    stage = engine("a", limits=Limits(retry_policy=RetryPolicy(max_retries=0)))
     exchange, client = stage.start(stream=True)
     stage.last.stream(*pieces)
     stage.last.end()

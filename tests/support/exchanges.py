@@ -11,9 +11,9 @@ import attrs
 
 from multiverse_gateway.core.dialects import dialect_of
 from multiverse_gateway.core.envelope import Envelope
-from multiverse_gateway.core.failover import Failure, FailureClass, RetryPolicy
+from multiverse_gateway.core.failover import Failure, FailureClass
 from multiverse_gateway.core.health import AttemptFailed, Health, HealthEvent, HealthPolicy, fresh
-from multiverse_gateway.core.load import Load
+from multiverse_gateway.core.load import Admission, ByteBudget, Load
 from multiverse_gateway.core.routing import (
     Candidates,
     RoutingTable,
@@ -292,13 +292,21 @@ class RecordingCharge:
         self.taken_back += 1
 
 
+class StrictBudget(ByteBudget):
+    """The real budget; it refuses to get back more than it gave."""
+
+    def release(self, count: int) -> None:
+        """Count the bytes no more."""
+        super().release(count)
+        assert self.held >= 0
+
+
 @attrs.define(eq=False)
 class RecordingEngine:
     """The gateway without sockets, store and tasks: real routing, health, load and queue; time passes when the test says so."""
 
     servers: Sequence[Server] = ()
     limits: Limits = attrs.field(factory=Limits)
-    retry_policy: RetryPolicy = attrs.field(factory=RetryPolicy)
     max_queue: int = 32
     uncapped_slots: int | None = None
     clock: float = 1000.0
@@ -307,6 +315,7 @@ class RecordingEngine:
     random_number: float = 0.5
     answer_budget: int = 1 << 40
     load: Load = attrs.field(factory=Load, init=False)
+    admission: Admission = attrs.field(init=False)
     room: WaitingRoom = attrs.field(init=False)
     requests: Requests = attrs.field(factory=lambda: Requests(count_stream_tokens=False), init=False)
     commentary: Commentary = attrs.field(init=False)
@@ -316,10 +325,13 @@ class RecordingEngine:
     over: list[Exchange] = attrs.field(factory=list, init=False)
     calls: list[Callable[[], None]] = attrs.field(factory=list, init=False)
     timers: list[tuple[float, Callable[[], None]]] = attrs.field(factory=list, init=False)
-    answer_bytes: int = attrs.field(default=0, init=False)
     checks: RecordingChecks = attrs.field(factory=RecordingChecks, init=False)
     refused_retries: int = attrs.field(default=0, init=False)
     responses: RecordingPlaces = attrs.field(factory=RecordingPlaces, init=False)
+
+    @admission.default
+    def _make_admission(self) -> Admission:
+        return Admission(answers=StrictBudget(self.answer_budget))
 
     @room.default
     def _make_room(self) -> WaitingRoom:
@@ -411,6 +423,11 @@ class RecordingEngine:
         return sending
 
     @property
+    def answer_bytes(self) -> int:
+        """The bytes that are held of all answers."""
+        return self.admission.answers.held
+
+    @property
     def usage_refusers(self) -> list[ServerId]:
         """The servers that are not asked for token counts any more."""
         return [server.id for server in self.servers if self.requests.refuses_usage(server)]
@@ -422,18 +439,6 @@ class RecordingEngine:
     def later(self, seconds: float, call: Callable[[], None]) -> None:
         """Keep the call until the test has let so much time pass."""
         self.timers.append((self.clock + seconds, call))
-
-    def hold_answer(self, count: int) -> bool:
-        """Count, as the gateway does."""
-        if self.answer_bytes + count > self.answer_budget:
-            return False
-        self.answer_bytes += count
-        return True
-
-    def release_answer(self, count: int) -> None:
-        """Count, as the gateway does."""
-        self.answer_bytes -= count
-        assert self.answer_bytes >= 0
 
     def notice_pause(self, now: float) -> None:
         """Postpone every exchange by the pause that the test made, once."""

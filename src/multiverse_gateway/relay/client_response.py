@@ -8,7 +8,6 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Protocol
 
 import msgspec
 
@@ -17,6 +16,7 @@ from multiverse_gateway.core.error_events import error_event, refusal_event
 from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.core.failover import Failure
 from multiverse_gateway.core.fairness import Place
+from multiverse_gateway.core.load import ByteBudget
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.sse import EventStream
 from multiverse_gateway.relay.heads import Headers
@@ -29,16 +29,6 @@ _Headers = Sequence[tuple[bytes, bytes]]
 
 _EVENT_STREAM = (b"content-type", b"text/event-stream")
 _STREAM_HEADERS = [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
-
-
-class AnswerBudget(Protocol):
-    """The memory for answers that all exchanges share."""
-
-    def hold_answer(self, count: int) -> bool:
-        """Count bytes of an answer that are held; return whether there was room for them."""
-
-    def release_answer(self, count: int) -> None:
-        """Stop counting bytes of an answer as held."""
 
 
 class ClientResponse:
@@ -67,7 +57,7 @@ class ClientResponse:
         self,
         client: Client,
         request: ClientRequest,
-        budget: AnswerBudget,
+        budget: ByteBudget,
         comments: Comments | None,
     ) -> None:
         self.client = client
@@ -179,8 +169,8 @@ class ClientResponse:
         """Hold so many bytes of the answer in all; return whether there was room for them."""
         more = count - self.held
         if more <= 0:
-            self._budget.release_answer(-more)
-        elif not self._budget.hold_answer(more):
+            self._budget.release(-more)
+        elif not self._budget.hold(more):
             return False
         self.held = count
         return True
@@ -188,7 +178,7 @@ class ClientResponse:
     def release(self) -> None:
         """Stop counting the answer as held: the client has all of it, or is gone, or gets another one."""
         if self.held:
-            self._budget.release_answer(self.held)
+            self._budget.release(self.held)
             self.held = 0
 
 

@@ -107,7 +107,7 @@ class Exchange:
         self._engine = engine
         self.request = request
         comments = Comments(now) if request.wants_comments and request.envelope.stream else None
-        self.response = ClientResponse(client, request, engine, comments)
+        self.response = ClientResponse(client, request, engine.admission.answers, comments)
         self.search = ServerSearch(self, engine)
         self.attempt: Attempt | None = None
         self.phase = _CHOOSING

@@ -5,12 +5,12 @@ from typing import Protocol
 
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.errors import GatewayError
-from multiverse_gateway.core.failover import Failure, RetryPolicy
+from multiverse_gateway.core.failover import Failure
 from multiverse_gateway.core.health import HealthEvent
-from multiverse_gateway.core.load import Load
+from multiverse_gateway.core.load import Admission, Load
 from multiverse_gateway.core.routing import Candidates
 from multiverse_gateway.core.servers import Server, ServerId
-from multiverse_gateway.relay.client_response import AnswerBudget, ClientResponse
+from multiverse_gateway.relay.client_response import ClientResponse
 from multiverse_gateway.relay.ports import ClientRequest, Limits, Phase
 from multiverse_gateway.relay.requests import Requests
 from multiverse_gateway.relay.waiting import WaitingRoom
@@ -43,17 +43,14 @@ class KnownResponses(Protocol):
         """Remember that a server keeps a response for the key or address `source`."""
 
 
-class Resources(AnswerBudget, Protocol):
+class Resources(Protocol):
     """The parts of the gateway that exchanges share: its clocks, its queue, its table, its books."""
 
     limits: Limits
     load: Load
+    admission: Admission
     room: WaitingRoom
     requests: Requests
-
-    @property
-    def retry_policy(self) -> RetryPolicy:
-        """Return when a failed request is tried again, and how often."""
 
     @property
     def health_book(self) -> HealthReports:

@@ -281,7 +281,7 @@ class ServerSearch(Ticket):
         verdict = after_failure(
             self.failures,
             others=self._others(now),
-            policy=resources.retry_policy,
+            policy=resources.limits.retry_policy,
             remaining=self._exchange.deadline - now,
             stateful=envelope.stateful,
             budget_left=resources.load.retry_budget_left(envelope.model),
@@ -314,7 +314,7 @@ class ServerSearch(Ticket):
         exchange, resources = self._exchange, self._resources
         exchange.phase = Phase.BACKOFF
         exchange.due = min(exchange.deadline, now + verdict.delay)
-        budget_by = now + min(resources.retry_policy.budget_wait, (exchange.deadline - now) / 2)
+        budget_by = now + min(resources.limits.retry_policy.budget_wait, (exchange.deadline - now) / 2)
         again = server if verdict.same_server else None
         self.retry = PendingRetry(resources.load, self.client_request.envelope.model, again, budget_by)
         if not verdict.waits:
@@ -346,7 +346,7 @@ class ServerSearch(Ticket):
             resources.budget_refused()
             exchange.give_up(final_error(self.failures))
         else:
-            exchange.due = min(exchange.deadline, now + resources.retry_policy.budget_delay)
+            exchange.due = min(exchange.deadline, now + resources.limits.retry_policy.budget_delay)
 
     def _is_alone(self, now: float) -> bool:
         """Return whether no server can serve the request but those that failed."""
