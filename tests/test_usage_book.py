@@ -48,8 +48,8 @@ async def test_requests_that_are_alike_are_counted_together() -> None:
     stage, store = RecordingEngine([server("a")]), MemoryStore()
     book = book_of(stage, store)
     for _ in range(3):
-        book.count(ended(stage), 1.0, NOON)
-    book.count(ended(stage, 400), 1.0, NOON)
+        book.count(ended(stage), 1.0, NOON, 0)
+    book.count(ended(stage, 400), 1.0, NOON, 0)
     assert book.totals == {"requests": 4, "succeeded": 3, "failed": 1, "left": 0, "attempts": 4}
     await book.flush()
     (usage,) = await store.usage(DAY, DAY)
@@ -67,7 +67,7 @@ async def test_a_canceled_request_has_not_failed(how: str) -> None:
         if events:
             stage.last.stream(*[chat_event("one", MODEL, {"content": "Hello"})] * events)
         getattr(exchange, how)()
-        book.count(exchange, 1.0, NOON)
+        book.count(exchange, 1.0, NOON, events)
     assert book.totals == {"requests": 2, "succeeded": 0, "failed": 0, "left": 2, "attempts": 2}
     await book.flush()
     (usage,) = await store.usage(DAY, DAY)
@@ -79,14 +79,14 @@ async def test_a_server_that_answers_499_has_failed() -> None:
     """Its client is still there."""
     stage, store = RecordingEngine([server("a")]), MemoryStore()
     book = book_of(stage, store)
-    book.count(ended(stage, 499), 1.0, NOON)
+    book.count(ended(stage, 499), 1.0, NOON, 0)
     assert (book.totals["failed"], book.totals["left"]) == (1, 0)
 
 
 async def test_a_request_counts_on_the_day_on_which_it_came() -> None:
     stage, store = RecordingEngine([server("a")]), MemoryStore()
     book = book_of(stage, store)
-    book.count(ended(stage), 43_201.0, NOON)
+    book.count(ended(stage), 43_201.0, NOON, 0)
     await book.flush()
     assert [usage.key.day for usage in await store.usage("2026-05-01", DAY)] == ["2026-05-27"]
 
@@ -96,7 +96,7 @@ async def test_models_that_nobody_registered_are_not_told_apart() -> None:
     stage, store = RecordingEngine([server("a")]), MemoryStore()
     book = book_of(stage, store)
     for name in ("one", "two"):
-        book.count(ended(stage, model=name), 0.1, NOON)
+        book.count(ended(stage, model=name), 0.1, NOON, 0)
     await book.flush()
     assert await store.usage(DAY, DAY) == ()
     assert book.totals["failed"] == 2
@@ -106,7 +106,7 @@ async def test_models_that_nobody_registered_are_not_told_apart() -> None:
 async def test_what_cannot_be_saved_is_saved_later() -> None:
     stage, store = RecordingEngine([server("a")]), Broken()
     book = book_of(stage, store)
-    book.count(ended(stage), 1.0, NOON)
+    book.count(ended(stage), 1.0, NOON, 0)
     for _ in range(2):
         with pytest.raises(StorageUnavailable):
             await book.flush()
@@ -123,7 +123,7 @@ async def test_only_keys_with_a_daily_limit_are_looked_up() -> None:
     for key in (limited, free):
         exchange = ended(stage)
         exchange.request.caller = key.id
-        other.count(exchange, 1.0, NOON)
+        other.count(exchange, 1.0, NOON, 0)
     await other.flush()
     keys: list[ClientKey] = [limited, free]
     book = book_of(stage, store, keys)

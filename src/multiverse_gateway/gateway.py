@@ -295,7 +295,7 @@ class Gateway:
 
     def candidates(self, envelope: Envelope, excluded: frozenset[ServerId], now: float) -> Candidates | None:
         """Return the servers that could serve the request now; `None` for a model without servers, and for a server that is gone."""
-        model = self.table.models.get(envelope.model)
+        model = self.health_book.table.models.get(envelope.model)
         if model is None:
             return None
         if envelope.server_id is not None:
@@ -317,7 +317,7 @@ class Gateway:
 
     def pick(self, servers: Sequence[Server], envelope: Envelope) -> Server:
         """Return the server that the balancer chooses from the candidates."""
-        return servers[0] if len(servers) == 1 else self.balancer.pick(servers, self.load, envelope)
+        return self.balancer.pick(servers, self.load, envelope)
 
     def send(self, attempt: Attempt) -> Sending:
         """Send the request of an attempt to its server."""
@@ -373,8 +373,7 @@ class Gateway:
         if exchange.response.comments is not None:
             self.commentary.add(exchange)
         self.room.at_once.take(exchange.request.source)
-        if self.housekeeping.is_resting:
-            self.housekeeping.wake()
+        self.housekeeping.wake()
         if exchange.choice_trace is None and _routing_log.isEnabledFor(logging.DEBUG):
             exchange.choice_trace = []
 
@@ -389,16 +388,17 @@ class Gateway:
             self.usage_book.meter.refusals[TooManyAtOnce.code] += 1
             return
         wall, seconds = self.wall(), self.now() - request.arrived
-        self.usage_book.count(exchange, seconds, wall)
+        events = exchange.events
+        self.usage_book.count(exchange, seconds, wall, events)
         if exchange.choice_trace:
             _routing_log.debug(
                 "why this server", extra={"fields": {"request_id": request.request_id, "why": as_line(exchange.choice_trace)}}
             )
         if _routing_log.isEnabledFor(logging.INFO):
-            note(_routing_log, "request finished", _record(exchange, seconds), wall)
+            note(_routing_log, "request finished", _record(exchange, seconds, events), wall)
 
 
-def _record(exchange: Exchange, seconds: float) -> dict[str, object]:
+def _record(exchange: Exchange, seconds: float, events: int) -> dict[str, object]:
     request, response, search, attempt = exchange.request, exchange.response, exchange.search, exchange.attempt
     envelope, first = request.envelope, None if attempt is None else attempt.first_byte_seconds
     return {
@@ -413,7 +413,7 @@ def _record(exchange: Exchange, seconds: float) -> dict[str, object]:
         "failures": "".join([failed.failure.kind.value for failed in search.failures]) if search.failures else "",
         "seconds": int(seconds * 10000 + 0.5) / 10000,
         "first_byte_seconds": None if first is None else int(first * 10000 + 0.5) / 10000,
-        "events": exchange.events,
+        "events": events,
         "bytes": response.sent_bytes,
     }
 

@@ -34,13 +34,8 @@ class Housekeeping:
         self._flush_tallies_at = now() + TALLY_SECONDS
         self._background: asyncio.Queue[Background] = asyncio.Queue()
 
-    @property
-    def is_resting(self) -> bool:
-        """Whether the loop waits for something to do; `wake` it then."""
-        return self._resting is not None
-
     def wake(self) -> None:
-        """Sweep again from now on: a request has come."""
+        """Sweep again from now on, if the loop rests: a request has come."""
         if self._resting is not None:
             self._resting.set()
             self._resting = None

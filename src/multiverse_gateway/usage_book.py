@@ -93,8 +93,8 @@ class UsageBook:
         table = self._table()
         return listed_name(table, model) if model in table.models else OTHER
 
-    def count(self, exchange: Exchange, seconds: float, wall: float) -> None:
-        """Add a request that is over to those like it; it arrived `seconds` before the instant `wall`."""
+    def count(self, exchange: Exchange, seconds: float, wall: float, events: int) -> None:
+        """Add a request that is over to those like it; it arrived `seconds` before the instant `wall`, and got so many events."""
         request, response, search, attempt = exchange.request, exchange.response, exchange.search, exchange.attempt
         model = request.envelope.model
         day = day_of(wall - seconds)
@@ -113,7 +113,7 @@ class UsageBook:
         prompt_tokens, completion_tokens = exchange.usage
         tally.prompt_tokens += prompt_tokens
         tally.completion_tokens += completion_tokens
-        tally.events += exchange.events
+        tally.events += events
         tally.sent_bytes += response.sent_bytes
         if search.failures:
             self._meter.failures(search.failures)

@@ -111,7 +111,7 @@ def read_answer(body: bytes) -> Answer | None:
     is_error = (fields.error and is_truthy(fields.error)) or fields.object == "error" or fields.type == "error"
     if is_error and not _has_contents(text):
         return _ERROR
-    return _NO_TOKENS if fields.usage is None else Answer(fields.usage.tokens)
+    return _NO_TOKENS if fields.usage is None else Answer(fields.usage.tokens())
 
 
 def _read_odd_fields(text: bytes) -> _Fields | None:

@@ -50,9 +50,8 @@ class TokenCounts(Struct, gc=False):
     input_tokens: _Tokens = 0
     output_tokens: _Tokens = 0
 
-    @property
     def tokens(self) -> tuple[int, int]:
-        """Prompt and completion tokens, 0 where nothing is reported."""
+        """Return the prompt and completion tokens, 0 where nothing is reported."""
         return self.prompt_tokens or self.input_tokens, self.completion_tokens or self.output_tokens
 
 
@@ -238,7 +237,7 @@ def tokens_of(usage: Raw) -> tuple[int, int]:
     >>> tokens_of(Raw(b'{"prompt_tokens": 7, "completion_tokens": 2.0, "total_tokens": "nine"}'))
     (7, 2)
     """
-    return _odd_usage(usage).tokens
+    return _odd_usage(usage).tokens()
 
 
 def timed_tokens(data: bytes) -> tuple[int, int]:

@@ -174,9 +174,12 @@ def read_envelope(path: str, content_type: str, body: bytes) -> Envelope:
                 _refuse_odd_continuation(body)
     except (ValueError, RecursionError) as error:
         _refuse(body, error)
-    model, stream, options = _model(values.get(_Model)), _stream(values.get(_Stream)), fields.stream_options
-    says_usage = options is not _ABSENT
-    wants_usage = says_usage and _includes_usage(bytes(options))
+    model, stream = values.get(_Model), values.get(_Stream)
+    if type(model) is not str or not 0 < len(model) <= MAX_MODEL_LENGTH:  # as `_model` asks: nearly all are sound, and it saves a call
+        model = _model(model)
+    stream = False if stream is None else stream if stream is True or stream is False else _stream(stream)
+    says_usage = fields.stream_options is not _ABSENT
+    wants_usage = says_usage and _includes_usage(bytes(fields.stream_options))
     if fields.store is fields.background is fields.previous_response_id is fields.conversation:  # nearly always: all are absent
         return _envelope(path, model, stream, path == RESPONSES, wants_usage, says_usage)
     names_response = bytes(fields.previous_response_id) not in _NO

@@ -415,7 +415,7 @@ class EventStream:
 
     def _note_usage(self, usage: TokenCounts) -> None:
         """Keep the latest figures: servers send running totals, and not always both."""
-        prompt_tokens, completion_tokens = usage.tokens
+        prompt_tokens, completion_tokens = usage.tokens()
         self.reported_tokens = prompt_tokens or self.reported_tokens[0], completion_tokens or self.reported_tokens[1]
 
     def _end(self) -> None:

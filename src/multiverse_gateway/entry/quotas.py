@@ -58,13 +58,12 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return OpenAI's headers about it, on every answer."""
-        return list(zip(_NAMES, (b"%d" % self.limit, b"%d" % self.remaining, self._reset), strict=True))
+        return list(zip(_NAMES, (b"%d" % self.limit, b"%d" % self.remaining, self._reset()), strict=True))
 
     def lines(self) -> bytes:
         """Return the same as HTTP/1.1 writes it."""
-        return _LINES % (self.limit, self.remaining, self._reset)
+        return _LINES % (self.limit, self.remaining, self._reset())
 
-    @property
     def _reset(self) -> bytes:
         return _A_MINUTE if self.reset == WINDOW else duration(self.reset).encode()
 

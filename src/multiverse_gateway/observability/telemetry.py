@@ -39,7 +39,7 @@ class _Response(Protocol):
 
 
 class _Attempts(Protocol):
-    failures: list[FailedAttempt]
+    failures: tuple[FailedAttempt, ...]
     tried: int
 
 

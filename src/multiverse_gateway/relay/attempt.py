@@ -79,7 +79,7 @@ class Attempt:
         self.server = server
         self.began = now
         self.asks_usage = envelope.leaves_usage and resources.requests.may_ask_usage(server, search.usage_refused_by)
-        self.is_replay = bool(search.failures) and search.is_replay_at(server)
+        self.is_replay = search.is_replay_at(server) if search.failures else False
         self.retry, search.retry = search.retry, None
         self.sending: Sending | None = None
         self.first_byte_seconds: float | None = None

@@ -4,6 +4,8 @@ Errors and JSON are collected, because the whole body decides what they mean; la
 every other type. What is collected beyond `UNCOUNTED_BYTES` counts against the budget of all answers.
 """
 
+from typing import ClassVar
+
 from msgspec import Struct, field
 
 from multiverse_gateway.core.answers import PassingJson, read_answer
@@ -29,10 +31,7 @@ class _BodyReader(Struct, eq=False):
     content_type: bytes = b""
     received: int = 0
     usage: tuple[int, int] = (0, 0)
-
-    @property
-    def events(self) -> None:
-        return None
+    events: ClassVar[None] = None
 
     @property
     def holds_part(self) -> bool:

@@ -153,7 +153,6 @@ class ClientConnection(asyncio.Protocol, Generic[V]):
         self._door.discard(self)
         self._part()
         self._body.close()
-        self.writer.forget_unread()
         self.writer.close()
 
     def eof_received(self) -> None:
@@ -257,14 +256,15 @@ class ClientConnection(asyncio.Protocol, Generic[V]):
         self._head = head
         self.writer.keeps = head.keeps
         self._begun = door.time()
-        intake = door.intake
-        request = self.request = intake.request(head, length or 0, self._peer)
+        request = self.request = door.intake.request(head, length or 0, self._peer)
         try:
-            waiting = intake.admit(request)
+            waiting = door.intake.admit(request)
         except Exception as error:  # noqa: BLE001  every error has its answer
             self._refuse(error)
             return
-        if waiting is None:  # nearly always: such a request gets to its exchange without a task
+        if waiting is None and received == length:  # nearly always: such a request gets to its exchange without a task
+            self._arrived()
+        elif waiting is None:
             self._admitted()
         else:
             self._state = _ADMITTING

@@ -171,7 +171,7 @@ class Exchange:
         response = self.response
         if self.phase is _RELAYING and not response.is_clogged:
             response.is_clogged = True
-            self._current.wait_for_client()
+            self._current().wait_for_client()
         elif response.comments is not None:
             response.is_clogged = True
 
@@ -180,7 +180,7 @@ class Exchange:
         was_clogged, self.response.is_clogged = self.response.is_clogged, False
         if self.phase is _RELAYING and was_clogged:
             self.expect_more()
-            attempt = self._current
+            attempt = self._current()
             assert attempt.reader is not None
             attempt.reader.read_on()
 
@@ -227,7 +227,7 @@ class Exchange:
         elif phase is _BACKOFF:
             self.search.begin_retry()
         elif phase is not _CHOOSING:
-            self._current.tick(now)
+            self._current().tick(now)
 
     def may_comment(self, now: float) -> bool:
         """Return whether a comment can be due: cheaper than to find out which."""
@@ -281,16 +281,16 @@ class Exchange:
 
     def fail_attempt(self, failure: Failure) -> None:
         """End the attempt, and decide what is next."""
-        attempt = self._current
+        attempt = self._current()
         attempt.abort()
         attempt.release(failure)
-        self.search.failures.append(attempt.blame(failure, self.number))
+        self.search.failures += (attempt.blame(failure, self.number),)
         self.search.after_failure(attempt.server)
         self._offer_slot()
 
     def repeat_without_usage(self) -> None:
         """Make the same attempt again: what the server refuses may be nothing that the client said. It counts once."""
-        attempt, engine, search = self._current, self._engine, self.search
+        attempt, engine, search = self._current(), self._engine, self.search
         search.usage_refused_by = attempt.server
         search.retry, attempt.retry = attempt.retry, None
         search.tried -= 1
@@ -309,7 +309,8 @@ class Exchange:
         attempt.release(None)
         self._engine.health_book.passed(attempt.server, self.request.envelope.call)
         self.end(now)
-        self._offer_slot()
+        if self._engine.room.queue.total_waiting:  # as `_offer_slot` asks; most answers need no call of it
+            self._offer_slot()
 
     def begin_answer(self, content_type: bytes, *, is_stream: bool = False) -> None:
         """Commit to an answer that is relayed as it comes."""
@@ -323,7 +324,8 @@ class Exchange:
 
     def _commit(self, now: float) -> Attempt:
         """Pass the commit point: the answer of this attempt is the one that the client gets."""
-        attempt = self._current
+        attempt = self.attempt
+        assert attempt is not None
         self.phase = _RELAYING
         self.response.is_committed = True
         attempt.first_byte_seconds = now - attempt.began
@@ -341,13 +343,13 @@ class Exchange:
 
     def complete(self) -> None:
         """End a complete answer, or an error that the server reported; the connection may still deliver the rest of its ending."""
-        attempt, engine = self._current, self._engine
+        attempt, engine = self._current(), self._engine
         events = None if attempt.reader is None else attempt.reader.events
         self.response.end()
         if events is not None and events.failed:
             self.response.error_code = "upstream_error"
             attempt.release(REPORTED_ERROR)
-            self.search.failures.append(attempt.blame(REPORTED_ERROR, self.number))
+            self.search.failures += (attempt.blame(REPORTED_ERROR, self.number),)
         else:
             attempt.release(None)
             engine.health_book.passed(attempt.server, self.request.envelope.call)
@@ -363,11 +365,11 @@ class Exchange:
 
     def break_answer(self, failure: Failure | None) -> None:
         """End a committed answer that cannot be completed; `failure` is `None` when a limit of the gateway ends it."""
-        attempt = self._current
+        attempt = self._current()
         attempt.abort()
         attempt.release(failure)
         if failure is not None:
-            self.search.failures.append(attempt.blame(failure, self.number))
+            self.search.failures += (attempt.blame(failure, self.number),)
             self._cut(interrupted(failure), "upstream_stream_interrupted")
         else:
             assert attempt.reader is not None
@@ -389,9 +391,8 @@ class Exchange:
 
     # Parts of these
 
-    @property
     def _current(self) -> Attempt:
-        """The last attempt, in a phase in which there is one."""
+        """Return the last attempt, in a phase in which there is one. No property: to read one costs three times as much as a call."""
         assert self.attempt is not None
         return self.attempt
 
@@ -410,7 +411,7 @@ class Exchange:
 
     def _cut(self, message: str, code: str) -> None:
         """End a committed answer without its rest."""
-        reader = self._current.reader
+        reader = self._current().reader
         self.response.cut(message, code, None if reader is None else reader.events)
         self.end()
 

@@ -185,4 +185,5 @@ class ResponseWriter:
 
     def close(self) -> None:
         """Let go of the connection, after which no response can be written: no cycle is left for the garbage collector."""
+        self.forget_unread()
         self._connection = None

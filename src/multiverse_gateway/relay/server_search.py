@@ -116,7 +116,7 @@ class ServerSearch(Ticket):
         self._queue = resources.room.queue
         self._is_picky = False
         self.tried = 0
-        self.failures: list[FailedAttempt] = []
+        self.failures: tuple[FailedAttempt, ...] = ()
         self.excluded = _NO_SERVERS
         self.usage_refused_by: Server | None = None
         self.retry: PendingRetry | None = None
@@ -140,9 +140,9 @@ class ServerSearch(Ticket):
         found = resources.candidates(envelope, self.excluded, now)
         if found is None:
             self._give_up(unknown_model(envelope, resources.model_names()))
-        elif ready := found.ready_for(self.client_request.source):
+        elif ready := found.ready or found.ready_for(self.client_request.source):
             if queue.may_begin(self, now) or self._may_pass():
-                exchange.begin_attempt(resources.pick(ready, envelope), now)
+                exchange.begin_attempt(ready[0] if len(ready) == 1 else resources.pick(ready, envelope), now)
             else:
                 self._wait_for_slot(found, now, inf, self._no_slot)
         elif found.full:
@@ -301,7 +301,7 @@ class ServerSearch(Ticket):
     def forget_body(self) -> None:
         """Drop the body of the last failure: another attempt decides what the client gets."""
         if self.failures:
-            self.failures[-1] = self.failures[-1].without_body()
+            self.failures = (*self.failures[:-1], self.failures[-1].without_body())
 
     def _others(self, now: float) -> int:
         """Return how many servers could be tried next, counting all full ones as one."""
