@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         SessionStore,
         Store,
         UsageStore,
+        UsageSumStore,
         WallLinkStore,
     )
     from multiverse_gateway.settings import Settings, SettingsError, load_settings
@@ -77,6 +78,7 @@ _HOMES = {
     "Usage": "multiverse_gateway.core.usage",
     "UsageKey": "multiverse_gateway.core.usage",
     "UsageStore": "multiverse_gateway.protocols",
+    "UsageSumStore": "multiverse_gateway.protocols",
     "WallLink": "multiverse_gateway.core.servers",
     "WallLinkStore": "multiverse_gateway.protocols",
     "create_app": "multiverse_gateway.app",
@@ -120,6 +122,7 @@ __all__ = [
     "Usage",
     "UsageKey",
     "UsageStore",
+    "UsageSumStore",
     "WallLink",
     "WallLinkStore",
     "__version__",

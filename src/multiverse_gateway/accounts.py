@@ -14,7 +14,7 @@ from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.core.registry_plans import Description
 from multiverse_gateway.core.routing import listed_name
 from multiverse_gateway.core.servers import ServerId
-from multiverse_gateway.core.usage_reports import UsageSelection, UsageSummary, days_of, summarize
+from multiverse_gateway.core.usage_reports import UsageSelection, UsageSummary, admitted, columns_of, days_of, summarize
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.registration import Accepted, register, route_of
 
@@ -75,6 +75,5 @@ async def usage_summary(gateway: Gateway, selection: UsageSelection) -> UsageSum
     with suppress(StorageUnavailable):
         await gateway.usage_book.flush()
     names = {key.id: key.name for key in gateway.registrations.keys.values()}
-    return summarize(
-        await gateway.store.usage(*days), selection, days=days, names=names, listed=lambda model: listed_name(gateway.table, model)
-    )
+    rows = await gateway.store.sum_usage(*days, by=columns_of(selection.by), only=admitted(selection, names))
+    return summarize(rows, selection, days=days, names=names, listed=lambda model: listed_name(gateway.table, model))

@@ -14,16 +14,17 @@ from multiverse_gateway.protocols import (
     SessionStore,
     Store,
     UsageStore,
+    UsageSumStore,
     WallLinkStore,
     methods_of,
 )
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.settings.declaration import unusable
-from multiverse_gateway.stores.memory import WithHosts, WithSessions, WithUsage, WithWallLinks
+from multiverse_gateway.stores.memory import WithHosts, WithSessions, WithUsage, WithUsageSums, WithWallLinks
 
 GROUP = "multiverse_gateway"
 _REQUIRED: Mapping[str, tuple[type, ...]] = {"balancers": (Balancer,), "probes": (HealthProbe,), "stores": (RegistryStore, Coordination)}
-_OPTIONAL: Mapping[str, tuple[type, ...]] = {"stores": (SessionStore, WallLinkStore, HostStore, UsageStore)}
+_OPTIONAL: Mapping[str, tuple[type, ...]] = {"stores": (SessionStore, WallLinkStore, HostStore, UsageStore, UsageSumStore)}
 """The parts that a plug-in may lack, but not by half."""
 _SETTINGS = {"balancers": "balancer", "probes": "probe", "stores": "database_url"}
 """The setting that names a plug-in of each kind."""
@@ -117,6 +118,8 @@ def completed(store: RegistryStore) -> Store:
         store = cast(RegistryStore, WithHosts(store))
     if _lacks(store, UsageStore):
         store = cast(RegistryStore, WithUsage(store))
+    if _lacks(store, UsageSumStore):
+        store = cast(RegistryStore, WithUsageSums(store))
     return cast(Store, store)
 
 

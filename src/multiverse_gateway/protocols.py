@@ -3,7 +3,7 @@
 Each is named in the settings by its entry point, or passed to `create_app` as an instance.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from inspect import isfunction
 from typing import Protocol, runtime_checkable
@@ -364,7 +364,21 @@ class UsageStore(Protocol):
         ...
 
 
-class Store(RegistryStore, Coordination, SessionStore, WallLinkStore, HostStore, UsageStore, Protocol):
+class UsageSumStore(Protocol):
+    """Sums of the usage counts, an optional part of a store: pages show sums of many rows, and a database adds faster than the gateway.
+
+    With a store that lacks it, the gateway reads and adds up all rows of the days.
+    """
+
+    async def sum_usage(self, since: str, until: str, *, by: Collection[str], only: Mapping[str, Collection[str]]) -> Sequence[Usage]:
+        """Return the sums of what is kept of these days, both included, by the parts of `UsageKey` that `by` names, in their order.
+
+        The other parts of the keys are empty. `only` names parts, each with the values that count. Sums stop at `MAX_COUNT`.
+        """
+        ...
+
+
+class Store(RegistryStore, Coordination, SessionStore, WallLinkStore, HostStore, UsageStore, UsageSumStore, Protocol):
     """The durable registry with all its parts: what the gateway works with. `plugins.completed` makes one of a store with fewer parts."""
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from multiverse_gateway.core.errors import BadRequest
 from multiverse_gateway.core.servers import ServerId
-from multiverse_gateway.core.usage import Counts, Usage, UsageKey
-from multiverse_gateway.core.usage_reports import UsageSelection, UsageSummary, days_of, summarize
+from multiverse_gateway.core.usage import Counts, Usage, UsageKey, sums_of
+from multiverse_gateway.core.usage_reports import UsageSelection, UsageSummary, admitted, columns_of, days_of, summarize
 
 ROWS = [
     Usage(key=UsageKey(day, model, ServerId(server), owner, client), counts=Counts(requests=requests))
@@ -23,8 +23,9 @@ ROWS = [
 
 def report(**selection: Any) -> UsageSummary:
     """Return the report about `ROWS`."""
-    days = ("2026-05-01", "2026-05-02")
-    return summarize(ROWS, UsageSelection(**selection), days=days, names={"k1": "anna"}, listed=lambda model: model.removesuffix(":latest"))
+    days, names, chosen = ("2026-05-01", "2026-05-02"), {"k1": "anna"}, UsageSelection(**selection)
+    rows = sums_of(ROWS, by=columns_of(chosen.by), only=admitted(chosen, names))
+    return summarize(rows, chosen, days=days, names=names, listed=lambda model: model.removesuffix(":latest"))
 
 
 @pytest.mark.parametrize(

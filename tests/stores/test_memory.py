@@ -9,10 +9,10 @@ from multiverse_gateway import Store
 from multiverse_gateway.plugins import completed
 from multiverse_gateway.protocols import Coordination, RegistryStore, methods_of
 from multiverse_gateway.stores.memory import MemoryStore
-from multiverse_gateway.testing.store import ResponseStoreContract, StoreContract
+from multiverse_gateway.testing.store import ResponseStoreContract, StoreContract, UsageSumStoreContract
 
 
-class TestMemoryStore(StoreContract, ResponseStoreContract):
+class TestMemoryStore(StoreContract, UsageSumStoreContract, ResponseStoreContract):
     """In dictionaries."""
 
     @pytest.fixture
@@ -36,7 +36,7 @@ class Required:
         return getattr(self._inner, name)
 
 
-class TestCompletedStore(StoreContract):
+class TestCompletedStore(StoreContract, UsageSumStoreContract):
     """Sessions and counts of use that a store does not keep are kept in memory."""
 
     @pytest.fixture

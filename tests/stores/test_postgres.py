@@ -22,6 +22,7 @@ from multiverse_gateway.stores.sqlite import SqliteStore
 from multiverse_gateway.testing.store import (
     ResponseStoreContract,
     StoreContract,
+    UsageSumStoreContract,
     make_key,
     make_response,
     make_result,
@@ -41,7 +42,7 @@ from multiverse_gateway.stores.postgres import PostgresStore, create  # noqa: E4
 pytestmark = pytest.mark.e2e
 
 
-class TestPostgresStore(StoreContract, ResponseStoreContract):
+class TestPostgresStore(StoreContract, UsageSumStoreContract, ResponseStoreContract):
     """In a schema of a real server."""
 
     @pytest.fixture

@@ -31,6 +31,7 @@ from multiverse_gateway.stores.vault import key_file, open_vault
 from multiverse_gateway.testing.store import (
     ResponseStoreContract,
     StoreContract,
+    UsageSumStoreContract,
     make_key,
     make_response,
     make_result,
@@ -41,7 +42,7 @@ from multiverse_gateway.testing.store import (
 KEY = "a-marker-key-of-a-server"
 
 
-class TestSqliteStore(StoreContract, ResponseStoreContract):
+class TestSqliteStore(StoreContract, UsageSumStoreContract, ResponseStoreContract):
     """In a file."""
 
     @pytest.fixture
@@ -330,9 +331,11 @@ async def test_usage_of_an_older_file_has_no_canceled_requests(tmp_path: Path) -
     row = usage_row(old)
     del row["canceled"]
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        Database(connection).table("usage").insert(row)
+        Database(connection).table("usage").insert_all([row, {**row, "day": "2026-04-30", "failed": "many"}])
     store = await opened(path)
     assert list(await store.usage("2026-05-01", "2026-05-01")) == [old]
+    (broken,) = await store.usage("2026-04-30", "2026-04-30")
+    assert (broken.counts.requests, broken.counts.failed) == (1, 0)
     await store.add_usage("first", [make_usage("2026-05-01")])
     (usage,) = await store.usage("2026-05-01", "2026-05-01")
     assert (usage.counts.requests, usage.counts.failed, usage.counts.canceled) == (2, 2, 2)
@@ -701,6 +704,8 @@ async def test_broken_sums_of_older_versions_are_read_and_added_to(tmp_path: Pat
     largest = isinstance(held, float | int) and held > 0
     (usage,) = await store.usage("2026-05-01", "2026-05-01")
     assert usage.counts.prompt_tokens == (MAX_COUNT if largest else 0)
+    (total,) = await store.sum_usage("2026-05-01", "2026-05-01", by=["client"], only={})
+    assert total.counts == usage.counts
     await store.add_usage("second", [make_usage("2026-05-01")])
     (usage,) = await store.usage("2026-05-01", "2026-05-01")
     assert (usage.counts.requests, usage.counts.prompt_tokens) == ((MAX_COUNT, MAX_COUNT) if largest else (1, 10))

@@ -63,6 +63,16 @@ def model_key(name: str) -> str:
     return name.removesuffix(_LATEST) or name
 
 
+def spellings(name: str) -> tuple[str, str]:
+    """Return the two names that stand for the same model wherever models are compared.
+
+    >>> spellings("llama3.2"), spellings("llama3.2:latest") == spellings("llama3.2")
+    (('llama3.2', 'llama3.2:latest'), True)
+    """
+    key = model_key(name)
+    return key, key + _LATEST
+
+
 def is_among(model: str, names: Iterable[str]) -> bool:
     """Return whether a model, in any spelling of its name, is one of the named ones.
 

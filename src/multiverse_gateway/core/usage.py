@@ -6,9 +6,9 @@
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
-from attrs import define, field, frozen
+from attrs import astuple, define, field, frozen
 
 from multiverse_gateway.core.budget import day_name
 from multiverse_gateway.core.servers import ServerId
@@ -101,6 +101,32 @@ def summed(rows: Iterable[Usage], key: Callable[[UsageKey], UsageKey]) -> list[U
         sum_so_far = sums.get(group)
         sums[group] = row.counts if sum_so_far is None else sum_so_far + row.counts
     return [Usage(key=group, counts=counts) for group, counts in sums.items()]
+
+
+def sums_of(rows: Iterable[Usage], *, by: Collection[str], only: Mapping[str, Collection[str]]) -> list[Usage]:
+    """Return the sums of the rows that `only` admits, by the parts of the key that `by` names, in their order; other parts are empty.
+
+    >>> rows = [Usage(key=UsageKey("2026-05-01", name, client="k1"), counts=Counts(requests=1)) for name in ("b", "a", "c")]
+    >>> [(row.key.model, row.key.client) for row in sums_of(rows, by={"model"}, only={"model": ["a", "b"]})]
+    [('a', ''), ('b', '')]
+    """
+    admitted = (row for row in rows if all(getattr(row.key, name) in values for name, values in only.items()))
+    return sorted(summed(admitted, lambda key: parts_of(key, by)), key=lambda usage: astuple(usage.key))
+
+
+def parts_of(key: UsageKey, by: Collection[str]) -> UsageKey:
+    """Return a key of which only the parts that `by` names are kept.
+
+    >>> parts_of(UsageKey("2026-05-01", "tiny", client="k1"), {"client"})
+    UsageKey(day='', model='', server_id='', owner='', client='k1')
+    """
+    return UsageKey(
+        key.day if "day" in by else "",
+        key.model if "model" in by else "",
+        key.server_id if "server_id" in by else NO_SERVER,
+        key.owner if "owner" in by else NO_OWNER,
+        key.client if "client" in by else NOBODY,
+    )
 
 
 _NOTHING = Counts()

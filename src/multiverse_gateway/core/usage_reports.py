@@ -1,13 +1,13 @@
 """What a report about use holds: the rows of some days, filtered and added up by what the report tells apart."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import date
 
 import attrs
 
 from multiverse_gateway.core.errors import BadRequest
-from multiverse_gateway.core.servers import ServerId, model_key
-from multiverse_gateway.core.usage import Counts, Usage, UsageKey, summed
+from multiverse_gateway.core.servers import spellings
+from multiverse_gateway.core.usage import Counts, Usage, UsageKey, parts_of, summed
 
 DEFAULT_DAYS = 30
 _NOTHING = Counts()
@@ -84,31 +84,39 @@ def daily_counts(rows: Iterable[Usage], days: Sequence[str], part: Callable[[Usa
     return sums
 
 
+def admitted(selection: UsageSelection, names: Mapping[str, str]) -> dict[str, Collection[str]]:
+    """Return the values that a selection admits, by part of the key; `names` are those of client keys, by id.
+
+    >>> admitted(UsageSelection(model="tiny", client="anna"), {"k1": "anna", "k2": "bob"})
+    {'model': ('tiny', 'tiny:latest'), 'client': ['anna', 'k1']}
+    """
+    only: dict[str, Collection[str]] = {}
+    if selection.model is not None:
+        only["model"] = spellings(selection.model)
+    if selection.server is not None:
+        only["server_id"] = [selection.server]
+    if selection.owner is not None:
+        only["owner"] = [selection.owner]
+    if selection.client is not None:
+        only["client"] = [selection.client, *(key for key, name in names.items() if name == selection.client)]
+    return only
+
+
+def columns_of(by: Collection[str]) -> list[str]:
+    """Return the fields of `UsageKey` that hold these parts.
+
+    >>> columns_of({"day", "server"})
+    ['day', 'server_id']
+    """
+    return ["server_id" if part == "server" else part for part in PARTS if part in by]
+
+
 def summarize(
     rows: Iterable[Usage], selection: UsageSelection, *, days: tuple[str, str], names: Mapping[str, str], listed: Callable[[str], str]
 ) -> UsageSummary:
-    """Return what a report shows of the counted rows; `listed` returns the name under which a model is listed."""
-    by = selection.by
-
-    def without(key: UsageKey) -> UsageKey:
-        return UsageKey(
-            key.day if "day" in by else "",
-            listed(key.model) if "model" in by else "",
-            key.server_id if "server" in by else ServerId(""),
-            key.owner if "owner" in by else "",
-            key.client if "client" in by else "",
-        )
-
-    wanted = [usage for usage in rows if _is_wanted(usage.key, selection, names)]
-    sums = sorted(summed(wanted, without), key=lambda usage: attrs.astuple(usage.key))
-    total = sum((usage.counts for usage in wanted), Counts())
-    return UsageSummary(since=days[0], until=days[1], total=total, rows=tuple(sums), by=by, names=names)
-
-
-def _is_wanted(key: UsageKey, selection: UsageSelection, names: Mapping[str, str]) -> bool:
-    return (
-        (selection.model is None or model_key(selection.model) == model_key(key.model))
-        and selection.server in (None, key.server_id)
-        and selection.owner in (None, key.owner)
-        and selection.client in (None, key.client, names.get(key.client))
-    )
+    """Return what a report shows of the rows that it covers; `listed` returns the name under which a model is listed."""
+    columns = columns_of(selection.by)
+    sums = summed(rows, lambda key: parts_of(attrs.evolve(key, model=listed(key.model)) if key.model else key, columns))
+    total = sum((usage.counts for usage in sums), Counts())
+    sums.sort(key=lambda usage: attrs.astuple(usage.key))
+    return UsageSummary(since=days[0], until=days[1], total=total, rows=tuple(sums), by=selection.by, names=names)

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -15,7 +15,7 @@ from multiverse_gateway.core.health import Health
 from multiverse_gateway.core.hosts import Host
 from multiverse_gateway.core.servers import ClientKey, HostId, Server, ServerId, WallLink
 from multiverse_gateway.core.stored import StoredResponse
-from multiverse_gateway.core.usage import Counts, Usage, UsageKey, bounded
+from multiverse_gateway.core.usage import Counts, Usage, UsageKey, bounded, sums_of
 from multiverse_gateway.protocols import ProbeResult, Registry, RegistryStore
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.rows import BATCH_SECONDS, HISTORY, MOST_RESPONSES, REMOVED, is_news, kept, still_revoked
@@ -128,6 +128,10 @@ class MemoryUsage:
         """Return what is kept of these days."""
         rows = [Usage(key=key, counts=counts) for key, counts in self._usage.items() if since <= key.day <= until]
         return tuple(sorted(rows, key=lambda usage: attrs.astuple(usage.key)))
+
+    async def sum_usage(self, since: str, until: str, *, by: Collection[str], only: Mapping[str, Collection[str]]) -> Sequence[Usage]:
+        """Return the sums of what is kept of these days."""
+        return tuple(sums_of(await self.usage(since, until), by=by, only=only))
 
     async def requests_on(self, day: str) -> Mapping[str, int]:
         """Return how many requests each client has sent on a day."""
@@ -299,6 +303,20 @@ class WithUsage(MemoryUsage):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
+
+
+class WithUsageSums:
+    """A store that keeps usage counts and does not sum them: they are summed here."""
+
+    def __init__(self, store: RegistryStore) -> None:
+        self._store: Any = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def sum_usage(self, since: str, until: str, *, by: Collection[str], only: Mapping[str, Collection[str]]) -> Sequence[Usage]:
+        """Return the sums of what the store keeps of these days."""
+        return tuple(sums_of(await self._store.usage(since, until), by=by, only=only))
 
 
 class WithSessions(_Beside, MemorySessions):

@@ -10,7 +10,7 @@
 """
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import LiteralString
 
@@ -66,6 +66,7 @@ from multiverse_gateway.stores.rows import (
     server_of,
     server_row,
     still_revoked,
+    summing_usage,
     usage_of,
     usage_row,
     wall_link_of,
@@ -74,7 +75,9 @@ from multiverse_gateway.stores.vault import Vault
 
 KEY_CHECK = "backend_key_check"
 """The name of a secret that is sealed like the servers' keys, so that another secret is noticed even where there are none."""
-DIALECT = SqlDialect(placeholder="%({})s", integer="bigint", least="least", most="greatest")
+DIALECT = SqlDialect(
+    placeholder="%({})s", mark="%s", integer="bigint", least="least", most="greatest", sum="least(sum({}), 9007199254740991)::bigint"
+)
 
 
 class PostgresStore:
@@ -327,6 +330,11 @@ class PostgresStore:
         """Return what is kept of these days."""
         query: LiteralString = "select * from usage where day between %s and %s order by day, model, server_id, owner, client"
         return tuple(map(usage_of, await self._rows(query, [since, until])))
+
+    async def sum_usage(self, since: str, until: str, *, by: Collection[str], only: Mapping[str, Collection[str]]) -> Sequence[Usage]:
+        """Return the sums of what is kept of these days."""
+        statement, values = summing_usage(DIALECT, by, only)
+        return tuple(map(usage_of, await self._rows(statement, [since, until, *values])))
 
     async def requests_on(self, day: str) -> Mapping[str, int]:
         """Return how many requests each client has sent on a day."""

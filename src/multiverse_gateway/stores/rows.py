@@ -2,7 +2,7 @@
 
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -240,16 +240,35 @@ def response_of(row: Mapping[str, Any]) -> StoredResponse:
 
 @attrs.frozen
 class SqlDialect:
-    """How an engine writes a parameter, its largest integer type, and the least and the most of several values."""
+    """How an engine writes a parameter by name and by place, its largest integer type, the least and most of values, and a sum of many."""
 
     placeholder: str
+    mark: str
     integer: str
     least: str
     most: str
+    sum: str
 
     def count(self, column: str) -> str:
         """Return the expression that reads a count from 0 to `MAX_COUNT`, whatever is in the column."""
         return f"{self.least}({MAX_COUNT}, {self.most}(0, cast({column} as {self.integer})))"
+
+
+def summing_usage(dialect: SqlDialect, by: Collection[str], only: Mapping[str, Collection[str]]) -> tuple[str, list[str]]:
+    """Return the statement that sums usage counts, without its first and last day, and the values of its other parameters.
+
+    Counts are summed as they are: `usage_of` bounds the sums.
+    """
+    columns = [name if name in by else f"'' as {name}" for name in USAGE_KEY]
+    sums = [f"{dialect.sum.format(name)} as {name}" for name in USAGE_COUNTS]
+    conditions = [f"day between {dialect.mark} and {dialect.mark}"]
+    for name in USAGE_KEY:
+        if name in only:
+            conditions.append(f"{name} in ({', '.join([dialect.mark] * len(only[name]))})" if only[name] else "1 = 0")
+    statement = f"select {', '.join([*columns, *sums])} from usage where {' and '.join(conditions)}"  # noqa: S608  our own names
+    groups = ", ".join(name for name in USAGE_KEY if name in by)
+    values = [value for name in USAGE_KEY for value in only.get(name, ())]
+    return (f"{statement} group by {groups} order by {groups}" if groups else f"{statement} having count(*) > 0"), values
 
 
 def adding_usage(dialect: SqlDialect) -> str:

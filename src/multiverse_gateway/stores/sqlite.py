@@ -12,7 +12,7 @@
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -47,6 +47,7 @@ from multiverse_gateway.stores.rows import (
     result_of,
     server_of,
     server_row,
+    summing_usage,
     usage_of,
     wall_link_of,
 )
@@ -385,6 +386,11 @@ class SqliteStore:
         """Return what is kept of these days."""
         query = f"select * from usage where day between ? and ? order by {', '.join(USAGE_KEY)}"  # noqa: S608  our own names
         return await self._read(lambda db: tuple(usage_of(row) for row in db.query(query, [since, until])))
+
+    async def sum_usage(self, since: str, until: str, *, by: Collection[str], only: Mapping[str, Collection[str]]) -> Sequence[Usage]:
+        """Return the sums of what is kept of these days."""
+        statement, values = summing_usage(statements.DIALECT, by, only)
+        return await self._read(lambda db: tuple(usage_of(row) for row in db.query(statement, [since, until, *values])))
 
     async def requests_on(self, day: str) -> Mapping[str, int]:
         """Return how many requests each client has sent on a day."""

@@ -245,6 +245,11 @@ def exclusive_access(path: Path) -> Iterator[Database]:
         raise StorageUnavailable(f"The database {path} cannot be read") from error
 
 
+def _order_of(table: str) -> str:
+    """Return how the rows of a table are read in the order in which they were written; usage counts have the order of their key."""
+    return "" if table == "usage" else " order by rowid"
+
+
 def dump_tables(path: Path, secret: str | None, tables: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """Return all rows of these tables of a database that no gateway uses, the servers' keys in clear text.
 
@@ -254,7 +259,7 @@ def dump_tables(path: Path, secret: str | None, tables: Sequence[str]) -> dict[s
     with exclusive_access(path) as db:
         if not state_of(db).is_current:
             raise StorageUnavailable(f"The database {path} is of another version: start this version of the gateway on it once")
-        rows = {table: list(db.query(f"select * from {table} order by rowid")) for table in tables}  # noqa: S608  our own names
+        rows = {table: list(db.query(f"select * from {table}{_order_of(table)}")) for table in tables}  # noqa: S608  our own names
     try:
         vault = open_vault(path, secret, may_create=False)
     except OSError as error:

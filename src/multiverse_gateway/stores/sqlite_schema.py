@@ -19,6 +19,7 @@ KNOWN = frozenset(
         "keys_at_once",
         "wall_links",
         "canceled_requests",
+        "usage_by_its_key",
         "key_hints_and_blocks",
         "opened_addresses",
         "hosts",
@@ -136,6 +137,19 @@ def wall_links(db: Database) -> None:
 def canceled_requests(db: Database) -> None:
     """Count canceled requests apart from failed ones; those of earlier days stay among the failed ones."""
     db.table("usage").add_column("canceled", int, not_null_default=0)
+
+
+@migrations()
+def usage_by_its_key(db: Database) -> None:
+    """Keep the usage counts in the order of their key: sums over many rows take half the time, and the file is smaller."""
+    names = [column.name for column in db.table("usage").columns]
+    columns = ", ".join(f"{name} {'text' if name in USAGE_KEY else 'integer'} not null" for name in names if name != "canceled")
+    db.execute(
+        f"create table usage_by_key ({columns}, canceled integer not null default 0, primary key ({', '.join(USAGE_KEY)})) without rowid"
+    )
+    db.execute(f"insert into usage_by_key ({', '.join(names)}) select {', '.join(names)} from usage")  # noqa: S608  our own names
+    db.execute("drop table usage")
+    db.execute("alter table usage_by_key rename to usage")
 
 
 @migrations()

@@ -37,7 +37,7 @@ from multiverse_gateway.stores.rows import (
 from multiverse_gateway.stores.store_errors import removed_meanwhile
 from multiverse_gateway.stores.vault import Vault
 
-DIALECT = SqlDialect(placeholder=":{}", integer="integer", least="min", most="max")
+DIALECT = SqlDialect(placeholder=":{}", mark="?", integer="integer", least="min", most="max", sum="total({})")
 
 
 # The version

@@ -85,6 +85,9 @@ def make_usage(day: str, requests: int = 1, **parts: str) -> Usage:
     return Usage(key=key, counts=counts)
 
 
+_DAYS_AND_MODELS = (("2026-05-01", "a"), ("2026-05-01", "b"), ("2026-05-02", "a"))
+
+
 def make_response(key: str = "a" * 64, **facts: object) -> StoredResponse:
     """Return where a stored response is."""
     values: dict[str, object] = {"key": key, "server_id": ServerId("one"), "generation": 2, "until": 1e10}
@@ -406,6 +409,48 @@ class UsageStoreContract:
             for number in range(20):
                 group.start_soon(store.add_usage, f"batch {number}", [make_usage("2026-05-01"), make_usage("2026-05-02")])
         assert [usage.counts.requests for usage in await store.usage("2026-05-01", "2026-05-02")] == [20, 20]
+
+
+class UsageSumStoreContract:
+    """What a store must do that sums usage counts. Subclass it with `UsageStoreContract`."""
+
+    async def test_usage_is_summed_by_the_parts_that_are_named(self, store: Store) -> None:
+        """In their order; the other parts of the keys are empty, and without parts there is one sum, or none of nothing."""
+        rows = [make_usage(day, number, model=model) for number, (day, model) in enumerate(_DAYS_AND_MODELS, 1)]
+        await store.add_usage("first", [*rows, make_usage("2026-05-03", 8, client="", model="b")])
+        by_model = await store.sum_usage("2026-05-01", "2026-05-02", by=["model"], only={})
+        assert [(row.key, row.counts.requests) for row in by_model] == [(UsageKey("", "a"), 4), (UsageKey("", "b"), 2)]
+        by_day = await store.sum_usage("2026-05-01", "2026-05-03", by={"day", "client"}, only={"model": ["b", "c"]})
+        assert [(row.key.day, row.key.client, row.counts.requests) for row in by_day] == [
+            ("2026-05-01", "id of alice", 2),
+            ("2026-05-03", "", 8),
+        ]
+        (total,) = await store.sum_usage("2026-05-01", "2026-05-03", by=(), only={"client": ["id of alice"], "server_id": ["one"]})
+        assert total == Usage(
+            key=UsageKey("", ""), counts=make_usage("", 6).counts + Counts(failed=2, canceled=4, completion_tokens=2 << 40)
+        )
+        for part, values in (("model", ["d"]), ("model", []), ("owner", ["'; drop table usage"])):
+            only = {part: values}
+            assert not await store.sum_usage("2026-05-01", "2026-05-03", by=(), only=only)
+        assert not await store.sum_usage("2026-05-04", "2026-05-05", by=["model"], only={})
+
+    async def test_all_parts_together_are_the_rows(self, store: Store) -> None:
+        """Names of any script come back as they were."""
+        await store.add_usage("first", [make_usage("2026-05-01", model="李明 'x'", owner="Jürgen"), make_usage("2026-05-02")])
+        parts = [field.name for field in attrs.fields(UsageKey)]
+        assert list(await store.sum_usage("2026-05-01", "2026-05-02", by=parts, only={})) == list(
+            await store.usage("2026-05-01", "2026-05-02")
+        )
+        (row,) = await store.sum_usage("2026-05-01", "2026-05-02", by=["owner"], only={"model": ["李明 'x'"]})
+        assert row.key.owner == "Jürgen"
+
+    async def test_sums_of_rows_stop_at_the_largest_count(self, store: Store) -> None:
+        """Also when each of the rows is within the limit."""
+        rows = [make_usage("2026-05-01", model=f"model {number}") for number in range(3)]
+        large = [attrs.evolve(row, counts=Counts(prompt_tokens=MAX_COUNT)) for row in rows]
+        await store.add_usage("first", large)
+        (total,) = await store.sum_usage("2026-05-01", "2026-05-01", by=["day"], only={})
+        assert total.counts == Counts(prompt_tokens=MAX_COUNT)
 
 
 class StoreContract(RegistryStoreContract, CoordinationContract, SessionStoreContract, WallLinkStoreContract, UsageStoreContract):
