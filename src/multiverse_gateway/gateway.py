@@ -16,6 +16,7 @@ import anyio
 import attrs
 import httpx2
 
+from multiverse_gateway.core.engine_facts import Measured
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.errors import Overloaded, StorageUnavailable, TooManyAtOnce
 from multiverse_gateway.core.explaining import as_line, compared, described, judged
@@ -261,8 +262,8 @@ class Gateway:
         if anyway or await self.store.version() != self.table.version:
             self.follow(await self.store.load())
 
-    async def adopt(self, server: Server, result: ProbeResult | None = None) -> None:
-        """Save a server durably and route by it; `result` is the probe that it has just passed.
+    async def adopt(self, server: Server, result: ProbeResult | None = None, measured: Measured | None = None) -> None:
+        """Save a server durably and route by it; `result` is the probe that it has just passed, `measured` what its engine says.
 
         Without a result the health that is known of its generation stays; a new generation starts unproven.
         """
@@ -271,12 +272,9 @@ class Gateway:
         if result is None:
             await self.refresh()
             return
-        health = attrs.evolve(
-            fresh(server.generation, now=self.now(), wall=self.wall(), policy=self.health_book.policy),
-            warning=result.warning,
-            models=result.models,
-        )
-        await self.store.save_health({server.id: health}, [result])
+        new = fresh(server.generation, now=self.now(), wall=self.wall(), policy=self.health_book.policy)
+        health = attrs.evolve(new, warning=result.warning, models=result.models, measured=measured)
+        await self.store.save_health({server.id: health}, [attrs.evolve(result, listing=None)])
         await self.refresh()
         if self.health_book.adopt(server.id, health):
             self._note_pools()

@@ -8,6 +8,9 @@ import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+import attrs
+
+from multiverse_gateway.core.engine_facts import Measured
 from multiverse_gateway.core.errors import StorageRefused
 from multiverse_gateway.core.failover import FailureClass
 from multiverse_gateway.core.health import (
@@ -179,7 +182,7 @@ class HealthBook:
         is_verdict = not result.timed_out or after.health.last_checked_at != before.health.last_checked_at
         outcome = "passed" if result.passed else "failed" if is_verdict else "undecided"
         if is_verdict:
-            self._results.append(result)
+            self._results.append(attrs.evolve(result, listing=None))
         _health_log.log(
             logging.DEBUG if result.passed else logging.INFO,
             "probe %s",
@@ -204,6 +207,14 @@ class HealthBook:
                 doubted.append((route.server, path))
             del self._refusals[server_id]
         return doubted
+
+    def note_measured(self, server: Server, measured: Measured) -> None:
+        """Note what was read from the engine of this generation of a server."""
+        route = self.table.routes.get(server.id)
+        if route is None or route.server.generation != server.generation or route.health.measured == measured:
+            return
+        self.table = with_health(self.table, server.id, attrs.evolve(route.health, measured=measured))
+        self._unsaved.add(server.id)
 
     async def flush(self) -> None:
         """Save the health that changed and the results of probes since the last call.

@@ -337,6 +337,7 @@ class Monitor:
         try:
             result = await self._gateway.checks.check(server)
             self.note(attrs.evolve(result, server_id=server.id, generation=server.generation), began)
+            await self._gateway.checks.engines.follow(server, result)
         except Exception:  # noqa: BLE001  # the edge of the loops: logged, and tried again
             _log.exception("a server could not be probed", extra={"fields": {"server": server.id}})
         finally:

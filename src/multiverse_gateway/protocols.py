@@ -139,7 +139,7 @@ class ProbeResult:
     gateway sets `is_busy` if bytes of other answers of the server arrived meanwhile, and `running` to the oldest attempt that runs on it.
     `owned_by` is what the list of models says about the owner of the model, often the engine's name; `None` if the list was not read.
     `failed_at` is the step at which a probe failed, and `problem` what was wrong there, as far as it can tell; `status` is that of the last
-    answer that it judged. These nine are not stored.
+    answer that it judged. `listing` is the list of models as it was decoded, only while the result is judged. These ten are not stored.
     """
 
     server_id: ServerId
@@ -160,6 +160,7 @@ class ProbeResult:
     failed_at: ProbeStep | None = None
     problem: ProbeProblem | None = None
     status: int | None = None
+    listing: object = attrs.field(default=None, eq=False, repr=False)
 
     @property
     def failed_step(self) -> ProbeStep | None:

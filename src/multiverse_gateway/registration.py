@@ -16,7 +16,7 @@ from ipaddress import ip_address
 import attrs
 
 from multiverse_gateway.core.addresses import AddressRefusal, parse_endpoint, refusal, with_opening
-from multiverse_gateway.core.caps import Cap, Stated
+from multiverse_gateway.core.caps import Cap, Stated, stated_by
 from multiverse_gateway.core.errors import (
     AddressForbidden,
     AlreadyRegistered,
@@ -39,7 +39,6 @@ from multiverse_gateway.core.registry_plans import (
 )
 from multiverse_gateway.core.routing import Route
 from multiverse_gateway.core.servers import Server, ServerId, identity
-from multiverse_gateway.engines import READ_SECONDS, read_stated
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.protocols import ProbeResult, Registry
 
@@ -139,10 +138,9 @@ class Accepted:
     owner_token: str | None = attrs.field(default=None, repr=False)
 
 
-async def stated(gateway: Gateway, server: Server, owned_by: str | None = None) -> Stated:
-    """Return how many requests the engine of a server says that it answers at once; this never fails, see `read_stated`."""
-    seconds = min(READ_SECONDS, gateway.settings.health_check_timeout_seconds)
-    return await read_stated(server, gateway.network.client_for(server), owned_by=owned_by, seconds=seconds)
+async def stated(gateway: Gateway, server: Server) -> Stated:
+    """Return how many requests the engine of a server says that it answers at once; this never fails, see `read_engine_of`."""
+    return stated_by(await gateway.checks.engines.read(server))
 
 
 async def register(
@@ -167,13 +165,14 @@ async def register(
     """
     new = new_server(registration, server_id=_new_id(), wall=gateway.wall(), owner_digest=owner_digest, opened_address=opened_address)
     result = await _probed(gateway, new)
-    engine = None if has_cap else await stated(gateway, new, result.owned_by)
+    engine = None if has_cap else await gateway.checks.engines.read(new, result)
+    measured = None if engine is None else engine.of(new.asked_model)
     while True:
         async with gateway.registrations.lock:
-            plan = plan_registration((await gateway.store.load()).servers, new, stated=engine)
+            plan = plan_registration((await gateway.store.load()).servers, new, stated=None if has_cap else stated_by(engine))
             server = plan.server
             try:
-                await gateway.adopt(server, attrs.evolve(result, server_id=server.id, generation=server.generation))
+                await gateway.adopt(server, attrs.evolve(result, server_id=server.id, generation=server.generation), measured)
             except (AlreadyRegistered, ServerNotFound):
                 continue  # another process registered or removed it since we looked
         _note("server registered" if plan.is_new else "server registered again", server)

@@ -20,6 +20,7 @@ from multiverse_gateway.core.pauses import stopped_seconds
 from multiverse_gateway.core.server_access import CONFIRMING_PATH, Access
 from multiverse_gateway.core.servers import Server, ServerId, identity
 from multiverse_gateway.dialing import Network
+from multiverse_gateway.engines import READ_SECONDS, EngineBook
 from multiverse_gateway.health_book import HealthBook
 from multiverse_gateway.housekeeping import Housekeeping
 from multiverse_gateway.observability.logging import redact
@@ -58,6 +59,9 @@ class ServerChecks:
 
     def __init__(self, gateway: _Serving, probe: HealthProbe, *, timeout: float) -> None:
         self.probe = probe
+        self.engines = EngineBook(
+            gateway.network.client_for, lambda: gateway.health_book, now=gateway.now, seconds=min(READ_SECONDS, timeout)
+        )
         self._gateway = gateway
         self._timeout = timeout
         self._waiting: dict[ServerId, list[Callable[[bool], None]]] = {}

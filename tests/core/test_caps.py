@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from multiverse_gateway.core.caps import MODELS_PATH, OLLAMA, UNSTATED, VLLM, Stated, cap_of, owner_of, paths_for, stated_by, target_of
+from multiverse_gateway.core.caps import OLLAMA, UNSTATED, VLLM, Stated, cap_of, owner_of, stated_by
+from multiverse_gateway.core.engine_facts import Question, read_engine
 from multiverse_gateway.core.servers import MAX_CONCURRENCY, Server, ServerId
-
-PATHS = paths_for(None)
 
 ANSWERS: list[tuple[str, Any, int | None]] = [
     ("/props", {"default_generation_settings": {"n_ctx": 512}, "total_slots": 4, "model_path": "tiny.gguf", "is_sleeping": False}, 4),
@@ -36,50 +32,34 @@ ANSWERS: list[tuple[str, Any, int | None]] = [
 ]
 
 
+def stated(path: str, answer: object) -> Stated:
+    """Return what an answer states; `/props` is asked with the name of a model."""
+    return stated_by(read_engine({Question(path): answer}))
+
+
 @pytest.mark.parametrize(("path", "answer", "limit"), ANSWERS)
 def test_engines_state_their_limit_each_in_its_own_way(path: str, answer: Any, limit: int | None) -> None:
-    stated = stated_by(path, 200, json.dumps(answer).encode())
-    assert (None if stated is None else stated.limit) == limit
-    assert stated_by(path, 401, json.dumps(answer).encode()) is None
+    assert stated(path, answer).limit == limit
 
 
 @pytest.mark.parametrize("number", [True, False, 0, -1, 4.0, "4", None, [4], {}])
 def test_only_a_whole_number_from_one_is_a_limit(number: object) -> None:
     for path, name in (("/props", "total_slots"), ("/server_info", "max_running_requests"), ("/info", "max_concurrent_requests")):
-        assert stated_by(path, 200, json.dumps({name: number}).encode()) is None
+        assert stated(path, {name: number}) == UNSTATED
 
 
 def test_a_limit_is_never_larger_than_one_that_can_be_registered() -> None:
-    assert stated_by("/info", 200, b'{"max_concurrent_requests": 1000000}') == Stated(
-        MAX_CONCURRENCY, "TGI states that it takes at most 4096 at once"
+    assert stated("/info", {"max_concurrent_requests": 1000000}) == Stated(MAX_CONCURRENCY, "TGI states that it takes at most 4096 at once")
+
+
+def test_the_fact_names_the_engine() -> None:
+    assert stated("/props", {"total_slots": 1}).fact == "llama.cpp states 1 slot"
+    assert stated("/server_info", {"max_running_requests": 2}).fact == "SGLang states that it runs at most 2 at once"
+    assert (
+        stated("/info", {"max_concurrent_requests": 2, "model_type": {"embedding": {}}}).fact
+        == "TEI states that it takes at most 2 at once"
     )
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(
-                ["total_slots", "max_running_requests", "internal_states", "max_concurrent_requests", "version", "data", "owned_by"]
-            ),
-            inner,
-            max_size=4,
-        )
-    ),
-    max_leaves=8,
-)
-
-
-@given(st.sampled_from(PATHS), json_values.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=32))
-def test_whatever_a_server_answers_it_is_read_or_ignored(path: str, body: bytes) -> None:
-    """A stranger writes these answers: no exception, and no limit that a registration would refuse."""
-    stated = stated_by(path, 200, body)
-    assert stated is None or stated.limit is None or 1 <= stated.limit <= MAX_CONCURRENCY
-
-
-def test_deeply_nested_answers_state_nothing() -> None:
-    assert stated_by("/props", 200, b"[" * 100_000) is None
+    assert stated("/api/version", {"version": "0.12.5"}) == OLLAMA
 
 
 def test_the_list_of_models_names_its_engine() -> None:
@@ -89,20 +69,9 @@ def test_the_list_of_models_names_its_engine() -> None:
     assert owner_of([{"id": "tiny", "owned_by": 5}], "tiny") == ""
     assert owner_of([], "tiny") == ""
     assert len(owner_of([{"id": "tiny", "owned_by": "x" * 1000}], "tiny")) == 64
-    assert stated_by(MODELS_PATH, 200, b'{"data": [{"id": "m", "owned_by": "vllm"}]}') == VLLM
-    assert stated_by(MODELS_PATH, 200, b'{"data": [{"id": "m", "owned_by": "me"}]}') is None
-    assert stated_by(MODELS_PATH, 200, b'{"data": null}') is None
-
-
-def test_known_engines_are_asked_one_thing_and_strangers_everything_that_is_free() -> None:
-    assert paths_for("llamacpp") == ("/props",)
-    assert paths_for("library") == ("/api/version",)
-    assert paths_for("vllm") == ()
-    assert MODELS_PATH in paths_for(None)
-    assert MODELS_PATH not in paths_for("somebody")
-    assert set(paths_for("somebody")) == {"/props", "/server_info", "/get_server_info", "/info", "/api/version"}
-    for path in PATHS:
-        assert "model=" not in target_of(path, "tiny") or target_of(path, "tiny").endswith("&autoload=false")
+    assert stated("/v1/models", {"data": [{"id": "m", "owned_by": "vllm"}]}) == VLLM
+    assert stated("/v1/models", {"data": [{"id": "m", "owned_by": "me"}]}) == UNSTATED
+    assert stated("/v1/models", {"data": None}) == UNSTATED
 
 
 def server(max_concurrency: int | None) -> Server:

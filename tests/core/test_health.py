@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from multiverse_gateway.core.activity import Running
+from multiverse_gateway.core.engine_facts import EngineKind, Measured
 from multiverse_gateway.core.failover import Failure, FailureClass
 from multiverse_gateway.core.health import (
     AttemptFailed,
@@ -1295,6 +1296,16 @@ def test_a_record_is_followed_only_if_it_says_something_new() -> None:
     assert read(current, attrs.evolve(news, generation=1)) is current
     assert read(current, attrs.evolve(current, models=("other",))) is current
     assert read(current, news) == followed(current, news, POLICY, now=5.0, wall=WALL)
+
+
+def test_what_another_process_read_from_the_engine_is_taken_over_and_never_lost_to_a_process_that_reads_nothing() -> None:
+    measured, newer = Measured(kind=EngineKind.VLLM), Measured(kind=EngineKind.OLLAMA)
+    current = attrs.evolve(well(generation=2), measured=measured)
+    assert read(current, attrs.evolve(current, measured=newer)).measured == newer
+    assert read(current, attrs.evolve(current, measured=newer), is_unsaved=True) is current
+    news = Health(state=HealthState.MISCONFIGURED, generation=2, last_checked_at=WALL + 1, reason="theirs")
+    assert read(current, news).measured == measured
+    assert read(current, attrs.evolve(news, measured=newer)).measured == newer
 
 
 def read(current: Health | None, stored: Health | None, *, is_unsaved: bool = False) -> Health:

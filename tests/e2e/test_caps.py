@@ -48,11 +48,17 @@ def engine(owned_by: str, states: Mapping[str, object]) -> Iterator[Backend]:
     ("owned_by", "states", "limit", "reason", "paths"),
     [
         ("llamacpp", SLOTS, 4, "llama.cpp states 4 slots, so it gets at most 4 requests at once.", {"/props"}),
-        ("sglang", {"/get_server_info": {"max_running_requests": 32}}, 32, "SGLang states", {"/server_info", "/get_server_info"}),
+        (
+            "sglang",
+            {"/get_server_info": {"max_running_requests": 32}},
+            32,
+            "SGLang states",
+            {"/server_info", "/get_server_info", "/get_model_info"},
+        ),
         ("org/model", {"/info": {"model_id": "org/model", "max_concurrent_requests": 128}}, 128, "TGI states", None),
-        ("library", {"/api/version": {"version": "0.12.5"}}, 1, "Ollama does not state", {"/api/version"}),
+        ("library", {"/api/version": {"version": "0.12.5"}}, 1, "Ollama does not state", {"/api/version", "/api/tags", "/api/ps"}),
         ("somebody", {"/api/version": {"version": "0.12.5"}}, 1, "Ollama does not state", None),
-        ("vllm", {"/version": {"version": "0.11.0"}}, None, "vLLM does not state", set()),
+        ("vllm", {"/version": {"version": "0.11.0"}}, None, "vLLM does not state", {"/version"}),
         ("organization_owner", {}, None, "The server does not state", None),
     ],
 )

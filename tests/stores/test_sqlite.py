@@ -21,6 +21,7 @@ import pytest
 from sqlite_utils import Database
 
 from multiverse_gateway import GatewayError, Health, HealthState, ServerId, Settings, SettingsError, Store, WallLink
+from multiverse_gateway.core.engine_facts import EngineKind, Measured
 from multiverse_gateway.core.errors import StorageRefused
 from multiverse_gateway.core.servers import Metadata
 from multiverse_gateway.core.usage import MAX_COUNT
@@ -437,6 +438,18 @@ def test_older_versions_can_read_a_suspect_server() -> None:
         "last_transition_at",
         "models",
     }
+
+
+def test_what_an_engine_says_stands_under_a_name_that_older_versions_ignore_and_may_have_any_form() -> None:
+    """A newer version may know more engines: its reading is left out, and the health of the server is not."""
+    health = Health(state=HealthState.HEALTHY, measured=Measured(kind=EngineKind.TGI, slots=2))
+    row = health_row(ServerId("one"), health)
+    assert list(healths_of([row])) == [(ServerId("one"), health)]
+    facts = msgspec.json.decode(str(row["facts"]))
+    assert facts.pop("answered")["kind"] == "tgi"
+    for form in ({"kind": "from the future"}, ["/v1/embeddings"], 5):
+        newer = {**row, "facts": msgspec.json.encode({**facts, "answered": form}).decode()}
+        assert list(healths_of([newer])) == [(ServerId("one"), attrs.evolve(health, measured=None))]
 
 
 def test_the_path_of_a_refusal_is_shared_and_read_from_rows_of_older_versions() -> None:

@@ -333,6 +333,13 @@ class Link(asyncio.Protocol):
         self.writable.set()
 
 
+ENGINE_PATHS = (
+    *("/props", "/version", "/server_info", "/get_server_info", "/get_model_info", "/info"),
+    *("/api/tags", "/api/ps", "/api/v1/models", "/api/v0/models"),
+)
+"""Where engines state facts about themselves, besides the list of models."""
+
+
 def script_of(behaviours: Behaviour | Sequence[Behaviour]) -> list[Behaviour]:
     """Return what to do for the next requests, the last one for all that follow."""
     script = [behaviours] if callable(behaviours) else list(behaviours)
@@ -361,13 +368,17 @@ async def answer_well(exchange: Exchange) -> None:
 
 
 async def list_models(exchange: Exchange) -> None:
-    """Answer GET /v1/models with the backend's `models`."""
+    """Answer GET /v1/models with the backend's `models`, or with the list that its engine states."""
+    if "/v1/models" in exchange.backend.states:
+        await exchange.answer(200, answers.packed(exchange.backend.states["/v1/models"]))
+        return
     await exchange.answer(200, answers.model_list(exchange.backend.models, owner=exchange.backend.owned_by))
 
 
 async def state_figures(exchange: Exchange) -> None:
     """Answer with what the backend's engine states about itself at this path, if it states anything."""
-    stated = exchange.backend.states.get(exchange.request.path)
+    states = exchange.backend.states
+    stated = states.get(exchange.request.target, states.get(exchange.request.path))
     if stated is None:
         await exchange.answer(404, answers.error_body("Not Found", kind="invalid_request_error"))
     else:
@@ -381,7 +392,7 @@ async def reject_nothing(exchange: Exchange) -> None:
 
 def is_for_models(request: Received) -> bool:
     """Return whether a request is for the model list."""
-    return request.method == "GET" and request.path.endswith("/models")
+    return request.method == "GET" and request.path.endswith("/models") and not request.path.endswith(ENGINE_PATHS)
 
 
 def is_for_access(request: Received) -> bool:
@@ -391,7 +402,7 @@ def is_for_access(request: Received) -> bool:
 
 def is_for_engine(request: Received) -> bool:
     """Return whether a gateway reads what the engine states about itself."""
-    return request.method == "GET" and request.path.endswith(("/props", "/server_info", "/get_server_info", "/info", "/api/version"))
+    return request.path.endswith("/api/show" if request.method == "POST" else ENGINE_PATHS)
 
 
 class Backend(LoopServer):
@@ -430,9 +441,9 @@ class Backend(LoopServer):
         """Requests for what the engine states about itself."""
         self.behave_engine: Behaviour = state_figures
         self.states: Mapping[str, object] = {}
-        """What the engine states about itself, by path."""
+        """What the engine states about itself, by path or by path and query; with "/v1/models" also the list of models."""
         self.owned_by = "vllm"
-        """What the list of models says about who serves them; of vLLM a gateway reads nothing more."""
+        """What the list of models says about who serves them; of vLLM a gateway reads only the version besides."""
         self.errors: list[Exception] = []
         """Mistakes in behaviours; the first one is raised when the backend is left."""
         self.connections = 0

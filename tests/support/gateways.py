@@ -45,7 +45,7 @@ class Verdicts:
     unauthorized: set[str] = attrs.field(factory=set)
     warnings: dict[str, str] = attrs.field(factory=dict)
     owned_by: str | None = "vllm"
-    """What the list of models says about who serves them; of vLLM the gateway reads nothing more, so it never dials."""
+    """What the list of models says about who serves them."""
     checked: list[Server] = attrs.field(factory=list)
     waiting_for: int = 0
     """How many probes must have begun before any of them ends."""
@@ -143,6 +143,11 @@ def application(gateway: Gateway, *, extra: list[BaseRoute] | None = None, recen
     return Starlette(routes=routes, middleware=middleware, exception_handlers=EXCEPTION_HANDLERS)
 
 
+async def _nowhere(host: str, port: int) -> list[str]:
+    """Find no address of any name."""
+    raise OSError
+
+
 @asynccontextmanager
 async def stage(
     *,
@@ -161,7 +166,7 @@ async def stage(
         store=store or MemoryStore(wall=lambda: clock.wall),
         balancer=round_robin(given),
         probe=probe or verdicts,
-        resolve=resolve,
+        resolve=resolve or _nowhere,
         now=lambda: clock.monotonic,
         wall=lambda: clock.wall,
         random=lambda: 0.5,

@@ -1,23 +1,16 @@
-"""How many requests a server may get at once when its registration does not say: what its engine states, read from cheap GET requests.
+"""How many requests a server may get at once when its registration does not say: what its engine states (`core.engine_facts`).
 
-1. A server without a cap never makes a request wait in the gateway, so nothing can share it fairly. Most hosts do not know the number, and
-   most engines do.
-2. Every path in `paths_for` is free: it generates no token, and loads no model. llama.cpp's router loads the model that `/props?model=`
-   names unless `autoload=false` is added; `/slots` wakes a sleeping llama.cpp, and `/props` does not.
-3. Proxies and other programs answer on some of these paths, too, so an answer counts only if it looks exactly like the engine's.
+A server without a cap never makes a request wait in the gateway, so nothing can share it fairly. Most hosts do not know the number, and
+most engines do.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
-from urllib.parse import quote
 
 import attrs
 
-from multiverse_gateway.core.lenient import decode
-from multiverse_gateway.core.servers import MAX_CONCURRENCY, Server, model_key
-
-MODELS_PATH = "/v1/models"
-_PROPS, _VERSION, _SERVER_INFO, _OLD_SERVER_INFO, _INFO = "/props", "/api/version", "/server_info", "/get_server_info", "/info"
+from multiverse_gateway.core.engine_facts import EngineFacts, EngineKind
+from multiverse_gateway.core.servers import Server, model_key
 
 
 @attrs.frozen
@@ -85,105 +78,23 @@ def owner_of(entries: Sequence[object], model: str) -> str:
     return owner[:64] if isinstance(owner, str) else ""
 
 
-def paths_for(owned_by: str | None) -> tuple[str, ...]:
-    """Return the paths to read, the ones that decide first; `owned_by` is what the list of models says, `None` if it was not read.
+def stated_by(engine: EngineFacts | None) -> Stated:
+    """Return how many requests an engine says that it answers at once; `None` stands for an engine that says nothing.
 
-    >>> paths_for("llamacpp"), paths_for("vllm")
-    (('/props',), ())
-    """
-    paths = _PATHS_BY_OWNER.get(owned_by or "", (_PROPS, _SERVER_INFO, _OLD_SERVER_INFO, _INFO, _VERSION))
-    return (*paths, MODELS_PATH) if owned_by is None else paths
-
-
-_PATHS_BY_OWNER: Mapping[str, tuple[str, ...]] = {
-    "llamacpp": (_PROPS,),
-    "sglang": (_SERVER_INFO, _OLD_SERVER_INFO),
-    "library": (_VERSION,),
-    "vllm": (),
-}
-"""By `owned_by`: `library` is Ollama's word for the models of its own library."""
-
-
-def target_of(path: str, model: str) -> str:
-    """Return the path with its query; llama.cpp's router needs the model's name in it.
-
-    >>> target_of("/props", "a/b:c"), target_of("/info", "a/b:c")
-    ('/props?model=a%2Fb%3Ac&autoload=false', '/info')
-    """
-    return f"{path}?model={quote(model, safe='')}&autoload=false" if path == _PROPS else path
-
-
-def stated_by(path: str, status: int, body: bytes) -> Stated | None:
-    """Return what the answer to a path in `paths_for` states, or `None` if no engine that we know answers like that.
-
-    >>> stated_by("/props", 200, b'{"total_slots": 4}')
+    >>> stated_by(EngineFacts(kind=EngineKind.LLAMA_CPP, slots=4))
     Stated(limit=4, fact='llama.cpp states 4 slots')
-    >>> stated_by("/api/version", 200, b'{"error": "Unexpected endpoint or method. (GET /api/version)"}') is None
-    True
-    """
-    if status != 200:
-        return None
-    try:
-        answer = decode(body)
-    except (ValueError, RecursionError):
-        return None
-    return _READERS[path](answer) if isinstance(answer, dict) else None
-
-
-def chosen(stated_by_path: Mapping[str, Stated], owned_by: str | None) -> Stated:
-    """Return what a server states, from what the answers to `paths_for(owned_by)` stated, by path.
-
-    >>> chosen({}, "vllm") is VLLM, chosen({}, None) is UNSTATED
+    >>> stated_by(EngineFacts(kind=EngineKind.VLLM)) is VLLM, stated_by(None) is UNSTATED
     (True, True)
     """
-    return next((stated_by_path[path] for path in paths_for(owned_by) if path in stated_by_path), VLLM if owned_by == "vllm" else UNSTATED)
-
-
-def _number(value: object) -> int | None:
-    """Return a count of requests, at most the largest cap that there is; `None` for anything else."""
-    return min(value, MAX_CONCURRENCY) if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else None
-
-
-def _llama_cpp(answer: dict[str, Any]) -> Stated | None:
-    slots = _number(answer.get("total_slots"))
-    return None if slots is None else Stated(slots, f"llama.cpp states {slots} {'slot' if slots == 1 else 'slots'}")
-
-
-def _sglang(answer: dict[str, Any]) -> Stated | None:
-    """Read the number that SGLang was started with, or what its schedulers made of the memory that they have."""
-    limit = _number(answer.get("max_running_requests"))
-    if limit is None:
-        states = answer.get("internal_states")
-        numbers = [
-            _number(state.get("effective_max_running_requests_per_dp", state.get("max_running_requests")))
-            for state in (states if isinstance(states, list) else ())
-            if isinstance(state, dict)
-        ]
-        limit = _number(sum(number for number in numbers if number is not None))
-    return None if limit is None else Stated(limit, f"SGLang states that it runs at most {limit} at once")
-
-
-def _tgi(answer: dict[str, Any]) -> Stated | None:
-    limit = _number(answer.get("max_concurrent_requests"))
-    return None if limit is None else Stated(limit, f"TGI states that it takes at most {limit} at once")
-
-
-def _ollama(answer: dict[str, Any]) -> Stated | None:
-    """Recognize Ollama, which answers its version and nothing else; llama-swap and Open WebUI add more on the same path."""
-    return OLLAMA if set(answer) == {"version"} and isinstance(answer["version"], str) else None
-
-
-def _vllm(answer: dict[str, Any]) -> Stated | None:
-    """Recognize vLLM by its list of models."""
-    models = answer.get("data")
-    return VLLM if isinstance(models, list) and owner_of(models, "") == "vllm" else None
-
-
-_READERS: Mapping[str, Callable[[dict[str, Any]], Stated | None]] = {
-    _PROPS: _llama_cpp,
-    _SERVER_INFO: _sglang,
-    _OLD_SERVER_INFO: _sglang,
-    _INFO: _tgi,
-    _VERSION: _ollama,
-    MODELS_PATH: _vllm,
-}
+    kind, slots = (None, None) if engine is None else (engine.kind, engine.slots)
+    if kind is EngineKind.OLLAMA:
+        return OLLAMA
+    if kind is EngineKind.VLLM:
+        return VLLM
+    if kind is None or slots is None:
+        return UNSTATED
+    if kind is EngineKind.LLAMA_CPP:
+        return Stated(slots, f"llama.cpp states {slots} {'slot' if slots == 1 else 'slots'}")
+    if kind is EngineKind.SGLANG:
+        return Stated(slots, f"SGLang states that it runs at most {slots} at once")
+    return Stated(slots, f"{kind.upper()} states that it takes at most {slots} at once")

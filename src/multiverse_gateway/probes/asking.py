@@ -30,6 +30,7 @@ class Finding:
     timed_out: bool = False
     lacks_chat: bool = False
     owned_by: str | None = None
+    listing: object = None
     failed_at: ProbeStep | None = None
     problem: ProbeProblem | None = None
 
@@ -63,6 +64,7 @@ async def ask(server: Server, http: Client, request: httpx2.Request, judge: Judg
         timed_out=finding.timed_out,
         lacks_chat=finding.lacks_chat,
         owned_by=finding.owned_by,
+        listing=finding.listing,
         failed_at=finding.failed_at,
         problem=finding.problem,
         status=status,

@@ -51,8 +51,8 @@ def judge(model: str, status: int, body: bytes) -> Finding:
     names, owned_by = tuple(_names(listed))[:MAX_MODELS], owner_of(listed, model)
     if names and not is_among(model, names):
         warning = "the server does not list the registered model: is the name spelled correctly?"
-        return Finding(models=names, warning=warning, owned_by=owned_by)
-    return Finding(models=names, owned_by=owned_by)
+        return Finding(models=names, warning=warning, owned_by=owned_by, listing=answer)
+    return Finding(models=names, owned_by=owned_by, listing=answer)
 
 
 def _listed(answer: object) -> list[object] | None:

@@ -11,6 +11,7 @@ import cattrs
 import msgspec
 
 from multiverse_gateway.core.aliases import Alias
+from multiverse_gateway.core.engine_facts import Measured
 from multiverse_gateway.core.health import SHARED, Health, HealthState
 from multiverse_gateway.core.hosts import Host, grouped, host_of
 from multiverse_gateway.core.servers import Capabilities, ClientKey, HostId, Metadata, Server, ServerId, WallLink
@@ -127,12 +128,15 @@ def health_row(server_id: ServerId, health: Health) -> dict[str, object]:
     """Return the row of a server's health.
 
     A suspect server is stored as a healthy one whose `by_traffic` is a number: older versions know neither the state nor any further fact,
-    and read the number as a boolean. The path of a refusal is stored under a name that they know, and ignore.
+    and read the number as a boolean. The path of a refusal and what was read from the engine are stored under names that they know, and
+    ignore.
     """
     facts = {name: getattr(health, name) for name in SHARED}
     path = facts.pop("reason_path")
     if path is not None:
         facts["refused_path"] = path
+    if health.measured is not None:
+        facts["answered"] = health.measured
     if health.state is not HealthState.SUSPECT:
         return {"server_id": server_id, "state": health.state.value, "facts": _json(facts)}
     facts["by_traffic"] = int(health.by_traffic)
@@ -149,8 +153,17 @@ def healths_of(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[ServerId, He
             path = facts.pop("refused_path", None)
             if path is None and state is HealthState.MISCONFIGURED:
                 path = _path_in(facts["reason"])
-            facts |= {"models": tuple(facts["models"]), "by_traffic": bool(by_traffic), "reason_path": path}
+            measured = _measured(facts.pop("answered", None))
+            facts |= {"measured": measured, "models": tuple(facts["models"]), "by_traffic": bool(by_traffic), "reason_path": path}
             yield ServerId(row["server_id"]), Health(state=state, **facts)
+
+
+def _measured(value: object) -> Measured | None:
+    """Read what was read from an engine; `None` for what a newer version wrote in another form."""
+    try:
+        return None if value is None else msgspec.convert(value, Measured)
+    except msgspec.ValidationError:
+        return None
 
 
 _PATH_AT_THE_END = re.compile(r" \(POST (/v1/[\w/-]+)\)$")
@@ -164,7 +177,9 @@ def _path_in(reason: str | None) -> str | None:
 
 def shown(health: Health | None) -> tuple[object, ...] | None:
     """Return what other processes have to read again when it changes."""
-    return None if health is None else (health.state, health.reason, health.reason_path, health.warning, health.generation)
+    if health is None:
+        return None
+    return health.state, health.reason, health.reason_path, health.warning, health.generation, health.measured
 
 
 def kept(changes: Mapping[ServerId, Health], generations: Mapping[ServerId, int]) -> dict[ServerId, Health]:

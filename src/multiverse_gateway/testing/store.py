@@ -7,6 +7,7 @@ import attrs
 import pytest
 
 from multiverse_gateway.core.aliases import Alias
+from multiverse_gateway.core.engine_facts import Abilities, EngineKind, Measured, ModelFacts
 from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound
 from multiverse_gateway.core.health import Health, HealthState
 from multiverse_gateway.core.hosts import Host
@@ -179,6 +180,8 @@ class RegistryStoreContract:
         seen.append(await store.version())
         await store.save_health({ServerId("one"): attrs.evolve(health, state=HealthState.UNHEALTHY)}, [])
         seen.append(await store.version())
+        await store.save_health({ServerId("one"): attrs.evolve(health, measured=Measured(kind=EngineKind.VLLM))}, [])
+        seen.append(await store.version())
         await store.remove_server(ServerId("one"))
         seen.append(await store.version())
         assert seen == sorted(set(seen))
@@ -199,6 +202,9 @@ class RegistryStoreContract:
             by_traffic=True,
             reason="no answer",
             warning="a warning",
+            measured=Measured(
+                kind=EngineKind.OLLAMA, slots=1, model=ModelFacts(name="tiny", gpu_share=1.0, abilities=Abilities(chat=True, vision=False))
+            ),
             last_checked_at=5.0,
             last_passed_at=4.0,
             last_transition_at=3.0,

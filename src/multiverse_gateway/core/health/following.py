@@ -61,9 +61,15 @@ def merged(
         return resume(stored, policy, now=now, wall=wall)
     if stored is None or is_unsaved or stored.generation != generation:
         return current
+    current = _measured(current, stored)
     if stored.last_checked_at == current.last_checked_at and stored.state is current.state:
         return current
     return followed(current, stored, policy, now=now, wall=wall)
+
+
+def _measured(current: Health, stored: Health) -> Health:
+    """Return a health with what another process has read from the engine; a process of an older version has read nothing."""
+    return current if stored.measured is None or stored.measured == current.measured else evolve(current, measured=stored.measured)
 
 
 def followed(current: Health, stored: Health, policy: HealthPolicy, *, now: float, wall: float) -> Health:

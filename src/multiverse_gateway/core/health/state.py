@@ -1,6 +1,6 @@
 """The health of a server as one frozen value, and the questions that it answers.
 
-The first group of its fields is shared between all processes and stored; the second one is local to the process.
+The fields of `SharedHealth` are shared between all processes and stored; those of `Health` itself are local to the process.
 """
 
 import warnings
@@ -13,6 +13,7 @@ from typing import Any, Literal
 from attrs import field, frozen
 
 from multiverse_gateway.core.activity import Running
+from multiverse_gateway.core.engine_facts import Measured
 from multiverse_gateway.core.health.policy import HealthPolicy
 from multiverse_gateway.core.server_access import CONFIRMING_PATH
 
@@ -102,17 +103,12 @@ _NOW = NextProbe()
 
 
 @frozen(kw_only=True)
-class Health:
-    """What is known about one generation of a server.
+class SharedHealth:
+    """What all processes know of one generation of a server: it is stored.
 
     `consecutive_failures` and `consecutive_successes` count probes. `by_traffic`: requests took it out or made it suspect, and no probe has
     failed since. The three `last_…` instants are epoch seconds. `reason_path` is the API path of the refusal that `reason` describes,
-    in the state MISCONFIGURED.
-
-    From `next_probe` on, everything is local to the process and never stored; its instants are monotonic. `slow_since` is when the slow
-    start of the server began. `unsupported` holds API paths that the server does not know, each with the instant until which that is
-    remembered; it is forgotten when the server goes down. `answered` are the paths that it has answered. `refused_path` is the API path on
-    which the server refused the gateway.
+    in the state MISCONFIGURED. `measured` is what the server's engine says about itself and the model.
     """
 
     state: HealthState = HealthState.PROBING
@@ -127,6 +123,18 @@ class Health:
     last_transition_at: float | None = None
     models: tuple[str, ...] = ()
     reason_path: str | None = None
+    measured: Measured | None = None
+
+
+@frozen(kw_only=True)
+class Health(SharedHealth):
+    """What is known about one generation of a server, with what only this process knows of it.
+
+    The fields of this class are never stored; their instants are monotonic. `slow_since` is when the slow start of the server began.
+    `unsupported` holds API paths that the server does not know, each with the instant until which that is
+    remembered; it is forgotten when the server goes down. `answered` are the paths that it has answered. `refused_path` is the API path on
+    which the server refused the gateway.
+    """
 
     next_probe: NextProbe = _NOW
     rest: Rest = _NO_REST
@@ -196,7 +204,7 @@ SHARED = (
     "models",
     "reason_path",
 )
-"""The fields of `Health` that all processes share, besides its state."""
+"""The fields of `SharedHealth` that a verdict consists of, besides the state. What was read from the engine is kept apart."""
 
 
 def is_last(health: Health, now: float) -> bool:
