@@ -22,7 +22,7 @@ FLOORS = (
     ("app",),
     ("pages",),
     ("api",),
-    ("web", "accounts", "issued_keys"),
+    ("web", "accounts", "issued_keys", "local_engines"),
     ("entry", "registration", "connection_test"),
     ("gateway", "monitor"),
     ("server_checks",),

@@ -1,6 +1,6 @@
 """The composition root: `create_app` builds a gateway and everything around it, wires them and starts nothing."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import anyio
@@ -23,10 +23,12 @@ from multiverse_gateway.api.openapi import openapi_routes
 from multiverse_gateway.api.queue import waiting_routes
 from multiverse_gateway.api.status import operations_routes
 from multiverse_gateway.api.stored_responses import stored_routes
+from multiverse_gateway.core.engine_offers import ENGINES, LocalEngine
 from multiverse_gateway.core.paths import CALLS
 from multiverse_gateway.entry.access import AccessRules
 from multiverse_gateway.entry.intake import Intake
 from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.local_engines import LocalEngines
 from multiverse_gateway.monitor import watch
 from multiverse_gateway.observability import telemetry
 from multiverse_gateway.observability.logging import configure
@@ -85,8 +87,9 @@ def assemble(
     transport: httpx2.AsyncBaseTransport | None = None,
     resolve: Resolver | None = None,
     now: Callable[[], float] | None = None,
+    engines: Sequence[LocalEngine] = ENGINES,
 ) -> Assembly:
-    """Build and wire the parts of a gateway, as `create_app` says."""
+    """Build and wire the parts of a gateway, as `create_app` says; `engines` are those to look for on this computer."""
     settings = settings or Settings()
     telemetry.check(settings)
     clock = {} if now is None else {"now": now}
@@ -106,7 +109,15 @@ def assemble(
     admin_keys, recent_logs = AdminKeys(), RecentLogs()
     pages = None
     if settings.ui:
-        pages = Pages(gateway, sessions=sessions, rules=rules, admin_digests=admin_keys.digests, recent_logs=recent_logs)
+        local_engines = LocalEngines(gateway, plugins.models_probe(settings), engines)
+        pages = Pages(
+            gateway,
+            sessions=sessions,
+            rules=rules,
+            admin_digests=admin_keys.digests,
+            recent_logs=recent_logs,
+            local_engines=local_engines,
+        )
 
     @asynccontextmanager
     async def running(app: Starlette) -> AsyncIterator[None]:

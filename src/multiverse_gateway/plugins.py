@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
-from multiverse_gateway.probes import chat
+from multiverse_gateway.probes import chat, models
 from multiverse_gateway.protocols import (
     Balancer,
     Coordination,
@@ -33,6 +33,11 @@ _SETTINGS = {"balancers": "balancer", "probes": "probe", "stores": "database_url
 def chat_probe(settings: Settings) -> HealthProbe:
     """Return the probe that asks for one token, whichever probe the settings name: a connection test ends with it."""
     return chat.create(settings)
+
+
+def models_probe(settings: Settings) -> HealthProbe:
+    """Return the probe that reads the list of models, whichever probe the settings name: it loads no model and generates no token."""
+    return models.create(settings)
 
 
 def available(kind: str) -> list[str]:

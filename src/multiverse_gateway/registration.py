@@ -15,7 +15,7 @@ from ipaddress import ip_address
 
 import attrs
 
-from multiverse_gateway.core.addresses import AddressRefusal, parse_endpoint, refusal, with_opening
+from multiverse_gateway.core.addresses import LOCALHOST_MEANS, AddressRefusal, names_this_computer, parse_endpoint, refusal, with_opening
 from multiverse_gateway.core.caps import Cap, Stated, stated_by
 from multiverse_gateway.core.errors import (
     AddressForbidden,
@@ -66,7 +66,8 @@ def refuse_address(gateway: Gateway, endpoint_url: str, *, opened_address: str |
     if reason is AddressRefusal.OWN_LISTENER:
         raise InvalidField("endpoint_url", " is this gateway itself; write the address of the model server")
     if reason is not None:
-        raise AddressForbidden(reason, is_openable=reason.is_openable)
+        hint = LOCALHOST_MEANS if names_this_computer(endpoint.host) else ""
+        raise AddressForbidden(reason, is_openable=reason.is_openable, hint=hint)
 
 
 def candidate(gateway: Gateway, registration: Description, *, opened_address: str | None = None) -> Server:

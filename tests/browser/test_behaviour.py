@@ -89,15 +89,15 @@ def test_without_events_an_empty_dashboard_fills_all_the_same(chromium: Any, bro
         page.route("**/live?*", lambda route: route.abort())
         with page.expect_response(lambda answer: "shape=empty" in answer.url) as polled:
             watched.open("/dashboard")
-            page.get_by_role("heading", name="Welcome.").wait_for()
-            page.locator("[data-copy]").first.focus()
+            page.get_by_role("heading", name="Add your first model").wait_for()
+            page.locator("#live [data-copy]").first.focus()
         assert polled.value.status == 204
         assert page.evaluate("() => document.activeElement.dataset.copy !== undefined")
         server_id = gateway.register("jo", jo.url)
         page.locator(f"#row-{server_id}").wait_for()
         assert page.get_by_label("Search").is_visible()
         gateway.admin("DELETE", f"/register/{server_id}")
-        page.get_by_role("heading", name="Welcome.").wait_for()
+        page.get_by_role("heading", name="Add your first model").wait_for()
         watched.troubles.clear()  # the events that never came
 
 

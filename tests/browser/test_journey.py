@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from browser.conftest import PHONE, SETTINGS, TABLET, XSS, Watched
+from multiverse_gateway.core.addresses import LOCALHOST_MEANS
 from support import behaviours
 from support.backends import Backend
 from support.processes import GatewayProcess
@@ -57,7 +58,7 @@ def register(page: Any, watched: Watched, backend: Backend) -> None:
     """Register by the form, with its help."""
     watched.open("/register")
     page.get_by_label("Address of the server").fill(f"{backend.url.removeprefix('http://')}/v1/chat/completions")
-    page.get_by_text(f"This is the gateway's own machine. It is read as {backend.url}.").wait_for()
+    page.get_by_text(f"{LOCALHOST_MEANS} It is read as {backend.url}.").wait_for()
     page.get_by_label("Model name").fill("not a name")
     page.get_by_label("Owner").focus()
     page.get_by_text("Model name must be 1 to 128").wait_for()
@@ -171,7 +172,7 @@ def test_the_first_steps_with_keys_for_clients(chromium: Any, browse: Callable[.
         watched = browse(operator=False, url=gateway.url)
         page = watched.page
         page.goto(link)
-        page.get_by_text("Let's add the first model").wait_for()
+        page.get_by_role("heading", name="Add your first model").wait_for()
         assert "token" not in page.url
         assert httpx2.get(link, trust_env=False).status_code == 403
         key = next(line.split()[-1] for line in gateway.log_text().splitlines() if "admin key  " in line)

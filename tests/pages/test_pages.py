@@ -762,7 +762,7 @@ async def test_a_dashboard_that_is_polled_turns_from_empty_to_full_and_back() ->
         assert "hx-retarget" not in part.headers
         assert "<main" not in part.text
         await browser.send(f"/server/{server_id}/delete")
-        assert "Welcome." in (again := await browser.open(board[1], hx_request="true", hx_target="live")).text
+        assert "Add your first model" in (again := await browser.open(board[1], hx_request="true", hx_target="live")).text
         assert again.headers["hx-retarget"] == "#page"
 
 

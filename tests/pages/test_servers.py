@@ -185,8 +185,6 @@ async def test_a_field_says_whether_it_can_be_used(name: str, value: str, words:
 @pytest.mark.parametrize(
     ("typed", "kind"),
     [
-        ("localhost:11434", "the gateway&#39;s own machine"),
-        ("127.0.0.1:8080", "the gateway&#39;s own machine"),
         ("192.168.1.20:11434", "a machine in the local network"),
         ("[fd00::1]:8080", "a machine in the local network"),
         ("fdroid.example", "the host fdroid.example"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from html import unescape
 from typing import Any
@@ -15,6 +15,7 @@ from starlette.routing import Mount
 
 from multiverse_gateway import Settings, lifespan
 from multiverse_gateway.app import Assembly, assemble
+from multiverse_gateway.core.engine_offers import LocalEngine
 from multiverse_gateway.relay.dialer import Resolver
 from multiverse_gateway.stores.memory import MemoryStore
 from support.gateways import ADMIN_KEY, BODY, Clock, Verdicts
@@ -77,18 +78,21 @@ async def browsing(
     servers: httpx2.AsyncBaseTransport | None = None,
     resolve: Resolver | None = None,
     probes: bool = False,
+    engines: Sequence[LocalEngine] = (),
+    peer: str = "127.0.0.1",
     **settings: Any,
 ) -> AsyncIterator[Browser]:
     """Run an application of pages, perhaps mounted in another one, with a client that is not signed in.
 
-    `servers` answers what is asked of model servers, but for the probes. With `probes` the gateway probes servers itself.
+    `servers` answers what is asked of model servers, but for the probes. With `probes` the gateway probes servers itself. It looks for
+    `engines` on this computer, and `peer` is the address that the client comes from.
     """
     clock = Clock()
     probe = Verdicts(wall=lambda: clock.wall)
     given = Settings(**{"admin_api_key": ADMIN_KEY, "rate_limit_per_minute": 0, **settings})
-    parts = assemble(given, store=MemoryStore(), probe=None if probes else probe, transport=servers, resolve=resolve)
+    parts = assemble(given, store=MemoryStore(), probe=None if probes else probe, transport=servers, resolve=resolve, engines=engines)
     app = parts.app
     outer = Starlette(routes=[Mount(prefix, app)]) if prefix else app
-    transport = httpx2.ASGITransport(outer, raise_app_exceptions=False)
+    transport = httpx2.ASGITransport(outer, raise_app_exceptions=False, client=(peer, 40_000))
     async with lifespan(app), httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
         yield Browser(parts, client, probe, clock, prefix)

@@ -28,6 +28,8 @@ from multiverse_gateway.cli.common import host_for_url
 from multiverse_gateway.cli.hypercorn_adapter import Hypercorn, incompatibility
 from multiverse_gateway.cli.hypercorn_hardening import GuardedConfig, harden_hypercorn
 from multiverse_gateway.core.errors import GatewayError
+from multiverse_gateway.core.reach import Reach, network_url
+from multiverse_gateway.dialing import Network
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.observability.logging import configure
 from multiverse_gateway.relay.client_connection import Patience
@@ -114,6 +116,7 @@ async def _serve(serving: Serving) -> int:
     settings = serving.settings
     harden_hypercorn()
     parts = assemble(settings)
+    parts.gateway.network.listen_on(serving.sock.getsockname()[0])
     app = parts.app
     shutdown = Shutdown(parts.gateway, settings.shutdown_grace_seconds)
     _listen_to_signals(shutdown, serving)
@@ -313,6 +316,15 @@ def _report_ready(serving: Serving) -> None:
         os.close(serving.ready_fd)
 
 
+def reach_lines(serving: Serving, network: Network) -> list[tuple[str, str]]:
+    """Return what the first lines say about other computers: how they reach the gateway, or how to let them."""
+    if network.reach is Reach.THIS_COMPUTER:
+        return [("for others", "nothing yet: only this computer can reach it; --host 0.0.0.0 opens it to your network")]
+    scheme = "https" if serving.tls else "http"
+    url = network_url(network.hosts_for_others, serving.settings.port, scheme=scheme)
+    return [("for others", f"base_url={url}/v1")] if url else []
+
+
 async def _announce(serving: Serving, parts: Assembly) -> None:
     created = parts.admin_keys.created
     if serving.worker and created is None:
@@ -321,6 +333,7 @@ async def _announce(serving: Serving, parts: Assembly) -> None:
     if serving.settings.ui:
         lines.append(f"  in a browser     {serving.url}/")
     lines.append(f"  for programs     base_url={serving.url}/v1")
+    lines += [f"  {label:<16} {text}" for label, text in reach_lines(serving, parts.gateway.network)]
     if created is not None:
         lines += [
             "",

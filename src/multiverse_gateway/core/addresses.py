@@ -369,6 +369,26 @@ def _network(text: str) -> IPv4Network | IPv6Network:
     return network
 
 
+LOCALHOST_MEANS = "localhost means the gateway's computer, not yours. Use your computer's address or a tunnel."
+"""What a person reads who writes an address that leads every computer to itself."""
+
+
+def names_this_computer(host: str) -> bool:
+    """Return whether the host of an endpoint leads every computer to itself: a loopback address, "localhost" or 0.0.0.0.
+
+    >>> [names_this_computer(host) for host in ("localhost", "127.0.0.1", "::1", "0.0.0.0", "gpu.localhost", "gpu.example")]
+    [True, True, True, True, True, False]
+    """
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host in _OWN_NAMES or host.endswith(".localhost")  # RFC 6761, 6.3
+    return address.is_loopback or address.is_unspecified
+
+
+_OWN_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"})
+
+
 def explained(refusal: AddressRefusal) -> str:
     """Return a refusal with the setting that would allow the address, if one would.
 

@@ -154,11 +154,13 @@ class InvalidField(BadRequest):
 
 
 class AddressForbidden(InvalidField):
-    """The address in a field must not be dialed; `reason` says which kind of address it is."""
+    """The address in a field must not be dialed; `reason` says which kind of address it is, `hint` what the writer may have confused."""
 
-    def __init__(self, reason: str, *, field: str = "endpoint_url", is_openable: bool = False) -> None:
+    def __init__(self, reason: str, *, field: str = "endpoint_url", is_openable: bool = False, hint: str = "") -> None:
         remedy = ", or ask the operator to open private networks (ALLOW_PRIVATE_NETWORKS)" if is_openable else ""
         self.explanation = f"an address that this gateway does not connect to ({reason}); write a public address or a tunnel's{remedy}"
+        if hint:
+            self.explanation += f". {hint.removesuffix('.')}"
         super().__init__(field, f" names {self.explanation}")
 
     def naming(self, label: str) -> str:

@@ -12,6 +12,7 @@ from multiverse_gateway.core.routing import Route as ServerRoute
 from multiverse_gateway.core.servers import ServerId, model_key
 from multiverse_gateway.pages import live, views
 from multiverse_gateway.pages.client_keys import usage_values
+from multiverse_gateway.pages.first_steps import FirstSteps
 from multiverse_gateway.pages.live import Followed, FollowedParts, Parts, out_of_band
 from multiverse_gateway.pages.live_topics import Topic
 from multiverse_gateway.pages.recent_checks import RecentChecks
@@ -41,10 +42,11 @@ class Snapshot:
 class Dashboard:
     """What is up, by server and by model."""
 
-    def __init__(self, renderer: Renderer, recent_checks: RecentChecks) -> None:
+    def __init__(self, renderer: Renderer, recent_checks: RecentChecks, first_steps: FirstSteps) -> None:
         self._renderer = renderer
         self._gateway = renderer.gateway
         self._recent_checks = recent_checks
+        self._first_steps = first_steps
         self._snapshots: dict[bool, Snapshot] = {}
         """What was seen last, by whether visitors see it: one tick of all live pages needs it once."""
         self._made: dict[tuple[ServerId, bool], tuple[tuple[object, ...], views.Row]] = {}
@@ -98,6 +100,8 @@ class Dashboard:
             owners=sorted({server.metadata.student_id for server in routes if server.metadata.student_id}) if visit.is_operator else [],
             base_url=self._renderer.base_url(visit.request),
             overview=snapshot.overview,
+            reach=self._first_steps.reach(visit),
+            **({} if snapshot.rows else await self._first_steps.welcome(visit)),
             **values,
         )
         if is_polled:

@@ -21,10 +21,11 @@ from multiverse_gateway._version import __version__
 from multiverse_gateway.core.errors import GatewayError, RateLimited
 from multiverse_gateway.core.origins import normalize_origin
 from multiverse_gateway.core.paths import is_below
+from multiverse_gateway.core.reach import Reach, network_url
 from multiverse_gateway.entry.access import AccessRules
 from multiverse_gateway.entry.asgi_types import REQUEST_ID
 from multiverse_gateway.entry.headers import path_of
-from multiverse_gateway.entry.identity import is_secure
+from multiverse_gateway.entry.identity import is_loopback, is_secure
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.pages import views
 from multiverse_gateway.pages.assets import load_assets
@@ -141,8 +142,7 @@ class Renderer:
 
     def url(self, request: Request, name: str, **parameters: Any) -> str:
         """Return the path of a page by its name, under whatever prefix we are mounted."""
-        root = str(request.scope.get("root_path", "")).rstrip("/")
-        return f"{root}{request.app.url_path_for(_route_name(name), **parameters)}"
+        return f"{_root(request)}{request.app.url_path_for(_route_name(name), **parameters)}"
 
     def redirect(self, request: Request, name: str, query: str = "", **parameters: Any) -> Response:
         """Send the browser to a page."""
@@ -262,12 +262,40 @@ class Renderer:
         public = self.gateway.settings.public_url
         if public and normalize_origin(origin) not in self.rules.origins.public:
             origin = public[0].rstrip("/")
-        return origin + str(request.scope.get("root_path", "")).rstrip("/")
+        elif scheme == "http" and self.gateway.network.reach is Reach.NETWORK:
+            return self.network_url(request) or origin + _root(request)
+        return origin + _root(request)
+
+    def network_url(self, request: Request) -> str:
+        """Return the address under which other computers reach this gateway, or nothing if it is not known.
+
+        It is the one that the visitor wrote, unless that leads every computer to itself.
+        """
+        scheme = "https" if is_secure(request.scope, self.rules.trusted) else "http"
+        host = request.headers.get("host", "localhost")
+        origin = f"{scheme}://{host}"
+        if _is_loopback_host(host):
+            origin = network_url(self.gateway.network.hosts_for_others, self.gateway.settings.port, scheme=scheme)
+        return origin and origin + _root(request)
 
 
 def _text(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[str, str]]:
     for name, value in headers:
         yield name.decode("latin-1"), value.decode("latin-1")
+
+
+def _root(request: Request) -> str:
+    return str(request.scope.get("root_path", "")).rstrip("/")
+
+
+def _is_loopback_host(host: str) -> bool:
+    """Return whether a `Host` header leads to the visitor's own computer, whichever that is.
+
+    >>> _is_loopback_host("localhost:8000"), _is_loopback_host("[::1]:8000"), _is_loopback_host("gateway.example")
+    (True, True, False)
+    """
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    return name == "localhost" or name.endswith(".localhost") or is_loopback(name)
 
 
 def _route_name(name: str) -> str:

@@ -10,33 +10,31 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-import anyio
-import attrs
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from multiverse_gateway.api.admin import LEVELS
-from multiverse_gateway.api.endpoints import json_response
-from multiverse_gateway.api.response_types import export_of, iso
 from multiverse_gateway.core.servers import model_key
 from multiverse_gateway.entry.access import AccessRules
 from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.local_engines import LocalEngines
 from multiverse_gateway.observability.tail import RecentLogs
 from multiverse_gateway.pages.assets import serve_asset
 from multiverse_gateway.pages.client_keys import ClientKeys
 from multiverse_gateway.pages.dashboard import Dashboard
+from multiverse_gateway.pages.first_steps import FirstSteps
 from multiverse_gateway.pages.live import Followed, FollowedLines
 from multiverse_gateway.pages.live_topics import LiveTopics
 from multiverse_gateway.pages.recent_checks import RecentChecks
 from multiverse_gateway.pages.rendering import Live, Renderer, Visit
 from multiverse_gateway.pages.server_pages import ServerPages
 from multiverse_gateway.pages.sessions import Sessions
-from multiverse_gateway.pages.sign_in import SignIn, WrongKey
+from multiverse_gateway.pages.settings_page import SettingsPage, written
+from multiverse_gateway.pages.sign_in import SignIn
 from multiverse_gateway.pages.words import bare_url
-from multiverse_gateway.registration import export_registry, refresh_if_possible
+from multiverse_gateway.registration import refresh_if_possible
 
-EXPORT_NAME = "multiverse-servers.json"
 LOG_LINES = 200
 COMPONENTS = ("api", "health", "registry", "routing", "ui")
 
@@ -52,17 +50,20 @@ class Pages:
         rules: AccessRules,
         admin_digests: Callable[[], Collection[bytes]],
         recent_logs: RecentLogs,
+        local_engines: LocalEngines,
     ) -> None:
         self._gateway = gateway
         self._recent_logs = recent_logs
         self._renderer = Renderer(gateway, sessions, rules)
         self._sign_in = SignIn(self._renderer, admin_digests)
         recent_checks = RecentChecks(gateway)
-        self._dashboard = Dashboard(self._renderer, recent_checks)
-        self._servers = ServerPages(self._renderer, recent_checks)
+        self._first_steps = FirstSteps(self._renderer, local_engines)
+        self._dashboard = Dashboard(self._renderer, recent_checks, self._first_steps)
+        self._servers = ServerPages(self._renderer, recent_checks, self._first_steps)
         self._client_keys = ClientKeys(self._renderer)
         self._live = LiveTopics(self._renderer)
         self._live.add({**self._dashboard.topics(), **self._servers.topics(), "logs": self._followed_logs})
+        self._settings = SettingsPage(self._renderer, self._sign_in, self._first_steps)
 
     def routes(self) -> list[Route]:
         """Make the routes of all pages."""
@@ -74,12 +75,12 @@ class Pages:
             *self._live.routes(self._sign_in),
             *self._dashboard.routes(self._sign_in),
             *self._servers.routes(self._sign_in),
+            *self._first_steps.routes(self._sign_in),
             *self._client_keys.routes(self._sign_in),
             Route("/playground", page(self._playground), name="ui:playground"),
             Route("/test", self._moved_to_playground, name="ui:test"),
             Route("/logs", page(self._logs), name="ui:logs"),
-            Route("/settings", page(self._settings), name="ui:settings"),
-            Route("/settings/export", page(self._export), methods=["GET", "POST"], name="ui:export"),
+            *self._settings.routes(),
             Route("/docs", self._sign_in.visitors(self._docs), name="ui:docs"),
         ]
 
@@ -146,7 +147,7 @@ class Pages:
 
     def _log_html(self, visit: Visit, line: Mapping[str, Any]) -> str:
         shown_apart = ("number", "time", "timestamp", "level", "component", "message", "traceback", "request_id")
-        more = {name: _written(value) for name, value in line.items() if name not in shown_apart and value not in (None, "", [])}
+        more = {name: written(value) for name, value in line.items() if name not in shown_apart and value not in (None, "", [])}
         return self._renderer.render(visit, "_log.html", line=line, more=more, servers=self._gateway.table.routes)
 
     def _followed_logs(self, visit: Visit) -> Followed:
@@ -162,69 +163,3 @@ class Pages:
         root = str(visit.request.scope.get("root_path", "")).rstrip("/")
         base_url = f"{self._renderer.base_url(visit.request)}/v1"
         return self._renderer.page(visit, "docs.html", active="docs", base_url=base_url, description=f"{root}/openapi.json")
-
-    async def _export(self, visit: Visit) -> Response:
-        """Hand out the registry with the servers' keys to an operator who types the admin key once more: a session is not enough."""
-        if visit.request.method != "POST":
-            return self._renderer.redirect(visit.request, "settings")
-        wrong = self._sign_in.judge_key(visit.request, visit.form.get("key", ""))
-        if wrong is not None:
-            return await self._settings(visit, wrong)
-        await refresh_if_possible(self._gateway)
-        servers = await export_registry(self._gateway, include_keys=True)
-        response = json_response(export_of(servers, wall=self._gateway.wall(), include_keys=True))
-        response.headers["content-disposition"] = f'attachment; filename="{EXPORT_NAME}"'
-        response.headers["cache-control"] = "no-store"
-        return response
-
-    async def _settings(self, visit: Visit, wrong: WrongKey | None = None) -> Response:
-        settings = self._gateway.settings
-        fields = attrs.fields_dict(type(settings))
-        usual = type(settings)()
-        shown = [
-            {
-                "name": f"MULTIVERSE_{name.upper()}",
-                "value": _written(value),
-                "description": fields[name].metadata["description"],
-                "is_set": getattr(settings, name) != getattr(usual, name),
-            }
-            for name, value in settings.masked().items()
-        ]
-        response = self._renderer.page(
-            visit,
-            "settings.html",
-            status=200 if wrong is None else wrong.status,
-            active="settings",
-            wrong=wrong,
-            shown=shown,
-            database=await _database(settings.database_url),
-            started_at=iso(self._gateway.usage_book.started_at),
-            uptime=self._gateway.wall() - self._gateway.usage_book.started_at,
-            totals=self._gateway.usage_book.totals,
-        )
-        if wrong is not None and wrong.wait:
-            response.headers["retry-after"] = str(wrong.wait)
-        return response
-
-
-def _written(value: object) -> str:
-    if value is None or value == () or value == "":
-        return "not set"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple | list):
-        return ", ".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-async def _database(url: str) -> dict[str, Any]:
-    """Return where the registry is stored and its size; the address of a database server is left out."""
-    scheme, _, rest = url.partition("://")
-    if scheme != "sqlite":
-        return {"kind": scheme, "path": None, "bytes": None}
-    path = anyio.Path(rest.removeprefix("/"))
-    try:
-        taken = (await path.stat()).st_size
-    except OSError:
-        return {"kind": "SQLite", "path": str(path), "bytes": None}
-    return {"kind": "SQLite", "path": str(await path.absolute()), "bytes": taken}

@@ -9,7 +9,7 @@ import attrs
 
 from multiverse_gateway.api.request_reading import names_cap, parse_change, parse_registration, parse_test
 from multiverse_gateway.api.request_types import Registration
-from multiverse_gateway.core.addresses import EndpointError, parse_endpoint
+from multiverse_gateway.core.addresses import LOCALHOST_MEANS, EndpointError, names_this_computer, parse_endpoint
 from multiverse_gateway.core.errors import BadRequest, GatewayError, InvalidField
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.gateway import Gateway
@@ -142,7 +142,7 @@ def change_body(form: Form, names: Sequence[str]) -> dict[str, Any]:
 
 @attrs.frozen(kw_only=True)
 class FieldNote:
-    """What stands below a field; `state` is good, bad, or empty for nothing to say."""
+    """What stands below a field; `state` is good, warn, bad, or empty for nothing to say."""
 
     field: str
     state: str = ""
@@ -193,12 +193,17 @@ def recognize(gateway: Gateway, text: str) -> FieldNote:
         return FieldNote(field=name)
     try:
         endpoint = parse_endpoint(address)
-        refuse_address(gateway, endpoint.url)
     except EndpointError as error:
         return FieldNote(field=name, state="bad", message=sentence(str(error)))
-    except BadRequest as error:
-        return FieldNote(field=name, state="bad", message=message_of(error))
     read_as = "" if endpoint.url == text.strip().rstrip("/") else f" It is read as {endpoint.url}."
+    try:
+        refuse_address(gateway, endpoint.url)
+    except BadRequest as error:
+        if names_this_computer(endpoint.host):
+            return FieldNote(field=name, state="warn", message=f"{LOCALHOST_MEANS} This gateway does not connect to its own computer.")
+        return FieldNote(field=name, state="bad", message=message_of(error))
+    if names_this_computer(endpoint.host):
+        return FieldNote(field=name, state="warn", message=f"{LOCALHOST_MEANS}{read_as}")
     return FieldNote(field=name, state="good", message=f"This is {_kind(endpoint.host)}.{read_as}")
 
 
@@ -212,12 +217,8 @@ def _kind(host: str) -> str:
     for pattern, message in _KINDS:
         if re.search(pattern, host):
             return message
-    if host == "localhost":
-        return "the gateway's own machine"
     try:
         address = ip_address(host.strip("[]"))
     except ValueError:
         return f"the host {host}"
-    if address.is_loopback:
-        return "the gateway's own machine"
     return "a public address" if address.is_global else "a machine in the local network"

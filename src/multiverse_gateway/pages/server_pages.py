@@ -17,6 +17,7 @@ from multiverse_gateway.pages import views
 from multiverse_gateway.pages.charts import chart_of, events_of
 from multiverse_gateway.pages.client_keys import usage_values
 from multiverse_gateway.pages.connection_steps import UNTRIED, try_steps
+from multiverse_gateway.pages.first_steps import FirstSteps
 from multiverse_gateway.pages.live import Followed, FollowedParts, Parts
 from multiverse_gateway.pages.live_topics import Topic
 from multiverse_gateway.pages.recent_checks import RecentChecks
@@ -44,10 +45,11 @@ from multiverse_gateway.web.middleware import ADDRESS
 class ServerPages:
     """Servers, one at a time."""
 
-    def __init__(self, renderer: Renderer, recent_checks: RecentChecks) -> None:
+    def __init__(self, renderer: Renderer, recent_checks: RecentChecks, first_steps: FirstSteps) -> None:
         self._renderer = renderer
         self._gateway = renderer.gateway
         self._recent_checks = recent_checks
+        self._first_steps = first_steps
 
     def routes(self, sign_in: SignIn) -> list[Route]:
         """Return the routes of these pages."""
@@ -71,7 +73,10 @@ class ServerPages:
     async def _register(self, visit: Visit) -> Response:
         if visit.request.method == "GET":
             given = {name: visit.query.get(name, "") for name in FIELDS if name != "api_key"} | {"streaming": "on"}
-            return self._renderer.page(visit, "register.html", active="register", values=given, problems={}, problem="", test=UNTRIED)
+            offers = await self._first_steps.offers(visit)
+            return self._renderer.page(
+                visit, "register.html", active="register", values=given, problems={}, problem="", test=UNTRIED, offers=offers
+            )
         try:
             await self._count_probe(visit)
             registration, has_cap = registration_of(visit.form)
@@ -99,7 +104,15 @@ class ServerPages:
             response = self._renderer.fragment(visit, "_problem.html", status=422, field=field, problem=message)
         else:
             shown = {name: visit.form.get(name, "") for name in FIELDS if name != "api_key"}
-            values = {"active": "register", "values": shown, "problems": problems, "problem": message, "test": UNTRIED, **values}
+            values = {
+                "active": "register",
+                "values": shown,
+                "problems": problems,
+                "problem": message,
+                "test": UNTRIED,
+                "offers": (),
+                **values,
+            }
             response = self._renderer.page(visit, template, status=error.status, **values)
         response.raw_headers.extend(error.headers())
         return response

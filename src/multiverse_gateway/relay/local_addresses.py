@@ -1,6 +1,8 @@
 """The addresses by which other machines can reach this one."""
 
+import os
 import socket
+from pathlib import Path
 
 _FOREIGN = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 """An address of each family that is reserved for documentation (RFC 5737, RFC 3849)."""
@@ -20,3 +22,11 @@ def local_addresses() -> frozenset[str]:
         except OSError:  # no route, or the family is disabled
             continue
     return frozenset(addresses)
+
+
+_CONTAINER_FILES = ("/.dockerenv", "/run/.containerenv")
+
+
+def is_in_container() -> bool:
+    """Return whether this process runs in a container, whose addresses mean nothing to other machines."""
+    return "KUBERNETES_SERVICE_HOST" in os.environ or any(Path(name).exists() for name in _CONTAINER_FILES)

@@ -95,7 +95,7 @@ class Settings:
     workers: int = _setting(1, "Number of worker processes; more than 1 needs Linux.", between(1, 64), plain=False)
     direct_door: bool = _setting(
         True,
-        "Serve inference over HTTP/1.1 through the direct door; with false hypercorn serves everything, at five times the cost.",
+        "Serve inference over HTTP/1.1 with the gateway's own, fastest listener; with false each request costs five times as much.",
         plain=False,
     )
 

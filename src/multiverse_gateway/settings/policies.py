@@ -7,6 +7,7 @@ from multiverse_gateway.core.addresses import AddressPolicy
 from multiverse_gateway.core.failover import RetryPolicy
 from multiverse_gateway.core.health import AutoDeregister, HealthPolicy
 from multiverse_gateway.core.origins import ANY, OriginPolicy
+from multiverse_gateway.core.reach import Reach, reach_of
 from multiverse_gateway.settings.declaration import Settings
 
 
@@ -31,15 +32,21 @@ def origin_policy(settings: Settings) -> OriginPolicy:
     return OriginPolicy.parse(settings.public_url, (settings.cors_origins or (ANY,)) if settings.enable_cors else ())
 
 
+def reach(settings: Settings, listener: str | None) -> Reach:
+    """Return which computers can reach the gateway; a trusted proxy and a public URL stand for other computers.
+
+    `listener` is the address that the process listens on, `None` if that is not known.
+    """
+    return reach_of(listener, has_proxy=bool(settings.trusted_proxies or settings.public_url))
+
+
 def is_private_to_this_computer(settings: Settings, listener: str | None) -> bool:
     """Return whether only this computer can reach the gateway, and only this computer's gateway uses its database.
 
-    `listener` is the address that the process listens on, `None` if that is not known. A trusted proxy and a public URL stand for other
-    computers; gateways that share a database would each take "this computer" for their own.
+    Gateways that share a database would each take "this computer" for their own. `listener` is that of `reach`.
     """
-    is_local = listener is not None and _is_address(listener) and ip_address(listener).is_loopback
-    has_proxy = bool(settings.trusted_proxies or settings.public_url)
-    return is_local and not has_proxy and settings.database_url.partition("://")[0] in ("sqlite", "memory")
+    is_local = reach(settings, listener) is Reach.THIS_COMPUTER
+    return is_local and settings.database_url.partition("://")[0] in ("sqlite", "memory")
 
 
 def address_policy(settings: Settings, *, local: Iterable[str] = (), listener: str | None = None) -> AddressPolicy:
