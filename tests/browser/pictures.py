@@ -44,7 +44,7 @@ def server(page: Any) -> None:
     """Show the page of the laptop behind a tunnel that was away for a while."""
     page.goto(f"http://{HOST}/dashboard?q=amber-otter")
     page.locator("a.model").click()
-    page.get_by_role("heading", name="What happened").wait_for()
+    page.get_by_role("heading", name="History").wait_for()
 
 
 def edit(page: Any) -> None:

@@ -337,7 +337,7 @@ def test_an_operator_exports_with_the_admin_key(
     page.goto(f"{gateway.url}/settings")
     page.get_by_label("Admin key again").fill("a-wrong-key-of-sixteen")
     page.get_by_role("button", name="Export with keys").click()
-    page.get_by_text("That is not the admin key.").wait_for()
+    page.get_by_text("Wrong key.").wait_for()
     page.get_by_label("Admin key again").fill(gateway.admin_key)
     with page.expect_download() as download:
         page.get_by_role("button", name="Export with keys").click()

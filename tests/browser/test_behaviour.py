@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import httpx2
 import pytest
 
 from browser.conftest import PHONE, SETTINGS, Watched, cookies_of_an_operator
@@ -246,7 +247,7 @@ def test_a_lost_gateway_and_a_limit(chromium: Any, browse_at: Callable[..., Watc
 
         page.bring_to_front()
         page.goto(f"{gateway.url}/server/{server_id}")
-        limit = page.get_by_text("At most 10 tries per minute are possible. Possible again in")
+        limit = page.get_by_text("At most 10 tries per minute are possible. Try again in")
         for _ in range(12):
             page.get_by_role("button", name="Check now").click()
             page.wait_for_function("() => !document.querySelector('[aria-busy=true]')")
@@ -264,9 +265,66 @@ def test_the_log_waits_while_it_is_read(browse: Callable[..., Watched], gateway:
     page.wait_for_function("() => document.getElementById('pause').getAttribute('aria-pressed') === 'true'")
     before = page.locator("#log-rows tr").count()
     gateway.chat("no-such-model")
-    page.get_by_role("button", name="Go on").click()
+    page.get_by_role("button", name="Resume").click()
     page.get_by_text("no-such-model").first.wait_for()
     assert page.locator("#log-rows tr").count() >= before
+
+
+def test_a_changed_form_is_not_left_by_mistake(browse: Callable[..., Watched], gateway: GatewayProcess) -> None:
+    """The browser asks before what was typed is lost: not before anything is changed, nor after Cancel, nor once it is saved."""
+    page = browse().page
+    asked: list[str] = []
+
+    def stay(dialog: Any) -> None:
+        asked.append(dialog.type)
+        dialog.dismiss()
+
+    page.on("dialog", stay)
+    with Backend("noa", models=["left-behind"]) as noa:
+        server_id = gateway.register("left-behind", noa.url)
+        try:
+            page.goto(f"{gateway.url}/server/{server_id}/edit")
+            page.get_by_role("link", name="Models").click()
+            page.wait_for_url("**/models")
+            page.goto(f"{gateway.url}/server/{server_id}/edit")
+            page.get_by_label("Description").fill("moved to room 7")
+            page.get_by_role("link", name="Models").click()
+            page.wait_for_function("() => document.readyState === 'complete'")
+            assert asked == ["beforeunload"]
+            assert page.get_by_label("Description").input_value() == "moved to room 7"
+            page.get_by_role("button", name="Save changes").click()
+            page.get_by_role("button", name="Save", exact=True).click()
+            page.wait_for_url(f"**/server/{server_id}")
+            page.get_by_text("moved to room 7").wait_for()
+            page.goto(f"{gateway.url}/server/{server_id}/edit")
+            page.get_by_label("Description").fill("something else")
+            page.get_by_role("link", name="Cancel").click()
+            page.wait_for_url(f"**/server/{server_id}")
+            assert asked == ["beforeunload"]
+        finally:
+            gateway.admin("DELETE", f"/register/{server_id}")
+
+
+def test_an_operator_makes_a_new_owner_token(browse: Callable[..., Watched], gateway: GatewayProcess) -> None:
+    """It is asked for, shown once with a button to copy it, and works in place of the one before it."""
+    page = browse().page
+    with Backend("ivo", models=["owned"]) as ivo:
+        server_id = gateway.register("owned", ivo.url)
+        try:
+            page.goto(f"{gateway.url}/server/{server_id}")
+            page.get_by_role("button", name="New owner token").click()
+            page.get_by_text("The current token stops working immediately.").wait_for()
+            page.get_by_role("button", name="Create token").click()
+            token = page.get_by_role("dialog").locator("#owner-token").text_content() or ""
+            assert token.startswith("mvg-owner-")
+            assert page.get_by_role("button", name="Copy the owner token").is_visible()
+            page.get_by_role("dialog").get_by_role("button", name="Close").click()
+            owner = httpx2.get(f"{gateway.url}/admin/servers/{server_id}", headers={"authorization": f"Bearer {token}"}, trust_env=False)
+            assert owner.status_code == 200, owner.text
+            page.reload()
+            assert token not in page.content()
+        finally:
+            gateway.admin("DELETE", f"/register/{server_id}")
 
 
 def test_without_a_mouse(browse: Callable[..., Watched], gateway: GatewayProcess) -> None:

@@ -50,6 +50,14 @@ WIDTHS = (320, 360, 761, 820, 1024, 1041)
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
 
 
+TOO_SMALL = """() => [...document.querySelectorAll("summary, .pair a, main :is(button, a.model, select, input:not([type=checkbox]))")]
+    .filter((target) => target.checkVisibility() && !target.closest("#api, svg"))
+    .map((target) => [target.getBoundingClientRect(), target.outerHTML.slice(0, 120)])
+    .filter(([box]) => box.height > 1 && box.height < 23.9)
+    .map(([box, html]) => `${box.height} px: ${html}`)"""
+"""Targets on a page that are less than 24 px high; links in a sentence may be."""
+
+
 def violations(page: Any, *, only: str | None = None) -> list[str]:
     """Return what axe finds on a page, in its words; `only` by one of its rules."""
     axe = require("axe_playwright_python.sync_playwright", "the accessibility of the pages").Axe()
@@ -76,6 +84,8 @@ def check(watched: Watched, name: str) -> None:
         assert wide <= 0, f"{name} scrolls sideways by {wide} px where {width} are there"
     page.set_viewport_size(usual)
     assert violations(page) == [], name
+    if usual["width"] == PHONE["width"]:
+        assert page.evaluate(TOO_SMALL) == [], f"{name}: fingers need 24 px (WCAG 2.5.8)"
     assert violations(page, only="label-content-name-mismatch") == [], f"{name}: whoever speaks what is written must reach it (WCAG 2.5.3)"
     page.emulate_media(color_scheme="dark")
     assert violations(page, only="color-contrast") == [], f"{name}, dark"

@@ -36,7 +36,7 @@ def test_a_server_from_its_registration_to_its_end(browse: Callable[..., Watched
         search.focus()
         row.get_by_text("status 500").wait_for(timeout=15_000)
         assert page.evaluate("() => document.activeElement.id") == "q"
-        page.get_by_text("no server offers journey-2").wait_for()
+        page.get_by_text("no server for journey-2").wait_for()
 
         # It comes back by a forced check.
         erin.behave_models = behaviours.for_path("/models", list_of("journey-2"))
@@ -81,7 +81,7 @@ def register(page: Any, watched: Watched, backend: Backend) -> None:
 def talk(watched: Watched, model: str) -> None:
     """Ask in the playground: tokens come one by one, and can be stopped."""
     page = watched.page
-    page.get_by_role("link", name="Try it").click()
+    page.get_by_role("link", name="Open in playground").click()
     page.wait_for_url("**/playground?model=*")
     assert page.get_by_label("Model", exact=True).input_value() == model
     page.get_by_label("Your message").fill("Hello")

@@ -73,7 +73,7 @@ def test_the_core_journey(start: Callable[[Path], AbstractContextManager[Engine]
         press(engine, "Check now")
         see(engine, "The check passed", "#toasts")
 
-        press(engine, "Try it")
+        press(engine, "Open in playground")
         see(engine, "Start a conversation.")
         fill(engine, "prompt", "Hello")
         press(engine, "Send")

@@ -16,7 +16,7 @@ from multiverse_gateway.entry.access import MAX_ADMIN_FAILURES
 from multiverse_gateway.pages.rendering import NEXT_PIECE
 from multiverse_gateway.protocols import ProbeResult, ProbeStep
 from support.gateways import ADMIN_KEY, BODY
-from support.pages import browsing, value_of
+from support.pages import Browser, browsing, value_of
 from support.troubles import NETWORKS, STEPS, resolve, troubled
 
 XSS = "\"><script>alert(1)</script>'{{7*7}}"
@@ -109,7 +109,7 @@ async def test_a_wrong_key_is_refused_and_guessing_is_slow() -> None:
     async with browsing() as browser:
         refused = await browser.sign_in("a-wrong-key-of-sixteen")
         assert refused.status_code == 403
-        assert "not the admin key" in refused.text
+        assert "Wrong key" in refused.text
         for _ in range(9):
             await browser.sign_in("a-wrong-key-of-sixteen")
         throttled = await browser.sign_in(ADMIN_KEY)
@@ -159,7 +159,7 @@ async def test_the_link_of_the_first_start_signs_in_once() -> None:
         browser.client.cookies.clear()
         again = await browser.open(f"/login?token={token}")
         assert again.status_code == 403
-        assert "used already" in again.text
+        assert "already used" in again.text
 
 
 async def test_the_admin_key_opens_pages_to_programs() -> None:
@@ -199,6 +199,40 @@ async def test_a_public_dashboard_shows_neither_addresses_nor_owners() -> None:
             assert (await browser.open(path)).status_code == 303
 
 
+async def test_an_owner_token_is_made_without_scripts_too() -> None:
+    """Where HTMX does not run, the answer is a page of its own, which no cache keeps; the token before it is void."""
+    async with browsing() as browser:
+        await browser.sign_in()
+        server_id = await browser.register()
+        tokens = [await made_token(browser, f"/server/{server_id}/token") for _ in range(2)]
+        assert "made, never shown" in (await browser.open(f"/server/{server_id}")).text
+        browser.client.cookies.clear()
+        answers = [
+            await browser.client.get(f"/admin/servers/{server_id}", headers={"authorization": f"Bearer {token}"}) for token in tokens
+        ]
+        assert [answer.status_code for answer in answers] == [403, 200]
+
+
+async def made_token(browser: Browser, path: str) -> str:
+    """Make an owner token with a plain form and return it."""
+    page = await browser.send(path)
+    assert page.headers["cache-control"] == "no-store"
+    found = re.search(r"mvg-owner-[\w-]+", page.text)
+    assert found, page.text
+    return found[0]
+
+
+async def test_a_figure_of_zero_is_not_green() -> None:
+    """No healthy server is not good news, with servers that are down and without any that are up."""
+    async with browsing() as browser:
+        await browser.sign_in()
+        server_id = await browser.register()
+        assert '<div class="good"><dt>Healthy</dt><dd>1</dd>' in (await browser.open("/dashboard")).text
+        browser.probe.failing[BODY["endpoint_url"]] = "connection refused: is it running?"
+        await browser.send(f"/server/{server_id}/check")
+        assert '<div class=""><dt>Healthy</dt><dd>0</dd>' in (await browser.open("/dashboard")).text
+
+
 @pytest.mark.parametrize("place", [{}, {"prefix": "/ai"}, {"root_path": "/ai"}], ids=["root", "mounted", "root_path"])
 async def test_the_playground_is_found_at_its_former_address(place: dict[str, Any]) -> None:
     """For good, with the model that a bookmark names, and below a path too; the page carries the name of the project."""
@@ -227,6 +261,7 @@ async def test_the_playground_is_found_at_its_former_address(place: dict[str, An
         "/server/{id}/delete",
         "/server/{id}/check",
         "/server/{id}/limit",
+        "/server/{id}/token",
         "/server/{id}/edit",
     ],
 )
@@ -348,7 +383,7 @@ async def test_the_form_that_exports_keys_asks_for_the_admin_key_again() -> None
         for key in ("", "a-wrong-key-of-sixteen"):
             refused = await browser.send("/settings/export", {"key": key})
             assert refused.status_code == 403
-            assert "not the admin key" in refused.text
+            assert "Wrong key" in refused.text
             assert "sk-of-a-server" not in refused.text
         forged = await browser.send("/settings/export", {"key": ADMIN_KEY}, origin="http://evil.example")
         assert forged.status_code == 403
@@ -369,7 +404,7 @@ async def test_guessing_the_key_at_the_export_is_as_slow_as_signing_in() -> None
         throttled = await browser.send("/settings/export", {"key": ADMIN_KEY})
         assert throttled.status_code == 429
         assert int(throttled.headers["retry-after"]) > 0
-        assert "Wait" in throttled.text
+        assert "Try again in" in throttled.text
 
 
 @pytest.mark.parametrize("origin", ["http://[", "http://]", "http://[::1", "null", "", "\xff", "http://gateway:99999", "http://a b", "//"])
@@ -619,7 +654,7 @@ async def test_an_owner_checks_and_removes_a_server() -> None:
         assert failed.status_code == 303
         page = await browser.open(f"/server/{server_id}")
         assert "Connection refused: is it running?" in page.text
-        assert "The only server is down; no server offers tiny." in (await browser.open("/dashboard")).text
+        assert "The only server is down; no server for tiny." in (await browser.open("/dashboard")).text
         answer = await browser.send(f"/server/{server_id}/delete", hx_request="true")
         assert answer.headers["hx-redirect"] == "/dashboard"
         assert "was removed" in (await browser.open("/dashboard")).text
@@ -706,7 +741,7 @@ async def test_the_pages_work_below_a_prefix() -> None:
         assert len(links) > 20
         for link in links:
             assert link.startswith("/ai/gateway/"), link
-            if not any(part in link for part in ("/live", "/check", "/limit", "/delete", "/logout", "/register/", "/v1/")):
+            if not any(part in link for part in ("/live", "/check", "/limit", "/token", "/delete", "/logout", "/register/", "/v1/")):
                 assert (await browser.client.get(link)).status_code in (200, 303), link
         assert 'base_url="http://gateway/ai/gateway/v1"' in unescape((await browser.open("/models")).text)
 
@@ -742,7 +777,7 @@ async def test_the_dashboard_finds_and_sorts() -> None:
         assert await order("sort=nonsense&status=nonsense&order=x") == ["beta", "alpha"]
         page = await browser.open("/dashboard?q=OTHER&status=&sort=registered", hx_request="true", hx_target="live")
         assert page.headers["hx-replace-url"] == "/dashboard?q=OTHER"
-        assert "1 of 2 servers is down; no server offers beta." in (await browser.open("/dashboard")).text
+        assert "1 of 2 servers is down; no server for beta." in (await browser.open("/dashboard")).text
 
 
 async def test_a_dashboard_that_is_polled_turns_from_empty_to_full_and_back() -> None:

@@ -114,7 +114,7 @@ async def test_a_test_that_fails_in_the_middle_says_so(monkeypatch: pytest.Monke
         found = await browser.send("/register/test", {"endpoint_url": "http://gpu.example:8000"}, hx_request="true")
         steps, last = found.text.split(NEXT_PIECE)
         assert 'class="busy"' in steps
-        assert "The gateway made a mistake. Try again" in last
+        assert "Internal error. Try again" in last
         assert "busy" not in last
         logged = await browser.client.get("/admin/logs?component=ui&level=ERROR", headers={"x-api-key": ADMIN_KEY})
         assert "AttributeError" in logged.json()[0]["traceback"]
@@ -257,11 +257,11 @@ async def test_a_mistake_of_ours_is_a_page_with_an_id(monkeypatch: pytest.Monkey
         monkeypatch.setattr(server_pages, "statistics", broken)
         failed = await browser.open(f"/server/{server_id}")
         assert failed.status_code == 500
-        assert "The gateway made a mistake" in failed.text
+        assert "Internal error" in failed.text
         assert failed.headers["x-request-id"] in failed.text
         assert "a secret of the code" not in failed.text
         toast = await browser.open(f"/server/{server_id}", hx_request="true")
-        assert "The gateway made a mistake" in toast.headers["hx-trigger"]
+        assert "Internal error" in toast.headers["hx-trigger"]
 
 
 async def test_a_form_that_cannot_be_read_is_refused() -> None:
@@ -305,12 +305,12 @@ async def test_a_server_without_a_limit_is_offered_what_its_engine_states() -> N
     async with browsing(servers=Servers(states_slots)) as browser:
         server_id = await browser.register(max_concurrency=None)
         await browser.sign_in()
-        assert "Use what its engine states" in (await browser.open(f"/server/{server_id}")).text
+        assert "Use the engine's own limit" in (await browser.open(f"/server/{server_id}")).text
         saved = await browser.send(f"/server/{server_id}/limit")
         assert saved.status_code == 303
         page = await browser.open(f"/server/{server_id}")
         assert "Saved: 4 requests at once. llama.cpp states 4 slots." in page.text
-        assert "Use what its engine states" not in page.text
+        assert "Use the engine's own limit" not in page.text
         assert (await browser.send(f"/server/{server_id}/limit", hx_request="true")).headers["hx-redirect"] == f"/server/{server_id}"
 
 
@@ -328,4 +328,4 @@ async def test_an_engine_that_states_nothing_changes_nothing(answer: Answer, eng
         await browser.send(f"/server/{server_id}/limit")
         page = await browser.open(f"/server/{server_id}")
         assert f"{engine} does not state how many requests it answers at once. Nothing was changed." in page.text
-        assert "Use what its engine states" in page.text
+        assert "Use the engine's own limit" in page.text

@@ -23,16 +23,26 @@ async def test_the_overall_state_in_words() -> None:
         first = await here.register(model_name="one", endpoint_url="http://a.example")
         assert overview(here.gateway).headline == "The server is up."
         second = await here.register(model_name="one", endpoint_url="http://b.example")
-        assert overview(here.gateway).headline == "All 2 servers are up; every model is served."
+        assert overview(here.gateway).headline == "Both servers are up; all models available."
         await fail(here, first)
-        assert overview(here.gateway).headline == "1 of 2 servers is down; every model is served."
+        assert overview(here.gateway).headline == "1 of 2 servers is down; all models available."
         assert overview(here.gateway).tone is Tone.WARN
         await fail(here, second)
-        assert overview(here.gateway).headline == "All 2 servers are down; no server offers one."
+        assert overview(here.gateway).headline == "Both servers are down; no server for one."
         for name in ("three", "two"):
             await fail(here, await here.register(model_name=name, endpoint_url=f"http://{name}.example"))
-        assert overview(here.gateway).headline == "All 4 servers are down; no server offers one, three and 1 more."
+        assert overview(here.gateway).headline == "All 4 servers are down; no server for one, three and 1 more."
         assert overview(here.gateway).tone is Tone.BAD
+
+
+async def test_a_long_name_is_cut_short_in_the_headline_and_whole_in_its_title() -> None:
+    """A model's name has up to 128 characters, the headline one line; with no server up, no figure is green."""
+    async with stage() as here:
+        name = "org/" + "a-long-name-" * 9
+        await fail(here, await here.register(model_name=name, endpoint_url="http://a.example"))
+        seen = overview(here.gateway)
+        assert seen.headline == f"The only server is down; no server for {name[:39]}…."
+        assert seen.full_headline == f"The only server is down; no server for {name}."
 
 
 async def test_servers_that_wait_for_their_first_check_are_not_called_up() -> None:
@@ -42,15 +52,15 @@ async def test_servers_that_wait_for_their_first_check_are_not_called_up() -> No
         second = await here.register(model_name="one", endpoint_url="http://b.example")
         servers = [{"model_name": "two", "endpoint_url": f"http://new{number}.example"} for number in range(2)]
         await here.client.post("/admin/import", json={"format": EXPORT_FORMAT, "servers": servers})
-        assert overview(here.gateway).headline == "2 of 4 servers are up; 2 wait for their first check."
+        assert overview(here.gateway).headline == "2 of 4 servers are up; 2 are waiting for their first check."
         await fail(here, first)
-        assert overview(here.gateway).headline == "1 of 4 servers is down; 2 wait for their first check."
+        assert overview(here.gateway).headline == "1 of 4 servers is down; 2 are waiting for their first check."
         await fail(here, second)
-        assert overview(here.gateway).headline == "2 of 4 servers are down; no server offers one; 2 wait for their first check."
+        assert overview(here.gateway).headline == "2 of 4 servers are down; no server for one; 2 are waiting for their first check."
         assert overview(here.gateway).tone is Tone.BAD
         for server in (first, second):
             await here.client.delete(f"/admin/register/{server['id']}")
-        assert overview(here.gateway).headline == "All 2 servers wait for their first check."
+        assert overview(here.gateway).headline == "Both servers are waiting for their first check."
         assert overview(here.gateway).tone is Tone.IDLE
 
 

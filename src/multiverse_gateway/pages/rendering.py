@@ -110,8 +110,8 @@ class Renderer:
         if isinstance(error, RateLimited) and visit.is_fragment:
             problem = sentence(error.problem)  # our own scripts count down, so the remedy is left out
             return Response(problem, 429, dict(_text(error.headers())), media_type="text/plain")
-        titles = {404: "There is no such page", 429: "Too many requests", 503: "Temporarily unavailable", 400: "Invalid input"}
-        response = self.problem(visit, error.status, titles.get(error.status, "That did not work"), message_of(error))
+        titles = {404: "Page not found", 429: "Too many requests", 503: "Temporarily unavailable", 400: "Invalid input"}
+        response = self.problem(visit, error.status, titles.get(error.status, "Something went wrong"), message_of(error))
         response.raw_headers.extend(error.headers())
         return response
 
@@ -126,7 +126,7 @@ class Renderer:
         request = visit.request
         fields = {"request_id": request.scope.get(REQUEST_ID), "path": path_of(request.scope)}
         _log.exception("a page failed", extra={"fields": fields})
-        return "The gateway made a mistake", "Try again. If it happens again, tell the operator the id below."
+        return "Internal error", "Try again. If the error persists, give the operator the request id below."
 
     async def not_found(self, request: Request, error: Exception) -> Response:
         """Answer what no route matches: with a page where a browser asks for one."""
@@ -138,7 +138,7 @@ class Renderer:
         headers = request.scope["headers"]
         session = await self.sessions.seek(headers)
         visit = Visit(request, session, is_operator=session is not None)
-        return self.problem(visit, 404, "There is no such page", "The address may be misspelled, or the page was removed.")
+        return self.problem(visit, 404, "Page not found", "The page may have been moved or deleted.")
 
     def url(self, request: Request, name: str, **parameters: Any) -> str:
         """Return the path of a page by its name, under whatever prefix we are mounted."""
@@ -252,7 +252,7 @@ class Renderer:
     def stream(self, events: AsyncIterator[bytes]) -> Response:
         """Return a response that streams server-sent events."""
         if self._streams.are_full:
-            return Response("Too many open pages; ask again later.", 503, {"retry-after": "30"}, media_type="text/plain")
+            return Response("Too many live pages are open. Try again in 30 seconds.", 503, {"retry-after": "30"}, media_type="text/plain")
         return self._streams.response(events)
 
     def base_url(self, request: Request) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.routing import Route
 
-from multiverse_gateway.accounts import register_owned
+from multiverse_gateway.accounts import register_owned, renew_owner_token
 from multiverse_gateway.api.request_reading import parse_change
 from multiverse_gateway.api.response_types import iso, iso_or_none
 from multiverse_gateway.core.errors import GatewayError, NotFound, ServerNotFound
@@ -63,6 +63,7 @@ class ServerPages:
             Route("/server/{server_id}/check", page(self._check_now), methods=["POST"], name="ui:check_now"),
             Route("/server/{server_id}/delete", page(self._delete), methods=["POST"], name="ui:delete"),
             Route("/server/{server_id}/limit", page(self._take_stated), methods=["POST"], name="ui:take_stated"),
+            Route("/server/{server_id}/token", page(self._renew_token), methods=["POST"], name="ui:renew_token"),
             Route("/server/{server_id}/edit", page(self._edit), methods=["GET", "POST"], name="ui:edit"),
         ]
 
@@ -242,6 +243,17 @@ class ServerPages:
         )
         message = f"Saved: {count(engine.limit, 'request')} at once. {engine.fact}."
         return self._renderer.done(visit, "success", message, "server", server_id=server.id)
+
+    async def _renew_token(self, visit: Visit) -> Response:
+        """Make a new owner token and show it once; the token before it stops working."""
+        server = self._route(visit).server
+        token = await renew_owner_token(self._gateway, server.id)
+        template = "_owner_token.html" if visit.is_fragment else "owner_token.html"
+        if visit.is_fragment:
+            return self._renderer.fragment(visit, template, token=token)
+        response = self._renderer.page(visit, template, active="dashboard", server=server, token=token)
+        response.headers["cache-control"] = "no-store"
+        return response
 
     async def _edit(self, visit: Visit) -> Response:
         await refresh_if_possible(self._gateway)

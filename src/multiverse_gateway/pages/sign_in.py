@@ -138,7 +138,7 @@ class SignIn:
         if token is not None and request.method == "GET" and "prefetch" not in request.headers.get("sec-purpose", ""):
             if await self._sessions.use_link(token):
                 return await self._signed_in(visit, "")
-            return self._login_page(visit, 403, "This sign-in link was used already, or is too old. Sign in with the admin key.")
+            return self._login_page(visit, 403, "This sign-in link has expired or was already used. Sign in with the admin key.")
         if visit.session is not None:
             return self._renderer.redirect(request, "dashboard")
         return self._login_page(visit)
@@ -166,10 +166,10 @@ class SignIn:
         quota = self._sign_ins.hit(address, self._renderer.gateway.now())
         if not quota.allowed:
             wait = quota.wait_seconds
-            return WrongKey(429, f"Too many attempts from your address. Wait {wait} seconds, then try again.", wait)
+            return WrongKey(429, f"Too many attempts from your address. Try again in {wait} s.", wait)
         if not is_known(key_digest(key.strip()), self._admin_digests()):
             _log.warning("sign-in refused", extra={"fields": {"address": address}})
-            return WrongKey(403, "That is not the admin key. It was printed the first time the gateway started.")
+            return WrongKey(403, "Wrong key. Look for the admin key in the gateway's first start-up message.")
         return None
 
     def _login_page(self, visit: Visit, status: int = 200, problem: str = "", *, wait: int = 0) -> Response:

@@ -15,7 +15,7 @@ from multiverse_gateway.core.usage import NOBODY
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.pages.charts import Bar, bar_of
 from multiverse_gateway.pages.states import STATES, State, Tone, reason_of
-from multiverse_gateway.pages.words import bare_url, listed
+from multiverse_gateway.pages.words import bare_url, listed, shortened
 from multiverse_gateway.protocols import ProbeResult
 
 SORTS = {
@@ -172,7 +172,7 @@ def folded(rows: Sequence[Row], query: Query) -> list[Row]:
 
 @attrs.frozen(kw_only=True)
 class Overview:
-    """The state of the gateway and its servers, in numbers and in a sentence."""
+    """The state of the gateway and its servers, in numbers and in a sentence; `headline` cuts long names of models short."""
 
     servers: int
     healthy: int
@@ -182,6 +182,7 @@ class Overview:
     in_flight: int
     tone: Tone
     headline: str
+    full_headline: str
 
     @property
     def title(self) -> str:
@@ -193,7 +194,8 @@ def overview(gateway: Gateway) -> Overview:
     """Return the totals of a gateway."""
     totals = totals_of(gateway.table)
     down = totals.unhealthy + totals.inactive
-    tone, headline = _headline(totals, down, _unserved(gateway))
+    unserved = _unserved(gateway)
+    tone, headline = _headline(totals, down, [shortened(name) for name in unserved])
     return Overview(
         servers=totals.servers,
         healthy=totals.healthy,
@@ -203,6 +205,7 @@ def overview(gateway: Gateway) -> Overview:
         in_flight=gateway.load.total,
         tone=tone,
         headline=headline,
+        full_headline=_headline(totals, down, unserved)[1],
     )
 
 
@@ -276,23 +279,27 @@ def _headline(totals: ServerTotals, down: int, unserved: Sequence[str]) -> tuple
     if not servers:
         return Tone.IDLE, "No server is registered yet."
     if waiting == servers:
-        return Tone.IDLE, "The server waits for its first check." if servers == 1 else f"All {servers} servers wait for their first check."
+        return Tone.IDLE, f"{_all(servers)} waiting for {'its' if servers == 1 else 'their'} first check."
     if totals.healthy == servers:
-        return Tone.GOOD, "The server is up." if servers == 1 else f"All {servers} servers are up; every model is served."
+        return Tone.GOOD, "The server is up." if servers == 1 else f"{_all(servers)} up; all models available."
     facts = [_share(down, servers, "down") if down else _share(totals.healthy, servers, "up")]
     if unserved:
-        facts.append(f"no server offers {listed(unserved)}")
+        facts.append(f"no server for {listed(unserved)}")
     elif not waiting:
-        facts.append("every model is served")
+        facts.append("all models available")
     if waiting:
-        facts.append(f"{waiting} {'waits for its' if waiting == 1 else 'wait for their'} first check")
+        facts.append(f"{waiting} {'is waiting for its' if waiting == 1 else 'are waiting for their'} first check")
     return Tone.BAD if unserved else Tone.WARN if down else Tone.GOOD, f"{'; '.join(facts)}."
 
 
 def _share(part: int, servers: int, word: str) -> str:
     if part == servers:
-        return f"The only server is {word}" if servers == 1 else f"All {servers} servers are {word}"
+        return f"The only server is {word}" if servers == 1 else f"{_all(servers)} {word}"
     return f"{part} of {servers} servers {'is' if part == 1 else 'are'} {word}"
+
+
+def _all(servers: int) -> str:
+    return "The server is" if servers == 1 else "Both servers are" if servers == 2 else f"All {servers} servers are"
 
 
 # Models

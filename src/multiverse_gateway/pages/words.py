@@ -41,6 +41,15 @@ def listed(names: Sequence[str], most: int = 2) -> str:
     return " and ".join(shown)
 
 
+def shortened(name: str, most: int = 40) -> str:
+    """Return a name with at most `most` characters; an ellipsis stands for the end that does not fit.
+
+    >>> shortened("llama3.2:3b"), shortened("a-model-with-a-long-name", 10)
+    ('llama3.2:3b', 'a-model-w…')
+    """
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
 def size(number: int) -> str:
     """Return a number of bytes in the unit that fits it.
 

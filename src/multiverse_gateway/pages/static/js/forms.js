@@ -24,10 +24,14 @@ const change = (field) => {
 export function changed(form) {
   return [...form.querySelectorAll(".field input")].filter(differs);
 }
+/** Whether leaving the page would lose what was typed into a form. */
+export function wouldLose(form) {
+  return form !== null && form.isConnected && !form.dataset.leaves && changed(form).length > 0;
+}
 export function markChanges(form) {
   if (!form?.dataset.edit) return;
   const names = new Set(changed(form).map((field) => field.closest(".field").dataset.field));
-  const words = names.size === 0 ? "Nothing is changed yet." : names.size === 1 ? "1 field is changed." : `${names.size} fields are changed.`;
+  const words = names.size === 0 ? "No changes yet." : names.size === 1 ? "1 field changed." : `${names.size} fields changed.`;
   const count = form.querySelector("[data-count]");
   if (count.textContent !== words) count.textContent = words;
   for (const field of form.querySelectorAll(".field")) {
@@ -46,7 +50,7 @@ export function askBeforeSaving(event) {
     const item = document.createElement("li");
     const label = field.labels[0].cloneNode(true);
     for (const extra of label.querySelectorAll(".muted, .changed")) extra.remove();
-    item.textContent = field.name === "remove_key" ? "The stored key is forgotten" : `${label.textContent.trim()}: ${change(field)}`;
+    item.textContent = field.name === "remove_key" ? "The stored API key is deleted" : `${label.textContent.trim()}: ${change(field)}`;
     return item;
   }));
   if (!fields.length) { htmx.trigger(form, "confirmed"); return; }

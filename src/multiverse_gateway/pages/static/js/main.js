@@ -6,7 +6,7 @@ import { follow, poll, retry } from "./live.js";
 import { copyFrom } from "./copy.js";
 import { hideTip, showTip } from "./tips.js";
 import { chooseTab, tabKeys } from "./tabs.js";
-import { askBeforeSaving, fill, markChanges, markNote } from "./forms.js";
+import { askBeforeSaving, fill, markChanges, markNote, wouldLose } from "./forms.js";
 import { keepLast, showPieces } from "./pieces.js";
 
 const minutes = "rect[data-at], svg[data-tones]";
@@ -25,6 +25,7 @@ document.addEventListener("click", (event) => {
   else if ((found = on("dialog [data-close]"))) found.closest("dialog").close();
   else if ((found = on("[data-theme-switch]"))) switchTheme();
   else if ((found = on("[data-menu], [data-whole]"))) unfold(found);
+  else if ((found = on("[data-discards]"))) leaves(document.querySelector("form[data-form]"));
   else if ((found = on("[data-retry]"))) retry();
   else if ((found = on("[data-signed-in]"))) signedIn();
   if (on(minutes)) showTip(on(minutes), event.clientX);
@@ -78,7 +79,7 @@ document.addEventListener("htmx:responseError", (event) => {
   const { xhr, elt } = event.detail;
   if (xhr.status === 401) signedOut();
   else if (xhr.status === 429) tooMany(xhr, elt);
-  else if (!xhr.getResponseHeader("HX-Trigger")) toast("error", "That did not work. Try again in a moment.");
+  else if (!xhr.getResponseHeader("HX-Trigger")) toast("error", "Something went wrong. Try again in a moment.");
 });
 function tooMany(xhr, elt) {
   const words = xhr.getResponseHeader("Content-Type")?.startsWith("text/plain") ? xhr.responseText : "Too many requests.";
@@ -128,7 +129,7 @@ document.getElementById("pause")?.addEventListener("click", (event) => {
   const pause = event.currentTarget;
   const paused = pause.getAttribute("aria-pressed") !== "true";
   pause.setAttribute("aria-pressed", String(paused));
-  pause.textContent = paused ? "Go on" : "Pause";
+  pause.textContent = paused ? "Resume" : "Pause";
   if (!paused) poll();
 });
 
@@ -137,6 +138,12 @@ document.getElementById("pause")?.addEventListener("click", (event) => {
 document.addEventListener("change", (event) => { if (event.target.name === "sort") event.target.form.elements.order.value = ""; }, true);
 document.addEventListener("input", (event) => markChanges(event.target.form));
 document.addEventListener("submit", askBeforeSaving, true);
+// Ask before what was typed is lost, unless it was saved or discarded.
+window.addEventListener("beforeunload", (event) => { if (wouldLose(document.querySelector("form[data-form]"))) event.preventDefault(); });
+const leaves = (form) => { if (form?.matches("form[data-form]")) form.dataset.leaves = "true"; };
+document.addEventListener("htmx:beforeOnLoad", (event) => { if (event.detail.xhr.status < 300) leaves(event.detail.elt); });
+document.addEventListener("input", (event) => { delete event.target.form?.dataset.leaves; });
+document.addEventListener("submit", (event) => { if (event.target.matches("[data-sign-out]")) leaves(document.querySelector("form[data-form]")); });
 document.addEventListener("submit", (event) => { if (event.target.matches("[data-sign-out]")) sessionStorage.clear(); });
 follow();
 tick(document);

@@ -27,12 +27,12 @@ function countDown(text, words, wait, again) {
   let left = Math.ceil(wait);
   const show = () => {
     if (left > 0) {
-      text.textContent = `${words} Possible again in ${left} s.`.trim();
+      text.textContent = `${words} Try again in ${left} s.`.trim();
       left -= 1;
       setTimeout(show, 1000);
       return;
     }
-    text.textContent = "It is possible again. ";
+    text.textContent = "You can try again now. ";
     if (!again) return;
     const button = document.createElement("button");
     button.type = "button";
@@ -46,7 +46,7 @@ function countDown(text, words, wait, again) {
 export function announce(element, wait) {
   let left = wait;
   const show = () => {
-    element.textContent = left > 0 ? `Too many attempts from your address. Possible again in ${left} s.` : "You can try again now.";
+    element.textContent = left > 0 ? `Too many attempts from your address. Try again in ${left} s.` : "You can try again now.";
     if (left-- > 0) setTimeout(show, 1000);
   };
   show();
