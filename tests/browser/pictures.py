@@ -35,7 +35,7 @@ def register(page: Any) -> None:
     page.get_by_text("It is read as").wait_for()
     page.get_by_role("button", name="Test connection").click()
     page.get_by_role("button", name="llama3.1:8b").click()
-    page.get_by_label("Owner").fill("Ines Duarte")
+    page.get_by_role("textbox", name="Owner").fill("Ines Duarte")
     page.get_by_label("Description").fill("Desktop under the window, RTX 4070")
     page.get_by_text("llama3.1:8b answers.").wait_for()
 

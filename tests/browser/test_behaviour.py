@@ -235,7 +235,7 @@ def test_a_lost_gateway_and_a_limit(chromium: Any, browse_at: Callable[..., Watc
 
         other.goto(f"{gateway.url}/dashboard")
         page.goto(f"{gateway.url}/register")
-        page.get_by_label("Owner").fill("keep me")
+        page.get_by_role("textbox", name="Owner").fill("keep me")
         gateway.kill()
         other.get_by_text("The gateway cannot be reached.").wait_for()
         page.get_by_role("button", name="Test connection").click()
@@ -243,11 +243,11 @@ def test_a_lost_gateway_and_a_limit(chromium: Any, browse_at: Callable[..., Watc
         gateway.start()
         banner.wait_for(state="hidden")
         other.get_by_text("The gateway cannot be reached.").wait_for(state="hidden")
-        assert page.get_by_label("Owner").input_value() == "keep me"
+        assert page.get_by_role("textbox", name="Owner").input_value() == "keep me"
 
         page.bring_to_front()
         page.goto(f"{gateway.url}/server/{server_id}")
-        limit = page.get_by_text("At most 10 tries per minute are possible. Try again in")
+        limit = page.get_by_text("Too many checks: at most 10 per minute. Try again in")
         for _ in range(12):
             page.get_by_role("button", name="Check now").click()
             page.wait_for_function("() => !document.querySelector('[aria-busy=true]')")

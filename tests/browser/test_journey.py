@@ -60,7 +60,7 @@ def register(page: Any, watched: Watched, backend: Backend) -> None:
     page.get_by_label("Address of the server").fill(f"{backend.url.removeprefix('http://')}/v1/chat/completions")
     page.get_by_text(f"{LOCALHOST_MEANS} It is read as {backend.url}.").wait_for()
     page.get_by_label("Model name").fill("not a name")
-    page.get_by_label("Owner").focus()
+    page.get_by_role("textbox", name="Owner").focus()
     page.get_by_text("Model name must be 1 to 128").wait_for()
     page.locator("#model_name[aria-invalid=true]").wait_for()
     page.get_by_label("Model name").fill("")
@@ -68,7 +68,7 @@ def register(page: Any, watched: Watched, backend: Backend) -> None:
     page.get_by_text("2 models found.").wait_for()
     page.get_by_text("journey-1 answers.").wait_for()
     page.get_by_role("button", name="journey-2", exact=True).click()
-    page.get_by_label("Owner").fill("erin")
+    page.get_by_role("textbox", name="Owner").fill("erin")
     page.get_by_role("button", name="Register", exact=True).click()
     page.get_by_role("heading", name="journey-2 is registered").wait_for()
     assert len(page.locator("#registration-id").text_content()) == 36
@@ -115,7 +115,7 @@ def talk(watched: Watched, model: str) -> None:
 def change_and_remove(page: Any, watched: Watched) -> None:
     """Edit marks what changed and asks; delete asks too."""
     page.get_by_role("link", name="Edit").click()
-    page.get_by_label("Owner").fill(XSS)
+    page.get_by_role("textbox", name="Owner").fill(XSS)
     assert page.locator(".changed:visible").count() == 1
     page.get_by_role("button", name="Save changes").click()
     page.get_by_role("dialog").get_by_text("Owner: erin → ").wait_for()
@@ -136,18 +136,18 @@ def test_what_was_typed_survives_signing_out(browse: Callable[..., Watched], gat
     page = watched.page
     sign_in(page, gateway)
     watched.open("/register")
-    page.get_by_label("Owner").fill("keep me")
+    page.get_by_role("textbox", name="Owner").fill("keep me")
     page.context.clear_cookies()
     page.get_by_role("button", name="Test connection").click()
     page.get_by_text("You are signed out.").wait_for()
-    assert page.get_by_label("Owner").input_value() == "keep me"
+    assert page.get_by_role("textbox", name="Owner").input_value() == "keep me"
     other = page.context.new_page()
     sign_in(other, gateway)
     page.get_by_role("button", name="I have signed in").click()
     page.get_by_text("Signed in again.").wait_for()
     page.get_by_role("button", name="Test connection").click()
     page.get_by_text("is missing").first.wait_for()
-    assert page.get_by_label("Owner").input_value() == "keep me"
+    assert page.get_by_role("textbox", name="Owner").input_value() == "keep me"
     watched.troubles[:] = [trouble for trouble in watched.troubles if "401" not in trouble and "status of 4" not in trouble]
 
 

@@ -540,7 +540,7 @@ def test_each_class_has_its_final_error(kind: FailureClass, error: type[GatewayE
     """F07, F17, F21: 504, 502 or 503, never a backend's 401; each says what to do next."""
     found = error_of(failed(kind))
     assert type(found) is error
-    assert any(hint in found.message for hint in ("Try again", "Tell the host", "Send it again"))
+    assert any(hint in found.message for hint in ("Try again", "Ask the server's owner", "Send it again"))
     assert ((b"x-should-retry", b"false") in found.headers()) is (found.status in (502, 504))
 
 
@@ -564,9 +564,9 @@ def test_a_504_lists_what_happened() -> None:
         FailedAttempt(ServerId("secret-2"), Failure(FailureClass.CONNECT, "the connection was refused")),
     ]
     message = error_of(attempts).message
-    assert message.startswith("No server could answer: all 2 attempts failed (500, the connection was refused).")
+    assert message.startswith("The model did not answer (2 attempts: status 500, the connection was refused).")
     assert "secret" not in message
-    assert error_of(attempts[:1]).message.startswith("No server could answer: the only attempt failed (500).")
+    assert error_of(attempts[:1]).message.startswith("The model did not answer (1 attempt: status 500).")
 
 
 @pytest.mark.parametrize(("status", "error"), [(429, BackendBusy), (503, NoHealthyServer), (529, BackendOverloaded)])

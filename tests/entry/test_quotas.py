@@ -460,5 +460,5 @@ async def test_without_the_storage_each_gateway_allows_the_limit_at_most(limit: 
 
 def test_the_error_names_the_limit_and_when_to_try_again() -> None:
     quota = Quota(limit=1200, remaining=0, reset=60.0, wait=2.1)
-    assert quota.error().message == "You have reached your limit of 1,200 requests per minute. Try again in 3 s."
+    assert quota.error().message == "Rate limit reached (1,200 requests per minute). Try again in 3 s."
     assert quota.error("Wait.").message == "Wait."

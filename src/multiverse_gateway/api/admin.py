@@ -1,4 +1,4 @@
-"""The admin API: JSON for hosts, operators and their scripts. The key was checked before anything here runs (`security`)."""
+"""The admin API: JSON for owners, operators and their scripts. Middleware has checked the key before any endpoint here runs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -112,7 +112,7 @@ def record_with(gateway: Gateway, server_id: ServerId) -> ServerRecord:
 
 
 def figures_of(gateway: Gateway, route: ServerRoute, checks: Sequence[ProbeResult]) -> Figures:
-    """Return what the last checks of a server say, as a detail record shows it, and how long the server was up."""
+    """Return statistics over the last checks of a server and its uptime, for its detail record."""
     summary = statistics(checks, wall=gateway.wall())
     mean = summary.mean_response_time
     timelines = gateway.health_book.timelines
@@ -201,7 +201,7 @@ def admin_routes(gateway: Gateway, rules: AccessRules, recent_logs: RecentLogs) 
             await count_probe(request)
 
     async def post_register(request: Request) -> Response:
-        """Register a server: it is probed first, and the same model and URL again update the record that is there."""
+        """Register a server. The gateway probes it first; registering the same model and URL again updates the existing record."""
         body = await body_of(request, gateway)
         accepted = await register_owned(gateway, parse_registration(body), has_cap=names_cap(body))
         record = attrs.asdict(record_with(gateway, accepted.server.id), recurse=False)
@@ -209,7 +209,7 @@ def admin_routes(gateway: Gateway, rules: AccessRules, recent_logs: RecentLogs) 
         return json_response(answer, 201 if accepted.is_new else 200)
 
     async def put_server(request: Request) -> Response:
-        """Change the fields that the body names; a new URL, key or model is probed first, and nothing changes if that fails."""
+        """Change a server. A new URL, API key or model is probed first; if the probe fails, nothing changes."""
         server_id = _id(request)
         route_of(gateway, server_id)
         change = parse_change(await body_of(request, gateway))
@@ -217,20 +217,20 @@ def admin_routes(gateway: Gateway, rules: AccessRules, recent_logs: RecentLogs) 
         return json_response(record_with(gateway, server.id))
 
     async def delete_server(request: Request) -> Response:
-        """Remove a server: once this is answered, no new request goes to it."""
+        """Remove a server. Once this call returns, the server gets no new requests."""
         server_id = _id(request)
         await remove(gateway, server_id)
         return json_response(Removed(registration_id=server_id))
 
     async def list_servers(request: Request) -> Response:
-        """List the records of the servers; the header `x-total-count` tells how many there are on all pages."""
+        """List the servers. The header `x-total-count` is the number of servers on all pages."""
         query = read_query(request.query_params, ServersQuery)
         records = await list_records(gateway, query)
         page = records[query.offset : query.offset + query.limit]
         return json_response(page, headers={"x-total-count": str(len(records))})
 
     async def one_server(request: Request) -> Response:
-        """Show one server, how it is, and what its last checks say."""
+        """Return a server with its health and statistics over its last checks."""
         await refresh_if_possible(gateway)
         server_id = _id(request)
         route = route_of(gateway, server_id)
@@ -250,7 +250,7 @@ def admin_routes(gateway: Gateway, rules: AccessRules, recent_logs: RecentLogs) 
         return json_response([check_of(result) for result in await gateway.store.history(server_id, limit)])
 
     async def check_now(request: Request) -> Response:
-        """Probe a server now; a check that passes lifts "unhealthy". With an owner's token, at most 10 times per minute."""
+        """Probe a server now. A server that passes is healthy again; with an owner token, at most 10 calls per minute are allowed."""
         server_id = _id(request)
         await count_owners_probe(request)
         result = await check(gateway, server_id)
@@ -262,13 +262,13 @@ def admin_routes(gateway: Gateway, rules: AccessRules, recent_logs: RecentLogs) 
         return json_response(CheckNow(**fields, registration_id=server_id, health_status=health.status, state=health.state.value))
 
     async def test(request: Request) -> Response:
-        """Probe a server without registering it; at most 10 times per minute."""
+        """Test the connection to a server without registering it. At most 10 calls per minute are allowed."""
         registration = parse_test(await body_of(request, gateway))
         await count_probe(request)
         return json_response(await try_connection(gateway, registration))
 
     async def stats(request: Request) -> Response:
-        """Show the totals of the dashboard."""
+        """Return the totals of the dashboard."""
         await refresh_if_possible(gateway)
         return json_response(totals(gateway))
 
@@ -286,18 +286,18 @@ def admin_routes(gateway: Gateway, rules: AccessRules, recent_logs: RecentLogs) 
         )
 
     async def export(request: Request) -> Response:
-        """Show the registry as importing takes it; the servers' own keys only to a call that carries the admin key."""
+        """Export the registry in the format that imports accept. The servers' API keys require the admin key; a session is not enough."""
         include_keys = read_query(request.query_params, ExportQuery).include_keys
         if include_keys and HAS_ADMIN_KEY not in request.scope:
             raise AdminKeyRequired(
-                "Being signed in is not enough to export the servers' keys. Send the admin key in the header X-API-Key, or use the form "
-                "on the page Settings, which asks for it again."
+                "A session is not enough to export the servers' API keys. Send the admin key in the header X-API-Key, or use the form "
+                "on the Settings page."
             )
         servers = await export_registry(gateway, include_keys=include_keys)
         return json_response(export_of(servers, wall=gateway.wall(), include_keys=include_keys))
 
     async def post_import(request: Request) -> Response:
-        """Register what an export holds, without probing it first; importing twice changes nothing more."""
+        """Import servers without probing them first. Importing the same servers again changes nothing."""
         return json_response(import_counts(await import_registry(gateway, parse_import(await body_of(request, gateway)))))
 
     changing = (ServerNotFound, ProbeRefused, StorageUnavailable)

@@ -1,4 +1,4 @@
-"""The connection test as the API answers it: its steps in four groups, and what was found in categories only."""
+"""The connection test for the API: its steps in four groups, with findings as categories only."""
 
 from multiverse_gateway.api.response_types import Step, TestResult
 from multiverse_gateway.connection_test import StepResult, examine, means_of
@@ -8,11 +8,11 @@ from multiverse_gateway.protocols import ProbeResult, ProbeStep
 from multiverse_gateway.registration import candidate, refuse_address
 
 _NOT_DIALLED = frozenset({ProbeStep.URL, ProbeStep.NAME, ProbeStep.ADDRESS})
-"""The steps before anything is dialed: if one of them fails, the URL itself cannot be used."""
+"""The steps before the gateway connects: if one of them fails, the URL itself is unusable."""
 
 
 async def try_connection(gateway: Gateway, registration: Description) -> TestResult:
-    """Test a server without registering it; it is not asked to chat, because a model may take long to load.
+    """Test a server without registering it. The test sends no chat request, because loading a model can take long.
 
     Raises:
         BadRequest: The address is closed.
@@ -28,7 +28,7 @@ async def try_connection(gateway: Gateway, registration: Description) -> TestRes
 
 
 def _steps(ended_at: ProbeStep, result: ProbeResult) -> list[Step]:
-    """Return the steps up to the one at which the test ended."""
+    """Return the steps up to the one that ended the test."""
     reason = result.reason or "The server did not answer as expected"
     if not result.passed and ended_at in _NOT_DIALLED:
         return [Step(step="address", ok=False, message=reason)]

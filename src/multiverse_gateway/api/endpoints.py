@@ -1,4 +1,4 @@
-"""What the JSON endpoints have in common: how they are described, read bodies and write."""
+"""What the JSON endpoints share: their descriptions, and how they read bodies and write responses."""
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -19,13 +19,13 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Write JSON in ASCII, which can also hold invalid Unicode; `content` may hold records."""
+    """Return a JSON response in ASCII, which can represent invalid Unicode too; `content` may contain records."""
     body = json.dumps(content, allow_nan=False, separators=(",", ":"), default=_members)
     return Response(body, status, headers, media_type="application/json")
 
 
 def _members(record: Any) -> dict[str, Any]:
-    """Return what a record holds, without members that are not set."""
+    """Return the fields of a record by name, without those that are unset."""
     return attrs.asdict(record, filter=lambda _, value: value is not UNSET)
 
 
@@ -44,7 +44,7 @@ async def body_of(request: Request, gateway: Gateway) -> dict[str, Any]:
 
 @attrs.frozen(kw_only=True)
 class Call:
-    """One method of a path, and what the API's description says of it besides the docstring of its endpoint.
+    """One method of a path with its documentation, apart from the docstring of its endpoint.
 
     `answers` are the types of what it answers with, by status; a text is a media type, several stand in a tuple. `query` and `body` are
     those of what it takes; `examples` of answers, by media type, are needed where the type does not say what an answer looks like;
@@ -62,7 +62,7 @@ class Call:
 
 
 def owned(routes: Sequence[BaseRoute], scope: Scope) -> str | None:
-    """Return the id of the server that a call is about, if the token of the server's owner will do for it."""
+    """Return the id of the server that a call is about, if an owner token authorizes the call."""
     for route in routes:
         if isinstance(route, ApiRoute):
             match, child_scope = route.matches(scope)
@@ -73,7 +73,7 @@ def owned(routes: Sequence[BaseRoute], scope: Scope) -> str | None:
 
 
 class ApiRoute(Route):
-    """A path and its calls, which describe themselves; a 405 lists all methods of the path."""
+    """A path with its documented calls; a 405 response lists all methods of the path."""
 
     def __init__(self, path: str, *, name: str | None = None, **calls: Call) -> None:
         self.calls = calls

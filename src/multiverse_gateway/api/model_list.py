@@ -19,7 +19,7 @@ OWNER = "multiverse-gateway"
 
 
 def model_item(model: Model) -> ModelItem | None:
-    """Return a model as OpenAI's list shows it, and how many servers it has; `None` when none of them is active.
+    """Return a model in OpenAI's format with the number of its servers, or `None` if no server is active.
 
     Any of the active servers may get a request, so the smallest context is what a client may rely on.
     """
@@ -45,7 +45,7 @@ def model_items(gateway: Gateway) -> list[ModelItem]:
 
 
 def unknown_model(name: str, names: Sequence[str]) -> ModelNotFound:
-    """Return the refusal of a model that no server offers now, with the models that are offered."""
+    """Return the error for a model that no server offers, which names the available models."""
     shown = name[:128].encode(errors="replace").decode()
     close = close_names(name, names)
     hint = f"did you mean {', '.join(close)}? " if close else ""
@@ -54,7 +54,7 @@ def unknown_model(name: str, names: Sequence[str]) -> ModelNotFound:
 
 
 def may_use(request: Request, model: str) -> bool:
-    """Return whether the caller's key, if there is one, is for a model."""
+    """Return whether the caller may use a model: without a key, or with one that allows it."""
     caller = request.scope.get(CALLER)
     return caller is None or caller.key is None or caller.key.may_use(model)
 
@@ -63,11 +63,11 @@ def model_routes(gateway: Gateway) -> list[Route]:
     """Make the routes of `/v1/models`; ids may contain "/"."""
 
     async def list_models(request: Request) -> Response:
-        """List the models that have a server."""
+        """List the models that at least one server offers."""
         return json_response(ModelList(data=[item for item in model_items(gateway) if may_use(request, item.id)]))
 
     async def one_model(request: Request) -> Response:
-        """Show one model; its id may contain "/"."""
+        """Return one model. Its id may contain "/"."""
         name = request.path_params["model"]
         model = gateway.table.models.get(model_key(name))
         item = None if model is None else model_item(model)

@@ -1,6 +1,6 @@
-"""The API's description (OpenAPI 3.1), made from the routes, the docstrings of their endpoints and the types of what they take.
+"""The OpenAPI 3.1 document, built from the routes, the docstrings of their endpoints and the types of their bodies and queries.
 
-Nothing is said here a second time: what is missing in the description is missing in the code.
+Nothing is described twice: what the document lacks, the code lacks.
 """
 
 import inspect
@@ -28,8 +28,8 @@ Json = dict[str, Any]
 REF = "#/components/schemas/{name}"
 REQUEST_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 _RELAYED = (
-    "{}. The body's bytes reach a server of the model unchanged and its answer comes back unchanged, streamed if `stream` is true; "
-    "of the body the gateway reads `model` and `stream` only. A server that fails before the answer begins is replaced by another one."
+    "{}. The gateway relays the body and the response unchanged, as a stream if `stream` is true; it reads only `model` and `stream`. "
+    "If a server fails before its response begins, the gateway retries on another server."
 )
 
 _ANY: tuple[type[GatewayError], ...] = (errors.BadRequest, errors.LoopDetected, errors.InternalError)
@@ -55,31 +55,36 @@ _INFERENCE = (
 )
 
 _SECURITY = {
-    "adminKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The operators' key."},
-    "bearerAdminKey": {"type": "http", "scheme": "bearer", "description": "The operators' key."},
+    "adminKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The admin key."},
+    "bearerAdminKey": {"type": "http", "scheme": "bearer", "description": "The admin key."},
     "ownerToken": {
         "type": "http",
         "scheme": "bearer",
-        "description": "The token from the answer that registered a server; for calls about that server.",
+        "description": "The token returned when a server was registered; valid only for calls about that server.",
     },
     "clientKey": {"type": "http", "scheme": "bearer", "description": "A client key, if the gateway requires one."},
-    "clientKeyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same, as Anthropic's clients send it."},
+    "clientKeyHeader": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-API-Key",
+        "description": "The same, as Anthropic's clients send it.",
+    },
 }
 _TAGS = {
-    "inference": "For users: OpenAI's API, and other APIs that the servers support.",
-    "admin": "For hosts and operators.",
-    "operations": "For monitoring systems.",
+    "inference": "For clients: OpenAI's API, and other APIs that the servers support.",
+    "admin": "For operators, and for owners of servers.",
+    "operations": "For monitoring.",
 }
 _PARAMETERS: Mapping[str, Json] = {
-    "model": {"description": "The model's name.", "schema": {"type": "string"}, "example": MODEL},
+    "model": {"description": "The name of the model.", "schema": {"type": "string"}, "example": MODEL},
     "response_id": {
-        "description": "The id of the response.",
+        "description": "The id of the stored response.",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
         "example": "resp_1",
     },
 }
 _ID: Json = {
-    "description": "The id from the answer that created it.",
+    "description": "The id returned when it was created.",
     "schema": {"type": "string", "format": "uuid"},
     "example": SERVER_ID,
 }
@@ -88,7 +93,7 @@ _OPERATION_ID = re.compile(r"[^a-z0-9]+")
 
 
 def document(routes: Iterable[BaseRoute]) -> Json:
-    """Return the description of the API that these routes make."""
+    """Return the OpenAPI document of these routes."""
     described = [route for route in routes if isinstance(route, ApiRoute)]
     calls = [(route.path, method, call) for route in described for method, call in route.calls.items()]
     schemas = _Schemas()
@@ -103,9 +108,9 @@ def document(routes: Iterable[BaseRoute]) -> Json:
         "info": {
             "title": "Multiverse Gateway",
             "version": __version__,
-            "summary": "One dependable, OpenAI-compatible service out of many undependable model servers.",
-            "description": "Errors have one form everywhere; their `message` says what to do next. "
-            "`x-request-id` names a request in the gateway's log; send your own, or take the one of the answer.",
+            "summary": "One reliable OpenAI-compatible API in front of many model servers.",
+            "description": "All errors have the same format; `message` says what to do next. "
+            "`x-request-id` identifies a request in the gateway's log; send your own, or use the one in the response.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
@@ -116,7 +121,7 @@ def document(routes: Iterable[BaseRoute]) -> Json:
 
 
 class _Schemas:
-    """JSON Schemas of types; those with a name are collected. What is read is strict, and null there stands for a default."""
+    """Collect the JSON Schemas of types. Schemas of bodies are strict, and accept null for fields that have a default."""
 
     def __init__(self) -> None:
         self.components: Json = {}
@@ -133,7 +138,7 @@ class _Schemas:
 
 
 def body_schemas(kind: type, ref_template: str = REF) -> tuple[Json, str]:
-    """Return the schemas of a body and of all that it consists of, by name, and its own name: what is accepted, no more, no less."""
+    """Return the strict schemas of a body and of its parts by name, and the body's own name."""
     is_change = kind is Change
     _, components = msgspec.json.schema_components(
         [Registration if is_change else kind], ref_template=ref_template.replace("{name}", "{name}Body")
@@ -151,7 +156,7 @@ def body_schemas(kind: type, ref_template: str = REF) -> tuple[Json, str]:
 
 
 def _strict(schema: Json) -> Json:
-    """Let null stand for a default, and nothing in that has no name."""
+    """Accept null for fields with a default, and reject unknown fields."""
     properties = {
         name: _or_null(part) if "default" in part or name not in schema["required"] else part for name, part in schema["properties"].items()
     }
@@ -207,11 +212,11 @@ def _header_parameter(name: str, description: str, example: str) -> Json:
 
 
 _PRIORITY = _header_parameter(
-    "X-Multiverse-Priority", "With `bulk` the request leaves most slots of a busy model to other requests, and may wait for longer.", "bulk"
+    "X-Multiverse-Priority", "`bulk` lets interactive requests go first; the request may wait longer while the model is busy.", "bulk"
 )
 _COMMENTS = _header_parameter(
     "X-Multiverse-Queue",
-    "With `comments` a stream that has to wait reports its place. The first comment sends the head, so later errors come as events.",
+    "`comments` reports the place in the queue in a waiting stream. The first one sends the status, so later errors are events.",
     "comments",
 )
 
@@ -221,23 +226,23 @@ def _inference(path: str, relayed: Relayed, schemas: _Schemas) -> Json:
         "type": "object",
         "required": ["model"],
         "properties": {
-            "model": {"type": "string", "minLength": 1, "maxLength": 256, "description": "one of GET /v1/models"},
+            "model": {"type": "string", "minLength": 1, "maxLength": 256, "description": "a name that GET /v1/models lists"},
             "stream": {
                 "anyOf": [{"type": "boolean"}, {"type": "null"}],
-                "description": "stream the answer as server-sent events",
+                "description": "stream the response as server-sent events",
                 "default": False,
             },
         },
         "additionalProperties": True,
-        "description": "Further fields are passed to the server, which documents them.",
+        "description": "Other fields are passed to the server unchanged.",
     }
     headers = {
-        "x-request-id": {"description": "The request's name in the gateway's log.", "schema": {"type": "string"}},
+        "x-request-id": {"description": "The id of the request in the gateway's log.", "schema": {"type": "string"}},
         "x-gateway-server-id": {"description": "The server that answered.", "schema": {"type": "string"}},
-        "x-multiverse-attempts": {"description": "How many attempts it took.", "schema": {"type": "integer"}},
+        "x-multiverse-attempts": {"description": "The number of attempts.", "schema": {"type": "integer"}},
     }
     good: Json = {
-        "description": "The server's own answer, of any status below 300.",
+        "description": "The response of the server.",
         "headers": headers,
         "content": {"application/json": {"schema": relayed.schema, "example": relayed.answer}},
     }
@@ -274,7 +279,7 @@ def _query_parameters(kind: type, schemas: _Schemas) -> Sequence[Json]:
 
 
 def _sent(schema: Json) -> Json:
-    """Return the schema of a query's value: it can be left out, but not be null."""
+    """Return the schema of a query parameter, which can be omitted but not null."""
     kinds = [part for part in schema.get("anyOf", ()) if part != {"type": "null"}]
     default = {} if schema.get("default") is None else {"default": schema["default"]}
     return (kinds[0] if len(kinds) == 1 else schema) | default
@@ -318,7 +323,7 @@ def _refusal(kind: type[GatewayError], path: str) -> Json:
 
 
 def example_of(kind: type) -> Json:
-    """Return a body that could be sent, made of the examples of its fields."""
+    """Return an example body, built from the examples of its fields."""
     needed = Registration if kind is Change else kind
     schemas, name = body_schemas(needed)
     whole = schemas[name]
@@ -339,11 +344,11 @@ _EXAMPLE = {_JSON: {"openapi": "3.1.0", "info": {"title": "Multiverse Gateway", 
 
 
 def openapi_routes() -> list[Route]:
-    """Make the route that shows the description of its application, made when somebody asks first."""
+    """Return the route of the OpenAPI document, which is built at the first request."""
     made: dict[str, bytes] = {}
 
     async def openapi(request: Request) -> Response:
-        """Describe this API (OpenAPI 3.1)."""
+        """Return this OpenAPI document."""
         root = str(request.scope.get("root_path", "")).rstrip("/") or "/"
         if root not in made:  # one copy for all clients, however slowly they read it
             made[root] = bytes(json_response(document(request.app.routes) | {"servers": [{"url": root}]}).body)

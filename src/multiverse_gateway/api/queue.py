@@ -1,4 +1,4 @@
-"""The queue as a caller sees it: how much each model is used, and the places of the caller's own requests."""
+"""The queue from a caller's view: the load of each model, and the places of the caller's own requests."""
 
 from typing import cast
 
@@ -42,7 +42,7 @@ def waiting_routes(gateway: Gateway) -> list[Route]:
     """Make the route of `/v1/queue`."""
 
     async def show_queue(request: Request) -> Response:
-        """Show how many requests run and wait, by model; the caller's own waiting requests with their places.
+        """Return the running and waiting requests of each model, and the places of the caller's own waiting requests.
 
         A caller is a key, or an address without one. Only what waits in the process that answers is known.
         """

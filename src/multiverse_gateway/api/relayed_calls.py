@@ -1,4 +1,4 @@
-"""The best known relayed calls, as the API's description shows them: what clients send, and what servers answer.
+"""The best-known relayed calls for the OpenAPI document: an example request and response of each.
 
 A server's answer is relayed as it is, so its schema names what every client relies on and leaves the rest open.
 """
@@ -20,7 +20,7 @@ _TOKENS = {"input_tokens": 9, "output_tokens": 8}
 
 @attrs.frozen(kw_only=True)
 class Relayed:
-    """One relayed call by POST. `stream` is what a server streams; `None` for a call that has no streams."""
+    """A relayed POST call. `stream` is an example of its stream, or `None` if the call has no streams."""
 
     summary: str
     body: Json
@@ -51,7 +51,7 @@ _STRING_OR_NULL = {"type": ["string", "null"]}
 _INTEGER = {"type": "integer"}
 _NUMBER = {"type": "number"}
 _ANY_OBJECT = {"type": "object", "additionalProperties": True}
-_USED = {"type": ["object", "null"], "description": "tokens, as far as the server counts them", "additionalProperties": True}
+_USED = {"type": ["object", "null"], "description": "token counts, if the server reports them", "additionalProperties": True}
 _PROMPT: Json = {"model": MODEL, "messages": [{"role": "user", "content": "Hello!"}]}
 
 
@@ -64,7 +64,7 @@ def _chat() -> Relayed:
 
     message = {"role": "assistant", "content": _TEXT}
     return Relayed(
-        summary="Answer a conversation",
+        summary="Create a chat completion",
         body=_PROMPT,
         answer=head
         | {"object": "chat.completion", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": _USAGE},
@@ -89,7 +89,7 @@ def _completions() -> Relayed:
 
     text = " there was a small server."
     return Relayed(
-        summary="Continue a text",
+        summary="Create a completion",
         body={"model": MODEL, "prompt": "Once upon a time"},
         answer=choice(text, "stop") | {"usage": _USAGE},
         schema=_object(
@@ -128,7 +128,7 @@ def _responses() -> Relayed:
     started = whole | {"status": "in_progress", "output": []}
     delta = {"type": "response.output_text.delta", "sequence_number": 1, "item_id": "msg_1", "output_index": 0, "content_index": 0}
     return Relayed(
-        summary="Answer in the form of OpenAI's Responses",
+        summary="Create a response (OpenAI Responses API)",
         body={"model": MODEL, "input": "Hello!"},
         answer=whole | {"usage": _TOKENS | {"total_tokens": 17}},
         schema=_object(
@@ -155,7 +155,7 @@ def _messages() -> Relayed:
     head = {"id": "msg_1", "type": "message", "role": "assistant", "model": MODEL}
     start: Json = head | {"content": [], "stop_reason": None, "stop_sequence": None, "usage": _TOKENS | {"output_tokens": 1}}
     return Relayed(
-        summary="Answer in the form of Anthropic's Messages",
+        summary="Create a message (Anthropic Messages API)",
         body=_PROMPT | {"max_tokens": 100},
         answer=head | {"content": [{"type": "text", "text": _TEXT}], "stop_reason": "end_turn", "stop_sequence": None, "usage": _TOKENS},
         schema=_object(
@@ -184,7 +184,7 @@ def _messages() -> Relayed:
 
 def _rerank() -> Relayed:
     return Relayed(
-        summary="Rank texts by relevance",
+        summary="Rerank documents by relevance",
         body={"model": "bge-reranker", "query": "a question", "documents": ["a text", "another text"]},
         answer={
             "model": "bge-reranker",
@@ -203,4 +203,4 @@ RELAYED: Mapping[str, Relayed] = {
     "/v1/messages": _messages(),
     "/v1/rerank": _rerank(),
 }
-"""The calls by path; every other path below `/v1` is relayed, too."""
+"""The calls by path; the gateway relays every other path below `/v1` too."""

@@ -1,6 +1,6 @@
-"""The bodies and queries of the admin API as types; both their reading (`request_reading`) and their JSON Schema are made from these.
+"""The bodies and queries of the admin API as types, from which both their parsing (`request_reading`) and their JSON Schema are derived.
 
-What a `Meta` says is a rule for both; its description completes the sentence "FIELD must be ...". A function beside it reads the text.
+A `Meta` applies to both; its description completes the sentence "FIELD must be …". A function beside it parses the text.
 """
 
 import uuid
@@ -33,7 +33,7 @@ EXPORT_FORMAT: Final = 1
 
 
 class UnfitValue(ValueError):
-    """A value cannot be used. `problem` completes a sentence that begins with the name of the field; `path` leads to that field."""
+    """A value is invalid. `problem` completes a sentence that begins with the field's name; `path` is the path of the field."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(problem)
@@ -52,7 +52,7 @@ def _uuid(value: str) -> ServerId:
     try:
         return ServerId(str(uuid.UUID(value)))
     except ValueError:
-        raise UnfitValue(" must be a UUID, such as the one that registering answers with") from None
+        raise UnfitValue(" must be a UUID, such as the id returned by a registration") from None
 
 
 def _instant(value: str) -> float:
@@ -61,7 +61,7 @@ def _instant(value: str) -> float:
         if instant.tzinfo is None:
             raise ValueError
         seconds = instant.timestamp()
-        datetime.fromtimestamp(seconds, UTC)  # what is given can be written again: the zone, or rounding, may lead out of all years
+        datetime.fromtimestamp(seconds, UTC)  # it must be representable in UTC: the zone, or rounding, may leave the range of years
         return seconds
     except (ValueError, OverflowError, OSError):
         raise UnfitValue(" must be a time in ISO 8601 with zone, such as 2026-05-01T12:00:00+00:00") from None
@@ -102,7 +102,7 @@ ServerKey = Annotated[
     str,
     Meta(
         pattern=f"^[!-~]{{1,{MAX_KEY_LENGTH}}}$",
-        description=f"1 to {MAX_KEY_LENGTH} visible ASCII characters without spaces; leave it out if the server asks for no key",
+        description=f"1 to {MAX_KEY_LENGTH} visible ASCII characters without spaces; omit it if the server needs no key",
         examples=["the-key-of-the-server"],
     ),
 ]
@@ -130,14 +130,14 @@ Day = Annotated[
 
 
 _CAP = (
-    "how many requests it may get at once, null for any number; left out of a registration, it is what the server's engine states, "
-    "or what it was before"
+    "the maximum number of concurrent requests, null for no limit; if a registration omits it, the limit that the server's engine "
+    "reports, or the previous one"
 )
 
 
 @attrs.frozen(kw_only=True)
 class Registration:
-    """A server as its host describes it (a `core.registry_plans.Description`); `endpoint_url` is canonical."""
+    """A server to register (a `core.registry_plans.Description`); `endpoint_url` is normalized."""
 
     model_name: ModelName
     endpoint_url: EndpointUrl
@@ -145,19 +145,19 @@ class Registration:
     capabilities: Capabilities = attrs.field(factory=Capabilities)
     metadata: Metadata = attrs.field(factory=Metadata)
     max_concurrency: Annotated[int, Meta(ge=1, le=MAX_CONCURRENCY, description=_CAP)] | None = None
-    weight: Annotated[int, Meta(ge=1, le=MAX_WEIGHT, description="its share of the traffic with the balancer `weighted`")] = 1
+    weight: Annotated[int, Meta(ge=1, le=MAX_WEIGHT, description="the server's share of the traffic with the balancer `weighted`")] = 1
 
 
 @attrs.frozen(kw_only=True)
 class ConnectionTest(Registration):
-    """A registration that is only tested; the model may be left out."""
+    """A server to test without registering it; the model is optional."""
 
-    model_name: Annotated[str, Meta(pattern=f"^({MODEL_NAME.pattern})?$", description="the model's name, or nothing")] = "unnamed"
+    model_name: Annotated[str, Meta(pattern=f"^({MODEL_NAME.pattern})?$", description="the name of the model, or empty")] = "unnamed"
 
 
 @attrs.frozen(kw_only=True)
 class ImportedServer(Registration):
-    """One server of an export; a key that is not named keeps its value."""
+    """One server of an import. Without `api_key`, the stored key of a known server stays."""
 
     registration_id: Uuid | None = None
     registered_at: Instant | None = None
@@ -166,7 +166,7 @@ class ImportedServer(Registration):
 
 @attrs.frozen(kw_only=True)
 class Import:
-    """An export, or a list of registrations written by hand."""
+    """The servers to import: an export, or a list written by hand."""
 
     servers: Annotated[list[ImportedServer], Meta(max_length=MAX_IMPORT)]
     format: Literal[1] = EXPORT_FORMAT
@@ -179,21 +179,21 @@ class KeyLimits:
 
     expires_at: Instant | None = None
     rate_limit: Annotated[int, Meta(ge=0, le=1_000_000, description="requests per minute; 0 for no limit")] | None = None
-    daily_limit: Annotated[int, Meta(ge=1, le=MAX_DAILY_LIMIT, description="requests to models per day (UTC)")] | None = None
+    daily_limit: Annotated[int, Meta(ge=1, le=MAX_DAILY_LIMIT, description="inference requests per day (UTC)")] | None = None
     max_at_once: (
         Annotated[
             int,
             Meta(
                 ge=0,
                 le=MAX_AT_ONCE,
-                description="requests that may run and wait together when another one would have to wait; 0 for no limit, "
-                "null for the value of MAX_AT_ONCE_PER_KEY at the moment",
+                description="maximum of running and waiting requests before one that would have to wait is rejected; 0 for no limit, "
+                "null for the current value of MAX_AT_ONCE_PER_KEY",
             ),
         ]
         | None
     ) = None
-    bulk: Annotated[bool, Meta(description="whether its requests yield to interactive ones")] = False
-    models: Annotated[list[ModelName], Meta(max_length=1000, description="the models that it may use; an empty list means all")] = (
+    bulk: Annotated[bool, Meta(description="whether interactive requests go first")] = False
+    models: Annotated[list[ModelName], Meta(max_length=1000, description="models that the key may use; an empty list means all")] = (
         attrs.field(factory=list)
     )
 
@@ -209,7 +209,7 @@ class KeyChange(KeyLimits):
 
 @attrs.frozen(kw_only=True)
 class NewKey(KeyLimits):
-    """A client key to make."""
+    """A client key to create."""
 
     name: KeyName
 
@@ -219,12 +219,12 @@ class NewKey(KeyLimits):
 
 @attrs.frozen(kw_only=True)
 class ServersQuery:
-    """Which records to list, and in which order."""
+    """The filters, the order and the page of a list of servers."""
 
     model_name: str | None = None
     health_status: Literal["healthy", "unhealthy", "unknown"] | None = None
     student_id: str | None = None
-    include_inactive: Annotated[bool, Meta(description="include servers that were taken out or removed")] = False
+    include_inactive: Annotated[bool, Meta(description="include servers that are offline or removed")] = False
     sort: Literal["registered_at", "updated_at", "last_checked_at", "model_name", "health_status", "student_id"] = "registered_at"
     order: Literal["asc", "desc"] = "asc"
     limit: Annotated[int, Meta(ge=1, le=PAGE)] = PAGE
@@ -233,14 +233,14 @@ class ServersQuery:
 
 @attrs.frozen(kw_only=True)
 class HistoryQuery:
-    """How many checks to list."""
+    """The length of a server's history."""
 
     limit: Annotated[int, Meta(ge=1, le=HISTORY)] = HISTORY
 
 
 @attrs.frozen(kw_only=True)
 class LogsQuery:
-    """Which log records to list, newest last."""
+    """The filters of a list of log records; the newest comes last."""
 
     level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], Meta(description="the minimum level")] = "DEBUG"
     component: str | None = None
@@ -251,14 +251,14 @@ class LogsQuery:
 
 @attrs.frozen(kw_only=True)
 class ExportQuery:
-    """The query of an export: whether it includes the servers' own keys."""
+    """The contents of an export."""
 
-    include_keys: Annotated[bool, Meta(description="include the servers' own keys, in plain text")] = False
+    include_keys: Annotated[bool, Meta(description="include the servers' API keys, in plain text")] = False
 
 
 @attrs.frozen(kw_only=True)
 class UsageQuery:
-    """Which days to count, and what to count separately."""
+    """The days, groups and filters of a usage report."""
 
     since: Day | None = None
     until: Day | None = None

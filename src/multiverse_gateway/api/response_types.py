@@ -40,7 +40,7 @@ def iso_or_none(instant: float | None) -> str | None:
 
 @attrs.frozen(kw_only=True)
 class ServerFacts:
-    """What a record says about the server itself; of its key only whether there is one."""
+    """The settings of a registered server. The server's API key is never included, only whether one is stored."""
 
     registration_id: Uuid
     model_name: str
@@ -54,7 +54,7 @@ class ServerFacts:
 
 
 def facts_of(server: Server) -> ServerFacts:
-    """Return the facts about a server that all of its records share."""
+    """Return the settings of a server that every kind of record includes."""
     return ServerFacts(
         registration_id=server.id,
         model_name=server.model_name,
@@ -70,13 +70,13 @@ def facts_of(server: Server) -> ServerFacts:
 
 @attrs.frozen(kw_only=True)
 class ServerRecord(ServerFacts):
-    """A server and how it is. `state` is what the gateway knows in detail, `health_status` what it comes to."""
+    """A server and its health: `state` is the detailed state, `health_status` its summary."""
 
     id: Uuid
     status: Literal["registered", "deregistered"]
     health_status: Status
     state: str
-    resting: Annotated[bool, Meta(description="it asked for a pause that is not over, or it did not have the model a moment ago")]
+    resting: Annotated[bool, Meta(description="whether the server is paused: it asked for a pause, or it lacked the model a moment ago")]
     reason: str | None
     warning: str | None
     consecutive_failures: int
@@ -90,37 +90,37 @@ class ServerRecord(ServerFacts):
 
 @attrs.frozen(kw_only=True)
 class Registered(ServerRecord):
-    """A server that was registered; the owner's token is shown this once, and only for a new one."""
+    """A registered server. The owner token is returned only here, and only when the registration creates one."""
 
     owner_token: Annotated[
-        str | None, Meta(description="replaces the admin key for this server only: its holder can change, check and remove it")
+        str | None, Meta(description="shown once; authorizes edits, checks and removal of this server in place of the admin key")
     ]
-    max_concurrency_reason: Annotated[str, Meta(description="why the server has this `max_concurrency`, in a sentence for people")]
+    max_concurrency_reason: Annotated[str, Meta(description="a sentence about why the server has this `max_concurrency`")]
 
 
 @attrs.frozen(kw_only=True, slots=False)
 class Figures:
-    """What the last checks of a server say."""
+    """Statistics over the last checks of a server."""
 
     checks: int
     success_rate: Annotated[float | None, Meta(description="from 0 to 1")]
     mean_response_time_ms: float | None
-    uptime_percentage: Annotated[float | None, Meta(description="over the last 100 checks, however much time they cover")]
-    uptime_24h_percentage: Annotated[float | None, Meta(description="over the 24 hours before the last check; null if nothing is known")]
-    uptime_7d_percentage: Annotated[float | None, Meta(description="over the 7 days before the last check; null if nothing is known")]
-    uptime_known_since: Annotated[Time | None, Meta(description="from when on the uptime of the 7 days is known to this process")]
+    uptime_percentage: Annotated[float | None, Meta(description="over the last 100 checks, regardless of the time they span")]
+    uptime_24h_percentage: Annotated[float | None, Meta(description="over the 24 hours before the last check; null without data")]
+    uptime_7d_percentage: Annotated[float | None, Meta(description="over the 7 days before the last check; null without data")]
+    uptime_known_since: Annotated[Time | None, Meta(description="start of the data for the 7-day uptime in this process")]
 
 
 @attrs.frozen(kw_only=True)
 class ServerDetail(ServerRecord, Figures):
-    """A server, how it is, and what its last checks say."""
+    """A server, its health, and statistics over its last checks."""
 
-    models: Annotated[list[str], Meta(description="the names that the server itself lists")]
+    models: Annotated[list[str], Meta(description="the models that the server itself lists")]
 
 
 @attrs.frozen(kw_only=True)
 class Check:
-    """One check of a server."""
+    """The result of one check of a server."""
 
     checked_at: Time
     passed: bool
@@ -131,7 +131,7 @@ class Check:
 
 @attrs.frozen(kw_only=True)
 class CheckNow(Check):
-    """A check that was asked for, and how the server is now."""
+    """The result of a requested check, and the server's health after it."""
 
     registration_id: Uuid
     health_status: Status | None = None
@@ -140,7 +140,7 @@ class CheckNow(Check):
 
 @attrs.frozen(kw_only=True)
 class Removed:
-    """A server that was removed."""
+    """Confirmation that a server was removed."""
 
     registration_id: Uuid
     status: Literal["deregistered"] = "deregistered"
@@ -148,7 +148,7 @@ class Removed:
 
 @attrs.frozen(kw_only=True)
 class OwnerToken:
-    """An owner's token, shown this once; the one before it is void."""
+    """A new owner token, shown once. It replaces the previous token, which no longer works."""
 
     registration_id: Uuid
     owner_token: str
@@ -165,7 +165,7 @@ class Step:
 
 @attrs.frozen(kw_only=True)
 class TestResult:
-    """What a connection test found."""
+    """The result of a connection test."""
 
     __test__ = False  # for pytest
 
@@ -177,7 +177,7 @@ class TestResult:
 
 @attrs.frozen(kw_only=True)
 class ServerCounts:
-    """How many servers and models there are."""
+    """The number of servers by state, and the number of models."""
 
     total_servers: int
     active_servers: int
@@ -189,7 +189,7 @@ class ServerCounts:
 
 
 def counts_of(totals: ServerTotals) -> ServerCounts:
-    """Return how many servers and models there are."""
+    """Return the number of servers by state, and the number of models."""
     return ServerCounts(
         total_servers=totals.servers,
         active_servers=totals.active,
@@ -203,7 +203,7 @@ def counts_of(totals: ServerTotals) -> ServerCounts:
 
 @attrs.frozen(kw_only=True)
 class Stats(ServerCounts):
-    """The totals of the dashboard; requests are those that this process has handled."""
+    """The totals of the dashboard. Requests are counted by this process since its start."""
 
     state: Literal["healthy", "degraded", "unhealthy", "empty"]
     requests_handled: int
@@ -215,13 +215,13 @@ class Stats(ServerCounts):
 
 @attrs.frozen(kw_only=True)
 class GatewayHealth:
-    """The answer of `GET /health`: status, version, database and counts."""
+    """The response of `GET /health`: status, version, database and server counts."""
 
     status: Literal["ok", "degraded", "stopping"]
     version: str
     database: Literal["ok", "unavailable"]
     database_reason: str | None
-    """Why the database cannot be used, and what to do; null while it works."""
+    """Why the database is unavailable, and what to do; null while it works."""
     servers: Literal["healthy", "degraded", "unhealthy", "empty"]
     counts: ServerCounts
     uptime_seconds: float
@@ -229,29 +229,29 @@ class GatewayHealth:
 
 @attrs.frozen(kw_only=True)
 class Word:
-    """One word on how the gateway is."""
+    """The status of the gateway in one word."""
 
     status: str
 
 
 @attrs.frozen(kw_only=True)
 class ExportedWithKey(ServerFacts):
-    """A server in an export that was asked to hold the keys."""
+    """A server of an export that includes the servers' API keys."""
 
     api_key: str | None = attrs.field(repr=False)
 
 
 @attrs.frozen(kw_only=True)
 class Export:
-    """The registry, as importing takes it."""
+    """The registry in the format that `POST /admin/import` accepts."""
 
     format: int
     exported_at: Time
-    servers: Annotated[list[ServerFacts], Meta(description="with `include_keys` each has `api_key`, too")]
+    servers: Annotated[list[ServerFacts], Meta(description="with `include_keys`, each server also has its `api_key`")]
 
 
 def export_of(servers: Iterable[Server], *, wall: float, include_keys: bool) -> Export:
-    """Return the export of servers; `wall` is the present instant in epoch seconds."""
+    """Return the export of servers; `wall` is the current time in epoch seconds."""
     exported: list[ServerFacts] = []
     for server in servers:
         facts = facts_of(server)
@@ -261,7 +261,7 @@ def export_of(servers: Iterable[Server], *, wall: float, include_keys: bool) -> 
 
 @attrs.frozen(kw_only=True)
 class ImportCounts:
-    """How many servers an import created, updated and left unchanged."""
+    """The number of servers that an import created, updated and left unchanged."""
 
     imported: int
     created: int = 0
@@ -270,14 +270,14 @@ class ImportCounts:
 
 
 def import_counts(plan: ImportPlan) -> ImportCounts:
-    """Return what an import did, in numbers."""
+    """Return the number of servers that an import created, updated and left unchanged."""
     counts = {"created": plan.created, "updated": plan.updated, "unchanged": plan.unchanged}
     return ImportCounts(imported=sum(counts.values()), **counts)
 
 
 @attrs.frozen(kw_only=True)
 class ModelServers:
-    """How many servers a model has."""
+    """The number of servers that offer a model."""
 
     servers_healthy: int
     servers_total: int
@@ -285,7 +285,7 @@ class ModelServers:
 
 @attrs.frozen(kw_only=True)
 class ModelItem:
-    """A model, as OpenAI's list shows it, and how many servers it has."""
+    """A model in OpenAI's format, with the number of its servers."""
 
     id: str
     object: Literal["model"] = "model"
@@ -295,13 +295,13 @@ class ModelItem:
     total_servers: int
     multiverse: ModelServers
     context_length: Annotated[
-        int | UnsetType, Meta(description="tokens that fit into the context of each server; left out if no server states it")
+        int | UnsetType, Meta(description="context length in tokens that every server of the model has; omitted if no server states it")
     ] = UNSET
 
 
 @attrs.frozen(kw_only=True)
 class ModelList:
-    """The answer of `GET /v1/models`, in OpenAI's form."""
+    """The response of `GET /v1/models`, in OpenAI's format."""
 
     object: Literal["list"] = "list"
     data: list[ModelItem]
@@ -309,10 +309,10 @@ class ModelList:
 
 @attrs.frozen(kw_only=True)
 class QueuedModel:
-    """How much a model is used. `people_waiting` counts the keys and addresses with a waiting request."""
+    """The load of a model. `people_waiting` is the number of keys and addresses that have a waiting request."""
 
     model: str
-    slots: Annotated[int | None, Meta(description="requests that its servers take at once; null without a limit")]
+    slots: Annotated[int | None, Meta(description="concurrent requests that its servers accept; null means no limit")]
     running: int
     waiting: int
     people_waiting: int
@@ -320,25 +320,23 @@ class QueuedModel:
 
 @attrs.frozen(kw_only=True)
 class QueuedRequest:
-    """A waiting request of the caller."""
+    """One of the caller's waiting requests."""
 
     request_id: str
     model: str
-    position: Annotated[int, Meta(description="1 for the request that begins next if no other request comes")]
-    waiting: Annotated[int, Meta(description="all requests that wait for the model")]
+    position: Annotated[int, Meta(description="place in the queue; 1 starts next unless another request is ranked before it")]
+    waiting: Annotated[int, Meta(description="all waiting requests for the model")]
     waited_seconds: float
     about_seconds: Annotated[
         int | None,
-        Meta(
-            description="about how long until it begins, in seconds: one of 5, 10, 20, 30, 60, 120 and 240; null if that is not known yet"
-        ),
+        Meta(description="estimated wait in seconds: 5, 10, 20, 30, 60, 120 or 240; null while there is no estimate"),
     ]
     priority: Literal["interactive", "bulk"]
 
 
 @attrs.frozen(kw_only=True)
 class QueueList:
-    """The models, and the caller's own waiting requests."""
+    """The load of each model, and the caller's own waiting requests."""
 
     object: Literal["list"] = "list"
     data: list[QueuedModel]
@@ -347,7 +345,7 @@ class QueueList:
 
 @attrs.frozen(kw_only=True)
 class StoredAnswer:
-    """The response, as the server that made it keeps it."""
+    """The stored response, as returned by the server that created it."""
 
     id: str
     object: str
@@ -355,7 +353,7 @@ class StoredAnswer:
 
 @attrs.frozen(kw_only=True)
 class DeletedResponse:
-    """The server's confirmation that it has deleted a response."""
+    """Confirmation from the server that it deleted a response."""
 
     id: str
     deleted: bool
@@ -363,7 +361,7 @@ class DeletedResponse:
 
 @attrs.frozen(kw_only=True)
 class InputItems:
-    """The items of a response's input, as the server that made it keeps them."""
+    """The input items of a response, as returned by the server that created it."""
 
     object: Literal["list"] = "list"
     data: list[dict[str, Any]]
@@ -371,19 +369,19 @@ class InputItems:
 
 @attrs.frozen(kw_only=True)
 class UsageRecord(Counts):
-    """Requests and tokens of what was asked to be counted apart; the rest of the names are null."""
+    """Requests and tokens of one group; fields that the report is not grouped by are null."""
 
     day: str | None
     model: str | None
-    server: Annotated[str | None, Meta(description="the id of the server; empty if no server answered")]
-    owner: Annotated[str | None, Meta(description="the server's student_id; empty if it has none")]
-    client: Annotated[str | None, Meta(description="the name of the client key; empty for clients without one")]
-    client_id: Annotated[str | None, Meta(description="the id of the client key")]
+    server: Annotated[str | None, Meta(description="id of the server; empty if no server answered")]
+    owner: Annotated[str | None, Meta(description="owner of the server (`student_id`); empty if it has none")]
+    client: Annotated[str | None, Meta(description="name of the client key; empty for clients without a key")]
+    client_id: Annotated[str | None, Meta(description="id of the client key")]
 
 
 @attrs.frozen(kw_only=True)
 class UsageReport:
-    """What was used in a span of days, both included."""
+    """Usage from day `since` to day `until`, both included."""
 
     since: str
     until: str
@@ -392,7 +390,7 @@ class UsageReport:
 
 
 def usage_report(summary: UsageSummary) -> UsageReport:
-    """Return the report of what was used."""
+    """Return the usage report of a summary."""
     rows = [_usage_record(usage, summary) for usage in summary.rows]
     return UsageReport(since=summary.since, until=summary.until, total=summary.total, rows=rows)
 
@@ -412,9 +410,9 @@ def _usage_record(usage: Usage, summary: UsageSummary) -> UsageRecord:
 
 @attrs.frozen(kw_only=True)
 class ErrorFacts:
-    """What went wrong, for people (`message`) and programs (`type`, `code`)."""
+    """An error, for people (`message`) and for programs (`type`, `code`)."""
 
-    message: Annotated[str, Meta(description="what is wrong and what to do next")]
+    message: Annotated[str, Meta(description="what happened and what to do next")]
     type: str
     param: Annotated[str | None, Meta(description="the field that caused the error")]
     code: str | None
@@ -422,14 +420,14 @@ class ErrorFacts:
 
 @attrs.frozen(kw_only=True)
 class ErrorAnswer:
-    """Every error has this form."""
+    """An error in OpenAI's format."""
 
     error: ErrorFacts
 
 
 @attrs.frozen(kw_only=True)
 class AnthropicErrorFields:
-    """What went wrong, in the words of Anthropic's API."""
+    """An error in the terms of Anthropic's API."""
 
     type: str
     message: str
@@ -437,7 +435,7 @@ class AnthropicErrorFields:
 
 @attrs.frozen(kw_only=True)
 class AnthropicErrorAnswer:
-    """The form of every error on the calls of Anthropic's API."""
+    """An error in Anthropic's format, returned by the calls of its API."""
 
     type: Literal["error"] = "error"
     error: AnthropicErrorFields

@@ -1,4 +1,4 @@
-"""Examples of what the admin API answers, made from the schemas of the answers."""
+"""Example responses of the admin API, built from their schemas."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -75,11 +75,11 @@ _VALUES: Mapping[str, tuple[Any, ...]] = {
     "resting": (False,),
     "api_key": ("the-key-of-the-server",),
 }
-"""Values of fields by name; of several, the first that has the field's type."""
+"""Example values by field name; the first one of the field's type is used."""
 
 
 def sample(schema: Json, components: Json, name: str = "") -> Any:
-    """Return a value that fits a schema; `name` is that of the field it is for, `components` are the schemas by name."""
+    """Return an example value of a schema; `name` is the name of its field, `components` are the schemas by name."""
     if "$ref" in schema:
         return sample(components[schema["$ref"].rpartition("/")[2]], components, name)
     if "const" in schema or "enum" in schema:

@@ -1,4 +1,4 @@
-"""How the gateway itself is doing: for load balancers, supervisors and people."""
+"""The health of the gateway itself, for load balancers, supervisors and people."""
 
 from collections import Counter
 from typing import Literal
@@ -26,12 +26,12 @@ _FRESH = {"cache-control": "no-store"}
 
 
 def state_of(gateway: Gateway) -> Literal["healthy", "degraded", "unhealthy", "empty"]:
-    """Return in one word how the registry is doing: healthy, degraded, unhealthy or empty."""
+    """Return the state of the registered servers in one word: healthy, degraded, unhealthy or empty."""
     return overall(route.health.status for route in gateway.table.routes.values() if route.health.is_active)
 
 
 async def database_trouble(gateway: Gateway) -> str | None:
-    """Return why the store cannot be used, in a sentence for people; `None` while it answers in time."""
+    """Return a sentence about why the store is unavailable, or `None` while it answers in time."""
     try:
         with anyio.fail_after(STORE_PATIENCE):
             await gateway.store.version()
@@ -61,7 +61,7 @@ def operations_routes(gateway: Gateway) -> list[Route]:
     """Return the routes that report whether the gateway is alive and ready, and its state; none of them needs a key."""
 
     async def show_health(request: Request) -> Response:
-        """Return the state of the gateway: always 200 while the process is alive, even if all servers are down."""
+        """Return the health status of the gateway. The status is 200 while the process is alive, even if all servers are down."""
         return json_response(await health(gateway), headers=_FRESH)
 
     async def live(request: Request) -> Response:
@@ -69,7 +69,7 @@ def operations_routes(gateway: Gateway) -> list[Route]:
         return json_response(Word(status="ok"), headers=_FRESH)
 
     async def ready(request: Request) -> Response:
-        """Return whether the gateway takes requests: not before it knows its servers, and not once it is being stopped."""
+        """Return 200 while the gateway accepts requests, and 503 before it has read its registry and while it shuts down."""
         if gateway.admission.is_closed:
             raise ShuttingDown("The gateway is shutting down; send requests to another one", retry_after=5.0)
         if not gateway.registrations.is_loaded:
@@ -77,7 +77,7 @@ def operations_routes(gateway: Gateway) -> list[Route]:
         return json_response(Word(status="ready"), headers=_FRESH)
 
     async def metrics(request: Request) -> Response:
-        """Show the figures of this process as Prometheus reads them."""
+        """Return the metrics of this process in Prometheus format."""
         key = gateway.settings.metrics_key
         if key is not None and verified(request.scope["headers"], digests([key])) is None:
             raise AdminKeyRequired("The key is missing or wrong; send METRICS_KEY as `Authorization: Bearer`")
@@ -92,7 +92,7 @@ def operations_routes(gateway: Gateway) -> list[Route]:
 
 
 def metrics_of(gateway: Gateway) -> bytes:
-    """Return the figures of this process as Prometheus reads them."""
+    """Return the metrics of this process in Prometheus format."""
     meter = gateway.usage_book.meter
     meter.forget({model.name for model in gateway.table.models.values()}, gateway.table.routes)
     routes = gateway.table.routes.values()

@@ -1,4 +1,4 @@
-"""The calls for stored responses, as the API's description shows them. The inference endpoint answers them; no route does."""
+"""The calls for stored responses, for the OpenAPI document. The inference endpoint serves them, not a route."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -66,23 +66,23 @@ def stored_routes() -> list[Route]:
             PATH,
             name="stored_response",
             GET=_call(
-                "Return a stored response, with `stream=true` its events: the server that made it answers. "
-                "Only the key, or without one the address, for which it was made may name it.",
+                "Return a stored response, or its events with `stream=true`. The server that created it answers. "
+                "Only the key that created it may read it or, without a key, only the same address.",
                 (StoredAnswer, _EVENT_STREAM),
                 {_JSON: response, _EVENT_STREAM: _EVENTS},
             ),
-            DELETE=_call("Delete a stored response: the server that made it does.", DeletedResponse, {_JSON: deleted}),
+            DELETE=_call("Delete a stored response on the server that created it.", DeletedResponse, {_JSON: deleted}),
         ),
         ApiRoute(
             f"{PATH}/cancel",
             name="cancel_response",
-            POST=_call("Cancel a response that runs in the background: the server that makes it does.", StoredAnswer, {_JSON: response}),
+            POST=_call("Cancel a background response on the server that creates it.", StoredAnswer, {_JSON: response}),
         ),
         ApiRoute(
             f"{PATH}/input_items",
             name="response_input",
             GET=_call(
-                "List what a stored response was made from: the server that made it answers.",
+                "List the input items of a stored response. The server that created it answers.",
                 InputItems,
                 {_JSON: {"object": "list", "data": []}},
             ),

@@ -59,7 +59,7 @@ def register_command(url: str, model: str, gateway_url: str | None, admin_key: s
         click.echo(f"  limit   {printable('none' if limit is None else limit)}: {printable(record['max_concurrency_reason'])}")
     if record.get("owner_token"):
         click.echo(f"  token   {printable(record['owner_token'])}")
-        click.echo("          its owner can change and remove the server with it, without the admin key; it is shown only once")
+        click.echo("          owner token, shown once: lets the owner edit or remove this server")
     if record.get("warning"):
         click.echo(f"  note    {printable(record['warning'])}")
 

@@ -415,7 +415,7 @@ def final_error(attempts: Sequence[FailedAttempt]) -> GiveUp:
         case FailureClass.NONSENSE:
             return GiveUp(
                 UpstreamBadResponse(
-                    f"The model's server gave no usable answer: {last.reason}. Try again later, choose another model, or tell the host."
+                    f"The model's server gave no usable answer: {last.reason}. Try again later, choose another model, or tell its owner."
                 )
             )
         case FailureClass.LOCAL:
@@ -431,12 +431,12 @@ def final_error(attempts: Sequence[FailedAttempt]) -> GiveUp:
 def _refused(attempt: FailedAttempt) -> str:
     if attempt.has_key:
         return (
-            "The model's server rejected the key that the gateway stores for it; your own key is fine. "
-            "Tell the host to update the server's key in the gateway, or choose another model."
+            "The model's server rejected the API key that the gateway stores for it; your own key is fine. "
+            "Ask the server's owner to update that key, or choose another model."
         )
     return (
-        f"The model's server refused the request with status {attempt.failure.status}; your own key is fine. "
-        "Tell the host: the server may require a key, or its tunnel may send a Host header that the server does not accept. "
+        f"The model's server refused the request (status {attempt.failure.status}); your own key is fine. "
+        "Ask the server's owner: it may need an API key, or its tunnel may send a Host header that it does not accept. "
         "Or choose another model."
     )
 
@@ -450,10 +450,11 @@ def busy_error(status: int | None, wait: float) -> GatewayError:
     """Return what the client sees when every server asked for a pause: by the status that it sent, and the seconds until one returns."""
     kinds: Mapping[int | None, type[GatewayError]] = {429: BackendBusy, 529: BackendOverloaded}
     kind = kinds.get(status, NoHealthyServer)
-    return kind(f"Every server of this model is busy. Send the request again in {max(1, ceil(wait))} s.", retry_after=wait)
+    return kind(f"Every server of this model is busy. Try again in {max(1, ceil(wait))} s.", retry_after=wait)
 
 
 def _all_failed(attempts: Sequence[FailedAttempt]) -> str:
-    ends = ", ".join(str(attempt.failure.status or attempt.failure.reason) for attempt in attempts)
-    made = "the only attempt" if len(attempts) == 1 else f"all {len(attempts)} attempts"
-    return f"No server could answer: {made} failed ({ends}). Try again later, choose another model, or tell the host."
+    failures = [attempt.failure for attempt in attempts]
+    reasons = dict.fromkeys(failure.reason if failure.status is None else f"status {failure.status}" for failure in failures)
+    made = "1 attempt" if len(attempts) == 1 else f"{len(attempts)} attempts"
+    return f"The model did not answer ({made}: {', '.join(reasons)}). Try again later, choose another model, or tell the server's owner."

@@ -231,8 +231,9 @@ class AccessRules:
         """Return the refusal of a call over the caller's limit: a caller without a key learns that keys have a limit of their own."""
         if caller.name == NOBODY and self._has_keys():
             return quota.error(
-                "Your address has sent too many requests. Wait, or use a key, which has its own limit: send it as "
-                "`Authorization: Bearer KEY` (api_key of the openai library), or ask the operator of this gateway for one"
+                f"Rate limit of your address reached ({quota.limit:,} requests per minute).",
+                f" Try again in {quota.wait_seconds} s, or send a client key, which has a limit of its own, as `Authorization: Bearer KEY` "
+                "(api_key of the openai library). The operator of this gateway can give you one.",
             )
         return quota.error()
 
@@ -248,7 +249,7 @@ class AccessRules:
         """
         quota = self._failures.hit(address, self.now())
         if not quota.allowed:
-            raise quota.error("Your address sent too many wrong admin keys", "; wait, then send the right key")
+            raise quota.error("Too many wrong admin keys from your address.", f" Try again in {quota.wait_seconds} s with the right one.")
 
     async def count_probe(self, caller: str) -> None:
         """Count a probe that somebody asks for: without a limit, probes would show which ports are open on which address.
@@ -261,5 +262,4 @@ class AccessRules:
         """
         quota = await self._probes.hit(f"probe {caller}")
         if quota is not None and not quota.allowed:
-            remedy = f"; wait {quota.wait_seconds} seconds, then try again"
-            raise quota.error(f"At most {MAX_PROBES} tries per minute are possible", remedy)
+            raise quota.error(f"Too many checks: at most {MAX_PROBES} per minute.", f" Try again in {quota.wait_seconds} s.")

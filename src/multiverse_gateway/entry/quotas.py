@@ -70,7 +70,7 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def error(self, problem: str = "", remedy: str = "") -> RateLimited:
         """Return the error for a call over the limit; `problem` and `remedy` replace the usual text."""
         if not problem:
-            problem = f"You have reached your limit of {self.limit:,} requests per minute."
+            problem = f"Rate limit reached ({self.limit:,} requests per minute)."
             remedy = f" Try again in {self.wait_seconds} s."
         return TooMany(problem, remedy=remedy, quota=self)
 
@@ -88,8 +88,8 @@ class DayQuota(Quota, frozen=True, kw_only=True, gc=False):
     def error(self, problem: str = "", remedy: str = "") -> RateLimited:
         """Return the error for a call over the limit; `problem` and `remedy` replace the usual text."""
         if not problem:
-            problem = f"Your key's {self.limit:,} requests per day are used up."
-            remedy = " Wait until 00:00 UTC, or ask the operator for a higher limit."
+            problem = f"Daily limit of your key reached ({self.limit:,} requests)."
+            remedy = " It resets at 00:00 UTC; the operator of this gateway can raise it."
         return DayUsedUp(problem, remedy=remedy, quota=self)
 
 

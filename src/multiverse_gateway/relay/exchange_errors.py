@@ -51,11 +51,11 @@ def no_usable_server(envelope: Envelope, found: Candidates) -> GatewayError:
         return busy_error(found.busy, wait)
     if envelope.server_id is not None:
         return NoHealthyServer(
-            f"The server that has the stored response is not available now. Try again in {ceil(wait)} s; no other server has it.",
+            f"The server that has the stored response is offline, and no other server has it. Try again in {ceil(wait)} s.",
             retry_after=wait,
         )
     return NoHealthyServer(
-        f"No server of the model {envelope.model!r} is available now. Try again in {ceil(wait)} s, or choose another model.",
+        f"The model {envelope.model!r} is offline: none of its servers is up. Try again in {ceil(wait)} s, or choose another model.",
         param="model",
         retry_after=wait,
     )
