@@ -174,7 +174,7 @@ def test_the_playground_says_why_this_server(browse: Callable[..., Watched], gat
             assert not answer.locator("table").first.is_visible()
             answer.get_by_text("Why this server").click()
             heads = answer.locator("table").first.locator("th").all_text_contents()
-            assert heads == ["Server", "Verdict", "State", "In flight", "Latency", "Score"]
+            assert heads == ["Server", "Verdict", "State", "Running", "Latency", "Score"]
             first, second = answer.locator("tbody").all()
             assert chosen(first) == [hosts[0]]
             assert chosen(second) == [hosts[1]]
@@ -247,7 +247,7 @@ def test_a_lost_gateway_and_a_limit(chromium: Any, browse_at: Callable[..., Watc
 
         page.bring_to_front()
         page.goto(f"{gateway.url}/server/{server_id}")
-        limit = page.get_by_text("Too many checks: at most 10 per minute. Try again in")
+        limit = page.get_by_text("Too many checks were requested: at most 10 per minute. Try again in")
         for _ in range(12):
             page.get_by_role("button", name="Check now").click()
             page.wait_for_function("() => !document.querySelector('[aria-busy=true]')")

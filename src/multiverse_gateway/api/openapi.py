@@ -348,7 +348,7 @@ def openapi_routes() -> list[Route]:
     made: dict[str, bytes] = {}
 
     async def openapi(request: Request) -> Response:
-        """Return this OpenAPI document."""
+        """Return the OpenAPI document of this gateway."""
         root = str(request.scope.get("root_path", "")).rstrip("/") or "/"
         if root not in made:  # one copy for all clients, however slowly they read it
             made[root] = bytes(json_response(document(request.app.routes) | {"servers": [{"url": root}]}).body)

@@ -249,7 +249,7 @@ class AccessRules:
         """
         quota = self._failures.hit(address, self.now())
         if not quota.allowed:
-            raise quota.error("Too many wrong admin keys from your address.", f" Try again in {quota.wait_seconds} s with the right one.")
+            raise quota.error("Your address sent too many wrong admin keys.", f" Try again in {quota.wait_seconds} s with the right one.")
 
     async def count_probe(self, caller: str) -> None:
         """Count a probe that somebody asks for: without a limit, probes would show which ports are open on which address.
@@ -262,4 +262,4 @@ class AccessRules:
         """
         quota = await self._probes.hit(f"probe {caller}")
         if quota is not None and not quota.allowed:
-            raise quota.error(f"Too many checks: at most {MAX_PROBES} per minute.", f" Try again in {quota.wait_seconds} s.")
+            raise quota.error(f"Too many checks were requested: at most {MAX_PROBES} per minute.", f" Try again in {quota.wait_seconds} s.")

@@ -22,7 +22,7 @@ export function why(headers, nameOf) {
     for (const [server, kind, reason] of choice.failed.slice(-1)) words.unshift(`${nameOf(server)} failed (${kind}: ${reason}).`);
     const table = document.createElement("table");
     const head = document.createElement("thead");
-    head.append(line(["Server", "Verdict", "State", "In flight", "Latency", "Score"], "th"));
+    head.append(line(["Server", "Verdict", "State", "Running", "Latency", "Score"], "th"));
     const body = document.createElement("tbody");
     for (const candidate of choice.candidates) {
       const latency = candidate.latency === null ? null : `${Math.round(1000 * candidate.latency)} ms`;
