@@ -1,15 +1,15 @@
-"""Fill one server before the next one gets work, so that the others may sleep."""
+"""Send requests to one server until it is full, so that idle servers can sleep."""
 
 from collections.abc import Sequence
 
 from multiverse_gateway import Envelope, LoadView, Server, Settings
 
 REQUESTS = 4
-"""How many requests fill a server."""
+"""Concurrent requests at which a server is full."""
 
 
 class FillFirst:
-    """Take the first server that has room; when none has, the one that has least to do."""
+    """Choose the first server that is not full, or the one with the fewest requests if all are full."""
 
     def pick(self, servers: Sequence[Server], load: LoadView, request: Envelope) -> Server:
         for server in servers:
@@ -19,5 +19,5 @@ class FillFirst:
 
 
 def create(settings: Settings) -> FillFirst:
-    """Make it; this is what the entry point names."""
+    """Create the balancer; the entry point names this function."""
     return FillFirst()
