@@ -6,7 +6,7 @@ Each is named in the settings by its entry point, or passed to `create_app` as a
 from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from inspect import isfunction
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 import httpx2
@@ -160,7 +160,7 @@ class ProbeResult:
     failed_at: ProbeStep | None = None
     problem: ProbeProblem | None = None
     status: int | None = None
-    listing: object = attrs.field(default=None, eq=False, repr=False)
+    listing: Any = attrs.field(default=None, eq=False, repr=False)
 
     @property
     def failed_step(self) -> ProbeStep | None:
