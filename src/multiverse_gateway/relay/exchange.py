@@ -100,15 +100,15 @@ class Exchange:
     against a server name. `choice_trace`, if it is a list, collects why each server was chosen.
     """
 
-    __slots__ = ("_engine", "attempt", "choice_trace", "deadline", "due", "number", "phase", "request", "response", "search")
+    __slots__ = ("attempt", "choice_trace", "deadline", "due", "engine", "number", "phase", "request", "response", "search")
 
     def __init__(self, engine: Engine, request: ClientRequest, client: Client) -> None:
         now = engine.now()
-        self._engine = engine
+        self.engine = engine
         self.request = request
         comments = Comments(now) if request.wants_comments and request.envelope.stream else None
         self.response = ClientResponse(client, request, engine.admission.answers, comments)
-        self.search = ServerSearch(self, engine)
+        self.search = ServerSearch(self)
         self.attempt: Attempt | None = None
         self.phase = _CHOOSING
         self.deadline = self.due = now + engine.limits.request_timeout  # the body is complete; how long that took does not count
@@ -148,7 +148,7 @@ class Exchange:
         if self.request.envelope.response_id is None:
             self.search.choose()
         else:
-            self._engine.responses.locate(self)
+            self.engine.responses.locate(self)
 
     def client_gone(self) -> None:
         """Drop everything: the client left. No server is to blame."""
@@ -223,7 +223,7 @@ class Exchange:
                 self.break_answer(None)
             else:
                 self._abandon_attempt()
-                self.refuse(no_answer_in_time(self._engine.limits))
+                self.refuse(no_answer_in_time(self.engine.limits))
         elif phase is _BACKOFF:
             self.search.begin_retry()
         elif phase is not _CHOOSING:
@@ -250,7 +250,7 @@ class Exchange:
 
     def begin_attempt(self, server: Server, now: float) -> None:
         """Take a slot of a server, and send it the request."""
-        engine, search = self._engine, self.search
+        engine, search = self.engine, self.search
         if search.is_waiting:
             self.deadline += now - search.joined_at  # waiting has a limit of its own
         self.phase = _TRYING
@@ -290,7 +290,7 @@ class Exchange:
 
     def repeat_without_usage(self) -> None:
         """Make the same attempt again: what the server refuses may be nothing that the client said. It counts once."""
-        attempt, engine, search = self._current(), self._engine, self.search
+        attempt, engine, search = self._current(), self.engine, self.search
         search.usage_refused_by = attempt.server
         search.retry, attempt.retry = attempt.retry, None
         search.tried -= 1
@@ -303,21 +303,21 @@ class Exchange:
 
     def answer(self, content_type: bytes, body: bytes) -> None:
         """Pass a whole answer on."""
-        now = self._engine.now()
+        now = self.engine.now()
         attempt = self._commit(now)
         self.response.answer(attempt.status, [(b"content-type", content_type), *self._own_headers()], body)
         attempt.release(None)
-        self._engine.health_book.passed(attempt.server, self.request.envelope.call)
+        self.engine.health_book.passed(attempt.server, self.request.envelope.call)
         self.end(now)
-        if self._engine.room.queue.total_waiting:  # as `_offer_slot` asks; most answers need no call of it
+        if self.engine.room.queue.total_waiting:  # as `_offer_slot` asks; most answers need no call of it
             self._offer_slot()
 
     def begin_answer(self, content_type: bytes, *, is_stream: bool = False) -> None:
         """Commit to an answer that is relayed as it comes."""
-        now = self._engine.now()
+        now = self.engine.now()
         attempt = self._commit(now)
-        self.deadline = now + self._engine.limits.max_stream_seconds
-        self.due = min(now + self._engine.limits.idle_timeout, self.deadline)
+        self.deadline = now + self.engine.limits.max_stream_seconds
+        self.due = min(now + self.engine.limits.idle_timeout, self.deadline)
         self.response.begin(attempt.status, content_type, self._own_headers(), is_stream=is_stream)
         if self.response.is_clogged:
             attempt.wait_for_client()
@@ -330,20 +330,20 @@ class Exchange:
         self.response.is_committed = True
         attempt.first_byte_seconds = now - attempt.began
         if attempt.asks_usage:
-            self._engine.requests.usage_accepted(attempt.server)
+            self.engine.requests.usage_accepted(attempt.server)
         elif attempt.status < 300 and self.search.usage_refused_by is attempt.server:
-            self._engine.requests.usage_refused(attempt.server)
+            self.engine.requests.usage_refused(attempt.server)
         return attempt
 
     def expect_more(self) -> None:
         """Set the instant by which more of the answer has to come."""
         if not self.response.is_clogged:
-            due = self._engine.now() + self._engine.limits.idle_timeout
+            due = self.engine.now() + self.engine.limits.idle_timeout
             self.due = due if due < self.deadline else self.deadline
 
     def complete(self) -> None:
         """End a complete answer, or an error that the server reported; the connection may still deliver the rest of its ending."""
-        attempt, engine = self._current(), self._engine
+        attempt, engine = self._current(), self.engine
         events = None if attempt.reader is None else attempt.reader.events
         self.response.end()
         if events is not None and events.failed:
@@ -373,14 +373,14 @@ class Exchange:
             self._cut(interrupted(failure), "upstream_stream_interrupted")
         else:
             assert attempt.reader is not None
-            self._cut(limit_reached(self._engine.limits, attempt.reader.received, attempt.reader.events), "stream_limit_reached")
+            self._cut(limit_reached(self.engine.limits, attempt.reader.received, attempt.reader.events), "stream_limit_reached")
         self._offer_slot()
 
     def hold(self, count: int) -> bool:
         """Hold so many bytes of the answer in all; without room for them the request ends, and no server is to blame."""
         if self.response.hold(count):
             return True
-        self._stop(NO_ROOM_FOR_EVENT, "overloaded", no_room_for_answer(retry_seconds(self._engine.random())))
+        self._stop(NO_ROOM_FOR_EVENT, "overloaded", no_room_for_answer(retry_seconds(self.engine.random())))
         self._offer_slot()
         return False
 
@@ -417,7 +417,7 @@ class Exchange:
 
     def _abandon_attempt(self) -> None:
         """Stop everything that is running, without blaming a server."""
-        self._engine.room.queue.leave(self.search, self._engine.now())
+        self.engine.room.queue.leave(self.search, self.engine.now())
         attempt = self.attempt
         if attempt is not None:
             attempt.abort()
@@ -427,16 +427,16 @@ class Exchange:
 
     def _offer_slot(self) -> None:
         """Offer the slot that was given back to the requests that wait."""
-        if self._engine.room.queue.total_waiting:
-            self._engine.room.slot_freed(self.request.envelope.model, self._engine.now())
+        if self.engine.room.queue.total_waiting:
+            self.engine.room.slot_freed(self.request.envelope.model, self.engine.now())
 
     def end(self, now: float | None = None) -> None:
         """End the exchange, after the client got its response or left."""
         self.phase = _OVER
         if self.search.retry is not None:
             self.search.retry.release()
-        self._engine.room.queue.end(self.search, self._engine.now() if now is None else now)
-        self._engine.finished(self)
+        self.engine.room.queue.end(self.search, self.engine.now() if now is None else now)
+        self.engine.finished(self)
         self.search.let_go()
         if self.attempt is not None:
             del self.attempt.exchange

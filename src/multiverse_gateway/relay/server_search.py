@@ -18,7 +18,7 @@ import attrs
 from multiverse_gateway.core.dialects import Dialect
 from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.core.failover import FailedAttempt, GiveUp, Retry, after_failure, final_error
-from multiverse_gateway.core.fairness import Band, Share, Ticket, actual_cost, estimated_cost
+from multiverse_gateway.core.fairness import Band, FairQueue, Share, Ticket, actual_cost, estimated_cost
 from multiverse_gateway.core.load import Load, retry_seconds
 from multiverse_gateway.core.patience import requested_tokens
 from multiverse_gateway.core.routing import Candidates
@@ -30,7 +30,7 @@ from multiverse_gateway.relay.exchange_errors import (
     too_many_at_once,
     unknown_model,
 )
-from multiverse_gateway.relay.ports import Phase
+from multiverse_gateway.relay.ports import ClientRequest, Phase
 from multiverse_gateway.relay.resources import Journey, Resources
 from multiverse_gateway.relay.waiting import LOOK_SECONDS, bulk_flow_of, flow_of
 
@@ -42,6 +42,10 @@ _NO_SERVERS: frozenset[ServerId] = frozenset()  # made once, not for each reques
 
 class Seeker(Journey, Protocol):
     """The exchange that looks for a server."""
+
+    @property
+    def engine(self) -> Resources:
+        """The gateway."""
 
     @property
     def usage(self) -> tuple[int, int]:
@@ -96,9 +100,6 @@ class ServerSearch(Ticket):
     __slots__ = (
         "_exchange",
         "_is_picky",
-        "_queue",
-        "_resources",
-        "client_request",
         "excluded",
         "failures",
         "response",
@@ -107,19 +108,30 @@ class ServerSearch(Ticket):
         "usage_refused_by",
     )
 
-    def __init__(self, exchange: Seeker, resources: Resources) -> None:
-        request = self.client_request = exchange.request
+    def __init__(self, exchange: Seeker) -> None:
+        request = exchange.request
         Ticket.__init__(self, request.envelope.model, bulk_flow_of(request.source) if request.is_bulk else flow_of(request.source), self)
         self.response = exchange.response
         self._exchange = exchange
-        self._resources = resources
-        self._queue = resources.room.queue
         self._is_picky = False
         self.tried = 0
         self.failures: tuple[FailedAttempt, ...] = ()
         self.excluded = _NO_SERVERS
         self.usage_refused_by: Server | None = None
         self.retry: PendingRetry | None = None
+
+    @property
+    def client_request(self) -> ClientRequest:
+        """The client's request, until the exchange is over."""
+        return self._exchange.request
+
+    @property
+    def _resources(self) -> Resources:
+        return self._exchange.engine
+
+    @property
+    def _queue(self) -> FairQueue:
+        return self._resources.room.queue
 
     @property
     def ticket(self) -> Ticket:
@@ -135,12 +147,14 @@ class ServerSearch(Ticket):
 
     def choose(self) -> None:
         """Begin an attempt, wait for a slot, or give up."""
-        exchange, resources, envelope, queue = self._exchange, self._resources, self.client_request.envelope, self._queue
-        now = resources.now()
+        exchange = self._exchange
+        request, resources = exchange.request, exchange.engine
+        queue = resources.room.queue
+        envelope, now = request.envelope, resources.now()
         found = resources.candidates(envelope, self.excluded, now)
         if found is None:
             self._give_up(unknown_model(envelope, resources.model_names()))
-        elif ready := found.ready or found.ready_for(self.client_request.source):
+        elif ready := found.ready or found.ready_for(request.source):
             if queue.may_begin(self, now) or self._may_pass():
                 exchange.begin_attempt(ready[0] if len(ready) == 1 else resources.pick(ready, envelope), now)
             else:
@@ -267,7 +281,7 @@ class ServerSearch(Ticket):
         """Return the weighted tokens that the request has used; nothing if no server answered it."""
         if not self.response.is_committed:
             return 0.0
-        prompt, answer, exchange = len(self.client_request.body), self.response.sent_bytes, self._exchange
+        exchange, prompt, answer = self._exchange, len(self.client_request.body), self.response.sent_bytes
         return actual_cost(prompt, answer, usage=exchange.usage, events=exchange.events, generates=self._generates)
 
     # Retries

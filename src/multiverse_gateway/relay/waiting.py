@@ -19,7 +19,9 @@ and the share of slots that a client may hold can grow."""
 class Waiter(Protocol):
     """An exchange that looks for a server, as the room sees it: `ticket.request` is one."""
 
-    client_request: ClientRequest
+    @property
+    def client_request(self) -> ClientRequest:
+        """The client's request."""
 
     @property
     def ticket(self) -> Ticket:
