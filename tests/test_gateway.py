@@ -11,9 +11,11 @@ import pytest
 
 from multiverse_gateway.core.failover import Failure, FailureClass
 from multiverse_gateway.core.health import AttemptFailed, AttemptPassed, HealthEvent, ProbePassed
-from multiverse_gateway.core.servers import ServerId
+from multiverse_gateway.core.servers import ClientKey, ServerId
 from multiverse_gateway.gateway import SWEEP_SECONDS, Gateway
 from multiverse_gateway.relay.exchange import Exchange
+from multiverse_gateway.relay.ports import ClientRequest
+from support.exchanges import RecordingClient, envelope
 from support.gateways import Stage, stage
 
 PAUSE_SECONDS = 60.0
@@ -120,3 +122,28 @@ async def test_bulk_requests_wait_longer_only_where_requests_wait(seconds: float
     async with stage(queue_timeout_seconds=seconds) as scene:
         limits = scene.gateway.limits
         assert (limits.queue_timeout, limits.bulk_queue_timeout) == (seconds, bulk)
+
+
+async def test_the_waiting_requests_of_a_key_that_expires_end() -> None:
+    """Those of other clients keep their places, and so do those of the key while it works."""
+    async with stage() as scene:
+        gateway = scene.gateway
+        server_id = ServerId((await scene.register(max_concurrency=1))["id"])
+        gateway.load.started(server_id, "tiny")
+        for name, seconds in (("soon", 30.0), ("later", 60.0)):
+            key = ClientKey(id=name, name=name, digest=name.encode().hex(), created_at=0.0, expires_at=scene.clock.wall + seconds)
+            await gateway.store.save_key(key)
+        await gateway.refresh()
+        clients = {name: RecordingClient() for name in ("soon", "later", "nobody")}
+        exchanges = [
+            Exchange(gateway, ClientRequest(envelope(), b"{}", b"", b"", "", gateway.now(), caller=name, source=name), client)
+            for name, client in clients.items()
+        ]
+        for exchange in exchanges:
+            gateway.begin(exchange)
+            exchange.start()
+        for seconds, statuses in ((29.0, [None, None, None]), (1.0, [401, None, None]), (30.0, [401, 401, None])):
+            for _ in range(round(seconds)):
+                sweep(scene, 1.0)
+            assert [client.status for client in clients.values()] == statuses
+        gateway.load.finished(server_id, "tiny", seconds=None, failed=False, first_byte_timeout=1.0)

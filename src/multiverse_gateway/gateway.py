@@ -30,7 +30,7 @@ from multiverse_gateway.core.routing import (
     has_slot,
     pools_of,
 )
-from multiverse_gateway.core.servers import ClientKey, Server, ServerId, model_key
+from multiverse_gateway.core.servers import Server, ServerId, model_key
 from multiverse_gateway.dialing import Network
 from multiverse_gateway.health_book import HealthBook
 from multiverse_gateway.housekeeping import Housekeeping
@@ -189,6 +189,7 @@ class Gateway:
             self.usage_book.flush_tallies()
         if self.housekeeping.should_decay(now):
             self.load.decay()
+        self._end_waiting()
         self.room.look(now)
         self.commentary.look(now)
         for exchange in [exchange for exchange in self.exchanges if exchange.due <= now]:
@@ -228,7 +229,7 @@ class Gateway:
             self.load.forget(server_id)
         self.requests.follow(registry.servers)
         self.registrations.follow(registry)
-        self._end_waiting({key.id: key for key in registry.keys if key.revoked_at is not None or key.blocked_at is not None})
+        self._end_waiting()
         routes = self.table.routes
         for server_id, route in known_routes.items():
             if route.health.status == "healthy" and server_id in routes and routes[server_id].health.status != "healthy":
@@ -238,9 +239,10 @@ class Gateway:
         for model in list(self.table.models):
             self.slot_freed(model)
 
-    def _end_waiting(self, ended: Mapping[str, ClientKey]) -> None:
-        """End the waiting requests of keys that are blocked or revoked, given by their ids; those that run end as usual."""
-        for exchange in [exchange for exchange in self.exchanges if exchange.request.caller in ended]:
+    def _end_waiting(self) -> None:
+        """End the waiting requests of keys that are blocked, revoked or expired; those that run end as usual."""
+        ended = self.registrations.ended_keys(self.wall()) if self.room.queue.anybody_waits else {}
+        for exchange in [exchange for exchange in self.exchanges if ended and exchange.request.caller in ended]:
             exchange.search.end_waiting(key_ended(ended[exchange.request.caller]))
 
     def _health_changed(self, server: Server, before: Health, after: Health) -> None:

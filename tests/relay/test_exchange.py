@@ -1174,6 +1174,18 @@ def test_a_turn_that_comes_too_early_keeps_waiting() -> None:
     stage.check()
 
 
+@pytest.mark.parametrize(("seconds", "header"), [(0.0, None), (0.0005, None), (0.25, b"250")])
+def test_a_request_that_passed_through_the_queue_did_not_wait(seconds: float, header: bytes | None) -> None:
+    """Less than a millisecond is no wait, whatever becomes of the request."""
+    stage = queueing()
+    stage.start()
+    exchange, client = stage.start()
+    stage.clock += seconds
+    exchange.interrupt()
+    assert (client.status, client.headers.get(b"x-multiverse-queued-ms")) == (503, header)
+    stage.check()
+
+
 def test_a_slot_that_nobody_freed_is_found() -> None:
     """A server may return from its pause: no attempt ends then, so whoever waits looks now and then."""
     stage = RecordingEngine([server("a", cap=1), server("b")])
@@ -1295,9 +1307,14 @@ def test_a_newcomer_does_not_take_the_last_resort_before_a_request_that_waits() 
 
 
 @pytest.mark.parametrize(
-    ("facts", "refusal"), [({"revoked_at": 5.0}, (401, "invalid_api_key")), ({"blocked_at": 5.0}, (403, "key_blocked"))]
+    ("facts", "refusal"),
+    [
+        ({"revoked_at": 5.0}, (401, "invalid_api_key")),
+        ({"blocked_at": 5.0}, (403, "key_blocked")),
+        ({"expires_at": 5.0, "blocked_at": None}, (401, "invalid_api_key")),
+    ],
 )
-def test_a_request_whose_key_is_revoked_or_blocked_ends_while_it_waits(facts: dict[str, Any], refusal: tuple[int, str]) -> None:
+def test_a_request_whose_key_ends_does_not_wait_any_longer(facts: dict[str, Any], refusal: tuple[int, str]) -> None:
     """One that runs goes on."""
     stage = RecordingEngine([server("a", cap=1)])
     running, _ = stage.start()

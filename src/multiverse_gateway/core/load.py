@@ -293,6 +293,17 @@ class Admission:
         """
         return min(most, max(1, self.max_in_flight // 4))
 
+    def has_much_room(self, total: int, length: int) -> bool:
+        """Return whether any client may start one more request with a body of this length, while `total` are live: half of all is free.
+
+        It is what the other questions come to for most requests, and saves asking them one by one.
+
+        >>> admission = Admission(max_in_flight=8, bodies=BodyBudget(1_000))
+        >>> admission.has_much_room(3, 500), admission.has_much_room(4, 500), admission.has_much_room(3, 501)
+        (True, False, False)
+        """
+        return 2 * total < self.max_in_flight and 2 * (self.bodies.held + length) <= self.bodies.limit and not self.shedding
+
     def leaves_room(self, total: int, own: int) -> bool:
         """Return whether a client with `own` live requests may have one more: once half of all are live, it has a quarter at most, or one.
 

@@ -17,7 +17,6 @@ from typing import Any
 import attrs
 from msgspec.structs import replace
 
-from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.errors import (
     BadRequest,
     GatewayError,
@@ -44,7 +43,7 @@ from multiverse_gateway.entry.quotas import Quota
 from multiverse_gateway.entry.request_bodies import body_deadline, too_large, too_slow
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.relay.exchange import Exchange
-from multiverse_gateway.relay.heads import Headers, RequestHead
+from multiverse_gateway.relay.heads import Headers, HeadFacts, RequestHead
 from multiverse_gateway.relay.ports import Client, ClientRequest
 
 EXPLAIN = b"x-multiverse-explain"
@@ -106,44 +105,6 @@ def _passes(check: Callable[..., None], *what: object) -> bool:
     return True
 
 
-@attrs.frozen(eq=False)
-class HeadFacts:
-    """Facts about a head that depend on neither its sender nor the time: computed once, and kept in its `notes`."""
-
-    is_sound: bool
-    """Whether it can be read in one way only, came through no gateway before, and from no form of another site."""
-    is_call: bool
-    """Whether its path can be that of a call by POST."""
-    is_callable: bool
-    """Whether it can be sent on to a server."""
-    request_id: str | None
-    """The client's own, if it is a safe one."""
-    headers: Headers
-    """What every answer gets for it: what keeps browsers from running it, and leave to other origins."""
-    is_anthropic: bool
-    """Whether the call belongs to Anthropic's API, whose answers carry the id in a header of their own."""
-    lines: bytes
-    """The same as HTTP/1.1 writes it."""
-    content_type: bytes
-    media: str
-    """The content type as text."""
-    sent_type: bytes
-    """The content type that a server gets: of a form its own, else JSON, as which the gateway reads every other body."""
-    traceparent: str | None
-    forwarded: bytes
-    """The lines that it adds to the head of the request to a server."""
-    is_forwarded: bool
-    """Whether a proxy or a tunnel has passed it on."""
-    explains: bool
-    """Whether it asks why a server was chosen."""
-    is_bulk: bool
-    """Whether no person waits for its answer, so that it yields to other requests."""
-    wants_comments: bool
-    """Whether a stream gets comments while it waits."""
-    lookup: Envelope | None
-    """The envelope of a call for what is stored, which says all that its body would."""
-
-
 @attrs.define(eq=False)
 class IncomingRequest:
     """One request on its way in; `arrived` is monotonic, `length` that of its body, if said."""
@@ -190,9 +151,9 @@ class Intake:
 
     def request(self, head: RequestHead, length: int, peer: str | None) -> IncomingRequest:
         """Take note of a request; `peer` is the address at the other end of the connection."""
-        facts = head.notes
+        facts = head.facts
         if facts is None:
-            facts = head.notes = self._read(head)
+            facts = head.facts = self._read(head)
         return IncomingRequest(head, facts, length, peer, self.gateway.now(), facts.request_id or new_id(), self)
 
     def _read(self, head: RequestHead) -> HeadFacts:
@@ -239,9 +200,9 @@ class Intake:
         return None
 
     async def _admit_later(self, request: IncomingRequest) -> None:
-        gateway, rules, caller = self.gateway, self.rules, request.caller
+        rules, caller = self.rules, request.caller
         request.quota = rules.granted(caller, await rules.limiter.hit(caller.quota, caller.limit, caller.daily_limit))
-        if not gateway.admission.may_start(len(gateway.exchanges)) or not gateway.admission.bodies.has_room(request.length):
+        if not self._has_room(request):
             raise self._no_room(request)  # other requests came in the meantime
 
     def _check(self, request: IncomingRequest) -> None:
@@ -256,18 +217,14 @@ class Intake:
         limit = gateway.settings.max_body_bytes
         if request.length > limit:  # before the budget, which it would exceed: no later moment makes it smaller
             raise too_large(limit)
-        if not self._has_room(request):
+        if not gateway.admission.has_much_room(len(gateway.exchanges), request.length) and not self._has_room(request):
             raise gateway.overloaded()
 
     def _has_room(self, request: IncomingRequest) -> bool:
         """Return whether one more request may start, and hold a body of its length; a client that has much leaves room for others."""
         gateway = self.gateway
-        admission, total = gateway.admission, len(gateway.exchanges)
-        if not admission.may_start(total) or not admission.bodies.has_room(request.length):
-            return False
-        if 2 * total < admission.max_in_flight and request.length <= SMALL_BODY_BYTES:  # saves two calls for most requests
-            return True
-        return self._leaves_room(request) and self._may_hold(request, request.length)
+        may_start = gateway.admission.may_start(len(gateway.exchanges))
+        return may_start and self._leaves_room(request) and self._may_hold(request, request.length)
 
     def _leaves_room(self, request: IncomingRequest) -> bool:
         gateway, caller = self.gateway, request.caller

@@ -19,6 +19,7 @@ from multiverse_gateway.core.fairness import Place
 from multiverse_gateway.core.load import ByteBudget
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.sse import EventStream
+from multiverse_gateway.core.waits import LEAST_WAIT_SECONDS
 from multiverse_gateway.relay.heads import Headers
 from multiverse_gateway.relay.ports import Client, ClientRequest
 
@@ -187,7 +188,7 @@ def own_headers(
 ) -> _Headers:
     """Return the gateway's own headers: the attempts and the last server, how long the request waited, why each server was chosen."""
     headers: _Headers = _attempt_headers(tried, server_id)
-    if waited_seconds:
+    if waited_seconds >= LEAST_WAIT_SECONDS:
         headers = [*headers, (b"x-multiverse-queued-ms", b"%d" % (1000 * waited_seconds))]
     return headers if choice_trace is None else [*headers, (b"x-multiverse-why", msgspec.json.encode(choice_trace))]
 

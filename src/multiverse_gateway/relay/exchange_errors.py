@@ -104,10 +104,12 @@ def too_many_at_once(request: ClientRequest, share: Share | None, *, live: int, 
 
 
 def key_ended(key: ClientKey) -> GatewayError:
-    """Return the refusal of a request whose client key was blocked or revoked while it waited."""
-    if key.revoked_at is None:
+    """Return the refusal of a request whose client key was blocked or revoked, or has expired, while it waited."""
+    if key.revoked_at is not None:
+        return InvalidClientKey("The API key was revoked while the request waited. Ask the operator of this gateway for another one.")
+    if key.blocked_at is not None:
         return KeyBlocked()
-    return InvalidClientKey("The API key was revoked while the request waited. Ask the operator of this gateway for another one.")
+    return InvalidClientKey("The API key expired while the request waited. Ask the operator of this gateway for another one.")
 
 
 # With a server, before the commit point

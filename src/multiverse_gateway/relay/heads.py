@@ -2,7 +2,7 @@
 
 A client sends the same head again and again; only the number of its `Content-Length` differs. So a head that was read is remembered, and
 stands for every head with the same bytes around that number. Looking one up costs 0.5 µs, reading it 3 µs, and what the rules found out
-about a head (`RequestHead.notes`) need not be found out again.
+about a head (`HeadFacts`) need not be found out again.
 
 1. A head is read if its first line begins with `POST ` and ends with ` HTTP/1.1`, llhttp finds nothing wrong in its strict mode, its path
    is that of an API call, in ASCII and without percent-encoding, it has a host, and a length of at most `MAX_DIGITS` digits or none. What
@@ -14,11 +14,12 @@ about a head (`RequestHead.notes`) need not be found out again.
    stands in heads, and keeping the order of use would cost every request something.
 """
 
-from typing import Any, Final
+from typing import Final
 
 import attrs
 import httptools
 
+from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.paths import api_path, below, is_api, without_origin
 
 Headers = list[tuple[bytes, bytes]]
@@ -33,12 +34,50 @@ _LENGTH: Final = b"ength: "
 _FIELD: Final = b"\r\ncontent-length: "
 
 
+@attrs.frozen(eq=False)
+class HeadFacts:
+    """Facts about a head that depend on neither its sender nor the time: the rules for incoming requests compute them once."""
+
+    is_sound: bool
+    """Whether it can be read in one way only, came through no gateway before, and from no form of another site."""
+    is_call: bool
+    """Whether its path can be that of a call by POST."""
+    is_callable: bool
+    """Whether it can be sent on to a server."""
+    request_id: str | None
+    """The client's own, if it is a safe one."""
+    headers: Headers
+    """What every answer gets for it: what keeps browsers from running it, and leave to other origins."""
+    is_anthropic: bool
+    """Whether the call belongs to Anthropic's API, whose answers carry the id in a header of their own."""
+    lines: bytes
+    """The same as HTTP/1.1 writes it."""
+    content_type: bytes
+    media: str
+    """The content type as text."""
+    sent_type: bytes
+    """The content type that a server gets: of a form its own, else JSON, as which the gateway reads every other body."""
+    traceparent: str | None
+    forwarded: bytes
+    """The lines that it adds to the head of the request to a server."""
+    is_forwarded: bool
+    """Whether a proxy or a tunnel has passed it on."""
+    explains: bool
+    """Whether it asks why a server was chosen."""
+    is_bulk: bool
+    """Whether no person waits for its answer, so that it yields to other requests."""
+    wants_comments: bool
+    """Whether a stream gets comments while it waits."""
+    lookup: Envelope | None
+    """The envelope of a call for what is stored, which says all that its body would."""
+
+
 @attrs.define(eq=False)
 class RequestHead:
     """The head of a request: names in lower case, `path` decoded and spelled as rules expect it (`core.paths`).
 
-    One object stands for many requests. The number of `content-length` in `fields` may therefore be that of another request, and `notes`
-    are for what the rules find out about all of them.
+    One object stands for many requests. The number of `content-length` in `fields` may therefore be that of another request, and `facts`
+    hold for all of them; they are `None` until the rules for incoming requests have read the head.
     """
 
     method: str
@@ -49,7 +88,7 @@ class RequestHead:
     """Whether the connection may serve another request."""
     names: dict[bytes, bytes] = attrs.field(init=False)
     """The fields as a dictionary; of a name that comes twice it has the first value."""
-    notes: Any = attrs.field(default=None, init=False)
+    facts: HeadFacts | None = attrs.field(default=None, init=False)
 
     @names.default
     def _first_of_each(self) -> dict[bytes, bytes]:

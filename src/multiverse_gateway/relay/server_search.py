@@ -45,7 +45,7 @@ class Seeker(Journey, Protocol):
 
     @property
     def engine(self) -> Resources:
-        """The gateway."""
+        """The gateway, as its exchanges see it."""
 
     @property
     def usage(self) -> tuple[int, int]:
@@ -230,7 +230,7 @@ class ServerSearch(Ticket):
         self._give_up(self._no_slot())
 
     def end_waiting(self, error: GatewayError) -> None:
-        """End with an error if the request waits, as when its client's key was blocked or revoked."""
+        """End with an error if the request waits, as when its client's key was blocked or revoked, or has expired."""
         if self.is_waiting:
             self._give_up(error)
 

@@ -21,7 +21,7 @@ class Waiter(Protocol):
 
     @property
     def client_request(self) -> ClientRequest:
-        """The client's request."""
+        """The client's request, while the exchange lives."""
 
     @property
     def ticket(self) -> Ticket:
