@@ -161,6 +161,11 @@ def test_the_tutorial_can_be_followed_by_copying(tmp_path: Path, fresh: dict[str
             terminal.paste(f"{prelude}{text}")
             shown = terminal.wait_for(r"admin key +(\S+)\n[^$]*login\?token=\S+" if "run" in text else r"^\d+\n")
             key = key or _key_in(shown)
+        elif snippet.words.startswith("it listens on every address"):
+            terminals[1].interrupt()
+            terminals.append(terminal := Terminal(tmp_path, env, f"terminal-{len(terminals)}"))
+            terminal.paste(f". gateway/bin/activate\n{text.replace('0.0.0.0', '127.0.0.2')}")  # tests open nothing to the network
+            terminal.wait_for(r"for others +nothing yet")
         else:
             if "must be stopped first" in snippet.words:
                 terminals[2].interrupt()

@@ -30,7 +30,9 @@ class GatewayClient:
             ClickException: There is no key, no gateway, or the answer is an error.
         """
         if not self.admin_key:
-            raise click.ClickException("the admin key is missing: set ADMIN_API_KEY, or use --admin-key")
+            raise click.ClickException(
+                "the admin key is missing: set ADMIN_API_KEY to the key that the gateway printed at its first start, or use --admin-key"
+            )
         return self.call(method, f"/admin{path}", headers={"x-api-key": self.admin_key}, json=json, params=params)
 
     def call(self, method: str, path: str, **more: Any) -> Any:
