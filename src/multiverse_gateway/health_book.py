@@ -6,6 +6,7 @@ reading whole tables only.
 
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import attrs
@@ -41,6 +42,8 @@ CONFIRM_SECONDS = 60.0
 """Minimum time between two checks of whether a server that refused a request refuses the gateway."""
 MAX_RESULTS = 2000
 """Results of probes that are kept while they cannot be saved; the newest."""
+MAX_RECENT = 20
+"""Results of each server that are kept in memory for the pages."""
 
 _health_log = logging.getLogger("multiverse_gateway.health")
 
@@ -71,6 +74,11 @@ class HealthBook:
         self.slow: set[ServerId] = set()
         """Servers in their slow start, which get less traffic than usual."""
         self.timelines = Timelines()
+        self.recent: dict[ServerId, deque[tuple[float | None, ProbeResult]]] = {}
+        """The last results of this process's own probes, newest first, each with the `last_checked_at` that it led to.
+
+        Pages need not read these from the store.
+        """
         self._store = store
         self._now = now
         self._wall = wall
@@ -94,6 +102,7 @@ class HealthBook:
         for server_id in gone:
             self._confirmed_at.pop(server_id, None)
             self.timelines.forget(server_id)
+            self.recent.pop(server_id, None)
         for server_id, record in health.items():
             self.timelines.note(server_id, record, self._wall())
         self.table = build_table(registry.version, registry.servers, health)
@@ -183,6 +192,8 @@ class HealthBook:
         outcome = "passed" if result.passed else "failed" if is_verdict else "undecided"
         if is_verdict:
             self._results.append(attrs.evolve(result, listing=None))
+            recent = self.recent.setdefault(result.server_id, deque(maxlen=MAX_RECENT))
+            recent.appendleft((after.health.last_checked_at, attrs.evolve(result, models=(), listing=None)))
         _health_log.log(
             logging.DEBUG if result.passed else logging.INFO,
             "probe %s",

@@ -11,12 +11,19 @@ from typing import Any, cast
 import anyio
 import attrs
 import pytest
+from starlette.requests import Request
 
 from multiverse_gateway import registration
+from multiverse_gateway.core.servers import ServerId
+from multiverse_gateway.entry.access import AccessRules
 from multiverse_gateway.observability.tail import Tail
 from multiverse_gateway.pages import dashboard, live, views
+from multiverse_gateway.pages.first_steps import FirstSteps
 from multiverse_gateway.pages.live import FollowedLines, FollowedParts, LiveEvent, Parts, Versions, events_between, follow, row_changes
-from multiverse_gateway.pages.rendering import Renderer
+from multiverse_gateway.pages.recent_checks import RecentChecks
+from multiverse_gateway.pages.rendering import Renderer, Visit
+from multiverse_gateway.protocols import ProbeResult
+from multiverse_gateway.testing.store import make_server
 from support.pages import Browser, browsing
 
 
@@ -53,7 +60,12 @@ def test_only_fragments_that_changed_are_sent() -> None:
 def test_only_cells_that_changed_are_sent() -> None:
     (event,) = events_between(BEFORE, with_row(r2=row("r2", "up", "9 ms")))
     assert event.name == "rows"
-    assert json.loads(event.data) == {"into": "rows", "cells": {"r2": {"1": "<td>9 ms</td>"}}}
+    assert json.loads(event.data) == {"into": "rows", "cells": {"r2": {"1": "9 ms"}}}
+
+
+def test_a_cell_with_other_attributes_is_sent_whole() -> None:
+    warned = BEFORE.rows["r2"].replace("<td>2 ms", '<td class="slow">2 ms')
+    assert row_changes(BEFORE.rows, {**BEFORE.rows, "r2": warned}) == {"cells": {"r2": {1: '<td class="slow">2 ms</td>'}}}
 
 
 @pytest.mark.parametrize(
@@ -283,3 +295,96 @@ async def test_the_state_of_hidden_tabs_is_asked_for() -> None:
         await browser.sign_in()
         state = (await browser.open("/live/state")).json()
         assert (state["tone"], state["title"], 'id="counts"' in state["counts"]) == ("good", "", True)
+
+
+class Minute:
+    """A minute of 200 servers, one check of each as often as `every` says, with what viewers of the dashboard get meanwhile."""
+
+    def __init__(self, browser: Browser, *, every: float, is_down: bool) -> None:
+        self._browser = browser
+        self._every = every
+        self._is_down = is_down
+        self._gateway = browser.parts.gateway
+        self._numbers: list[tuple[int, ServerId]] = []
+        renderer = Renderer(self._gateway, browser.parts.sessions, cast(AccessRules, None))
+        self._dashboard = dashboard.Dashboard(renderer, RecentChecks(self._gateway), cast(FirstSteps, None))
+
+    def viewer(self, visit: Visit) -> FollowedParts:
+        """Return the dashboard as a visit follows it."""
+        return cast(FollowedParts, self._dashboard.topics()["dashboard"](visit))
+
+    async def furnish(self, servers: int = 200) -> None:
+        """Register the servers and let all of them have an outage."""
+        store, wall = self._gateway.store, self._gateway.wall()
+        for number in range(servers):
+            server = make_server(
+                f"00000000-0000-4000-8000-{number:012d}", endpoint_url=f"http://lab-{number}.example", model_name=f"model-{number % 61}:7b"
+            )
+            await store.save_server(attrs.evolve(server, generation=1, registered_at=wall - 1000))
+            self._numbers.append((number, server.id))
+        await self._gateway.refresh()
+        for passed in (True, True, False, not self._is_down):
+            self._browser.clock.advance(7200)
+            for number, _ in self._numbers:
+                self._check(number, passed=passed)
+
+    def _check(self, number: int, *, passed: bool) -> None:
+        result = ProbeResult(
+            server_id=self._numbers[number][1],
+            generation=1,
+            passed=passed,
+            checked_at=self._gateway.wall(),
+            duration=0.01 + (number * 7 + self._gateway.wall()) % 50 / 1000,
+            reason=None if passed else "connection refused: is the server running?",
+        )
+        self._gateway.checks.note_result(result)
+
+    async def run(self, followed: Sequence[FollowedParts], seconds: int = 60) -> list[int]:
+        """Let time pass, and return how many bytes each viewer got."""
+        sizes = [0] * len(followed)
+        for second in range(seconds):
+            self._browser.clock.advance(1)
+            for number, _ in self._numbers:
+                if (second + number) % self._every == 0:
+                    self._check(number, passed=not self._is_down)
+            if second % 2 == 0:
+                self._dashboard._snapshots.clear()
+                for place, topic in enumerate(followed):
+                    sizes[place] += sum(len(event.encode(0)) for event in await topic.news())
+        return sizes
+
+
+@pytest.mark.parametrize(("every", "is_down"), [(60, False), (3, True)], ids=["healthy after an outage", "all down"])
+async def test_a_common_outage_of_200_servers_costs_a_viewer_less_than_20_kb_a_second(
+    monkeypatch: pytest.MonkeyPatch, every: float, is_down: bool
+) -> None:
+    """Finding 5: it was 1.4 MB. Other viewers share the rendering, and most checks render nothing."""
+    monkeypatch.setattr(live, "TICK_SECONDS", 3600)  # viewers share a snapshot until the next moment begins
+    rendered: list[str] = []
+    render = Renderer.render
+
+    def counting(self: Renderer, visit: Visit, template: str, **values: Any) -> str:
+        rendered.append(template)
+        return render(self, visit, template, **values)
+
+    async with browsing() as browser:
+        minute = Minute(browser, every=every, is_down=is_down)
+        await minute.furnish()
+        visit = Visit(
+            Request({"type": "http", "method": "GET", "path": "/live", "headers": [], "query_string": b"", "app": browser.parts.app}),
+            is_operator=True,
+            topic={"all": "1"},
+        )
+        first = minute.viewer(visit)
+        await minute.run([first], seconds=20)
+        monkeypatch.setattr(Renderer, "render", counting)
+        (alone,) = await minute.run([first])
+        assert 1000 < alone < 60 * 20_000 / 2
+        assert rendered.count("_row.html") <= 2 * 200, "once for its check, once for the minute of its bar"
+        others = [minute.viewer(visit) for _ in range(4)]
+        for viewer in others:
+            await viewer.news()
+        rendered.clear()
+        sizes = await minute.run([first, *others], seconds=20)
+        assert max(sizes) < 20 * 20_000 / 2
+        assert rendered.count("_row.html") <= 2 * 200

@@ -8,10 +8,10 @@ import attrs
 from starlette.responses import Response
 from starlette.routing import Route
 
-from multiverse_gateway.core.routing import Route as ServerRoute
-from multiverse_gateway.core.servers import ServerId, model_key
+from multiverse_gateway.core.servers import model_key
 from multiverse_gateway.pages import live, views
 from multiverse_gateway.pages.client_keys import usage_values
+from multiverse_gateway.pages.dashboard_rows import DashboardRows
 from multiverse_gateway.pages.first_steps import FirstSteps
 from multiverse_gateway.pages.live import Followed, FollowedParts, Parts, out_of_band
 from multiverse_gateway.pages.live_topics import Topic
@@ -19,8 +19,6 @@ from multiverse_gateway.pages.recent_checks import RecentChecks
 from multiverse_gateway.pages.rendering import Renderer, Visit
 from multiverse_gateway.pages.sign_in import SignIn
 from multiverse_gateway.pages.snippets import snippets_of
-from multiverse_gateway.pages.states import reason_of
-from multiverse_gateway.protocols import ProbeResult
 from multiverse_gateway.registration import refresh_if_possible
 
 _WHOLE = {"hx-retarget": "#page", "hx-reselect": "#page"}
@@ -49,9 +47,7 @@ class Dashboard:
         self._first_steps = first_steps
         self._snapshots: dict[bool, Snapshot] = {}
         """What was seen last, by whether visitors see it: one tick of all live pages needs it once."""
-        self._made: dict[tuple[ServerId, bool], tuple[tuple[object, ...], views.Row]] = {}
-        """The rows, with the values that they were made of: a row changes when one of these does."""
-        self._rows: dict[tuple[str, bool, str], tuple[views.Row, str]] = {}
+        self._rows = DashboardRows(renderer)
 
     def routes(self, sign_in: SignIn) -> list[Route]:
         """Return the routes of these pages."""
@@ -127,38 +123,11 @@ class Dashboard:
     async def _take_snapshot(self, visit: Visit) -> Snapshot:
         public = not visit.is_operator
         histories = await self._recent_checks.all()
-        routes = self._gateway.table.routes
-        rows = [self._row(route, histories.get(server_id, ()), public=public) for server_id, route in routes.items()]
-        if len(self._made) > 4 * len(routes) + 100:
-            self._made.clear()
+        rows = self._rows.rows(histories, public=public)
         snapshot = self._snapshots[public] = Snapshot(
             anyio.current_time(), rows, views.overview(self._gateway), views.queues(self._gateway)
         )
         return snapshot
-
-    def _row(self, route: ServerRoute, checks: Sequence[ProbeResult], *, public: bool) -> views.Row:
-        """Return the row of a server, the same object while nothing changed."""
-        gateway, server_id = self._gateway, route.server.id
-        why = None if public else reason_of(route.health, gateway.now())
-        made_of = (route.server, route.health, checks, gateway.load.in_flight(server_id), why)
-        before = self._made.get((server_id, public))
-        if before is not None and all(old is new or old == new for old, new in zip(before[0], made_of, strict=True)):
-            return before[1]
-        row = views.row_of(gateway, route, checks, public=public)
-        self._made[server_id, public] = (made_of, row)
-        return row
-
-    def _row_html(self, visit: Visit, row: views.Row) -> str:
-        """Render a row, or take what was rendered when it was the same."""
-        key = (row.id, visit.is_operator, str(visit.request.scope.get("root_path", "")))
-        cached = self._rows.get(key)
-        if cached is not None and (cached[0] is row or cached[0] == row):
-            return cached[1]
-        html = self._renderer.render(visit, "_row.html", row=row)
-        if len(self._rows) > 4 * len(self._gateway.table.routes) + 100:
-            self._rows.clear()
-        self._rows[key] = (row, html)
-        return html
 
     def _dashboard_parts(self, visit: Visit, snapshot: Snapshot) -> Parts:
         query = views.Query.of(visit.query, public=not visit.is_operator)
@@ -170,7 +139,7 @@ class Dashboard:
     def _make_dashboard_parts(self, visit: Visit, snapshot: Snapshot, query: views.Query) -> Parts:
         matching = views.chosen(snapshot.rows, query)
         rows = views.folded(matching, query)
-        shown = {f"row-{row.id}": self._row_html(visit, row) for row in rows}
+        shown = {f"row-{row.id}": self._rows.html(visit, row) for row in rows}
         if not rows:
             shown = {"row-none": self._renderer.render(visit, "_row_none.html")}
         is_folded = len(rows) < len(matching)

@@ -100,8 +100,24 @@ def cells_of(row: str) -> list[str]:
     return [piece.strip() for piece in _CELL.split(row.strip().removesuffix("</tr>"))]
 
 
+_OPENING = re.compile(r"<t[dh][^>]*>")
+
+
+def _new_content(was: str, now: str) -> str | None:
+    """Return what is inside a cell if only that changed, or the whole cell, or `None` if nothing changed."""
+    if was == now:
+        return None
+    opening = _OPENING.match(now)
+    if opening is None or not was.startswith(opening[0]):
+        return now
+    return now[opening.end() :].removesuffix("</td>").removesuffix("</th>")
+
+
 def row_changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, Any]:
-    """Return what makes the rows of a table those of `after`: new rows, cells by their place in a row, and the order if it changed."""
+    """Return what makes the rows of a table those of `after`: new rows, cells by their place in a row, and the order if it changed.
+
+    Of a cell the content is sent, or all of it if its attributes changed: that begins with `<td` or `<th`.
+    """
     rows: dict[str, str] = {}
     cells: dict[str, dict[int, str]] = {}
     for name, html in after.items():
@@ -110,7 +126,8 @@ def row_changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str
             continue
         was, now = cells_of(old or ""), cells_of(html)
         if len(was) == len(now) and was[0] == now[0]:
-            cells[name] = {place: cell for place, cell in enumerate(now[1:]) if cell != was[place + 1]}
+            contents = enumerate(map(_new_content, was[1:], now[1:]))
+            cells[name] = {place: content for place, content in contents if content is not None}
         else:
             rows[name] = html.strip()
     order = [] if list(before) == list(after) else list(after)

@@ -49,6 +49,8 @@ NAVIGATION = (
 """The pages of the menu, by the names of their routes; one that has no route is left out."""
 NEXT_PIECE = "<!--next-->"
 """What js/pieces.js looks for; no rendered value holds it, for templates escape it."""
+MAX_URLS = 10_000
+"""Paths that are remembered: to find one takes as long as to render half a row."""
 OPEN_TO_VISITORS = ("dashboard", "models", "docs")
 
 _log = logging.getLogger("multiverse_gateway.ui")
@@ -95,6 +97,7 @@ class Renderer:
         self.sessions = sessions
         self.rules = rules
         self.versions = Versions()
+        self._urls: dict[tuple[object, ...], str] = {}
         self._streams = Streams()
         self._templates = Environment(
             loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -142,7 +145,12 @@ class Renderer:
 
     def url(self, request: Request, name: str, **parameters: Any) -> str:
         """Return the path of a page by its name, under whatever prefix we are mounted."""
-        return f"{_root(request)}{request.app.url_path_for(_route_name(name), **parameters)}"
+        key = (_root(request), name, *parameters.values())
+        if key not in self._urls:
+            if len(self._urls) > MAX_URLS:
+                self._urls.clear()
+            self._urls[key] = f"{key[0]}{request.app.url_path_for(_route_name(name), **parameters)}"
+        return self._urls[key]
 
     def redirect(self, request: Request, name: str, query: str = "", **parameters: Any) -> Response:
         """Send the browser to a page."""

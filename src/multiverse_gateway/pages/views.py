@@ -63,8 +63,8 @@ class Row:
         return any(wanted in word.casefold() for word in shown if word)
 
 
-def row_of(gateway: Gateway, route: Route, checks: Sequence[ProbeResult], *, public: bool = False) -> Row:
-    """Return the row of a server; `checks` are sorted newest first."""
+def row_of(gateway: Gateway, route: Route, checks: Sequence[ProbeResult], *, public: bool = False, bar: Bar | None = None) -> Row:
+    """Return the row of a server; `checks` are sorted newest first. `bar` is that of these checks if it is known already."""
     server, health = route.server, route.health
     timeline = gateway.health_book.timelines.of(server.id)
     measured = uptimes(timeline, health.last_checked_at, gateway.wall())
@@ -85,7 +85,7 @@ def row_of(gateway: Gateway, route: Route, checks: Sequence[ProbeResult], *, pub
         uptime_since=iso_or_none(measured.day_since),
         in_flight=gateway.load.in_flight(server.id),
         max_concurrency=None if public else server.max_concurrency,
-        bar=bar_of(timeline, checks, until=measured.until),
+        bar=bar_of(timeline, checks, until=measured.until) if bar is None else bar,
         registered_at=server.registered_at,
     )
 

@@ -98,7 +98,7 @@ function changeRows({ into, order, rows = {}, cells = {} }) {
     if (!row) continue;
     for (const [place, html] of Object.entries(changed)) {
       const unfolded = [...row.cells[place].querySelectorAll("[id][aria-expanded=true]")].map(({ id }) => id);
-      row.cells[place].outerHTML = html;
+      row.cells[place][/^<t[dh][\s>]/.test(html) ? "outerHTML" : "innerHTML"] = html;
       for (const id of unfolded) document.getElementById(id)?.setAttribute("aria-expanded", "true");
     }
     tick(row);
