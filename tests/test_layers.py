@@ -24,7 +24,7 @@ FLOORS = (
     ("api",),
     ("web", "accounts", "issued_keys", "local_engines"),
     ("entry", "registration", "connection_test"),
-    ("gateway", "monitor"),
+    ("gateway", "monitor", "model_trials"),
     ("server_checks",),
     ("housekeeping", "plugins"),
     ("usage_book", "response_places", "probes", "dialing", "engines"),

@@ -31,6 +31,7 @@ async def register_owned(gateway: Gateway, registration: Description, *, has_cap
 
     Raises:
         BadRequest: The address is closed.
+        ModelNotOffered: It does not list the model, and has no such model; nothing changed.
         ProbeRefused: It did not pass its probe; nothing changed.
         StorageUnavailable: It could not be saved.
     """

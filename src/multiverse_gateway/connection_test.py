@@ -6,27 +6,20 @@
 """
 
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
 from enum import StrEnum
 
-import anyio
 import attrs
-import httpx2
-import msgspec
 
 from multiverse_gateway import plugins
-from multiverse_gateway.access_checks import headers
 from multiverse_gateway.core.addresses import AddressPolicy, AddressRefusal, Endpoint, refusal_of_any
 from multiverse_gateway.core.failover import ConnectFailure, Failure
-from multiverse_gateway.core.lenient import decode
 from multiverse_gateway.core.servers import Server, is_among
 from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.model_trials import CHAT_SECONDS, try_model
 from multiverse_gateway.protocols import Client, HealthProbe, ProbeProblem, ProbeResult, ProbeStep
 from multiverse_gateway.relay.wire import Wire
 
-CHAT_SECONDS = 30.0
-"""How long a page waits for one token, which may have to wait for the model to load."""
 _PROBED = (ProbeStep.URL, ProbeStep.NAME, ProbeStep.ADDRESS, ProbeStep.CONNECTION, ProbeStep.ACCESS, ProbeStep.ANSWER)
 """The steps that every probe takes: those before the one at which it failed passed."""
 
@@ -72,7 +65,6 @@ class Means:
 
     `check` probes a server within its own timeout and does not raise. `chat` asks for one token, within `chat_seconds`; without it the test
     ends before that. `scout` takes the steps up to the connection one by one; without it the probe's result tells how they went.
-    `abilities`: a server without chat is asked what else it can do.
     """
 
     check: Callable[[Server], Awaitable[ProbeResult]]
@@ -80,7 +72,6 @@ class Means:
     chat: HealthProbe | None = None
     chat_seconds: float = CHAT_SECONDS
     scout: Callable[[], AsyncIterator[StepResult]] | None = None
-    abilities: bool = False
 
 
 def means_of(gateway: Gateway, server: Server, *, chats: bool) -> Means:
@@ -125,42 +116,16 @@ def _offer(result: ProbeResult, named: str | None) -> StepResult:
 
 
 async def _chat(server: Server, means: Means, probe: HealthProbe) -> StepResult:
-    failed = StepResult(step=ProbeStep.CHAT, outcome=Outcome.FAILED, model=server.model_name, problem=ProbeProblem.TIMEOUT)
-    result: ProbeResult | None = None
-    try:
-        with anyio.move_on_after(means.chat_seconds):
-            result = await probe.check(server, means.http)
-    except Exception:  # noqa: BLE001  whatever a stranger's server does is a failed step, in a category only
-        return attrs.evolve(failed, problem=ProbeProblem.BROKEN)
-    if result is None:
-        return failed
-    if not result.passed:
-        return attrs.evolve(failed, result=result, problem=result.problem)
-    ability = await _ability(server, means) if result.lacks_chat and means.abilities else None
-    return StepResult(step=ProbeStep.CHAT, result=result, model=server.model_name, ability=ability)
-
-
-ABILITIES: Mapping[str, tuple[Mapping[str, object], str]] = {
-    "/v1/embeddings": ({"input": "Hi"}, "data"),
-    "/v1/rerank": ({"query": "Hi", "documents": ["Hi"]}, "results"),
-    "/v1/completions": ({"prompt": "Hi", "max_tokens": 1}, "choices"),
-}
-"""API paths that a server without chat may support: the fields to send besides the model, and the list in the answer."""
-
-
-async def _ability(server: Server, means: Means) -> str | None:
-    for path, (fields, listed) in ABILITIES.items():
-        value: object = None
-        with anyio.move_on_after(means.chat_seconds), suppress(httpx2.RequestError, ValueError, RecursionError):
-            answer = await means.http.post(
-                f"{server.endpoint_url}{path}",
-                headers={**headers(server), "content-type": "application/json"},
-                content=msgspec.json.encode({"model": server.model_name, **fields}),
-            )
-            value = decode(answer.content) if answer.status_code == 200 else None
-        if isinstance(value, dict) and isinstance(value.get(listed), list):
-            return path
-    return None
+    trial = await try_model(server, means.http, probe, seconds=means.chat_seconds)
+    outcome = Outcome.PASSED if trial.problem is None else Outcome.FAILED
+    return StepResult(
+        step=ProbeStep.CHAT,
+        outcome=outcome,
+        result=trial.result,
+        model=server.model_name,
+        ability=trial.ability,
+        problem=trial.problem,
+    )
 
 
 async def scout(wire: Wire, endpoint: Endpoint, policy: AddressPolicy, now: Callable[[], float]) -> AsyncIterator[StepResult]:

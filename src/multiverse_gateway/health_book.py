@@ -166,7 +166,7 @@ class HealthBook:
             return
         self.table = with_health(self.table, server_id, after)
         is_new_state = after.state is not before.state
-        if is_new_state or after.last_checked_at != before.last_checked_at:
+        if is_new_state or after.last_checked_at != before.last_checked_at or after.warning != before.warning:
             self._unsaved.add(server_id)
             self.timelines.note(server_id, after, self._wall())
         if after.state is HealthState.DEACTIVATED and is_new_state and self.policy.auto_deregister is AutoDeregister.DELETE:

@@ -9,7 +9,7 @@ What becomes of the servers is decided in `core.registry_plans`; the functions h
 
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
 
@@ -22,10 +22,12 @@ from multiverse_gateway.core.errors import (
     AlreadyRegistered,
     BadRequest,
     InvalidField,
+    ModelNotOffered,
     ProbeRefused,
     ServerNotFound,
     StorageUnavailable,
 )
+from multiverse_gateway.core.health.listing import ANSWERS_UNLISTED, has_answered_unlisted, is_doubtful
 from multiverse_gateway.core.registry_plans import (
     Change,
     Description,
@@ -37,10 +39,12 @@ from multiverse_gateway.core.registry_plans import (
     plan_import,
     plan_registration,
 )
-from multiverse_gateway.core.routing import Route
-from multiverse_gateway.core.servers import Server, ServerId, identity
+from multiverse_gateway.core.routing import Route, close_names
+from multiverse_gateway.core.servers import MODEL_NAME, Server, ServerId, identity
 from multiverse_gateway.gateway import Gateway
-from multiverse_gateway.protocols import ProbeResult, Registry
+from multiverse_gateway.model_trials import CHAT_SECONDS, Trial, try_model
+from multiverse_gateway.plugins import chat_probe
+from multiverse_gateway.protocols import ProbeProblem, ProbeResult, Registry
 
 _log = logging.getLogger("multiverse_gateway.registry")
 
@@ -119,11 +123,66 @@ def _find(registry: Registry, server_id: ServerId) -> Server:
 
 
 async def _probed(gateway: Gateway, server: Server) -> ProbeResult:
+    """Probe a server; if it does not list its model, it must also answer a request for it, unless it has done so before.
+
+    Raises:
+        BadRequest: The address is closed, or the server has no such model.
+        ProbeRefused: The server did not pass its probe.
+    """
     refuse_address(gateway, server.endpoint_url, opened_address=server.opened_address)
     result = await gateway.checks.check(server)
     if not result.passed:
         raise ProbeRefused(f"The server did not pass its probe: {result.reason or 'no reason is known'}", param="endpoint_url")
-    return result
+    if not is_doubtful(result.warning):
+        return result
+    if not _has_answered(gateway, server):
+        await _try_unlisted(gateway, server, result.models)
+    return attrs.evolve(result, warning=ANSWERS_UNLISTED)
+
+
+def _has_answered(gateway: Gateway, server: Server) -> bool:
+    """Return whether this server is registered like this, and has answered a request for its model although it does not list it."""
+    routes = gateway.table.routes.values()
+    return any(identity(route.server) == identity(server) and has_answered_unlisted(route.health.warning) for route in routes)
+
+
+async def _try_unlisted(gateway: Gateway, server: Server, listed: Sequence[str]) -> None:
+    """Ask a server for one token of a model that it does not list.
+
+    Raises:
+        ModelNotOffered: It has no such model.
+        ProbeRefused: It did not answer in time, or it is busy.
+    """
+    probe = chat_probe(gateway.settings)
+    trial = await try_model(server, gateway.network.client_for(server), probe, seconds=CHAT_SECONDS)
+    if trial.has_answered:
+        return
+    model = server.model_name
+    if trial.problem in _PASSING:
+        message = f"The server does not list the model {model}, and a test request for it failed: {_finding(trial)}. Try again in a moment."
+        raise ProbeRefused(message, param="model_name")
+    names = [name for name in listed if MODEL_NAME.fullmatch(name)]
+    close = close_names(model, names)
+    advice = f" Did you mean {' or '.join(close)}?" if close else f" It lists: {', '.join(names[:10])}." if names else ""
+    message = f"The server does not list the model {model}, and a test request for it failed: {_finding(trial)}.{advice}"
+    error = ModelNotOffered(message, param="model_name")
+    error.close_names = close
+    raise error
+
+
+_PASSING = (ProbeProblem.BUSY, ProbeProblem.TIMEOUT, ProbeProblem.BROKEN)
+"""What may be over in a moment: the model may be loading."""
+_FINDINGS: Mapping[ProbeProblem | None, str] = {
+    None: "it answers none of the calls that were tried (chat, embeddings, rerank, completions)",
+    ProbeProblem.UNKNOWN_MODEL: "it does not know the model",
+    ProbeProblem.TIMEOUT: f"no answer within {CHAT_SECONDS:g} seconds",
+    ProbeProblem.BROKEN: "the connection broke",
+}
+
+
+def _finding(trial: Trial) -> str:
+    found = _FINDINGS.get(trial.problem) or (trial.result and trial.result.reason) or "no usable answer"
+    return found.partition(": ")[0]
 
 
 @attrs.frozen(kw_only=True)
@@ -161,6 +220,7 @@ async def register(
 
     Raises:
         BadRequest: The address is closed.
+        ModelNotOffered: It does not list the model, and has no such model; nothing changed.
         ProbeRefused: It did not pass its probe; nothing changed.
         StorageUnavailable: It could not be saved.
     """
@@ -190,6 +250,7 @@ async def update(
     Raises:
         ServerNotFound: There is none with this id.
         BadRequest: The address is closed, or another server has this model and URL.
+        ModelNotOffered: It does not list the model, and has no such model; nothing changed.
         ProbeRefused: It did not pass its probe; nothing changed.
         StorageUnavailable: It could not be saved.
     """

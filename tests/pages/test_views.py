@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from multiverse_gateway.api.request_types import EXPORT_FORMAT
+from multiverse_gateway.core.health.listing import UNLISTED
 from multiverse_gateway.pages.states import Tone
 from multiverse_gateway.pages.views import overview
 from support.gateways import Stage, stage
@@ -77,3 +78,28 @@ async def test_the_pages_count_as_the_api_does() -> None:
         found, stats = overview(here.gateway), (await here.client.get("/admin/stats")).json()
         assert (found.servers, found.healthy, found.models) == (stats["total_servers"], stats["healthy_servers"], stats["models"])
         assert found.down == stats["unhealthy_servers"] + stats["inactive_servers"]
+
+
+async def test_servers_that_need_attention_are_counted_apart() -> None:
+    """A model that only such servers offer is not called available."""
+    async with stage() as here:
+        first = await here.register(model_name="one", endpoint_url="http://a.example")
+        second = await here.register(model_name="one", endpoint_url="http://b.example")
+        third = await here.register(model_name="two", endpoint_url="http://c.example")
+
+        async def doubt(server: dict[str, Any]) -> None:
+            here.probe.warnings[server["endpoint_url"]] = UNLISTED
+            await here.client.post(f"/admin/servers/{server['id']}/health-check")
+
+        await doubt(first)
+        found = overview(here.gateway)
+        assert found.headline == "2 of 3 servers are up; 1 needs attention; all models available."
+        assert (found.tone, found.healthy, found.attention) == (Tone.WARN, 2, 1)
+        await doubt(third)
+        assert overview(here.gateway).headline == "1 of 3 servers is up; 2 need attention."
+        await fail(here, second)
+        assert overview(here.gateway).headline == "1 of 3 servers is down; 2 need attention."
+        await here.client.delete(f"/admin/register/{second['id']}")
+        assert overview(here.gateway).headline == "Both servers need attention."
+        stats = (await here.client.get("/admin/stats")).json()
+        assert (stats["attention_servers"], stats["healthy_servers"]) == (2, 2)

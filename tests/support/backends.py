@@ -400,6 +400,13 @@ def is_for_access(request: Received) -> bool:
     return request.method == "POST" and request.body == b"{}"
 
 
+def is_for_trial(request: Received) -> bool:
+    """Return whether a gateway asks for the one token that shows whether a server has a model; its chat probe asks for the same."""
+    return (
+        request.method == "POST" and request.asked("max_tokens") == 1 and request.asked("messages") == [{"role": "user", "content": "Hi"}]
+    )
+
+
 def is_for_engine(request: Received) -> bool:
     """Return whether a gateway reads what the engine states about itself."""
     return request.path.endswith("/api/show" if request.method == "POST" else ENGINE_PATHS)
@@ -439,6 +446,10 @@ class Backend(LoopServer):
         """Requests with an empty object, by which a gateway finds out whether it is let in."""
         self.readings: list[Received] = []
         """Requests for what the engine states about itself."""
+        self.trials: list[Received] = []
+        """Requests for one token of a model that the backend does not list."""
+        self.behave_trial: Behaviour = answer_well
+        """What such a request gets: by default the backend answers to any name."""
         self.behave_engine: Behaviour = state_figures
         self.states: Mapping[str, object] = {}
         """What the engine states about itself, by path or by path and query; with "/v1/models" also the list of models."""
@@ -574,6 +585,9 @@ class Backend(LoopServer):
         elif is_for_engine(request):
             self.readings.append(request)
             script = [self.behave_engine]
+        elif self._is_for_trial(request):
+            self.trials.append(request)
+            script = [self.behave_trial]
         else:
             self.requests.append(request)
             self.running += 1
@@ -585,5 +599,8 @@ class Backend(LoopServer):
         """Record the end of a request."""
         if request.ended_at is None:
             request.ended_at = time.monotonic()
-        if not is_for_models(request) and not is_for_access(request) and not is_for_engine(request):
+        if not is_for_models(request) and not is_for_access(request) and not is_for_engine(request) and not self._is_for_trial(request):
             self.running -= 1
+
+    def _is_for_trial(self, request: Received) -> bool:
+        return is_for_trial(request) and request.asked("model") not in self.models

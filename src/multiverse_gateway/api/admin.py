@@ -43,8 +43,8 @@ from multiverse_gateway.api.response_types import (
     iso_or_none,
 )
 from multiverse_gateway.api.status import state_of
-from multiverse_gateway.core.errors import AdminKeyRequired, ProbeRefused, ServerNotFound, StorageUnavailable
-from multiverse_gateway.core.health import Health
+from multiverse_gateway.core.errors import AdminKeyRequired, ModelNotOffered, ProbeRefused, ServerNotFound, StorageUnavailable
+from multiverse_gateway.core.health import Health, needs_attention
 from multiverse_gateway.core.history import statistics
 from multiverse_gateway.core.registry_plans import Change
 from multiverse_gateway.core.routing import Route as ServerRoute
@@ -83,6 +83,7 @@ def record_of(gateway: Gateway, server: Server, health: Health) -> ServerRecord:
         health_status=health.status,
         state=health.state.value,
         resting=max(health.rest.until, health.blame.lacking_until) > gateway.now(),
+        needs_attention=needs_attention(health, gateway.now()),
         reason=health.reason,
         warning=health.warning,
         consecutive_failures=health.consecutive_failures,
@@ -170,7 +171,7 @@ def totals(gateway: Gateway) -> Stats:
     """Return the totals that the dashboard shows."""
     requests = gateway.usage_book.totals
     return Stats(
-        **attrs.asdict(counts_of(totals_of(gateway.table))),
+        **attrs.asdict(counts_of(totals_of(gateway.table, gateway.now()))),
         state=state_of(gateway),
         requests_handled=requests["requests"],
         requests=dict(requests),
@@ -300,7 +301,7 @@ def admin_routes(gateway: Gateway, rules: AccessRules, recent_logs: RecentLogs) 
         """Import servers without probing them first. Importing the same servers again changes nothing."""
         return json_response(import_counts(await import_registry(gateway, parse_import(await body_of(request, gateway)))))
 
-    changing = (ServerNotFound, ProbeRefused, StorageUnavailable)
+    changing = (ServerNotFound, ModelNotOffered, ProbeRefused, StorageUnavailable)
     return [
         ApiRoute(
             "/admin/register",
@@ -308,7 +309,7 @@ def admin_routes(gateway: Gateway, rules: AccessRules, recent_logs: RecentLogs) 
                 endpoint=post_register,
                 body=Registration,
                 answers={201: Registered, 200: Registered},
-                errors=(ProbeRefused, StorageUnavailable),
+                errors=(ModelNotOffered, ProbeRefused, StorageUnavailable),
             ),
         ),
         ApiRoute(

@@ -77,6 +77,7 @@ class ServerRecord(ServerFacts):
     health_status: Status
     state: str
     resting: Annotated[bool, Meta(description="whether the server is paused: it asked for a pause, or it lacked the model a moment ago")]
+    needs_attention: Annotated[bool, Meta(description="whether the server is healthy but may not have its model; `warning` says why")]
     reason: str | None
     warning: str | None
     consecutive_failures: int
@@ -185,6 +186,7 @@ class ServerCounts:
     unhealthy_servers: int
     unknown_servers: int
     inactive_servers: int
+    attention_servers: Annotated[int, Meta(description="healthy servers that may not have their model; `healthy_servers` includes them")]
     models: int
 
 
@@ -197,6 +199,7 @@ def counts_of(totals: ServerTotals) -> ServerCounts:
         unhealthy_servers=totals.unhealthy,
         unknown_servers=totals.unknown,
         inactive_servers=totals.inactive,
+        attention_servers=totals.attention,
         models=totals.models,
     )
 

@@ -73,6 +73,7 @@ _VALUES: Mapping[str, tuple[Any, ...]] = {
     "duration_ms": (12.5,),
     "has_api_key": (False,),
     "resting": (False,),
+    "needs_attention": (False,),
     "api_key": ("the-key-of-the-server",),
 }
 """Example values by field name; the first one of the field's type is used."""

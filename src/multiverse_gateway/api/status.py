@@ -52,7 +52,7 @@ async def health(gateway: Gateway) -> GatewayHealth:
         database="ok" if trouble is None else "unavailable",
         database_reason=trouble,
         servers=state_of(gateway),
-        counts=counts_of(totals_of(gateway.table)),
+        counts=counts_of(totals_of(gateway.table, gateway.now())),
         uptime_seconds=round(max(0.0, gateway.wall() - gateway.usage_book.started_at), 1),
     )
 

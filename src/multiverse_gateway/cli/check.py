@@ -130,7 +130,6 @@ async def _means(endpoint: Endpoint, policy: AddressPolicy, settings: Settings) 
                 chat=plugins.chat_probe(settings),
                 chat_seconds=settings.first_byte_timeout_seconds,
                 scout=partial(scout, wire, endpoint, policy, time.monotonic),
-                abilities=True,
             )
         finally:
             await wire.aclose()

@@ -6,6 +6,7 @@
     │   │   └── AddressForbidden
     │   ├── InvalidJSON                invalid_json
     │   ├── StreamingUnsupported       streaming_unsupported
+    │   ├── ModelNotOffered            model_not_offered
     │   ├── AlreadyRegistered
     │   └── KeyNameTaken               key_name_taken
     ├── InvalidClientKey          401  invalid_api_key
@@ -50,6 +51,7 @@ The bodies follow https://platform.openai.com/docs/guides/error-codes: `{"error"
 
 import json
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 from multiverse_gateway.core.paths import is_below
@@ -166,6 +168,13 @@ class AddressForbidden(InvalidField):
     def naming(self, label: str) -> str:
         """Return the message for a person who has just written the address."""
         return f"This is {self.explanation}"
+
+
+class ModelNotOffered(BadRequest):
+    """A server to be registered has no such model; `close_names` are those that it lists and the caller may have meant."""
+
+    code = "model_not_offered"
+    close_names: Sequence[str] = ()
 
 
 class InvalidJSON(BadRequest):

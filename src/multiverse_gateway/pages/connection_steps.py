@@ -4,10 +4,11 @@ from collections.abc import AsyncIterator, Mapping
 
 import attrs
 
-from multiverse_gateway.connection_test import CHAT_SECONDS, Outcome, StepResult, examine, means_of
+from multiverse_gateway.connection_test import Outcome, StepResult, examine, means_of
 from multiverse_gateway.core.errors import BadRequest
 from multiverse_gateway.core.registry_plans import Description
 from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.model_trials import CHAT_SECONDS
 from multiverse_gateway.pages.server_form import message_of
 from multiverse_gateway.pages.words import sentence
 from multiverse_gateway.protocols import ProbeProblem, ProbeStep

@@ -9,7 +9,7 @@ from starlette.routing import Route
 from multiverse_gateway.accounts import register_owned, renew_owner_token
 from multiverse_gateway.api.request_reading import parse_change
 from multiverse_gateway.api.response_types import iso, iso_or_none
-from multiverse_gateway.core.errors import GatewayError, NotFound, ServerNotFound
+from multiverse_gateway.core.errors import GatewayError, ModelNotOffered, NotFound, ServerNotFound
 from multiverse_gateway.core.history import statistics
 from multiverse_gateway.core.routing import Route as ServerRoute
 from multiverse_gateway.core.timelines import uptimes
@@ -88,7 +88,13 @@ class ServerPages:
         snippets = snippets_of(
             f"{self._renderer.base_url(visit.request)}/v1", server.model_name, needs_key=self._gateway.settings.require_client_auth
         )
-        values: dict[str, Any] = {"server": server, "accepted": accepted, "snippets": snippets}
+        warning = route_of(self._gateway, server.id).health.warning
+        values: dict[str, Any] = {
+            "server": server,
+            "accepted": accepted,
+            "snippets": snippets,
+            "warning": None if warning is None else sentence(warning),
+        }
         if visit.is_fragment:
             headers = {"hx-retarget": "#wizard", "hx-reswap": "outerHTML show:window:top"}
             response = self._renderer.fragment(visit, "_registered.html", headers=headers, **values)
@@ -102,7 +108,8 @@ class ServerPages:
         field, message = field_of(error), message_of(error)
         problems = {field: message} if field else {}
         if visit.is_fragment:
-            response = self._renderer.fragment(visit, "_problem.html", status=422, field=field, problem=message)
+            close_names = error.close_names if isinstance(error, ModelNotOffered) else ()
+            response = self._renderer.fragment(visit, "_problem.html", status=422, field=field, problem=message, close_names=close_names)
         else:
             shown = {name: visit.form.get(name, "") for name in FIELDS if name != "api_key"}
             values = {

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import attrs
 
-from multiverse_gateway.core.health import Health, HealthState
+from multiverse_gateway.core.health import Health, HealthState, needs_attention
 from multiverse_gateway.pages.words import sentence, span
 
 
@@ -44,7 +44,17 @@ STATES: Mapping[HealthState, State] = {
     HealthState.HEALTHY: State("Healthy", Tone.GOOD, "It answers its checks and takes requests."),
     HealthState.ARCHIVED: State("Archived", Tone.IDLE, "It was silent for days and is not checked any more; Check now brings it back."),
 }
+ATTENTION = State(
+    "Needs attention", Tone.WARN, "It answers its checks but may not have this model; its owner can correct the name or load the model."
+)
+"""The state of a server in rotation that may not have its model."""
+ORDER = tuple(place for state in STATES.values() for place in ((ATTENTION, state) if state is STATES[HealthState.SUSPECT] else (state,)))
 """Sorting by status follows this order."""
+
+
+def state_of(health: Health, now: float) -> State:
+    """Return what the pages call the state of a server now; `now` is the monotonic clock."""
+    return ATTENTION if needs_attention(health, now) else STATES[health.state]
 
 
 def reason_of(health: Health, now: float) -> str | None:

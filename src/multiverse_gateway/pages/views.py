@@ -7,14 +7,14 @@ from typing import Any
 import attrs
 
 from multiverse_gateway.api.response_types import iso_or_none
-from multiverse_gateway.core.health import HealthState
+from multiverse_gateway.core.health import HealthState, needs_attention
 from multiverse_gateway.core.routing import Model, Route, listed_name
 from multiverse_gateway.core.timelines import uptimes
 from multiverse_gateway.core.totals import ServerTotals, totals_of
 from multiverse_gateway.core.usage import NOBODY
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.pages.charts import Bar, bar_of
-from multiverse_gateway.pages.states import STATES, State, Tone, reason_of
+from multiverse_gateway.pages.states import ATTENTION, ORDER, State, Tone, reason_of, state_of
 from multiverse_gateway.pages.words import bare_url, listed, shortened
 from multiverse_gateway.protocols import ProbeResult
 
@@ -27,8 +27,8 @@ SORTS = {
     "uptime": "Uptime",
     "owner": "Owner",
 }
-STATUSES = {"healthy": "Healthy", "unhealthy": "Down", "unknown": "Not checked yet"}
-_RANKS = {state: rank for rank, state in enumerate(STATES.values())}
+STATUSES = {"healthy": "Healthy", "attention": ATTENTION.word, "unhealthy": "Down", "unknown": "Not checked yet"}
+_RANKS = {state: rank for rank, state in enumerate(ORDER)}
 
 
 # Servers
@@ -36,7 +36,10 @@ _RANKS = {state: rank for rank, state in enumerate(STATES.values())}
 
 @attrs.frozen(kw_only=True)
 class Row:
-    """A server as the dashboard shows it; rows for visitors leave out the URL, the owner, the limit and the reason."""
+    """A server as the dashboard shows it; rows for visitors leave out the URL, the owner, the limit and the reason.
+
+    `status` is one of `STATUSES`.
+    """
 
     id: str
     model: str
@@ -68,12 +71,13 @@ def row_of(gateway: Gateway, route: Route, checks: Sequence[ProbeResult], *, pub
     server, health = route.server, route.health
     timeline = gateway.health_book.timelines.of(server.id)
     measured = uptimes(timeline, health.last_checked_at, gateway.wall())
+    state = state_of(health, gateway.now())
     passed = next((check for check in checks if check.passed), None)
     return Row(
         id=server.id,
         model=server.model_name,
-        state=STATES[health.state],
-        status=health.status,
+        state=state,
+        status="attention" if state is ATTENTION else health.status,
         why=None if public else reason_of(health, gateway.now()),
         url="" if public else server.endpoint_url,
         bare_url="" if public else bare_url(server.endpoint_url),
@@ -176,6 +180,7 @@ class Overview:
 
     servers: int
     healthy: int
+    attention: int
     down: int
     models: int
     requests: int
@@ -192,20 +197,21 @@ class Overview:
 
 def overview(gateway: Gateway) -> Overview:
     """Return the totals of a gateway."""
-    totals = totals_of(gateway.table)
+    totals = totals_of(gateway.table, gateway.now())
     down = totals.unhealthy + totals.inactive
-    unserved = _unserved(gateway)
-    tone, headline = _headline(totals, down, [shortened(name) for name in unserved])
+    unserved, has_doubtful_models = _unserved(gateway), _has_doubtful_models(gateway)
+    tone, headline = _headline(totals, down, [shortened(name) for name in unserved], has_doubtful_models=has_doubtful_models)
     return Overview(
         servers=totals.servers,
-        healthy=totals.healthy,
+        healthy=totals.healthy - totals.attention,
+        attention=totals.attention,
         down=down,
         models=totals.models,
         requests=gateway.usage_book.totals["requests"],
         in_flight=gateway.load.total,
         tone=tone,
         headline=headline,
-        full_headline=_headline(totals, down, unserved)[1],
+        full_headline=_headline(totals, down, unserved, has_doubtful_models=has_doubtful_models)[1],
     )
 
 
@@ -274,32 +280,51 @@ def _unserved(gateway: Gateway) -> list[str]:
     return sorted(missed)
 
 
-def _headline(totals: ServerTotals, down: int, unserved: Sequence[str]) -> tuple[Tone, str]:
-    servers, waiting = totals.servers, totals.unknown
+def _has_doubtful_models(gateway: Gateway) -> bool:
+    """Return whether all healthy servers of some model need attention."""
+    now = gateway.now()
+    for model in gateway.table.models.values():
+        healthy = [route.health for route in model.routes if route.health.status == "healthy"]
+        if healthy and all(needs_attention(health, now) for health in healthy):
+            return True
+    return False
+
+
+def _headline(totals: ServerTotals, down: int, unserved: Sequence[str], *, has_doubtful_models: bool) -> tuple[Tone, str]:
+    servers, waiting, attention = totals.servers, totals.unknown, totals.attention
     if not servers:
         return Tone.IDLE, "No server is registered yet."
     if waiting == servers:
-        return Tone.IDLE, f"{_all(servers)} waiting for {'its' if servers == 1 else 'their'} first check."
-    if totals.healthy == servers:
-        return Tone.GOOD, "The server is up." if servers == 1 else f"{_all(servers)} up; all models available."
-    facts = [_share(down, servers, "down") if down else _share(totals.healthy, servers, "up")]
+        return Tone.IDLE, f"{_all(servers)} {'is waiting for its' if servers == 1 else 'are waiting for their'} first check."
+    up = totals.healthy - attention
+    if up == servers:
+        return Tone.GOOD, "The server is up." if servers == 1 else f"{_all(servers)} are up; all models available."
+    if down:
+        facts = [_share(down, servers, "is down", "are down")]
+    elif up:
+        facts = [_share(up, servers, "is up", "are up")]
+    else:
+        facts = []
+    if attention:
+        needs = "needs attention", "need attention"
+        facts.append(f"{attention} {needs[attention > 1]}" if facts else _share(attention, servers, *needs))
     if unserved:
         facts.append(f"no server for {listed(unserved)}")
-    elif not waiting:
+    elif not waiting and not has_doubtful_models:
         facts.append("all models available")
     if waiting:
         facts.append(f"{waiting} {'is waiting for its' if waiting == 1 else 'are waiting for their'} first check")
-    return Tone.BAD if unserved else Tone.WARN if down else Tone.GOOD, f"{'; '.join(facts)}."
-
-
-def _share(part: int, servers: int, word: str) -> str:
-    if part == servers:
-        return f"The only server is {word}" if servers == 1 else f"{_all(servers)} {word}"
-    return f"{part} of {servers} servers {'is' if part == 1 else 'are'} {word}"
+    return Tone.BAD if unserved else Tone.WARN if down or attention else Tone.GOOD, f"{'; '.join(facts)}."
 
 
 def _all(servers: int) -> str:
-    return "The server is" if servers == 1 else "Both servers are" if servers == 2 else f"All {servers} servers are"
+    return {1: "The server", 2: "Both servers"}.get(servers, f"All {servers} servers")
+
+
+def _share(part: int, servers: int, one: str, many: str) -> str:
+    if part == servers:
+        return f"The only server {one}" if servers == 1 else f"{_all(servers)} {many}"
+    return f"{part} of {servers} servers {one if part == 1 else many}"
 
 
 # Models

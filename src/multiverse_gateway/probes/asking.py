@@ -100,7 +100,7 @@ def _refusal(server: Server, response: httpx2.Response) -> Finding | None:
         reason = "the server answers with a redirect: register the address that it leads to"
         return Finding(reason=reason, problem=ProbeProblem.REDIRECT)
     if status in (429, 503):
-        reason = f"the server is busy or still loading its model (status {status}): the gateway will try again soon"
+        reason = f"the server is busy or still loading its model (status {status})"
         return Finding(reason=reason, problem=ProbeProblem.BUSY)
     return None
 

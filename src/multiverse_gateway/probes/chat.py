@@ -9,6 +9,7 @@ import msgspec
 from multiverse_gateway.access_checks import headers
 from multiverse_gateway.core.abilities import lacks_chat
 from multiverse_gateway.core.lenient import decode
+from multiverse_gateway.core.refusals import lacks_model
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.probes.asking import Finding, ask
 from multiverse_gateway.probes.models import ModelsProbe
@@ -47,8 +48,8 @@ def judge(status: int, body: bytes) -> Finding:
     """
     if lacks_chat(status, body):
         return Finding(reason=f"the server has no chat (status {status})", lacks_chat=True)
-    if status == 404:
-        reason = "the server does not know the registered model (status 404): is the name spelled correctly?"
+    if status == 404 or (status != 200 and lacks_model(body, b"")):
+        reason = f"the server does not know the registered model (status {status}): is the name spelled correctly?"
         return Finding(reason=reason, problem=ProbeProblem.UNKNOWN_MODEL)
     if status != 200:
         reason = f"the answer to a chat completion has status {status}: is the model running, and can it chat?"

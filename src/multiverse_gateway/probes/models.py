@@ -5,6 +5,7 @@ from functools import partial
 
 from multiverse_gateway.access_checks import headers
 from multiverse_gateway.core.caps import owner_of
+from multiverse_gateway.core.health.listing import EMPTY_LIST, UNLISTED
 from multiverse_gateway.core.lenient import decode
 from multiverse_gateway.core.servers import Server, is_among
 from multiverse_gateway.probes.asking import Finding, ask
@@ -19,8 +20,8 @@ _COMPATIBLE = "does the URL lead to an OpenAI-compatible server?"
 class ModelsProbe:
     """`GET {endpoint_url}/v1/models` with the server's own key: status 200 and a JSON list of models pass.
 
-    The list stands under `data` (OpenAI) or `models`, or is the whole answer. A registered model that a non-empty list lacks is only
-    worth a warning: many servers answer to any name.
+    The list stands under `data` (OpenAI) or `models`, or is the whole answer. If the list lacks the registered model, the probe passes with
+    a warning: many servers answer to any name.
     """
 
     async def check(self, server: Server, http: Client) -> ProbeResult:
@@ -50,9 +51,8 @@ def judge(model: str, status: int, body: bytes) -> Finding:
         return Finding(reason=f"the answer to /v1/models has no list of models: {_COMPATIBLE}", problem=ProbeProblem.NO_LIST)
     names, owned_by = tuple(_names(listed))[:MAX_MODELS], owner_of(listed, model)
     if names and not is_among(model, names):
-        warning = "the server does not list the registered model: is the name spelled correctly?"
-        return Finding(models=names, warning=warning, owned_by=owned_by, listing=answer)
-    return Finding(models=names, owned_by=owned_by, listing=answer)
+        return Finding(models=names, warning=UNLISTED, owned_by=owned_by, listing=answer)
+    return Finding(models=names, warning=None if names else EMPTY_LIST, owned_by=owned_by, listing=answer)
 
 
 def _listed(answer: object) -> list[object] | None:

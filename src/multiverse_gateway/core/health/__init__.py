@@ -55,6 +55,7 @@ from multiverse_gateway.core.health.state import (
     is_refused,
     is_settled,
     last_until,
+    needs_attention,
     supports,
     traffic_share,
 )
@@ -86,6 +87,7 @@ __all__ = [
     "is_settled",
     "last_until",
     "merged",
+    "needs_attention",
     "resume",
     "supports",
     "traffic_share",

@@ -4,6 +4,7 @@ from attrs import evolve
 
 from multiverse_gateway.core.failover import Failure, FailureClass
 from multiverse_gateway.core.health.events import AttemptFailed
+from multiverse_gateway.core.health.listing import after_answer, after_refusal
 from multiverse_gateway.core.health.policy import HealthPolicy
 from multiverse_gateway.core.health.state import Health, HealthState, Rest, Strike, is_noted, is_struck, slow_start_of, supports
 from multiverse_gateway.core.health.transitions import CONFIRM_AFTER, Instant, around, backoff, cleared, healthy, moved, probed, step_after
@@ -14,6 +15,11 @@ _MAX_UNSUPPORTED = 32
 def attempt_passed(health: Health, path: str, policy: HealthPolicy, at: Instant) -> Health:
     """Return the health after a good answer to the API path."""
     health = _noted(health, path)
+    return _alive(_with_warning(health, after_answer(health.warning)), policy, at)
+
+
+def _alive(health: Health, policy: HealthPolicy, at: Instant) -> Health:
+    """Return the health after an answer that proves life."""
     if health.state is HealthState.HALF_OPEN:
         return healthy(cleared(health), at.now, at.wall, is_slow=True)
     if health.state is HealthState.SUSPECT:
@@ -43,8 +49,12 @@ def attempt_failed(health: Health, event: AttemptFailed, policy: HealthPolicy, a
             is_page = failure.status == 404 and supports(health, event.path, at.now)  # or the page of a tunnel that is offline
             return _probed_at_once(after, at.now) if is_page else after
         case FailureClass.CLIENT_ERROR:
-            return attempt_passed(health, event.path, policy, at)
+            return _alive(_noted(health, event.path), policy, at)
     return health
+
+
+def _with_warning(health: Health, warning: str | None) -> Health:
+    return health if warning == health.warning else evolve(health, warning=warning)
 
 
 def _noted(health: Health, path: str) -> Health:
@@ -166,7 +176,8 @@ def _resting(health: Health, event: AttemptFailed, policy: HealthPolicy, at: Ins
 
 def _without_model(health: Health, policy: HealthPolicy, now: float) -> Health:
     """Choose the server last for a while and read its list of models again; alone it is still asked, for its own answer says it best."""
-    return _probed_at_once(evolve(health, blame=evolve(health.blame, lacking_until=now + policy.pair_rest)), now)
+    lacking = evolve(health, blame=evolve(health.blame, lacking_until=now + policy.pair_rest))
+    return _probed_at_once(_with_warning(lacking, after_refusal(health.warning)), now)
 
 
 def _probed_at_once(health: Health, now: float) -> Health:

@@ -6,6 +6,7 @@ from attrs import evolve
 
 from multiverse_gateway.core.activity import Running
 from multiverse_gateway.core.health.events import ProbeFailed, ProbePassed, ProbeTimedOut
+from multiverse_gateway.core.health.listing import after_probe
 from multiverse_gateway.core.health.policy import AutoDeregister, HealthPolicy
 from multiverse_gateway.core.health.state import Health, HealthState, NextProbe, is_refused, slow_start_of
 from multiverse_gateway.core.health.transitions import (
@@ -51,7 +52,7 @@ def probe_passed(health: Health, event: ProbePassed, policy: HealthPolicy, at: I
         health,
         consecutive_failures=0,
         consecutive_successes=health.consecutive_successes + 1,
-        warning=event.warning,
+        warning=after_probe(health.warning, event.warning),
         models=event.models,
         last_checked_at=at.wall,
         last_passed_at=at.wall,

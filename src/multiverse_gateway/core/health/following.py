@@ -62,7 +62,7 @@ def merged(
     if stored is None or is_unsaved or stored.generation != generation:
         return current
     current = _measured(current, stored)
-    if stored.last_checked_at == current.last_checked_at and stored.state is current.state:
+    if (stored.last_checked_at, stored.state, stored.warning) == (current.last_checked_at, current.state, current.warning):
         return current
     return followed(current, stored, policy, now=now, wall=wall)
 

@@ -14,6 +14,7 @@ from attrs import field, frozen
 
 from multiverse_gateway.core.activity import Running
 from multiverse_gateway.core.engine_facts import Measured
+from multiverse_gateway.core.health.listing import has_answered_unlisted, is_doubtful
 from multiverse_gateway.core.health.policy import HealthPolicy
 from multiverse_gateway.core.server_access import CONFIRMING_PATH
 
@@ -148,7 +149,7 @@ class Health(SharedHealth):
 
     @is_undisturbed.default
     def _is_undisturbed(self) -> bool:
-        return self.state is HealthState.HEALTHY and self.slow_since is None and not is_struck(self)
+        return self.state is HealthState.HEALTHY and self.slow_since is None and not is_struck(self) and not is_doubtful(self.warning)
 
     @property
     def status(self) -> Literal["healthy", "unhealthy", "unknown"]:
@@ -215,6 +216,19 @@ def is_last(health: Health, now: float) -> bool:
 def last_until(health: Health) -> float:
     """Return until when a server in rotation is chosen last, a monotonic instant; in the past unless requests held something against it."""
     return max(health.blame.doubted_until, health.blame.lacking_until)
+
+
+def needs_attention(health: Health, now: float) -> bool:
+    """Return whether a server takes requests but may not have its model: it does not list it, or a request was told so just now.
+
+    >>> from multiverse_gateway.core.health.listing import UNLISTED
+    >>> needs_attention(Health(state=HealthState.HEALTHY, warning=UNLISTED), 0.0), needs_attention(Health(warning=UNLISTED), 0.0)
+    (True, False)
+    """
+    if health.status != "healthy":
+        return False
+    has_warning = health.warning is not None and not has_answered_unlisted(health.warning)
+    return has_warning or health.blame.lacking_until > now
 
 
 def supports(health: Health, path: str, now: float) -> bool:
