@@ -12,6 +12,7 @@
 import re
 from collections.abc import Callable, Coroutine
 from functools import lru_cache, partial
+from random import getrandbits
 from typing import Any
 
 import attrs
@@ -38,7 +39,7 @@ from multiverse_gateway.entry.access import AccessRules, Caller
 from multiverse_gateway.entry.error_responses import BadFraming, Refusal, refusal_of
 from multiverse_gateway.entry.framing import check_request
 from multiverse_gateway.entry.headers import API_HEADERS, NO_STORE, cors_headers
-from multiverse_gateway.entry.identity import id_headers, is_forwarded, new_id, presented_id
+from multiverse_gateway.entry.identity import id_headers, is_forwarded, presented_id
 from multiverse_gateway.entry.quotas import Quota
 from multiverse_gateway.entry.request_bodies import body_deadline, too_large, too_slow
 from multiverse_gateway.gateway import Gateway
@@ -154,7 +155,8 @@ class Intake:
         facts = head.facts
         if facts is None:
             facts = head.facts = self._read(head)
-        return IncomingRequest(head, facts, length, peer, self.gateway.now(), facts.request_id or new_id(), self)
+        identity = facts.request_id or f"{getrandbits(128):032x}"  # `new_id`, written out: a call is 0.2 % of a request
+        return IncomingRequest(head, facts, length, peer, self.gateway.now(), identity, self)
 
     def _read(self, head: RequestHead) -> HeadFacts:
         names, origins = head.names, self.rules.origins

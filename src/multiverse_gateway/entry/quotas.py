@@ -159,17 +159,6 @@ class _Calls:
             if not self.counts[index]:
                 del self.instants[index], self.counts[index]
 
-    def add(self, now: float, *, is_exact: bool) -> None:
-        """Count one call at the current instant."""
-        self.total += 1
-        instants = self.instants
-        if is_exact or not instants or int(10 * instants[-1]) != int(10 * now):
-            instants.append(now)
-            self.counts.append(1)
-        else:
-            instants[-1] = now
-            self.counts[-1] += 1
-
 
 @attrs.define
 class LocalWindow:
@@ -198,7 +187,14 @@ class LocalWindow:
         if calls.total >= limit:
             first, last = calls.instants[0], calls.instants[-1]
             return Quota(limit=limit, remaining=0, reset=min(WINDOW, last + WINDOW - now), wait=min(WINDOW, first + WINDOW - now))
-        calls.add(now, is_exact=limit <= self.exact)
+        calls.total += 1
+        instants = calls.instants
+        if limit <= self.exact or not instants or int(10 * instants[-1]) != int(10 * now):
+            instants.append(now)
+            calls.counts.append(1)
+        else:
+            instants[-1] = now
+            calls.counts[-1] += 1
         return Quota(limit=limit, remaining=limit - calls.total, reset=WINDOW)
 
     def take_back(self, key: str, since: float, now: float) -> None:

@@ -126,6 +126,16 @@ class ErrorReader(_Collected):
 class JsonReader(_Collected):
     """The reader of an answer in JSON."""
 
+    def feed(self, data: bytes) -> None:
+        """Collect a piece. While the answer is small and no stream was asked for, nothing is to be decided, which saves a call."""
+        attempt = self.attempt
+        if attempt.request.envelope.stream or self.received + len(data) > attempt.limits.unchecked_bytes:
+            super().feed(data)
+        else:
+            self.chunks.append(data)
+            self.received += len(data)
+            attempt.exchange.expect_more()
+
     def _may_keep(self) -> bool:
         if self.attempt.request.envelope.path != EMBEDDINGS:
             return super()._may_keep()
@@ -151,7 +161,8 @@ class JsonReader(_Collected):
 
     def end(self) -> None:
         """Answer the client, if the answer is one; fail the attempt otherwise."""
-        attempt, body = self.attempt, self._body()
+        attempt, chunks = self.attempt, self.chunks  # `close` lets go of them: `_body` would cost 0.3 % of a request
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         answer = read_answer(body)
         if answer is None:
             attempt.exchange.fail_attempt(Failure(FailureClass.NONSENSE, _NOT_JSON, attempt.status))

@@ -183,18 +183,20 @@ class ClientResponse:
             self.held = 0
 
 
-def own_headers(
-    tried: int, server_id: ServerId | None, waited_seconds: float, choice_trace: Sequence[Mapping[str, object]] | None
-) -> _Headers:
-    """Return the gateway's own headers: the attempts and the last server, how long the request waited, why each server was chosen."""
-    headers: _Headers = _attempt_headers(tried, server_id)
-    if waited_seconds >= LEAST_WAIT_SECONDS:
-        headers = [*headers, (b"x-multiverse-queued-ms", b"%d" % (1000 * waited_seconds))]
-    return headers if choice_trace is None else [*headers, (b"x-multiverse-why", msgspec.json.encode(choice_trace))]
+def wait_headers(waited_seconds: float) -> Headers:
+    """Return the header that says how long the request waited in the queue, if it did."""
+    return [(b"x-multiverse-queued-ms", b"%d" % (1000 * waited_seconds))] if waited_seconds >= LEAST_WAIT_SECONDS else []
 
 
+def choice_headers(choice_trace: Sequence[Mapping[str, object]]) -> Headers:
+    """Return the header that says why each server was chosen."""
+    return [(b"x-multiverse-why", msgspec.json.encode(choice_trace))]
+
+
+# Saves 1 µs per answer: the headers of one server's answers are nearly always the same.
 @lru_cache(maxsize=4096)
-def _attempt_headers(tried: int, server_id: ServerId | None) -> tuple[tuple[bytes, bytes], ...]:
+def attempt_headers(tried: int, server_id: ServerId | None) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers that say how many attempts were made, and on which server the last one."""
     attempts = (b"x-multiverse-attempts", b"%d" % tried)
     if server_id is None:
         return (attempts,)

@@ -29,7 +29,7 @@ class Commentary:
             return
         self._looks_at = now + LOOK_SECONDS
         self._exchanges = {exchange for exchange in self._exchanges if exchange.awaits_answer}
-        ready = [exchange for exchange in self._exchanges if exchange.may_comment(now)]
+        ready = [exchange for exchange in self._exchanges if exchange.response.may_comment(now)]
         places: dict[Ticket, Place] = {}
         for model in {exchange.search.model for exchange in ready if exchange.search.is_waiting}:
             places |= self._queue.places(model, now)

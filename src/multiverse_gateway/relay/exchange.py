@@ -47,7 +47,7 @@ from multiverse_gateway.core.fairness import Place
 from multiverse_gateway.core.load import retry_seconds
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.relay.attempt import Attempt
-from multiverse_gateway.relay.client_response import ClientResponse, own_headers
+from multiverse_gateway.relay.client_response import ClientResponse, attempt_headers, choice_headers, wait_headers
 from multiverse_gateway.relay.exchange_errors import (
     NO_ROOM_FOR_EVENT,
     REPORTED_ERROR,
@@ -229,14 +229,10 @@ class Exchange:
         elif phase is not _CHOOSING:
             self._current().tick(now)
 
-    def may_comment(self, now: float) -> bool:
-        """Return whether a comment can be due: cheaper than to find out which."""
-        return self.response.may_comment(now)
-
     def comment(self, place: Place | None, now: float) -> None:
         """Write a comment if one is due; `place` is that in the queue, `None` for a request that waits for a server's first event.
 
-        Only for an exchange that `may_comment`.
+        Only if the response `may_comment`.
         """
         if self.awaits_answer and (place is not None or self.search.tried):
             self.response.comment(place, self.search.tried, now)
@@ -398,8 +394,12 @@ class Exchange:
 
     def _own_headers(self) -> Sequence[tuple[bytes, bytes]]:
         attempt, search = self.attempt, self.search
-        choice_trace = self.choice_trace if self.request.explains else None
-        return own_headers(search.tried, None if attempt is None else attempt.server.id, search.waited_seconds, choice_trace)
+        headers: Sequence[tuple[bytes, bytes]] = attempt_headers(search.tried, None if attempt is None else attempt.server.id)
+        if search.waited_seconds:
+            headers = [*headers, *wait_headers(search.waited_seconds)]
+        if self.request.explains and self.choice_trace is not None:
+            headers = [*headers, *choice_headers(self.choice_trace)]
+        return headers
 
     def _stop(self, message: str, code: str, error: GatewayError) -> None:
         """End with an error of the gateway's own: after the commit point with a message, if there are events."""

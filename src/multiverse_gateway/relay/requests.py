@@ -39,7 +39,8 @@ class Requests:
         envelope = request.envelope
         if envelope.is_lookup:
             return self._lookup(server, request)
-        endpoint, prefix = self.target(server, envelope.path, request.query, request.content_type, envelope.stream, request.forwarded)
+        facts = envelope.path, request.query, request.content_type, envelope.stream, request.forwarded
+        endpoint, prefix = self._targets.get((server.id, server.generation, *facts)) or self.target(server, *facts)
         body = request.body
         if server.model_name != envelope.written_model:
             body = with_model(body, request.content_type.decode("latin-1"), server.model_name)

@@ -354,7 +354,7 @@ class ServerConnection(asyncio.BufferedProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header, or a trailer, which is not used."""
-        self._fields.append((name, value))
+        self._fields.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Pass the head on to the receiver, unless it is informational or the answer cannot be read safely."""
@@ -367,7 +367,7 @@ class ServerConnection(asyncio.BufferedProtocol):
             return
         if len(fields) > MAX_HEADERS or (self._quiet > MAX_HEAD_BYTES and _size(fields) > MAX_HEAD_BYTES):
             self._stop(TOO_LARGE)
-        headers = {name.lower(): value for name, value in fields}
+        headers = dict(fields)
         coding = headers.get(b"transfer-encoding")
         if coding is None:
             self._unbounded = b"content-length" not in headers
