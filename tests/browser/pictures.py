@@ -72,15 +72,17 @@ def playground(page: Any) -> None:
 
 
 def keys(page: Any) -> None:
-    """Show a new key, which is shown only once, and those before it."""
+    """Show some keys and the form that makes more."""
     page.goto(f"http://{HOST}/keys")
     for name, days, rate, daily in (("course-2026", "120", "", ""), ("Ines Duarte", "", "30", "500"), ("guest-lecture", "1", "", "")):
-        page.get_by_label("Name").fill(name)
-        page.get_by_label("Days").fill(days)
+        page.get_by_label("Names").fill(name)
+        page.get_by_label("Expires after (days)").fill(days)
+        page.get_by_text("Limits and models").click()
         page.get_by_label("Requests per minute").fill(rate)
         page.get_by_label("Requests per day").fill(daily)
-        page.get_by_role("button", name="Make it").click()
+        page.get_by_role("button", name="Create").click()
         page.get_by_role("heading", name=f"The key of {name}").wait_for()
+        page.goto(f"http://{HOST}/keys")
 
 
 PICTURES: Mapping[str, tuple[Callable[[Any], None], Mapping[str, int], str]] = {

@@ -40,6 +40,9 @@ PAGES = {
     "models": "/models",
     "playground": "/playground",
     "keys": "/keys",
+    "key": "/keys/{key}",
+    "key-asked": "/keys/{key}/revoke",
+    "key-again": "/keys/{key}/new",
     "logs": "/logs?level=DEBUG",
     "settings": "/settings",
     "docs": "/docs",
@@ -104,11 +107,14 @@ class School:
 
 @pytest.fixture(scope="module")
 def school(chromium: Any) -> Iterator[School]:
-    """Return a gateway with servers in every state, one of them nasty."""
+    """Return a gateway with servers in every state, one of them nasty, and a key with a nasty name."""
     with Classroom((*CLASS, NASTY)) as room:
         headers = {"X-API-Key": room.admin_key}
         servers = httpx2.get(f"{room.url}/admin/servers?include_inactive=true", headers=headers, trust_env=False).json()
         ids = {"nasty" if "very-long" in server["model_name"] else "well": server["id"] for server in servers}
+        name = ("<b>Ng, Anna" * 10)[:64]
+        made = httpx2.post(f"{room.url}/admin/keys", headers=headers, json={"name": name, "models": [NASTY.model]}, trust_env=False).json()
+        ids["key"] = made["id"]
         yield School(room, cookies_of_an_operator(chromium, room.url, room.admin_key), ids)
 
 

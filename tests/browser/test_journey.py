@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import httpx2
 import pytest
 
 from browser.conftest import PHONE, SETTINGS, TABLET, XSS, Watched
+from browser.test_every_page import violations
 from multiverse_gateway.core.addresses import LOCALHOST_MEANS
 from support import behaviours
 from support.backends import Backend
@@ -188,15 +190,25 @@ def test_the_first_steps_with_keys_for_clients(chromium: Any, browse: Callable[.
 
 
 def test_a_key_with_a_daily_limit(browse: Callable[..., Watched], gateway: GatewayProcess) -> None:
-    """Made by the form, used, and its use stands in the table, on a desk, a tablet and a phone; a form that cannot be used says why."""
+    """It is made by the form, shown once, used, found, changed, renewed and revoked; on a desk, a tablet and a phone."""
     page = browse().page
     page.goto(f"{gateway.url}/keys")
-    page.get_by_label("Name").fill("daily")
+    page.get_by_label("Names").fill("daily")
+    page.get_by_text("Limits and models").click()
     page.get_by_label("Requests per minute").fill("1000000")
     page.get_by_label("Requests per day").fill("1500")
-    page.get_by_label("Models").fill("mistral-nemo, org/very-long.model_name-of-somebody@2025-01-31+instruct-q4_K_M")
-    page.get_by_role("button", name="Make it").click()
-    headers = {"x-api-key": page.locator("#made-key").text_content()}
+    page.get_by_label("Only these").check()
+    page.get_by_label("mistral-nemo").check()
+    page.get_by_label("org/very-long.model_name").check()
+    page.get_by_role("button", name="Create").click()
+    key = page.locator("#made-key").text_content()
+    assert key in page.locator("#handout").text_content()
+    assert not violations(page)
+    page.reload()
+    page.get_by_role("heading", name="New keys are shown only once").wait_for()
+    assert key not in page.content()
+    assert "mvg_new_keys" not in str(page.context.cookies())
+    headers = {"x-api-key": key}
     asked = httpx2.post(f"{gateway.base_url}/chat/completions", json={"model": "mistral-nemo"}, headers=headers, trust_env=False)
     assert asked.headers["x-ratelimit-remaining-requests"] == "1499"
     for options in ({}, {"viewport": TABLET}, {"viewport": PHONE, "has_touch": True}):
@@ -204,11 +216,48 @@ def test_a_key_with_a_daily_limit(browse: Callable[..., Watched], gateway: Gatew
         page.goto(f"{gateway.url}/keys")
         assert page.locator("tr", has_text="daily").get_by_text("1 of 1,500").is_visible()
         assert page.evaluate("() => document.documentElement.scrollWidth - innerWidth") <= 0, options
+    page.get_by_label("Search keys").fill("dail")
+    page.wait_for_url("**/keys?q=dail")
+    page.get_by_role("link", name="Edit the key of daily").tap()
     field = page.get_by_label("Requests per day")
     field.fill("0")
     assert field.evaluate("field => field.validity.rangeUnderflow")
-    page.get_by_role("button", name="Revoke the key of daily").tap()
-    page.get_by_text("The key of daily is revoked.").wait_for()
+    field.fill("1600")
+    page.get_by_role("button", name="Save changes").tap()
+    page.get_by_text("Saved: requests per day.").wait_for()
+    assert not violations(page)
+    assert page.evaluate("() => document.documentElement.scrollWidth - innerWidth") <= 0
+    for act, then in (("Block", "is blocked"), ("Unblock", "active again"), ("Renew", "cannot be shown again"), ("Revoke", "is revoked")):
+        page.goto(f"{gateway.url}/keys?q=dail")
+        page.get_by_role("link", name="Edit the key of daily").tap()
+        if act == "Unblock":
+            page.get_by_role("button", name=act).tap()
+        else:
+            page.get_by_role("link", name=act, exact=True).tap()
+            question = page.get_by_role("dialog")
+            assert not violations(page)
+            question.get_by_role("button", name=act).tap()
+        page.get_by_text(then).wait_for()
+
+
+def test_a_list_of_names_is_downloaded_with_their_keys(browse: Callable[..., Watched], gateway: GatewayProcess) -> None:
+    """The policy of the page allows the table that it holds itself; without scripts, too."""
+    page = browse(java_script_enabled=False).page
+    page.goto(f"{gateway.url}/keys")
+    page.get_by_label("Names").fill("Ng, Anna\n李明\n<img src=x onerror=alert(1)>")
+    page.get_by_role("button", name="Create").click()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download keys.csv").click()
+    with open(download.value.path(), encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == ["Ng, Anna", "李明", "<img src=x onerror=alert(1)>"]
+    page.goto(f"{gateway.url}/keys")
+    page.get_by_role("link", name="Edit the key of 李明").click()
+    page.get_by_role("link", name="Revoke").click()
+    page.get_by_role("button", name="Revoke").click()
+    page.get_by_text("The key of 李明 is revoked.").wait_for()
+    for row in rows[::2]:
+        assert httpx2.get(f"{gateway.base_url}/models", headers={"x-api-key": row["OPENAI_API_KEY"]}, trust_env=False).status_code == 200
 
 
 @pytest.mark.parametrize(("path", "budget"), [("/dashboard", 60_000), ("/playground", 120_000)])

@@ -911,38 +911,7 @@ async def test_an_outage_that_lasts_says_when_the_next_check_comes() -> None:
         assert re.search(r"No answer within 10 seconds. 3 checks failed so far; the next one comes in about \d+ (s|min)", page)
 
 
-# Keys and use
-
-
-async def test_a_key_is_made_on_its_page_and_shown_once() -> None:
-    """And revoked there; what cannot be used stays in the form, with the reason."""
-    async with browsing() as browser:
-        await browser.sign_in()
-        form = {"name": "alice", "days": "30", "rate_limit": "", "daily_limit": "1500", "models": "tiny, org/large"}
-        made = await browser.send("/keys", form)
-        found = re.search(r"mvg-client-[\w-]+", made.text)
-        assert found, made.text
-        page = await browser.open("/keys")
-        assert found[0] not in page.text
-        assert "tiny, org/large" in page.text
-        assert "0 of 1,500" in page.text
-        assert re.search(r'data-label="At once">\s*64<', page.text)
-        assert "badge" not in page.text
-        await browser.send("/keys", {"name": "nightly", "bulk": "on", "max_at_once": "0"})
-        page = await browser.open("/keys")
-        assert '<span class="badge">bulk</span>' in page.text
-        assert re.search(r'data-label="At once">\s*no limit<', page.text)
-        wrong = ({"days": "x"}, {"max_at_once": "-1"}, {"days": "0"}, {"daily_limit": "0"}, {"name": "", "models": "a b"})
-        for form in ({"name": "alice"}, *({"name": "b", **fields} for fields in wrong)):
-            refused = await browser.send("/keys", form)
-            assert refused.status_code == 400
-            assert 'role="alert"' in refused.text
-        assert 'name="bulk" id="bulk" checked' in (await browser.send("/keys", {"name": "nightly", "bulk": "on"})).text
-        key_id = re.search(r"/keys/([\w-]+)/revoke", page.text)
-        assert key_id
-        assert (await browser.send(f"/keys/{key_id[1]}/revoke")).headers["location"] == "/keys"
-        assert "revoked" in (await browser.open("/keys")).text
-        assert (await browser.send("/keys/nobody/revoke")).status_code == 404
+# Use
 
 
 async def test_what_was_used_stands_on_the_dashboard_and_with_each_server() -> None:

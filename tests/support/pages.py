@@ -80,17 +80,21 @@ async def browsing(
     probes: bool = False,
     engines: Sequence[LocalEngine] = (),
     peer: str = "127.0.0.1",
+    store: MemoryStore | None = None,
     **settings: Any,
 ) -> AsyncIterator[Browser]:
     """Run an application of pages, perhaps mounted in another one, with a client that is not signed in.
 
     `servers` answers what is asked of model servers, but for the probes. With `probes` the gateway probes servers itself. It looks for
-    `engines` on this computer, and `peer` is the address that the client comes from.
+    `engines` on this computer, and `peer` is the address that the client comes from. Applications with the same `store` are processes of
+    one gateway.
     """
     clock = Clock()
     probe = Verdicts(wall=lambda: clock.wall)
     given = Settings(**{"admin_api_key": ADMIN_KEY, "rate_limit_per_minute": 0, **settings})
-    parts = assemble(given, store=MemoryStore(), probe=None if probes else probe, transport=servers, resolve=resolve, engines=engines)
+    parts = assemble(
+        given, store=store or MemoryStore(), probe=None if probes else probe, transport=servers, resolve=resolve, engines=engines
+    )
     app = parts.app
     outer = Starlette(routes=[Mount(prefix, app)]) if prefix else app
     transport = httpx2.ASGITransport(outer, raise_app_exceptions=False, client=(peer, 40_000))

@@ -23,6 +23,7 @@ from multiverse_gateway.api.response_types import (
 from multiverse_gateway.core.errors import KeyNotFound, ServerNotFound, StorageUnavailable
 from multiverse_gateway.core.key_names import nth_secret
 from multiverse_gateway.core.servers import ClientKey
+from multiverse_gateway.core.spreadsheets import safe_cell
 from multiverse_gateway.core.usage import Counts
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.issued_keys import all_keys, change_key, create_key, new_seed, renew_key, revoke_key
@@ -32,10 +33,6 @@ _CSV = {
     "text/csv": "day,model,server,owner,client,client_id,requests,failed,prompt_tokens,completion_tokens,canceled\r\n"
     "2026-05-01,llama-3.2:3b,,,alice,,42,1,1200,3400,2\r\n"
 }
-
-
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""Spreadsheets take a text that begins with one of these for a formula."""
 
 
 def key_records(gateway: Gateway) -> list[KeyRecord]:
@@ -61,7 +58,7 @@ def csv_of(rows: Sequence[UsageRecord]) -> str:
 
 def _cell(value: str | int | None) -> str | int:
     if isinstance(value, str):
-        return f"'{value}" if value.startswith(FORMULA) else value
+        return safe_cell(value)
     return "" if value is None else value
 
 

@@ -79,10 +79,11 @@ def names_of(lines: Sequence[str]) -> NameList:
     seen: dict[str, int] = {}
     problems = []
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        text = line.removeprefix("\ufeff") if number == 1 else line  # what some programs write at the beginning of a file
+        if not text.strip():
             continue
         try:
-            name = key_name(line)
+            name = key_name(text)
         except UnfitName as error:
             problems.append((number, f"the name {error}"))
             continue

@@ -21,9 +21,9 @@ from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.local_engines import LocalEngines
 from multiverse_gateway.observability.tail import RecentLogs
 from multiverse_gateway.pages.assets import serve_asset
-from multiverse_gateway.pages.client_keys import ClientKeys
 from multiverse_gateway.pages.dashboard import Dashboard
 from multiverse_gateway.pages.first_steps import FirstSteps
+from multiverse_gateway.pages.key_pages import KeyPages
 from multiverse_gateway.pages.live import Followed, FollowedLines
 from multiverse_gateway.pages.live_topics import LiveTopics
 from multiverse_gateway.pages.recent_checks import RecentChecks
@@ -60,7 +60,7 @@ class Pages:
         self._first_steps = FirstSteps(self._renderer, local_engines)
         self._dashboard = Dashboard(self._renderer, recent_checks, self._first_steps)
         self._servers = ServerPages(self._renderer, recent_checks, self._first_steps)
-        self._client_keys = ClientKeys(self._renderer)
+        self._keys = KeyPages(self._renderer)
         self._live = LiveTopics(self._renderer)
         self._live.add({**self._dashboard.topics(), **self._servers.topics(), "logs": self._followed_logs})
         self._settings = SettingsPage(self._renderer, self._sign_in, self._first_steps)
@@ -76,7 +76,7 @@ class Pages:
             *self._dashboard.routes(self._sign_in),
             *self._servers.routes(self._sign_in),
             *self._first_steps.routes(self._sign_in),
-            *self._client_keys.routes(self._sign_in),
+            *self._keys.routes(self._sign_in),
             Route("/playground", page(self._playground), name="ui:playground"),
             Route("/test", self._moved_to_playground, name="ui:test"),
             Route("/logs", page(self._logs), name="ui:logs"),

@@ -35,6 +35,7 @@ _FORM = "mvg_form"
 _NONCE = re.compile(r"[A-Za-z0-9_-]{32}")
 _NOTE = "mvg_note"
 _LINK = "link"
+_ONCE = "once"
 _log = logging.getLogger("multiverse_gateway.ui")
 
 
@@ -207,8 +208,24 @@ class Sessions:
         return token
 
     async def use_link(self, token: str) -> bool:
-        """Take a link's token; true the first time only."""
-        return await self._end(_hash(_LINK, token))
+        """Take a link's token; true the first time only. Another process may have made it a moment ago."""
+        return await self._use(_hash(_LINK, token))
+
+    # What may be used once
+
+    async def keep_once(self, token: str, seconds: float) -> None:
+        """Let a token be used once, in whatever process, within so many seconds."""
+        await self._keep(_hash(_ONCE, token), seconds)
+
+    async def use_once(self, token: str) -> bool:
+        """Use a token of `keep_once`; true the first time only."""
+        return await self._use(_hash(_ONCE, token))
+
+    async def _use(self, digest: str) -> bool:
+        if self._until(digest) <= self.gateway.wall():
+            with suppress(StorageUnavailable):
+                await self.gateway.refresh()
+        return await self._end(digest)
 
 
 def _tokens(headers: Headers) -> Iterator[tuple[str, str]]:

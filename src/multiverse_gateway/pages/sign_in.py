@@ -21,7 +21,7 @@ from multiverse_gateway.pages.sessions import SAFE_METHODS, form_cookie, form_to
 from multiverse_gateway.web.middleware import ADDRESS
 
 MAX_SIGN_INS = 10
-MAX_FIELDS = 100
+MAX_FIELDS = 1000
 
 _CHALLENGE = 'Bearer realm="Multiverse Gateway"'
 """What RFC 9110 asks for with a 401. Browsers show no window of their own for it, as they would for `Basic`."""

@@ -34,3 +34,15 @@ def snippets_of(base_url: str, model: str, *, needs_key: bool) -> dict[str, str]
             f"  -d {shlex.quote(json.dumps(body))}\n"
         ),
     }
+
+
+def handout_of(base_url: str, key: str, model: str) -> str:
+    """Return what the holder of a key needs: the address, the key, and three lines of Python that use both."""
+    asked = json.dumps([{"role": "user", "content": "Hello!"}])
+    return (
+        f"Base URL: {base_url}\n"
+        f"API key:  {key}\n\n"
+        "from openai import OpenAI\n"
+        f"client = OpenAI(base_url={json.dumps(base_url)}, api_key={json.dumps(key)})\n"
+        f"print(client.chat.completions.create(model={json.dumps(model)}, messages={asked}).choices[0].message.content)\n"
+    )

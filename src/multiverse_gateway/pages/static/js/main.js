@@ -20,7 +20,7 @@ document.addEventListener("click", (event) => {
   if ((found = on("[data-copy]"))) copyFrom(found);
   else if ((found = on("[data-fill]"))) fill(found);
   else if ((found = on("[role=tab]"))) chooseTab(found);
-  else if ((found = on("[data-opens]"))) document.getElementById(found.dataset.opens).showModal();
+  else if ((found = on("[data-opens]"))) { event.preventDefault(); document.getElementById(found.dataset.opens).showModal(); }
   else if ((found = on(".toast [data-close]"))) closeToast(found.closest(".toast"));
   else if ((found = on("dialog [data-close]"))) found.closest("dialog").close();
   else if ((found = on("[data-theme-switch]"))) switchTheme();
