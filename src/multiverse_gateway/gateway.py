@@ -300,6 +300,8 @@ class Gateway:
             return None
         if envelope.server_id is not None:
             return candidates_at(model, self.load, envelope, excluded=excluded, now=now)
+        if envelope.needs is not None:
+            model = model.suited(envelope.needs, excluded)
         return candidates(model, self.load, stream=envelope.stream, path=envelope.path, excluded=excluded, now=now)
 
     def is_registered(self, server: Server) -> bool:

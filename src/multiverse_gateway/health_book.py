@@ -32,6 +32,7 @@ from multiverse_gateway.core.health import (
     merged,
     traffic_share,
 )
+from multiverse_gateway.core.needs import Needs, context_of, was_cut
 from multiverse_gateway.core.routing import RoutingTable, build_table, with_health
 from multiverse_gateway.core.server_access import confirming_path
 from multiverse_gateway.core.servers import Server, ServerId
@@ -73,6 +74,8 @@ class HealthBook:
         """Servers that this process has taken out and the monitor deletes: AUTO_DEREGISTER=delete."""
         self.slow: set[ServerId] = set()
         """Servers in their slow start, which get less traffic than usual."""
+        self.cut_texts: dict[ServerId, int] = {}
+        """How many long texts each server has read only in part, without saying so, as far as this process knows."""
         self.timelines = Timelines()
         self.recent: dict[ServerId, deque[tuple[float | None, ProbeResult]]] = {}
         """The last results of this process's own probes, newest first, each with the `last_checked_at` that it led to.
@@ -101,6 +104,7 @@ class HealthBook:
         self.doomed -= gone
         for server_id in gone:
             self._confirmed_at.pop(server_id, None)
+            self.cut_texts.pop(server_id, None)
             self.timelines.forget(server_id)
             self.recent.pop(server_id, None)
         for server_id, record in health.items():
@@ -152,6 +156,15 @@ class HealthBook:
         """Return whether this generation of a server has answered the API path before."""
         route = self.table.routes.get(server.id)
         return route is not None and route.server.generation == server.generation and has_answered(route.health, path)
+
+    def was_cut(self, server: Server, needs: Needs, prompt_tokens: int) -> bool:
+        """Return whether the server has probably read only a part of a text, of which it counted so many tokens."""
+        route = self.table.routes.get(server.id)
+        return route is not None and was_cut(needs, context_of(server, route.health.measured), prompt_tokens)
+
+    def note_cut(self, server: Server) -> None:
+        """Count a text of which the server has read only a part."""
+        self.cut_texts[server.id] = self.cut_texts.get(server.id, 0) + 1
 
     def report(self, server_id: ServerId, event: HealthEvent) -> None:
         """Advance a server's health and swap the table when that changed anything; unknown servers are ignored."""

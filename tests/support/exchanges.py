@@ -391,6 +391,8 @@ class RecordingEngine:
             return None
         if envelope.server_id is not None:
             return candidates_at(model, self.load, envelope, excluded=excluded, now=now)
+        if envelope.needs is not None:
+            model = model.suited(envelope.needs, excluded)
         return candidates(model, self.load, stream=envelope.stream, path=envelope.path, excluded=excluded, now=now)
 
     def is_registered(self, server: Server) -> bool:
@@ -483,12 +485,13 @@ class RecordingEngine:
         charge: Charge | None = None,
         caller: str = "",
         explains: bool = False,
+        body: bytes = b"{}",
         **fields: object,
     ) -> Exchange:
         """Make an exchange that is not started yet, of the envelope or of one with the `fields`."""
         request = ClientRequest(
             asked or envelope(**fields),  # type: ignore[arg-type]
-            body=b"{}",
+            body=body,
             content_type=b"application/json",
             query=b"",
             request_id=f"request-{len(self.exchanges)}",

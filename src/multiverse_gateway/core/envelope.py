@@ -5,6 +5,7 @@ from __future__ import annotations
 from attrs import Factory, field, frozen
 
 from multiverse_gateway.core.dialects import Dialect
+from multiverse_gateway.core.needs import Needs
 from multiverse_gateway.core.servers import ServerId
 
 JSON_PATHS = frozenset(
@@ -68,6 +69,8 @@ class Envelope:
     generation: int = 0
     method: str = "POST"
     is_lookup: bool = False
+    needs: Needs | None = None
+    """What the request needs of a server, once it was looked at: only if servers of its model differ in that."""
     answers_json: bool = field(init=False)
     """Whether the answer is JSON, or a stream of events."""
     stores_response: bool = field(init=False)

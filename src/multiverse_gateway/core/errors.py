@@ -7,6 +7,7 @@
     │   ├── InvalidJSON                invalid_json
     │   ├── StreamingUnsupported       streaming_unsupported
     │   ├── ModelNotOffered            model_not_offered
+    │   ├── ContextLengthExceeded      context_length_exceeded
     │   ├── AlreadyRegistered
     │   └── KeyNameTaken               key_name_taken
     ├── InvalidClientKey          401  invalid_api_key

@@ -21,8 +21,19 @@ def judged(
     model: Model | None, load: Load, envelope: Envelope, *, excluded: Collection[ServerId], now: float
 ) -> list[tuple[Route, Verdict]]:
     """Return what each server of a model is judged as for a request; of a request for one server only that one."""
-    routes = [] if model is None else [route for route in model.routes if envelope.server_id in (None, route.server.id)]
-    return [(route, verdict(route, load, stream=envelope.stream, path=envelope.path, excluded=excluded, now=now)) for route in routes]
+    if model is None:
+        return []
+    suited = model if envelope.needs is None else model.suited(envelope.needs, excluded)
+    return [
+        (
+            route,
+            verdict(route, load, stream=envelope.stream, path=envelope.path, excluded=excluded, now=now)
+            if route in suited.routes
+            else Verdict.UNSUITED,
+        )
+        for route in model.routes
+        if envelope.server_id in (None, route.server.id)
+    ]
 
 
 def compared(servers: Sequence[tuple[Route, Verdict]]) -> Sequence[Server]:

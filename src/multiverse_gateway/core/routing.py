@@ -14,6 +14,7 @@ from attrs import define, evolve, field, frozen
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.fairness import Pool
 from multiverse_gateway.core.health import Health, HealthState, is_last, last_until, supports
+from multiverse_gateway.core.needs import Bounds, Needs, bounds_of, can, context_of, fits
 from multiverse_gateway.core.servers import Server, ServerId, model_key
 
 _MAX_COMPARED = 500
@@ -37,8 +38,8 @@ class Candidates:
     the model streams. `returns_in` is in seconds: the earliest end of a pause, or the earliest probe. `last_resort` is a server that only
     requests found unhealthy, offered to one request at a time when no other server is left; `last_resort_taken`: that one request runs,
     so waiting a moment helps. `busy`: the servers that work asked for a pause; the status (429, 503) of the one that returns first.
-    `resting`: those of them that asked one client only, each with that client. Nothing changes it; to freeze it would cost half a
-    microsecond per request.
+    `resting`: those of them that asked one client only, each with that client. `bounds`: what is to be looked at in the request first.
+    Nothing changes it; to freeze it would cost half a microsecond per request.
     """
 
     ready: Sequence[Server] = ()
@@ -49,6 +50,7 @@ class Candidates:
     last_resort_taken: bool = False
     busy: int | None = None
     resting: Sequence[tuple[Server, str]] = ()
+    bounds: Bounds | None = None
 
     def ready_for(self, client: str) -> Sequence[Server]:
         """Return the servers that may be asked for a client (key or address) now.
@@ -75,18 +77,24 @@ class Model:
 
     The answer of `candidates` for the usual request is made with the model, once per change of any server's health and not once per
     request: with four servers a request then takes a twentieth of the time. It holds from `_everybody_from` on, the end of the last pause.
+    `bounds` is what is to be looked at in a request, `None` if nothing is.
     """
 
     name: str
     routes: tuple[Route, ...]
+    bounds: Bounds | None = field(init=False, eq=False, repr=False)
     _everybody: Candidates | None = field(init=False, eq=False, repr=False)
     _everybody_from: float = field(init=False, eq=False, repr=False)
+
+    @bounds.default
+    def _find_bounds(self) -> Bounds | None:
+        return bounds_of([(route.server, route.health.measured) for route in self.routes if route.health.is_active])
 
     @_everybody.default
     def _find_everybody(self) -> Candidates | None:
         """Answer `candidates` in advance for the usual case: all are well, without a cap, and stream."""
         if all(_is_plain(route) for route in self.routes):
-            return Candidates(ready=tuple(route.server for route in self.routes))
+            return Candidates(ready=tuple(route.server for route in self.routes), bounds=self.bounds)
         return None
 
     @_everybody_from.default
@@ -97,6 +105,32 @@ class Model:
     def everybody(self, now: float) -> Candidates | None:
         """Return all servers if every one of them can take any request now."""
         return self._everybody if now >= self._everybody_from else None
+
+    def suited(self, needs: Needs, excluded: Collection[ServerId] = ()) -> "Model":
+        """Return the model with only those servers that can do what a request needs, itself if no server can.
+
+        Of those, only the servers in rotation whose context has room for the text, or the ones with the largest context if none has room;
+        the servers that were tried already (`excluded`) do not count for that.
+        """
+        able = tuple(route for route in self.routes if can(route.health.measured, needs.abilities))
+        routes = able if any(route.health.is_active for route in able) else self.routes
+        if needs.characters:
+            routes = _roomy(routes, needs, excluded)
+        return self if routes == self.routes else Model(self.name, routes)
+
+
+def _roomy(routes: tuple[Route, ...], needs: Needs, excluded: Collection[ServerId]) -> tuple[Route, ...]:
+    """Return the servers in rotation that have room for a text, or the most room; all servers if none is in rotation."""
+    usable = {
+        route.server.id: context_of(route.server, route.health.measured)
+        for route in routes
+        if route.health.status == "healthy" and route.server.id not in excluded
+    }
+    roomy = {server_id for server_id, context in usable.items() if fits(needs, context)}
+    if usable and not roomy:
+        largest = max(context for context in usable.values() if context is not None)
+        roomy = {server_id for server_id, context in usable.items() if context == largest}
+    return tuple(route for route in routes if route.server.id in roomy) or routes
 
 
 def _is_plain(route: Route) -> bool:
@@ -231,9 +265,10 @@ class Verdict(StrEnum):
     RESTING = "asked for a pause"
     FULL = "is at its concurrency limit"
     UNSUPPORTED = "does not support this call"
+    UNSUITED = "cannot do what the request needs, or has too little context"
 
 
-_READY, _LAST, _TRIED, _NO_STREAMS, _ILL, _RESTING, _FULL, _UNSUPPORTED = Verdict  # a look-up in an enum costs as much as a call
+_READY, _LAST, _TRIED, _NO_STREAMS, _ILL, _RESTING, _FULL, _UNSUPPORTED, _ = Verdict  # a look-up in an enum costs as much as a call
 _HALF_OPEN = HealthState.HALF_OPEN
 
 
@@ -285,7 +320,7 @@ def _sort_out(model: Model, load: Slots, stream: bool, path: str, excluded: Coll
     if not ready and not full and not resting:
         ready = reluctant
     if ready:
-        return Candidates(ready=tuple(ready), full=full)
+        return Candidates(ready=tuple(ready), full=full, bounds=model.bounds)
     last_resort = None if full else _last_resort(model, suspects, load)
     return Candidates(
         full=full,
@@ -297,6 +332,7 @@ def _sort_out(model: Model, load: Slots, stream: bool, path: str, excluded: Coll
         returns_in=None if returns_at == inf else max(0.0, returns_at - now),
         last_resort=last_resort,
         last_resort_taken=bool(suspects) and last_resort is None and not full,
+        bounds=model.bounds,
     )
 
 

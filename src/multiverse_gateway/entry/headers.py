@@ -37,6 +37,7 @@ EXPOSED_HEADERS = (
     "x-multiverse-attempts",
     "x-multiverse-queued-ms",
     "x-multiverse-queue-length",
+    "x-multiverse-truncated",
     "x-multiverse-why",
     "x-should-retry",
     "x-ratelimit-limit-requests",

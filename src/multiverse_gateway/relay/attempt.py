@@ -106,6 +106,12 @@ class Attempt:
         """Bytes of the answer that arrived so far; its head counts as one."""
         return (self.status != 0) + (0 if self.reader is None else self.reader.received)
 
+    @property
+    def was_cut(self) -> bool:
+        """Whether the server has probably read only a part of the request's text."""
+        needs, reader = self.request.envelope.needs, self.reader
+        return needs is not None and reader is not None and self.resources.health_book.was_cut(self.server, needs, reader.usage[0])
+
     # The slot
 
     def release(self, failure: Failure | None) -> None:
@@ -116,6 +122,8 @@ class Attempt:
         if self.reader is not None:
             self.reader.close()
         envelope, resources = self.request.envelope, self.resources
+        if envelope.needs is not None and failure is None and self.was_cut:
+            resources.health_book.note_cut(self.server)
         resources.room.queue.release(self.search)
         resources.load.finished(
             self.server.id,

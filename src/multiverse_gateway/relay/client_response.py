@@ -183,6 +183,10 @@ class ClientResponse:
             self.held = 0
 
 
+TRUNCATED = (b"x-multiverse-truncated", b"1")
+"""Says that the server has probably read only a part of the request's text (`core.needs.was_cut`)."""
+
+
 def wait_headers(waited_seconds: float) -> Headers:
     """Return the header that says how long the request waited in the queue, if it did."""
     return [(b"x-multiverse-queued-ms", b"%d" % (1000 * waited_seconds))] if waited_seconds >= LEAST_WAIT_SECONDS else []

@@ -47,7 +47,7 @@ from multiverse_gateway.core.fairness import Place
 from multiverse_gateway.core.load import retry_seconds
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.relay.attempt import Attempt
-from multiverse_gateway.relay.client_response import ClientResponse, attempt_headers, choice_headers, wait_headers
+from multiverse_gateway.relay.client_response import TRUNCATED, ClientResponse, attempt_headers, choice_headers, wait_headers
 from multiverse_gateway.relay.exchange_errors import (
     NO_ROOM_FOR_EVENT,
     REPORTED_ERROR,
@@ -301,7 +301,8 @@ class Exchange:
         """Pass a whole answer on."""
         now = self.engine.now()
         attempt = self._commit(now)
-        self.response.answer(attempt.status, [(b"content-type", content_type), *self._own_headers()], body)
+        cut = (TRUNCATED,) if self.request.envelope.needs is not None and attempt.was_cut else ()
+        self.response.answer(attempt.status, [(b"content-type", content_type), *self._own_headers(), *cut], body)
         attempt.release(None)
         self.engine.health_book.passed(attempt.server, self.request.envelope.call)
         self.end(now)

@@ -20,6 +20,7 @@ from multiverse_gateway.core.errors import (
 )
 from multiverse_gateway.core.failover import Failure, FailureClass, busy_error
 from multiverse_gateway.core.fairness import Share
+from multiverse_gateway.core.needs import MOST_CHARACTERS, Bounds, ContextLengthExceeded, Needs
 from multiverse_gateway.core.routing import Candidates, close_names
 from multiverse_gateway.core.servers import ClientKey
 from multiverse_gateway.core.sse import EventStream
@@ -66,6 +67,19 @@ def streaming_unsupported(envelope: Envelope) -> GatewayError:
     return StreamingUnsupported(
         f"No server of the model {envelope.model!r} supports streaming. Send the request with stream=false.", param="stream"
     )
+
+
+def context_exceeded(envelope: Envelope, bounds: Bounds, needs: Needs) -> GatewayError:
+    """Return the refusal of a text that no server of the model has room for, in OpenAI's words."""
+    least = needs.characters // MOST_CHARACTERS
+    return ContextLengthExceeded(
+        f"This model's maximum context length is {bounds.largest_context} tokens. However, your request has {needs.characters} characters "
+        f"of text, which are at least {least} tokens. Please reduce the length of the messages.",
+        param=_TEXT_FIELDS.get(envelope.path, "messages"),
+    )
+
+
+_TEXT_FIELDS = {"/v1/completions": "prompt", "/v1/embeddings": "input", "/v1/responses": "input"}
 
 
 def _why_no_slot(model: str, share: Share | None) -> str:

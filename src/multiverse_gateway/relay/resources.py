@@ -8,6 +8,7 @@ from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.core.failover import Failure
 from multiverse_gateway.core.health import HealthEvent
 from multiverse_gateway.core.load import Admission, Load
+from multiverse_gateway.core.needs import Needs
 from multiverse_gateway.core.routing import Candidates
 from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.relay.client_response import ClientResponse
@@ -24,6 +25,12 @@ class HealthReports(Protocol):
 
     def has_answered(self, server: Server, path: str) -> bool:
         """Return whether the server has answered this call before."""
+
+    def was_cut(self, server: Server, needs: Needs, prompt_tokens: int) -> bool:
+        """Return whether the server has probably read only a part of a text, of which it counted so many tokens."""
+
+    def note_cut(self, server: Server) -> None:
+        """Count a text of which the server has read only a part."""
 
     def report(self, server_id: ServerId, event: HealthEvent) -> None:
         """Report anything else to the health machine."""

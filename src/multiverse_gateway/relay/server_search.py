@@ -20,10 +20,12 @@ from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.core.failover import FailedAttempt, GiveUp, Retry, after_failure, final_error
 from multiverse_gateway.core.fairness import Band, FairQueue, Share, Ticket, actual_cost, estimated_cost
 from multiverse_gateway.core.load import Load, retry_seconds
+from multiverse_gateway.core.needs import Bounds, is_too_long, needs_of
 from multiverse_gateway.core.patience import requested_tokens
 from multiverse_gateway.core.routing import Candidates
 from multiverse_gateway.core.servers import Server, ServerId, model_key
 from multiverse_gateway.relay.exchange_errors import (
+    context_exceeded,
     no_slot,
     no_usable_server,
     streaming_unsupported,
@@ -154,6 +156,8 @@ class ServerSearch(Ticket):
         found = resources.candidates(envelope, self.excluded, now)
         if found is None:
             self._give_up(unknown_model(envelope, resources.model_names()))
+        elif found.bounds is not None and len(request.body) > found.bounds.most_bytes and envelope.needs is None:
+            self._look_at_needs(found.bounds)
         elif ready := found.ready or found.ready_for(request.source):
             if queue.may_begin(self, now) or self._may_pass():
                 exchange.begin_attempt(ready[0] if len(ready) == 1 else resources.pick(ready, envelope), now)
@@ -169,6 +173,16 @@ class ServerSearch(Ticket):
             self._give_up(streaming_unsupported(envelope))
         else:
             self._give_up(no_usable_server(envelope, found))
+
+    def _look_at_needs(self, bounds: Bounds) -> None:
+        """Find out what the request needs of a server, in which the servers of its model differ; refuse it if no server has room for it."""
+        envelope = self.client_request.envelope
+        needs = needs_of(bounds, envelope.path, self.client_request.body)
+        self.client_request.envelope = attrs.evolve(envelope, needs=needs)
+        if is_too_long(bounds, needs):
+            self._give_up(context_exceeded(envelope, bounds, needs))
+        else:
+            self.choose()
 
     def choose_at(self, server: Server) -> None:
         """Choose the server that has the stored response, and no other."""
@@ -265,7 +279,7 @@ class ServerSearch(Ticket):
         """What the request needs of a server: of two requests with equal needs both can use what is free, or none can."""
         envelope = self.client_request.envelope
         source = self.client_request.source if self._is_picky else None  # only servers that rest for another client are left
-        return envelope.stream, envelope.path, envelope.server_id, self.excluded, source
+        return envelope.stream, envelope.path, envelope.server_id, envelope.needs, self.excluded, source
 
     @property
     def _generates(self) -> bool:
