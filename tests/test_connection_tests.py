@@ -31,7 +31,7 @@ from support.troubles import ANSWERS, NETWORKS, STEPS, resolve, troubled
 
 PROBED = [ProbeStep.URL, ProbeStep.NAME, ProbeStep.ADDRESS, ProbeStep.CONNECTION, ProbeStep.ACCESS, ProbeStep.ANSWER]
 UNUSED = "http://gpu.example:8000"
-TITLES = ["Name found", "Address allowed", "Connected", "Let in", "Models listed", "One-token chat"]
+TITLES = ["DNS lookup", "Address allowed", "Connection", "Authentication", "Model list", "Test reply"]
 
 
 def server_at(url: str, model: str = "tiny") -> Server:

@@ -31,8 +31,8 @@ def go(path: str) -> Callable[[Any], None]:
 def register(page: Any) -> None:
     """Show the wizard after a test that passed."""
     page.goto(f"http://{HOST}/register")
-    page.get_by_label("Address of the server").fill("lab-9.campus.example:8000/v1")
-    page.get_by_text("It is read as").wait_for()
+    page.get_by_label("Server address").fill("lab-9.campus.example:8000/v1")
+    page.get_by_text("It will be saved as").wait_for()
     page.get_by_role("button", name="Test connection").click()
     page.get_by_role("button", name="llama3.1:8b").click()
     page.get_by_role("textbox", name="Owner").fill("Ines Duarte")
@@ -51,7 +51,7 @@ def edit(page: Any) -> None:
     """Show a change before it is saved."""
     server(page)
     page.get_by_role("link", name="Edit").click()
-    page.get_by_label("Address of the server").fill("https://brave-otter-16.ngrok-free.app")
+    page.get_by_label("Server address").fill("https://brave-otter-16.ngrok-free.app")
     page.get_by_role("button", name="Save changes").click()
     page.get_by_role("dialog").wait_for()
 

@@ -109,18 +109,18 @@ def test_a_connection_test_shows_its_steps_as_they_happen(browse: Callable[..., 
         watched = browse()
         page = watched.page
         watched.open("/register")
-        page.get_by_label("Address of the server").fill(kim.url)
+        page.get_by_label("Server address").fill(kim.url)
         for _ in range(2):
             page.get_by_role("button", name="Test connection").click()
-            page.locator("#test li.busy", has_text="Name found").wait_for()
+            page.locator("#test li.busy", has_text="DNS lookup").wait_for()
             assert states(page) == ["busy", *["idle"] * 5]
             listing.open()
-            page.locator("#test li.busy", has_text="One-token chat").wait_for()
+            page.locator("#test li.busy", has_text="Test reply").wait_for()
             assert states(page) == [*["good"] * 5, "busy"]
             assert page.locator("#choices button").count() == 0
             assert page.locator("#test").get_attribute("aria-busy") == "true"
             chat.open()
-            page.get_by_text("It works.").wait_for()
+            page.get_by_text("All checks passed.").wait_for()
             assert states(page) == ["good"] * 6
             assert page.locator("#test").get_attribute("aria-busy") is None
             assert page.get_by_label("Model name").input_value() == "kim"
@@ -136,7 +136,7 @@ def test_a_connection_test_that_is_cut_off_ends(chromium: Any, browse_at: Callab
         watched = browse_at(gateway.url, cookies_of_an_operator(chromium, gateway.url, gateway.admin_key))
         page = watched.page
         watched.open("/register")
-        page.get_by_label("Address of the server").fill(kim.url)
+        page.get_by_label("Server address").fill(kim.url)
         page.get_by_role("button", name="Test connection").click()
         page.locator("#test li.busy").wait_for()
         gateway.kill()

@@ -59,8 +59,8 @@ def list_of(name: str) -> behaviours.Behaviour:
 def register(page: Any, watched: Watched, backend: Backend) -> None:
     """Register by the form, with its help."""
     watched.open("/register")
-    page.get_by_label("Address of the server").fill(f"{backend.url.removeprefix('http://')}/v1/chat/completions")
-    page.get_by_text(f"{LOCALHOST_MEANS} It is read as {backend.url}.").wait_for()
+    page.get_by_label("Server address").fill(f"{backend.url.removeprefix('http://')}/v1/chat/completions")
+    page.get_by_text(f"{LOCALHOST_MEANS} It will be saved as {backend.url}.").wait_for()
     page.get_by_label("Model name").fill("not a name")
     page.get_by_role("textbox", name="Owner").focus()
     page.get_by_text("Model name must be 1 to 128").wait_for()

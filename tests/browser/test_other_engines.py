@@ -54,10 +54,10 @@ def test_the_core_journey(start: Callable[[Path], AbstractContextManager[Engine]
         engine.open(f"{gateway.url}/register")
         fill(engine, "key", gateway.admin_key)
         press(engine, "Sign in", "main")
-        see(engine, "Where is it?")
+        see(engine, "Server address")
 
         fill(engine, "endpoint_url", f"{erin.url}/v1/chat/completions")
-        see(engine, f"It is read as {erin.url}.")
+        see(engine, f"It will be saved as {erin.url}.")
         press(engine, "Test connection")
         see(engine, "one-model answers.")
         until(engine, "return document.getElementById('model_name').value === 'one-model';")

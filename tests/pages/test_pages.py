@@ -493,7 +493,7 @@ async def test_a_server_is_registered_by_the_form() -> None:
         ({"model_name": "with space"}, "model_name", "Model name must be"),
         ({"endpoint_url": "ftp://x"}, "endpoint_url", "Address"),
         ({"endpoint_url": "http://127.0.0.1:8001"}, "endpoint_url", "does not connect to"),
-        ({"max_tokens": "many"}, "max_tokens", "Longest answer must be a whole number"),
+        ({"max_tokens": "many"}, "max_tokens", "Max output tokens must be a whole number"),
         ({"weight": "101"}, "weight", "Weight must be"),
         ({"student_id": "a\u202eb"}, "student_id", "invisible"),
     ],
@@ -534,7 +534,7 @@ async def test_a_server_is_changed_by_what_differs_only() -> None:
         assert "Nothing was changed" in (await browser.open(f"/server/{server_id}")).text
         answer = await browser.send(path, {**same, "student_id": "", "max_tokens": ""}, hx_request="true")
         assert answer.headers["hx-redirect"] == f"/server/{server_id}"
-        assert "Saved: Owner, Longest answer" in (await browser.open("/dashboard")).text
+        assert "Saved: Owner, Max output tokens" in (await browser.open("/dashboard")).text
         record = (await browser.client.get(f"/admin/servers/{server_id}")).json()
         assert record["metadata"]["student_id"] is None
         assert record["has_api_key"]
@@ -561,11 +561,11 @@ async def test_the_stored_key_is_not_tried_at_another_address() -> None:
 
 
 TITLES = {
-    ProbeStep.NAME: "Name found",
+    ProbeStep.NAME: "DNS lookup",
     ProbeStep.ADDRESS: "Address allowed",
-    ProbeStep.CONNECTION: "Connected",
-    ProbeStep.ACCESS: "Let in",
-    ProbeStep.ANSWER: "Models listed",
+    ProbeStep.CONNECTION: "Connection",
+    ProbeStep.ACCESS: "Authentication",
+    ProbeStep.ANSWER: "Model list",
 }
 
 
@@ -635,7 +635,7 @@ async def test_an_address_is_recognized(typed: str, words: str, read_as: str | N
         note = await browser.send("/register/address", {"endpoint_url": typed}, hx_request="true")
         assert note.status_code == 200
         assert words in note.text
-        assert (f"It is read as {read_as}." in note.text) if read_as else ("read as" not in note.text)
+        assert (f"It will be saved as {read_as}." in note.text) if read_as else ("saved as" not in note.text)
         if read_as:
             await browser.send("/register", {"endpoint_url": typed, "model_name": "tiny"})
             (server,) = (await browser.client.get("/admin/servers")).json()

@@ -83,7 +83,7 @@ async def test_the_last_step_asks_for_one_token(answer: Answer, state: str, word
         last = re.findall(r'<li class="(\w+)">.*', found.text)[-1]
         assert last == state
         assert words in found.text
-        assert ("It works." in found.text) is (state == "good")
+        assert ("All checks passed." in found.text) is (state == "good")
     asked = servers.asked[0]
     assert str(asked.url) == "http://gpu.example:8000/v1/chat/completions"
     assert asked.headers["authorization"] == "Bearer sk-typed"
@@ -129,7 +129,7 @@ async def test_an_only_model_is_taken_and_others_are_offered() -> None:
         assert "1 model found." in alone.text
         assert 'data-value="tiny" data-at-once' in alone.text
         other = await browser.send("/register/test", {**form, "model_name": "other"}, hx_request="true")
-        assert "The server does not list other; choose one of its models below." in other.text
+        assert "The server does not list other. Choose one of its models below." in other.text
         assert "data-at-once" not in other.text
 
 
@@ -139,7 +139,7 @@ async def test_a_refused_key_and_a_refused_address_end_the_test_where_they_stand
         await browser.sign_in()
         browser.probe.unauthorized.add("http://gpu.example:8000")
         denied = await browser.send("/register/test", {"endpoint_url": "http://gpu.example:8000"}, hx_request="true")
-        assert re.search(r'<li class="bad">.*<strong>Let in</strong>', denied.text)
+        assert re.search(r'<li class="bad">.*<strong>Authentication</strong>', denied.text)
         assert denied.text.rpartition(NEXT_PIECE)[2].count('class="good"') == 3
         closed = await browser.send("/register/test", {"endpoint_url": "http://169.254.169.254"}, hx_request="true")
         assert re.search(r'<li class="bad">.*<strong>Address allowed</strong>.*This is an address', closed.text)
@@ -160,7 +160,7 @@ async def test_a_name_that_leads_to_a_refused_address_ends_the_test_at_the_addre
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("model_name", "", "This is needed."),
+        ("model_name", "", "Required."),
         ("model_name", "with space", "Model name must be"),
         ("model_name", "llama3.2:3b", ""),
         ("weight", "0", "Weight must be"),
@@ -185,8 +185,8 @@ async def test_a_field_says_whether_it_can_be_used(name: str, value: str, words:
 @pytest.mark.parametrize(
     ("typed", "kind"),
     [
-        ("192.168.1.20:11434", "a machine in the local network"),
-        ("[fd00::1]:8080", "a machine in the local network"),
+        ("192.168.1.20:11434", "a computer in the local network"),
+        ("[fd00::1]:8080", "a computer in the local network"),
         ("fdroid.example", "the host fdroid.example"),
         ("10.gpu.example", "the host 10.gpu.example"),
         ("8.8.8.8", "a public address"),

@@ -143,8 +143,8 @@ class InvalidField(BadRequest):
     """One field of the request cannot be used; `problem` continues a sentence that begins with the field's name.
 
     >>> error = InvalidField("max_tokens", " must be a whole number")
-    >>> error.message, error.naming("Longest answer")
-    ('max_tokens must be a whole number', 'Longest answer must be a whole number')
+    >>> error.message, error.naming("Max output tokens")
+    ('max_tokens must be a whole number', 'Max output tokens must be a whole number')
     """
 
     def __init__(self, field: str, problem: str = " cannot be used") -> None:

@@ -41,7 +41,7 @@ class ShownTest:
         return all(step.state != "busy" for step in self.steps)
 
 
-_TITLES = ("Name found", "Address allowed", "Connected", "Let in", "Models listed", "One-token chat")
+_TITLES = ("DNS lookup", "Address allowed", "Connection", "Authentication", "Model list", "Test reply")
 _PLACES: Mapping[ProbeStep, int] = {
     ProbeStep.NAME: 0,
     ProbeStep.URL: 1,
@@ -86,7 +86,7 @@ async def try_steps(
             steps = (*_good(4), _listing(result))
             if result.model is None:
                 yield ShownTest(
-                    steps=(*steps, ShownStep(title=_TITLES[5], state="idle", message="Write the model's name, then test again.")), ok=True
+                    steps=(*steps, ShownStep(title=_TITLES[5], state="idle", message="Enter the model's name and test again.")), ok=True
                 )
             else:
                 yield _under_way(steps)
@@ -117,10 +117,10 @@ def _ended(at: int, message: str) -> ShownTest:
 def _listing(result: StepResult) -> ShownStep:
     names = _names(result)
     if not names:
-        return ShownStep(title=_TITLES[4], state="warn", message="The server answers, but lists no models: is one loaded?")
+        return ShownStep(title=_TITLES[4], state="warn", message="The server lists no models. Load one first.")
     if result.outcome is Outcome.DOUBTFUL:
         return ShownStep(
-            title=_TITLES[4], state="warn", message=f"The server does not list {result.model}; choose one of its models below."
+            title=_TITLES[4], state="warn", message=f"The server does not list {result.model}. Choose one of its models below."
         )
     return ShownStep(title=_TITLES[4], state="good", message="1 model found." if len(names) == 1 else f"{len(names)} models found.")
 

@@ -20,20 +20,20 @@ Form = Mapping[str, str]
 
 NUMBERS = ("max_tokens", "context_length", "max_concurrency", "weight")
 NO_LIMIT = ("none", "no limit")
-"""What people write for any number of requests at once; an empty field leaves the choice to the server's engine."""
+"""Texts for an unlimited number of concurrent requests; if the field is empty, the server's engine decides."""
 FIELDS: Mapping[str, str] = {
     "model_name": "Model name",
     "endpoint_url": "Address",
-    "api_key": "Key of the server",
+    "api_key": "API key of the server",
     "student_id": "Owner",
     "description": "Description",
     "context_length": "Context length",
-    "max_tokens": "Longest answer",
-    "max_concurrency": "Requests at once",
+    "max_tokens": "Max output tokens",
+    "max_concurrency": "Max concurrent requests",
     "weight": "Weight",
-    "streaming": "Streams its answers",
+    "streaming": "Supports streaming",
 }
-"""The fields of the forms and what people call them."""
+"""The labels of the form's fields."""
 
 _PLACES = {
     "max_tokens": "capabilities",
@@ -155,7 +155,7 @@ def check_field(form: Form, name: str) -> FieldNote:
     if name == "streaming" or (not value and name not in ("model_name", "endpoint_url")):
         return FieldNote(field=name)
     if not value:
-        return FieldNote(field=name, state="bad", message="This is needed.")
+        return FieldNote(field=name, state="bad", message="Required.")
     try:
         parse_change(change_body(form, [name]))
     except BadRequest as error:
@@ -167,9 +167,9 @@ _PATHS = re.compile(r"/(?:v1/)?(?:chat/completions|completions|models|embeddings
 _KINDS = (
     (
         r"\.ngrok(-free)?\.(app|dev|io)$",
-        "an ngrok tunnel. Its address changes with each start unless reserved: edit the server then",
+        "an ngrok tunnel. Unless its address is reserved, it changes at every start; edit the server then",
     ),
-    (r"\.trycloudflare\.com$", "a quick Cloudflare tunnel. Its address changes with each start: edit the server then"),
+    (r"\.trycloudflare\.com$", "a quick Cloudflare tunnel. Its address changes at every start; edit the server then"),
     (r"\.(ts\.net|loca\.lt|pinggy\.link|serveo\.net)$", "a tunnel"),
 )
 
@@ -195,7 +195,7 @@ def recognize(gateway: Gateway, text: str) -> FieldNote:
         endpoint = parse_endpoint(address)
     except EndpointError as error:
         return FieldNote(field=name, state="bad", message=sentence(str(error)))
-    read_as = "" if endpoint.url == text.strip().rstrip("/") else f" It is read as {endpoint.url}."
+    read_as = "" if endpoint.url == text.strip().rstrip("/") else f" It will be saved as {endpoint.url}."
     try:
         refuse_address(gateway, endpoint.url)
     except BadRequest as error:
@@ -221,4 +221,4 @@ def _kind(host: str) -> str:
         address = ip_address(host.strip("[]"))
     except ValueError:
         return f"the host {host}"
-    return "a public address" if address.is_global else "a machine in the local network"
+    return "a public address" if address.is_global else "a computer in the local network"
