@@ -97,7 +97,7 @@ def test_the_core_journey(start: Callable[[Path], AbstractContextManager[Engine]
         press(engine, "Delete", ".heading")
         press(engine, "Delete", "dialog[open]")
         see(engine, "one-model was removed.")
-        see(engine, "Let's add the first model")
+        see(engine, "Add your first model")
         if isinstance(engine, Firefox):
             assert engine.troubles == []
 
