@@ -10,9 +10,9 @@ from multiverse_gateway.entry.identity import is_forwarded
 from multiverse_gateway.local_engines import LocalEngines
 from multiverse_gateway.pages.guides import GUIDES
 from multiverse_gateway.pages.reaching import ReachNote, reach_note
+from multiverse_gateway.pages.registered import registered_values
 from multiverse_gateway.pages.rendering import Renderer, Visit
 from multiverse_gateway.pages.sign_in import SignIn
-from multiverse_gateway.pages.snippets import snippets_of
 from multiverse_gateway.web.middleware import ADDRESS
 
 
@@ -65,11 +65,5 @@ class FirstSteps:
             return self._renderer.problem(visit, 403, "Nothing was registered", message)
         await self._renderer.rules.count_probe(visit.request.scope.get(ADDRESS, "unknown"))
         accepted = await self._engines.accept(visit.form.get("port", ""), visit.form.get("model", ""))
-        base_url = f"{self._renderer.base_url(visit.request)}/v1"
-        needs_key = self._gateway.settings.require_client_auth
-        values: dict[str, Any] = {
-            "server": accepted.server,
-            "accepted": accepted,
-            "snippets": snippets_of(base_url, accepted.server.model_name, needs_key=needs_key),
-        }
+        values = registered_values(self._renderer, visit, accepted)
         return self._renderer.page(visit, "registered.html", active="register", **values)

@@ -21,6 +21,7 @@ from multiverse_gateway.pages.first_steps import FirstSteps
 from multiverse_gateway.pages.live import Followed, FollowedParts, Parts
 from multiverse_gateway.pages.live_topics import Topic
 from multiverse_gateway.pages.recent_checks import RecentChecks
+from multiverse_gateway.pages.registered import registered_values
 from multiverse_gateway.pages.rendering import NEXT_PIECE, Renderer, Visit
 from multiverse_gateway.pages.server_form import (
     FIELDS,
@@ -35,7 +36,6 @@ from multiverse_gateway.pages.server_form import (
     values_of,
 )
 from multiverse_gateway.pages.sign_in import SignIn
-from multiverse_gateway.pages.snippets import snippets_of
 from multiverse_gateway.pages.states import next_check_text
 from multiverse_gateway.pages.words import count, sentence
 from multiverse_gateway.registration import check, refresh_if_possible, remove, route_of, server_id_of, stated, update
@@ -84,21 +84,11 @@ class ServerPages:
             accepted = await register_owned(self._gateway, registration, has_cap=has_cap)
         except GatewayError as error:
             return self._form_problem(visit, "register.html", error)
-        server = accepted.server
-        snippets = snippets_of(
-            f"{self._renderer.base_url(visit.request)}/v1", server.model_name, needs_key=self._gateway.settings.require_client_auth
-        )
-        warning = route_of(self._gateway, server.id).health.warning
-        values: dict[str, Any] = {
-            "server": server,
-            "accepted": accepted,
-            "snippets": snippets,
-            "warning": None if warning is None else sentence(warning),
-        }
+        values = registered_values(self._renderer, visit, accepted)
         if visit.is_fragment:
             headers = {"hx-retarget": "#wizard", "hx-reswap": "outerHTML show:window:top"}
             response = self._renderer.fragment(visit, "_registered.html", headers=headers, **values)
-            return self._renderer.toast(response, "success", f"{server.model_name} is registered.")
+            return self._renderer.toast(response, "success", f"{accepted.server.model_name} is registered.")
         return self._renderer.page(visit, "registered.html", active="register", **values)
 
     def _form_problem(self, visit: Visit, template: str, error: GatewayError, **values: Any) -> Response:
