@@ -13,6 +13,7 @@ from multiverse_gateway.core.servers import Server
 from multiverse_gateway.pages import server_pages
 from multiverse_gateway.pages.live import MAX_STREAMS
 from multiverse_gateway.pages.rendering import NEXT_PIECE
+from multiverse_gateway.pages.sign_in import MAX_FIELDS
 from multiverse_gateway.protocols import Client
 from multiverse_gateway.stores.memory import MemoryStore
 from support.gateways import ADMIN_KEY, Verdicts
@@ -268,7 +269,7 @@ async def test_a_form_that_cannot_be_read_is_refused() -> None:
     """At the gate, and at the form to sign in."""
     async with browsing() as browser:
         await browser.sign_in()
-        fields = {f"field{number}": "x" for number in range(120)}
+        fields = {f"field{number}": "x" for number in range(MAX_FIELDS + 1)}
         assert (await browser.send("/register", fields)).status_code == 400
         assert (await browser.send("/login", fields)).status_code == 400
 
