@@ -135,9 +135,9 @@ class MeasuredRoom(WaitingRoom):
         self.measure()
         return super().join(waiter, now)
 
-    def slot_freed(self, model: str, now: float) -> None:
+    def slot_freed(self, model: str, now: float, pool: Hashable = None) -> None:
         self.measure()
-        super().slot_freed(model, now)
+        super().slot_freed(model, now, pool)
 
 
 class SimulatedGateway(Gateway):

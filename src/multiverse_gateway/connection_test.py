@@ -104,7 +104,7 @@ async def examine(server: Server, named: str | None, means: Means) -> AsyncItera
     offer = _offer(result, named)
     yield offer
     if means.chat is not None and offer.model is not None:
-        yield await _chat(attrs.evolve(server, model_name=offer.model), means, means.chat)
+        yield await _chat(attrs.evolve(server, model_name=offer.model, upstream_model=None), means, means.chat)
 
 
 def _offer(result: ProbeResult, named: str | None) -> StepResult:
@@ -122,7 +122,7 @@ async def _chat(server: Server, means: Means, probe: HealthProbe) -> StepResult:
         step=ProbeStep.CHAT,
         outcome=outcome,
         result=trial.result,
-        model=server.model_name,
+        model=server.asked_model,
         ability=trial.ability,
         problem=trial.problem,
     )

@@ -21,6 +21,7 @@ from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.errors import Overloaded, StorageUnavailable, TooManyAtOnce
 from multiverse_gateway.core.explaining import as_line, compared, described, judged
 from multiverse_gateway.core.health import Health, fresh
+from multiverse_gateway.core.hosts import Host
 from multiverse_gateway.core.load import Admission, BodyBudget, ByteBudget, Load, retry_seconds
 from multiverse_gateway.core.routing import (
     Candidates,
@@ -225,7 +226,7 @@ class Gateway:
             redact(server.api_key)
         known_routes = self.table.routes
         for server_id in self.health_book.follow(registry):
-            self.network.wire.drop(server_id)
+            self.network.wire.drop(known_routes[server_id].server.host_id)
             self.load.forget(server_id)
         self.requests.follow(registry.servers)
         self.registrations.follow(registry)
@@ -233,7 +234,7 @@ class Gateway:
         routes = self.table.routes
         for server_id, route in known_routes.items():
             if route.health.status == "healthy" and server_id in routes and routes[server_id].health.status != "healthy":
-                self.network.wire.drop(server_id)  # an idle connection of ours may be what keeps it from answering another process
+                self.network.wire.drop(route.server.host_id)  # an idle connection may keep it from answering another process
         self._raise_shares(self.now())
         self._note_pools()
         for model in list(self.table.models):
@@ -250,7 +251,7 @@ class Gateway:
             self._raise_shares(self.now())
         if after.state is not before.state:
             if after.status != "healthy":
-                self.network.wire.drop(server.id)
+                self.network.wire.drop(server.host_id)
             self._note_pools()
             self.slot_freed(model_key(server.model_name))
 
@@ -264,12 +265,16 @@ class Gateway:
         if anyway or await self.store.version() != self.table.version:
             self.follow(await self.store.load())
 
-    async def adopt(self, server: Server, result: ProbeResult | None = None, measured: Measured | None = None) -> None:
-        """Save a server durably and route by it; `result` is the probe that it has just passed, `measured` what its engine says.
+    async def adopt(
+        self, server: Server, result: ProbeResult | None = None, measured: Measured | None = None, *, host: Host | None = None
+    ) -> None:
+        """Save a server durably, with its host if that is given, and route by it.
+
+        `result` is the probe that it has just passed, `measured` what its engine says.
 
         Without a result the health that is known of its generation stays; a new generation starts unproven.
         """
-        await self.store.save_server(server)
+        await (self.store.save_server(server) if host is None else self.store.save_host(host, [server]))
         self.health_book.doomed.discard(server.id)
         if result is None:
             await self.refresh()
@@ -325,7 +330,7 @@ class Gateway:
         """Send the request of an attempt to its server."""
         server, request = attempt.server, attempt.request
         endpoint, data = self.requests.write(server, request, asks_usage=attempt.asks_usage)
-        return self.network.wire.send(server.id, endpoint, data, attempt, fresh=request.envelope.stateful or attempt.is_replay)
+        return self.network.wire.send(server.host_id, endpoint, data, attempt, fresh=request.envelope.stateful or attempt.is_replay)
 
     def explain(self, exchange: Exchange, server: Server, now: float) -> Mapping[str, object]:
         """Explain the choice of a server: the verdict on each server of the model, and what the balancer compared."""

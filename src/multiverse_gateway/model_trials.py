@@ -65,7 +65,7 @@ async def try_model(server: Server, http: Client, probe: HealthProbe, *, seconds
 
 async def _without_chat(server: Server, http: Client, result: ProbeResult, seconds: float) -> Trial:
     for path, (fields, listed) in ABILITIES.items():
-        content = msgspec.json.encode({"model": server.model_name, **fields})
+        content = msgspec.json.encode({"model": server.asked_model, **fields})
         value: object = None
         with anyio.move_on_after(seconds), suppress(httpx2.RequestError, ValueError, RecursionError):
             answer = await http.post(

@@ -32,6 +32,10 @@ class LoadView(Protocol):
         """Return the number of attempts that run on the server now."""
         ...
 
+    def host_in_flight(self, host_id: HostId) -> int:
+        """Return the number of attempts that run on all servers of the host now: its models share one computer."""
+        ...
+
     def latency(self, server_id: ServerId) -> float | None:
         """Return the moving average of seconds to the first byte, failures counted as slow; `None` before the first attempt.
 

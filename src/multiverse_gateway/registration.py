@@ -28,6 +28,7 @@ from multiverse_gateway.core.errors import (
     StorageUnavailable,
 )
 from multiverse_gateway.core.health.listing import ANSWERS_UNLISTED, has_answered_unlisted, is_doubtful
+from multiverse_gateway.core.hosts import Host, all_hosts, with_host
 from multiverse_gateway.core.registry_plans import (
     Change,
     Description,
@@ -40,7 +41,7 @@ from multiverse_gateway.core.registry_plans import (
     plan_registration,
 )
 from multiverse_gateway.core.routing import Route, close_names
-from multiverse_gateway.core.servers import MODEL_NAME, Server, ServerId, identity
+from multiverse_gateway.core.servers import MODEL_NAME, HostId, Server, ServerId, identity
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.model_trials import CHAT_SECONDS, Trial, try_model
 from multiverse_gateway.plugins import chat_probe
@@ -157,15 +158,15 @@ async def _try_unlisted(gateway: Gateway, server: Server, listed: Sequence[str])
     trial = await try_model(server, gateway.network.client_for(server), probe, seconds=CHAT_SECONDS)
     if trial.has_answered:
         return
-    model = server.model_name
+    model, param = server.asked_model, "model_name" if server.upstream_model is None else "upstream_model"
     if trial.problem in _PASSING:
         message = f"The server does not list the model {model}, and a test request for it failed: {_finding(trial)}. Try again in a moment."
-        raise ProbeRefused(message, param="model_name")
+        raise ProbeRefused(message, param=param)
     names = [name for name in listed if MODEL_NAME.fullmatch(name)]
     close = close_names(model, names)
     advice = f" Did you mean {' or '.join(close)}?" if close else f" It lists: {', '.join(names[:10])}." if names else ""
     message = f"The server does not list the model {model}, and a test request for it failed: {_finding(trial)}.{advice}"
-    error = ModelNotOffered(message, param="model_name")
+    error = ModelNotOffered(message, param=param)
     error.close_names = close
     raise error
 
@@ -230,10 +231,12 @@ async def register(
     measured = None if engine is None else engine.of(new.asked_model)
     while True:
         async with gateway.registrations.lock:
-            plan = plan_registration((await gateway.store.load()).servers, new, stated=None if has_cap else stated_by(engine))
-            server = plan.server
+            registry = await gateway.store.load()
+            plan = plan_registration(registry.servers, new, stated=None if has_cap else stated_by(engine))
+            server, host = _hosted(gateway, registry, plan.server, states_cap=has_cap)
             try:
-                await gateway.adopt(server, attrs.evolve(result, server_id=server.id, generation=server.generation), measured)
+                known = attrs.evolve(result, server_id=server.id, generation=server.generation)
+                await gateway.adopt(server, known, measured, host=host)
             except (AlreadyRegistered, ServerNotFound):
                 continue  # another process registered or removed it since we looked
         _note("server registered" if plan.is_new else "server registered again", server)
@@ -264,10 +267,10 @@ async def update(
             plan = plan_change(registry.servers, current, change.apply(current), is_active=is_active, wall=gateway.wall())
             if not plan.is_change:
                 return current
-            server = plan.server
+            server, host = _hosted(gateway, registry, plan.server, states_cap="max_concurrency" in change.fields)
             if not plan.needs_probe or (probed is not None and identity(probed[0]) == identity(server)):
                 result = None if probed is None else attrs.evolve(probed[1], generation=server.generation)
-                await gateway.adopt(server, result)
+                await gateway.adopt(server, result, host=host)
                 _note("server changed", server)
                 return server
         if before_probe is not None:
@@ -313,6 +316,19 @@ async def flush_if_possible(gateway: Gateway) -> None:
         await gateway.health_book.flush()
 
 
+def _hosted(gateway: Gateway, registry: Registry, server: Server, *, states_cap: bool) -> tuple[Server, Host]:
+    """Return a server that is about to be saved, with its host, and that host."""
+    return with_host(
+        server,
+        before=next((other for other in registry.servers if other.id == server.id), None),
+        servers=registry.servers,
+        hosts=all_hosts(registry.servers, registry.hosts),
+        states_cap=states_cap,
+        new_id=HostId(str(uuid.uuid4())),
+        wall=gateway.wall(),
+    )
+
+
 def _note(event: str, server: Server) -> None:
     fields = {"server": server.id, "model": server.model_name, "url": server.endpoint_url, "generation": server.generation}
     _log.info(event, extra={"fields": fields})
@@ -353,7 +369,8 @@ async def import_registry(gateway: Gateway, servers: Iterable[Imported]) -> Impo
         removed = {server.id for server in await gateway.store.removed()}
         plan = plan_import(registry.servers, removed, wanted, wall=gateway.wall(), new_id=_new_id)
         for server in plan.saves:
-            await gateway.store.save_server(server)
+            server, host = _hosted(gateway, await gateway.store.load(), server, states_cap=True)
+            await gateway.store.save_host(host, [server])
         await gateway.refresh()
     counts = {"created": plan.created, "updated": plan.updated, "unchanged": plan.unchanged}
     _log.info("registry imported", extra={"fields": counts})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ import pytest
 
 from multiverse_gateway import Settings
 from multiverse_gateway.core.errors import StorageUnavailable
+from multiverse_gateway.core.hosts import Host
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.observability.tail import Tail
 from multiverse_gateway.probes.models import create as models_probe
@@ -308,6 +310,9 @@ class ReadOnly(MemoryStore):
     """A store on a full disk."""
 
     async def save_server(self, server: Server) -> None:
+        raise StorageUnavailable("The registry cannot be written now; try again in a moment")
+
+    async def save_host(self, host: Host, servers: Sequence[Server] = ()) -> None:
         raise StorageUnavailable("The registry cannot be written now; try again in a moment")
 
 

@@ -680,12 +680,12 @@ def test_without_a_cap_the_gateways_own_limit_is_shared(capped: bool) -> None:
     assert queue.used_up(first[2], 0.0) is Share.CLIENT
     queue.begin(person[1], 0.0)
     another = ticket("another")
-    assert (queue.used_up(another, 0.0), queue.is_full(another), queue.may_begin(another, 0.0)) == (Share.MODEL, True, False)
+    assert (queue.used_up(another, 0.0), queue.may_begin(another, 0.0)) == (Share.MODEL, False)
     assert queue.counts(MODEL) == QueueCounts(slots=None, running=4, waiting=0, clients_waiting=0)
     join_all(queue, [first[2], another], 0.0)
     assert queue.pick(MODEL, 0.0) is None, "no share, wait or turn lets a fifth one begin"
     queue.release(first[0])
-    assert (queue.is_full(another), queue.pick(MODEL, 0.0)) == (False, another), "the person's share is not the script's"
+    assert (queue.used_up(another, 0.0), queue.pick(MODEL, 0.0)) == (None, another), "the person's share is not the script's"
 
 
 def test_a_request_learns_which_share_keeps_it_waiting() -> None:

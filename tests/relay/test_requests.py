@@ -79,8 +79,9 @@ def test_a_large_body_is_not_copied(padding: int, parts: int) -> None:
 
 
 def test_the_server_gets_its_own_name_of_the_model() -> None:
-    _, body = sent(Requests(), make_server("s", model_name="Tiny"), chat())
-    assert json.loads(body)["model"] == "Tiny"
+    for named, asked in (({}, "Tiny"), ({"upstream_model": "org/Tiny 1 (q4)"}, "org/Tiny 1 (q4)")):
+        _, body = sent(Requests(), make_server("s", **{"model_name": "Tiny", "upstream_model": None, **named}), chat())
+        assert json.loads(body)["model"] == asked
 
 
 def test_a_stream_is_asked_for_its_tokens_unless_the_server_refused() -> None:

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, parse_endpoint
 from multiverse_gateway.core.failover import ConnectFailure, Failure, FailureClass
-from multiverse_gateway.core.servers import ServerId
+from multiverse_gateway.core.servers import HostId
 from multiverse_gateway.relay.server_connection import MAX_HEAD_BYTES, MAX_HEADERS, MAX_IDLE, MAX_INFORMATIONAL, WireSending
 from multiverse_gateway.relay.wire import BUFFER_BYTES, Wire
 from support import behaviours as act
@@ -32,7 +32,7 @@ from support.sockets import BlackHole, LoopServer, free_port, until
 
 pytestmark = pytest.mark.e2e
 
-ALICE = ServerId("alice")
+ALICE = HostId("alice")
 OPEN = AddressPolicy(allow_private=True)
 BODY = b'{"model":"test-model","messages":[]}'
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -125,7 +125,7 @@ def request(endpoint: Endpoint, body: bytes = BODY) -> tuple[bytes, bytes]:
     return head.encode(), body
 
 
-def start(wire: Wire, url: str, told: Told, *, server: ServerId | None = ALICE, body: bytes = BODY, fresh: bool = False) -> WireSending:
+def start(wire: Wire, url: str, told: Told, *, server: HostId | None = ALICE, body: bytes = BODY, fresh: bool = False) -> WireSending:
     """Send one request."""
     endpoint = parse_endpoint(url)
     sending = wire.send(server, endpoint, request(endpoint, body), told, fresh=fresh)
@@ -133,7 +133,7 @@ def start(wire: Wire, url: str, told: Told, *, server: ServerId | None = ALICE, 
     return sending
 
 
-async def ask(wire: Wire, url: str, *, server: ServerId | None = ALICE, body: bytes = BODY) -> Told:
+async def ask(wire: Wire, url: str, *, server: HostId | None = ALICE, body: bytes = BODY) -> Told:
     """Send one request and wait for its ending."""
     told = Told()
     start(wire, url, told, server=server, body=body)
@@ -461,13 +461,13 @@ async def test_dropping_a_server_closes_its_idle_connections_and_then_the_others
     wire = wires()
     gate = act.Gate()
     alice.behave = [act.good(), act.good(), gate.held()]
-    await ask(wire, alice.url, server=ServerId("bob"))
+    await ask(wire, alice.url, server=HostId("bob"))
     told = Told()
     await ask(wire, alice.url)
     start(wire, alice.url, told)
     await until(lambda: alice.hits == 3)
     wire.drop(ALICE)
-    wire.drop(ServerId("nobody"))
+    wire.drop(HostId("nobody"))
     gate.open()
     await told.over.wait()
     assert (told.said[-1], wire.idle) == ("end", 1)
@@ -956,7 +956,7 @@ async def test_closing_tells_everybody_who_waits(wires: Wires, alice: Backend) -
     async with BlackHole() as hole:
         start(wire, alice.url, answering)
         await until(lambda: alice.hits == 1)
-        start(wire, hole.url, dialling, server=ServerId("hole"))
+        start(wire, hole.url, dialling, server=HostId("hole"))
         await wire.aclose()
         start(wire, alice.url, late)
         await late.over.wait()

@@ -79,6 +79,7 @@ def record_of(gateway: Gateway, server: Server, health: Health) -> ServerRecord:
     return ServerRecord(
         **attrs.asdict(facts_of(server), recurse=False),
         id=server.id,
+        host_id=server.host_id,
         status="registered",
         health_status=health.status,
         state=health.state.value,

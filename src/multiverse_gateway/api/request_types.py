@@ -16,8 +16,10 @@ from multiverse_gateway.core.servers import (
     MAX_AT_ONCE,
     MAX_CONCURRENCY,
     MAX_DAILY_LIMIT,
+    MAX_UPSTREAM_MODEL,
     MAX_WEIGHT,
     MODEL_NAME,
+    ONE_LINE,
     Capabilities,
     Metadata,
     ServerId,
@@ -89,6 +91,16 @@ ModelName = Annotated[
         examples=["llama-3.2:3b"],
     ),
 ]
+UpstreamModel = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=MAX_UPSTREAM_MODEL,
+        pattern=ONE_LINE,
+        description=f"one line of at most {MAX_UPSTREAM_MODEL} characters, without control characters, such as org/Llama-3.2-3B-Instruct",
+        examples=["org/Llama-3.2-3B-Instruct"],
+    ),
+]
 EndpointUrl = Annotated[
     str,
     Meta(
@@ -146,6 +158,7 @@ class Registration:
     metadata: Metadata = attrs.field(factory=Metadata)
     max_concurrency: Annotated[int, Meta(ge=1, le=MAX_CONCURRENCY, description=_CAP)] | None = None
     weight: Annotated[int, Meta(ge=1, le=MAX_WEIGHT, description="the server's share of the traffic with the balancer `weighted`")] = 1
+    upstream_model: UpstreamModel | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -51,6 +51,7 @@ class ServerFacts:
     max_concurrency: int | None
     weight: int
     registered_at: Time
+    upstream_model: Annotated[str | None, Meta(description="what its engine calls the model; null for the same name")]
 
 
 def facts_of(server: Server) -> ServerFacts:
@@ -65,6 +66,7 @@ def facts_of(server: Server) -> ServerFacts:
         max_concurrency=server.max_concurrency,
         weight=server.weight,
         registered_at=iso(server.registered_at),
+        upstream_model=server.upstream_model,
     )
 
 
@@ -73,6 +75,7 @@ class ServerRecord(ServerFacts):
     """A server and its health: `state` is the detailed state, `health_status` its summary."""
 
     id: Uuid
+    host_id: Annotated[str, Meta(description="the host that offers the model; its other models have the same one")]
     status: Literal["registered", "deregistered"]
     health_status: Status
     state: str

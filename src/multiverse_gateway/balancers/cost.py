@@ -11,7 +11,7 @@ LEAST_LATENCY = 0.01
 
 
 def costs(servers: Sequence[Server], load: LoadView) -> list[float]:
-    """Return (running requests + 1) * √latency / (weight * share) of each server; failures count as slow in the latency.
+    """Return (requests running on its host + 1) * √latency / (weight * share) of each server; failures count as slow in the latency.
 
     A server without a latency counts as one as fast as the fastest: it is tried, and not flooded. The root was chosen by simulation:
     with the latency itself one slow answer keeps a server away for too long, without it a laptop gets what a data centre's card gets.
@@ -19,7 +19,7 @@ def costs(servers: Sequence[Server], load: LoadView) -> list[float]:
     latencies = [load.latency(server.id) for server in servers]
     fastest = min((latency for latency in latencies if latency is not None), default=1.0)
     return [
-        (load.in_flight(server.id) + 1)
+        (load.host_in_flight(server.host_id) + 1)
         * sqrt(max(LEAST_LATENCY, fastest if latency is None else latency))
         / (server.weight * load.traffic_share(server.id))
         for server, latency in zip(servers, latencies, strict=True)

@@ -227,8 +227,8 @@ class KeyBlocked(GatewayError):
     code = "key_blocked"
     final = True
 
-    def __init__(self) -> None:
-        super().__init__("The operator of this gateway has blocked your API key. Ask the operator to unblock it; the key stays the same.")
+    def __init__(self, message: str = "The operator of this gateway has blocked your API key; ask the operator to unblock it.") -> None:
+        super().__init__(message)
 
 
 class AdminKeyRequired(GatewayError):

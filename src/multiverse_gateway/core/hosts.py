@@ -1,6 +1,6 @@
 """Hosts: one engine on one computer each, with the models that it offers. The model of a host that is routed to is a `Server`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 
@@ -82,3 +82,41 @@ def all_hosts(servers: Iterable[Server], stored: Iterable[Host]) -> dict[HostId,
         by_host.setdefault(server.host_id, []).append(server)
     hosts = {host_id: known.get(host_id) or host_of(group, host_id) for host_id, group in by_host.items()}
     return hosts | {host.id: host for host in known.values() if host.offers}
+
+
+def with_host(
+    server: Server,
+    *,
+    before: Server | None,
+    servers: Sequence[Server],
+    hosts: Mapping[HostId, Host],
+    states_cap: bool,
+    new_id: HostId,
+    wall: float,
+) -> tuple[Server, Host]:
+    """Return a server that is about to be saved, with its host, and that host as it will be.
+
+    A host with its owner, URL and key takes it up. If there is none, and the server has been the only one of its host (`before`), the host
+    changes with it; otherwise it gets a new one, `new_id`. The cap of a host with one server is that server's. That of a larger one grows
+    with a registration that states a larger cap (`states_cap`), and never shrinks with one.
+    """
+    others = [other for other in servers if other.id != server.id]
+    identity = host_identity(server)
+    known = next((host for host in hosts.values() if (host.owner, host.endpoint_url, host.api_key) == identity), None)
+    if known is None and before is not None and all(other.host_id != before.host_id for other in others):
+        known = hosts.get(before.host_id)
+    if known is None:
+        server = attrs.evolve(server, host_id=new_id)
+        return server, host_of([server], new_id)
+    owner, endpoint_url, api_key = identity
+    is_alone = not known.offers and all(other.host_id != known.id for other in others)
+    cap = known.max_concurrency
+    if is_alone or (states_cap and _is_more(server.max_concurrency, cap)):
+        cap = server.max_concurrency
+    facts = {"owner": owner, "endpoint_url": endpoint_url, "api_key": api_key, "max_concurrency": cap}
+    host = attrs.evolve(known, **facts)  # type: ignore[arg-type]
+    return attrs.evolve(server, host_id=known.id), known if host == known else attrs.evolve(host, updated_at=wall)
+
+
+def _is_more(cap: int | None, than: int | None) -> bool:
+    return than is not None and (cap is None or cap > than)

@@ -7,7 +7,7 @@ import warnings
 
 from attrs import define, field
 
-from multiverse_gateway.core.servers import ServerId
+from multiverse_gateway.core.servers import HostId, ServerId
 
 SMOOTHING = 0.25
 """Weight of the newest latency in the moving average."""
@@ -39,13 +39,13 @@ def retry_seconds(random: float) -> float:
 
 @define(eq=False)
 class Load:
-    """Count attempts and remember latencies; implements `protocols.LoadView`.
+    """Count attempts and remember latencies; implements `protocols.LoadView`. Attempts count for their server and for its host.
 
     >>> load = Load()
-    >>> load.started("a", "llama")
-    >>> load.in_flight("a"), load.total
-    (1, 1)
-    >>> load.finished("a", "llama", seconds=0.5, failed=False, first_byte_timeout=120.0)
+    >>> load.started("a", "llama", "host")
+    >>> load.in_flight("a"), load.host_in_flight("host"), load.total
+    (1, 1, 1)
+    >>> load.finished("a", "llama", "host", seconds=0.5, failed=False, first_byte_timeout=120.0)
     >>> load.in_flight("a"), load.latency("a")
     (0, 0.5)
     """
@@ -53,6 +53,7 @@ class Load:
     total: int = field(default=0, init=False)
     """Number of live attempts."""
     _servers: dict[ServerId, int] = field(factory=dict, init=False)
+    _hosts: dict[HostId, int] = field(factory=dict, init=False)
     _models: dict[str, int] = field(factory=dict, init=False)
     _retries: dict[str, int] = field(factory=dict, init=False)
     _latencies: dict[ServerId, float] = field(factory=dict, init=False)
@@ -60,24 +61,40 @@ class Load:
     _traffic_shares: dict[ServerId, float] = field(factory=dict, init=False)
     _forgotten: set[ServerId] = field(factory=set, init=False)
 
-    def started(self, server_id: ServerId, model: str) -> None:
-        """Take a slot of the server for an attempt."""
-        servers, models = self._servers, self._models
+    def started(self, server_id: ServerId, model: str, host_id: HostId | None = None) -> None:
+        """Take a slot of the server and of its host for an attempt; without `host_id` the server is a host by itself."""
+        host_id = host_id or HostId(server_id)
+        servers, hosts, models = self._servers, self._hosts, self._models
         servers[server_id] = servers.get(server_id, 0) + 1
+        hosts[host_id] = hosts.get(host_id, 0) + 1
         models[model] = models.get(model, 0) + 1
         self.total += 1
 
-    def finished(self, server_id: ServerId, model: str, *, seconds: float | None, failed: bool, first_byte_timeout: float) -> None:
-        """Give the slot back. `seconds` to the first byte is `None` when the attempt says nothing about the server.
+    def finished(
+        self,
+        server_id: ServerId,
+        model: str,
+        host_id: HostId | None = None,
+        *,
+        seconds: float | None,
+        failed: bool,
+        first_byte_timeout: float,
+    ) -> None:
+        """Give the slots back. `seconds` to the first byte is `None` when the attempt says nothing about the server.
 
         Raises:
             KeyError: No such attempt was started.
         """
-        servers, models = self._servers, self._models
+        host_id = host_id or HostId(server_id)
+        servers, hosts, models = self._servers, self._hosts, self._models
         if servers[server_id] == 1:
             del servers[server_id]
         else:
             servers[server_id] -= 1
+        if hosts[host_id] == 1:
+            del hosts[host_id]
+        else:
+            hosts[host_id] -= 1
         if models[model] == 1:
             del models[model]
         else:
@@ -95,6 +112,10 @@ class Load:
     def in_flight(self, server_id: ServerId) -> int:
         """Return the number of attempts that run on the server now."""
         return self._servers.get(server_id, 0)
+
+    def host_in_flight(self, host_id: HostId) -> int:
+        """Return the number of attempts that run on all servers of the host now."""
+        return self._hosts.get(host_id, 0)
 
     def model_in_flight(self, model: str) -> int:
         """Return the number of attempts that run for the model now."""

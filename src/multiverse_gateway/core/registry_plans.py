@@ -18,7 +18,7 @@ from multiverse_gateway.core.caps import Cap, Stated, cap_of
 from multiverse_gateway.core.errors import AlreadyRegistered
 from multiverse_gateway.core.servers import Capabilities, Metadata, Server, ServerId, identity, model_key
 
-DESCRIBED = ("model_name", "endpoint_url", "api_key", "capabilities", "metadata", "max_concurrency", "weight")
+DESCRIBED = ("model_name", "endpoint_url", "api_key", "capabilities", "metadata", "max_concurrency", "weight", "upstream_model")
 """The attributes of a server that its host states; the others are the gateway's."""
 
 
@@ -53,6 +53,11 @@ class Description(Protocol):
     @property
     def max_concurrency(self) -> int | None:
         """Return how many requests it gets at once, `None` for any number."""
+        ...
+
+    @property
+    def upstream_model(self) -> str | None:
+        """Return what its engine calls the model, `None` for the same name."""
         ...
 
     @property

@@ -14,8 +14,9 @@ from attrs import define, evolve, field, frozen
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.fairness import Pool
 from multiverse_gateway.core.health import Health, HealthState, is_last, last_until, supports
+from multiverse_gateway.core.hosts import Host, all_hosts
 from multiverse_gateway.core.needs import Bounds, Needs, bounds_of, can, context_of, fits
-from multiverse_gateway.core.servers import Server, ServerId, model_key
+from multiverse_gateway.core.servers import HostId, Server, ServerId, model_key
 
 _MAX_COMPARED = 500
 _MAX_NAME = 128
@@ -26,6 +27,10 @@ class Slots(Protocol):
 
     def in_flight(self, server_id: ServerId) -> int:
         """Return the number of attempts that run on the server now."""
+        ...
+
+    def host_in_flight(self, host_id: HostId) -> int:
+        """Return the number of attempts that run on all servers of the host now."""
         ...
 
 
@@ -65,10 +70,11 @@ class Candidates:
 
 @frozen
 class Route:
-    """A server and its health."""
+    """A server and its health. `host_cap` bounds the requests that run on all servers of its host together."""
 
     server: Server
     health: Health
+    host_cap: int | None = None
 
 
 @frozen
@@ -135,7 +141,8 @@ def _roomy(routes: tuple[Route, ...], needs: Needs, excluded: Collection[ServerI
 
 def _is_plain(route: Route) -> bool:
     server = route.server
-    return route.health.state is HealthState.HEALTHY and server.max_concurrency is None and server.capabilities.streaming
+    has_cap = server.max_concurrency is not None or route.host_cap is not None
+    return route.health.state is HealthState.HEALTHY and not has_cap and server.capabilities.streaming
 
 
 @frozen
@@ -145,21 +152,36 @@ class RoutingTable:
     version: int
     models: Mapping[str, Model]
     routes: Mapping[ServerId, Route]
+    hosts: Mapping[HostId, Host] = field(factory=dict)
+
+    def routes_of(self, host_id: HostId) -> list[Route]:
+        """Return the routes of a host's servers; this looks at all servers."""
+        return [route for route in self.routes.values() if route.server.host_id == host_id]
 
 
 def pools_of(table: RoutingTable) -> dict[Hashable, Pool]:
-    """Return the slots of the servers that are in rotation, by server; a half-open one has one.
+    """Return the slots of the hosts that have a server in rotation, by host; a half-open server has one.
 
     >>> from multiverse_gateway.core.health import fresh
     >>> server = Server(id="a", model_name="llama", endpoint_url="http://a", max_concurrency=4, registered_at=0, created_at=0, updated_at=0)
     >>> pools_of(build_table(1, [server], {"a": fresh(1, now=0, wall=0)}))
     {'a': Pool(models=('llama',), slots=4)}
     """
-    return {
-        server_id: Pool((model_key(route.server.model_name),), _cap(route))
-        for server_id, route in table.routes.items()
-        if route.health.status == "healthy"
-    }
+    by_host: dict[HostId, list[Route]] = {}
+    for route in table.routes.values():
+        if route.health.status == "healthy":
+            by_host.setdefault(route.server.host_id, []).append(route)
+    return {host_id: _pool_of(routes) for host_id, routes in by_host.items()}
+
+
+def _pool_of(routes: Sequence[Route]) -> Pool:
+    """Return the slots that the servers of one host share: its cap, or what their own caps leave of it."""
+    caps = [_cap(route) for route in routes]
+    models = tuple(model_key(route.server.model_name) for route in routes)
+    own = None if None in caps else sum(cap for cap in caps if cap is not None)
+    slots = min((cap for cap in (own, routes[0].host_cap) if cap is not None), default=None)
+    less = {model: cap for model, cap in zip(models, caps, strict=True) if cap is not None and (slots is None or cap < slots)}
+    return Pool(models, slots, less) if less and len(models) > 1 else Pool(models, slots)
 
 
 def listed_name(table: RoutingTable, name: str) -> str:
@@ -173,8 +195,10 @@ def listed_name(table: RoutingTable, name: str) -> str:
     return name if model is None else model.name
 
 
-def build_table(version: int, servers: Iterable[Server], health: Mapping[ServerId, Health]) -> RoutingTable:
+def build_table(version: int, servers: Iterable[Server], health: Mapping[ServerId, Health], hosts: Iterable[Host] = ()) -> RoutingTable:
     """Make the table of these servers; one whose health is missing, or of another generation, starts unproven.
+
+    `hosts` are those that were saved.
 
     >>> server = Server(id="a", model_name="llama", endpoint_url="http://a", registered_at=0, created_at=0, updated_at=0)
     >>> table = build_table(1, [server], {})
@@ -183,13 +207,15 @@ def build_table(version: int, servers: Iterable[Server], health: Mapping[ServerI
     """
     routes: dict[ServerId, Route] = {}
     models: dict[str, list[Route]] = {}
-    for server in sorted(servers, key=lambda server: (server.registered_at, server.id)):
+    servers = sorted(servers, key=lambda server: (server.registered_at, server.id))
+    known_hosts = all_hosts(servers, hosts)
+    for server in servers:
         known_health = health.get(server.id)
         if known_health is None or known_health.generation != server.generation:
             known_health = Health(generation=server.generation)
-        route = routes[server.id] = Route(server, known_health)
+        route = routes[server.id] = Route(server, known_health, known_hosts[server.host_id].max_concurrency)
         models.setdefault(model_key(server.model_name), []).append(route)
-    return RoutingTable(version, {key: Model(_name(key, group), tuple(group)) for key, group in models.items()}, routes)
+    return RoutingTable(version, {key: Model(_name(key, group), tuple(group)) for key, group in models.items()}, routes, known_hosts)
 
 
 def _name(key: str, routes: Iterable[Route]) -> str:
@@ -203,7 +229,7 @@ def with_health(table: RoutingTable, server_id: ServerId, health: Health) -> Rou
     old = table.routes.get(server_id)
     if old is None:
         return table
-    new = Route(old.server, health)
+    new = Route(old.server, health, old.host_cap)
     key = model_key(old.server.model_name)
     model = table.models[key]
     changed = Model(model.name, tuple(new if route is old else route for route in model.routes))
@@ -227,6 +253,10 @@ class _NoLoad:
 
     def in_flight(self, server_id: ServerId) -> int:
         """Return 0: without counts no server is busier than another."""
+        return 0
+
+    def host_in_flight(self, host_id: HostId) -> int:
+        """Return 0: without counts no host is busier than another."""
         return 0
 
 
@@ -347,9 +377,11 @@ def _cap(route: Route) -> int | None:
 
 
 def has_slot(route: Route, load: Slots) -> bool:
-    """Return whether a server may have one more request now."""
-    cap = _cap(route)
-    return cap is None or load.in_flight(route.server.id) < cap
+    """Return whether a server and its host may have one more request now."""
+    cap, server = _cap(route), route.server
+    if cap is not None and load.in_flight(server.id) >= cap:
+        return False
+    return route.host_cap is None or load.host_in_flight(server.host_id) < route.host_cap
 
 
 def _last_resort(model: Model, suspects: Sequence[Route], load: Slots) -> Server | None:

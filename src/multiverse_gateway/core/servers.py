@@ -19,6 +19,7 @@ MAX_AT_ONCE = 100_000
 MAX_TOKENS = 1_000_000_000
 MAX_STUDENT_ID = 128
 MAX_DESCRIPTION = 1000
+MAX_UPSTREAM_MODEL = 256
 ONE_LINE = "^[^\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]*$"
 """What texts on one line match: no line breaks, no control characters, visible or not."""
 

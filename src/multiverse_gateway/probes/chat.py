@@ -26,7 +26,7 @@ class ChatProbe:
 
     async def check(self, server: Server, http: Client) -> ProbeResult:
         """Probe one server. The caller owns the timeout."""
-        body = {"model": server.model_name, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "stream": False}
+        body = {"model": server.asked_model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "stream": False}
         request = http.build_request(
             "POST",
             f"{server.endpoint_url}/v1/chat/completions",

@@ -27,7 +27,7 @@ class ModelsProbe:
     async def check(self, server: Server, http: Client) -> ProbeResult:
         """Probe one server. The caller owns the timeout."""
         request = http.build_request("GET", f"{server.endpoint_url}/v1/models", headers=headers(server))
-        return await ask(server, http, request, partial(judge, server.model_name))
+        return await ask(server, http, request, partial(judge, server.asked_model))
 
 
 def judge(model: str, status: int, body: bytes) -> Finding:

@@ -93,8 +93,8 @@ class Attempt:
         if envelope.is_lookup:  # needs no slot
             queue.leave(search, now)
         else:
-            queue.begin(search, now, server.id)
-        resources.load.started(server.id, envelope.model)
+            queue.begin(search, now, server.host_id)
+        resources.load.started(server.id, envelope.model, server.host_id)
         timeout, deadline = limits.first_byte_timeout, exchange.deadline
         if 2 * timeout > deadline - now and search.has_substitute(server, now):
             timeout = (deadline - now) / 2
@@ -128,6 +128,7 @@ class Attempt:
         resources.load.finished(
             self.server.id,
             envelope.model,
+            self.server.host_id,
             seconds=None if envelope.is_lookup else self.first_byte_seconds,
             failed=failure is not None and failure.kind not in _BLAMELESS and not failure.is_stale,
             first_byte_timeout=self.limits.first_byte_timeout,

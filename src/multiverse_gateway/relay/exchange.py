@@ -429,7 +429,7 @@ class Exchange:
     def _offer_slot(self) -> None:
         """Offer the slot that was given back to the requests that wait."""
         if self.engine.room.queue.total_waiting:
-            self.engine.room.slot_freed(self.request.envelope.model, self.engine.now())
+            self.engine.room.slot_freed(self.request.envelope.model, self.engine.now(), self._current().server.host_id)
 
     def end(self, now: float | None = None) -> None:
         """End the exchange, after the client got its response or left."""

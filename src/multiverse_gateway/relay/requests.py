@@ -42,8 +42,9 @@ class Requests:
         facts = envelope.path, request.query, request.content_type, envelope.stream, request.forwarded
         endpoint, prefix = self._targets.get((server.id, server.generation, *facts)) or self.target(server, *facts)
         body = request.body
-        if server.model_name != envelope.written_model:
-            body = with_model(body, request.content_type.decode("latin-1"), server.model_name)
+        model = server.upstream_model or server.model_name
+        if model != envelope.written_model:
+            body = with_model(body, request.content_type.decode("latin-1"), model)
         if asks_usage:
             body = asking_for_usage(body)
         head = b"%b%b\r\ncontent-length: %d\r\n\r\n" % (prefix, request.request_id.encode(), len(body))

@@ -204,7 +204,7 @@ class ServerSearch(Ticket):
         room = self._resources.room
         if self.client_request.envelope.is_lookup or room.has_turn(self):
             return True
-        if self._queue.is_full(self):
+        if self._queue.used_up(self, self._resources.now()) is Share.MODEL:
             return False
         return not room.has_places or self.waited_seconds >= self._queue_timeout
 
@@ -279,7 +279,7 @@ class ServerSearch(Ticket):
         """What the request needs of a server: of two requests with equal needs both can use what is free, or none can."""
         envelope = self.client_request.envelope
         source = self.client_request.source if self._is_picky else None  # only servers that rest for another client are left
-        return envelope.stream, envelope.path, envelope.server_id, envelope.needs, self.excluded, source
+        return self.model, envelope.stream, envelope.path, envelope.server_id, envelope.needs, self.excluded, source
 
     @property
     def _generates(self) -> bool:

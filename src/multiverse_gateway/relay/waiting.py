@@ -5,6 +5,7 @@ anything is due. A free slot is offered to the waiting exchanges in the queue's 
 runs on one event loop, and any of these calls may come while another one is on its way.
 """
 
+from collections.abc import Hashable
 from functools import lru_cache
 from typing import Protocol, cast
 
@@ -100,9 +101,14 @@ class WaitingRoom:
         ticket, request = waiter.ticket, waiter.client_request
         return ticket.is_waiting and not ticket.has_begun and not self.at_once.may_wait(request.source, request.max_at_once)
 
-    def slot_freed(self, model: str, now: float) -> None:
-        """Offer a slot of a model that was given back; those that wait for it learn that the queue moves."""
+    def slot_freed(self, model: str, now: float, pool: Hashable = None) -> None:
+        """Offer a slot of a model that was given back; those that wait for it learn that the queue moves.
+
+        `pool` is the host whose slot it was: all its models share it.
+        """
         self._moved_at[model] = now
+        if self.queue.is_shared(pool):
+            self.queue.give_turns_for(pool, now, self._give_turn)
         self.offer(model, now)
 
     def offer(self, model: str, now: float) -> None:

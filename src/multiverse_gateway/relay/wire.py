@@ -22,7 +22,7 @@ from typing import Final
 
 from multiverse_gateway.core.addresses import AddressPolicy, Endpoint
 from multiverse_gateway.core.failover import Failure
-from multiverse_gateway.core.servers import ServerId
+from multiverse_gateway.core.servers import HostId
 from multiverse_gateway.relay.dialer import Dialer, Resolver
 from multiverse_gateway.relay.receiver import STOPPING, Receiver
 from multiverse_gateway.relay.server_connection import ServerConnection, ServerPool, WireSending
@@ -79,7 +79,7 @@ class Wire:
         self.write_timeout = write_timeout
         self._idle_timeout = idle_timeout
         self.stale_timeout = stale_timeout
-        self._pools: dict[ServerId, ServerPool] = {}
+        self._pools: dict[HostId, ServerPool] = {}
         self.sweeper: asyncio.TimerHandle | None = None
         self._closing: asyncio.Future[None] | None = None
         self.time = time.monotonic
@@ -103,19 +103,19 @@ class Wire:
         return sum(len(pool.idle) for pool in self._pools.values())
 
     def send(
-        self, server: ServerId | None, endpoint: Endpoint, request: Sequence[bytes], receiver: Receiver, *, fresh: bool = False
+        self, host: HostId | None, endpoint: Endpoint, request: Sequence[bytes], receiver: Receiver, *, fresh: bool = False
     ) -> WireSending:
         """Send a request, head and body as built; the answer goes to `receiver`, never during this call.
 
-        Connections of a `server` are kept for its next requests; without one the connection is made and closed for this request.
+        Connections to a `host` are kept for its next requests; without one the connection is made and closed for this request.
         A `fresh` request gets a new connection, because the server may already have closed a kept one.
         """
-        pool = ServerPool(endpoint, keeps=False) if server is None else self._pools.get(server)
+        pool = ServerPool(endpoint, keeps=False) if host is None else self._pools.get(host)
         if pool is None:
-            pool = self._replace_pool(server, endpoint)
+            pool = self._replace_pool(host, endpoint)
         elif pool.endpoint is not endpoint:  # usually it is the same object, which saves comparing its fields
             if pool.endpoint != endpoint:
-                pool = self._replace_pool(server, endpoint)
+                pool = self._replace_pool(host, endpoint)
             pool.endpoint = endpoint
         sending = WireSending(self, pool, request, receiver)
         if pool.idle and not fresh:
@@ -129,15 +129,15 @@ class Wire:
         sending.dial()
         return sending
 
-    def _replace_pool(self, server: ServerId | None, endpoint: Endpoint) -> ServerPool:
-        assert server is not None
-        self.drop(server)
-        pool = self._pools[server] = ServerPool(endpoint, keeps=self._closing is None)
+    def _replace_pool(self, host: HostId | None, endpoint: Endpoint) -> ServerPool:
+        assert host is not None
+        self.drop(host)
+        pool = self._pools[host] = ServerPool(endpoint, keeps=self._closing is None)
         return pool
 
-    def drop(self, server: ServerId) -> None:
-        """Close the idle connections of a server, and those that are in use when their answer is complete."""
-        pool = self._pools.pop(server, None)
+    def drop(self, host: HostId) -> None:
+        """Close the idle connections to a host, and those that are in use when their answer is complete."""
+        pool = self._pools.pop(host, None)
         if pool is not None:
             pool.close()
 

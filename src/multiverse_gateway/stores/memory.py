@@ -213,6 +213,8 @@ class MemoryStore(MemorySessions, MemoryWallLinks, MemoryHosts, MemoryUsage):
             return False
         self._health.pop(server_id, None)
         self._removed.appendleft(attrs.evolve(server, api_key=None, owner_digest=None))
+        named = {server.host_id for server in self._servers.values()}
+        self._hosts = {host.id: host for host in self._hosts.values() if host.offers or host.id in named}
         self._version += 1
         return True
 
@@ -349,6 +351,13 @@ class WithHosts(_Beside, MemoryHosts):
     def __init__(self, store: RegistryStore) -> None:
         MemoryHosts.__init__(self, store)
         _Beside.__init__(self, store)
+
+    async def remove_server(self, server_id: ServerId) -> bool:
+        """Remove a server, and forget its host if that offers nothing else."""
+        is_removed = await self._store.remove_server(server_id)
+        named = {server.host_id for server in (await self._store.load()).servers}
+        self._hosts = {host.id: host for host in self._hosts.values() if host.offers or host.id in named}
+        return is_removed
 
     def part(self) -> dict[str, Any]:
         """Return the hosts and aliases that are kept here."""

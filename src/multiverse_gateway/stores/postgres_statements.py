@@ -8,7 +8,7 @@ import psycopg.sql
 from multiverse_gateway.core.errors import AlreadyRegistered
 from multiverse_gateway.protocols import ProbeResult
 from multiverse_gateway.stores.postgres_database import CHANNEL, Cursor, Row
-from multiverse_gateway.stores.rows import HISTORY, REMOVED, RESULT_COLUMNS, first_hosts, host_row, result_row
+from multiverse_gateway.stores.rows import FORGET_HOSTS, HISTORY, REMOVED, RESULT_COLUMNS, first_hosts, host_row, result_row
 from multiverse_gateway.stores.store_errors import removed_meanwhile
 from multiverse_gateway.stores.vault import Vault
 
@@ -67,6 +67,7 @@ async def remove_servers(cursor: Cursor, server_ids: Sequence[str]) -> bool:
     if not cursor.rowcount:
         return False
     await cursor.execute("delete from health where server_id = any(%s)", [list(server_ids)])
+    await cursor.execute(FORGET_HOSTS)
     await cursor.execute(
         "delete from results where server_id in (select id from servers where removed_at is not null order by removed_at desc offset %s)",
         [REMOVED],

@@ -4,7 +4,7 @@ import re
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, LiteralString
 
 import attrs
 import cattrs
@@ -284,6 +284,13 @@ def summing_usage(dialect: SqlDialect, by: Collection[str], only: Mapping[str, C
     groups = ", ".join(name for name in USAGE_KEY if name in by)
     values = [value for name in USAGE_KEY for value in only.get(name, ())]
     return (f"{statement} group by {groups} order by {groups}" if groups else f"{statement} having count(*) > 0"), values
+
+
+FORGET_HOSTS: LiteralString = (
+    "delete from hosts where offers = '[]' and not exists "
+    "(select 1 from servers where servers.host_id = hosts.id and servers.removed_at is null)"
+)
+"""The statement that forgets the hosts whose last server was removed, with their keys."""
 
 
 def adding_usage(dialect: SqlDialect) -> str:

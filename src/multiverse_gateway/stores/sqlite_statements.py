@@ -16,6 +16,7 @@ from multiverse_gateway.holders import is_gone
 from multiverse_gateway.protocols import ProbeResult
 from multiverse_gateway.stores.rows import (
     BATCH_SECONDS,
+    FORGET_HOSTS,
     HISTORY,
     LONGEST_LEASE,
     MOST_RESPONSES,
@@ -79,6 +80,7 @@ def remove_server(db: Database, server_id: ServerId, wall: float) -> bool:
     is_removed = db.execute(statement, [wall, server_id]).rowcount > 0
     if is_removed:
         db.execute("delete from health where server_id = ?", [server_id])
+        db.execute(FORGET_HOSTS)
         db.execute(
             "delete from results where server_id in "
             "(select id from servers where removed_at is not null order by removed_at desc limit -1 offset ?)",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from multiverse_gateway.core.dialects import Dialect
 from multiverse_gateway.core.envelope import Envelope
-from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.core.servers import HostId, Server, ServerId
 from multiverse_gateway.protocols import Balancer, LoadView
 
 
@@ -25,6 +25,10 @@ class FixedLoad:
     def in_flight(self, server_id: ServerId) -> int:
         """Return the number of running attempts."""
         return self.running.get(server_id, 0)
+
+    def host_in_flight(self, host_id: HostId) -> int:
+        """Return the number of running attempts: in these tests each server is a host by itself."""
+        return self.running.get(host_id, 0)
 
     def latency(self, server_id: ServerId) -> float | None:
         """Return the latency that the test set for a server."""

@@ -10,89 +10,31 @@ from multiverse_gateway.core.aliases import Alias
 from multiverse_gateway.core.engine_facts import Abilities, EngineKind, Measured, ModelFacts
 from multiverse_gateway.core.errors import AlreadyRegistered, ServerNotFound
 from multiverse_gateway.core.health import Health, HealthState
-from multiverse_gateway.core.hosts import Host
-from multiverse_gateway.core.servers import Capabilities, ClientKey, HostId, Metadata, Server, ServerId, WallLink
-from multiverse_gateway.core.stored import StoredResponse
+from multiverse_gateway.core.servers import ClientKey, HostId, ServerId, WallLink
 from multiverse_gateway.core.usage import MAX_COUNT, Counts, Usage, UsageKey
-from multiverse_gateway.protocols import ProbeResult, Store
+from multiverse_gateway.protocols import Store
+from multiverse_gateway.testing.store_values import make_host, make_key, make_response, make_result, make_server, make_usage
 
-
-def make_server(name: str = "one", **facts: object) -> Server:
-    """Return a server with every field set."""
-    values: dict[str, object] = {
-        "id": ServerId(name),
-        "model_name": "tiny",
-        "endpoint_url": f"http://{name}.example:8000",
-        "api_key": "the server's own key",
-        "capabilities": Capabilities(max_tokens=5, context_length=7, streaming=False),
-        "metadata": Metadata(student_id="s1", description="a 'quoted' \"description\"; drop table servers"),
-        "max_concurrency": 3,
-        "weight": 2,
-        "registered_at": 1.5,
-        "created_at": 1.5,
-        "updated_at": 2.5,
-        "owner_digest": "ab" * 32,
-        "opened_address": "127.0.0.1:11434",
-        "upstream_model": "org/Tiny 1 (q4)",
-        "host_id": HostId(f"host of {name}"),
-    }
-    return Server(**{**values, **facts})  # type: ignore[arg-type]
-
-
-def make_host(name: str = "host", **facts: object) -> Host:
-    """Return a host with every field set."""
-    values: dict[str, object] = {
-        "id": HostId(name),
-        "endpoint_url": f"http://{name}.example:8000",
-        "api_key": "the host's own key",
-        "owner": "Jürgen",
-        "max_concurrency": 3,
-        "offers": ("qwen*", "tiny"),
-        "created_at": 1.5,
-        "updated_at": 2.5,
-    }
-    return Host(**{**values, **facts})  # type: ignore[arg-type]
-
-
-def make_result(server_id: str, number: int = 0, *, passed: bool = True) -> ProbeResult:
-    """Return the result of a probe."""
-    reason = None if passed else "no answer"
-    return ProbeResult(server_id=ServerId(server_id), generation=1, passed=passed, checked_at=float(number), duration=0.5, reason=reason)
-
-
-def make_key(name: str = "alice", **facts: object) -> ClientKey:
-    """Return a client key with every field set."""
-    values: dict[str, object] = {
-        "id": f"id of {name}",
-        "name": name,
-        "digest": "cd" * 32,
-        "hint": "mvg-client-Ab12…yz89",
-        "created_at": 1.5,
-        "expires_at": 1e10,
-        "blocked_at": 3.5,
-        "rate_limit": 7,
-        "daily_limit": 70,
-        "max_at_once": 8,
-        "is_bulk": True,
-        "models": ("tiny", "a/b:c"),
-    }
-    return ClientKey(**{**values, **facts})  # type: ignore[arg-type]
-
-
-def make_usage(day: str, requests: int = 1, **parts: str) -> Usage:
-    """Return counts of a day."""
-    key = UsageKey(day, **{"model": "tiny", "server_id": "one", "owner": "s1", "client": "id of alice", **parts})  # type: ignore[arg-type]
-    counts = Counts(requests=requests, failed=1, prompt_tokens=10 * requests, completion_tokens=1 << 40, canceled=2)
-    return Usage(key=key, counts=counts)
+__all__ = [
+    "CoordinationContract",
+    "HostStoreContract",
+    "RegistryStoreContract",
+    "ResponseStoreContract",
+    "SessionStoreContract",
+    "StoreContract",
+    "UsageStoreContract",
+    "UsageSumStoreContract",
+    "WallLinkStoreContract",
+    "make_host",
+    "make_key",
+    "make_response",
+    "make_result",
+    "make_server",
+    "make_usage",
+]
 
 
 _DAYS_AND_MODELS = (("2026-05-01", "a"), ("2026-05-01", "b"), ("2026-05-02", "a"))
-
-
-def make_response(key: str = "a" * 64, **facts: object) -> StoredResponse:
-    """Return where a stored response is."""
-    values: dict[str, object] = {"key": key, "server_id": ServerId("one"), "generation": 2, "until": 1e10}
-    return StoredResponse(**{**values, **facts})  # type: ignore[arg-type]
 
 
 class RegistryStoreContract:
@@ -304,6 +246,24 @@ class SessionStoreContract:
 class WallLinkStoreContract:
     """What a store must do that keeps the links to the wall view. Subclass it like `RegistryStoreContract`."""
 
+    async def test_a_wall_link_works_until_it_is_removed(self, store: Store) -> None:
+        """The version grows with it; a link can be removed once."""
+        before = await store.version()
+        links = tuple(WallLink(id=name, name=f"{name} „Aula“", digest="ab" * 32, created_at=1.5 + at) for at, name in enumerate("ba"))
+        for link in links:
+            await store.save_wall_link(link)
+        await store.save_wall_link(links[0])
+        assert (saved := await store.version()) > before
+        assert (await store.load()).wall_links == links
+        assert await store.remove_wall_link("b")
+        assert not await store.remove_wall_link("b")
+        assert await store.version() > saved
+        assert (await store.load()).wall_links == links[1:]
+
+
+class HostStoreContract:
+    """What a store must do that keeps hosts and aliases. Subclass it with an async fixture `store` that yields an empty, open store."""
+
     async def test_a_host_is_kept_with_its_servers(self, store: Store) -> None:
         """All or none is saved; removing the host removes them all, and another host's server stays."""
         host = make_host()
@@ -329,6 +289,17 @@ class WallLinkStoreContract:
         assert await store.remove_host(HostId("host of another")), "a host that was never saved is its servers"
         assert (await store.load()).servers == ()
 
+    async def test_a_host_goes_with_its_last_server(self, store: Store) -> None:
+        """Its key is forgotten then; one that offers patterns stays."""
+        for name, offers in (("named", ()), ("offering", ("*",))):
+            servers = [make_server(f"{name} {number}", host_id=name) for number in range(2)]
+            await store.save_host(make_host(name, offers=offers), servers)
+        for name in ("named 0", "offering 0", "named 1"):
+            assert {host.id for host in (await store.load()).hosts} == {"named", "offering"}
+            assert await store.remove_server(ServerId(name))
+        assert await store.remove_server(ServerId("offering 1"))
+        assert [host.id for host in (await store.load()).hosts] == ["offering"]
+
     async def test_an_alias_is_kept_until_it_is_removed(self, store: Store) -> None:
         """There is one of each name, the one that was saved last."""
         aliases = tuple(Alias(name=name, models=("qwen3:8b", "tiny"), created_at=at, updated_at=at) for at, name in enumerate("ab"))
@@ -341,20 +312,6 @@ class WallLinkStoreContract:
         assert await store.remove_alias("b")
         assert not await store.remove_alias("b")
         assert (await store.load()).aliases == (changed,)
-
-    async def test_a_wall_link_works_until_it_is_removed(self, store: Store) -> None:
-        """The version grows with it; a link can be removed once."""
-        before = await store.version()
-        links = tuple(WallLink(id=name, name=f"{name} „Aula“", digest="ab" * 32, created_at=1.5 + at) for at, name in enumerate("ba"))
-        for link in links:
-            await store.save_wall_link(link)
-        await store.save_wall_link(links[0])
-        assert (saved := await store.version()) > before
-        assert (await store.load()).wall_links == links
-        assert await store.remove_wall_link("b")
-        assert not await store.remove_wall_link("b")
-        assert await store.version() > saved
-        assert (await store.load()).wall_links == links[1:]
 
 
 class UsageStoreContract:
@@ -459,7 +416,14 @@ class UsageSumStoreContract:
         assert total.counts == Counts(prompt_tokens=MAX_COUNT)
 
 
-class StoreContract(RegistryStoreContract, CoordinationContract, SessionStoreContract, WallLinkStoreContract, UsageStoreContract):
+class StoreContract(
+    RegistryStoreContract,
+    CoordinationContract,
+    SessionStoreContract,
+    WallLinkStoreContract,
+    HostStoreContract,
+    UsageStoreContract,
+):
     """What a store must do that has all parts."""
 
 

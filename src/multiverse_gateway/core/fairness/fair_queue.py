@@ -72,7 +72,8 @@ class FairQueue:
         for pool in pools.values():
             for name in pool.models:
                 so_far = slots.get(name, 0)
-                slots[name] = None if so_far is None or pool.slots is None else so_far + pool.slots
+                its = pool.slots_of(name)
+                slots[name] = None if so_far is None or its is None else so_far + its
                 siblings.setdefault(name, {}).update(dict.fromkeys(pool.models))
         self._pools = pools
         self._shared = frozenset(pool for pool, usable in pools.items() if len(usable.models) > 1)
@@ -112,11 +113,6 @@ class FairQueue:
         """Return the share of slots because of which a request may not take a free one, or `None` if it may."""
         model = self._models.get(ticket.model)
         return None if model is None else model.used_up(ticket.flow, now)
-
-    def is_full(self, ticket: Ticket) -> bool:
-        """Return whether as many requests of a request's model run as may without caps: no share, wait or turn lets another one begin."""
-        model = self._models.get(ticket.model)
-        return model is not None and model.is_full
 
     def begin(self, ticket: Ticket, now: float, pool: Hashable = None) -> None:
         """Take a slot of a pool for an attempt of a request, which leaves the queue; its first attempt is charged."""
@@ -296,6 +292,10 @@ class FairQueue:
         `take` begins the request, ends it, or leaves it where it is: then it keeps its place, and no request with equal needs is asked.
         """
         give_turns(partial(self.pick, name, now), take)
+
+    def is_shared(self, pool: Hashable) -> bool:
+        """Return whether several models share the slots of a pool."""
+        return pool in self._shared
 
     def give_turns_for(self, pool: Hashable, now: float, take: Callable[[Ticket], None]) -> None:
         """Offer the free slots of a pool to the waiting requests of all its models. See `give_turns`."""

@@ -1,9 +1,10 @@
 """Flows of requests, their bands, and the pools of slots that they share."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
-from attrs import frozen
+from attrs import field, frozen
 
 
 class Band(StrEnum):
@@ -36,7 +37,12 @@ BULK, INTERACTIVE = Band.BULK, Band.INTERACTIVE  # a look-up in an enum costs as
 
 @frozen
 class Pool:
-    """Slots that one or more models share: a server, or a host. `slots` is `None` without a cap."""
+    """Slots that one or more models share: a host. `slots` is `None` without a cap; `less` says which models may use fewer of them."""
 
     models: tuple[str, ...]
     slots: int | None = None
+    less: Mapping[str, int] = field(factory=dict, repr=False)
+
+    def slots_of(self, model: str) -> int | None:
+        """Return how many slots a model may use."""
+        return self.less.get(model, self.slots)
