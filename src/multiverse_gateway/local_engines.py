@@ -23,7 +23,7 @@ from multiverse_gateway.registration import Accepted, register
 
 FIND_SECONDS = 1.0
 """How long all engines together may take to answer."""
-KEPT_SECONDS = 10.0
+KEPT_SECONDS = 5.0
 """How long what was found is not looked for again."""
 
 _log = logging.getLogger("multiverse_gateway.registry")

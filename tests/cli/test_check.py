@@ -94,6 +94,7 @@ def test_a_private_address_is_told_and_the_rest_still_checked(scripted: str) -> 
     result = call(scripted)
     assert result.exit_code == 1
     assert "loopback" in result.output
+    assert "every computer calls itself so" in result.output
     assert "--allow-private" in result.output
     assert "made one token" in result.output
 

@@ -15,6 +15,7 @@ import pytest
 
 from multiverse_gateway.core.engine_offers import ENGINES, LocalEngine
 from multiverse_gateway.pages.settings_page import with_code
+from multiverse_gateway.testing.store import make_server
 from support import behaviours
 from support.backends import Backend
 from support.gateways import ADMIN_KEY
@@ -93,6 +94,7 @@ async def test_a_found_engine_is_offered_and_one_click_registers_its_model() -> 
 async def test_what_was_found_is_kept_for_a_moment() -> None:
     """Reloading and several tabs cost the engine nothing; later it is asked again."""
     async with computer() as here:
+        here.browser.parts.gateway.now = lambda: 1e8
         for _ in range(3):
             await here.browser.open("/dashboard")
         assert len(here.ollama.probes) == 1
@@ -111,6 +113,7 @@ async def test_what_was_found_is_kept_for_a_moment() -> None:
         ("192.168.1.20", {}),
         ("127.0.0.1", {"trusted_proxies": ("127.0.0.1/32",)}),
         ("127.0.0.1", {"public_url": ("http://gateway",)}),
+        ("127.0.0.1", {"root_path": "/ai"}),
         (None, {"prefix": "/ai"}),
         ("0.0.0.0", {"allow_private_networks": "true"}),
     ],
@@ -153,6 +156,8 @@ async def test_only_the_operators_session_on_this_computer_makes_the_gateway_loo
             without_token = await browser.client.post("/register/found", data=here.offer, headers={"origin": "http://gateway"})
             elsewhere = await browser.send("/register/found", here.offer, origin="http://evil.example")
             assert (without_token.status_code, elsewhere.status_code) == (403, 403)
+            assert "Found Ollama" not in (await browser.open("/register")).text, "a tunnel was noticed"
+            assert (await browser.send("/register/found", here.offer)).status_code == 403
         assert await here.servers() == []
 
 
@@ -381,3 +386,28 @@ async def test_the_admin_key_of_the_first_start_is_in_force() -> None:
 
 def test_what_stands_between_back_ticks_is_code() -> None:
     assert with_code("a `b` & <c> `d") == "a <code>b</code> &amp; &lt;c&gt; `d"
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:PORT", "http://localhost:PORT", "http://[::1]:PORT"])
+async def test_what_is_registered_is_not_offered_again(url: str) -> None:
+    """By whatever name of this computer; the same model at another port or computer is."""
+    async with computer(allow_private_networks="true") as here:
+        gateway = here.browser.parts.gateway
+        for model, endpoint_url in (
+            (OLLAMA[0].removesuffix(":latest"), url.replace("PORT", str(here.ollama.port))),
+            (OLLAMA[1], f"http://127.0.0.1:{here.neighbor.port}"),
+            (OLLAMA[2], "http://gpu.example:11434"),
+        ):
+            server = make_server(model, model_name=model, endpoint_url=endpoint_url, opened_address=None)
+            await gateway.store.save_server(server)
+        await gateway.store.save_server(make_server("old", model_name=OLLAMA[1], endpoint_url="http://127.1:11434", opened_address=None))
+        await gateway.refresh()
+        page = await here.browser.open("/register")
+        assert re.findall(r"<option>([^<]+)</option>", page.text) == OLLAMA[1:]
+
+
+@pytest.mark.parametrize(("required", "key"), [(False, "not-needed"), (True, "your-client-key")])
+async def test_the_lines_to_copy_say_which_key_a_program_needs(required: bool, key: str) -> None:
+    async with browsing(require_client_auth=required) as browser:
+        await browser.sign_in()
+        assert f'base_url="http://gateway/v1", api_key="{key}")' in unescape((await browser.open("/dashboard")).text)

@@ -12,7 +12,7 @@ import click
 from multiverse_gateway import plugins
 from multiverse_gateway.cli.common import json_option, print_json, printable, settings_here, trimmed
 from multiverse_gateway.connection_test import Means, Outcome, StepResult, examine, scout
-from multiverse_gateway.core.addresses import AddressPolicy, Endpoint, EndpointError, parse_root
+from multiverse_gateway.core.addresses import AddressPolicy, AddressRefusal, Endpoint, EndpointError, parse_root
 from multiverse_gateway.core.failover import ConnectFailure
 from multiverse_gateway.core.server_access import HOST_HEADER
 from multiverse_gateway.core.servers import Server, ServerId
@@ -245,7 +245,12 @@ class Wording:
             opens = (
                 ", or open the network with MULTIVERSE_ALLOW_PRIVATE_NETWORKS (here: --allow-private)" if result.refusal.is_openable else ""
             )
-            return f"a gateway with these settings does not connect to it: {result.refusal}", f"use a public address or a tunnel{opens}"
+            other = "use a public address or a tunnel"
+            if result.refusal is AddressRefusal.LOOPBACK:
+                other = (
+                    "every computer calls itself so: use the address of the server's computer or a tunnel, or offer it on the page Register"
+                )
+            return f"a gateway with these settings does not connect to it: {result.refusal}", f"{other}{opens}"
         if result.problem is ProbeProblem.ACCESS_REFUSED:
             key = "is the key right?" if self.has_key else "a server that requires a key gets it with --api-key."
             return "the server refuses access (status 403)", f"{key} {HOST_HEADER}"

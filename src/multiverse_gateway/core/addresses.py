@@ -55,7 +55,7 @@ class Endpoint:
     host: str
     port: int
     prefix: str = ""
-    is_opened: bool = False
+    is_opened: bool = field(default=False, repr=False)
 
     @property
     def tls(self) -> bool:

@@ -8,8 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import attrs
 
-from multiverse_gateway.core.addresses import LOCAL_HOST
-from multiverse_gateway.core.registry_plans import pair_of
+from multiverse_gateway.core.addresses import LOCAL_HOST, EndpointError, names_this_computer, parse_endpoint
 from multiverse_gateway.core.servers import MODEL_NAME, Server, model_key
 
 MAX_OFFERED = 100
@@ -76,11 +75,20 @@ class Offer:
 
 
 def offers_of(found: Iterable[FoundEngine], servers: Collection[Server]) -> tuple[Offer, ...]:
-    """Return what is offered of the engines that were found: the models that are not registered at their address yet."""
-    registered = {pair_of(server) for server in servers}
+    """Return what is offered of the engines that were found: the models that are not registered at their port yet, by whatever name."""
+    registered = {(model_key(server.model_name), port) for server in servers if (port := _local_port(server)) is not None}
     offers = []
     for item in found:
-        models = tuple(model for model in item.models if (model_key(model), item.engine.url) not in registered)
+        models = tuple(model for model in item.models if (model_key(model), item.engine.port) not in registered)
         if models or not item.models:
             offers.append(Offer(engine=item.engine, name=item.name, models=models, is_empty=not item.models))
     return tuple(offers)
+
+
+def _local_port(server: Server) -> int | None:
+    """Return the port of a server on the gateway's own computer."""
+    try:
+        endpoint = parse_endpoint(server.endpoint_url)
+    except EndpointError:  # an older version accepted it
+        return None
+    return endpoint.port if names_this_computer(endpoint.host) else None

@@ -44,20 +44,22 @@ class FirstSteps:
         """Return the engines of this computer that the operator can offer.
 
         Only a session on this computer is offered any: a request with the admin key, or one that a proxy or tunnel forwarded, finds
-        out nothing about what listens here.
+        out nothing about what listens here. Once a proxy or tunnel was noticed, no session is.
         """
         return await self._engines.offers() if self._is_at_this_computer(visit) else ()
 
     async def welcome(self, visit: Visit) -> dict[str, Any]:
         """Return what the page shows that stands where no server is registered yet."""
         allows_private = self._gateway.settings.allow_private_networks.strip().lower() not in ("", "false")
-        return {"guides": GUIDES, "allows_private": allows_private, "offers": await self.offers(visit)}
+        key = "your-client-key" if self._gateway.settings.require_client_auth else "not-needed"
+        return {"guides": GUIDES, "allows_private": allows_private, "key": key, "offers": await self.offers(visit)}
 
     def _is_at_this_computer(self, visit: Visit) -> bool:
         request = visit.request
         peer = request.client.host if request.client else None
         names = dict(request.scope["headers"])
-        return visit.session is not None and self._renderer.rules.is_local(peer, is_forwarded(names))
+        rules = self._renderer.rules
+        return visit.session is not None and rules.is_local(peer, is_forwarded(names)) and rules.proxy.remedy is None
 
     async def _accept(self, visit: Visit) -> Response:
         if not self._is_at_this_computer(visit):

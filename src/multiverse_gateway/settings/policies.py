@@ -33,11 +33,11 @@ def origin_policy(settings: Settings) -> OriginPolicy:
 
 
 def reach(settings: Settings, listener: str | None) -> Reach:
-    """Return which computers can reach the gateway; a trusted proxy and a public URL stand for other computers.
+    """Return which computers can reach the gateway; a trusted proxy, a public URL and a root path stand for other computers.
 
     `listener` is the address that the process listens on, `None` if that is not known.
     """
-    return reach_of(listener, has_proxy=bool(settings.trusted_proxies or settings.public_url))
+    return reach_of(listener, has_proxy=bool(settings.trusted_proxies or settings.public_url or settings.root_path))
 
 
 def is_private_to_this_computer(settings: Settings, listener: str | None) -> bool:
