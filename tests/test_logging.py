@@ -277,7 +277,12 @@ def test_the_tail_filters(begin: Begin) -> None:
     assert [entry.message for entry in tail.entries(level="warning")] == ["large"]
     assert [entry.message for entry in tail.entries(component="health")] == ["other"]
     assert [entry.message for entry in tail.entries(text="tiny")] == ["small"]
-    assert [entry.message for entry in tail.entries(limit=1)] == ["other"]
+    LOG.info("of alice", extra={"fields": {"client": "id-1"}})
+    (of_alice,) = tail.entries(client="id-1")
+    assert (of_alice.message, tail.entries(client="id"), tail.entries(client="")) == ("of alice", [], [])
+    assert of_alice.as_text().endswith(" of alice client=id-1")
+    assert of_alice.as_json()["client"] == "id-1"
+    assert [entry.message for entry in tail.entries(limit=2)] == ["of alice", "other"]
     newest = tail.entries()[0]
     assert tail.entries(after=newest.number) == []
     assert tail.entries(since=newest.time + 1) == []

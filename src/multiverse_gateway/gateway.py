@@ -408,7 +408,7 @@ class Gateway:
 def _record(exchange: Exchange, seconds: float, events: int) -> dict[str, object]:
     request, response, search, attempt = exchange.request, exchange.response, exchange.search, exchange.attempt
     envelope, first = request.envelope, None if attempt is None else attempt.first_byte_seconds
-    return {
+    record = {
         "request_id": request.request_id,
         "path": envelope.path,
         "model": envelope.model,
@@ -423,6 +423,9 @@ def _record(exchange: Exchange, seconds: float, events: int) -> dict[str, object
         "events": events,
         "bytes": response.sent_bytes,
     }
+    if request.caller:
+        record["client"] = request.caller
+    return record
 
 
 def _limits(settings: Settings) -> Limits:

@@ -15,7 +15,7 @@ from starlette.routing import Mount, Route
 
 from multiverse_gateway import GatewayError, Settings, create_app
 from multiverse_gateway.api.endpoints import ApiRoute
-from multiverse_gateway.api.keys_and_usage import csv_of
+from multiverse_gateway.api.keys_and_usage import usage_csv
 from multiverse_gateway.api.openapi import body_schemas, document, example_of
 from multiverse_gateway.api.relayed_calls import RELAYED
 from multiverse_gateway.api.request_reading import parse_change, parse_import, parse_registration, parse_test, read
@@ -93,7 +93,7 @@ def test_the_example_of_a_stream_is_a_whole_one(path: str) -> None:
 def test_the_columns_of_the_example_are_those_of_the_answer() -> None:
     """A spreadsheet gets what the description shows."""
     shown = DOCUMENT["paths"]["/admin/usage"]["get"]["responses"]["200"]["content"]["text/csv"]["example"]
-    assert shown.splitlines()[0] == csv_of([]).splitlines()[0]
+    assert shown.splitlines()[0] == usage_csv([]).splitlines()[0]
 
 
 def test_a_registration_without_a_limit_is_not_described_as_one_with_null() -> None:

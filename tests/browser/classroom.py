@@ -28,8 +28,10 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from multiverse_gateway import Settings, create_app, lifespan
+from multiverse_gateway.core.budget import day_name, day_of
 from multiverse_gateway.core.health import Health, HealthState
 from multiverse_gateway.core.servers import Capabilities, Metadata, Server, ServerId
+from multiverse_gateway.core.usage import Counts, Usage, UsageKey
 from multiverse_gateway.protocols import Client, ProbeResult
 from multiverse_gateway.stores.sqlite import SqliteStore
 from support import answers, behaviours
@@ -252,7 +254,27 @@ async def furnish(path: Path, hosts: Sequence[Host]) -> None:
             last_transition_at=moved,
         )
         await store.save_health({server.id: health}, results[::-1])
+        await store.add_usage(server.id, usage_of(server, number, wall))
     await store.aclose()
+
+
+def usage_of(server: Server, number: int, wall: float) -> list[Usage]:
+    """Return what was asked of a server in the last month: by a script, without a key, and by somebody who stops often."""
+    chance = random.Random(number)
+    rows = []
+    for day in range(30):
+        for client in ("nightly", "", server.metadata.student_id or ""):
+            requests = chance.randrange(1, 90)
+            counts = Counts(
+                requests=requests,
+                failed=requests // 30,
+                canceled=requests // 12,
+                prompt_tokens=requests * 240,
+                completion_tokens=requests * 110,
+            )
+            key = UsageKey(day_name(day_of(wall) - day), server.model_name, server.id, server.metadata.student_id or "", client)
+            rows.append(Usage(key=key, counts=counts))
+    return rows
 
 
 def talk(text: str = ANSWER, interval: float = 0.03) -> behaviours.Behaviour:

@@ -38,7 +38,7 @@ def test_an_operator_works_below_a_path(chromium: Any, browse_at: Callable[..., 
     page = watched.page
     watched.open("/dashboard")
     page.locator("tr[data-row]", has_text="tiny").get_by_text("Healthy").wait_for()
-    for name in ("Register", "Models", "Playground", "Keys", "Logs", "Settings", "API docs"):
+    for name in ("Register", "Models", "Playground", "Keys", "Usage", "Logs", "Settings", "API docs"):
         page.get_by_role("link", name=name, exact=True).click()
         page.get_by_role("heading", level=1).first.wait_for()
         assert page.url.startswith(url)

@@ -43,6 +43,8 @@ PAGES = {
     "key": "/keys/{key}",
     "key-asked": "/keys/{key}/revoke",
     "key-again": "/keys/{key}/new",
+    "usage": "/usage",
+    "usage-custom": "/usage?by=model&since=2020-01-01&until=2020-01-09&server=s1",
     "logs": "/logs?level=DEBUG",
     "settings": "/settings",
     "docs": "/docs",

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
 from html import unescape
 from typing import Any
 
 import pytest
 
 from multiverse_gateway.core.paths import OWN_SEGMENTS
-from multiverse_gateway.core.servers import ServerId
-from multiverse_gateway.core.usage import Counts, Usage, UsageKey
 from multiverse_gateway.entry.access import MAX_ADMIN_FAILURES
 from multiverse_gateway.pages.rendering import NEXT_PIECE
 from multiverse_gateway.protocols import ProbeResult, ProbeStep
@@ -912,42 +909,6 @@ async def test_an_outage_that_lasts_says_when_the_next_check_comes() -> None:
 
 
 # Use
-
-
-async def test_what_was_used_stands_on_the_dashboard_and_with_each_server() -> None:
-    """For operators only, who can take it along as a table."""
-    async with browsing(public_dashboard=True) as browser:
-        server_id = await browser.register()
-        gateway = browser.parts.gateway
-        today = datetime.fromtimestamp(gateway.wall(), UTC).date().isoformat()
-        key = UsageKey(today, "tiny", ServerId(server_id))
-        await gateway.store.add_usage("batch", [Usage(key=key, counts=Counts(requests=1234, prompt_tokens=5678))])
-        assert "5,678" not in (await browser.open("/dashboard")).text
-        await browser.sign_in()
-        for path in ("/dashboard", f"/server/{server_id}"):
-            page = await browser.open(path)
-            assert "1,234" in page.text, path
-            assert "5,678" in page.text, path
-            link = re.search(r'href="(/admin/usage\?[^"]*)"', page.text)
-            assert link
-            assert "5678" in (await browser.open(unescape(link[1]))).text
-
-
-async def test_of_many_models_the_most_used_are_shown_and_the_page_says_so() -> None:
-    """None is left out without a word; the table has them all."""
-    async with browsing() as browser:
-        await browser.register()
-        gateway = browser.parts.gateway
-        today = datetime.fromtimestamp(gateway.wall(), UTC).date().isoformat()
-        used = [
-            Usage(key=UsageKey(today, f"model-{number:02}", ServerId("s")), counts=Counts(requests=100 - number)) for number in range(40)
-        ]
-        await gateway.store.add_usage("batch", used)
-        await browser.sign_in()
-        page = (await browser.open("/dashboard")).text
-        shown = re.findall(r'data-label="Model">(model-\d\d)<', page)
-        assert shown == [f"model-{number:02}" for number in range(31)]
-        assert "The 31 most used of 40 models; the CSV has them all." in page
 
 
 async def test_registering_on_the_page_shows_the_owners_token_once() -> None:

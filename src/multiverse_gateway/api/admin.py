@@ -282,6 +282,7 @@ def admin_routes(gateway: Gateway, rules: AccessRules, recent_logs: RecentLogs) 
                 level=query.level,
                 component=query.component or None,
                 text=query.text or None,
+                client=query.client or None,
                 since=query.since,  # type: ignore[arg-type]  # its reader made it an instant
                 limit=query.limit,
             )

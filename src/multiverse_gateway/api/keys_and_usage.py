@@ -1,7 +1,5 @@
 """The part of the admin API about client keys, owners' tokens and usage counts."""
 
-import csv
-import io
 from collections.abc import Sequence
 
 import attrs
@@ -23,7 +21,7 @@ from multiverse_gateway.api.response_types import (
 from multiverse_gateway.core.errors import KeyNotFound, ServerNotFound, StorageUnavailable
 from multiverse_gateway.core.key_names import nth_secret
 from multiverse_gateway.core.servers import ClientKey
-from multiverse_gateway.core.spreadsheets import safe_cell
+from multiverse_gateway.core.spreadsheets import csv_of
 from multiverse_gateway.core.usage import Counts
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.issued_keys import all_keys, change_key, create_key, new_seed, renew_key, revoke_key
@@ -46,20 +44,10 @@ def record_of_key(gateway: Gateway, key: ClientKey) -> KeyRecord:
     return key_record(key, wall, gateway.usage_book.day_counts.total(key.id, wall))
 
 
-def csv_of(rows: Sequence[UsageRecord]) -> str:
-    """Return rows as CSV with a head; a text that a spreadsheet would take for a formula gets an apostrophe in front."""
+def usage_csv(rows: Sequence[UsageRecord]) -> str:
+    """Return rows as CSV with a head."""
     columns = ("day", "model", "server", "owner", "client", "client_id", *(field.name for field in attrs.fields(Counts)))
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(columns)
-    writer.writerows([_cell(getattr(row, name)) for name in columns] for row in rows)
-    return text.getvalue()
-
-
-def _cell(value: str | int | None) -> str | int:
-    if isinstance(value, str):
-        return safe_cell(value)
-    return "" if value is None else value
+    return csv_of([columns, *([getattr(row, name) for name in columns] for row in rows)])
 
 
 def account_routes(gateway: Gateway) -> list[Route]:
@@ -111,7 +99,7 @@ def account_routes(gateway: Gateway) -> list[Route]:
             return json_response(report)
         name = f"usage-{report.since}-{report.until}.csv"
         headers = {"content-disposition": f'attachment; filename="{name}"'}
-        return Response(csv_of(report.rows), headers=headers, media_type="text/csv")
+        return Response(usage_csv(report.rows), headers=headers, media_type="text/csv")
 
     return [
         ApiRoute(

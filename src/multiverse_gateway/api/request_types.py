@@ -258,6 +258,7 @@ class LogsQuery:
     level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], Meta(description="the minimum level")] = "DEBUG"
     component: str | None = None
     text: str | None = None
+    client: Annotated[str | None, Meta(description="the id of a client key: only its requests")] = None
     since: Instant | None = None
     limit: Annotated[int, Meta(ge=1, le=2000)] = 200
 

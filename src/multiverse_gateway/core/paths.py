@@ -35,7 +35,7 @@ CALLS: Final = frozenset(
 OWN_SEGMENTS: Final = frozenset(call.split("/")[index] for call in CALLS for index in (1, 2)) | {
     *("v2", "models", "api", "admin", "health", "livez", "readyz", "metrics", "openapi.json", "docs"),
     *("login", "logout", "session", "link", "static", "live", "wall"),
-    *("dashboard", "register", "server", "test", "playground", "keys", "logs", "settings"),
+    *("dashboard", "register", "server", "test", "playground", "keys", "usage", "logs", "settings"),
 }
 """What the gateway's own paths begin with. A proxy cannot serve it below one of them: `/chat/completions` would mean two calls."""
 

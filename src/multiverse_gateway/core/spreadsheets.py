@@ -1,7 +1,14 @@
-"""Texts in the cells of CSV files: spreadsheets would take some of them for formulas, so these get an apostrophe in front."""
+"""Tables as CSV for spreadsheets: texts of strangers stay texts, whatever they contain and whatever separates the cells there."""
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+import re
+from collections.abc import Iterable, Sequence
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """Spreadsheets take a text that begins with one of these for a formula; the last four are the wide forms of the first four."""
+_QUOTED = re.compile(r'[",;|\t\r\n]')
+"""What would end a cell here, or in a spreadsheet of another language."""
+
+Cell = str | int | None
 
 
 def safe_cell(text: str) -> str:
@@ -20,3 +27,21 @@ def text_of(cell: str) -> str:
     ('=1+1', "O'Brien", "'quoted'")
     """
     return cell.removeprefix("'")
+
+
+def csv_of(rows: Iterable[Sequence[Cell]]) -> str:
+    r"""Return rows as CSV (RFC 4180) in which every text is a `safe_cell`.
+
+    >>> csv_of([["name", "requests"], ["=1+1", 2], ["a;=1+1", None]])
+    'name,requests\r\n\'=1+1,2\r\n"a;=1+1",\r\n'
+    """
+    return "".join(f"{','.join(map(_written, row))}\r\n" for row in rows)
+
+
+def _written(cell: Cell) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, int):
+        return str(cell)
+    text = safe_cell(cell)
+    return '"' + text.replace('"', '""') + '"' if _QUOTED.search(text) else text

@@ -1,16 +1,15 @@
 """What a report about use holds: the rows of some days, filtered and added up by what the report tells apart."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import date
 
 import attrs
 
 from multiverse_gateway.core.errors import BadRequest
 from multiverse_gateway.core.servers import spellings
-from multiverse_gateway.core.usage import Counts, Usage, UsageKey, parts_of, summed
+from multiverse_gateway.core.usage import Counts, Usage, parts_of, summed
 
 DEFAULT_DAYS = 30
-_NOTHING = Counts()
 PARTS = ("day", "model", "server", "owner", "client")
 """The parts of a `UsageKey` that a report can tell apart."""
 
@@ -65,23 +64,6 @@ def days_between(since: str, until: str) -> list[str]:
     """
     first, last = date.fromisoformat(since).toordinal(), date.fromisoformat(until).toordinal()
     return [date.fromordinal(day).isoformat() for day in range(first, last + 1)]
-
-
-def daily_counts(rows: Iterable[Usage], days: Sequence[str], part: Callable[[UsageKey], str]) -> dict[str, list[Counts]]:
-    """Return one `Counts` per day, in the order of `days`, for each value of a part of the key; rows of other days are left out.
-
-    >>> rows = [Usage(key=UsageKey("2026-05-02", model, client="k1"), counts=Counts(requests=2)) for model in ("a", "b")]
-    >>> [counts.requests for counts in daily_counts(rows, days_between("2026-05-01", "2026-05-03"), lambda key: key.client)["k1"]]
-    [0, 4, 0]
-    """
-    places = {day: place for place, day in enumerate(days)}
-    sums: dict[str, list[Counts]] = {}
-    for row in rows:
-        place = places.get(row.key.day)
-        if place is not None:
-            counts = sums.setdefault(part(row.key), [_NOTHING] * len(days))
-            counts[place] += row.counts
-    return sums
 
 
 def admitted(selection: UsageSelection, names: Mapping[str, str]) -> dict[str, Collection[str]]:

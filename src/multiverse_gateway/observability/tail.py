@@ -25,14 +25,15 @@ class Tail:
         level: str | None = None,
         component: str | None = None,
         text: str | None = None,
+        client: str | None = None,
         since: float | None = None,
         after: int | None = None,
         limit: int = 200,
     ) -> list[Entry]:
         """Return the newest records first.
 
-        `level` is the minimum level, `text` is searched for in all parts without regard to case, `since` is in epoch seconds, and
-        `after` is the number of the last entry that the caller has seen.
+        `level` is the minimum level, `text` is searched for in all parts without regard to case, `client` is the value of that field,
+        `since` is in epoch seconds, and `after` is the number of the last entry that the caller has seen.
 
         Raises:
             ValueError: There is no such level.
@@ -43,7 +44,7 @@ class Tail:
         for record in reversed(list(self.records)):
             if (after is not None and record.number <= after) or len(selected) >= limit:
                 break
-            if record.severity < minimum:
+            if record.severity < minimum or (client is not None and not _names_client(record, client)):
                 continue
             entry = record if isinstance(record, Entry) else record.entry(self._redactor)
             if since is not None and entry.time < since:
@@ -61,10 +62,11 @@ class Tail:
         text: str | None,
         since: float | None,
         limit: int,
+        client: str | None = None,
         after: int | None = None,
     ) -> list[dict[str, object]]:
         """Return the same records as `entries`, in the form of the admin API."""
-        selected = self.entries(level=level, component=component, text=text, since=since, after=after, limit=limit)
+        selected = self.entries(level=level, component=component, text=text, client=client, since=since, after=after, limit=limit)
         return [{"number": entry.number, **entry.as_json()} for entry in selected]
 
 
@@ -86,12 +88,17 @@ class RecentLogs:
         text: str | None,
         since: float | None,
         limit: int,
+        client: str | None = None,
         after: int | None = None,
     ) -> Sequence[Mapping[str, Any]]:
         """Return the newest records that match, of those after number `after`."""
         if self._tail is None:
             return []
-        return self._tail.select(level=level, component=component, text=text, since=since, limit=limit, after=after)
+        return self._tail.select(level=level, component=component, text=text, since=since, limit=limit, client=client, after=after)
+
+
+def _names_client(record: Note | Entry, client: str) -> bool:
+    return isinstance(record.fields, Mapping) and record.fields.get("client") == client
 
 
 def level_number(level: str) -> int:

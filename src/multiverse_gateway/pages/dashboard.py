@@ -10,7 +10,6 @@ from starlette.routing import Route
 
 from multiverse_gateway.core.servers import model_key
 from multiverse_gateway.pages import live, views
-from multiverse_gateway.pages.client_keys import usage_values
 from multiverse_gateway.pages.dashboard_rows import DashboardRows
 from multiverse_gateway.pages.first_steps import FirstSteps
 from multiverse_gateway.pages.live import Followed, FollowedParts, Parts, out_of_band
@@ -19,6 +18,7 @@ from multiverse_gateway.pages.recent_checks import RecentChecks
 from multiverse_gateway.pages.rendering import Renderer, Visit
 from multiverse_gateway.pages.sign_in import SignIn
 from multiverse_gateway.pages.snippets import snippets_of
+from multiverse_gateway.pages.usage_page import usage_text
 from multiverse_gateway.registration import refresh_if_possible
 
 _WHOLE = {"hx-retarget": "#page", "hx-reselect": "#page"}
@@ -89,7 +89,7 @@ class Dashboard:
             visit,
             "dashboard.html",
             active="dashboard",
-            **(await usage_values(self._renderer, visit, "model") if visit.is_operator else {}),
+            usage=await usage_text(self._renderer, visit) if visit.is_operator else None,
             statuses=views.STATUSES,
             sort_words=views.SORTS,
             models=sorted({server.model_name for server in routes}),

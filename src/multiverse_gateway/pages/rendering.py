@@ -42,6 +42,7 @@ NAVIGATION = (
     ("models", "Models"),
     ("playground", "Playground"),
     ("keys", "Keys"),
+    ("usage", "Usage"),
     ("logs", "Logs"),
     ("settings", "Settings"),
     ("docs", "API docs"),

@@ -6,7 +6,7 @@
 3. Links are made by name, so that every prefix works.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -32,6 +32,7 @@ from multiverse_gateway.pages.server_pages import ServerPages
 from multiverse_gateway.pages.sessions import Sessions
 from multiverse_gateway.pages.settings_page import SettingsPage, written
 from multiverse_gateway.pages.sign_in import SignIn
+from multiverse_gateway.pages.usage_page import UsagePage, client_names
 from multiverse_gateway.pages.words import bare_url
 from multiverse_gateway.registration import refresh_if_possible
 
@@ -61,6 +62,7 @@ class Pages:
         self._dashboard = Dashboard(self._renderer, recent_checks, self._first_steps)
         self._servers = ServerPages(self._renderer, recent_checks, self._first_steps)
         self._keys = KeyPages(self._renderer)
+        self._usage = UsagePage(self._renderer)
         self._live = LiveTopics(self._renderer)
         self._live.add({**self._dashboard.topics(), **self._servers.topics(), "logs": self._followed_logs})
         self._settings = SettingsPage(self._renderer, self._sign_in, self._first_steps)
@@ -77,6 +79,7 @@ class Pages:
             *self._servers.routes(self._sign_in),
             *self._first_steps.routes(self._sign_in),
             *self._keys.routes(self._sign_in),
+            *self._usage.routes(self._sign_in),
             Route("/playground", page(self._playground), name="ui:playground"),
             Route("/test", self._moved_to_playground, name="ui:test"),
             Route("/logs", page(self._logs), name="ui:logs"),
@@ -125,6 +128,7 @@ class Pages:
             level=level if level in LEVELS else "INFO",
             component=component if component in COMPONENTS else None,
             text=query.get("text", "").strip()[:200] or None,
+            client=query.get("client", "")[:200] or None,
             since=None if minutes is None else self._gateway.wall() - minutes,
             limit=LOG_LINES,
             after=after,
@@ -133,28 +137,44 @@ class Pages:
 
     async def _logs(self, visit: Visit) -> Response:
         lines = self._log_lines(visit)
-        asked = {name: visit.query.get(name, "") for name in ("level", "component", "text", "since")}
+        asked = {name: visit.query.get(name, "") for name in ("level", "component", "text", "client", "since")}
         pairs = {name: value for name, value in asked.items() if value}
         last = max((int(line["number"]) for line in lines), default=0)
         values: dict[str, Any] = {
-            "lines": [self._log_html(visit, line) for line in lines],
+            "lines": self._log_html(visit, lines),
             "live": Live(f"logs?{urlencode(pairs)}", str(last)),
             "here": self._renderer.here(visit, "logs", pairs),
         }
         if visit.is_fragment and visit.request.headers.get("hx-target") == "live":
             return self._renderer.fragment(visit, "_logs.html", headers={"hx-replace-url": values["here"]}, **values)
-        return self._renderer.page(visit, "logs.html", active="logs", asked=asked, levels=LEVELS, components=COMPONENTS, **values)
+        clients = client_names(self._gateway)
+        chosen = asked["client"]
+        return self._renderer.page(
+            visit,
+            "logs.html",
+            active="logs",
+            asked=asked,
+            levels=LEVELS,
+            components=COMPONENTS,
+            clients=clients if not chosen or chosen in clients else {chosen: chosen, **clients},
+            **values,
+        )
 
-    def _log_html(self, visit: Visit, line: Mapping[str, Any]) -> str:
+    def _log_html(self, visit: Visit, lines: Iterable[Mapping[str, Any]]) -> list[str]:
         shown_apart = ("number", "time", "timestamp", "level", "component", "message", "traceback", "request_id")
-        more = {name: written(value) for name, value in line.items() if name not in shown_apart and value not in (None, "", [])}
-        return self._renderer.render(visit, "_log.html", line=line, more=more, servers=self._gateway.table.routes)
+        values = {"servers": self._gateway.table.routes, "clients": client_names(self._gateway)}
+        shown = []
+        for line in lines:
+            more = {name: written(value) for name, value in line.items() if name not in shown_apart and value not in (None, "", [])}
+            shown.append(self._renderer.render(visit, "_log.html", line=line, more=more, **values))
+        return shown
 
     def _followed_logs(self, visit: Visit) -> Followed:
         after = visit.query.get("seen", "")
 
         def read(last: int) -> list[tuple[int, str]]:
-            return [(int(line["number"]), self._log_html(visit, line)) for line in self._log_lines(visit, last)]
+            lines = self._log_lines(visit, last)
+            return [(int(line["number"]), html) for line, html in zip(lines, self._log_html(visit, lines), strict=True)]
 
         first = int(after) if after.isascii() and after.isdigit() and len(after) < 15 else 0
         return FollowedLines(read, first, "log-rows")

@@ -15,7 +15,6 @@ from multiverse_gateway.core.routing import Route as ServerRoute
 from multiverse_gateway.core.timelines import uptimes
 from multiverse_gateway.pages import views
 from multiverse_gateway.pages.charts import chart_of, events_of
-from multiverse_gateway.pages.client_keys import usage_values
 from multiverse_gateway.pages.connection_steps import UNTRIED, try_steps
 from multiverse_gateway.pages.first_steps import FirstSteps
 from multiverse_gateway.pages.live import Followed, FollowedParts, Parts
@@ -37,6 +36,7 @@ from multiverse_gateway.pages.server_form import (
 )
 from multiverse_gateway.pages.sign_in import SignIn
 from multiverse_gateway.pages.states import next_check_text
+from multiverse_gateway.pages.usage_page import usage_text
 from multiverse_gateway.pages.words import count, sentence
 from multiverse_gateway.registration import check, refresh_if_possible, remove, route_of, server_id_of, stated, update
 from multiverse_gateway.web.middleware import ADDRESS
@@ -160,7 +160,7 @@ class ServerPages:
             "server.html",
             active="dashboard",
             parts=parts,
-            **await usage_values(self._renderer, visit, "day", server=server.id),
+            usage=await usage_text(self._renderer, visit, server.id),
             live=self._renderer.live("server", {"id": server.id}, parts),
             **values,
         )
