@@ -18,7 +18,7 @@ from benchmarks.scaling.plan import Call, Outcome, Plan
 
 from multiverse_gateway.core.health import Health, NextProbe, ProbeFailed, ProbePassed, advance, fresh
 from multiverse_gateway.core.probing import MAX_PARALLEL, claim_period, shard_count, shard_of
-from multiverse_gateway.core.servers import ServerId
+from multiverse_gateway.core.servers import HostId
 from multiverse_gateway.monitor import FOLLOW_SECONDS, USAGE_SECONDS
 from multiverse_gateway.stores.postgres_database import GATHER_SECONDS
 from multiverse_gateway.stores.rows import shown
@@ -279,7 +279,7 @@ class World:
         for number in range(plan.servers):
             own = random.Random(f"{plan.seed} {number}")
             due = attrs.evolve(fresh(1, now=0.0, wall=0.0), next_probe=NextProbe(at=own.random() * plan.policy.interval))
-            self.members[shard_of(ServerId(f"s{number}"), taken)].probe(Host(plan, own), due, own)
+            self.members[shard_of(HostId(f"s{number}"), taken)].probe(Host(plan, own), due, own)
 
     def run(self, until: float) -> None:
         """Let time pass."""

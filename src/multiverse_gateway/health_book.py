@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import attrs
+from attrs import evolve
 
 from multiverse_gateway.core.engine_facts import Measured
 from multiverse_gateway.core.errors import StorageRefused
@@ -33,7 +34,7 @@ from multiverse_gateway.core.health import (
     traffic_share,
 )
 from multiverse_gateway.core.needs import Needs, context_of, was_cut
-from multiverse_gateway.core.routing import RoutingTable, build_table, with_health
+from multiverse_gateway.core.routing import Route, RoutingTable, build_table, with_health
 from multiverse_gateway.core.server_access import confirming_path
 from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.core.timelines import Timelines
@@ -167,10 +168,21 @@ class HealthBook:
         self.cut_texts[server.id] = self.cut_texts.get(server.id, 0) + 1
 
     def report(self, server_id: ServerId, event: HealthEvent) -> None:
-        """Advance a server's health and swap the table when that changed anything; unknown servers are ignored."""
+        """Advance a server's health and swap the table when that changed anything; unknown servers are ignored.
+
+        A request that shows something about the connection to the server's host advances the health of all its servers.
+        """
         route = self.table.routes.get(server_id)
         if route is None:
             return
+        self._advance(route, event)
+        if isinstance(event, AttemptFailed) and event.concerns_host and event.generation == route.server.generation:
+            for other in self.table.routes_of(route.server.host_id):
+                if other.server.id != server_id:
+                    self._advance(other, evolve(event, generation=other.server.generation))
+
+    def _advance(self, route: Route, event: HealthEvent) -> None:
+        server_id = route.server.id
         before = route.health
         if isinstance(event, AttemptFailed) and event.failure.kind is FailureClass.AUTH and event.generation == before.generation:
             self._refusals.setdefault(server_id, confirming_path(event.path))

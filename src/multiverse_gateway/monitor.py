@@ -36,11 +36,12 @@ from multiverse_gateway.core.probing import (
     claim_period,
     lease_role,
     next_probes,
+    one_per_host,
     shard_count,
     shard_of,
 )
 from multiverse_gateway.core.routing import Route, RoutingTable
-from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.core.servers import HostId, Server, ServerId
 from multiverse_gateway.health_book import HealthBook
 from multiverse_gateway.holders import new_holder
 from multiverse_gateway.protocols import ProbeResult, Store
@@ -188,7 +189,8 @@ class Monitor:
         """The shards that are held by any process."""
         self._shards: dict[ServerId, int] = {}
         self._pattern = FailurePattern()
-        self._running: set[ServerId] = set()
+        self._running: set[HostId] = set()
+        """The hosts that are being probed."""
         self._early: set[ServerId] = set()
         self._wake = anyio.Event()
         self._is_widespread = False
@@ -261,7 +263,7 @@ class Monitor:
             return routes
         shards = self._shards
         for server_id in routes.keys() - shards.keys():
-            shards[server_id] = shard_of(server_id, self._held)
+            shards[server_id] = shard_of(routes[server_id].server.host_id, self._held)
         return {server_id: route for server_id, route in routes.items() if shards[server_id] == self._shard}
 
     async def release(self) -> None:
@@ -322,7 +324,7 @@ class Monitor:
             self._early.clear()
             return
         for server in self.next():
-            self._running.add(server.id)
+            self._running.add(server.host_id)
             self._early.discard(server.id)
             group.start_soon(self._probe, server)
 
@@ -337,12 +339,16 @@ class Monitor:
         try:
             result = await self._gateway.checks.check(server)
             self.note(attrs.evolve(result, server_id=server.id, generation=server.generation), began)
+            for route in self._gateway.table.routes_of(server.host_id):
+                about = None if route.server.id == server.id else self._gateway.checks.result_for(route.server, result)
+                if about is not None:
+                    self.note(about, began)
             await self._gateway.checks.engines.follow(server, result)
         except Exception:  # noqa: BLE001  # the edge of the loops: logged, and tried again
             _log.exception("a server could not be probed", extra={"fields": {"server": server.id}})
         finally:
             was_full = len(self._running) >= MAX_PARALLEL
-            self._running.discard(server.id)
+            self._running.discard(server.host_id)
             if was_full:
                 self._wake.set()
 
@@ -359,11 +365,13 @@ class Monitor:
         route = routes.get(result.server_id)
         if route is None or route.server.generation != result.generation:
             return
-        self._pattern.keep(routes)
+        hosts = one_per_host(routes)
+        first = next(other.server for other in hosts.values() if other.server.host_id == route.server.host_id)
+        self._pattern.keep(hosts)
         reached = result.passed or result.unauthorized or result.is_busy
-        self._pattern.note(result.server_id, began, reached=reached)
-        self._report(self._pattern.is_widespread(routes))
-        doubt = Doubt(is_correlated=False) if reached else self._doubt(route, routes)
+        self._pattern.note(first.id, began, reached=reached)
+        self._report(self._pattern.is_widespread(hosts))
+        doubt = Doubt(is_correlated=False) if reached else self._doubt(attrs.evolve(route, server=first), hosts)
         self._early |= doubt.early
         self._gateway.checks.note_result(result, correlated=doubt.is_correlated)
 

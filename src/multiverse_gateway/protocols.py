@@ -186,6 +186,15 @@ class HealthProbe(Protocol):
         ...
 
 
+@runtime_checkable
+class HostProbe(HealthProbe, Protocol):
+    """A probe that finds out about all models of a host at once: the gateway asks each host only once per interval."""
+
+    def result_for(self, server: Server, result: ProbeResult) -> ProbeResult:
+        """Return what `result`, of another server of the same host, shows about this one."""
+        ...
+
+
 @attrs.frozen(kw_only=True)
 class Registry:
     """One consistent read of everything that routing needs.

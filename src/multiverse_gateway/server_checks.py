@@ -24,7 +24,7 @@ from multiverse_gateway.engines import READ_SECONDS, EngineBook
 from multiverse_gateway.health_book import HealthBook
 from multiverse_gateway.housekeeping import Housekeeping
 from multiverse_gateway.observability.logging import redact
-from multiverse_gateway.protocols import HealthProbe, ProbeResult, Store
+from multiverse_gateway.protocols import HealthProbe, HostProbe, ProbeResult, Store
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.relay.requests import endpoint_of
 from multiverse_gateway.usage_book import UsageBook
@@ -171,6 +171,13 @@ class ServerChecks:
         result = await self.check(server)
         self.note_result(result, forced=forced)
         return result
+
+    def result_for(self, server: Server, result: ProbeResult) -> ProbeResult | None:
+        """Return what the probe of another model of its host shows about a server, or `None` if the server must be probed itself."""
+        probe = self.probe
+        if not isinstance(probe, HostProbe) or (result.passed and self._confirming_path(server) is not None):
+            return None
+        return probe.result_for(server, result)
 
     def note_result(self, result: ProbeResult, *, forced: bool = False, correlated: bool = False) -> None:
         """Advance the server's health by a probe's result, and count the probe."""

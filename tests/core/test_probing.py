@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from multiverse_gateway import Health, HealthState, ServerId
 from multiverse_gateway.core.health import NextProbe
-from multiverse_gateway.core.probing import MAX_PARALLEL, Doubt, FailurePattern, due, is_correlated, next_probes, shard_of
+from multiverse_gateway.core.probing import MAX_PARALLEL, Doubt, FailurePattern, due, is_correlated, next_probes, one_per_host, shard_of
 from multiverse_gateway.core.routing import Route
+from multiverse_gateway.core.servers import HostId
 from multiverse_gateway.testing.store import make_server
 
 
@@ -42,8 +43,20 @@ def test_early_probes_follow_those_that_are_due() -> None:
     assert next_probes({}, early=(), running=(), now=5.0) == []
     chosen = next_probes({key: known[key] for key in sorted(early)}, early=early, running=(), now=5.0)
     assert [server.id for server in chosen] == ["s0", "later"]
-    chosen = next_probes(known, early=early, running={ServerId("s0"), ServerId("s1")}, now=5.0)
+    chosen = next_probes(known, early=early, running={HostId("host of s0"), HostId("host of s1")}, now=5.0)
     assert [server.id for server in chosen] == [f"s{number}" for number in range(2, MAX_PARALLEL)]
+
+
+def test_one_server_of_a_host_is_probed_at_a_time() -> None:
+    """The one that has been due longest; an inactive one does not stand for its host while another one is active."""
+    facts = {"a": (2.0, HealthState.ARCHIVED), "b": (1.0, HealthState.HEALTHY), "c": (3.0, HealthState.HEALTHY)}
+    known = {
+        ServerId(name): Route(make_server(name, host_id="lab"), Health(state=state, next_probe=NextProbe(at=at)))
+        for name, (at, state) in facts.items()
+    }
+    assert [server.id for server in next_probes(known, early=known, running=(), now=5.0)] == ["b"]
+    assert next_probes(known, early=known, running={HostId("lab")}, now=5.0) == []
+    assert list(one_per_host(known)) == ["b"]
 
 
 # What failures prove
@@ -113,7 +126,7 @@ def test_a_failure_is_in_doubt_only_where_it_would_take_the_server_out() -> None
 @given(servers=st.integers(0, 60), taken=st.sets(st.integers(0, 15), min_size=1))
 def test_each_server_has_one_shard(servers: int, taken: set[int]) -> None:
     """And when a shard is given up, only its servers move."""
-    names = [ServerId(f"s{number}") for number in range(servers)]
+    names = [HostId(f"s{number}") for number in range(servers)]
     before = {name: shard_of(name, taken) for name in names}
     assert set(before.values()) <= taken
     left = taken - {min(taken)}
@@ -124,6 +137,6 @@ def test_each_server_has_one_shard(servers: int, taken: set[int]) -> None:
 
 def test_shards_are_of_similar_size() -> None:
     """A thousand servers in three shards: none has more than twice its part."""
-    counts = Counter(shard_of(ServerId(f"s{number}"), {0, 1, 2}) for number in range(1000))
+    counts = Counter(shard_of(HostId(f"s{number}"), {0, 1, 2}) for number in range(1000))
     assert max(counts.values()) < 2 * 1000 / 3 < sum(counts.values())
     assert len(counts) == 3

@@ -2,9 +2,10 @@
 
 1. One process probes up to `SERVERS_PER_SHARD` servers: the one that holds the lease. More servers are divided into shards, each with a
    lease of its own. A server belongs to the shard that ranks highest for it (rendezvous hashing), so that only the servers of a shard
-   that is taken up or given up change hands.
-2. When nearly all servers fail at once, the network of the process that probes is the likelier cause. Then no server is counted out.
-3. A server is counted out only after enough others have been reached since it began to fail. Those whose latest probe is older are
+   that is taken up or given up change hands. All servers of a host belong to one shard.
+2. A host is probed once for all its models, as far as the probe can tell (`protocols.HostProbe`), and never twice at a time.
+3. When nearly all hosts fail at once, the network of the process that probes is the likelier cause. Then no server is counted out.
+4. A server is counted out only after enough others have been reached since it began to fail. Those whose latest probe is older are
    probed early, so that this can be decided in time.
 
 All instants are monotonic seconds.
@@ -17,7 +18,7 @@ from math import inf
 import attrs
 
 from multiverse_gateway.core.routing import Route
-from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.core.servers import HostId, Server, ServerId
 
 LEASE_SECONDS = 5.0
 LEASE_ROLE = "probe"
@@ -39,17 +40,27 @@ def due(routes: Iterable[Route], now: float) -> list[Server]:
     return [route.server for route in sorted(waiting, key=lambda route: route.health.next_probe.at)]
 
 
-def next_probes(
-    routes: Mapping[ServerId, Route], *, early: Collection[ServerId], running: Collection[ServerId], now: float
-) -> list[Server]:
-    """Return the servers to probe now: those that are due, then those of `early`, without those whose probe is running.
+def next_probes(routes: Mapping[ServerId, Route], *, early: Collection[ServerId], running: Collection[HostId], now: float) -> list[Server]:
+    """Return the servers to probe now: those that are due, then those of `early`, one of each host that is not being probed (`running`).
 
-    Together with the running ones they are at most `MAX_PARALLEL`.
+    Together with the running probes they are at most `MAX_PARALLEL`.
     """
-    servers = due(routes.values(), now)
-    planned = {server.id for server in servers}
-    servers += [routes[server_id].server for server_id in early if server_id not in planned]
-    return [server for server in servers if server.id not in running][: MAX_PARALLEL - len(running)]
+    servers = [*due(routes.values(), now), *(routes[server_id].server for server_id in early)]
+    first_of: dict[HostId, Server] = {}
+    for server in servers:
+        if server.host_id not in running:
+            first_of.setdefault(server.host_id, server)
+    return list(first_of.values())[: MAX_PARALLEL - len(running)]
+
+
+def one_per_host(routes: Mapping[ServerId, Route]) -> dict[ServerId, Route]:
+    """Return the first active server of each host, or its first one: whether a host can be reached says nothing twice."""
+    found: dict[HostId, Route] = {}
+    for route in routes.values():
+        other = found.get(route.server.host_id)
+        if other is None or (route.health.is_active and not other.health.is_active):
+            found[route.server.host_id] = route
+    return {route.server.id: route for route in found.values()}
 
 
 # What failures prove
@@ -162,9 +173,9 @@ def claim_period(count: int) -> float:
     return 1.0 if count == 1 else LEASE_SECONDS / 3
 
 
-def shard_of(server_id: ServerId, held: Collection[int]) -> int:
-    """Return the shard that a server belongs to, of those that are held by a process."""
-    return max(held, key=lambda shard: blake2b(f"{shard} {server_id}".encode(), digest_size=8).digest())
+def shard_of(host_id: HostId, held: Collection[int]) -> int:
+    """Return the shard that the servers of a host belong to, of those that are held by a process."""
+    return max(held, key=lambda shard: blake2b(f"{shard} {host_id}".encode(), digest_size=8).digest())
 
 
 def lease_role(shard: int) -> str:

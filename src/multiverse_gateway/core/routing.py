@@ -153,10 +153,11 @@ class RoutingTable:
     models: Mapping[str, Model]
     routes: Mapping[ServerId, Route]
     hosts: Mapping[HostId, Host] = field(factory=dict)
+    _ids: Mapping[HostId, Sequence[ServerId]] = field(factory=dict)
 
     def routes_of(self, host_id: HostId) -> list[Route]:
-        """Return the routes of a host's servers; this looks at all servers."""
-        return [route for route in self.routes.values() if route.server.host_id == host_id]
+        """Return the routes of a host's servers, in the order of registration."""
+        return [self.routes[server_id] for server_id in self._ids.get(host_id, ())]
 
 
 def pools_of(table: RoutingTable) -> dict[Hashable, Pool]:
@@ -209,13 +210,15 @@ def build_table(version: int, servers: Iterable[Server], health: Mapping[ServerI
     models: dict[str, list[Route]] = {}
     servers = sorted(servers, key=lambda server: (server.registered_at, server.id))
     known_hosts = all_hosts(servers, hosts)
+    ids: dict[HostId, list[ServerId]] = {}
     for server in servers:
         known_health = health.get(server.id)
         if known_health is None or known_health.generation != server.generation:
             known_health = Health(generation=server.generation)
         route = routes[server.id] = Route(server, known_health, known_hosts[server.host_id].max_concurrency)
         models.setdefault(model_key(server.model_name), []).append(route)
-    return RoutingTable(version, {key: Model(_name(key, group), tuple(group)) for key, group in models.items()}, routes, known_hosts)
+        ids.setdefault(server.host_id, []).append(server.id)
+    return RoutingTable(version, {key: Model(_name(key, group), tuple(group)) for key, group in models.items()}, routes, known_hosts, ids)
 
 
 def _name(key: str, routes: Iterable[Route]) -> str:

@@ -1,7 +1,9 @@
 """Ask a server for its list of models."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import partial
+
+import attrs
 
 from multiverse_gateway.access_checks import headers
 from multiverse_gateway.core.caps import owner_of
@@ -29,6 +31,11 @@ class ModelsProbe:
         request = http.build_request("GET", f"{server.endpoint_url}/v1/models", headers=headers(server))
         return await ask(server, http, request, partial(judge, server.asked_model))
 
+    def result_for(self, server: Server, result: ProbeResult) -> ProbeResult:
+        """Return what the list that another server of the same host gave shows about this one."""
+        warning = _warning(server.asked_model, result.models) if result.passed else result.warning
+        return attrs.evolve(result, server_id=server.id, generation=server.generation, warning=warning, let_in=False)
+
 
 def judge(model: str, status: int, body: bytes) -> Finding:
     """Return what an answer to GET /v1/models shows about a server that is registered with `model`.
@@ -50,9 +57,13 @@ def judge(model: str, status: int, body: bytes) -> Finding:
     if listed is None:
         return Finding(reason=f"the answer to /v1/models has no list of models: {_COMPATIBLE}", problem=ProbeProblem.NO_LIST)
     names, owned_by = tuple(_names(listed))[:MAX_MODELS], owner_of(listed, model)
-    if names and not is_among(model, names):
-        return Finding(models=names, warning=UNLISTED, owned_by=owned_by, listing=answer)
-    return Finding(models=names, warning=None if names else EMPTY_LIST, owned_by=owned_by, listing=answer)
+    return Finding(models=names, warning=_warning(model, names), owned_by=owned_by, listing=answer)
+
+
+def _warning(model: str, names: Collection[str]) -> str | None:
+    if not names:
+        return EMPTY_LIST
+    return None if is_among(model, names) else UNLISTED
 
 
 def _listed(answer: object) -> list[object] | None:

@@ -3,7 +3,7 @@
 from attrs import frozen
 
 from multiverse_gateway.core.activity import Running
-from multiverse_gateway.core.failover import Failure
+from multiverse_gateway.core.failover import Failure, FailureClass
 
 
 @frozen
@@ -78,6 +78,11 @@ class AttemptFailed:
     failure: Failure
     path: str
     counts: bool = True
+
+    @property
+    def concerns_host(self) -> bool:
+        """Whether the failure says something about all models of the host: it was not reached, or it asked for a pause."""
+        return self.failure.kind is FailureClass.CONNECT or self.failure.kind is FailureClass.BUSY
 
 
 HealthEvent = ProbePassed | ProbeFailed | ProbeTimedOut | Refused | AttemptPassed | AttemptFailed
