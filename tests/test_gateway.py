@@ -9,13 +9,13 @@ from typing import cast
 import attrs
 import pytest
 
+from multiverse_gateway.core.callers import Caller
 from multiverse_gateway.core.failover import Failure, FailureClass
 from multiverse_gateway.core.health import AttemptFailed, AttemptPassed, HealthEvent, ProbePassed
 from multiverse_gateway.core.servers import ClientKey, ServerId
 from multiverse_gateway.gateway import SWEEP_SECONDS, Gateway
 from multiverse_gateway.relay.exchange import Exchange
-from multiverse_gateway.relay.ports import ClientRequest
-from support.exchanges import RecordingClient, envelope
+from support.exchanges import RecordingClient, envelope, sent_by
 from support.gateways import Stage, stage
 
 PAUSE_SECONDS = 60.0
@@ -28,7 +28,7 @@ class Deadline:
     due: float
     at_tick: Callable[[], None] = lambda: None
     choice_trace: list[str] | None = None
-    request: SimpleNamespace = attrs.Factory(lambda: SimpleNamespace(source="someone"))
+    request: SimpleNamespace = attrs.Factory(lambda: SimpleNamespace(caller=Caller("someone")))
     response: SimpleNamespace = attrs.Factory(lambda: SimpleNamespace(comments=None))
     number: int = 0
     ticks: list[float] = attrs.Factory(list)
@@ -135,10 +135,7 @@ async def test_the_waiting_requests_of_a_key_that_expires_end() -> None:
             await gateway.store.save_key(key)
         await gateway.refresh()
         clients = {name: RecordingClient() for name in ("soon", "later", "nobody")}
-        exchanges = [
-            Exchange(gateway, ClientRequest(envelope(), b"{}", b"", b"", "", gateway.now(), caller=name, source=name), client)
-            for name, client in clients.items()
-        ]
+        exchanges = [Exchange(gateway, sent_by(name, envelope(), gateway.now()), client) for name, client in clients.items()]
         for exchange in exchanges:
             gateway.begin(exchange)
             exchange.start()

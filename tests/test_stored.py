@@ -13,9 +13,8 @@ from multiverse_gateway.core.errors import StorageRefused, StorageUnavailable
 from multiverse_gateway.core.stored import StoredResponse, lookup_of, response_key
 from multiverse_gateway.protocols import Store
 from multiverse_gateway.relay.exchange import Exchange
-from multiverse_gateway.relay.ports import ClientRequest
 from multiverse_gateway.stores.memory import MemoryStore
-from support.exchanges import RecordingClient
+from support.exchanges import RecordingClient, sent_by
 from support.gateways import Stage, stage
 
 CALLER = "192.0.2.7"
@@ -52,7 +51,7 @@ def exchange_of(at: Stage, name: str = "resp_1", caller: str = CALLER) -> tuple[
     envelope = lookup_of("GET", f"/v1/responses/{name}", b"")
     assert envelope is not None
     client = RecordingClient()
-    exchange = Exchange(at.gateway, ClientRequest(envelope, b"", b"", b"", "one", at.gateway.now(), source=caller), client)
+    exchange = Exchange(at.gateway, sent_by(caller, envelope, at.gateway.now(), body=b""), client)
     client.exchange = exchange
     at.gateway.begin(exchange)
     return exchange, client

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 import pytest
 
+from multiverse_gateway.core.callers import Caller
 from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.core.fairness import FairQueue
 from multiverse_gateway.core.servers import ClientKey
@@ -122,7 +123,7 @@ async def test_only_keys_with_a_daily_limit_are_looked_up() -> None:
     limited, free = make_key("limited", daily_limit=5), make_key("free", daily_limit=None)
     for key in (limited, free):
         exchange = ended(stage)
-        exchange.request.caller = key.id
+        exchange.request.caller = Caller(key.id, key.id)
         other.count(exchange, 1.0, NOON, 0)
     await other.flush()
     keys: list[ClientKey] = [limited, free]

@@ -19,6 +19,7 @@ from benchmarks.balancing.simulation import _server
 from benchmarks.clock import Clock
 
 from multiverse_gateway.balancers.round_robin import RoundRobin
+from multiverse_gateway.core.callers import Caller
 from multiverse_gateway.core.dialects import Dialect
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.fairness import (
@@ -38,7 +39,7 @@ from multiverse_gateway.plugins import probe as named_probe
 from multiverse_gateway.protocols import Registry
 from multiverse_gateway.relay.attempt import Attempt
 from multiverse_gateway.relay.exchange import Exchange
-from multiverse_gateway.relay.heads import Headers
+from multiverse_gateway.relay.heads import Headers, HeadFacts
 from multiverse_gateway.relay.ports import ClientRequest, Limits, Sending
 from multiverse_gateway.relay.waiting import Waiter, WaitingRoom
 from multiverse_gateway.settings import Settings
@@ -247,13 +248,10 @@ class Person:
         request = ClientRequest(
             _ENVELOPE,
             body=b" " * (4 * habit.prompt),
-            content_type=b"application/json",
-            query=b"",
             request_id="",
             arrived=gateway.clock.now,
-            source=self.name,
-            max_at_once=gateway.max_at_once,
-            is_bulk=habit.band is Band.BULK,
+            caller=Caller(self.name, max_at_once=gateway.max_at_once),
+            facts=HeadFacts(is_bulk=habit.band is Band.BULK),
         )
         exchange = Exchange(gateway, request, call)
         exchange.search.weight = habit.weight
@@ -482,7 +480,7 @@ def _whole_request(queue: FairQueue) -> Callable[[], None]:
     client = PlainClient()
 
     def request() -> None:
-        exchange = Exchange(gateway, ClientRequest(_ENVELOPE, b"{}", b"application/json", b"", "", 0.0, source="key"), client)
+        exchange = Exchange(gateway, ClientRequest(_ENVELOPE, b"{}", "", 0.0, Caller("key"), HeadFacts()), client)
         gateway.begin(exchange)
         exchange.start()
         attempt = exchange.attempt

@@ -14,6 +14,7 @@ from multiverse_gateway.balancers.least_busy import LeastBusy
 from multiverse_gateway.balancers.round_robin import RoundRobin
 from multiverse_gateway.balancers.two_choices import TwoChoices
 from multiverse_gateway.balancers.weighted import Weighted
+from multiverse_gateway.core.callers import Caller
 from multiverse_gateway.core.dialects import Dialect
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.failover import Failure, FailureClass
@@ -25,7 +26,7 @@ from multiverse_gateway.plugins import probe as named_probe
 from multiverse_gateway.protocols import Balancer, LoadView, ProbeResult, Registry
 from multiverse_gateway.relay.attempt import Attempt
 from multiverse_gateway.relay.exchange import Exchange
-from multiverse_gateway.relay.heads import Headers
+from multiverse_gateway.relay.heads import Headers, HeadFacts
 from multiverse_gateway.relay.ports import ClientRequest, Sending
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
@@ -201,11 +202,10 @@ class World:
         request = ClientRequest(
             _ENVELOPE,
             body=b"",
-            content_type=b"application/json",
-            query=b"",
             request_id=str(number),
             arrived=self.clock.now,
-            source=str(number),
+            caller=Caller(str(number)),
+            facts=HeadFacts(),
         )
         exchange = Exchange(gateway, request, user)
         gateway.begin(exchange)

@@ -243,8 +243,8 @@ class Gateway:
     def _end_waiting(self) -> None:
         """End the waiting requests of keys that are blocked, revoked or expired; those that run end as usual."""
         ended = self.registrations.ended_keys(self.wall()) if self.room.queue.anybody_waits else {}
-        for exchange in [exchange for exchange in self.exchanges if ended and exchange.request.caller in ended]:
-            exchange.search.end_waiting(key_ended(ended[exchange.request.caller]))
+        for exchange in [exchange for exchange in self.exchanges if ended and exchange.request.caller.name in ended]:
+            exchange.search.end_waiting(key_ended(ended[exchange.request.caller.name]))
 
     def _health_changed(self, server: Server, before: Health, after: Health) -> None:
         if after.slow_since is not before.slow_since:
@@ -379,7 +379,7 @@ class Gateway:
         self.exchanges.add(exchange)
         if exchange.response.comments is not None:
             self.commentary.add(exchange)
-        self.room.at_once.take(exchange.request.source)
+        self.room.at_once.take(exchange.request.caller.quota)
         self.housekeeping.wake()
         if exchange.choice_trace is None and _routing_log.isEnabledFor(logging.DEBUG):
             exchange.choice_trace = []
@@ -390,7 +390,7 @@ class Gateway:
         request, response = exchange.request, exchange.response
         if response.comments is not None:
             self.commentary.discard(exchange)
-        self.room.at_once.give_back(request.source)
+        self.room.at_once.give_back(request.caller.quota)
         if response.status == 429 and response.error_code == TooManyAtOnce.code:  # as refused at the door: no use of anything
             self.usage_book.meter.refusals[TooManyAtOnce.code] += 1
             return
@@ -423,8 +423,8 @@ def _record(exchange: Exchange, seconds: float, events: int) -> dict[str, object
         "events": events,
         "bytes": response.sent_bytes,
     }
-    if request.caller:
-        record["client"] = request.caller
+    if request.caller.name:
+        record["client"] = request.caller.name
     return record
 
 

@@ -69,7 +69,7 @@ class ResponsePlaces:
         if response_id is None:
             exchange.not_located(response_not_found())
             return
-        key = response_key(exchange.request.source, response_id)
+        key = response_key(exchange.request.caller.quota, response_id)
         place = self._responses.find(key, self._routing.wall())
         if place is not None:
             self._place(exchange, place)

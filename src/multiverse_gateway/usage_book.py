@@ -99,7 +99,8 @@ class UsageBook:
         model = request.envelope.model
         day = int((wall - seconds) // DAY_SECONDS)  # `day_of`, written out: a call is 0.2 % of a request
         server_id, generation = (None, 0) if attempt is None else (attempt.server.id, attempt.server.generation)
-        key = (model, server_id, generation, request.caller, day, response.status, response.error_code, search.tried, len(search.failures))
+        caller, status, code = request.caller.name, response.status, response.error_code
+        key = (model, server_id, generation, caller, day, status, code, search.tried, len(search.failures))
         tally = self._tallies.get(key)
         if tally is None:
             tally = self._tallies[key] = self._tally(exchange, day)
@@ -128,7 +129,7 @@ class UsageBook:
             is_known=model in table.models,
             server_id=NO_SERVER if server is None else server.id,
             owner=NO_OWNER if server is None else server.metadata.student_id or NO_OWNER,
-            client=exchange.request.caller,
+            client=exchange.request.caller.name,
             day=day,
             status=exchange.response.status,
             failed=exchange.response.error_code is not None and not exchange.response.is_canceled,

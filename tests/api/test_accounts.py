@@ -18,10 +18,9 @@ from multiverse_gateway.core.usage import Counts, Usage, UsageKey
 from multiverse_gateway.issued_keys import LEASE_ROLE
 from multiverse_gateway.observability.logging import configure
 from multiverse_gateway.relay.exchange import Exchange
-from multiverse_gateway.relay.ports import ClientRequest
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.stores.memory import MemoryStore
-from support.exchanges import RecordingClient, envelope
+from support.exchanges import RecordingClient, envelope, sent_by
 from support.gateways import ADMIN_KEY, BODY, Stage, stage
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
@@ -126,7 +125,7 @@ async def test_a_request_is_of_the_day_in_which_it_came(began: float, used: int)
         await at.register()
         made = await make_key(at, daily_limit=5)
         at.clock.advance(until_next_day(at.clock.wall) + began)
-        request = ClientRequest(envelope(model=BODY["model_name"]), b"", b"", b"", "", at.clock.monotonic, caller=made["id"])
+        request = sent_by(made["id"], envelope(model=BODY["model_name"]), at.clock.monotonic)
         exchange = Exchange(at.gateway, request, RecordingClient())
         at.gateway.begin(exchange)
         at.clock.advance(600.0)

@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from multiverse_gateway.admin_key import key_digest
+from multiverse_gateway.core.callers import Caller
 from multiverse_gateway.core.errors import (
     ForeignForm,
     GatewayError,
@@ -30,7 +31,7 @@ from multiverse_gateway.core.errors import (
     RequestTooLarge,
 )
 from multiverse_gateway.core.origins import OriginPolicy
-from multiverse_gateway.entry.access import MAX_ADMIN_FAILURES, AccessRules, Caller
+from multiverse_gateway.entry.access import MAX_ADMIN_FAILURES, AccessRules
 from multiverse_gateway.entry.asgi_types import Message, Receive
 from multiverse_gateway.entry.error_responses import BadFraming
 from multiverse_gateway.entry.framing import check_head, refuse_bad_framing, refuse_loop

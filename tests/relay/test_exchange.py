@@ -40,6 +40,7 @@ from support.exchanges import (
     JSON,
     MODEL,
     SPEECH,
+    ChargedRequest,
     RecordingCharge,
     RecordingClient,
     RecordingEngine,
@@ -2238,7 +2239,7 @@ def test_a_refusal_for_the_limit_at_once_says_whose_it_is_and_when_to_come_again
     message = json.loads(refused.data)["error"]["message"]
     assert "your key has 2 requests running or waiting; its limit is 2" in message
     assert (refused.headers[b"retry-after"], refused.headers[b"retry-after-ms"]) == (b"3", b"3000")
-    assert cast(RecordingCharge, exchange.request.charge).taken_back == 1
+    assert cast(ChargedRequest, exchange.request).charge == RecordingCharge(1)
     for name in (NOBODY, OPERATOR):
         _, refused = limited(stage, caller=name)
         assert "your address has 2" in json.loads(refused.data)["error"]["message"]

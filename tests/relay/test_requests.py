@@ -6,13 +6,15 @@ import json
 
 import attrs
 import pytest
-from msgspec.structs import replace
+from attrs import evolve
 
 from multiverse_gateway.core.reading import read_envelope
 from multiverse_gateway.core.servers import Server
+from multiverse_gateway.relay.heads import HeadFacts
 from multiverse_gateway.relay.ports import ClientRequest
 from multiverse_gateway.relay.requests import COPIED_BYTES, MAX_PREFIXES, Requests
 from multiverse_gateway.testing.store import make_server
+from support.exchanges import sent_by
 
 JSON = b"application/json"
 
@@ -21,7 +23,7 @@ def chat(fields: dict[str, object] | None = None, *, padding: int = 0) -> Client
     """Return a chat request with such further fields."""
     body = json.dumps({"model": "tiny", "messages": [], "user": "x" * padding, **(fields or {})}).encode()
     envelope = read_envelope("/v1/chat/completions", "application/json", body)
-    return ClientRequest(envelope, body, JSON, b"", "request-1", 0.0)
+    return sent_by("someone", envelope, 0.0, body=body)
 
 
 def sent(requests: Requests, server: Server, request: ClientRequest, *, usage_refused_by: Server | None = None) -> tuple[bytes, bytes]:
@@ -40,7 +42,7 @@ def asks(requests: Requests, server: Server, request: ClientRequest) -> bool:
 
 def test_the_head_names_server_path_request_and_length() -> None:
     server = make_server("s", endpoint_url="http://192.0.2.7:8000/api", api_key="secret", model_name="tiny")
-    request = replace(chat(), query=b"api-version=1", forwarded=b"openai-beta: a\r\n")
+    request = evolve(chat(), facts=HeadFacts(query=b"api-version=1", forwarded=b"openai-beta: a\r\n"))
     head, body = sent(Requests(), server, request)
     lines = head.split(b"\r\n")
     assert lines[:2] == [b"POST /api/v1/chat/completions?api-version=1 HTTP/1.1", b"host: 192.0.2.7:8000"]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import attrs
 
+from multiverse_gateway.core.callers import Caller
 from multiverse_gateway.core.dialects import dialect_of
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.failover import Failure, FailureClass
@@ -25,12 +26,13 @@ from multiverse_gateway.core.routing import (
     with_health,
 )
 from multiverse_gateway.core.servers import Capabilities, Server, ServerId
+from multiverse_gateway.core.usage import OPERATOR
 from multiverse_gateway.health_book import HealthBook
 from multiverse_gateway.relay.attempt import Attempt
 from multiverse_gateway.relay.commentary import LOOK_SECONDS, Commentary
 from multiverse_gateway.relay.exchange import Exchange
-from multiverse_gateway.relay.heads import Headers
-from multiverse_gateway.relay.ports import Charge, Client, ClientRequest, Limits, Phase
+from multiverse_gateway.relay.heads import Headers, HeadFacts
+from multiverse_gateway.relay.ports import Client, ClientRequest, Limits, Phase
 from multiverse_gateway.relay.requests import Requests
 from multiverse_gateway.relay.waiting import WaitingRoom
 from multiverse_gateway.stores.memory import MemoryStore
@@ -281,6 +283,11 @@ class RecordingHealth(HealthBook):
         super().report(server_id, event)
 
 
+def sent_by(caller: str, asked: Envelope, arrived: float, *, body: bytes = b"{}") -> ClientRequest:
+    """Return a plain request of a caller who is counted by this name."""
+    return ClientRequest(asked, body, "request-1", arrived, Caller(caller, caller), HeadFacts())
+
+
 @attrs.define
 class RecordingCharge:
     """What a request has used up of its client's limits; counts how often that was taken back."""
@@ -290,6 +297,18 @@ class RecordingCharge:
     def take_back(self) -> None:
         """Count."""
         self.taken_back += 1
+
+
+@attrs.define(eq=False)
+class ChargedRequest(ClientRequest):
+    """A request that notes whether it was taken back."""
+
+    charge: RecordingCharge | None = None
+
+    def take_back(self) -> None:
+        """Count."""
+        if self.charge is not None:
+            self.charge.take_back()
 
 
 class StrictBudget(ByteBudget):
@@ -464,7 +483,7 @@ class RecordingEngine:
         """Note the end, which comes once."""
         assert exchange not in self.over
         self.commentary.discard(exchange)
-        self.room.at_once.give_back(exchange.request.source)
+        self.room.at_once.give_back(exchange.request.caller.quota)
         self.over.append(exchange)
 
     # For tests
@@ -482,30 +501,24 @@ class RecordingEngine:
         is_bulk: bool = False,
         wants_comments: bool = False,
         max_at_once: int = 0,
-        charge: Charge | None = None,
+        charge: RecordingCharge | None = None,
         caller: str = "",
         explains: bool = False,
         body: bytes = b"{}",
         **fields: object,
     ) -> Exchange:
         """Make an exchange that is not started yet, of the envelope or of one with the `fields`."""
-        request = ClientRequest(
+        request = ChargedRequest(
             asked or envelope(**fields),  # type: ignore[arg-type]
             body=body,
-            content_type=b"application/json",
-            query=b"",
             request_id=f"request-{len(self.exchanges)}",
             arrived=self.clock,
-            caller=caller,
-            source=source or f"client-{len(self.exchanges)}",
+            caller=Caller(source or f"client-{len(self.exchanges)}", OPERATOR if explains else caller, max_at_once=max_at_once),
+            facts=HeadFacts(is_bulk=is_bulk, wants_comments=wants_comments, explains=explains),
             charge=charge,
-            max_at_once=max_at_once,
-            is_bulk=is_bulk,
-            wants_comments=wants_comments,
-            explains=explains,
         )
         exchange = Exchange(self, request, client)
-        self.room.at_once.take(exchange.request.source)
+        self.room.at_once.take(exchange.request.caller.quota)
         if exchange.response.comments is not None:
             self.commentary.add(exchange)
         self.exchanges.append(exchange)
@@ -621,12 +634,13 @@ class RecordingEngine:
         for capped in self.servers:
             assert capped.max_concurrency is None or self.load.in_flight(capped.id) <= capped.max_concurrency
         assert self.answer_bytes == sum(exchange.response.held for exchange in self.exchanges)
-        alive = Counter(exchange.request.source for exchange in self.exchanges if exchange.phase is not Phase.OVER)
+        alive = Counter(exchange.request.caller.quota for exchange in self.exchanges if exchange.phase is not Phase.OVER)
         assert {client: self.room.at_once.live(client) for client in self.room.at_once.clients} == alive
         for exchange in self.exchanges:
-            if isinstance(exchange.request.charge, RecordingCharge):
+            charge = cast(ChargedRequest, exchange.request).charge
+            if charge is not None:
                 is_turned_away = exchange.response.error_code == "too_many_at_once"
-                assert exchange.request.charge.taken_back == is_turned_away, "a refused request uses up something, or another one nothing"
+                assert charge.taken_back == is_turned_away, "a refused request uses up something, or another one nothing"
                 assert not is_turned_away or not exchange.search.tried
         if len(self.over) == len(self.exchanges):
             assert not any(self.load.retries_in_flight(model) for model in self.table.models)

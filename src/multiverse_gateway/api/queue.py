@@ -9,10 +9,10 @@ from starlette.routing import Route
 from multiverse_gateway.api.endpoints import ApiRoute, Call, json_response
 from multiverse_gateway.api.model_list import may_use
 from multiverse_gateway.api.response_types import QueuedModel, QueuedRequest, QueueList
+from multiverse_gateway.core.callers import Caller
 from multiverse_gateway.core.fairness import Wait
 from multiverse_gateway.core.routing import listed_name
 from multiverse_gateway.core.servers import model_key
-from multiverse_gateway.entry.access import Caller
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.relay.server_search import ServerSearch
 from multiverse_gateway.web.middleware import CALLER

@@ -27,10 +27,17 @@ OPERATIONS: Mapping[str, str] = {
 MAX_MODEL = 128
 
 
+class _Facts(Protocol):
+    @property
+    def traceparent(self) -> str | None: ...
+
+
 class _Request(Protocol):
     envelope: Envelope
     request_id: str
-    traceparent: str | None
+
+    @property
+    def facts(self) -> _Facts: ...
 
 
 class _Response(Protocol):
@@ -156,7 +163,7 @@ def observer(tracers: Any, meters: Any) -> Observe:
             details["multiverse.server.id"] = last.server.id
         if prompt or completion:
             details |= {"gen_ai.usage.input_tokens": prompt, "gen_ai.usage.output_tokens": completion}
-        parent = context_of.extract({"traceparent": request.traceparent}) if request.traceparent else None
+        parent = context_of.extract({"traceparent": request.facts.traceparent}) if request.facts.traceparent else None
         span = tracer.start_span(
             f"{facts['gen_ai.operation.name']} {facts['gen_ai.request.model']}",
             context=parent,

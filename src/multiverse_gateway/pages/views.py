@@ -265,7 +265,7 @@ def queues(gateway: Gateway) -> Queues:
         )
     models.sort(key=lambda shown: (-shown.waiting, shown.model))
     without_key = Counter(
-        exchange.search.flow for exchange in gateway.exchanges if exchange.search.is_waiting and exchange.request.caller == NOBODY
+        exchange.search.flow for exchange in gateway.exchanges if exchange.search.is_waiting and exchange.request.caller.name == NOBODY
     )
     return Queues(models=tuple(models), shared=any(requests > 1 for requests in without_key.values()))
 

@@ -141,7 +141,7 @@ class Attempt:
         server = self.server
         event = AttemptFailed(
             generation=server.generation,
-            client=self.request.source,
+            client=self.request.caller.quota,
             number=number,
             failure=failure,
             path=self.request.envelope.call,
@@ -235,7 +235,7 @@ class Attempt:
         """Remember the id of a stored response before the client can use it."""
         response_id = usable_id(value)
         if response_id is not None:
-            self.resources.responses.keep(self.request.source, self.server, response_id)
+            self.resources.responses.keep(self.request.caller.quota, self.server, response_id)
 
     # Waiting for the server
 

@@ -106,14 +106,14 @@ class Exchange:
         now = engine.now()
         self.engine = engine
         self.request = request
-        comments = Comments(now) if request.wants_comments and request.envelope.stream else None
+        comments = Comments(now) if request.facts.wants_comments and request.envelope.stream else None
         self.response = ClientResponse(client, request, engine.admission.answers, comments)
         self.search = ServerSearch(self)
         self.attempt: Attempt | None = None
         self.phase = _CHOOSING
         self.deadline = self.due = now + engine.limits.request_timeout  # the body is complete; how long that took does not count
         self.number = 0
-        self.choice_trace: list[Mapping[str, object]] | None = [] if request.explains else None
+        self.choice_trace: list[Mapping[str, object]] | None = [] if request.facts.explains and request.explains else None
 
     @property
     def running(self) -> Attempt | None:
@@ -398,7 +398,7 @@ class Exchange:
         headers: Sequence[tuple[bytes, bytes]] = attempt_headers(search.tried, None if attempt is None else attempt.server.id)
         if search.waited_seconds:
             headers = [*headers, *wait_headers(search.waited_seconds)]
-        if self.request.explains and self.choice_trace is not None:
+        if self.choice_trace is not None and self.request.explains:
             headers = [*headers, *choice_headers(self.choice_trace)]
         return headers
 

@@ -108,11 +108,11 @@ def no_slot(model: str, share: Share | None, *, waiting: int, seconds: float) ->
 
 def too_many_at_once(request: ClientRequest, share: Share | None, *, live: int, seconds: float) -> GatewayError:
     """Return the refusal of a request that would have to wait though its client has `live` other requests, the most it may have."""
-    owner = "address" if request.caller in (NOBODY, OPERATOR) else "key"
+    owner = "address" if request.caller.name in (NOBODY, OPERATOR) else "key"
     requests = "1 request" if live == 1 else f"{live:,} requests"
     return TooManyAtOnce(
         f"{_why_no_slot(request.envelope.model, share)}, and your {owner} has {requests} running or waiting; "
-        f"its limit is {request.max_at_once:,}. Try again in {ceil(seconds)} s, or send fewer requests at once.",
+        f"its limit is {request.caller.max_at_once:,}. Try again in {ceil(seconds)} s, or send fewer requests at once.",
         retry_after=seconds,
     )
 

@@ -30,45 +30,51 @@ MAX_KNOWN_BYTES: Final = 2048
 """Longer heads are not remembered."""
 MAX_DIGITS: Final = 18
 
+_JSON: Final = b"application/json"
 _LENGTH: Final = b"ength: "
 _FIELD: Final = b"\r\ncontent-length: "
 
 
 @attrs.frozen(eq=False)
 class HeadFacts:
-    """Facts about a head that depend on neither its sender nor the time: the rules for incoming requests compute them once."""
+    """Facts about a head that depend on neither its sender nor the time: the rules for incoming requests compute them once.
 
-    is_sound: bool
+    Without arguments they are those of a plain JSON request.
+    """
+
+    is_sound: bool = True
     """Whether it can be read in one way only, came through no gateway before, and from no form of another site."""
-    is_call: bool
+    is_call: bool = True
     """Whether its path can be that of a call by POST."""
-    is_callable: bool
+    is_callable: bool = True
     """Whether it can be sent on to a server."""
-    request_id: str | None
+    request_id: str | None = None
     """The client's own, if it is a safe one."""
-    headers: Headers
+    headers: Headers = attrs.field(factory=list)
     """What every answer gets for it: what keeps browsers from running it, and leave to other origins."""
-    is_anthropic: bool
+    is_anthropic: bool = False
     """Whether the call belongs to Anthropic's API, whose answers carry the id in a header of their own."""
-    lines: bytes
+    lines: bytes = b""
     """The same as HTTP/1.1 writes it."""
-    content_type: bytes
-    media: str
+    query: bytes = b""
+    content_type: bytes = _JSON
+    media: str = "application/json"
     """The content type as text."""
-    sent_type: bytes
+    sent_type: bytes = _JSON
     """The content type that a server gets: of a form its own, else JSON, as which the gateway reads every other body."""
-    traceparent: str | None
-    forwarded: bytes
-    """The lines that it adds to the head of the request to a server."""
-    is_forwarded: bool
+    traceparent: str | None = None
+    """The client's trace (W3C Trace Context)."""
+    forwarded: bytes = b""
+    """The lines that it adds to the head of the request to a server (`core.forwarding`)."""
+    is_forwarded: bool = False
     """Whether a proxy or a tunnel has passed it on."""
-    explains: bool
+    explains: bool = False
     """Whether it asks why a server was chosen."""
-    is_bulk: bool
+    is_bulk: bool = False
     """Whether no person waits for its answer, so that it yields to other requests."""
-    wants_comments: bool
+    wants_comments: bool = False
     """Whether a stream gets comments while it waits."""
-    lookup: Envelope | None
+    lookup: Envelope | None = None
     """The envelope of a call for what is stored, which says all that its body would."""
 
 

@@ -4,11 +4,12 @@ from enum import Enum
 from typing import Protocol
 
 import attrs
-from msgspec import Struct
 
+from multiverse_gateway.core.callers import Caller
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.failover import RetryPolicy
-from multiverse_gateway.relay.heads import Headers
+from multiverse_gateway.core.usage import OPERATOR
+from multiverse_gateway.relay.heads import Headers, HeadFacts
 
 CUT_SECONDS = 0.1
 """How long a connection stays open after the last event of a response that is cut: browsers drop data that arrives right before the end."""
@@ -35,43 +36,28 @@ class Client(Protocol):
         """Finish a response whose end is missing, so that the client can tell."""
 
 
-class Charge(Protocol):
-    """What a request has used up of its client's limits per minute and per day."""
-
-    def take_back(self) -> None:
-        """Count the request no more: it is refused, and will not be answered. Called once, before the refusal is sent."""
-
-
-class ClientRequest(Struct, eq=False):
+@attrs.define(eq=False)
+class ClientRequest:
     """A request that arrived in full: all that is known before anything is done about it.
 
-    Nothing changes it, except that `envelope` learns the server of a stored response. It is a struct because that is made in half
-    the time of other objects; to set a field of it takes longer.
+    Nothing changes it, except that `envelope` learns the server of a stored response. `arrived` is when its head arrived, on the monotonic
+    clock. The queue is fair between callers, and strikes against servers name them, by `caller.quota`; use is counted by `caller.name`.
     """
 
     envelope: Envelope
     body: bytes
-    content_type: bytes
-    query: bytes
     request_id: str
     arrived: float
-    """When its head arrived, on the monotonic clock."""
-    caller: str = ""
-    """The name that its use is counted by."""
-    source: str = ""
-    """The key or address that it came from: strikes against servers name it, and the queue is fair between sources."""
-    forwarded: bytes = b""
-    """Lines that the client's headers add to the head of each attempt (`core.forwarding`)."""
-    traceparent: str | None = None
-    """The client's trace (W3C Trace Context)."""
-    charge: Charge | None = None
-    max_at_once: int = 0
-    """How many requests of its source may run and wait if this one has to wait; 0 for any number."""
-    is_bulk: bool = False
-    wants_comments: bool = False
-    """Whether the client of a stream asked for comments while it waits."""
-    explains: bool = False
-    """Whether the client may see why each server was chosen."""
+    caller: Caller
+    facts: HeadFacts
+
+    @property
+    def explains(self) -> bool:
+        """Whether the client asks why each server was chosen, and may see it."""
+        return self.facts.explains and self.caller.name == OPERATOR
+
+    def take_back(self) -> None:
+        """Count the request toward no limit of its client: it is refused, and will not be answered. Called once, before it is refused."""
 
 
 class Sending(Protocol):

@@ -39,23 +39,22 @@ class Requests:
         envelope = request.envelope
         if envelope.is_lookup:
             return self._lookup(server, request)
-        facts = envelope.path, request.query, request.content_type, envelope.stream, request.forwarded
-        endpoint, prefix = self._targets.get((server.id, server.generation, *facts)) or self.target(server, *facts)
+        head = request.facts
+        call = envelope.path, head.query, head.sent_type, envelope.stream, head.forwarded
+        endpoint, prefix = self._targets.get((server.id, server.generation, *call)) or self.target(server, *call)
         body = request.body
         model = server.upstream_model or server.model_name
         if model != envelope.written_model:
-            body = with_model(body, request.content_type.decode("latin-1"), model)
+            body = with_model(body, head.sent_type.decode("latin-1"), model)
         if asks_usage:
             body = asking_for_usage(body)
-        head = b"%b%b\r\ncontent-length: %d\r\n\r\n" % (prefix, request.request_id.encode(), len(body))
-        return endpoint, ((head + body,) if len(body) <= COPIED_BYTES else (head, body))
+        written = b"%b%b\r\ncontent-length: %d\r\n\r\n" % (prefix, request.request_id.encode(), len(body))
+        return endpoint, ((written + body,) if len(body) <= COPIED_BYTES else (written, body))
 
     def _lookup(self, server: Server, request: ClientRequest) -> tuple[Endpoint, tuple[bytes, ...]]:
         """Write a request for a stored response: its head is made for this request alone, and only a POST has a body."""
-        envelope, endpoint, method = request.envelope, endpoint_of(server), request.envelope.method
-        prefix = _head_prefix(
-            server, endpoint, envelope.path, request.query, request.content_type, envelope.stream, request.forwarded, method
-        )
+        envelope, head, endpoint, method = request.envelope, request.facts, endpoint_of(server), request.envelope.method
+        prefix = _head_prefix(server, endpoint, envelope.path, head.query, head.sent_type, envelope.stream, head.forwarded, method)
         body = request.body if method == "POST" else b""
         length = b"content-length: %d\r\n" % len(body) if method == "POST" else b""
         return endpoint, (b"%b%b\r\n%b\r\n%b" % (prefix, request.request_id.encode(), length, body),)

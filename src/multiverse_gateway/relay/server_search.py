@@ -112,7 +112,9 @@ class ServerSearch(Ticket):
 
     def __init__(self, exchange: Seeker) -> None:
         request = exchange.request
-        Ticket.__init__(self, request.envelope.model, bulk_flow_of(request.source) if request.is_bulk else flow_of(request.source), self)
+        caller = request.caller
+        is_bulk = request.facts.is_bulk or (caller.key is not None and caller.is_bulk)  # the first half saves a look at most callers
+        Ticket.__init__(self, request.envelope.model, bulk_flow_of(caller.quota) if is_bulk else flow_of(caller.quota), self)
         self.response = exchange.response
         self._exchange = exchange
         self._is_picky = False
@@ -158,7 +160,7 @@ class ServerSearch(Ticket):
             self._give_up(unknown_model(envelope, resources.model_names()))
         elif found.bounds is not None and len(request.body) > found.bounds.most_bytes and envelope.needs is None:
             self._look_at_needs(found.bounds)
-        elif ready := found.ready or found.ready_for(request.source):
+        elif ready := found.ready or found.ready_for(request.caller.quota):
             if queue.may_begin(self, now) or self._may_pass():
                 exchange.begin_attempt(ready[0] if len(ready) == 1 else resources.pick(ready, envelope), now)
             else:
@@ -251,9 +253,8 @@ class ServerSearch(Ticket):
     def turn_away(self) -> None:
         """End: the request would have to wait, and its client has reached its limit. It uses up none of the client's other limits."""
         request = self.client_request
-        if request.charge is not None:
-            request.charge.take_back()
-        live, seconds = self._resources.room.at_once.live(request.source) - 1, self._until_next_end()
+        request.take_back()
+        live, seconds = self._resources.room.at_once.live(request.caller.quota) - 1, self._until_next_end()
         self._exchange.refuse(too_many_at_once(request, self._share_in_the_way(), live=live, seconds=seconds))
 
     def _no_slot(self) -> GatewayError:
@@ -270,7 +271,7 @@ class ServerSearch(Ticket):
         now = self._resources.now()
         share = self._queue.used_up(self, now)
         found = None if share is None else self._resources.candidates(self.client_request.envelope, self.excluded, now)
-        return share if found is not None and found.ready_for(self.client_request.source) else None
+        return share if found is not None and found.ready_for(self.client_request.caller.quota) else None
 
     # What the fair queue asks
 
@@ -278,7 +279,7 @@ class ServerSearch(Ticket):
     def needs(self) -> tuple[object, ...]:
         """What the request needs of a server: of two requests with equal needs both can use what is free, or none can."""
         envelope = self.client_request.envelope
-        source = self.client_request.source if self._is_picky else None  # only servers that rest for another client are left
+        source = self.client_request.caller.quota if self._is_picky else None  # only servers that rest for another client are left
         return self.model, envelope.stream, envelope.path, envelope.server_id, envelope.needs, self.excluded, source
 
     @property
@@ -336,7 +337,9 @@ class ServerSearch(Ticket):
         found = self._resources.candidates(self.client_request.envelope, self.excluded, now)
         if found is None:
             return 0
-        return len(found.ready_for(self.client_request.source)) + found.full + (found.last_resort is not None or found.last_resort_taken)
+        return (
+            len(found.ready_for(self.client_request.caller.quota)) + found.full + (found.last_resort is not None or found.last_resort_taken)
+        )
 
     def _wait_to_retry(self, verdict: Retry, server: Server, now: float) -> None:
         exchange, resources = self._exchange, self._resources

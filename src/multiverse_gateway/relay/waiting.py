@@ -99,7 +99,7 @@ class WaitingRoom:
     def _has_too_many(self, waiter: Waiter) -> bool:
         """Return whether an exchange waits for the first time though its source has more exchanges than may live then."""
         ticket, request = waiter.ticket, waiter.client_request
-        return ticket.is_waiting and not ticket.has_begun and not self.at_once.may_wait(request.source, request.max_at_once)
+        return ticket.is_waiting and not ticket.has_begun and not self.at_once.may_wait(request.caller.quota, request.caller.max_at_once)
 
     def slot_freed(self, model: str, now: float, pool: Hashable = None) -> None:
         """Offer a slot of a model that was given back; those that wait for it learn that the queue moves.
