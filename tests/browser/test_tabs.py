@@ -61,7 +61,7 @@ def test_eight_tabs_stay_responsive_while_an_answer_streams(
     watched.open("/test?model=mistral-nemo:12b")
     first.get_by_label("Your message").fill("Talk.")
     first.get_by_role("button", name="Send").click()
-    first.locator(".message-box.assistant .text", has_text="word").wait_for()
+    first.locator(".message-box.assistant .text", has_text="word").wait_for(timeout=5000)
     server_id = first.context.request.get(f"{room.url}/admin/servers").json()[0]["id"]
     pages = []
     for path in TABS:
@@ -116,3 +116,37 @@ def test_the_stream_outlives_the_tab_that_came_first(
     register(room)
     third.locator("tr[data-row] >> nth=4").wait_for(timeout=5000)
     assert streams[0].open == 1
+
+
+def test_the_end_of_a_session_is_announced_and_loses_nothing(chromium: Any, browse_at: Callable[..., Watched], room: Classroom) -> None:
+    """Before, with a way to stay; after, in the words that fit the page; and a form that the browser sends itself keeps what was typed."""
+    watched = browse_at(room.url, cookies_of_an_operator(chromium, room.url, room.admin_key))
+    page = watched.page
+    page.add_init_script("window.now = Date.now; window.later = 0; Date.now = () => window.now.call(Date) + window.later")
+    watched.open("/keys")
+    answers = {"token": page.evaluate("() => document.querySelector('meta[name=csrf-token]').content"), "seconds_left": 240}
+    page.route("**/session", lambda route: route.fulfill(json=answers))
+    page.evaluate("() => { window.later = (12 * 3600 - 240) * 1000; }")
+    page.get_by_text("Your session ends in 4 min.").wait_for(timeout=8000)
+    page.get_by_role("button", name="Stay signed in").click()
+    page.get_by_text("You stay signed in.").wait_for()
+    assert page.locator("#session-ends").is_hidden()
+    page.unroute("**/session")
+    cookies = page.context.cookies()
+    page.get_by_label("Names").fill("Ada")
+    page.context.clear_cookies()
+    page.get_by_role("button", name="Create").first.click()
+    page.get_by_text("What you typed is still here").wait_for()
+    assert page.get_by_label("Names").input_value() == "Ada"
+    page.context.add_cookies(cookies)
+    page.get_by_role("button", name="I have signed in").click()
+    page.get_by_text("Signed in again.").wait_for()
+    page.get_by_role("button", name="Create").first.click()
+    page.get_by_text("mvg-client-").first.wait_for()
+    watched.open("/settings")
+    page.context.clear_cookies()
+    page.evaluate("() => { window.later += 13 * 3600 * 1000; }")
+    page.get_by_text("this page no longer updates").wait_for(timeout=8000)
+    page.locator("#signed-out").get_by_role("link", name="Sign in").click()
+    page.wait_for_url("**/login?next=%2Fsettings")
+    watched.troubles[:] = [trouble for trouble in watched.troubles if "401" not in trouble]

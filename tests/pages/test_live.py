@@ -11,6 +11,7 @@ from typing import Any, cast
 import anyio
 import attrs
 import pytest
+from starlette.applications import Starlette
 from starlette.requests import Request
 
 from multiverse_gateway import registration
@@ -22,8 +23,10 @@ from multiverse_gateway.pages.first_steps import FirstSteps
 from multiverse_gateway.pages.live import FollowedLines, FollowedParts, LiveEvent, Parts, Versions, events_between, follow, row_changes
 from multiverse_gateway.pages.recent_checks import RecentChecks
 from multiverse_gateway.pages.rendering import Renderer, Visit
+from multiverse_gateway.pages.sessions import Sessions
 from multiverse_gateway.protocols import ProbeResult
 from multiverse_gateway.testing.store import make_server
+from support.gateways import Stage, stage
 from support.pages import Browser, browsing
 
 
@@ -300,18 +303,21 @@ async def test_the_state_of_hidden_tabs_is_asked_for() -> None:
 class Minute:
     """A minute of 200 servers, one check of each as often as `every` says, with what viewers of the dashboard get meanwhile."""
 
-    def __init__(self, browser: Browser, *, every: float, is_down: bool) -> None:
-        self._browser = browser
+    def __init__(self, here: Stage, app: Starlette, *, every: float, is_down: bool) -> None:
+        self._clock = here.clock
         self._every = every
         self._is_down = is_down
-        self._gateway = browser.parts.gateway
+        self._gateway = here.gateway
         self._numbers: list[tuple[int, ServerId]] = []
-        renderer = Renderer(self._gateway, browser.parts.sessions, cast(AccessRules, None))
+        renderer = Renderer(self._gateway, Sessions(self._gateway), cast(AccessRules, None))
         self._dashboard = dashboard.Dashboard(renderer, RecentChecks(self._gateway), cast(FirstSteps, None))
 
-    def viewer(self, visit: Visit) -> FollowedParts:
-        """Return the dashboard as a visit follows it."""
-        return cast(FollowedParts, self._dashboard.topics()["dashboard"](visit))
+        request = Request({"type": "http", "method": "GET", "path": "/live", "headers": [], "query_string": b"", "app": app})
+        self._visit = Visit(request, is_operator=True, topic={"all": "1"})
+
+    def viewer(self) -> FollowedParts:
+        """Return the dashboard with all its rows as another viewer follows it."""
+        return cast(FollowedParts, self._dashboard.topics()["dashboard"](self._visit))
 
     async def furnish(self, servers: int = 200) -> None:
         """Register the servers and let all of them have an outage."""
@@ -324,7 +330,7 @@ class Minute:
             self._numbers.append((number, server.id))
         await self._gateway.refresh()
         for passed in (True, True, False, not self._is_down):
-            self._browser.clock.advance(7200)
+            self._clock.advance(7200)
             for number, _ in self._numbers:
                 self._check(number, passed=passed)
 
@@ -343,7 +349,7 @@ class Minute:
         """Let time pass, and return how many bytes each viewer got."""
         sizes = [0] * len(followed)
         for second in range(seconds):
-            self._browser.clock.advance(1)
+            self._clock.advance(1)
             for number, _ in self._numbers:
                 if (second + number) % self._every == 0:
                     self._check(number, passed=not self._is_down)
@@ -367,21 +373,16 @@ async def test_a_common_outage_of_200_servers_costs_a_viewer_less_than_20_kb_a_s
         rendered.append(template)
         return render(self, visit, template, **values)
 
-    async with browsing() as browser:
-        minute = Minute(browser, every=every, is_down=is_down)
+    async with browsing() as browser, stage() as here:
+        minute = Minute(here, browser.parts.app, every=every, is_down=is_down)
         await minute.furnish()
-        visit = Visit(
-            Request({"type": "http", "method": "GET", "path": "/live", "headers": [], "query_string": b"", "app": browser.parts.app}),
-            is_operator=True,
-            topic={"all": "1"},
-        )
-        first = minute.viewer(visit)
+        first = minute.viewer()
         await minute.run([first], seconds=20)
         monkeypatch.setattr(Renderer, "render", counting)
         (alone,) = await minute.run([first])
         assert 1000 < alone < 60 * 20_000 / 2
         assert rendered.count("_row.html") <= 2 * 200, "once for its check, once for the minute of its bar"
-        others = [minute.viewer(visit) for _ in range(4)]
+        others = [minute.viewer() for _ in range(4)]
         for viewer in others:
             await viewer.news()
         rendered.clear()

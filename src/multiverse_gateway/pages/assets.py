@@ -12,6 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from multiverse_gateway.core.encodings import accepts_gzip
+
 STATIC = Path(__file__).parent / "static"
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".json": "application/json", ".LICENSE": "text/plain"}
 
@@ -68,7 +70,7 @@ async def serve_asset(request: Request) -> Response:
     is_current = request.path_params["digest"] == assets.digest
     headers = {"cache-control": "public, max-age=31536000, immutable" if is_current else "no-cache", "vary": "accept-encoding"}
     content = asset.content
-    if "gzip" in request.headers.get("accept-encoding", ""):
+    if accepts_gzip(request.headers.get("accept-encoding", "")):
         content = asset.packed
         headers["content-encoding"] = "gzip"
     return Response(content, headers=headers, media_type=asset.media_type)

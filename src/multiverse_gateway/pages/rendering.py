@@ -19,6 +19,7 @@ from starlette.routing import NoMatchFound
 
 from multiverse_gateway._version import __version__
 from multiverse_gateway.core.errors import GatewayError, RateLimited
+from multiverse_gateway.core.masking import masked
 from multiverse_gateway.core.origins import normalize_origin
 from multiverse_gateway.core.paths import is_below
 from multiverse_gateway.core.reach import Reach, network_url
@@ -177,7 +178,8 @@ class Renderer:
             "static": lambda path: self.url(request, "static", digest=assets.digest, path=path),
             "visit": visit,
             "public": not visit.is_operator,
-            "csrf": visit.session.token if visit.session else "",
+            "csrf": masked(visit.session.token) if visit.session else "",
+            "seconds_left": self.sessions.seconds_left(visit.session) if visit.session else 0,
             "version": __version__,
             "theme": next((theme for theme in themes if theme in THEMES), ""),
         }

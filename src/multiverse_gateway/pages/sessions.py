@@ -19,6 +19,7 @@ from itsdangerous import BadData, URLSafeSerializer
 
 from multiverse_gateway.admin_key import key_digest
 from multiverse_gateway.core.errors import StorageUnavailable
+from multiverse_gateway.core.masking import unmasked
 from multiverse_gateway.core.origins import OriginPolicy
 from multiverse_gateway.entry.identity import Headers
 from multiverse_gateway.gateway import Gateway
@@ -160,6 +161,23 @@ class Sessions:
         here = self._here.get(digest)
         return self.gateway.registrations.registry.sessions.get(digest, 0.0) if here is None else here
 
+    def seconds_left(self, session: Session) -> int:
+        """Return for how many seconds a session still lasts."""
+        return max(0, int(self._until(session.digest) - self.gateway.wall()))
+
+    async def extend(self, session: Session, headers: Headers) -> str | None:
+        """Let a session last its full time again, in every process, and return the token of its cookie, which stays the same.
+
+        Return `None` for a session that has ended, perhaps in another process a moment ago.
+        """
+        with suppress(StorageUnavailable):
+            await self.gateway.refresh()
+        if not self.lasts(session):
+            return None
+        token = next(token for name, token in _tokens(headers) if _hash(name, token) == session.digest)
+        await self._keep(session.digest, SESSION_SECONDS)
+        return token
+
     async def close(self, session: Session) -> None:
         """End a session, in every process."""
         await self._end(session.digest)
@@ -197,7 +215,7 @@ class Sessions:
 
     def may_change(self, session: Session, headers: Headers, token: str) -> bool:
         """Return whether an unsafe request is one of our own pages'."""
-        return self.origins.is_own_page(dict(reversed(headers))) and hmac.compare_digest(session.token.encode(), token.encode())
+        return self.origins.is_own_page(dict(reversed(headers))) and hmac.compare_digest(session.token.encode(), unmasked(token).encode())
 
     # The link of the first start
 

@@ -11,10 +11,12 @@ from starlette.routing import Route
 
 from multiverse_gateway.admin_key import is_known, key_digest
 from multiverse_gateway.core.errors import BadRequest, GatewayError
+from multiverse_gateway.core.masking import masked
 from multiverse_gateway.entry.headers import path_of
 from multiverse_gateway.entry.identity import is_secure, presented_keys, verified
 from multiverse_gateway.entry.quotas import LocalWindow
 from multiverse_gateway.entry.request_bodies import ClientGone, read_body
+from multiverse_gateway.pages.compression import compressed
 from multiverse_gateway.pages.rendering import Handler, Renderer, Visit
 from multiverse_gateway.pages.server_form import Form, message_of
 from multiverse_gateway.pages.sessions import SAFE_METHODS, form_cookie, form_token, is_own_form
@@ -56,6 +58,7 @@ class SignIn:
             Route("/login", self._login, methods=["GET", "POST"], name="ui:login"),
             Route("/logout", self.operators(self._logout), methods=["POST"], name="ui:logout"),
             Route("/session", self.operators(self._session_token), name="ui:session"),
+            Route("/session/stay", self.operators(self._stay), methods=["POST"], name="ui:stay"),
         ]
 
     def operators(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
@@ -85,7 +88,7 @@ class SignIn:
                     sent = request.headers.get("x-csrf-token") or visit.form.get("csrf", "")
                     if not has_key and (session is None or not self._sessions.may_change(session, headers, sent)):
                         return self._renderer.problem(visit, 403, _TOO_OLD, "Nothing was changed. Reload the page and try again.")
-                return await handler(visit)
+                return await compressed(await handler(visit), request.headers)
             except ClientGone:
                 raise
             except GatewayError as error:
@@ -215,7 +218,21 @@ class SignIn:
 
     async def _session_token(self, visit: Visit) -> Response:
         """Give our own scripts the token of a session that began in another tab; other origins cannot read the answer."""
-        return JSONResponse({"token": visit.session.token if visit.session else ""}, headers={"cache-control": "no-store"})
+        token, left = ("", 0) if visit.session is None else (masked(visit.session.token), self._sessions.seconds_left(visit.session))
+        return JSONResponse({"token": token, "seconds_left": left}, headers={"cache-control": "no-store"})
+
+    async def _stay(self, visit: Visit) -> Response:
+        """Let the session last its full time again."""
+        request = visit.request
+        if visit.session is None:
+            return self._renderer.problem(visit, 400, "There is no session", "A request with the admin key needs none.")
+        token = await self._sessions.extend(visit.session, request.scope["headers"])
+        if token is None:
+            return self._ask_to_sign_in(visit)
+        response = await self._session_token(visit)
+        secure = is_secure(request.scope, self._renderer.rules.trusted)
+        response.headers.append("set-cookie", self._sessions.cookie(token, secure=secure))
+        return response
 
 
 def _own_path(text: str) -> str:

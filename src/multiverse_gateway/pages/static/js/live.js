@@ -2,7 +2,8 @@
 import { Hub } from "./hub.js";
 import { showState } from "./state.js";
 import { tick } from "./times.js";
-import { offline, online, signedOut } from "./trouble.js";
+import { signedOut } from "./session.js";
+import { offline, online } from "./trouble.js";
 
 const PING = 5000;
 const POLL = 15_000;
@@ -143,6 +144,7 @@ export function follow() {
     document.addEventListener("visibilitychange", here);
     document.addEventListener("htmx:load", () => { if (board() !== shown) here(); });
     window.addEventListener("pagehide", () => port?.postMessage("bye"));
+    document.addEventListener("signed-in", here);
     window.addEventListener("pageshow", ({ persisted }) => { if (persisted) here(); });
   }
   setInterval(() => { if (!document.getElementById("offline").hidden) retry(); }, 5000);

@@ -1,7 +1,8 @@
 // What HTMX cannot do: toasts, tips, copying, times in words, dialogs, theme, trouble with the network or the session.
 import { announce, closeToast, toast } from "./toasts.js";
 import { tick } from "./times.js";
-import { offline, online, signedIn, signedOut } from "./trouble.js";
+import { offline, online } from "./trouble.js";
+import { signedIn, signedOut, stay, watchSession } from "./session.js";
 import { follow, poll, retry } from "./live.js";
 import { copyFrom } from "./copy.js";
 import { hideTip, showTip } from "./tips.js";
@@ -27,7 +28,8 @@ document.addEventListener("click", (event) => {
   else if ((found = on("[data-menu], [data-whole]"))) unfold(found);
   else if ((found = on("[data-discards]"))) leaves(document.querySelector("form[data-form]"));
   else if ((found = on("[data-retry]"))) retry();
-  else if ((found = on("[data-signed-in]"))) signedIn();
+  else if (on("[data-signed-in]")) signedIn();
+  else if (on("[data-stay]")) stay();
   if (on(minutes)) showTip(on(minutes), event.clientX);
   else hideTip();
 });
@@ -146,6 +148,7 @@ document.addEventListener("input", (event) => { delete event.target.form?.datase
 document.addEventListener("submit", (event) => { if (event.target.matches("[data-sign-out]")) leaves(document.querySelector("form[data-form]")); });
 document.addEventListener("submit", (event) => { if (event.target.matches("[data-sign-out]")) sessionStorage.clear(); });
 follow();
+watchSession();
 tick(document);
 setInterval(() => tick(document), 5000);
 const problem = document.querySelector("[data-wait]");

@@ -9,7 +9,8 @@ import { badge } from "./standing.js";
 import { pieces } from "./stream.js";
 import { divide, mayOpen, textOf } from "./thinking.js";
 import { toast } from "./toasts.js";
-import { offline, online, signedOut } from "./trouble.js";
+import { signedOut } from "./session.js";
+import { offline, online } from "./trouble.js";
 
 const form = document.getElementById("playground");
 const talk = document.getElementById("talk");
