@@ -133,7 +133,9 @@ async def _probed(gateway: Gateway, server: Server) -> ProbeResult:
     refuse_address(gateway, server.endpoint_url, opened_address=server.opened_address)
     result = await gateway.checks.check(server)
     if not result.passed:
-        raise ProbeRefused(f"The server did not pass its probe: {result.reason or 'no reason is known'}", param="endpoint_url")
+        error = ProbeRefused(f"The connection test failed: {result.reason or 'no reason is known'}", param="endpoint_url")
+        error.failed_step = result.failed_step
+        raise error
     if not is_doubtful(result.warning):
         return result
     if not _has_answered(gateway, server):

@@ -265,6 +265,27 @@ async def test_a_mistake_of_ours_is_a_page_with_an_id(monkeypatch: pytest.Monkey
         assert "Internal error" in toast.headers["hx-trigger"]
 
 
+@pytest.mark.parametrize("hx_request", ["true", ""])
+async def test_a_failed_save_fills_the_steps_of_the_test(hx_request: str) -> None:
+    """The page says where the server failed instead of "not run", for a registration and for a change, with scripts and without."""
+    async with browsing() as browser:
+        await browser.sign_in()
+        server_id = await browser.register()
+        url = "http://elsewhere.example"
+        browser.probe.failing[url] = "/v1/models returns status 500"
+        form = {"model_name": "tiny", "endpoint_url": url, "streaming": "on"}
+        for path in ("/register", f"/server/{server_id}/edit"):
+            answer = await browser.send(path, form, hx_request=hx_request)
+            steps = re.findall(r'<li class="(\w+)">', answer.text)
+            assert steps == ["good", "good", "good", "good", "bad", "idle"], answer.text
+            assert ('id="test" hx-swap-oob' in answer.text) is bool(hx_request)
+            assert "The connection test failed: /v1/models returns status 500." in answer.text
+        forbidden = await browser.send("/register", form | {"endpoint_url": "http://169.254.169.254"}, hx_request=hx_request)
+        assert re.findall(r'<li class="(\w+)">', forbidden.text) == ["good", "bad", "idle", "idle", "idle", "idle"]
+        weight = await browser.send("/register", form | {"weight": "x"}, hx_request=hx_request)
+        assert 'class="bad"' not in weight.text
+
+
 async def test_a_form_that_cannot_be_read_is_refused() -> None:
     """At the gate, and at the form to sign in."""
     async with browsing() as browser:

@@ -466,9 +466,11 @@ class StorageRefused(StorageUnavailable):
 
 
 class ProbeRefused(Unavailable):
-    """The server to be registered did not pass its probe."""
+    """The server to be registered or changed did not pass its probe."""
 
     code = "probe_failed"
+    failed_step: str | None = None
+    """The step at which the probe failed (`protocols.ProbeStep`), if the probe failed."""
 
 
 class BackendOverloaded(Unavailable):

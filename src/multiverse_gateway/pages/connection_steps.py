@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 import attrs
 
 from multiverse_gateway.connection_test import Outcome, StepResult, examine, means_of
-from multiverse_gateway.core.errors import BadRequest
+from multiverse_gateway.core.errors import AddressForbidden, BadRequest, GatewayError, ModelNotOffered, ProbeRefused
 from multiverse_gateway.core.registry_plans import Description
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.model_trials import CHAT_SECONDS
@@ -90,6 +90,21 @@ async def try_steps(
                 )
             else:
                 yield _under_way(steps)
+
+
+def steps_until(error: GatewayError) -> ShownTest:
+    """Return the steps of a test that ended with the error of a registration or a change; untried steps if it was about something else.
+
+    >>> [step.state for step in steps_until(AddressForbidden("private address")).steps]
+    ['good', 'bad', 'idle', 'idle', 'idle', 'idle']
+    """
+    if isinstance(error, AddressForbidden):
+        return _ended(_PLACES[ProbeStep.ADDRESS], message_of(error))
+    if isinstance(error, ModelNotOffered):
+        return _ended(_PLACES[ProbeStep.MODEL], message_of(error))
+    if isinstance(error, ProbeRefused) and error.failed_step is not None:
+        return _ended(_PLACES[ProbeStep(error.failed_step)], message_of(error))
+    return UNTRIED
 
 
 def _names(result: StepResult) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from multiverse_gateway.core.routing import Route as ServerRoute
 from multiverse_gateway.core.timelines import uptimes
 from multiverse_gateway.pages import views
 from multiverse_gateway.pages.charts import chart_of, events_of
-from multiverse_gateway.pages.connection_steps import UNTRIED, try_steps
+from multiverse_gateway.pages.connection_steps import UNTRIED, steps_until, try_steps
 from multiverse_gateway.pages.first_steps import FirstSteps
 from multiverse_gateway.pages.live import Followed, FollowedParts, Parts
 from multiverse_gateway.pages.live_topics import Topic
@@ -97,9 +97,18 @@ class ServerPages:
             raise error
         field, message = field_of(error), message_of(error)
         problems = {field: message} if field else {}
+        tested = steps_until(error)
         if visit.is_fragment:
             close_names = error.close_names if isinstance(error, ModelNotOffered) else ()
-            response = self._renderer.fragment(visit, "_problem.html", status=422, field=field, problem=message, close_names=close_names)
+            response = self._renderer.fragment(
+                visit,
+                "_problem.html",
+                status=422,
+                field=field,
+                problem=message,
+                close_names=close_names,
+                test=None if tested is UNTRIED else tested,
+            )
         else:
             shown = {name: visit.form.get(name, "") for name in FIELDS if name != "api_key"}
             values = {
@@ -107,7 +116,7 @@ class ServerPages:
                 "values": shown,
                 "problems": problems,
                 "problem": message,
-                "test": UNTRIED,
+                "test": tested,
                 "offers": (),
                 **values,
             }
