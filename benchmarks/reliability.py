@@ -68,7 +68,7 @@ class Bench:
         if not met:
             self.missed.append(figure)
 
-    async def scene(self, stack: AsyncExitStack, *backends: Backend, **fields: object) -> str:
+    async def register_model(self, stack: AsyncExitStack, *backends: Backend, **fields: object) -> str:
         self.number += 1
         model = f"model-{self.number}"
         for backend in backends:
@@ -118,7 +118,7 @@ async def resets(bench: Bench) -> None:
         flaky = [Backend(f"flaky {n}", behaviours.randomly(0.3, behaviours.reset_first(), seed=n)) for n in range(3)]
         good, count = 0, bench.count(1000)
         async with AsyncExitStack() as stack:
-            model = await bench.scene(stack, *flaky)
+            model = await bench.register_model(stack, *flaky)
 
             async def one(model: str = model) -> None:
                 nonlocal good
@@ -138,7 +138,7 @@ async def dead(bench: Bench) -> None:
     three = [Backend(f"number {n}") for n in range(3)]
     count, good = bench.count(1000), 0
     async with AsyncExitStack() as stack:
-        model = await bench.scene(stack, *three)
+        model = await bench.register_model(stack, *three)
         three[0].crash()
 
         async def one() -> None:
@@ -159,7 +159,7 @@ async def mistakes(bench: Bench) -> None:
     two = [Backend(f"number {n}", behaviours.answer(422, REFUSED, content_type="application/problem+json")) for n in range(2)]
     count, same = bench.count(1000), 0
     async with AsyncExitStack() as stack:
-        model = await bench.scene(stack, *two)
+        model = await bench.register_model(stack, *two)
 
         async def one() -> None:
             nonlocal same
@@ -177,7 +177,7 @@ async def truncated(bench: Bench) -> None:
     count, raised = bench.count(300), 0
     async with AsyncExitStack() as stack:
         broken = Backend("broken", behaviours.cut_stream(3))
-        model = await bench.scene(stack, broken, Backend("as bad", behaviours.cut_stream(3)))
+        model = await bench.register_model(stack, broken, Backend("as bad", behaviours.cut_stream(3)))
         sdk = await stack.enter_async_context(openai.AsyncOpenAI(base_url=bench.gateway.base_url, api_key="any", max_retries=0))
 
         async def one() -> None:
@@ -195,7 +195,7 @@ async def truncated(bench: Bench) -> None:
 async def hits(bench: Bench) -> None:
     async with AsyncExitStack() as stack:
         four = [Backend(f"number {n}", behaviours.status(500)) for n in range(4)]
-        model = await bench.scene(stack, *four)
+        model = await bench.register_model(stack, *four)
         sdk = await stack.enter_async_context(openai.AsyncOpenAI(base_url=bench.gateway.base_url, api_key="any"))
         with suppress(openai.APIError):
             await sdk.chat.completions.create(model=model, messages=[{"role": "user", "content": "x"}])
@@ -211,7 +211,7 @@ async def leaving(bench: Bench) -> None:
         seconds: list[float] = []
         async with AsyncExitStack() as stack:
             backend = Backend("patient", behave)
-            model = await bench.scene(stack, backend)
+            model = await bench.register_model(stack, backend)
             for _ in range(bench.count(200)):
                 before = backend.hits
                 async with AsyncRawClient(bench.gateway.port) as client:
@@ -230,18 +230,18 @@ async def leaving(bench: Bench) -> None:
 
 
 async def cancels(bench: Bench) -> None:
-    count, chance = bench.count(2000), random.Random(5)
+    count, rng = bench.count(2000), random.Random(5)
     async with AsyncExitStack() as stack:
         backends = [Backend(f"number {n}", behaviours.after(0.005, behaviours.good(interval=0.005))) for n in range(3)]
-        model = await bench.scene(stack, *backends)
+        model = await bench.register_model(stack, *backends)
         await bench.ask(model)
         before, tasks_before = bench.gateway.open_sockets(), await bench.tasks()
 
         async def one() -> None:
             async with AsyncRawClient(bench.gateway.port) as client:
-                await client.request("POST", CHAT, json=body(model, stream=chance.random() < 0.5))
+                await client.request("POST", CHAT, json=body(model, stream=rng.random() < 0.5))
                 try:
-                    async with asyncio.timeout(chance.random() * 0.04):
+                    async with asyncio.timeout(rng.random() * 0.04):
                         await client.read_response()
                 except (TimeoutError, EndedError):
                     client.abort()
@@ -266,7 +266,7 @@ async def cancels(bench: Bench) -> None:
 async def drift(bench: Bench) -> None:
     count = bench.count(4000)
     async with AsyncExitStack() as stack:
-        model = await bench.scene(stack, Backend("one"), Backend("two"))
+        model = await bench.register_model(stack, Backend("one"), Backend("two"))
 
         async def one() -> None:
             await bench.ask(model, stream=True)
@@ -283,8 +283,8 @@ async def hung(bench: Bench) -> None:
     first_byte = float(SETTINGS["FIRST_BYTE_TIMEOUT_SECONDS"])
     async with AsyncExitStack() as stack:
         idle, busy, other = Backend("idle"), Backend("busy"), Backend("other")
-        await bench.scene(stack, idle)
-        model = await bench.scene(stack, busy, other)
+        await bench.register_model(stack, idle)
+        model = await bench.register_model(stack, busy, other)
         began = time.monotonic()
         for backend in (idle, busy):
             backend.behave = backend.behave_models = behaviours.stall()
@@ -314,7 +314,7 @@ async def broken_storage(bench: Bench) -> None:
     with GatewayProcess(settings) as gateway:
         own = Bench(gateway, bench.scale)
         async with AsyncExitStack() as stack:
-            model = await own.scene(stack, Backend("one"), Backend("two"))
+            model = await own.register_model(stack, Backend("one"), Backend("two"))
 
             async def one() -> None:
                 nonlocal good
@@ -368,12 +368,12 @@ def killed_writer(database: Path, number: int, seconds: float) -> list[list[str]
 
 async def kills(bench: Bench) -> None:
     """Processes that write without pause are killed; whatever they said was done is done."""
-    cycles, lost, acknowledged, chance = bench.count(100), 0, 0, random.Random(9)
+    cycles, lost, acknowledged, rng = bench.count(100), 0, 0, random.Random(9)
     with tempfile.TemporaryDirectory() as folder:
         database, number = Path(folder, "registry.db"), 0
         expected: dict[str, str] = {}
         for _ in range(cycles):
-            said = await asyncio.to_thread(killed_writer, database, number, chance.random() * 0.1)
+            said = await asyncio.to_thread(killed_writer, database, number, rng.random() * 0.1)
             acknowledged += len(said)
             expected |= {name: word for word, name in said}
             last = said[-1] if said else None
@@ -528,8 +528,8 @@ async def held_answers(bench: Bench) -> None:
     count = bench.count(300)
     answer = b'{"object":"chat.completion","choices":[{"index":0,"message":{"content":"' + b"x" * ANSWER_BYTES + b'"}}]}'
     async with AsyncExitStack() as stack:
-        model = await bench.scene(stack, Backend("large", behaviours.answer(200, answer)))
-        other = await bench.scene(stack, Backend("other"))
+        model = await bench.register_model(stack, Backend("large", behaviours.answer(200, answer)))
+        other = await bench.register_model(stack, Backend("other"))
         await bench.ask(other)
         before = bench.gateway.memory_bytes()
         clients = [stack.enter_context(RawClient(bench.gateway.port, receive_buffer=4096, timeout=60)) for _ in range(count)]
@@ -559,7 +559,7 @@ async def hostile_streams(bench: Bench) -> None:
             bench.number += 1
             hostile = f"hostile-{bench.number}"
             await asyncio.to_thread(bench.gateway.register, hostile, f"http://127.0.0.1:{port}")
-            model = await bench.scene(stack, Backend("good"))
+            model = await bench.register_model(stack, Backend("good"))
             url, data = f"{bench.gateway.url}{CHAT}", json.dumps(body(hostile, stream=True))
             for _ in range(8):
                 curl = await asyncio.create_subprocess_exec(
@@ -648,30 +648,30 @@ FAULTS: tuple[Callable[[], behaviours.Behaviour], ...] = (
 
 async def soak(minutes: float, seed: int) -> int:
     """Let faults of servers and clients rain, and count what is left when they stop."""
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     print(f"seed {seed}", flush=True)
     settings = {**SETTINGS, "HEALTH_CHECK_INTERVAL_SECONDS": "2", "HEALTH_CHECK_TIMEOUT_SECONDS": "1"}
     with GatewayProcess(settings) as gateway:
         bench = Bench(gateway, 1)
         async with AsyncExitStack() as stack:
             backends = [Backend(f"number {n}") for n in range(6)]
-            model = await bench.scene(stack, *backends, max_concurrency=8)
+            model = await bench.register_model(stack, *backends, max_concurrency=8)
 
             async def client_once() -> None:
-                if chance.random() < 0.02:
+                if rng.random() < 0.02:
                     with suppress(OSError, AssertionError):
-                        await asyncio.to_thread(leave_on_http2, gateway.port, "/openapi.json", 20, resets=chance.random() < 0.5)
+                        await asyncio.to_thread(leave_on_http2, gateway.port, "/openapi.json", 20, resets=rng.random() < 0.5)
                     return
-                if chance.random() < 0.02:
+                if rng.random() < 0.02:
                     with suppress(OSError, EndedError, TimeoutError):
                         async with AsyncRawClient(gateway.port, timeout=15) as uploading:
                             await uploading.fetch("POST", "/admin/register", body=bytes(UPLOADED))
                     return
                 try:
                     async with AsyncRawClient(gateway.port, timeout=15) as client:
-                        await client.request("POST", CHAT, json=body(model, stream=chance.random() < 0.6))
-                        if chance.random() < 0.3:
-                            await asyncio.sleep(chance.random() * 0.1)
+                        await client.request("POST", CHAT, json=body(model, stream=rng.random() < 0.6))
+                        if rng.random() < 0.3:
+                            await asyncio.sleep(rng.random() * 0.1)
                             client.abort()
                         else:
                             await client.read_response()
@@ -680,9 +680,9 @@ async def soak(minutes: float, seed: int) -> int:
 
             async def rain(until: float) -> None:
                 while time.monotonic() < until:
-                    backend = chance.choice(backends)
-                    backend.behave = chance.choice(FAULTS)()
-                    if chance.random() < 0.05:
+                    backend = rng.choice(backends)
+                    backend.behave = rng.choice(FAULTS)()
+                    if rng.random() < 0.05:
                         backend.crash()
                         await asyncio.sleep(0.2)
                         backend.accept()

@@ -196,7 +196,7 @@ Sizes = Callable[[random.Random], int]
 
 def about(mean: float, most: float = math.inf) -> Sizes:
     """Return sizes with a long tail: log-normal, sigma 0.5, cut at `most`."""
-    return lambda chance: max(1, int(min(most, chance.lognormvariate(math.log(mean) - 0.125, 0.5))))
+    return lambda rng: max(1, int(min(most, rng.lognormvariate(math.log(mean) - 0.125, 0.5))))
 
 
 ANSWERS = about(250)
@@ -221,7 +221,7 @@ class Person:
     name: str
     habit: Habit
     gateway: SimulatedGateway
-    chance: random.Random
+    rng: random.Random
     waits: list[float] = attrs.field(factory=list)
     refused: int = 0
     served: float = 0.0
@@ -236,7 +236,7 @@ class Person:
             self._after(self._thinking())
 
     def _thinking(self) -> float:
-        return self.chance.expovariate(1 / self.habit.think) if self.habit.think else 0.0
+        return self.rng.expovariate(1 / self.habit.think) if self.habit.think else 0.0
 
     def _after(self, seconds: float) -> None:
         self.gateway.clock.later(seconds, self._send)
@@ -244,7 +244,7 @@ class Person:
     def _send(self) -> None:
         gateway, habit = self.gateway, self.habit
         gateway.measure()
-        call = Call(self, habit.prompt, habit.tokens(self.chance), gateway.clock.now)
+        call = Call(self, habit.prompt, habit.tokens(self.rng), gateway.clock.now)
         request = ClientRequest(
             _ENVELOPE,
             body=b" " * (4 * habit.prompt),

@@ -21,14 +21,14 @@ class Kind:
     """What a host is like.
 
     A request takes `first` to its first token and `token` for each one after it, when it runs alone; each other request at work makes
-    it slower by the part `crowding`. At most `slots` are at work, the others wait in the host. `failing` of all requests get a 500 at
+    it slower by the fraction `contention`. At most `slots` are at work, the others wait in the host. `failing` of all requests get a 500 at
     once. Every `well_for` on average it is in its bad `mood` for `ill_for`; slow means `slower` times as long.
     """
 
     first: float = 0.3
     token: float = 0.02
     slots: int = 4
-    crowding: float = 0.1
+    contention: float = 0.1
     failing: float = 0.0
     mood: Mood = Mood.WELL
     well_for: float = 120.0
@@ -39,8 +39,8 @@ class Kind:
 
     def throughput(self, tokens: float) -> float:
         """Return the requests of so many tokens that it answers well in a second when it is full."""
-        crowd = 1 + self.crowding * (self.slots - 1)
-        rate = (1 - self.failing) * self.slots / (crowd * (self.first + tokens * self.token))
+        concurrency = 1 + self.contention * (self.slots - 1)
+        rate = (1 - self.failing) * self.slots / (concurrency * (self.first + tokens * self.token))
         if self.mood is Mood.WELL:
             return rate
         ill = self.ill_for / (self.well_for + self.ill_for)
@@ -49,7 +49,7 @@ class Kind:
 
 @attrs.define(eq=False)
 class Job:
-    """One request at a host: `effort` is chance in its favour or against it, `fails` whether it gets a 500."""
+    """One request at a host: `effort` is a random factor of its duration, `fails` says whether it gets a 500."""
 
     tokens: int
     effort: float
@@ -75,16 +75,16 @@ FAILED_AFTER = 0.005
 class Host:
     """One host at work."""
 
-    def __init__(self, kind: Kind, chance: random.Random, now: Callable[[], float], later: Later) -> None:
+    def __init__(self, kind: Kind, rng: random.Random, now: Callable[[], float], later: Later) -> None:
         self.kind = kind
         self.mood = Mood.WELL
-        self._chance = chance
+        self._rng = rng
         self._now = now
         self._later = later
         self.working: list[Job] = []
         self.waiting: deque[Job] = deque()
         if kind.mood is not Mood.WELL:
-            self._later(self._chance.expovariate(1 / kind.well_for), self._fall_ill)
+            self._later(self._rng.expovariate(1 / kind.well_for), self._fall_ill)
 
     def take(self, job: Job) -> None:
         """Begin a job, let it wait, or refuse it."""
@@ -106,16 +106,16 @@ class Host:
         """Return the seconds until a new job would have its first token; infinite for a host that is down. For the oracle."""
         if self.mood is Mood.DOWN:
             return float("inf")
-        crowd = min(len(self.working) + 1, self.kind.slots)
-        first = self.kind.first * self._slowness(crowd)
+        concurrency = min(len(self.working) + 1, self.kind.slots)
+        first = self.kind.first * self._slowness(concurrency)
         if len(self.working) < self.kind.slots:
             return first
         ends = sorted(job.ends_at for job in self.working)
         rounds, place = divmod(len(self.waiting), self.kind.slots)
         return max(0.0, ends[place] - self._now()) + rounds * (ends[-1] - self._now()) + first
 
-    def _slowness(self, crowd: int) -> float:
-        return (1 + self.kind.crowding * (crowd - 1)) * (self.kind.slower if self.mood is Mood.SLOW else 1.0)
+    def _slowness(self, concurrency: int) -> float:
+        return (1 + self.kind.contention * (concurrency - 1)) * (self.kind.slower if self.mood is Mood.SLOW else 1.0)
 
     def _begin(self, job: Job) -> None:
         self.working.append(job)
@@ -158,8 +158,8 @@ class Host:
             self.waiting.clear()
             for job in lost:
                 self._break(job, reached=True)
-        self._later(self._chance.expovariate(1 / self.kind.ill_for), self._recover)
+        self._later(self._rng.expovariate(1 / self.kind.ill_for), self._recover)
 
     def _recover(self) -> None:
         self.mood = Mood.WELL
-        self._later(self._chance.expovariate(1 / self.kind.well_for), self._fall_ill)
+        self._later(self._rng.expovariate(1 / self.kind.well_for), self._fall_ill)

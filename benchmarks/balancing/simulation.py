@@ -40,12 +40,12 @@ PATIENCE = 5.0
 PROBE_SECONDS = 0.25
 ORACLE = "oracle"
 BALANCERS: Mapping[str, Callable[[random.Random], Balancer]] = {
-    "round_robin": lambda chance: RoundRobin(),
-    "weighted": lambda chance: Weighted(),
-    "least_busy": lambda chance: LeastBusy(),
+    "round_robin": lambda rng: RoundRobin(),
+    "weighted": lambda rng: Weighted(),
+    "least_busy": lambda rng: LeastBusy(),
     "two_choices": TwoChoices,
 }
-"""Each made with a chance of its own, so that a seed decides everything."""
+"""Each balancer gets its own random generator, so that the seed determines the results."""
 
 _EVENTS = {b"content-type": b"text/event-stream"}
 _JSON = {b"content-type": b"application/json"}
@@ -263,9 +263,9 @@ def simulate(
     `balancer` is a name as in the settings, or `oracle`. The first `warm_up` of the requests are not counted.
     """
     oracle = Oracle()
-    makers: dict[str, Callable[[random.Random], Balancer]] = {**BALANCERS, ORACLE: lambda chance: oracle}
-    chances = [random.Random(f"{seed} balancer {number}") for number in range(gateways)]
-    world = build(kinds, [makers[balancer](chance) for chance in chances], seed)
+    makers: dict[str, Callable[[random.Random], Balancer]] = {**BALANCERS, ORACLE: lambda rng: oracle}
+    rngs = [random.Random(f"{seed} balancer {number}") for number in range(gateways)]
+    world = build(kinds, [makers[balancer](rng) for rng in rngs], seed)
     oracle.hosts = world.hosts
     arrivals = random.Random(f"{seed} arrivals")
     rate = busy * sum(kind.throughput(TOKENS) for kind in kinds)

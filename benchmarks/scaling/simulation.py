@@ -56,16 +56,16 @@ class Line:
 class Host:
     """A server of somebody's, which is up and down by turns."""
 
-    def __init__(self, plan: Plan, chance: random.Random) -> None:
+    def __init__(self, plan: Plan, rng: random.Random) -> None:
         up, down = 3600.0 / plan.outages_per_hour if plan.outages_per_hour else math.inf, plan.outage
-        self.is_up = chance.random() < (1.0 if math.isinf(up) else up / (up + down))
+        self.is_up = rng.random() < (1.0 if math.isinf(up) else up / (up + down))
         self._means = {True: up, False: down}
-        self._chance = chance
+        self._rng = rng
         self._turns_at = self._next(0.0)
 
     def _next(self, now: float) -> float:
         mean = self._means[self.is_up]
-        return math.inf if math.isinf(mean) else now + self._chance.expovariate(1 / mean)
+        return math.inf if math.isinf(mean) else now + self._rng.expovariate(1 / mean)
 
     def answers(self, now: float) -> bool:
         """Tell whether it is up at an instant; instants only grow."""
@@ -142,7 +142,7 @@ class Member:
         self._is_told = False
         self._waits: object | None = None
 
-    def begin(self, chance: random.Random) -> None:
+    def begin(self, rng: random.Random) -> None:
         """Begin all loops, at moments of its own."""
         for loop, period in (
             (self.follow, FOLLOW_SECONDS),
@@ -150,7 +150,7 @@ class Member:
             (self.lead, claim_period(shard_count(self._plan.servers))),
             (self.flush_usage, USAGE_SECONDS),
         ):
-            self._world.clock.later(chance.random() * period, loop)
+            self._world.clock.later(rng.random() * period, loop)
 
     def _call(self, call: Call, rows: float = 0.0, then: Callable[[], None] = lambda: None, *, times: int = 1) -> None:
         self.cpu += times * call.here.of(rows)
@@ -216,7 +216,7 @@ class Member:
         else:
             self._call(costs.claim, then=lambda: self._call(costs.look, then=again, times=count - 1))
 
-    def probe(self, host: Host, health: Health, chance: random.Random) -> None:
+    def probe(self, host: Host, health: Health, rng: random.Random) -> None:
         """Probe a server when it is due, again and again."""
         clock, plan = self._world.clock, self._plan
 
@@ -227,9 +227,9 @@ class Member:
 
         def judge(is_up: bool) -> None:
             event = ProbePassed(generation=1) if is_up else ProbeFailed(generation=1, reason="no answer")
-            after = advance(health, event, plan.policy, now=clock.now, wall=clock.now, random=chance.random())
+            after = advance(health, event, plan.policy, now=clock.now, wall=clock.now, random=rng.random())
             self._note(health, after, is_up=is_up)
-            self.probe(host, after, chance)
+            self.probe(host, after, rng)
 
         clock.later(max(0.0, health.next_probe.at - clock.now), begin)
 
@@ -272,9 +272,9 @@ class World:
         self.counted = Counted()
         self.database = Database(self)
         self.members = [Member(self, number) for number in range(plan.gateways)]
-        chance = random.Random(plan.seed)
+        rng = random.Random(plan.seed)
         for member in self.members:
-            member.begin(chance)
+            member.begin(rng)
         taken = range(min(plan.gateways, shard_count(plan.servers)))
         for number in range(plan.servers):
             own = random.Random(f"{plan.seed} {number}")

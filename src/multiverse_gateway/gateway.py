@@ -50,7 +50,7 @@ from multiverse_gateway.response_places import ResponsePlaces
 from multiverse_gateway.server_checks import ServerChecks
 from multiverse_gateway.settings import Settings
 from multiverse_gateway.settings.policies import health_policy, retry_policy
-from multiverse_gateway.storage import guarded
+from multiverse_gateway.storage import with_store_errors
 from multiverse_gateway.usage_book import UsageBook
 
 SWEEP_SECONDS = 0.05
@@ -84,7 +84,7 @@ class Gateway:
         random: Callable[[], float] = random.random,
     ) -> None:
         self.settings = settings
-        self.store = guarded(store)
+        self.store = with_store_errors(store)
         self.balancer = balancer
         self.now = now
         self.wall = wall

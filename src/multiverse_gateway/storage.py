@@ -1,6 +1,6 @@
 """The boundary to the store: whatever a store raises, its callers get `StorageUnavailable` and nothing else.
 
-A store is a plug-in. One that raises a `TypeError` must end neither the counting of use nor a page nor the shutdown.
+A store is a plug-in. If one raises a `TypeError`, usage counting, pages and the shutdown must still work.
 """
 
 import logging
@@ -13,13 +13,13 @@ from multiverse_gateway.core.errors import GatewayError, StorageRefused
 from multiverse_gateway.protocols import ResponseStore, Store, methods_of
 
 CALLS = (methods_of(Store) | methods_of(ResponseStore)) - {"open"}
-"""The calls of a store that are guarded. What `open` raises stops the start, and its author needs to see it."""
+"""The calls of a store whose errors are translated. An error of `open` stops the start, and the author of the store needs to see it."""
 
 _log = logging.getLogger("multiverse_gateway.registry")
 
 
-class _Guarded:
-    """Pass all calls on to a store, and translate the errors that they raise."""
+class _CheckedStore:
+    """Forward all calls to a store, and translate the errors that they raise."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -29,13 +29,13 @@ class _Guarded:
         member = getattr(self._store, name)
         if name not in CALLS:
             return member
-        guarded = self._guard(name, member)
-        setattr(self, name, guarded)
-        return guarded
+        checked = self._checked(name, member)
+        setattr(self, name, checked)
+        return checked
 
-    def _guard(self, name: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    def _checked(self, name: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         @wraps(call)
-        async def guarded(*arguments: Any, **named: Any) -> Any:
+        async def checked(*arguments: Any, **named: Any) -> Any:
             try:
                 return await call(*arguments, **named)
             except GatewayError:
@@ -47,7 +47,7 @@ class _Guarded:
                     retry_after=60.0,
                 ) from error
 
-        return guarded
+        return checked
 
     def _note(self, name: str, error: Exception) -> None:
         """Log where the store failed, once for each call and kind of error, without the text of the error, which may contain secrets."""
@@ -62,6 +62,6 @@ class _Guarded:
         _log.error("the store failed unexpectedly", extra={"fields": {"call": name, "error": kind, "where": where}})
 
 
-def guarded(store: Store) -> Store:
+def with_store_errors(store: Store) -> Store:
     """Return a store whose calls raise nothing but a `GatewayError`: anything else becomes a `StorageRefused`."""
-    return cast(Store, _Guarded(store))
+    return cast(Store, _CheckedStore(store))

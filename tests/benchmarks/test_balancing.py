@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import attrs
 import pytest
-from benchmarks.balancing.__main__ import DESKTOP, MIXED, SCENES
+from benchmarks.balancing.__main__ import DESKTOP, MIXED, SCENARIOS
 from benchmarks.balancing.hosts import Host, Job, Kind, Mood
 from benchmarks.balancing.simulation import Outcome, simulate
 from benchmarks.clock import Clock
 
-KIND = Kind(first=1.0, token=0.1, slots=2, crowding=0.5)
+KIND = Kind(first=1.0, token=0.1, slots=2, contention=0.5)
 
 
 @pytest.fixture(autouse=True)
@@ -121,13 +121,13 @@ def test_percentiles_are_of_those_who_had_an_answer() -> None:
 
 def test_a_seed_decides_everything() -> None:
     """The same seed, the same outcome to the last digit; another one, another."""
-    runs = [simulate(SCENES["bursty"], balancer="two_choices", busy=0.5, requests=150, seed=seed, gateways=2) for seed in (1, 1, 2)]
+    runs = [simulate(SCENARIOS["bursty"], balancer="two_choices", busy=0.5, requests=150, seed=seed, gateways=2) for seed in (1, 1, 2)]
     assert runs[0] == runs[1] != runs[2]
 
 
 def test_one_request_alone_sees_the_host_itself() -> None:
-    """Nothing is added by the gateway: first tokens come after what the host takes, spread by chance."""
-    outcome = simulate([attrs.evolve(DESKTOP, slots=100, crowding=0.0)], balancer="round_robin", busy=0.01, requests=200)
+    """Nothing is added by the gateway: first tokens arrive after the time that the host needs, with random variation."""
+    outcome = simulate([attrs.evolve(DESKTOP, slots=100, contention=0.0)], balancer="round_robin", busy=0.01, requests=200)
     assert outcome.goodput == 1.0
     assert outcome.tries == 1.0
     assert outcome.percentile(0.5) == pytest.approx(DESKTOP.first, rel=0.1)

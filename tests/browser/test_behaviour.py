@@ -349,7 +349,7 @@ def test_without_a_mouse(browse: Callable[..., Watched], gateway: GatewayProcess
         tab_to(page, "() => document.activeElement.getAttribute('role') === 'tab'")
         page.keyboard.press("ArrowRight")
         assert page.evaluate("() => document.activeElement.textContent") == "Node"
-        tab_to(page, "() => document.activeElement.textContent === 'Look at it'")
+        tab_to(page, "() => document.activeElement.textContent === 'View server'")
         page.keyboard.press("Enter")
         page.wait_for_url("**/server/*")
         tab_to(page, "() => document.activeElement.textContent === 'Delete'")

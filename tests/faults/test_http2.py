@@ -26,8 +26,8 @@ from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 
-from multiverse_gateway.cli.hypercorn_hardening import GuardedConfig
-from multiverse_gateway.cli.hypercorn_hardening.http2 import GuardedH2
+from multiverse_gateway.cli.hypercorn_hardening import HardenedConfig
+from multiverse_gateway.cli.hypercorn_hardening.http2 import HardenedH2
 from support import behaviours
 from support.backends import Backend
 from support.certificates import write_certificate
@@ -483,7 +483,7 @@ class Server(TCPServer):
 class OurServer(Server):
     """The same with ours."""
 
-    protocol_class = GuardedH2
+    protocol_class = HardenedH2
 
 
 async def is_left_behind(server: type[Server]) -> bool:
@@ -510,7 +510,7 @@ async def is_left_behind(server: type[Server]) -> bool:
         serving.append(task)
         writers.append(writer)
         loop = asyncio.get_running_loop()
-        await server(wrap_app(app, 0, "asgi"), loop, GuardedConfig(), WorkerContext(None), {}, reader, writer)
+        await server(wrap_app(app, 0, "asgi"), loop, HardenedConfig(), WorkerContext(None), {}, reader, writer)
 
     async with await asyncio.start_server(connected, "127.0.0.1", 0) as listening:
         port = listening.sockets[0].getsockname()[1]

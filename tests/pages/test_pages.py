@@ -191,7 +191,7 @@ async def test_a_public_dashboard_shows_neither_addresses_nor_owners() -> None:
             for secret in ("gpu.example", "eve-the-owner", "room 5", str(server)[:8] + "-", "refused", "/server/"):
                 assert secret not in page.text.replace(f"row-{server}", ""), (path, secret)
         assert "tiny" in (await browser.open("/dashboard?owner=nobody")).text
-        assert "No server matches" in (await browser.open("/dashboard?q=eve")).text
+        assert "No matching servers" in (await browser.open("/dashboard?q=eve")).text
         for path in ("/register", "/playground", "/logs", "/settings", f"/server/{server}"):
             assert (await browser.open(path)).status_code == 303
 
@@ -889,7 +889,7 @@ async def test_a_history_is_told_in_words() -> None:
                 )
             )
         page = await browser.open(f"/server/{server_id}")
-        assert "It answers again after 6 min; 2 checks had failed." in page.text
+        assert "Answers again after 6 min; 2 checks had failed." in page.text
         assert page.text.count("Marked down") == 1
         assert "Connection refused: is it running?" in page.text
 

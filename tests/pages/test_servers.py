@@ -180,7 +180,7 @@ async def test_a_field_says_whether_it_can_be_used(name: str, value: str, words:
         assert ('data-state="bad"' in note.text) is bool(words)
         missing = await browser.send("/register/field?name=colour", {}, hx_request="true")
         assert missing.status_code == 404
-        assert "There is no such field" in missing.headers["hx-trigger"]
+        assert "This field does not exist" in missing.headers["hx-trigger"]
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ async def test_a_store_that_cannot_be_read_leaves_what_is_known(monkeypatch: pyt
         monkeypatch.setattr(MemoryStore, "history", away)
         page = await browser.open(f"/server/{server_id}")
         assert page.status_code == 200
-        assert "No check has been made yet." in page.text
+        assert "No checks yet." in page.text
 
 
 async def test_a_mistake_of_ours_is_a_page_with_an_id(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +317,7 @@ async def test_registering_says_how_many_requests_a_server_gets_at_once_and_why(
         note = await browser.send("/register/field?name=max_concurrency", form, hx_request="true")
         assert 'data-state="bad"' not in note.text
         done = await browser.send("/register", form, hx_request="true")
-        assert f"Requests at once: <strong>{stored or 'no limit'}</strong>. {words}" in done.text
+        assert f"Max concurrent requests: <strong>{stored or 'no limit'}</strong>. {words}" in done.text
         (server,) = (await browser.client.get("/admin/servers", headers={"x-api-key": ADMIN_KEY})).json()
         assert server["max_concurrency"] == (int(stored) if stored else None)
 

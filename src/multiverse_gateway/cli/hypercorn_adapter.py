@@ -14,7 +14,7 @@ from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
 from hypercorn.utils import wrap_app
 
-from multiverse_gateway.cli.hypercorn_hardening.shared import GuardedServer
+from multiverse_gateway.cli.hypercorn_hardening.shared import HardenedServer
 
 READ_AHEAD = 32768
 PARTS: Mapping[str, tuple[Callable[..., Any], Sequence[str]]] = {
@@ -62,7 +62,7 @@ class Hypercorn:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        await GuardedServer(self._app, self._loop, self._config, self._context, {}, reader, writer)
+        await HardenedServer(self._app, self._loop, self._config, self._context, {}, reader, writer)
 
     async def finish(self) -> None:
         """Wait until the running requests have finished. If this call is canceled, they are canceled too."""

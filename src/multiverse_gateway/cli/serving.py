@@ -26,7 +26,7 @@ from multiverse_gateway._version import __version__
 from multiverse_gateway.app import Assembly, assemble
 from multiverse_gateway.cli.common import host_for_url
 from multiverse_gateway.cli.hypercorn_adapter import Hypercorn, incompatibility
-from multiverse_gateway.cli.hypercorn_hardening import GuardedConfig, harden_hypercorn
+from multiverse_gateway.cli.hypercorn_hardening import HardenedConfig, harden_hypercorn
 from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.core.reach import Reach, network_url
 from multiverse_gateway.dialing import Network
@@ -154,7 +154,7 @@ async def _serve_by_hypercorn(serving: Serving, shutdown: "Shutdown") -> None:
     await shutdown.begun.wait()
 
 
-async def _serve_directly(serving: Serving, parts: Assembly, config: GuardedConfig, shutdown: "Shutdown") -> None:
+async def _serve_directly(serving: Serving, parts: Assembly, config: HardenedConfig, shutdown: "Shutdown") -> None:
     """Listen until the end begins, and return when all that was being answered then has come to its end."""
     settings = serving.settings
     others = Hypercorn(parts.app, config)
@@ -194,9 +194,9 @@ def _spare_garbage_collection() -> None:
     gc.set_threshold(GARBAGE, 20, 20)
 
 
-def server_config(settings: Settings, tls: tuple[Path, Path] | None) -> GuardedConfig:
+def server_config(settings: Settings, tls: tuple[Path, Path] | None) -> HardenedConfig:
     """Return hypercorn's configuration, without a socket: its defaults suit neither streams nor browsers."""
-    config = GuardedConfig()
+    config = HardenedConfig()
     config.bind = []
     if tls is not None:
         config.certfile, config.keyfile = (str(path) for path in tls)

@@ -380,8 +380,7 @@ class TooManyAtOnce(RateLimited):
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return the error's headers, and the wait in milliseconds."""
-        wait = (b"retry-after-ms", b"%d" % max(1, math.ceil(1000 * (self.retry_after or 0))))
-        return [*super().headers(), wait]
+        return [*super().headers(), (b"retry-after-ms", b"%d" % max(1, math.ceil(1000 * (self.retry_after or 0))))]
 
 
 class BackendBusy(RateLimited):
@@ -469,8 +468,7 @@ class ProbeRefused(Unavailable):
     """The server to be registered or changed did not pass its probe."""
 
     code = "probe_failed"
-    failed_step: str | None = None
-    """The step at which the probe failed (`protocols.ProbeStep`), if the probe failed."""
+    failed_step: str | None = None  # a `protocols.ProbeStep`, if the probe failed
 
 
 class BackendOverloaded(Unavailable):

@@ -93,7 +93,7 @@ def tone_of(check: ProbeResult) -> Tone:
 
 def check_message(check: ProbeResult) -> str:
     """Return a sentence about what a check found."""
-    return sentence(check.reason or check.warning or ("slow, but well" if check.duration >= SLOW_SECONDS else "well"))
+    return sentence(check.reason or check.warning or ("OK, but slow" if check.duration >= SLOW_SECONDS else "OK"))
 
 
 def minutes_of(timeline: Timeline, checks: Sequence[ProbeResult], *, until: float, places: int) -> tuple[Minute, ...]:
@@ -248,8 +248,8 @@ def _story(outage: _Outage, route: Route, now: float) -> Iterator[Event]:
         reason = check.reason
     if outage.end is not None:
         lasted = span(outage.end.checked_at - first.checked_at)
-        message = f"It answers again after {lasted}; {count(len(outage.failed), 'check')} had failed."
-        yield _event(outage.end.checked_at, Tone.GOOD, "Came back", message)
+        message = f"Answers again after {lasted}; {count(len(outage.failed), 'check')} had failed."
+        yield _event(outage.end.checked_at, Tone.GOOD, "Back up", message)
 
 
 def _last_new(failed: Sequence[ProbeResult]) -> ProbeResult:

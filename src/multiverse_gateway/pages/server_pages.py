@@ -130,7 +130,7 @@ class ServerPages:
     async def _validate(self, visit: Visit) -> Response:
         name = visit.query.get("name", "")
         if name not in FIELDS:
-            raise NotFound("There is no such field")
+            raise NotFound("This field does not exist")
         return self._renderer.fragment(visit, "_note.html", note=check_field(visit.form, name))
 
     async def _test(self, visit: Visit) -> Response:
@@ -233,7 +233,7 @@ class ServerPages:
         route = self._route(visit)
         await remove(self._gateway, route.server.id)
         return self._renderer.done(
-            visit, "success", f"{route.server.model_name} was removed. It can be registered again at any time.", "dashboard"
+            visit, "success", f"{route.server.model_name} was removed. You can register it again at any time.", "dashboard"
         )
 
     async def _take_stated(self, visit: Visit) -> Response:

@@ -63,17 +63,17 @@ class SignIn:
 
     def operators(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         """Return an endpoint for operators only."""
-        return self._guarded(handler, visitors=False)
+        return self._protected(handler, visitors=False)
 
     def visitors_if_public(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         """Return an endpoint for operators and, if the dashboard is public, for visitors."""
-        return self._guarded(handler, visitors=self._renderer.gateway.settings.public_dashboard)
+        return self._protected(handler, visitors=self._renderer.gateway.settings.public_dashboard)
 
     def visitors(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         """Return an endpoint for operators and visitors."""
-        return self._guarded(handler, visitors=True)
+        return self._protected(handler, visitors=True)
 
-    def _guarded(self, handler: Handler, *, visitors: bool) -> Callable[[Request], Awaitable[Response]]:
+    def _protected(self, handler: Handler, *, visitors: bool) -> Callable[[Request], Awaitable[Response]]:
         async def serve(request: Request) -> Response:
             headers = request.scope["headers"]
             session = await self._sessions.seek(headers)

@@ -31,21 +31,19 @@ class State:
 
 
 STATES: Mapping[HealthState, State] = {
-    HealthState.UNHEALTHY: State("Down", Tone.BAD, "It failed; it gets no requests and comes back by itself once a check passes."),
-    HealthState.MISCONFIGURED: State("No access", Tone.BAD, "It answers but refuses the gateway; its owner can fix its key or tunnel."),
+    HealthState.UNHEALTHY: State("Down", Tone.BAD, "The last check or request failed. It gets no requests until a check passes."),
+    HealthState.MISCONFIGURED: State("No access", Tone.BAD, "The server refuses the gateway. Its owner must update the key or the tunnel."),
     HealthState.DEACTIVATED: State(
-        "Taken out", Tone.BAD, "It failed several checks in a row; it is checked less often, and comes back by itself."
+        "Offline", Tone.BAD, "Several checks in a row failed. We retry less often and bring it back automatically."
     ),
-    HealthState.SUSPECT: State(
-        "In doubt", Tone.WARN, "It broke off a request or answers late; a check decides, and until then others go first."
-    ),
-    HealthState.HALF_OPEN: State("Recovering", Tone.WARN, "It answers again and gets one request at a time until it has proven itself."),
-    HealthState.PROBING: State("Checking", Tone.IDLE, "It was just registered and waits for its first check."),
-    HealthState.HEALTHY: State("Healthy", Tone.GOOD, "It answers its checks and takes requests."),
-    HealthState.ARCHIVED: State("Archived", Tone.IDLE, "It was silent for days and is not checked any more; Check now brings it back."),
+    HealthState.SUSPECT: State("In doubt", Tone.WARN, "A request broke off or was slow. Other servers go first until the next check."),
+    HealthState.HALF_OPEN: State("Recovering", Tone.WARN, "Answers again. Gets one request at a time until several succeed."),
+    HealthState.PROBING: State("Checking", Tone.IDLE, "Just registered. Waiting for its first check."),
+    HealthState.HEALTHY: State("Healthy", Tone.GOOD, "Passes its checks. Requests are being routed to it."),
+    HealthState.ARCHIVED: State("Archived", Tone.IDLE, "Offline for days and no longer checked. “Check now” brings it back."),
 }
 ATTENTION = State(
-    "Needs attention", Tone.WARN, "It answers its checks but may not have this model; its owner can correct the name or load the model."
+    "Needs attention", Tone.WARN, "Passes its checks but may not have this model. Its owner can correct the name or load the model."
 )
 """The state of a server in rotation that may not have its model."""
 ORDER = tuple(place for state in STATES.values() for place in ((ATTENTION, state) if state is STATES[HealthState.SUSPECT] else (state,)))
@@ -62,19 +60,19 @@ def reason_of(health: Health, now: float) -> str | None:
     if health.status != "healthy":
         return None if health.reason is None else sentence(health.reason)
     if health.rest.until > now:
-        return "Busy: it asked for a pause."
+        return "Busy: the server asked for a pause."
     if health.state is HealthState.SUSPECT and health.reason is not None:
         return sentence(health.reason)
     if health.blame.lacking_until > now:
-        return "It did not have the model a moment ago; other servers are chosen first."
+        return "The model was missing a moment ago. Other servers go first."
     if health.blame.doubted_until > now:
-        return "Requests of one client failed here; other servers are chosen first."
+        return "Requests of one client failed here. Other servers go first."
     return None if health.warning is None else sentence(health.warning)
 
 
 def next_check_text(health: Health, now: float) -> str:
     """Return roughly when the next check of a server comes, as the end of a sentence; `now` is the monotonic clock."""
     if health.next_probe.at == float("inf"):
-        return "comes only when somebody asks for it"
+        return "runs only on request"
     wait = health.next_probe.at - now
     return "is due now" if wait <= 1 else f"comes in about {span(wait)}"

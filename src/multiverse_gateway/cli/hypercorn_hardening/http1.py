@@ -11,7 +11,7 @@ from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 
-from multiverse_gateway.cli.hypercorn_hardening.shared import Applications, GuardedConfig, HeadTimer, Outlet
+from multiverse_gateway.cli.hypercorn_hardening.shared import Applications, HardenedConfig, HeadTimer, Outlet
 
 AHEAD_BYTES = 65_536
 """Bytes that a client may send ahead while a request is answered."""
@@ -73,10 +73,10 @@ class _Connection(h11.Connection):
             self._receive_buffer.maybe_extract_at_most(empty.end())
 
 
-class GuardedH11(H11Protocol):
+class HardenedH11(H11Protocol):
     """One connection that speaks HTTP/1.1."""
 
-    config: GuardedConfig
+    config: HardenedConfig
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

@@ -36,7 +36,7 @@ from hypercorn.utils import filter_pseudo_headers
 
 from multiverse_gateway.cli.hypercorn_hardening.http2_frames import FrameWatch
 from multiverse_gateway.cli.hypercorn_hardening.http2_outbox import StreamOutbox
-from multiverse_gateway.cli.hypercorn_hardening.shared import Applications, GuardedConfig, HeadTimer, Outlet, stopped_before
+from multiverse_gateway.cli.hypercorn_hardening.shared import Applications, HardenedConfig, HeadTimer, Outlet, stopped_before
 from multiverse_gateway.relay.request_body import DROPPED_BYTES
 
 MAX_RESETS = 100
@@ -50,13 +50,13 @@ STREAM_WINDOW = 65_535
 _HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"})
 
 
-class GuardedH2:
+class HardenedH2:
     """One connection that speaks HTTP/2. Hypercorn makes it, and calls `initiate` and `handle`."""
 
     def __init__(
         self,
         app: AppWrapper,
-        config: GuardedConfig,
+        config: HardenedConfig,
         context: WorkerContext,
         task_group: TaskGroup,
         connection_state: ConnectionState,

@@ -20,7 +20,7 @@ CLOSING_SECONDS = 2.0
 Message = dict[str, Any]
 
 
-class GuardedConfig(Config):
+class HardenedConfig(Config):
     """Hypercorn's configuration, with the limits of the hardened protocols."""
 
     head_timeout = 10.0
@@ -36,7 +36,7 @@ class _Ended:
         """Ignore an event that arrives after the connection has ended."""
 
 
-class GuardedServer(TCPServer):
+class HardenedServer(TCPServer):
     """One connection of hypercorn, freed when it has ended.
 
     Its parts refer to each other, and what its requests brought hangs on them. The collector, which looks for cycles seldom, would
