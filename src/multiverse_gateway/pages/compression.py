@@ -36,7 +36,7 @@ def may_compress(headers: Mapping[str, str], content: bytes) -> bool:
 
 
 async def compressed(response: Response, headers: Mapping[str, str]) -> Response:
-    """Return a page as it is sent in response to the request with these headers; what is no page stays as it is."""
+    """Return a page as it is sent in response to the request with these headers; other responses are returned unchanged."""
     if not isinstance(response, HTMLResponse):
         return response
     found = MutableHeaders(raw=response.raw_headers)
