@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from multiverse_gateway.cli import main
+from support.backends import Backend
 from support.processes import GatewayProcess
 
 pytestmark = pytest.mark.e2e
@@ -70,6 +71,50 @@ def test_limits_of_a_key_can_be_changed(gateway: GatewayProcess) -> None:
     assert call(gateway, "set-limits", "nightly").exit_code == 2
     assert "there is no client key nobody" in call(gateway, "set-limits", "nobody", "--bulk").output
     assert call(gateway, "revoke", "nightly").exit_code == 0
+
+
+def test_a_key_is_renamed_blocked_and_renewed(gateway: GatewayProcess) -> None:
+    """By its name, in any spelling of the same characters, or by its id."""
+    made = json.loads(call(gateway, "create", "Jürgen", "--model", "tiny", "--json").output)
+    assert "Renamed the key of Ng, Anna." in call(gateway, "rename", "Ju\u0308rgen", "Ng, Anna").output
+    assert "Blocked the key of Ng, Anna." in call(gateway, "block", "Ng, Anna").output
+    assert status(gateway, made["key"]) == 403
+    listed = call(gateway, "list").output
+    assert "blocked" in listed
+    assert f"{made['key'][:15]}…{made['key'][-4:]}" in listed
+    assert "Unblocked" in call(gateway, "unblock", made["id"]).output
+    assert status(gateway, made["key"]) == 200
+    renewed = call(gateway, "renew", "Ng, Anna")
+    key = next(line.split()[1] for line in renewed.output.splitlines() if line.startswith("  key"))
+    assert [status(gateway, each) for each in (made["key"], key)] == [401, 200]
+    changed = json.loads(call(gateway, "set-limits", "Ng, Anna", "--days", "3", "--all-models", "--json").output)
+    assert (changed["models"], changed["expires_at"] is not None) == ([], True)
+    changed = json.loads(call(gateway, "set-limits", "Ng, Anna", "--days", "0", "--model", "tiny", "--model", "b", "--json").output)
+    assert (changed["models"], changed["expires_at"]) == (["tiny", "b"], None)
+    assert call(gateway, "set-limits", "Ng, Anna", "--model", "tiny", "--all-models").exit_code == 2
+    refused = call(gateway, "rename", "Ng, Anna", "a\u202eb")
+    assert refused.exit_code == 1
+    assert "remove U+202E" in refused.output
+    assert call(gateway, "revoke", "Ng, Anna").exit_code == 0
+
+
+def test_the_models_are_listed_with_the_admin_key_where_keys_are_required(gateway: GatewayProcess) -> None:
+    """And with a client key those that it may use; without either the gateway says what to send."""
+    with Backend("one", models=["tiny"]) as backend:
+        options = ["--gateway", gateway.url, "--admin-key", gateway.admin_key]
+        registered = CliRunner().invoke(main, ["register", backend.url, "tiny", "--owner", "ada", *options])
+        assert registered.exit_code == 0, registered.output
+        assert "ada" in CliRunner().invoke(main, ["servers", *options]).output
+        key = json.loads(call(gateway, "create", "models", "--model", "other", "--json").output)["key"]
+        for more, shown in (((), [("tiny", 1, 1)]), (("--client-key", key), [])):
+            listed = json.loads(CliRunner().invoke(main, ["models", "--json", *options, *more]).output)
+            assert [(model["id"], model["available_servers"], model["total_servers"]) for model in listed] == shown
+        refused = CliRunner().invoke(main, ["models", "--gateway", gateway.url])
+        assert (refused.exit_code, "send your key" in refused.output) == (1, True)
+        assert call(gateway, "block", "models").exit_code == 0
+        blocked = CliRunner().invoke(main, ["models", "--client-key", key, *options])
+        assert (blocked.exit_code, "has blocked your API key" in blocked.output) == (1, True)
+        assert call(gateway, "revoke", "models").exit_code == 0
 
 
 def test_a_key_for_a_program(gateway: GatewayProcess) -> None:

@@ -102,17 +102,20 @@ def test_the_gateway_is_embedded(name: str, backend: Backend, tmp_path: Path) ->
 
 
 def test_a_class_gets_keys(backend: Backend, tmp_path: Path) -> None:
-    """A student's key works, a guess does not, and what was handed out is not written over."""
-    (tmp_path / "names.txt").write_text("Ada\n\nGrace H.\n")
+    """A student's key works, a guess does not; the script can be run again, and bad lines are named."""
+    names = tmp_path / "names.txt"
+    names.write_text("Ada\n\nJürgen Müller\n", encoding="utf-8")
     with GatewayProcess({"REQUIRE_CLIENT_AUTH": "true", "CLIENT_API_KEYS": "the-key-of-the-instructor"}) as process:
         process.register(MODEL, backend.url)
-        run("class_setup.py", str(tmp_path / "names.txt"), "30", url=process.url)
-        rows = list(csv.DictReader((tmp_path / "keys.csv").read_text().splitlines()))
-        assert [row["name"] for row in rows] == ["Ada", "Grace H."]
+        run("class_setup.py", str(names), "30", url=process.url)
+        rows = list(csv.DictReader((tmp_path / "keys.csv").read_text(encoding="utf-8").splitlines()))
+        assert [(row["name"], row["OPENAI_BASE_URL"]) for row in rows] == [(name, f"{process.url}/v1") for name in ("Ada", "Jürgen Müller")]
         for key, status in ((rows[1]["OPENAI_API_KEY"], 200), ("a-guess-at-a-key", 401)):
             headers = {"Authorization": f"Bearer {key}"}
             assert process.call("GET", "/v1/models", headers=headers).status_code == status
-        run("class_setup.py", str(tmp_path / "names.txt"), url=process.url, succeeds=False)
+        assert "2 were there already" in run("class_setup.py", str(names), url=process.url)
+        names.write_text("Ada\nAda\n")
+        assert "line 2: Ada is on line 1 already" in run("class_setup.py", str(names), url=process.url, succeeds=False)
 
 
 def test_the_balancer_is_a_package(backend: Backend, tmp_path: Path) -> None:

@@ -11,8 +11,17 @@ import httpx2
 
 from multiverse_gateway._version import __version__
 from multiverse_gateway.cli.common import host_for_url, printable, settings_here, trimmed
+from multiverse_gateway.core.errors import AdminKeyRequired
 
 TIMEOUT = 60.0
+
+
+class GatewayRefusal(click.ClickException):
+    """A gateway answered with an error; `code` is that of the error, `None` for an answer that is not a gateway's."""
+
+    def __init__(self, message: str, code: str | None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @attrs.frozen
@@ -58,13 +67,14 @@ class GatewayClient:
             value = None
         if answer.is_success and value is not None:
             return value
-        if answer.status_code == 403:
-            raise click.ClickException("the gateway rejects the admin key: set ADMIN_API_KEY to the right one, or use --admin-key")
         error = value.get("error") if isinstance(value, dict) else None
+        code = error.get("code") if isinstance(error, dict) else None
+        if answer.status_code == 403 and code in (None, AdminKeyRequired.code):
+            raise GatewayRefusal("the gateway rejects the admin key: set ADMIN_API_KEY to the right one, or use --admin-key", code)
         message = error.get("message") if isinstance(error, dict) else None
         if message is None:
             message = f"what answers at {self.url} is not a gateway, or is another version; give the gateway's root URL with --gateway"
-        raise click.ClickException(f"{printable(message)} (the gateway answered with status {answer.status_code})")
+        raise GatewayRefusal(f"{printable(message)} (the gateway answered with status {answer.status_code})", code)
 
 
 def gateway_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
-from multiverse_gateway.cli.client import client_for, gateway_options
+from multiverse_gateway.cli.client import GatewayRefusal, client_for, gateway_options
 from multiverse_gateway.cli.common import json_option, print_json, print_table, printable, refuse
+from multiverse_gateway.core.errors import InvalidClientKey
 from multiverse_gateway.stores.files import replace_file
 
 
@@ -16,7 +17,7 @@ from multiverse_gateway.stores.files import replace_file
 @click.argument("model")
 @gateway_options
 @click.option("--api-key", envvar="BACKEND_API_KEY", help="The server's own key, if it needs one; prefer the variable BACKEND_API_KEY.")
-@click.option("--student-id", help="Name of the server's owner.")
+@click.option("--owner", "--student-id", "student_id", help="Name of the server's owner.")
 @click.option("--description", help="Description for other people.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Maximum number of tokens in an answer.")
 @click.option("--context-length", type=click.IntRange(1), help="Context length in tokens.")
@@ -107,11 +108,20 @@ def _server_row(record: dict[str, Any]) -> list[str]:
 @click.option("--client-key", envvar="OPENAI_API_KEY", help="A client key, if the gateway requires one.")
 @json_option
 def models_command(gateway_url: str | None, admin_key: str | None, client_key: str | None, as_json: bool) -> None:
-    """List the models that can be used."""
+    """List the models that can be used.
+
+    If the gateway requires a client key and there is none, the admin key shows all models.
+    """
     client = client_for(gateway_url, admin_key)
     key = client_key or client.client_key
-    answer = client.call("GET", "/v1/models", headers={"authorization": f"Bearer {key}"} if key else {})
-    models = answer.get("data", []) if isinstance(answer, dict) else []
+    models: list[dict[str, Any]]
+    try:
+        answer = client.call("GET", "/v1/models", headers={"authorization": f"Bearer {key}"} if key else {})
+        models = answer.get("data", []) if isinstance(answer, dict) else []
+    except GatewayRefusal as error:
+        if error.code != InvalidClientKey.code or not client.admin_key:
+            raise
+        models = _models_of(client.admin("GET", "/servers"))
     if as_json:
         print_json(models)
     elif models:
@@ -119,6 +129,16 @@ def models_command(gateway_url: str | None, admin_key: str | None, client_key: s
         print_table(rows, ("model", "healthy servers"))
     else:
         click.echo("No model is available. Offer one with `multiverse-gateway register URL MODEL`.")
+
+
+def _models_of(answer: Any) -> list[dict[str, Any]]:
+    """Return what `/v1/models` says of each model, from the records of all servers."""
+    models: dict[str, dict[str, Any]] = {}
+    for record in answer if isinstance(answer, list) else answer["servers"]:
+        model = models.setdefault(record["model_name"], {"id": record["model_name"], "available_servers": 0, "total_servers": 0})
+        model["total_servers"] += 1
+        model["available_servers"] += record["health_status"] == "healthy"
+    return sorted(models.values(), key=lambda model: str(model["id"]))
 
 
 @click.command("export")

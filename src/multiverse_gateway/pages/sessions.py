@@ -221,8 +221,8 @@ class Sessions:
 
     async def create_link(self) -> str:
         """Return a token that signs in once, within a quarter of an hour."""
-        token = secrets.token_urlsafe(32)
-        await self._keep(_hash(_LINK, token), LINK_SECONDS)
+        token, digest = new_link()
+        await self._keep(digest, LINK_SECONDS)
         return token
 
     async def use_link(self, token: str) -> bool:
@@ -244,6 +244,12 @@ class Sessions:
             with suppress(StorageUnavailable):
                 await self.gateway.refresh()
         return await self._end(digest)
+
+
+def new_link() -> tuple[str, str]:
+    """Return the token of a new sign-in link, and its hash, under which a store keeps it like a session, for `LINK_SECONDS`."""
+    token = secrets.token_urlsafe(32)
+    return token, _hash(_LINK, token)
 
 
 def _tokens(headers: Headers) -> Iterator[tuple[str, str]]:
