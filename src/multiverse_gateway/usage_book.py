@@ -17,6 +17,7 @@ from multiverse_gateway.core.errors import StorageRefused
 from multiverse_gateway.core.fairness import FairQueue
 from multiverse_gateway.core.routing import RoutingTable, listed_name
 from multiverse_gateway.core.servers import ClientKey, model_key
+from multiverse_gateway.core.speeds import Speeds
 from multiverse_gateway.core.usage import NO_OWNER, NO_SERVER, Counts, Ledger, Outbox, Tally, UsageGroup
 from multiverse_gateway.core.waits import LEAST_WAIT_SECONDS
 from multiverse_gateway.observability.metrics import OTHER, Meter
@@ -62,6 +63,7 @@ class UsageBook:
         """Called with each request that is over, for telemetry."""
         self.day_counts = DayCounts()
         """Requests of today by client key, for those with a daily limit."""
+        self._speeds = Speeds()
         self._store = store
         self._queue = queue
         self._now = now
@@ -81,6 +83,12 @@ class UsageBook:
         """What is counted for metrics."""
         self.flush_tallies()
         return self._meter
+
+    @property
+    def speeds(self) -> Speeds:
+        """How fast the servers answer."""
+        self.flush_tallies()
+        return self._speeds
 
     @property
     def totals(self) -> Mapping[str, int]:
@@ -146,6 +154,8 @@ class UsageBook:
             self._learn(tally)
             self._add(tally)
             self._meter.requests(tally)
+        if tallies:
+            self._speeds.keep(self._table().routes)
 
     def _learn(self, tally: Tally) -> None:
         """Teach the queue how long answers of the model take and how large they are."""
@@ -154,6 +164,8 @@ class UsageBook:
         if tokens and group.worked and group.succeeded:
             taken = sum(tally.seconds) - tally.waited_seconds
             self._queue.learn(model_key(group.model), seconds=taken / count, output_tokens=tokens / count)
+            if group.tries == 1:
+                self._speeds.learn(group.server_id, tokens=tokens, seconds=taken, answers=count)
 
     def _add(self, tally: Tally) -> None:
         group, count, totals = tally.group, len(tally.seconds), self._totals

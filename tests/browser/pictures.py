@@ -57,10 +57,8 @@ def edit(page: Any) -> None:
 
 
 def models(page: Any) -> None:
-    """Show a model's servers and its code."""
-    page.goto(f"http://{HOST}/models?q=ll")
-    page.locator("article", has_text="llama3.2:3b").get_by_text("Servers (").click()
-    page.locator("article", has_text="llama3.2:3b").get_by_text("Use it in code").click()
+    """Show the models, and the servers and code of one."""
+    page.goto(f"http://{HOST}/models?q=ll&model=llama3.2:3b")
 
 
 def playground(page: Any) -> None:

@@ -107,7 +107,7 @@ def test_queues_come_and_go_by_themselves(
     assert lines[1].startswith(f"{LONG} 1 request from 1 client")
     queues.get_by_text("share one place in the queue").wait_for()
     assert queues.get_by_role("link", name="Give each person a key").get_attribute("href") == "/keys"
-    other.page.locator("article", has_text="crowded").get_by_text("2 requests waiting").wait_for()
+    other.page.locator("tr", has_text="crowded").get_by_text("2 requests waiting").wait_for()
     name = "phone" if viewport is PHONE else "desktop"
     check(watched, f"queues-{name}")
     check(other, f"queues-models-{name}")

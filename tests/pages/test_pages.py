@@ -856,20 +856,6 @@ async def test_a_page_that_fails_says_so_in_words(monkeypatch: pytest.MonkeyPatc
 # Live
 
 
-async def test_a_filtered_page_of_models_is_read_anew_only_when_its_own_models_change() -> None:
-    """What does not match has no part in the places of those that do."""
-    async with browsing() as browser:
-        await browser.register(model_name="tiny")
-        await browser.sign_in()
-
-        async def places() -> list[str]:
-            return re.findall(r'id="(servers-\d+)"', (await browser.open("/models?q=tiny")).text)
-
-        assert await places() == ["servers-0"]
-        await browser.register(model_name="another", endpoint_url="http://other.example")
-        assert await places() == ["servers-0"]
-
-
 async def test_a_history_is_told_in_words() -> None:
     """Down with its reason, back after how long."""
     async with browsing() as browser:

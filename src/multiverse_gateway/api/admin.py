@@ -76,6 +76,7 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 def record_of(gateway: Gateway, server: Server, health: Health) -> ServerRecord:
     """Return a server's record as the API shows it."""
+    speed = gateway.usage_book.speeds.of(server.id)
     return ServerRecord(
         **attrs.asdict(facts_of(server), recurse=False),
         id=server.id,
@@ -90,6 +91,7 @@ def record_of(gateway: Gateway, server: Server, health: Health) -> ServerRecord:
         consecutive_failures=health.consecutive_failures,
         active=health.is_active,
         in_flight=gateway.load.in_flight(server.id),
+        tokens_per_second=None if speed is None else round(speed, 1),
         created_at=iso(server.created_at),
         updated_at=iso(server.updated_at),
         last_checked_at=iso_or_none(health.last_checked_at),

@@ -86,6 +86,9 @@ class ServerRecord(ServerFacts):
     consecutive_failures: int
     active: bool
     in_flight: int
+    tokens_per_second: Annotated[
+        float | None, Meta(description="speed of the answers that this process relayed, as a moving average; null if it has relayed none")
+    ]
     created_at: Time
     updated_at: Time
     last_checked_at: Time | None

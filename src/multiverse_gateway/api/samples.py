@@ -73,6 +73,7 @@ _VALUES: Mapping[str, tuple[Any, ...]] = {
     "duration_ms": (12.5,),
     "has_api_key": (False,),
     "resting": (False,),
+    "tokens_per_second": (42.5,),
     "needs_attention": (False,),
     "api_key": ("the-key-of-the-server",),
 }

@@ -109,6 +109,7 @@ def metrics_of(gateway: Gateway) -> bytes:
                 listed_name(gateway.table, route.server.model_name),
                 route.health.state.value,
                 gateway.load.in_flight(route.server.id),
+                gateway.usage_book.speeds.of(route.server.id),
             )
             for route in routes
         ],

@@ -149,13 +149,13 @@ class Meter:
 class Gauges:
     """The values of the gauges at the monotonic instant `at`.
 
-    `waiting` counts requests by model and band. `servers` has the id, model, state and running attempts of each server.
+    `waiting` counts requests by model and band. `servers` has the id, model, state, running attempts and speed of each server.
     """
 
     at: float
     requests: int
     waiting: Mapping[tuple[str, Band], int]
-    servers: Sequence[tuple[ServerId, str, str, int]]
+    servers: Sequence[tuple[ServerId, str, str, int, float | None]]
     body_bytes: int
     answer_bytes: int
     waiting_retries: int
@@ -240,10 +240,15 @@ def _gauges(gauges: Gauges) -> Iterator[Metric]:
     yield waiting
     running = GaugeMetricFamily("multiverse_attempts_in_flight", "Attempts that are running on a server.", labels=("server", "model"))
     states = GaugeMetricFamily("multiverse_server_state", "1 for the current state of a server.", labels=("server", "model", "state"))
-    for server_id, model, state, count in gauges.servers:
+    speeds = GaugeMetricFamily(
+        "multiverse_server_tokens_per_second", "Tokens per second of a server's answers, a moving average.", labels=("server", "model")
+    )
+    for server_id, model, state, count, speed in gauges.servers:
         running.add_metric((server_id, model), count)
         states.add_metric((server_id, model, state), 1)
-    yield from (running, states)
+        if speed is not None:
+            speeds.add_metric((server_id, model), speed)
+    yield from (running, states, speeds)
     yield GaugeMetricFamily("multiverse_body_bytes", "Memory that request bodies take.", gauges.body_bytes)
     yield GaugeMetricFamily("multiverse_retries_waiting", "Retries that are waiting for the budget of their model.", gauges.waiting_retries)
     yield GaugeMetricFamily("multiverse_answer_bytes", "Memory that large answers take until clients have read them.", gauges.answer_bytes)

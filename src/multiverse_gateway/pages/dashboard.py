@@ -1,6 +1,7 @@
 """Dashboard and models: lists that follow what happens."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import anyio
@@ -14,6 +15,7 @@ from multiverse_gateway.pages.dashboard_rows import DashboardRows
 from multiverse_gateway.pages.first_steps import FirstSteps
 from multiverse_gateway.pages.live import Followed, FollowedParts, Parts, out_of_band
 from multiverse_gateway.pages.live_topics import Topic
+from multiverse_gateway.pages.model_rows import ChosenModel, ModelRow, chosen_model, in_order, row_of_model
 from multiverse_gateway.pages.recent_checks import RecentChecks
 from multiverse_gateway.pages.rendering import Renderer, Visit
 from multiverse_gateway.pages.sign_in import SignIn
@@ -25,7 +27,7 @@ _WHOLE = {"hx-retarget": "#page", "hx-reselect": "#page"}
 """Makes HTMX take a whole page where a part of another one was asked for."""
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class Snapshot:
     """The rows and figures of the dashboard at one instant, as operators or visitors see them."""
 
@@ -35,6 +37,14 @@ class Snapshot:
     queues: views.Queues
     parts: dict[Hashable, Parts] = attrs.field(factory=dict)
     """The parts of the pages that showed this snapshot, by what they show of it."""
+
+    @cached_property
+    def by_model(self) -> Mapping[str, Sequence[views.Row]]:
+        """Return the rows of the servers by the key of their model."""
+        found: dict[str, list[views.Row]] = {}
+        for row in self.rows:
+            found.setdefault(model_key(row.model), []).append(row)
+        return found
 
 
 class Dashboard:
@@ -60,9 +70,7 @@ class Dashboard:
         """Return what browsers can follow of these pages."""
         return {
             "dashboard": lambda visit: self._followed(visit, lambda snapshot: self._dashboard_parts(visit, snapshot)),
-            "models": lambda visit: self._followed(
-                visit, lambda snapshot: self._models_parts(visit, self._model_cards(visit, snapshot), snapshot)
-            ),
+            "models": lambda visit: self._followed(visit, lambda snapshot: self._models_parts(visit, snapshot)),
         }
 
     async def _dashboard(self, visit: Visit) -> Response:
@@ -167,47 +175,72 @@ class Dashboard:
         state = "none" if not now else "descending" if query.order else "ascending"
         return self._renderer.here(visit, "dashboard", attrs.evolve(query, sort=sort, order=order).pairs()), state
 
+    # Models
+
     async def _models(self, visit: Visit) -> Response:
         snapshot = await self._fresh_snapshot(visit)
-        cards = self._model_cards(visit, snapshot)
-        parts = self._models_parts(visit, cards, snapshot)
         q = visit.query.get("q", "").strip()[:200]
-        base = f"{self._renderer.base_url(visit.request)}/v1"
-        needs_key = self._gateway.settings.require_client_auth
-        pairs = {"q": q} if q else {}
+        rows = self._model_rows(visit, snapshot)
+        chosen = self._chosen(visit, snapshot, rows)
+        parts = self._models_parts(visit, snapshot)
+        named = {"model": chosen.row.name} if chosen is not None and "model" in visit.query else {}
+        searched = {"q": q} if q else {}
+        here = self._renderer.here(visit, "models", searched | named)
         values: dict[str, Any] = {
-            "cards": cards,
             "parts": parts,
-            "snippets": {card.name: snippets_of(base, card.name, needs_key=needs_key) for card in cards},
-            "live": self._renderer.live("models", pairs, parts),
+            "chosen": chosen,
+            "snippets": {} if chosen is None else self._snippets(visit, chosen),
+            "live": self._renderer.live("models", searched | named, parts),
             "q": q,
-            "here": self._renderer.here(visit, "models", pairs),
+            "named": named.get("model", ""),
+            "here": here,
+            "shown": len(rows),
             "total": len(self._gateway.table.models),
         }
         if visit.is_fragment and visit.request.headers.get("hx-target") == "live":
-            return self._renderer.fragment(visit, "_models.html", headers={"hx-replace-url": values["here"]}, **values)
+            return self._renderer.fragment(visit, "_models.html", headers={"hx-replace-url": here}, **values)
         return self._renderer.page(visit, "models.html", active="models", overview=snapshot.overview, **values)
 
-    def _model_cards(self, visit: Visit, snapshot: Snapshot) -> list[views.ModelCard]:
-        wanted = visit.query.get("q", "").strip().casefold()[:200]
-        by_model: dict[str, list[views.Row]] = {}
-        for row in snapshot.rows:
-            by_model.setdefault(model_key(row.model), []).append(row)
-        models = self._gateway.table.models
-        chosen = [(models[key], rows) for key, rows in by_model.items() if key in models and wanted in models[key].name.casefold()]
-        chosen.sort(key=lambda card: (card[0].name.casefold(), card[0].name))
-        return [views.model_card(model, rows, number, snapshot.queues.of(model.name)) for number, (model, rows) in enumerate(chosen)]
+    def _snippets(self, visit: Visit, chosen: ChosenModel) -> Mapping[str, str]:
+        base = f"{self._renderer.base_url(visit.request)}/v1"
+        needs_key = self._gateway.settings.require_client_auth
+        return snippets_of(base, chosen.row.name, needs_key=needs_key, streams=chosen.streaming, embeds=chosen.embeds)
 
-    def _models_parts(self, visit: Visit, cards: Sequence[views.ModelCard], snapshot: Snapshot) -> Parts:
-        key = ("models", visit.query.get("q", ""), visit.is_operator, str(visit.request.scope.get("root_path", "")))
+    def _model_rows(self, visit: Visit, snapshot: Snapshot) -> list[ModelRow]:
+        """Return the rows of the models whose names contain what was searched for, in their order."""
+        wanted = visit.query.get("q", "").strip().casefold()[:200]
+        models, speeds = self._gateway.table.models, self._gateway.usage_book.speeds
+        rows = [
+            row_of_model(models[key], servers, snapshot.queues.of(models[key].name), speeds)
+            for key, servers in snapshot.by_model.items()
+            if key in models and wanted in models[key].name.casefold()
+        ]
+        return in_order(rows)
+
+    def _chosen(self, visit: Visit, snapshot: Snapshot, rows: Sequence[ModelRow]) -> ChosenModel | None:
+        """Return the model that the address names, or else the first one; `None` if there is none."""
+        key = model_key(visit.query.get("model", ""))
+        row = next((row for row in rows if model_key(row.name) == key), rows[0] if rows else None)
+        model = None if row is None else self._gateway.table.models.get(model_key(row.name))
+        return None if row is None or model is None else chosen_model(model, row, snapshot.by_model[model_key(row.name)])
+
+    def _models_parts(self, visit: Visit, snapshot: Snapshot) -> Parts:
+        query = visit.query.get("q", ""), visit.query.get("model", "")
+        key = ("models", *query, visit.is_operator, str(visit.request.scope.get("root_path", "")))
         if key not in snapshot.parts:
-            snapshot.parts[key] = self._make_models_parts(visit, cards, snapshot)
+            snapshot.parts[key] = self._make_models_parts(visit, snapshot)
         return snapshot.parts[key]
 
-    def _make_models_parts(self, visit: Visit, cards: Sequence[views.ModelCard], snapshot: Snapshot) -> Parts:
-        fragments = {}
-        for card in cards:
-            fragments[f"share-{card.number}"] = self._renderer.render(visit, "_share.html", card=card)
-            fragments[f"queue-{card.number}"] = self._renderer.render(visit, "_queue.html", card=card)
-            fragments[f"servers-{card.number}"] = self._renderer.render(visit, "_model_servers.html", card=card)
-        return Parts(shape="|".join(card.name for card in cards), fragments=fragments)
+    def _make_models_parts(self, visit: Visit, snapshot: Snapshot) -> Parts:
+        rows = self._model_rows(visit, snapshot)
+        chosen = self._chosen(visit, snapshot, rows)
+        fragments = {} if chosen is None else {"servers-of-model": self._renderer.render(visit, "_model_servers.html", chosen=chosen)}
+        q = visit.query.get("q", "").strip()[:200]
+
+        def html(row: ModelRow) -> str:
+            link = self._renderer.here(visit, "models", ({"q": q} if q else {}) | {"model": row.name})
+            is_chosen = chosen is not None and chosen.row is row
+            return self._renderer.render(visit, "_model_row.html", row=row, link=link, is_chosen=is_chosen)
+
+        shape = "no models" if chosen is None else f"code of {chosen.row.name}"
+        return Parts(shape=shape, fragments=fragments, container="models", rows={f"model-{row.id}": html(row) for row in rows})

@@ -18,7 +18,7 @@ from multiverse_gateway.pages import views
 from multiverse_gateway.pages.charts import Bar, bar_of, tone_of
 from multiverse_gateway.pages.live import MANY_ROWS
 from multiverse_gateway.pages.rendering import Renderer, Visit
-from multiverse_gateway.pages.states import reason_of
+from multiverse_gateway.pages.states import reason_of, state_of
 from multiverse_gateway.pages.words import percent
 from multiverse_gateway.protocols import ProbeResult
 
@@ -73,10 +73,10 @@ class DashboardRows:
     def _row(self, route: Route, checks: Sequence[ProbeResult], *, public: bool) -> views.Row:
         """Return the row of a server, the same object while nothing changed."""
         gateway, server_id = self._gateway, route.server.id
-        why = None if public else reason_of(route.health, gateway.now())
+        why, state = None if public else reason_of(route.health, gateway.now()), state_of(route.health, gateway.now())
         timeline = gateway.health_book.timelines.of(server_id)
         until = measured_until(timeline, route.health.last_checked_at, gateway.wall())
-        made_of = (route.server, route.health, checks, gateway.load.in_flight(server_id), why, timeline, until)
+        made_of = (route.server, route.health, checks, gateway.load.in_flight(server_id), why, state, timeline, until)
         before = self._made.get((server_id, public))
         if before is not None and all(old is new or old == new for old, new in zip(before[0], made_of, strict=True)):
             return before[1]

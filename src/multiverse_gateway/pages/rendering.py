@@ -33,7 +33,7 @@ from multiverse_gateway.pages.assets import load_assets
 from multiverse_gateway.pages.live import Parts, Streams, Versions
 from multiverse_gateway.pages.server_form import Form, message_of
 from multiverse_gateway.pages.sessions import Session, Sessions, cookie_values, end_note
-from multiverse_gateway.pages.words import count, percent, sentence, size, span
+from multiverse_gateway.pages.words import count, percent, sentence, size, span, speed
 from multiverse_gateway.web.error_middleware import response_of
 
 THEMES = ("light", "dark")
@@ -108,7 +108,7 @@ class Renderer:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters.update(span=span, size=size, count=count, percent=percent)
+        self._templates.filters.update(span=span, size=size, count=count, percent=percent, speed=speed)
 
     def refuse(self, visit: Visit, error: GatewayError) -> Response:
         """Answer a request that a rule forbids."""

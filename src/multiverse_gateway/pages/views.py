@@ -8,7 +8,7 @@ import attrs
 
 from multiverse_gateway.api.response_types import iso_or_none
 from multiverse_gateway.core.health import HealthState, needs_attention
-from multiverse_gateway.core.routing import Model, Route, listed_name
+from multiverse_gateway.core.routing import Route, listed_name
 from multiverse_gateway.core.timelines import uptimes
 from multiverse_gateway.core.totals import ServerTotals, totals_of
 from multiverse_gateway.core.usage import NOBODY
@@ -325,47 +325,3 @@ def _share(part: int, servers: int, one: str, many: str) -> str:
     if part == servers:
         return f"The only server {one}" if servers == 1 else f"{_all(servers)} {many}"
     return f"{part} of {servers} servers {one if part == 1 else many}"
-
-
-# Models
-
-
-@attrs.frozen(kw_only=True)
-class ModelCard:
-    """A model and its servers."""
-
-    name: str
-    number: int
-    healthy: int
-    total: int
-    streaming: bool
-    context_length: int | None
-    max_tokens: int | None
-    rows: tuple[Row, ...]
-    tone: Tone
-    queue: Queue | None
-
-    @property
-    def percent(self) -> int:
-        """The share of its servers that is healthy, in percent."""
-        return round(100 * self.healthy / self.total) if self.total else 0
-
-
-def model_card(model: Model, rows: Sequence[Row], number: int, queue: Queue | None) -> ModelCard:
-    """Return the card of a model; `queue` is that of its waiting requests, `None` if no request waits."""
-    servers = [route.server for route in model.routes]
-    healthy = sum(row.status == "healthy" for row in rows)
-    contexts = [server.capabilities.context_length for server in servers if server.capabilities.context_length]
-    longest = [server.capabilities.max_tokens for server in servers if server.capabilities.max_tokens]
-    return ModelCard(
-        name=model.name,
-        number=number,
-        healthy=healthy,
-        total=len(rows),
-        streaming=any(server.capabilities.streaming for server in servers),
-        context_length=max(contexts, default=None),
-        max_tokens=max(longest, default=None),
-        rows=tuple(rows),
-        tone=Tone.GOOD if healthy == len(rows) else Tone.WARN if healthy else Tone.BAD,
-        queue=queue,
-    )

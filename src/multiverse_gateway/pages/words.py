@@ -89,3 +89,12 @@ def percent(share: float) -> str:
     if share >= 1.0:
         return "100 %"
     return f"{int(10_000 * share) / 100:g} %" if share >= 0.99 else f"{int(100 * share)} %"
+
+
+def speed(tokens_per_second: float) -> str:
+    """Return a speed for people.
+
+    >>> speed(4.21), speed(42.4)
+    ('4.2 tokens/s', '42 tokens/s')
+    """
+    return f"{tokens_per_second:.1f} tokens/s" if tokens_per_second < 10 else f"{tokens_per_second:,.0f} tokens/s"

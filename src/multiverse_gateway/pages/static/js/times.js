@@ -15,6 +15,7 @@ export function ago(instant) {
 function local(instant) {
   return instant.toDateString() === new Date().toDateString() ? `today, ${short.format(instant)}` : long.format(instant);
 }
+const since = (instant) => (instant.toDateString() === new Date().toDateString() ? short.format(instant) : long.format(instant));
 export const range = (from, to) => short.formatRange(from, to);
 export const exactly = (text) => full.format(new Date(text));
 
@@ -22,7 +23,7 @@ export function tick(root) {
   for (const time of root.querySelectorAll?.("time[datetime]") ?? []) {
     const instant = new Date(time.dateTime);
     if (Number.isNaN(instant.valueOf())) continue;
-    const words = "ago" in time.dataset ? ago(instant) : "clock" in time.dataset ? clock.format(instant) : local(instant);
+    const words = "ago" in time.dataset ? ago(instant) : "clock" in time.dataset ? clock.format(instant) : "since" in time.dataset ? since(instant) : local(instant);
     if (time.textContent !== words) time.textContent = words;
     if (!time.title) time.title = full.format(instant);
   }
