@@ -94,6 +94,7 @@ PICTURES: Mapping[str, tuple[Callable[[Any], None], Mapping[str, int], str]] = {
     "playground": (playground, DESKTOP, "light"),
     "playground-phone": (playground, PHONE, "dark"),
     "keys": (keys, DESKTOP, "light"),
+    "usage": (go("/usage"), DESKTOP, "light"),
     "logs": (go("/logs"), DESKTOP, "light"),
     "settings": (go("/settings"), DESKTOP, "light"),
     "docs": (go("/docs"), DESKTOP, "light"),

@@ -7,9 +7,9 @@ import pytest
 
 from multiverse_gateway import Store
 from multiverse_gateway.plugins import completed
-from multiverse_gateway.protocols import Coordination, RegistryStore, methods_of
+from multiverse_gateway.protocols import Coordination, RegistryStore, UsageStore, methods_of
 from multiverse_gateway.stores.memory import MemoryStore
-from multiverse_gateway.testing.store import ResponseStoreContract, StoreContract, UsageSumStoreContract
+from multiverse_gateway.testing.store import ResponseStoreContract, StoreContract, UsageStoreContract, UsageSumStoreContract
 
 
 class TestMemoryStore(StoreContract, UsageSumStoreContract, ResponseStoreContract):
@@ -43,6 +43,25 @@ class TestCompletedStore(StoreContract, UsageSumStoreContract):
     async def store(self) -> AsyncIterator[Store]:
         """Yield an empty store."""
         store = completed(cast(RegistryStore, Required()))
+        await store.open()
+        yield store
+        await store.aclose()
+
+
+class Counting(Required):
+    """A store that keeps usage counts, and does not sum them."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name) if name in methods_of(UsageStore) else super().__getattr__(name)
+
+
+class TestSummedStore(UsageStoreContract, UsageSumStoreContract):
+    """The sums of usage counts that a store does not make are made of its rows."""
+
+    @pytest.fixture
+    async def store(self) -> AsyncIterator[Store]:
+        """Yield an empty store."""
+        store = completed(cast(RegistryStore, Counting()))
         await store.open()
         yield store
         await store.aclose()
