@@ -69,7 +69,7 @@ def test_the_journey(chromium: Any, browse_at: Callable[..., Watched], tmp_path:
         assert gateway.chat("tiny").status_code == 200
 
         watched.open("/register")
-        page.get_by_label("Address of the server").fill("localhost:11434")
+        page.locator("#endpoint_url").fill("localhost:11434")
         page.get_by_text(LOCALHOST_MEANS).wait_for()
         assert page.locator("#endpoint_url[aria-invalid]").count() == 0
         refused = gateway.admin("POST", "/register", {"model_name": "llama3.2:3b", "endpoint_url": llama.url})
