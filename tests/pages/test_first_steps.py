@@ -50,7 +50,7 @@ async def computer(listener: str | None = "127.0.0.1", *, signed_in: bool = True
     with Backend("ollama", models=OLLAMA) as ollama, Backend("neighbor") as neighbor:
         ollama.owned_by = "library"
         ollama.states = {"/api/version": {"version": "0.13.0"}}
-        async with browsing(probes=True, engines=[LocalEngine("Ollama", ollama.port)], **settings) as browser:
+        async with browsing(probes=True, engines=[LocalEngine("Ollama", ollama.port)], **{"host": "localhost:8000", **settings}) as browser:
             if listener is not None:
                 browser.parts.gateway.network.listen_on(listener)
                 browser.parts.gateway.network.learn_local_addresses()
@@ -112,7 +112,7 @@ async def test_what_was_found_is_kept_for_a_moment() -> None:
         ("0.0.0.0", {}),
         ("192.168.1.20", {}),
         ("127.0.0.1", {"trusted_proxies": ("127.0.0.1/32",)}),
-        ("127.0.0.1", {"public_url": ("http://gateway",)}),
+        ("127.0.0.1", {"public_url": ("http://localhost:8000",)}),
         ("127.0.0.1", {"root_path": "/ai"}),
         (None, {"prefix": "/ai"}),
         ("0.0.0.0", {"allow_private_networks": "true"}),
@@ -153,7 +153,7 @@ async def test_only_the_operators_session_on_this_computer_makes_the_gateway_loo
             for headers in (FORWARDED, {"cf_connecting_ip": "198.51.100.7"}, {"via": "1.1 tunnel"}, {"forwarded": "for=198.51.100.7"}):
                 assert "Found Ollama" not in (await browser.open("/register", **headers)).text
                 assert (await browser.send("/register/found", here.offer, **headers)).status_code == 403
-            without_token = await browser.client.post("/register/found", data=here.offer, headers={"origin": "http://gateway"})
+            without_token = await browser.client.post("/register/found", data=here.offer, headers={"origin": "http://localhost:8000"})
             elsewhere = await browser.send("/register/found", here.offer, origin="http://evil.example")
             assert (without_token.status_code, elsewhere.status_code) == (403, 403)
             assert "Found Ollama" not in (await browser.open("/register")).text, "a tunnel was noticed"
@@ -167,6 +167,24 @@ async def test_an_operator_at_another_computer_is_offered_nothing() -> None:
         with nothing_is_asked(here):
             assert "Found Ollama" not in (await here.browser.open("/register")).text
             assert (await here.browser.send("/register/found", here.offer)).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "host", ["gateway.example", "gateway.example:8000", "192.168.1.20:8000", "localhost.evil.example", "rebound.example:8000"]
+)
+async def test_a_gateway_that_is_called_by_another_name_is_behind_something(host: str) -> None:
+    """A proxy that leaves no trace in the headers, or a name that was made to lead here: nothing is looked for, and the banner says so."""
+    async with computer(host=host) as here:
+        with nothing_is_asked(here):
+            assert "Found Ollama" not in (await here.browser.open("/register")).text
+            assert (await here.browser.send("/register/found", here.offer)).status_code == 403
+        assert f"Others reach the gateway through a proxy or tunnel at http://{host}." in text_of(await here.browser.open("/settings"))
+
+
+@pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1:8000", "[::1]:8000", "mine.localhost"])
+async def test_the_names_of_this_computer_are_known(host: str) -> None:
+    async with computer(host=host) as here:
+        assert "Found Ollama on this computer" in text_of(await here.browser.open("/register"))
 
 
 @pytest.mark.parametrize(
@@ -259,7 +277,7 @@ async def test_a_port_that_hangs_does_not_keep_the_page_waiting(monkeypatch: pyt
     monkeypatch.setattr("multiverse_gateway.local_engines.FIND_SECONDS", 0.2)
     with Backend("hangs", behave_models=behaviours.stall()) as hangs, Backend("answers", models=["tiny"]) as answers:
         engines = [LocalEngine("LM Studio", hangs.port), LocalEngine("llama.cpp", answers.port, is_shared=True)]
-        async with browsing(probes=True, engines=engines) as browser:
+        async with browsing(probes=True, engines=engines, host="127.0.0.1:8000") as browser:
             browser.parts.gateway.network.listen_on("127.0.0.1")
             browser.parts.gateway.network.learn_local_addresses()
             await browser.sign_in()

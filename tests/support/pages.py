@@ -30,6 +30,7 @@ class Browser:
     probe: Verdicts
     clock: Clock
     prefix: str = ""
+    host: str = "gateway"
     _token: str = ""
     _form_token: str = ""
 
@@ -41,7 +42,7 @@ class Browser:
         """Send a form as our own page does, with the session's token."""
         sent = {"csrf": self._token, **(form or {})}
         return await self.client.post(
-            self.prefix + path, data=sent, headers={"origin": "http://gateway", "accept": "text/html", **_names(headers)}
+            self.prefix + path, data=sent, headers={"origin": f"http://{self.host}", "accept": "text/html", **_names(headers)}
         )
 
     async def sign_in(self, key: str = ADMIN_KEY, **form: str) -> httpx2.Response:
@@ -80,14 +81,15 @@ async def browsing(
     probes: bool = False,
     engines: Sequence[LocalEngine] = (),
     peer: str = "127.0.0.1",
+    host: str = "gateway",
     store: MemoryStore | None = None,
     **settings: Any,
 ) -> AsyncIterator[Browser]:
     """Run an application of pages, perhaps mounted in another one, with a client that is not signed in.
 
     `servers` answers what is asked of model servers, but for the probes. With `probes` the gateway probes servers itself. It looks for
-    `engines` on this computer, and `peer` is the address that the client comes from. Applications with the same `store` are processes of
-    one gateway.
+    `engines` on this computer, and `peer` is the address that the client comes from, `host` what it calls the gateway. Applications
+    with the same `store` are processes of one gateway.
     """
     clock = Clock()
     probe = Verdicts(wall=lambda: clock.wall)
@@ -98,5 +100,5 @@ async def browsing(
     app = parts.app
     outer = Starlette(routes=[Mount(prefix, app)]) if prefix else app
     transport = httpx2.ASGITransport(outer, raise_app_exceptions=False, client=(peer, 40_000))
-    async with lifespan(app), httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
-        yield Browser(parts, client, probe, clock, prefix)
+    async with lifespan(app), httpx2.AsyncClient(transport=transport, base_url=f"http://{host}") as client:
+        yield Browser(parts, client, probe, clock, prefix, host)

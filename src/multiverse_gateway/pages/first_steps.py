@@ -11,7 +11,7 @@ from multiverse_gateway.local_engines import LocalEngines
 from multiverse_gateway.pages.guides import GUIDES
 from multiverse_gateway.pages.reaching import ReachNote, reach_note
 from multiverse_gateway.pages.registered import registered_values
-from multiverse_gateway.pages.rendering import Renderer, Visit
+from multiverse_gateway.pages.rendering import Renderer, Visit, is_loopback_host
 from multiverse_gateway.pages.sign_in import SignIn
 from multiverse_gateway.web.middleware import ADDRESS
 
@@ -36,15 +36,16 @@ class FirstSteps:
             self._gateway.network.reach,
             self._gateway.settings,
             url=self._renderer.network_url(visit.request),
-            is_forwarded=self._renderer.rules.proxy.remedy is not None,
+            is_forwarded=self._renderer.rules.proxy.remedy is not None or not _names_this_computer(visit),
             has_openings=any(route.server.opened_address for route in self._gateway.table.routes.values()),
         )
 
     async def offers(self, visit: Visit) -> tuple[Offer, ...]:
         """Return the engines of this computer that the operator can offer.
 
-        Only a session on this computer is offered any: a request with the admin key, or one that a proxy or tunnel forwarded, finds
-        out nothing about what listens here. Once a proxy or tunnel was noticed, no session is.
+        Only a session on this computer is offered any: a request with the admin key, one that a proxy or tunnel forwarded, or one for
+        another host name, which a proxy may forward without a trace, finds out nothing about what listens here. Once a proxy or tunnel
+        was noticed, no session is.
         """
         return await self._engines.offers() if self._is_at_this_computer(visit) else ()
 
@@ -59,7 +60,8 @@ class FirstSteps:
         peer = request.client.host if request.client else None
         names = dict(request.scope["headers"])
         rules = self._renderer.rules
-        return visit.session is not None and rules.is_local(peer, is_forwarded(names)) and rules.proxy.remedy is None
+        is_local = rules.is_local(peer, is_forwarded(names)) and _names_this_computer(visit)
+        return visit.session is not None and is_local and rules.proxy.remedy is None
 
     async def _accept(self, visit: Visit) -> Response:
         if not self._is_at_this_computer(visit):
@@ -69,3 +71,7 @@ class FirstSteps:
         accepted = await self._engines.accept(visit.form.get("port", ""), visit.form.get("model", ""))
         values = registered_values(self._renderer, visit, accepted)
         return self._renderer.page(visit, "registered.html", active="register", **values)
+
+
+def _names_this_computer(visit: Visit) -> bool:
+    return is_loopback_host(visit.request.headers.get("host", ""))

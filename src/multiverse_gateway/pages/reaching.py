@@ -39,7 +39,7 @@ def opening_command(settings: Settings, *, has_openings: bool) -> str:
 def reach_note(reach: Reach, settings: Settings, *, url: str, is_forwarded: bool, has_openings: bool) -> ReachNote | None:
     """Return what the operator reads about who can reach the gateway; `None` inside another application, which alone knows that.
 
-    `url` is `network_url`. `is_forwarded` says that a proxy or tunnel on this computer was seen to forward requests.
+    `url` is the address for others, or empty. `is_forwarded` says that a proxy or tunnel on this computer was seen to forward requests.
     """
     if reach is Reach.UNKNOWN:
         return None
@@ -51,7 +51,7 @@ def reach_note(reach: Reach, settings: Settings, *, url: str, is_forwarded: bool
             sentence=f"Every computer in your network can reach the gateway{where}.", remedy=remedy, address=url and f"{url}/v1"
         )
     if reach is Reach.PROXY or is_forwarded:
-        public = settings.public_url[0].rstrip("/") if settings.public_url else ""
+        public = settings.public_url[0].rstrip("/") if settings.public_url else url
         where = f" at {public}" if public else ""
         remedy = "Programs use this base URL:" if public else "Anyone who knows its address can reach the gateway."
         return ReachNote(

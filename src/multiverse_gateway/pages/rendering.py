@@ -285,7 +285,7 @@ class Renderer:
         scheme = "https" if is_secure(request.scope, self.rules.trusted) else "http"
         host = request.headers.get("host", "localhost")
         origin = f"{scheme}://{host}"
-        if _is_loopback_host(host):
+        if is_loopback_host(host):
             origin = network_url(self.gateway.network.hosts_for_others, self.gateway.settings.port, scheme=scheme)
         return origin and origin + _root(request)
 
@@ -299,10 +299,10 @@ def _root(request: Request) -> str:
     return str(request.scope.get("root_path", "")).rstrip("/")
 
 
-def _is_loopback_host(host: str) -> bool:
+def is_loopback_host(host: str) -> bool:
     """Return whether a `Host` header leads to the visitor's own computer, whichever that is.
 
-    >>> _is_loopback_host("localhost:8000"), _is_loopback_host("[::1]:8000"), _is_loopback_host("gateway.example")
+    >>> is_loopback_host("localhost:8000"), is_loopback_host("[::1]:8000"), is_loopback_host("gateway.example")
     (True, True, False)
     """
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
