@@ -62,8 +62,11 @@ class Request:
     query: bytes
     fields: Headers
     peer: str | None
-    lines: bytes = b"x-request-id: r1\r\n"
     held: int = 0
+
+    def lines(self) -> bytes:
+        """Return the header lines of every response to it."""
+        return b"x-request-id: r1\r\n"
 
 
 @attrs.define(eq=False)

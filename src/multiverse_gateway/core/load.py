@@ -87,18 +87,21 @@ class Load:
         """
         host_id = host_id or HostId(server_id)
         servers, hosts, models = self._servers, self._hosts, self._models
-        if servers[server_id] == 1:
+        left = servers[server_id] - 1
+        if left:
+            servers[server_id] = left
+        else:
             del servers[server_id]
+        left = hosts[host_id] - 1
+        if left:
+            hosts[host_id] = left
         else:
-            servers[server_id] -= 1
-        if hosts[host_id] == 1:
             del hosts[host_id]
+        left = models[model] - 1
+        if left:
+            models[model] = left
         else:
-            hosts[host_id] -= 1
-        if models[model] == 1:
             del models[model]
-        else:
-            models[model] -= 1
         self.total -= 1
         if failed:
             seconds = first_byte_timeout * FAILURE_FACTOR

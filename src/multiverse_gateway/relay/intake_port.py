@@ -12,7 +12,6 @@ from multiverse_gateway.relay.ports import Client
 class HasLines(Protocol):
     """A request on its way in, as far as the door looks at it."""
 
-    @property
     def lines(self) -> bytes:
         """Return the header lines that every response to the request has, as HTTP/1.1 writes them."""
 

@@ -40,8 +40,8 @@ class Requests:
         if envelope.is_lookup:
             return self._lookup(server, request)
         head = request.facts
-        call = envelope.path, head.query, head.sent_type, envelope.stream, head.forwarded
-        endpoint, prefix = self._targets.get((server.id, server.generation, *call)) or self.target(server, *call)
+        key = server.id, server.generation, envelope.path, head.query, head.sent_type, envelope.stream, head.forwarded
+        endpoint, prefix = self._targets.get(key) or self.target(server, *key[2:])
         body = request.body
         model = server.upstream_model or server.model_name
         if model != envelope.written_model:

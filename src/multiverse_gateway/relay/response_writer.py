@@ -152,7 +152,7 @@ class ResponseWriter:
         assert request is not None
         self.keeps = self.keeps and not settings.closing
         ending = b"\r\n" if self.keeps else b"connection: close\r\n\r\n"
-        return b"".join((_first_lines(status, tuple(headers)), settings.date, request.lines, framing, ending))
+        return b"".join((_first_lines(status, tuple(headers)), settings.date, request.lines(), framing, ending))
 
     # Called by the connection
 
