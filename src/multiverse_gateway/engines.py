@@ -128,6 +128,11 @@ class EngineBook:
         models = [other.asked_model for other in self._servers_of(server.host_id)]
         return await self._read(server, result, models, before=None)
 
+    async def renew(self, server: Server, result: ProbeResult) -> None:
+        """Ask the engine of a server that was registered or changed, whenever it was asked last, and note what it says."""
+        self._readings.pop(server.host_id, None)
+        await self.follow(server, result)
+
     async def follow(self, server: Server, result: ProbeResult) -> None:
         """Ask the engine of a server that was probed, if that is due, and note what it says in the health of all its servers."""
         host_id = server.host_id

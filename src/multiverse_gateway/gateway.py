@@ -279,6 +279,9 @@ class Gateway:
         if result is None:
             await self.refresh()
             return
+        known = self.table.routes.get(server.id)
+        if measured is None and known is not None and known.health.generation == server.generation:
+            measured = known.health.measured
         new = fresh(server.generation, now=self.now(), wall=self.wall(), policy=self.health_book.policy)
         health = attrs.evolve(new, warning=result.warning, models=result.models, measured=measured)
         await self.store.save_health({server.id: health}, [attrs.evolve(result, listing=None)])

@@ -11,6 +11,7 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from ipaddress import ip_address
 
 import attrs
@@ -242,7 +243,14 @@ async def register(
             except (AlreadyRegistered, ServerNotFound):
                 continue  # another process registered or removed it since we looked
         _note("server registered" if plan.is_new else "server registered again", server)
+        if engine is None:
+            _read_engine_soon(gateway, server, result)
         return Accepted(server=server, is_new=plan.is_new, cap=plan.cap)
+
+
+def _read_engine_soon(gateway: Gateway, server: Server, result: ProbeResult) -> None:
+    """Read what the engine of a server says that has just passed this probe, without keeping the caller waiting."""
+    gateway.housekeeping.in_background(partial(gateway.checks.engines.renew, server, result))
 
 
 async def update(
@@ -274,6 +282,8 @@ async def update(
                 result = None if probed is None else attrs.evolve(probed[1], generation=server.generation)
                 await gateway.adopt(server, result, host=host)
                 _note("server changed", server)
+                if result is not None:
+                    _read_engine_soon(gateway, server, result)
                 return server
         if before_probe is not None:
             await before_probe()

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from multiverse_gateway import Settings
+from multiverse_gateway.core.engine_facts import Abilities, EngineKind, Measured, ModelFacts
 from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.core.hosts import Host
 from multiverse_gateway.core.servers import Server
@@ -322,3 +323,45 @@ async def test_a_full_disk_is_503_and_not_acknowledged() -> None:
         response = await at.client.post("/admin/register", json=BODY)
         assert (response.status_code, response.json()["error"]["code"]) == (503, "storage_unavailable")
         assert at.gateway.table.routes == {}
+
+
+async def test_a_record_shows_what_was_read_from_the_engine() -> None:
+    """Beside what the registration states; `null` before the first reading, and for what the engine does not say."""
+    async with stage() as at:
+        record = await at.register()
+        assert record["measured"] is None
+        server = at.gateway.table.routes[record["id"]].server
+        model = ModelFacts(
+            name="tiny", is_loaded=True, context=8192, trained_context=131072, gpu_share=0.8, abilities=Abilities(chat=True, vision=False)
+        )
+        at.gateway.health_book.note_measured(server, Measured(kind=EngineKind.LLAMA_CPP, version="b1", slots=4, model=model))
+        at.gateway.health_book.note_cut(server)
+        expected = {
+            "engine": "llama.cpp",
+            "engine_version": "b1",
+            "slots": 4,
+            "loaded": True,
+            "context_length": 8192,
+            "trained_context_length": 131072,
+            "size_bytes": None,
+            "gpu_share": 0.8,
+            "quantization": None,
+            "digest": None,
+            "abilities": {
+                "chat": True,
+                "completions": None,
+                "embeddings": None,
+                "rerank": None,
+                "tools": None,
+                "vision": False,
+                "audio": None,
+                "reasoning": None,
+                "json_schema": None,
+            },
+            "truncated_texts": 1,
+        }
+        assert (await at.client.get(f"/admin/servers/{record['id']}")).json()["measured"] == expected
+        assert (await at.client.get("/admin/servers")).json()[0]["measured"] == expected
+        at.gateway.health_book.note_measured(server, Measured(kind=EngineKind.OTHER))
+        measured = (await at.client.get(f"/admin/servers/{record['id']}")).json()["measured"]
+        assert (measured["engine"], measured["context_length"], measured["abilities"]["chat"]) == ("other", None, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from multiverse_gateway.core.engine_facts import Abilities, EngineKind, Measured, ModelFacts
 from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.core.health import ProbeFailed
 from multiverse_gateway.core.servers import ServerId
@@ -93,6 +94,29 @@ async def test_an_unknown_model_is_told_with_those_there_are() -> None:
         error = response.json()["error"]
         assert (response.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
         assert "llama-3" in error["message"]
+
+
+async def test_models_show_what_was_measured_of_all_servers_together() -> None:
+    """The smaller promise of each counts as the context; the largest measured one, abilities and the trained context stand beside it."""
+    async with stage() as at:
+        for number, (context, trained, tools) in enumerate([(8192, 131072, None), (4096, None, True), (None, None, False)]):
+            record = await at.register(
+                model_name="several", endpoint_url=f"http://gpu-{number}.example", capabilities={"context_length": 16384}
+            )
+            model = ModelFacts(
+                name="several", context=context, trained_context=trained, abilities=Abilities(tools=tools, vision=False, chat=True)
+            )
+            server = at.gateway.table.routes[record["id"]].server
+            at.gateway.health_book.note_measured(server, Measured(kind=EngineKind.OLLAMA, version="0.12.5", model=model))
+        item = (await at.client.get("/v1/models/several")).json()
+        assert item["context_length"] == 4096
+        assert item["multiverse"] == {
+            "servers_healthy": 3,
+            "servers_total": 3,
+            "largest_context_length": 8192,
+            "trained_context_length": 131072,
+            "abilities": {"chat": True, "tools": True, "vision": False},
+        }
 
 
 async def test_models_show_the_context_that_every_server_has() -> None:

@@ -12,6 +12,7 @@ from multiverse_gateway._version import __version__
 from multiverse_gateway.accounts import register_owned
 from multiverse_gateway.api.connection_tests import try_connection
 from multiverse_gateway.api.endpoints import ApiRoute, Call, body_of, json_response
+from multiverse_gateway.api.measured import measured_facts
 from multiverse_gateway.api.request_reading import names_cap, parse_change, parse_import, parse_registration, parse_test, read_query
 from multiverse_gateway.api.request_types import (
     HISTORY,
@@ -96,6 +97,7 @@ def record_of(gateway: Gateway, server: Server, health: Health) -> ServerRecord:
         updated_at=iso(server.updated_at),
         last_checked_at=iso_or_none(health.last_checked_at),
         last_transition_at=iso_or_none(health.last_transition_at),
+        measured=measured_facts(health.measured, truncated_texts=gateway.health_book.cut_texts.get(server.id, 0)),
     )
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from msgspec import UNSET
+from attrs import asdict
+from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -10,6 +11,7 @@ from starlette.routing import Route
 from multiverse_gateway.api.endpoints import ApiRoute, Call, json_response
 from multiverse_gateway.api.response_types import ModelItem, ModelList, ModelServers
 from multiverse_gateway.core.errors import ModelNotFound
+from multiverse_gateway.core.promises import promise_of
 from multiverse_gateway.core.routing import Model, close_names
 from multiverse_gateway.core.servers import model_key
 from multiverse_gateway.gateway import Gateway
@@ -27,15 +29,26 @@ def model_item(model: Model) -> ModelItem | None:
     if not active:
         return None
     healthy = sum(route.health.status == "healthy" for route in active)
+    promise = promise_of(model)
     return ModelItem(
         id=model.name,
         created=int(min(route.server.created_at for route in active)),
         owned_by=OWNER,
         available_servers=healthy,
         total_servers=len(active),
-        multiverse=ModelServers(servers_healthy=healthy, servers_total=len(active)),
-        context_length=min((length for route in active if (length := route.server.capabilities.context_length) is not None), default=UNSET),
+        multiverse=ModelServers(
+            servers_healthy=healthy,
+            servers_total=len(active),
+            largest_context_length=_known(promise.largest_context_length),
+            trained_context_length=_known(promise.trained_context_length),
+            abilities={name: answer for name, answer in asdict(promise.abilities).items() if answer is not None} or UNSET,
+        ),
+        context_length=_known(promise.context_length),
     )
+
+
+def _known(number: int | None) -> int | UnsetType:
+    return UNSET if number is None else number
 
 
 def model_items(gateway: Gateway) -> list[ModelItem]:

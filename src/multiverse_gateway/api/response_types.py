@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import attrs
 from msgspec import UNSET, Meta, UnsetType
 
+from multiverse_gateway.api.measured import MeasuredFacts
 from multiverse_gateway.api.request_types import EXPORT_FORMAT
 from multiverse_gateway.core.registry_plans import ImportPlan
 from multiverse_gateway.core.servers import Capabilities, Metadata, Server
@@ -93,6 +94,7 @@ class ServerRecord(ServerFacts):
     updated_at: Time
     last_checked_at: Time | None
     last_transition_at: Time | None
+    measured: Annotated[MeasuredFacts | None, Meta(description="what was read from the server's engine; null before the first reading")]
 
 
 @attrs.frozen(kw_only=True)
@@ -290,6 +292,13 @@ class ModelServers:
 
     servers_healthy: int
     servers_total: int
+    largest_context_length: Annotated[
+        int | UnsetType, Meta(description="tokens that the server with the most room has room for, as measured; omitted if unknown")
+    ] = UNSET
+    trained_context_length: Annotated[int | UnsetType, Meta(description="tokens that the model was made for; omitted if unknown")] = UNSET
+    abilities: Annotated[
+        dict[str, bool] | UnsetType, Meta(description="true: a server can do it; false: none can; what is unknown is omitted")
+    ] = UNSET
 
 
 @attrs.frozen(kw_only=True)
@@ -304,7 +313,8 @@ class ModelItem:
     total_servers: int
     multiverse: ModelServers
     context_length: Annotated[
-        int | UnsetType, Meta(description="context length in tokens that every server of the model has; omitted if no server states it")
+        int | UnsetType,
+        Meta(description="context length in tokens that every server of the model has, as measured or stated; omitted if it is unknown"),
     ] = UNSET
 
 

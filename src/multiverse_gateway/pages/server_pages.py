@@ -16,6 +16,7 @@ from multiverse_gateway.core.timelines import uptimes
 from multiverse_gateway.pages import views
 from multiverse_gateway.pages.charts import chart_of, events_of
 from multiverse_gateway.pages.connection_steps import UNTRIED, steps_until, try_steps
+from multiverse_gateway.pages.engine_words import engine_facts
 from multiverse_gateway.pages.first_steps import FirstSteps
 from multiverse_gateway.pages.live import Followed, FollowedParts, Parts
 from multiverse_gateway.pages.live_topics import Topic
@@ -207,6 +208,9 @@ class ServerPages:
             "day_since": iso_or_none(measured.day_since),
             "week_since": iso_or_none(measured.week_since),
             "chart": chart_of(timeline, checks, until=measured.until),
+            "engine_facts": engine_facts(
+                route.server, route.health.measured, cut_texts=self._gateway.health_book.cut_texts.get(route.server.id, 0)
+            ),
             "events": events_of(route, checks, now=self._gateway.now()),
             "registered_at": iso(route.server.registered_at),
             "updated_at": iso(route.server.updated_at),
