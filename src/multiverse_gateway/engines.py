@@ -23,6 +23,8 @@ READ_EVERY = 600.0
 """Seconds after which what an engine says is read again."""
 READ_SECONDS = 3.0
 """How long one server may take for all that is read from it."""
+MAX_READINGS = 8
+"""How many engines one process reads at once because it is time to; a registration waits for no other reading."""
 MAX_ROUNDS = 4
 """How often the answers may lead to further questions."""
 MAX_AT_ONCE = 8
@@ -121,6 +123,7 @@ class EngineBook:
         self._health_book = health_book
         self._now = now
         self._seconds = seconds
+        self._limiter = anyio.CapacityLimiter(MAX_READINGS)
         self._readings: dict[HostId, Reading] = {}
 
     async def read(self, server: Server, result: ProbeResult | None = None) -> EngineFacts | None:
@@ -148,7 +151,8 @@ class EngineBook:
         reading = Reading(None, result.models, frozenset((other.id, other.generation) for other in servers), self._now())
         self._readings[host_id] = reading  # the other servers of the engine need not ask, too
         models = [other.asked_model for other in servers]
-        engine = await self._read(server, result, models, before=None if last is None else last.engine)
+        async with self._limiter:
+            engine = await self._read(server, result, models, before=None if last is None else last.engine)
         if engine is None:
             return
         self._readings[host_id] = attrs.evolve(reading, engine=engine)
@@ -170,8 +174,7 @@ class EngineBook:
         )
 
     def _servers_of(self, host_id: HostId) -> list[Server]:
-        routes = self._health_book().table.routes.values()
-        return [route.server for route in routes if route.server.host_id == host_id]
+        return [route.server for route in self._health_book().table.routes_of(host_id)]
 
     def _forget_removed(self) -> None:
         registered = {route.server.host_id for route in self._health_book().table.routes.values()}

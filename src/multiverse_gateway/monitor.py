@@ -336,6 +336,7 @@ class Monitor:
 
     async def _probe(self, server: Server) -> None:
         began = self._gateway.now()
+        result: ProbeResult | None = None
         try:
             result = await self._gateway.checks.check(server)
             self.note(attrs.evolve(result, server_id=server.id, generation=server.generation), began)
@@ -343,7 +344,6 @@ class Monitor:
                 about = None if route.server.id == server.id else self._gateway.checks.result_for(route.server, result)
                 if about is not None:
                     self.note(about, began)
-            await self._gateway.checks.engines.follow(server, result)
         except Exception:  # noqa: BLE001  # the edge of the loops: logged, and tried again
             _log.exception("a server could not be probed", extra={"fields": {"server": server.id}})
         finally:
@@ -351,6 +351,15 @@ class Monitor:
             self._running.discard(server.host_id)
             if was_full:
                 self._wake.set()
+        if result is not None:
+            await self._read_engine(server, result)
+
+    async def _read_engine(self, server: Server, result: ProbeResult) -> None:
+        """Read what the server's engine says, if that is due; it takes up no place among the probes."""
+        try:
+            await self._gateway.checks.engines.follow(server, result)
+        except Exception:  # noqa: BLE001  the edge of the loops: logged, and tried again
+            _log.exception("an engine could not be read", extra={"fields": {"server": server.id}})
 
     async def _confirm(self, server: Server, path: str) -> None:
         """Find out whether a server that refused a request refuses the gateway; every process does that for its own requests."""

@@ -138,6 +138,15 @@ def test_text_counts_and_encoded_bytes_do_not(path: str, fields: dict[str, Any],
     assert needs_of(LONG, path, body(**fields, padding=" " * 300)) == Needs(characters=characters - characters % 1024)
 
 
+def test_the_images_of_a_large_body_are_not_decoded_and_a_text_that_begins_like_one_is_read() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 400_000}}
+    text = {"type": "text", "text": "x" * 4096}
+    both = Bounds(differing=frozenset({"vision"}), least_context=100)
+    assert needs_of(both, CHAT, body(messages=[{"content": [image, text]}])) == Needs(frozenset({"vision"}), 4096)
+    quoted = {"type": "text", "text": 'data: "quoted" ' + "x" * 400_000}
+    assert needs_of(both, CHAT, body(messages=[{"content": [image, text, quoted]}])) == Needs(frozenset({"vision"}), 4096)
+
+
 def test_a_body_that_is_small_is_not_counted() -> None:
     assert LONG.most_bytes == 300
     assert Bounds(differing=frozenset({"chat"}), least_context=5).most_bytes == -1

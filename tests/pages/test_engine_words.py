@@ -29,7 +29,7 @@ def test_a_server_shows_its_engine_and_what_its_model_can_do() -> None:
         ("Engine", "Ollama 0.12.5"),
         ("Engine's slots", "1 request at once"),
         ("Model in memory", "loaded, 80 % on the GPU"),
-        ("Measured context", "8,192 tokens served (131,072 advertised); used up to the stated 4,096"),
+        ("Measured context", "8,192 tokens served (131,072 advertised); routing uses the registered 4,096"),
         ("Size", "5.2 GB, Q4_K_M"),
         ("Can do", "chat, tools"),
         ("Cannot do", "images"),

@@ -18,6 +18,7 @@ from attrs import field, fields, frozen
 
 from multiverse_gateway.core.engine_facts import Abilities, Measured
 from multiverse_gateway.core.errors import BadRequest
+from multiverse_gateway.core.patience import without_images
 from multiverse_gateway.core.servers import Server
 
 USUAL_CHARACTERS = 3
@@ -156,14 +157,24 @@ def was_cut(needs: Needs, context: int | None, prompt_tokens: int) -> bool:
 
 
 def _content(body: bytes) -> dict[str, Any]:
-    """Return the fields of a JSON object that does not have too many values; of any other body none."""
-    if body.count(b",") + body.count(b"[") + body.count(b"{") > MAX_VALUES:
-        return {}
-    try:
-        fields = msgspec.json.decode(body)
-    except (ValueError, RecursionError):
-        return {}
+    """Return the fields of a JSON object that does not have too many values; of any other body none.
+
+    A large body is read without the images in it. Where that leaves no JSON, because a text begins like an image, all of it is read.
+    """
+    smaller = without_images(body)
+    fields = _decoded(smaller)
+    if fields is None and smaller is not body:
+        fields = _decoded(body)
     return fields if isinstance(fields, dict) else {}
+
+
+def _decoded(body: bytes) -> Any:
+    if body.count(b",") + body.count(b"[") + body.count(b"{") > MAX_VALUES:
+        return None
+    try:
+        return msgspec.json.decode(body)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _needed_by_parts(fields: Mapping[str, Any]) -> set[str]:

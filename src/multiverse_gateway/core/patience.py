@@ -29,7 +29,7 @@ def first_byte_allowance(timeout: float, body: bytes, *, stream: bool) -> float:
     >>> first_byte_allowance(120.0, b'{"prompt": "Hello", "max_tokens": 250}', stream=False)
     150.025
     """
-    body = _without_images(body)
+    body = without_images(body)
     if len(body) > MAX_READ_BYTES:
         is_json = body.lstrip()[:1] == b"{"
         return timeout * (1 + is_json * len(body) / BYTES_PER_TIMEOUT + (not stream) * USUAL_TOKENS / TOKENS_PER_TIMEOUT)
@@ -39,7 +39,7 @@ def first_byte_allowance(timeout: float, body: bytes, *, stream: bool) -> float:
     return timeout * (1 + text / BYTES_PER_TIMEOUT + tokens / TOKENS_PER_TIMEOUT)
 
 
-def _without_images(body: bytes) -> bytes:
+def without_images(body: bytes) -> bytes:
     """Return a large body without the `data:` URLs in it, and any other as it is."""
     if len(body) <= MAX_READ_BYTES:
         return body

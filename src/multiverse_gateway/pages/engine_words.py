@@ -72,12 +72,12 @@ def context_words(served: int | None, trained: int | None, *, declared: int | No
     >>> context_words(8192, 131072), context_words(None, 131072), context_words(8192, 8192)
     ('8,192 tokens served (131,072 advertised)', '131,072 tokens advertised', '8,192 tokens served')
     >>> context_words(8192, None, declared=4096)
-    '8,192 tokens served; used up to the stated 4,096'
+    '8,192 tokens served; routing uses the registered 4,096'
     """
     if served is None:
         return None if trained is None else f"{count(trained, 'token')} advertised"
     more = f" ({trained:,} advertised)" if trained is not None and trained != served else ""
-    limit = f"; used up to the stated {declared:,}" if declared is not None and declared < served else ""
+    limit = f"; routing uses the registered {declared:,}" if declared is not None and declared < served else ""
     return f"{count(served, 'token')} served{more}{limit}"
 
 
