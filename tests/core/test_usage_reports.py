@@ -68,6 +68,7 @@ def test_rows_that_a_report_does_not_tell_apart_are_added_up() -> None:
         ({"client": ""}, 4),
         ({"owner": "bob", "model": "large"}, 4),
         ({"owner": "alice", "model": "large"}, 0),
+        ({"model": "tiny\0"}, 0),
     ],
 )
 def test_a_report_counts_what_is_selected(selection: dict[str, str], requests: int) -> None:

@@ -92,7 +92,10 @@ def account_routes(gateway: Gateway) -> list[Route]:
         return json_response(OwnerToken(registration_id=server_id, owner_token=await renew_owner_token(gateway, server_id)))
 
     async def usage(request: Request) -> Response:
-        """Count requests and tokens by day, model, server, owner and client key; with `format=csv` as a table for spreadsheets."""
+        """Count requests, those that failed or were canceled, and tokens by day, model, server, owner and client key.
+
+        With `format=csv` the answer is a table for spreadsheets.
+        """
         query = read_query(request.query_params, UsageQuery)
         report = usage_report(await usage_summary(gateway, selection_of(query)))
         if query.format == "json":

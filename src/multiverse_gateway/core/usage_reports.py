@@ -70,7 +70,7 @@ def admitted(selection: UsageSelection, names: Mapping[str, str]) -> dict[str, C
     """Return the values that a selection admits, by part of the key; `names` are those of client keys, by id.
 
     >>> admitted(UsageSelection(model="tiny", client="anna"), {"k1": "anna", "k2": "bob"})
-    {'model': ('tiny', 'tiny:latest'), 'client': ['anna', 'k1']}
+    {'model': ['tiny', 'tiny:latest'], 'client': ['anna', 'k1']}
     """
     only: dict[str, Collection[str]] = {}
     if selection.model is not None:
@@ -81,7 +81,7 @@ def admitted(selection: UsageSelection, names: Mapping[str, str]) -> dict[str, C
         only["owner"] = [selection.owner]
     if selection.client is not None:
         only["client"] = [selection.client, *(key for key, name in names.items() if name == selection.client)]
-    return only
+    return {part: [value for value in values if "\0" not in value] for part, values in only.items()}  # no database has a text with NUL
 
 
 def columns_of(by: Collection[str]) -> list[str]:
