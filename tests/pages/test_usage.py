@@ -294,3 +294,19 @@ async def test_a_large_class_is_summed_by_the_database(tmp_path: Path) -> None:
     (by_model,) = await store.sum_usage("2026-04-29", TODAY, by=["model"], only={"client": ["key 7"], "model": ["model 3"]})
     assert by_model.counts.requests == 30
     await store.aclose()
+
+
+async def test_a_model_and_a_key_lead_to_their_usage() -> None:
+    """From the pages about them, for operators."""
+    async with browsing(public_dashboard=True) as browser:
+        await browser.register()
+        assert 'href="/usage' not in (await browser.open("/models")).text
+        key = await key_of(browser, "alice")
+        await used(browser, (TODAY, key, "tiny", ""))
+        await browser.sign_in()
+        page = (await browser.open("/models")).text
+        assert 'href="/usage?model=tiny"' in page
+        page = (await browser.open("/keys")).text
+        assert unescape(link_to(page, "10 requests")) == f"/usage?by=model&client={key.replace(' ', '%20')}"
+        page = (await browser.open(f"/keys/{key}")).text
+        assert link_to(page, "Log</a>") == f"/logs?client={key.replace(' ', '%20')}"
