@@ -16,6 +16,7 @@ from multiverse_gateway import plugins
 from multiverse_gateway.accounts import owner_digest
 from multiverse_gateway.admin_key import AdminKeys
 from multiverse_gateway.api.admin import admin_routes
+from multiverse_gateway.api.alias_routes import alias_routes
 from multiverse_gateway.api.endpoints import owned
 from multiverse_gateway.api.keys_and_usage import account_routes
 from multiverse_gateway.api.model_list import model_routes
@@ -136,7 +137,7 @@ def assemble(
 
     intake = Intake(gateway, rules)
     inference = Inference(intake)
-    admin = [*admin_routes(gateway, rules, recent_logs), *account_routes(gateway)]
+    admin = [*admin_routes(gateway, rules, recent_logs), *account_routes(gateway), *alias_routes(gateway)]
     middleware = [
         Middleware(Paths, root=settings.root_path.rstrip("/")),
         Middleware(Errors),

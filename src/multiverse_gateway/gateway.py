@@ -237,7 +237,7 @@ class Gateway:
                 self.network.wire.drop(route.server.host_id)  # an idle connection may keep it from answering another process
         self._raise_shares(self.now())
         self._note_pools()
-        for model in list(self.table.models):
+        for model in [*self.table.models, *self.table.aliases]:
             self.slot_freed(model)
 
     def _end_waiting(self) -> None:
@@ -303,7 +303,7 @@ class Gateway:
 
     def candidates(self, envelope: Envelope, excluded: frozenset[ServerId], now: float) -> Candidates | None:
         """Return the servers that could serve the request now; `None` for a model without servers, and for a server that is gone."""
-        model = self.health_book.table.models.get(envelope.model)
+        model = self.health_book.table.find(envelope.model)
         if model is None:
             return None
         if envelope.server_id is not None:
@@ -322,8 +322,9 @@ class Gateway:
         return self.is_registered(server) and has_slot(self.table.routes[server.id], self.load)
 
     def model_names(self) -> Sequence[str]:
-        """Return the models that have an active server, sorted."""
-        return sorted(model.name for model in self.table.models.values() if any(route.health.is_active for route in model.routes))
+        """Return the models and aliases that have an active server, sorted."""
+        found = [model for models in (self.table.models, self.table.aliases) for model in models.values()]
+        return sorted({model.name for model in found if any(route.health.is_active for route in model.routes)})
 
     def pick(self, servers: Sequence[Server], envelope: Envelope) -> Server:
         """Return the server that the balancer chooses from the candidates."""
@@ -338,7 +339,7 @@ class Gateway:
     def explain(self, exchange: Exchange, server: Server, now: float) -> Mapping[str, object]:
         """Explain the choice of a server: the verdict on each server of the model, and what the balancer compared."""
         envelope, search = exchange.request.envelope, exchange.search
-        servers = judged(self.table.models.get(envelope.model), self.load, envelope, excluded=search.excluded, now=now)
+        servers = judged(self.table.find(envelope.model), self.load, envelope, excluded=search.excluded, now=now)
         scores = self.balancer.scores(compared(servers), self.load) if isinstance(self.balancer, Scoring) else {}
         return {
             "attempt": search.tried,

@@ -110,7 +110,7 @@ class HealthBook:
             self.recent.pop(server_id, None)
         for server_id, record in health.items():
             self.timelines.note(server_id, record, self._wall())
-        self.table = build_table(registry.version, registry.servers, health, registry.hosts)
+        self.table = build_table(registry.version, registry.servers, health, registry.hosts, registry.aliases)
         self.slow |= {server_id for server_id, record in health.items() if record.slow_since is not None}
         return gone
 

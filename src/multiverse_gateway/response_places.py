@@ -145,7 +145,7 @@ class ResponsePlaces:
         table = self._routing.table
         holder = table.routes[place.server_id].server
         name = exchange.request.envelope.model or model_key(holder.model_name)
-        server = server_at(holder, table.models.get(name))
+        server = server_at(holder, table.find(name))
         if server is None:
             exchange.not_located(model_elsewhere(name))
         else:

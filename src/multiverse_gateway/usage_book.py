@@ -99,7 +99,7 @@ class UsageBook:
     def label(self, model: str) -> str:
         """Return the name of a model in metrics: those that are not registered are not told apart."""
         table = self._table()
-        return listed_name(table, model) if model in table.models else OTHER
+        return listed_name(table, model) if table.find(model) is not None else OTHER
 
     def count(self, exchange: Exchange, seconds: float, wall: float, events: int) -> None:
         """Add a request that is over to those like it; it arrived `seconds` before the instant `wall`, and got so many events."""
@@ -133,8 +133,8 @@ class UsageBook:
         model, attempt, table = exchange.request.envelope.model, exchange.attempt, self._table()
         server = None if attempt is None else attempt.server
         group = UsageGroup(
-            model=listed_name(table, model),
-            is_known=model in table.models,
+            model=listed_name(table, model) if server is None or model not in table.aliases else server.model_name,
+            is_known=table.find(model) is not None,
             server_id=NO_SERVER if server is None else server.id,
             owner=NO_OWNER if server is None else server.metadata.student_id or NO_OWNER,
             client=exchange.request.caller.name,

@@ -44,6 +44,7 @@ def model_item(model: Model) -> ModelItem | None:
             abilities={name: answer for name, answer in asdict(promise.abilities).items() if answer is not None} or UNSET,
         ),
         context_length=_known(promise.context_length),
+        alias_of=[tier.name for tier in model.tiers] if model.tiers else UNSET,
     )
 
 
@@ -52,9 +53,9 @@ def _known(number: int | None) -> int | UnsetType:
 
 
 def model_items(gateway: Gateway) -> list[ModelItem]:
-    """Return all models that have an active server, by name."""
-    models = gateway.table.models
-    return [item for model in sorted(models.values(), key=lambda model: model.name) if (item := model_item(model)) is not None]
+    """Return all models and aliases that have an active server, by name."""
+    listed = {**gateway.table.models, **gateway.table.aliases}
+    return [item for model in sorted(listed.values(), key=lambda model: model.name) if (item := model_item(model)) is not None]
 
 
 def unknown_model(name: str, names: Sequence[str]) -> ModelNotFound:
@@ -82,7 +83,7 @@ def model_routes(gateway: Gateway) -> list[Route]:
     async def one_model(request: Request) -> Response:
         """Return one model. Its id may contain "/"."""
         name = request.path_params["model"]
-        model = gateway.table.models.get(model_key(name))
+        model = gateway.table.find(model_key(name))
         item = None if model is None else model_item(model)
         if item is None or not may_use(request, name):
             raise unknown_model(name, gateway.model_names())

@@ -240,6 +240,7 @@ def _inference(path: str, relayed: Relayed, schemas: _Schemas) -> Json:
         "x-request-id": {"description": "The id of the request in the gateway's log.", "schema": {"type": "string"}},
         "x-gateway-server-id": {"description": "The server that answered.", "schema": {"type": "string"}},
         "x-multiverse-attempts": {"description": "The number of attempts.", "schema": {"type": "integer"}},
+        "x-multiverse-model": {"description": "The model that answers a request for an alias.", "schema": {"type": "string"}},
         "x-multiverse-truncated": {
             "description": "1 if the server has probably read only a part of a long text, without saying so.",
             "schema": {"type": "string"},

@@ -15,7 +15,17 @@ import attrs
 import cattrs
 from msgspec import Meta
 
-from multiverse_gateway.api.request_types import ConnectionTest, Import, KeyChange, KeyLimits, NewKey, Registration, UnfitValue, UsageQuery
+from multiverse_gateway.api.request_types import (
+    ConnectionTest,
+    Import,
+    KeyChange,
+    KeyLimits,
+    NewAlias,
+    NewKey,
+    Registration,
+    UnfitValue,
+    UsageQuery,
+)
 from multiverse_gateway.core.errors import BadRequest, InvalidField
 from multiverse_gateway.core.registry_plans import Change, Imported
 from multiverse_gateway.core.servers import KeyTerms
@@ -271,6 +281,15 @@ class KeyChanges:
     named: tuple[str, ...]
     name: str | None = None
     is_blocked: bool | None = None
+
+
+def parse_alias(name: str, body: Any) -> tuple[str, list[str]]:
+    """Read the name in the path and the body that define an alias.
+
+    Raises:
+        BadRequest: The name or the list cannot be used; `param` names the field.
+    """
+    return name, read({"name": name, **body} if isinstance(body, dict) else body, NewAlias).models
 
 
 def parse_key_change(body: Any) -> KeyChanges:

@@ -11,6 +11,7 @@ import attrs
 from msgspec import Meta
 
 from multiverse_gateway.core.addresses import EndpointError, parse_root
+from multiverse_gateway.core.aliases import MAX_MODELS as MAX_MODELS_OF_ALIAS
 from multiverse_gateway.core.key_names import MAX_KEY_NAME, UnfitName, key_name
 from multiverse_gateway.core.servers import (
     MAX_AT_ONCE,
@@ -225,6 +226,27 @@ class NewKey(KeyLimits):
     """A client key to create."""
 
     name: KeyName
+
+
+@attrs.frozen(kw_only=True)
+class AliasChange:
+    """The models that an alias stands for; each request gets the first of them that can serve it."""
+
+    models: Annotated[
+        list[ModelName],
+        Meta(
+            min_length=1,
+            max_length=MAX_MODELS_OF_ALIAS,
+            description=f"1 to {MAX_MODELS_OF_ALIAS} models, the preferred one first",
+        ),
+    ]
+
+
+@attrs.frozen(kw_only=True)
+class NewAlias(AliasChange):
+    """An alias to define, with the name that the path has."""
+
+    name: ModelName
 
 
 # Queries

@@ -12,6 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from multiverse_gateway.api.measured import MeasuredFacts
 from multiverse_gateway.api.request_types import EXPORT_FORMAT
+from multiverse_gateway.core.aliases import Alias
 from multiverse_gateway.core.registry_plans import ImportPlan
 from multiverse_gateway.core.servers import Capabilities, Metadata, Server
 from multiverse_gateway.core.totals import ServerTotals
@@ -316,6 +317,24 @@ class ModelItem:
         int | UnsetType,
         Meta(description="context length in tokens that every server of the model has, as measured or stated; omitted if it is unknown"),
     ] = UNSET
+    alias_of: Annotated[
+        list[str] | UnsetType, Meta(description="the models that an alias stands for, in order of preference; omitted for a model")
+    ] = UNSET
+
+
+@attrs.frozen(kw_only=True)
+class AliasRecord:
+    """An alias and the models that it stands for, in order of preference."""
+
+    name: str
+    models: list[str]
+    created_at: Time
+    updated_at: Time
+
+
+def alias_record(alias: Alias) -> AliasRecord:
+    """Return the record of an alias."""
+    return AliasRecord(name=alias.name, models=list(alias.models), created_at=iso(alias.created_at), updated_at=iso(alias.updated_at))
 
 
 @attrs.frozen(kw_only=True)

@@ -25,6 +25,7 @@ from multiverse_gateway.stores.files import replace_file
 @click.option(
     "--max-concurrency", type=click.IntRange(1, 4096), help="Maximum number of requests at once; by default what its engine states."
 )
+@click.option("--upstream-model", help="Name by which the engine knows the model, if that is another one.")
 @click.option("--no-max-concurrency", is_flag=True, help="No limit on requests at once, whatever its engine states.")
 @click.option("--weight", type=click.IntRange(1, 100), help="Its share of the traffic with the balancer `weighted`.")
 @json_option
@@ -39,7 +40,7 @@ def register_command(url: str, model: str, gateway_url: str | None, admin_key: s
         capabilities["streaming"] = False
     metadata = {name: given[name] for name in ("student_id", "description") if given[name] is not None}
     body: dict[str, Any] = {"model_name": model, "endpoint_url": url}
-    body |= {name: given[name] for name in ("api_key", "max_concurrency", "weight") if given[name] is not None}
+    body |= {name: given[name] for name in ("api_key", "max_concurrency", "weight", "upstream_model") if given[name] is not None}
     if given["no_max_concurrency"]:
         if "max_concurrency" in body:
             refuse("--max-concurrency and --no-max-concurrency contradict each other; leave one of them out")

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from attrs import define, evolve, field, frozen
 
+from multiverse_gateway.core.aliases import Alias, by_key, models_of
 from multiverse_gateway.core.envelope import Envelope
 from multiverse_gateway.core.fairness import Pool
 from multiverse_gateway.core.health import Health, HealthState, is_last, last_until, supports
@@ -83,11 +84,13 @@ class Model:
 
     The answer of `candidates` for the usual request is made with the model, once per change of any server's health and not once per
     request: with four servers a request then takes a twentieth of the time. It holds from `_everybody_from` on, the end of the last pause.
-    `bounds` is what is to be looked at in a request, `None` if nothing is.
+    `bounds` is what is to be looked at in a request, `None` if nothing is. An alias is a model with `tiers`, the models that it stands for
+    in their order, and the servers of all of them.
     """
 
     name: str
     routes: tuple[Route, ...]
+    tiers: tuple["Model", ...] = ()
     bounds: Bounds | None = field(init=False, eq=False, repr=False)
     _everybody: Candidates | None = field(init=False, eq=False, repr=False)
     _everybody_from: float = field(init=False, eq=False, repr=False)
@@ -99,7 +102,7 @@ class Model:
     @_everybody.default
     def _find_everybody(self) -> Candidates | None:
         """Answer `candidates` in advance for the usual case: all are well, without a cap, and stream."""
-        if all(_is_plain(route) for route in self.routes):
+        if not self.tiers and all(_is_plain(route) for route in self.routes):
             return Candidates(ready=tuple(route.server for route in self.routes), bounds=self.bounds)
         return None
 
@@ -118,6 +121,8 @@ class Model:
         Of those, only the servers in rotation whose context has room for the text, or the ones with the largest context if none has room;
         the servers that were tried already (`excluded`) do not count for that.
         """
+        if self.tiers:
+            return Model(self.name, self.routes, tuple(tier.suited(needs, excluded) for tier in self.tiers))
         able = tuple(route for route in self.routes if can(route.health.measured, needs.abilities))
         routes = able if any(route.health.is_active for route in able) else self.routes
         if needs.characters:
@@ -154,6 +159,11 @@ class RoutingTable:
     routes: Mapping[ServerId, Route]
     hosts: Mapping[HostId, Host] = field(factory=dict)
     _ids: Mapping[HostId, Sequence[ServerId]] = field(factory=dict)
+    aliases: Mapping[str, Model] = field(factory=dict)
+
+    def find(self, key: str) -> Model | None:
+        """Return the alias or the model with a key; an alias hides a model of the same name."""
+        return self.aliases.get(key) or self.models.get(key)
 
     def routes_of(self, host_id: HostId) -> list[Route]:
         """Return the routes of a host's servers, in the order of registration."""
@@ -172,34 +182,50 @@ def pools_of(table: RoutingTable) -> dict[Hashable, Pool]:
     for route in table.routes.values():
         if route.health.status == "healthy":
             by_host.setdefault(route.server.host_id, []).append(route)
-    return {host_id: _pool_of(routes) for host_id, routes in by_host.items()}
+    names: dict[ServerId, list[str]] = {}
+    for key, alias in table.aliases.items():
+        for route in alias.routes:
+            names.setdefault(route.server.id, []).append(key)
+    return {host_id: _pool_of(routes, names) for host_id, routes in by_host.items()}
 
 
-def _pool_of(routes: Sequence[Route]) -> Pool:
+def _pool_of(routes: Sequence[Route], aliases: Mapping[ServerId, Sequence[str]]) -> Pool:
     """Return the slots that the servers of one host share: its cap, or what their own caps leave of it."""
-    caps = [_cap(route) for route in routes]
-    models = tuple(model_key(route.server.model_name) for route in routes)
-    own = None if None in caps else sum(cap for cap in caps if cap is not None)
+    caps = {model_key(route.server.model_name): _cap(route) for route in routes}
+    own = None if None in caps.values() else sum(cap for cap in caps.values() if cap is not None)
     slots = min((cap for cap in (own, routes[0].host_cap) if cap is not None), default=None)
-    less = {model: cap for model, cap in zip(models, caps, strict=True) if cap is not None and (slots is None or cap < slots)}
-    return Pool(models, slots, less) if less and len(models) > 1 else Pool(models, slots)
+    for route in routes:
+        for alias in aliases.get(route.server.id, ()):
+            caps[alias] = _more(caps.get(alias, 0), _cap(route))
+    less = {model: cap for model, cap in caps.items() if cap is not None and (slots is None or cap < slots)}
+    return Pool(tuple(caps), slots, less) if less and len(caps) > 1 else Pool(tuple(caps), slots)
+
+
+def _more(cap: int | None, other: int | None) -> int | None:
+    return None if cap is None or other is None else cap + other
 
 
 def listed_name(table: RoutingTable, name: str) -> str:
-    """Return the name by which a model is listed, however it is written; the same name for a model that is not registered.
+    """Return the name by which a model or an alias is listed, however it is written; the same name for one that is not known.
 
     >>> server = Server(id="a", model_name="llama:latest", endpoint_url="http://a", registered_at=0, created_at=0, updated_at=0)
     >>> listed_name(build_table(1, [server], {}), "llama"), listed_name(build_table(1, [], {}), "llama")
     ('llama:latest', 'llama')
     """
-    model = table.models.get(model_key(name))
+    model = table.find(model_key(name))
     return name if model is None else model.name
 
 
-def build_table(version: int, servers: Iterable[Server], health: Mapping[ServerId, Health], hosts: Iterable[Host] = ()) -> RoutingTable:
+def build_table(
+    version: int,
+    servers: Iterable[Server],
+    health: Mapping[ServerId, Health],
+    hosts: Iterable[Host] = (),
+    aliases: Iterable[Alias] = (),
+) -> RoutingTable:
     """Make the table of these servers; one whose health is missing, or of another generation, starts unproven.
 
-    `hosts` are those that were saved.
+    `hosts` are those that were saved, `aliases` those that were defined.
 
     >>> server = Server(id="a", model_name="llama", endpoint_url="http://a", registered_at=0, created_at=0, updated_at=0)
     >>> table = build_table(1, [server], {})
@@ -218,7 +244,17 @@ def build_table(version: int, servers: Iterable[Server], health: Mapping[ServerI
         route = routes[server.id] = Route(server, known_health, known_hosts[server.host_id].max_concurrency)
         models.setdefault(model_key(server.model_name), []).append(route)
         ids.setdefault(server.host_id, []).append(server.id)
-    return RoutingTable(version, {key: Model(_name(key, group), tuple(group)) for key, group in models.items()}, routes, known_hosts, ids)
+    by_name = {key: Model(_name(key, group), tuple(group)) for key, group in models.items()}
+    known_aliases = by_key(aliases)
+    stand_for = {
+        key: _alias_model(alias.name, [by_name[member] for member in models_of(key, known_aliases) if member in by_name])
+        for key, alias in known_aliases.items()
+    }
+    return RoutingTable(version, by_name, routes, known_hosts, ids, stand_for)
+
+
+def _alias_model(name: str, tiers: Sequence[Model]) -> Model:
+    return Model(name, tuple(route for tier in tiers for route in tier.routes), tuple(tiers))
 
 
 def _name(key: str, routes: Iterable[Route]) -> str:
@@ -236,7 +272,11 @@ def with_health(table: RoutingTable, server_id: ServerId, health: Health) -> Rou
     key = model_key(old.server.model_name)
     model = table.models[key]
     changed = Model(model.name, tuple(new if route is old else route for route in model.routes))
-    return evolve(table, models={**table.models, key: changed}, routes={**table.routes, server_id: new})
+    aliases = {
+        name: _alias_model(alias.name, [changed if tier is model else tier for tier in alias.tiers]) if model in alias.tiers else alias
+        for name, alias in table.aliases.items()
+    }
+    return evolve(table, models={**table.models, key: changed}, routes={**table.routes, server_id: new}, aliases=aliases)
 
 
 def candidates(model: Model, load: Slots, *, stream: bool, path: str, excluded: Collection[ServerId], now: float) -> Candidates:
@@ -248,7 +288,18 @@ def candidates(model: Model, load: Slots, *, stream: bool, path: str, excluded: 
         everybody = model.everybody(now)
         if everybody is not None:
             return everybody
+    if model.tiers:
+        return _first_tier(model, load, stream, path, excluded, now)
     return _sort_out(model, load, stream, path, excluded, now)
+
+
+def _first_tier(model: Model, load: Slots, stream: bool, path: str, excluded: Collection[ServerId], now: float) -> Candidates:
+    """Return the servers of the first model of an alias that has a free slot, or else of the first that has a usable server."""
+    all_found = [candidates(tier, load, stream=stream, path=path, excluded=excluded, now=now) for tier in model.tiers]
+    found = next((found for found in all_found if found.ready), None) or next((found for found in all_found if found.full), None)
+    if found is None:
+        found = next((found for found in all_found if found.last_resort or found.last_resort_taken), None)
+    return _sort_out(model, load, stream, path, excluded, now) if found is None else evolve(found, bounds=model.bounds)
 
 
 class _NoLoad:

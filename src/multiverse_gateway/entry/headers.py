@@ -34,6 +34,7 @@ EXPOSED_HEADERS = (
     "x-request-id",
     "x-gateway-server-id",
     "x-multiverse-server",
+    "x-multiverse-model",
     "x-multiverse-attempts",
     "x-multiverse-queued-ms",
     "x-multiverse-queue-length",

@@ -17,7 +17,7 @@ from multiverse_gateway.core.errors import GatewayError
 from multiverse_gateway.core.failover import Failure
 from multiverse_gateway.core.fairness import Place
 from multiverse_gateway.core.load import ByteBudget
-from multiverse_gateway.core.servers import ServerId
+from multiverse_gateway.core.servers import ServerId, model_key
 from multiverse_gateway.core.sse import EventStream
 from multiverse_gateway.core.waits import LEAST_WAIT_SECONDS
 from multiverse_gateway.relay.heads import Headers
@@ -190,6 +190,11 @@ TRUNCATED = (b"x-multiverse-truncated", b"1")
 def wait_headers(waited_seconds: float) -> Headers:
     """Return the header that says how long the request waited in the queue, if it did."""
     return [(b"x-multiverse-queued-ms", b"%d" % (1000 * waited_seconds))] if waited_seconds >= LEAST_WAIT_SECONDS else []
+
+
+def model_headers(asked: str, model: str) -> Headers:
+    """Return the header that names the model which serves a request for an alias."""
+    return [] if model_key(model) == asked or not asked else [(b"x-multiverse-model", model.encode())]
 
 
 def choice_headers(choice_trace: Sequence[Mapping[str, object]]) -> Headers:

@@ -47,7 +47,7 @@ from multiverse_gateway.core.fairness import Place
 from multiverse_gateway.core.load import retry_seconds
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.relay.attempt import Attempt
-from multiverse_gateway.relay.client_response import TRUNCATED, ClientResponse, attempt_headers, choice_headers, wait_headers
+from multiverse_gateway.relay.client_response import TRUNCATED, ClientResponse, choice_headers
 from multiverse_gateway.relay.exchange_errors import (
     NO_ROOM_FOR_EVENT,
     REPORTED_ERROR,
@@ -394,12 +394,9 @@ class Exchange:
         return self.attempt
 
     def _own_headers(self) -> Sequence[tuple[bytes, bytes]]:
-        attempt, search = self.attempt, self.search
-        headers: Sequence[tuple[bytes, bytes]] = attempt_headers(search.tried, None if attempt is None else attempt.server.id)
-        if search.waited_seconds:
-            headers = [*headers, *wait_headers(search.waited_seconds)]
+        headers = self.search.headers(None if self.attempt is None else self.attempt.server)
         if self.choice_trace is not None and self.request.explains:
-            headers = [*headers, *choice_headers(self.choice_trace)]
+            return [*headers, *choice_headers(self.choice_trace)]
         return headers
 
     def _stop(self, message: str, code: str, error: GatewayError) -> None:

@@ -8,7 +8,7 @@
 4. If there is no server, the client gets the last failure, or the reason why there is none.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf
 from typing import Protocol
@@ -24,6 +24,7 @@ from multiverse_gateway.core.needs import Bounds, is_too_long, needs_of
 from multiverse_gateway.core.patience import requested_tokens
 from multiverse_gateway.core.routing import Candidates
 from multiverse_gateway.core.servers import Server, ServerId, model_key
+from multiverse_gateway.relay.client_response import attempt_headers, model_headers, wait_headers
 from multiverse_gateway.relay.exchange_errors import (
     context_exceeded,
     no_slot,
@@ -385,6 +386,14 @@ class ServerSearch(Ticket):
         return found is not None and not found.ready and not found.full
 
     # The process and the end
+
+    def headers(self, server: Server | None) -> Sequence[tuple[bytes, bytes]]:
+        """Return the headers that say how a response came about; `server` is that of the last attempt."""
+        headers: Sequence[tuple[bytes, bytes]] = attempt_headers(self.tried, None if server is None else server.id)
+        envelope = self.client_request.envelope
+        if server is not None and server.model_name != envelope.written_model:
+            headers = [*headers, *model_headers(envelope.model, server.model_name)]
+        return [*headers, *wait_headers(self.waited_seconds)] if self.waited_seconds else headers
 
     def postpone(self, seconds: float) -> None:
         """Move the deadlines: the process was stopped for so long."""
