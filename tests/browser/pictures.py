@@ -80,9 +80,16 @@ def keys(page: Any) -> None:
         page.get_by_label("Requests per day").fill(daily)
         page.get_by_role("button", name="Create").click()
         page.get_by_role("heading", name=f"The key of {name}").wait_for()
+        page.evaluate(USE, [page.locator("#made-key").text_content(), MODEL, len(name)])
         page.goto(f"http://{HOST}/keys")
 
 
+USE = """async ([key, model, times]) => {
+    const body = JSON.stringify({ model, messages: [{ role: "user", content: "Hello" }] });
+    const headers = { authorization: `Bearer ${key}`, "content-type": "application/json" };
+    for (let number = 0; number < times; number += 1) await (await fetch("/v1/chat/completions", { method: "POST", headers, body })).text();
+}"""
+"""Ask with a key a few times."""
 PICTURES: Mapping[str, tuple[Callable[[Any], None], Mapping[str, int], str]] = {
     "dashboard": (go("/dashboard?sort=model"), DESKTOP, "light"),
     "dashboard-dark": (go("/dashboard?sort=model"), DESKTOP, "dark"),

@@ -8,7 +8,6 @@
 """
 
 import csv
-import io
 import os
 import re
 import stat
@@ -24,7 +23,7 @@ from multiverse_gateway.cli.client import GatewayClient, GatewayRefusal
 from multiverse_gateway.cli.common import printable, refuse
 from multiverse_gateway.core.errors import KeyNameTaken
 from multiverse_gateway.core.key_names import KEY_PREFIX, hint_of, names_of
-from multiverse_gateway.core.spreadsheets import safe_cell, text_of
+from multiverse_gateway.core.spreadsheets import csv_of, text_of
 
 HEADER = ("name", "OPENAI_BASE_URL", "OPENAI_API_KEY")
 _KEY = re.compile(re.escape(KEY_PREFIX) + r"[A-Za-z0-9_-]{43}")
@@ -45,18 +44,12 @@ class KeyFile:
             ClickException: It cannot be written; the message holds the key, which would be lost otherwise.
         """
         try:
-            _write(self._descriptor, _line((safe_cell(name), base_url, key)))
+            _write(self._descriptor, csv_of([(name, base_url, key)]).encode())
         except OSError as error:
             raise click.ClickException(
                 f"{self.path} cannot be written ({error.strerror}): keep the key of {printable(name)}, {key}"
             ) from None
         self.keys[name] = key
-
-
-def _line(cells: Sequence[str]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text).writerow(cells)
-    return text.getvalue().encode()
 
 
 def _write(descriptor: int, data: bytes) -> None:
@@ -86,7 +79,7 @@ def open_key_file(path: Path) -> Iterator[KeyFile]:
                 os.ftruncate(descriptor, len(whole))
             keys = _keys_in(whole, path)
             if not whole:
-                _write(descriptor, _line(HEADER))
+                _write(descriptor, csv_of([HEADER]).encode())
         except OSError as error:
             raise click.ClickException(f"{path} cannot be written: {error.strerror}") from None
         yield KeyFile(path, keys, descriptor)

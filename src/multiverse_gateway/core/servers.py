@@ -161,7 +161,7 @@ class ClientKey:
 
     def works(self, wall: float) -> bool:
         """Return whether the key is accepted now."""
-        return not self.is_over(wall) and self.blocked_at is None
+        return self.revoked_at is None and self.blocked_at is None and (self.expires_at is None or wall < self.expires_at)
 
     def is_over(self, wall: float) -> bool:
         """Return whether the key is revoked or has expired: it holds its name no longer."""

@@ -1,7 +1,5 @@
 """The pages of client keys: make, find, change, block, renew and revoke them."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -14,7 +12,7 @@ from multiverse_gateway.admin_key import key_digest
 from multiverse_gateway.core.errors import GatewayError, KeyNameTaken
 from multiverse_gateway.core.key_names import MAX_KEY_NAME
 from multiverse_gateway.core.servers import KeyTerms
-from multiverse_gateway.core.spreadsheets import safe_cell
+from multiverse_gateway.core.spreadsheets import csv_of
 from multiverse_gateway.issued_keys import change_key, create_keys, find_key, new_seed, renew_key, revoke_key
 from multiverse_gateway.pages.key_form import (
     LIMITS,
@@ -251,8 +249,4 @@ class KeyPages:
 
 
 def _table(keys: Sequence[ShownKey], base_url: str) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(("name", "OPENAI_BASE_URL", "OPENAI_API_KEY"))
-    writer.writerows((safe_cell(key.name), base_url, key.secret) for key in keys)
-    return text.getvalue()
+    return csv_of([("name", "OPENAI_BASE_URL", "OPENAI_API_KEY"), *((key.name, base_url, key.secret) for key in keys)])
