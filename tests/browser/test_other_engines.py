@@ -48,7 +48,7 @@ def see(engine: Engine, words: str, within: str = "body") -> None:
 
 @pytest.mark.parametrize("start", [firefox, webkit], ids=["firefox", "webkit"])
 def test_the_core_journey(start: Callable[[Path], AbstractContextManager[Engine]], tmp_path: Path) -> None:
-    """Sign in, register by the wizard, lose the server, see that by itself, talk, get a hostile answer, change, remove."""
+    """Sign in, register by the wizard, lose the server, see that by itself, talk, get a hostile answer, change, remove; make a key and revoke it."""
     erin = Backend("erin", behaviours.good(events=20, interval=0.05), models=["one-model"])
     with erin, GatewayProcess(SETTINGS) as gateway, start(tmp_path) as engine:
         engine.open(f"{gateway.url}/register")
@@ -98,6 +98,18 @@ def test_the_core_journey(start: Callable[[Path], AbstractContextManager[Engine]
         press(engine, "Delete", "dialog[open]")
         see(engine, "one-model was removed.")
         see(engine, "Add your first model")
+
+        engine.open(f"{gateway.url}/keys")
+        fill(engine, "names", "李明")
+        press(engine, "Create")
+        see(engine, "The key of 李明")
+        assert str(engine.run("return document.getElementById('made-key').textContent;")).startswith("mvg-client-")
+        engine.run("location.reload();")
+        see(engine, "New keys are shown only once")
+        press(engine, "Details of the key")
+        press(engine, "Revoke", ".heading")
+        press(engine, "Revoke", "dialog[open]")
+        see(engine, "The key of 李明 is revoked.")
         if isinstance(engine, Firefox):
             assert engine.troubles == []
 
