@@ -200,7 +200,7 @@ def test_a_key_with_a_daily_limit(browse: Callable[..., Watched], gateway: Gatew
     page.get_by_label("Only these").check()
     page.get_by_label("mistral-nemo").check()
     page.get_by_label("org/very-long.model_name").check()
-    page.get_by_role("button", name="Create").click()
+    page.get_by_role("button", name="Create").dblclick()
     key = page.locator("#made-key").text_content()
     assert key in page.locator("#handout").text_content()
     assert not violations(page)

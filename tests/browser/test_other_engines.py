@@ -48,7 +48,7 @@ def see(engine: Engine, words: str, within: str = "body") -> None:
 
 @pytest.mark.parametrize("start", [firefox, webkit], ids=["firefox", "webkit"])
 def test_the_core_journey(start: Callable[[Path], AbstractContextManager[Engine]], tmp_path: Path) -> None:
-    """Sign in, register by the wizard, lose the server, see that by itself, talk, get a hostile answer, change, remove; make a key and revoke it."""
+    """Sign in, register by the wizard, lose the server, see that by itself, talk, get a hostile answer, change, remove; keys."""
     erin = Backend("erin", behaviours.good(events=20, interval=0.05), models=["one-model"])
     with erin, GatewayProcess(SETTINGS) as gateway, start(tmp_path) as engine:
         engine.open(f"{gateway.url}/register")

@@ -1,7 +1,7 @@
 """The admin API of a running gateway, as the commands call it."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,17 @@ class GatewayClient:
         if message is None:
             message = f"what answers at {self.url} is not a gateway, or is another version; give the gateway's root URL with --gateway"
         raise GatewayRefusal(f"{printable(message)} (the gateway answered with status {answer.status_code})", code)
+
+
+def state_of_key(record: Mapping[str, Any]) -> str:
+    """Return the state of a client key, which gateways of older versions do not report."""
+    over = "revoked" if record["revoked_at"] else "expired"
+    return str(record.get("state") or ("active" if record["works"] else over))
+
+
+def is_in_use(record: Mapping[str, Any]) -> bool:
+    """Return whether a client key is active or blocked, so that its name is taken."""
+    return state_of_key(record) in ("active", "blocked")
 
 
 def gateway_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,7 +19,7 @@ from typing import Any
 import attrs
 import click
 
-from multiverse_gateway.cli.client import GatewayClient, GatewayRefusal
+from multiverse_gateway.cli.client import GatewayClient, GatewayRefusal, is_in_use
 from multiverse_gateway.cli.common import printable, refuse
 from multiverse_gateway.core.errors import KeyNameTaken
 from multiverse_gateway.core.key_names import KEY_PREFIX, hint_of, names_of
@@ -159,7 +159,7 @@ def create_all(
     """
     outcome = ListOutcome()
     try:
-        records = {record["name"]: record for record in client.admin("GET", "/keys") if record["state"] in ("active", "blocked")}
+        records = {record["name"]: record for record in client.admin("GET", "/keys") if is_in_use(record)}
         for name in names:
             _create_one(client, name, records.get(name), file, terms, base_url, outcome, renew_missing=renew_missing)
     except click.ClickException as error:
@@ -182,7 +182,7 @@ def _create_one(
     *,
     renew_missing: bool,
 ) -> None:
-    if record is not None and name in file.keys and record["hint"] in (None, hint_of(file.keys[name])):
+    if record is not None and name in file.keys and record.get("hint") in (None, hint_of(file.keys[name])):
         outcome.kept.append(name)
     elif record is None:
         try:

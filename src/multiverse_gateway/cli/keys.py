@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import click
 
-from multiverse_gateway.cli.client import GatewayClient, client_for, gateway_options
+from multiverse_gateway.cli.client import GatewayClient, client_for, gateway_options, is_in_use, state_of_key
 from multiverse_gateway.cli.common import json_option, print_json, print_table, printable
 from multiverse_gateway.cli.key_lists import ListOutcome, create_all, names_from, open_key_file
 from multiverse_gateway.core.key_names import UnfitName, key_name
@@ -148,7 +148,7 @@ def _summary(outcome: ListOutcome, path: Path) -> str:
 @json_option
 def list_keys(gateway_url: str | None, admin_key: str | None, everything: bool, as_json: bool) -> None:
     """List the client keys; never the keys themselves."""
-    keys = [key for key in client_for(gateway_url, admin_key).admin("GET", "/keys") if everything or key["state"] in ("active", "blocked")]
+    keys = [key for key in client_for(gateway_url, admin_key).admin("GET", "/keys") if everything or is_in_use(key)]
     if as_json:
         print_json(keys)
         return
@@ -158,8 +158,8 @@ def list_keys(gateway_url: str | None, admin_key: str | None, everything: bool, 
     rows = [
         (
             printable(key["name"]) + (" (bulk)" if key["bulk"] else ""),
-            printable(key["state"]),
-            printable(key["hint"] or "-"),
+            printable(state_of_key(key)),
+            printable(key.get("hint") or "-"),
             printable(key["expires_at"] or "-"),
             "-" if key["rate_limit"] is None else key["rate_limit"],
             "-" if key["daily_limit"] is None else f"{key['used_today']} of {key['daily_limit']}",
@@ -283,9 +283,7 @@ def revoke(key: str, gateway_url: str | None, admin_key: str | None, as_json: bo
 def _id_of(client: GatewayClient, key: str) -> str:
     names = {key, _normalized(key)}
     ids = [
-        record["id"]
-        for record in client.admin("GET", "/keys")
-        if key == record["id"] or (record["state"] in ("active", "blocked") and record["name"] in names)
+        record["id"] for record in client.admin("GET", "/keys") if key == record["id"] or (record["name"] in names and is_in_use(record))
     ]
     if not ids:
         raise click.ClickException(f"there is no client key {printable(key)}; `multiverse-gateway keys list --all` lists all of them")

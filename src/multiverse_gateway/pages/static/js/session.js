@@ -3,6 +3,7 @@ import { toast } from "./toasts.js";
 import { offline, show } from "./trouble.js";
 
 const WARNING = 300; // seconds before the end
+const TWICE = 3000; // ms within which a second click belongs to the first one
 const meta = (name) => document.querySelector(`meta[name=${name}]`);
 const until = (seconds) => Date.now() + 1000 * seconds;
 let ends = until(Number(meta("session-left")?.content ?? 0));
@@ -71,11 +72,15 @@ async function watch() {
   show("session-ends", true);
 }
 
-/** A form that the browser sends itself would lead to the sign-in page without what was typed: send it only with a session. */
+/** A form that the browser sends itself would lead to the sign-in page without what was typed: send it only with a session, and a double
+ * click only once: the second answer would replace the first one, with what it shows only once. */
 async function send(event) {
   const form = event.target;
   if (form.method !== "post" || !form.elements.csrf || form.matches("[hx-post], [data-sign-out]") || event.defaultPrevented) return;
   event.preventDefault();
+  if ("sent" in form.dataset) return;
+  form.dataset.sent = "";
+  setTimeout(() => delete form.dataset.sent, TWICE);
   try {
     if (await ask()) HTMLFormElement.prototype.submit.call(form);
   } catch {
