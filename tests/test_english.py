@@ -18,12 +18,13 @@ from pathlib import Path
 import attrs
 import pytest
 
-from support.prose import PACKAGE, Prose, everything
+from support.prose import PACKAGE, Prose, attributes, everything, script
 from support.require import require
 
 WORDS_ONLY = {"page", "message", "error", "docstring", "template"}
 TEXTS = WORDS_ONLY - {"template"}
 SENTENCES = {"page", "message", "error"}
+PAGE = {"template", "message", "script"}
 TASTE = ("typography.", "lexical_illusions", "weasel_words.very", "needless_variants", "cliches.misc.gnu_diction")
 """Checks of proselint that judge typography, which code needs as it is, or forbid terms of the glossary ("last resort")."""
 
@@ -76,6 +77,28 @@ RULES = [
     Rule(r"(?:^|[.:;] )(?:Who|What|Whatever|Whichever|Whoever) [^?.:]*[.;]", SENTENCES, "name the subject", "What they sent is lost."),
     Rule(r"\b([a-z]{2,}) \1\b", TEXTS, "drop the second one", "it is in the the log"),
 ]
+PAGE_WORDS = [
+    Rule(r"(?i)\bprob(?:e|es|ed|ing)\b", PAGE, 'pages say "check"', "It did not pass its probe."),
+    Rule(r"(?i)\bInference Gateway\b", PAGE, '"Multiverse Gateway"', "Multiverse Inference Gateway"),
+    Rule(r"(?i)\bin flight\b", PAGE, '"running"', "4 in flight"),
+    Rule(r"\btaken out\b|\bTaken out\b", PAGE, '"offline"', "Taken out"),
+    Rule(r"\bEvery (?:model|status|owner|part|level)\b", PAGE, '"All …"', "Every model"),
+    Rule(r"\bUsual order\b|\bReversed\b", PAGE, '"Ascending", "Descending"', "Usual order"),
+    Rule(r"\bLeast level\b", PAGE, '"Level"', "Least level"),
+    Rule(r"(?i)\blongest answer\b|\bmost tokens\b", PAGE, '"Max output tokens"', "Longest answer"),
+    Rule(r"\bat once\b(?! per| in)", PAGE, '"concurrent" or "immediately"', "Requests at once"),
+    Rule(r"\(needed\)|\bis needed\b", PAGE, '"required"', "Model name (needed)"),
+    Rule(r"(?i)\bfor ever\b|\bas everybody\b", PAGE, '"never", "default"', "for ever"),
+    Rule(r"\bNo such\b|\bno such (?:page|field|server|key)\b", PAGE, '"… not found"', "There is no such page"),
+    Rule(r"\b(?:Look at it|Try it|Keep it|Make it|Go on)\b", PAGE, "name what the button does", "Try it"),
+    Rule(r"(?i)\bpossible again\b", PAGE, '"Try again in 5 s."', "Possible again in 5 s."),
+    Rule(r"\bnobody serves\b|\b(?:model|models) (?:is|are) served\b", PAGE, '"available", "no server for"', "every model is served"),
+    Rule(r"(?i)\blet in\b|\bname found\b|\bone-token\b", PAGE, "use the terms of networks", "Let in"),
+    Rule(r"\bstudent_id\b", PAGE, '"owner"', "the student_id"),
+    Rule(r"\b[Ss]tands? (?:in|on|at)\b", PAGE, '"is in"', "It stands in its settings."),
+    Rule(r"\bNothing was asked\b|\bUse of the last\b", PAGE, '"No requests yet", "Usage, last 30 days"', "Nothing was asked yet."),
+    Rule(r"\bthat is over\b|\bWhose\b", PAGE, "say it in the terms of the glossary", "Whose is it?"),
+]
 VERBS = re.compile(
     r"(?i)\b(?:is|are|was|were|be|been|has|have|had|do|does|did|can|cannot|could|must|may|will|would|should|need|needs|"
     r"add|allow|know|knows|supports?|answer|ask|choose|close|compare|contain|contains|create|encode|ends?|fails?|failed|finds?|found|gave|gets?|give|go|holds?|install|"
@@ -104,6 +127,22 @@ def test_texts_keep_the_rules(rule: Rule) -> None:
     """Each rule catches its own example, and nothing else in the project."""
     assert rule.pattern.search(rule.bad)
     assert list(broken(rule, prose())) == []
+
+
+@cache
+def shown_on_pages() -> list[Prose]:
+    """Return the texts of the pages: templates, and the messages of their modules and scripts."""
+    pages = PACKAGE / "pages"
+    found = [text for text in prose() if text.path.is_relative_to(pages)]
+    found += [text for path in sorted((pages / "templates").glob("*.html")) for text in attributes(path)]
+    return found + [text for path in sorted((pages / "static" / "js").glob("*.js")) for text in script(path)]
+
+
+@pytest.mark.parametrize("rule", PAGE_WORDS, ids=lambda rule: rule.bad)
+def test_pages_keep_to_the_glossary(rule: Rule) -> None:
+    """One word for one thing, the one that the field uses; each rule catches its own example."""
+    assert rule.pattern.search(rule.bad)
+    assert list(broken(rule, shown_on_pages())) == []
 
 
 def test_every_error_is_a_sentence() -> None:

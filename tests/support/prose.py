@@ -24,7 +24,7 @@ _NOT_PROSE = ("stores/sqlite", "stores/postgres", "stores/schema")
 
 @attrs.frozen
 class Prose:
-    """A text with its place; `kind` is `page`, `template`, `message`, `error`, `docstring` or `comment`."""
+    """A text with its place; `kind` is `page`, `template`, `script`, `message`, `error` or `docstring`."""
 
     path: Path
     line: int
@@ -82,6 +82,24 @@ def template(path: Path) -> Iterator[Prose]:
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             yield Prose(path, number, "template", plain(line.strip()))
+
+
+def attributes(path: Path) -> Iterator[Prose]:
+    """Yield the texts in the attributes of a template that people see or hear."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for found in re.finditer(r'\b(?:placeholder|title|aria-label|data-label|data-busy|alt)="([^"]*)"', line):
+            if text := plain(re.sub(r"\{\{.*?\}\}|\{%.*?%\}", " ", found[1])).strip():
+                yield Prose(path, number, "template", text)
+
+
+def script(path: Path) -> Iterator[Prose]:
+    """Yield the texts of a script that read like sentences or labels."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        code = re.sub(r"(?:^|\s)//.*|/\*.*?\*/", "", line)
+        for found in re.finditer(r'"((?:[^"\\]|\\.)*)"|`((?:[^`\\]|\\.)*)`', code):
+            text = re.sub(r"\$\{[^}]*\}", "X", found[1] or found[2] or "")
+            if re.match(r"[A-Z][a-z]+(?: |$)", text) or is_prose(text):
+                yield Prose(path, number, "script", text)
 
 
 def module(path: Path) -> Iterator[Prose]:
