@@ -86,7 +86,7 @@ PAGE_WORDS = [
     Rule(r"\bUsual order\b|\bReversed\b", PAGE, '"Ascending", "Descending"', "Usual order"),
     Rule(r"\bLeast level\b", PAGE, '"Level"', "Least level"),
     Rule(r"(?i)\blongest answer\b|\bmost tokens\b", PAGE, '"Max output tokens"', "Longest answer"),
-    Rule(r"\bat once\b(?! per| in)", PAGE, '"concurrent" or "immediately"', "Requests at once"),
+    Rule(r"\bRequests at once\b", PAGE, '"Max concurrent requests"', "Requests at once"),
     Rule(r"\(needed\)|\bis needed\b", PAGE, '"required"', "Model name (needed)"),
     Rule(r"(?i)\bfor ever\b|\bas everybody\b", PAGE, '"never", "default"', "for ever"),
     Rule(r"\bNo such\b|\bno such (?:page|field|server|key)\b", PAGE, '"… not found"', "There is no such page"),

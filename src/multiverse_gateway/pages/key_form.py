@@ -22,7 +22,7 @@ LABELS: Mapping[str, str] = {
     "expires_at": "Expires on",
     "rate_limit": "Requests per minute",
     "daily_limit": "Requests per day",
-    "max_at_once": "Requests at once",
+    "max_at_once": "Max concurrent requests",
     "bulk": "Bulk",
     "models": "Models",
 }
@@ -52,7 +52,7 @@ def names_in(form: Form) -> tuple[str, ...]:
     if not found.names:
         raise BadRequest("Enter a name, or several names, one per line", param="names")
     if len(found.names) > MAX_NAMES:
-        raise BadRequest(f"These are {len(found.names):,} names; at most {MAX_NAMES} keys are made at once", param="names")
+        raise BadRequest(f"These are {len(found.names):,} names; at most {MAX_NAMES} keys can be created at a time", param="names")
     return found.names
 
 
