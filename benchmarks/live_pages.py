@@ -78,7 +78,7 @@ Message = MutableMapping[str, Any]
 
 
 async def view(app: Callable[..., Awaitable[None]], query: str, sizes: list[int]) -> None:
-    """Follow the dashboard until cancelled, and add up the bytes of the body."""
+    """Follow the dashboard until canceled, and add up the bytes of the body."""
     mine = len(sizes)
     sizes.append(0)
     headers = [(b"x-api-key", ADMIN_KEY.encode()), (b"host", b"gateway")]

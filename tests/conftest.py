@@ -47,7 +47,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Tell what was left out and why."""
+    """Print what was left out and why."""
     reasons = left_out(terminalreporter)
     deselected = len(terminalreporter.stats.get("deselected", []))
     if not reasons and not deselected:

@@ -68,7 +68,7 @@ async def test_the_steps_end_at_the_first_one_that_fails() -> None:
 
 @pytest.mark.e2e
 async def test_a_scout_takes_the_way_step_by_step() -> None:
-    """What a setting could open is dialled all the same; what stays closed whatever is set is not."""
+    """What a setting could open is dialed all the same; what stays closed whatever is set is not."""
     wire = wire_of(Settings(), policy=lambda: AddressPolicy(allow_private=True), resolve=resolve)
     async with troubled() as urls:
 

@@ -93,7 +93,7 @@ def test_every_term_of_the_glossary_is_linked_where_it_is_used() -> None:
 
 
 def test_the_changelog_can_be_cut_into_releases() -> None:
-    """The notes of a release are its section, without its heading and without its neighbours."""
+    """The notes of a release are its section, without its heading and without its neighbors."""
     notes = runpy.run_path(str(ROOT / "scripts" / "release_notes.py"))["notes"]
     text = "# Changelog\n\n## [Unreleased]\n\n- next\n\n## [1.1.0] - 2026-01-02\n\n### Added\n\n- one\n\n## [1.0.0]\n\n[1.0.0]: https://x\n"
     assert notes(text, "1.1.0") == "### Added\n\n- one"

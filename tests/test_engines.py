@@ -72,7 +72,7 @@ class Scene:
         self.health.follow(Registry(version=self.health.table.version + 1, servers=tuple(self.servers), health=health))
 
     async def probed(self, server: Server, *models: str, passed: bool = True) -> int:
-        """Tell the book of a probe, and return how many questions the engine got."""
+        """Report a probe to the book, and return how many questions the engine got."""
         before = len(self.backend.readings) + len(self.backend.probes)
         result = ProbeResult(
             server_id=server.id,

@@ -18,7 +18,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from support.prose import PACKAGE, Prose, attributes, everything, script
+from support.prose import PACKAGE, Prose, attributes, everything, script, without_code
 from support.require import require
 
 WORDS_ONLY = {"page", "message", "error", "docstring", "template"}
@@ -77,6 +77,9 @@ RULES = [
     Rule(r"(?:^|[.:;] )(?:Who|What|Whatever|Whichever|Whoever) [^?.:]*[.;]", SENTENCES, "name the subject", "What they sent is lost."),
     Rule(r"\b([a-z]{2,}) \1\b", TEXTS, "drop the second one", "it is in the the log"),
 ]
+PLAIN_IN_TESTS = {"nobody waits for it", "The admin key is no client key."}
+"""Rules for what users read, which the docstrings of tests may break."""
+FOR_TESTS = [rule for rule in RULES if "docstring" in rule.kinds and rule.bad not in PLAIN_IN_TESTS]
 PAGE_WORDS = [
     Rule(r"(?i)\bprob(?:e|es|ed|ing)\b", PAGE, 'pages say "check"', "It did not pass its probe."),
     Rule(r"(?i)\bInference Gateway\b", PAGE, '"Multiverse Gateway"', "Multiverse Inference Gateway"),
@@ -143,6 +146,29 @@ def test_pages_keep_to_the_glossary(rule: Rule) -> None:
     """One word for one thing, the one that the field uses; each rule catches its own example."""
     assert rule.pattern.search(rule.bad)
     assert list(broken(rule, shown_on_pages())) == []
+
+
+@pytest.mark.parametrize(
+    "rule", [rule for rule in RULES if "docstring" in rule.kinds and rule.bad not in PLAIN_IN_TESTS], ids=lambda rule: rule.bad
+)
+def test_tests_and_benchmarks_keep_the_rules(rule: Rule) -> None:
+    """Their docstrings are read as often as those of the package; some rules are about what users read, and hold there only."""
+    assert list(broken(rule, docstrings_of_tests())) == []
+
+
+@cache
+def docstrings_of_tests() -> list[Prose]:
+    """Return the docstrings of the tests and benchmarks."""
+    root = PACKAGE.parents[1]
+    return [
+        Prose(path, getattr(node, "lineno", 1), "docstring", without_code(text))
+        for directory in ("tests", "benchmarks")
+        for path in sorted((root / directory).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        for text in [ast.get_docstring(node)]
+        if text
+    ]
 
 
 def test_every_error_is_a_sentence() -> None:

@@ -1,4 +1,4 @@
-"""Holders of leases: whoever shares a machine with one sees when it has died, and nobody takes a living one for dead."""
+"""Holders of leases: a process on the same machine sees when one has died, and nobody takes a living one for dead."""
 
 from __future__ import annotations
 

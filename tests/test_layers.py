@@ -63,7 +63,7 @@ def part_of(module: str) -> str:
 
 
 def offences(path: str, source: str) -> Iterator[str]:
-    """Say what breaks the rule in one source file; `path` is relative to `src`."""
+    """Yield what breaks the rule in one source file; `path` is relative to `src`."""
     parts = path.removesuffix(".py").split("/")
     is_package = parts[-1] == "__init__"
     module = ".".join(parts[:-1] if is_package else parts)

@@ -216,7 +216,7 @@ def test_several_processes_write_one_file(tmp_path: Path) -> None:
 
 
 def test_a_file_that_was_moved_away_is_made_anew(begin: Begin, tmp_path: Path) -> None:
-    """As logrotate does it, and whoever deletes a file that is in use."""
+    """As logrotate does it, and a person who deletes a file that is in use."""
     path = tmp_path / "gateway.log"
     begin(log_file=str(path))
     LOG.info("first")

@@ -182,7 +182,7 @@ async def test_a_slow_probe_delays_no_other() -> None:
 
 
 async def test_no_more_than_twenty_run_at_once() -> None:
-    """And whoever waits is probed as soon as a place is free, long before the next tick."""
+    """And a waiting server is probed as soon as a place is free, long before the next tick."""
     async with stage() as scene:
         monitor = await leader(scene, servers=50)
         scene.clock.advance(60)

@@ -163,7 +163,7 @@ def test_gateways_that_share_a_database_share_no_computer() -> None:
 
 
 async def test_an_import_keeps_an_opening_and_makes_none() -> None:
-    """The import that leaves its URL as it is is possible; the same server at a gateway that never opened it is refused."""
+    """The import that keeps its URL is possible; the same server at a gateway that never opened it is refused."""
 
     def imported(server: Server, **fields: Any) -> list[Imported]:
         return [Imported(registration=attrs.evolve(server, **fields), id=server.id)]

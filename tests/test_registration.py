@@ -406,7 +406,7 @@ def test_a_bad_import_is_refused_whole(body: dict[str, Any], param: str) -> None
 
 
 async def test_two_processes_that_register_the_same_at_once_get_one_record(tmp_path: Path) -> None:
-    """Whoever is second updates what the first made: each time one 201, one 200, the same id, and never an error."""
+    """The second one updates what the first one made: each time one 201, one 200, the same id, and never an error."""
     database = tmp_path / "registry.db"
     async with stage(store=SqliteStore(database)) as one, stage(store=SqliteStore(database)) as two:
         for number in range(10):

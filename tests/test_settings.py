@@ -317,7 +317,7 @@ def test_other_programs_names_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_messages_hold_no_secret(tmp_path: Path) -> None:
-    """A weak key is not shown to whoever reads the log of the start."""
+    """A weak key is not shown in the log of the start."""
     for env in ({"ADMIN_API_KEY": "hunter2"}, {"DATABASE_URL": "postgresql//user:hunter2@db"}, {"DATABASE_URL": "://user:hunter2@db"}):
         with pytest.raises(SettingsError) as caught:
             load_settings(env=env, cwd=tmp_path)

@@ -88,7 +88,7 @@ def test_model_list_is_scripted_apart(backend: Backend) -> None:
 
 
 def test_script_is_consumed_and_its_last_step_stays(backend: Backend) -> None:
-    """A list gives one behaviour to each request; the last one serves all that follow; it can be replaced at any time."""
+    """A list gives one behavior to each request; the last one serves all that follow; it can be replaced at any time."""
     backend.behave = [act.status(429, retry_after=3), act.status(503), act.good()]
     assert [ask(backend).status for _ in range(4)] == [429, 503, 200, 200]
     assert backend.hits == 4
@@ -132,7 +132,7 @@ COMPLETE_ANSWERS: dict[str, tuple[Behaviour, int, bytes]] = {
 
 @pytest.mark.parametrize("name", COMPLETE_ANSWERS)
 def test_complete_answers(backend: Backend, name: str) -> None:
-    """These behaviours send a complete answer with this status and content."""
+    """These behaviors send a complete answer with this status and content."""
     behaviour, status, content = COMPLETE_ANSWERS[name]
     backend.behave = behaviour
     answer = ask(backend)
@@ -350,7 +350,7 @@ def test_huge_model_list(backend: Backend) -> None:
 
 
 def test_choosing_behaviours(backend: Backend) -> None:
-    """A behaviour may depend on mode, model, path and chance."""
+    """A behavior may depend on mode, model, path and chance."""
     backend.behave = act.when_streamed(act.status(500), act.for_model("other", act.status(404), act.for_path("/rerank", act.status(501))))
     assert ask(backend, STREAMED).status == 500
     assert ask(backend).status == 200
@@ -408,7 +408,7 @@ def test_connections_ended_on_accept(backend: Backend) -> None:
 
 
 def test_mistake_in_a_behaviour_fails_the_test() -> None:
-    """An exception in a behaviour is raised when the backend is left."""
+    """An exception in a behavior is raised when the backend is left."""
 
     async def wrong(exchange: Exchange) -> None:
         raise ZeroDivisionError
@@ -491,7 +491,7 @@ def test_proxy_delays_and_limits(backend: Backend) -> None:
 
 
 def test_proxy_blackhole_holds_back_until_healed(backend: Backend) -> None:
-    """In a black hole nothing arrives and nothing closes; afterwards all arrives."""
+    """In a black hole nothing arrives and nothing closes; afterward all arrives."""
     with FaultProxy(backend.port) as proxy, RawClient(proxy.port, timeout=0.2) as client:
         assert client.fetch("POST", CHAT, json=PLAIN).status == 200
         proxy.blackhole()

@@ -225,7 +225,7 @@ class World:
         self.clock.later(PROBE_SECONDS, self.probe)
 
     def is_quiet(self) -> bool:
-        """Tell whether no request runs."""
+        """Return whether no request runs."""
         return not any(gateway.exchanges for gateway in self.gateways)
 
 

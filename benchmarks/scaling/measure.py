@@ -66,7 +66,7 @@ def health_of(gateway: GatewayProcess) -> dict[str, int]:
 
 
 def measure_gateways(servers: int, gateways: int) -> None:
-    """Import the servers into one gateway, wait until all of them serve everywhere, and look at the quiet afterwards."""
+    """Import the servers into one gateway, wait until all of them serve everywhere, and look at the quiet afterward."""
     probed = Probed()
     with ExitStack() as stack:
         thread = LoopThread()

@@ -43,7 +43,7 @@ class Costs:
     save: Call = Call(there=Cost(1.2e-3, 0.27e-3), here=Cost(2.4e-3, 0.15e-3), alone=Cost(2.2e-3, 0.42e-3))
     """A batch of verdicts, each with a row of history."""
     usage: Call = Call(there=Cost(0.7e-3, 0.025e-3), here=Cost(1.5e-3, 0.03e-3))
-    """Counts of use."""
+    """Usage counts."""
     read: Call = Call(there=Cost(0.7e-3, 2.7e-6), here=Cost(2.5e-3, 17.5e-6))
     """The registry."""
     probe: float = 1.7e-3

@@ -1,8 +1,8 @@
-"""A discrete-event simulation of gateways on one PostgreSQL: who asks it for what and when, and what that costs.
+"""A discrete-event simulation of gateways on one PostgreSQL: which gateway sends which call when, and what that costs.
 
 The shards, the rhythm of probes and what counts as a change are the gateway's own code; hosts, time and the database are made up, and each
 call costs what `benchmarks/scaling/costs.py` measured.
-Left out: requests that find a server dead before its probe does, counts of use that wait for each other, and all failures of the database
+Left out: requests that find a server dead before its probe does, usage counts that wait for each other, and all failures of the database
 and of the network.
 """
 
@@ -38,7 +38,7 @@ class Line:
     _waiting: deque[tuple[float, Callable[[], None]]] = attrs.field(factory=deque)
 
     def use(self, seconds: float, then: Callable[[], None] = lambda: None) -> None:
-        """Take a place for so many seconds as soon as one is free, and do something afterwards."""
+        """Take a place for so many seconds as soon as one is free, and do something afterward."""
         if self.taken >= self.places:
             self._waiting.append((seconds, then))
             return
@@ -68,7 +68,7 @@ class Host:
         return math.inf if math.isinf(mean) else now + self._rng.expovariate(1 / mean)
 
     def answers(self, now: float) -> bool:
-        """Tell whether it is up at an instant; instants only grow."""
+        """Return whether it is up at an instant; instants only grow."""
         while self._turns_at <= now:
             self.is_up = not self.is_up
             self._turns_at = self._next(self._turns_at)

@@ -36,7 +36,7 @@ class Candidate:
     headers: tuple[str, ...] = ()
     http2: bool = False
     slow: bool = False
-    """Whether it gets fewer requests, lest a round take minutes."""
+    """Whether it gets fewer requests, so that a round does not take minutes."""
 
 
 Start = Callable[[int], contextlib.AbstractContextManager[Candidate]]

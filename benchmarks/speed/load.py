@@ -259,7 +259,7 @@ class Held(asyncio.Protocol):
 
 
 async def hold(given: argparse.Namespace) -> dict[str, object]:
-    """Say on standard output when all streams are there; end when standard input does."""
+    """Report on standard output when all streams are there; end when standard input does."""
     wanted, loop = request(given, stream=True), asyncio.get_running_loop()
     held: list[Held] = []
     for _ in range(given.clients):

@@ -1,4 +1,4 @@
-"""Client keys, owners' tokens and counts of use, over HTTP."""
+"""Client keys, owners' tokens and usage counts, over HTTP."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ async def test_a_key_has_a_limit_of_its_own(general: int, own: int | None, allow
 
 
 async def test_a_daily_limit_goes_on_where_it_was_saved() -> None:
-    """What stands in the counts of use of today is used up, of all models and of that key; tomorrow nothing is."""
+    """What stands in the usage counts of today is used up, of all models and of that key; tomorrow nothing is."""
     store = MemoryStore()
     async with stage(store=store) as at:
         made, other = await make_key(at, daily_limit=5), await make_key(at, name="bob")
@@ -374,7 +374,7 @@ async def test_changes_of_several_processes_come_one_after_the_other() -> None:
 
 
 async def test_a_change_waits_for_another_one_and_then_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an error that can be retried; nothing was changed, and the lease is free again afterwards."""
+    """With an error that can be retried; nothing was changed, and the lease is free again afterward."""
     monkeypatch.setattr("multiverse_gateway.issued_keys.PATIENCE_SECONDS", 0.05)
     store = MemoryStore()
     async with stage(store=store) as at:
@@ -501,7 +501,7 @@ async def test_use_comes_as_a_table() -> None:
 
 
 async def test_no_token_is_taught_to_the_log_which_knows_its_form() -> None:
-    """Or whoever asks in vain, again and again, would make it slow."""
+    """Otherwise a client that asks in vain, again and again, would make it slow."""
     logs = configure(Settings(admin_api_key=ADMIN_KEY), outputs=False)
     try:
         async with stage() as at:

@@ -60,7 +60,7 @@ def test_every_route_is_described() -> None:
 
 
 def test_every_good_answer_has_a_schema_and_an_example_that_fits() -> None:
-    """Relayed calls, texts and lists included: whoever writes a client sees what comes back."""
+    """Relayed calls, texts and lists included: the author of a client sees what comes back."""
     components = {"components": {"schemas": DOCUMENT["components"]["schemas"]}}
     seen = 0
     for path, item in DOCUMENT["paths"].items():

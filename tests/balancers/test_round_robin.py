@@ -1,4 +1,4 @@
-"""Round robin: exact turns, whoever comes and goes."""
+"""Round robin: exact turns, whichever servers come and go."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_slots_are_busy_while_requests_wait() -> None:
 
 @pytest.mark.parametrize("has_shares", [False, True])
 def test_greedy_clients_get_equal_shares(has_shares: bool) -> None:
-    """Six clients with requests of very different sizes are served alike, up to what runs; afterwards the books agree."""
+    """Six clients with requests of very different sizes are served alike, up to what runs; afterward the books agree."""
     gateway, people = run(Rules(timeout=1e5, shares=has_shares), GREEDY, seed=1, minutes=15)
     assert jain(person.served for person in people) >= 0.99
     assert 0 < largest_gap(people) < 2 * 4 * 16_000

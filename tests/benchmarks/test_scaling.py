@@ -185,6 +185,6 @@ def test_a_line_of_the_table_has_all_columns() -> None:
 
 @pytest.mark.parametrize(("gateways", "servers"), [size for size in SIZES if size[1] <= 1000])
 def test_the_page_shows_what_comes_out(gateways: int, servers: int) -> None:
-    """When this fails, `nox -s scaling -- simulate` prints the tables anew."""
+    """When this fails, `nox -s scaling -- simulate` prints the tables again."""
     plan = Plan(gateways=gateways, servers=servers)
     assert line(plan, simulate(plan)) in PAGE.read_text(encoding="utf-8")

@@ -189,7 +189,7 @@ def webkit(directory: Path) -> Iterator[WebKit]:
 
 
 def is_listening(port: int) -> bool:
-    """Tell whether somebody does."""
+    """Return whether a request waits."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 

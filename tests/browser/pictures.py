@@ -106,7 +106,7 @@ PICTURES: Mapping[str, tuple[Callable[[Any], None], Mapping[str, int], str]] = {
     "settings": (go("/settings"), DESKTOP, "light"),
     "docs": (go("/docs"), DESKTOP, "light"),
 }
-"""What each picture shows, how large the window is, and its colours."""
+"""What each picture shows, how large the window is, and its colors."""
 
 
 def take(page: Any, name: str) -> int:

@@ -144,7 +144,7 @@ def is_saved(answer: Any) -> bool:
 
 
 def told(status: int) -> Behaviour:
-    """Return the behaviour of a server that answers as the type of the case that the request names."""
+    """Return the behavior of a server that answers as the type of the case that the request names."""
 
     async def act(exchange: Exchange) -> None:
         case = exchange.request.asked("input")

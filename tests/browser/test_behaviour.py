@@ -63,7 +63,7 @@ def test_search_filter_and_order_stay_in_the_address(browse: Callable[..., Watch
 
 
 def test_a_phone_sorts_either_way(browse: Callable[..., Watched], gateway: GatewayProcess) -> None:
-    """There are no heads of columns to press, so the order is chosen beside what it is of; another column begins anew."""
+    """There are no heads of columns to press, so the order is chosen beside what it is of; another column starts over."""
     page = browse(viewport=PHONE).page
     page.goto(f"{gateway.url}/dashboard?sort=model")
 

@@ -90,7 +90,7 @@ def callers(busy: GatewayProcess) -> Iterator[Callers]:
 def test_queues_come_and_go_by_themselves(
     browse_at: Callable[..., Watched], busy: GatewayProcess, cookies: Any, callers: Callers, viewport: dict[str, int]
 ) -> None:
-    """Open pages show them within a second or two, for each model, with advice when places are shared, and nothing afterwards."""
+    """Open pages show them within a second or two, for each model, with advice when places are shared, and nothing afterward."""
     watched, other = (browse_at(busy.url, cookies, viewport=viewport) for _ in range(2))
     watched.open("/dashboard")
     other.open("/models")

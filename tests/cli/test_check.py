@@ -118,7 +118,7 @@ def test_another_name_is_a_note(scripted: str) -> None:
 
 @pytest.mark.parametrize("url", ["", "gpu", "ftp://gpu.example", "http://user:pass@gpu.example", "http://gpu.example:22"])
 def test_a_url_that_cannot_be(url: str) -> None:
-    """Nothing is dialled."""
+    """Nothing is dialed."""
     result = call(url)
     assert result.exit_code == 1
     assert "FAILED  URL" in result.output

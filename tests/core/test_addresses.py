@@ -539,7 +539,7 @@ def test_private_addresses_open_by_setting_only(address: str, reason: str) -> No
 
 @pytest.mark.parametrize("address", ADDRESSES_IN_PUBLIC)
 def test_public_addresses_are_open(address: str) -> None:
-    """The neighbours of every closed range may be dialed."""
+    """The neighbors of every closed range may be dialed."""
     assert refusal(address, 443, CLOSED) is None
 
 

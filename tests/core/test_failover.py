@@ -365,7 +365,7 @@ def test_no_retry_after_raises(value: bytes, wall: float) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in FailureClass if kind not in FINAL])
 def test_a_failure_is_retried_elsewhere(kind: FailureClass) -> None:
-    """F04, F06, F10, F13, F14, F17: another server is tried, a busy one's neighbour at once, else after up to 100 ms."""
+    """F04, F06, F10, F13, F14, F17: another server is tried, a busy one's neighbor at once, else after up to 100 ms."""
     assert decide(failed(kind)) == Retry(0.0 if kind is FailureClass.BUSY else 0.05)
     assert decide(failed(kind), random=0.0) == Retry(0.0)
 

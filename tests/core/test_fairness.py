@@ -136,7 +136,7 @@ def test_what_a_request_has_cost(
 
 
 def test_a_single_request_goes_before_a_flood() -> None:
-    """A script with 100 requests does not delay a person who comes later by more than the request that runs."""
+    """A script with 100 requests does not delay a person with a later request by more than the request that runs."""
     queue = make_queue()
     join_all(queue, [ticket("script") for _ in range(100)])
     (running,) = fill(queue, 1)
@@ -840,7 +840,7 @@ def test_the_books_are_closed_a_while_after_the_last_wait() -> None:
 
 
 class Chaos(RuleBasedStateMachine):
-    """Requests that come, wait, begin, fail over, are cancelled and killed in any order."""
+    """Requests that come, wait, begin, fail over, are canceled and killed in any order."""
 
     @initialize(slots=st.sampled_from([None, 1, 3, 8]), places=st.integers(0, 6))
     def begin(self, slots: int | None, places: int) -> None:

@@ -359,7 +359,7 @@ def test_failures_while_out_are_remembered(kind: FailureClass) -> None:
 
 
 def test_a_success_as_the_last_resort_asks_for_a_probe() -> None:
-    """H11: a server that works again is looked at at once; only a probe lets it in."""
+    """H11: a server that works again is looked at immediately; only a probe lets it in."""
     health = after(well(), broke(FailureClass.CONNECT), now=100.0)
     hurried = after(health, answered(), now=100.5)
     assert (hurried.state, hurried.next_probe.at) == (HealthState.UNHEALTHY, 100.5)
@@ -586,7 +586,7 @@ def test_bytes_that_arrive_are_proof_of_life(state: HealthState) -> None:
 
 
 def test_a_running_request_excuses_timeouts_until_its_time_is_over() -> None:
-    """The server is suspect meanwhile: chosen last; afterwards the timeout counts as failed."""
+    """The server is suspect meanwhile: chosen last; afterward the timeout counts as failed."""
     health = after(well(), slow(allowed_until=200.0))
     assert (health.state, health.consecutive_failures) == (HealthState.SUSPECT, 0)
     assert health.reason == "no answer in time"
@@ -685,7 +685,7 @@ def test_failed_probes_in_a_row_take_a_server_off(how: AutoDeregister, most: int
 
 
 def test_only_failures_in_a_row_count() -> None:
-    """A good probe in between starts the count anew."""
+    """A good probe in between restarts the count."""
     health = after(well(), failed(), failed(), passed(), failed(), failed())
     assert (health.state, health.consecutive_failures) == (HealthState.UNHEALTHY, 2)
 
@@ -720,7 +720,7 @@ def test_looking_often_does_not_put_the_next_probe_off() -> None:
 
 
 def test_our_own_network_deactivates_nobody() -> None:
-    """H07: while all fail together nobody is counted towards deactivation, and each is looked at again within five seconds."""
+    """H07: while all fail together nobody is counted toward deactivation, and each is looked at again within five seconds."""
     health = well()
     for _ in range(50):
         health = after(health, failed(correlated=True), random=0.999999)

@@ -1,4 +1,4 @@
-"""Counts of use: sums that stop, and an outbox in which no row holds up another."""
+"""Usage counts: sums that stop, and an outbox in which no row holds up another."""
 
 from __future__ import annotations
 

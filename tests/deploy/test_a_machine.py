@@ -255,7 +255,7 @@ def broken_database_is_brought_back(machine: Machine, backend: Backend) -> None:
 
 
 def next_release_takes_over_under_a_stream(machine: Machine, backend: Backend) -> None:
-    """The stream that the old one has begun comes to its end, and nobody who asks meanwhile is refused."""
+    """The stream that the old one has begun comes to its end, and no request in the meantime is refused."""
     goes_on, updated = threading.Event(), threading.Event()
     backend.behave = [behaviours.held_stream(goes_on), behaviours.good()]
     statuses: list[int] = []

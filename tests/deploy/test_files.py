@@ -63,7 +63,7 @@ def test_systemd_understands_the_units(units: list[Path]) -> None:
 
 
 def test_the_service_is_in_a_sandbox() -> None:
-    """Systemd's own judgement, 0 (shut) to 10 (open)."""
+    """Systemd's own judgment, 0 (shut) to 10 (open)."""
     program = require_program("systemd-analyze", "the units")
     done = call(program, "security", "--offline=yes", "--threshold=20", "--no-pager", DEPLOY / "multiverse-gateway.service")
     assert done.returncode == 0, done.stdout

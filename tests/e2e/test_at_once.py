@@ -260,7 +260,7 @@ async def test_the_waiting_requests_of_a_revoked_key_end(gateway: GatewayProcess
 
 
 async def test_nothing_is_left_of_hundreds_of_random_requests(gateway: GatewayProcess, busy: Busy) -> None:
-    """Answers, broken and failing servers, failovers, clients that leave: afterwards the client has its whole limit, and no more."""
+    """Answers, broken and failing servers, failovers, clients that leave: afterward the client has its whole limit, and no more."""
     chance = random.Random(15)
     good = behaviours.good()
     habits = [good] * 20 + [behaviours.status(500), behaviours.status(503), behaviours.cut_stream()]

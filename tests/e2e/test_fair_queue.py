@@ -93,7 +93,7 @@ def busy(gateway: GatewayProcess) -> Iterator[Callable[..., tuple[Callers, Backe
 
 
 def test_a_person_does_not_wait_behind_a_script(busy: Callable[..., tuple[Callers, Backend, behaviours.Gate]]) -> None:
-    """The script's eight requests fill the queue; a person who comes then takes the place of the newest, and is served next."""
+    """The script's eight requests fill the queue; the next person takes the place of the newest, and is served next."""
     callers, server, gate = busy("crowded")
     for number in range(8):
         callers.call("script", SCRIPT)

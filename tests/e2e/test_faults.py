@@ -43,7 +43,7 @@ def test_a_server_that_refuses_connections_is_left_out_at_once(deploy: Deploy) -
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a full queue of connections is silent on Linux only")
 def test_a_black_hole_costs_one_connect_timeout(deploy: Deploy, gateway: GatewayProcess) -> None:
-    """F02: whoever does not even accept is given up after the connect timeout, and another server answers."""
+    """F02: a server that does not even accept is given up after the connect timeout, and another server answers."""
     deployment = deploy(Backend("swallowed"), Backend("good"))
     deployment.keep_down()
     swallowed = deployment.backends[0]

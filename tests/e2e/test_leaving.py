@@ -95,7 +95,7 @@ def test_a_client_leaves_before_the_first_byte(deploy: Deploy, stream: bool, how
 
 
 def test_a_client_leaves_while_it_waits_for_a_slot(deploy: Deploy) -> None:
-    """Its place in the queue is given back, and the slot goes to whoever still waits."""
+    """Its place in the queue is given back, and the slot goes to a request that still waits."""
     gate = behaviours.Gate()
     deployment = deploy(Backend("narrow", gate.held()), max_concurrency=1)
     backend = deployment.backends[0]
@@ -175,7 +175,7 @@ def test_a_stream_of_http2_is_reset(deploy: Deploy, at: str) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_half_a_goodbye(deploy: Deploy, stream: bool) -> None:
-    """D06: a client that only stops sending is answered or cancelled, and no slot hangs."""
+    """D06: a client that only stops sending is answered or canceled, and no slot hangs."""
     gate = behaviours.Gate()
     deployment = deploy(Backend("waiting", gate.held()))
     with RawClient(deployment.gateway.port) as client:

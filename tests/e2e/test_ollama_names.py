@@ -116,7 +116,7 @@ def test_one_server_is_registered_once(gateway: GatewayProcess, backends: tuple[
 
 
 def test_use_is_counted_for_one_model(gateway: GatewayProcess, client: httpx2.Client, backends: tuple[Backend, Backend]) -> None:
-    """Metrics and counts of use have the name that the list has."""
+    """Metrics and usage counts have the name that the list has."""
     gateway.register("alone:latest", backends[0].url)
     for name in (SHORT, LONG, "alone", "alone:latest"):
         assert client.post("/v1/chat/completions", json={"model": name, "messages": []}).status_code == 200

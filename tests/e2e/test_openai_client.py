@@ -194,7 +194,7 @@ def test_an_unknown_model(client: openai.OpenAI) -> None:
 
 
 def test_a_servers_400_is_relayed_byte_for_byte(client: openai.OpenAI, llamas: tuple[LlamaServer, LlamaServer]) -> None:
-    """The server's own words, for whoever made the mistake."""
+    """The server's own words, for the client that made the mistake."""
     wrong: Any = "not a list"
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model=MODEL, messages=wrong)

@@ -129,7 +129,7 @@ def test_a_response_is_continued_where_it_is(pair: Callable[..., Pair], at: int,
 @pytest.mark.parametrize("other", [False, True], ids=["same process", "other process"])
 @pytest.mark.parametrize("fields", [{}, {"stream": True}, {"background": True}, {"stream": True, "background": True}], ids=str)
 def test_every_call_finds_the_server(pair: Callable[..., Pair], at: int, other: bool, fields: dict[str, Any]) -> None:
-    """A response is shown, streamed, listed, cancelled and deleted by its server, right after it was made, however it was made."""
+    """A response is shown, streamed, listed, canceled and deleted by its server, right after it was made, however it was made."""
     deployment = pair()
     made = deployment.make(at=at, **fields)
     where = deployment.ids.index(made.headers["x-gateway-server-id"])
@@ -413,7 +413,7 @@ def test_a_page_of_another_site_may_ask_where_cors_allows_it(pair: Callable[...,
 
 
 def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
-    """What was made right before SIGTERM is known afterwards."""
+    """What was made right before SIGTERM is known afterward."""
     backend = Backend("restart", Shelf("restart"))
     with GatewayProcess(IMPATIENT, cwd=tmp_path) as gateway, serving(backend):
         gateway.register("restart", backend.url)

@@ -1,4 +1,4 @@
-"""Counts of use: equal to what the answers themselves said, whatever breaks on the way."""
+"""Usage counts: equal to what the answers themselves said, whatever breaks on the way."""
 
 from __future__ import annotations
 

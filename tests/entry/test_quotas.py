@@ -37,7 +37,7 @@ def test_whole_seconds_to_wait_are_never_too_few() -> None:
 @pytest.mark.parametrize("exact", [600, 0])
 @given(limit=st.integers(1, 5), gaps=st.lists(st.one_of(st.floats(0, 0.1), st.floats(0, 30)), max_size=60))
 def test_no_sixty_seconds_hold_more_than_the_limit(limit: int, gaps: list[float], exact: int) -> None:
-    """However calls are spread; and whoever waits as told is let in."""
+    """However calls are spread; and a client that waits as told is let in."""
     window = LocalWindow(limit, exact=exact)
     now, allowed = 0.0, []
     for gap in gaps:
@@ -451,7 +451,7 @@ async def test_one_gateway_is_exact_whatever_the_storage_does(limit: int, histor
 
 @given(st.integers(1, 8), st.integers(2, 3), steps("learn", "restart", "outage", "late", "forget", "tomorrow"))
 async def test_without_the_storage_each_gateway_allows_the_limit_at_most(limit: int, gateways: int, history: list[tuple[str, int]]) -> None:
-    """And none of them more, once it has learnt what all did; nobody is refused before the limit is reached."""
+    """And none of them more, once it has learned what all did; nobody is refused before the limit is reached."""
     site = Site(gateways, limit)
     for step in history:
         await site.do(*step)

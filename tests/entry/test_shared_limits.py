@@ -66,7 +66,7 @@ async def test_gateways_count_together(limiter: Make) -> None:
 
 
 async def test_a_call_that_is_taken_back_counts_for_nobody(limiter: Make) -> None:
-    """A gateway that refuses it afterwards gives back its place in the minute and in the day, to all gateways."""
+    """A gateway that refuses it afterward gives back its place in the minute and in the day, to all gateways."""
     one, other = limiter(), limiter()
     for _ in range(4):
         for _ in range(2):
@@ -91,7 +91,7 @@ async def test_days_are_counted_together_and_forgotten_by_themselves(redis: Redi
 
 
 async def test_what_was_counted_may_be_lost(redis: RedisServer, limiter: Make) -> None:
-    """P09: FLUSHALL and forgotten scripts: counting begins anew and works."""
+    """P09: FLUSHALL and forgotten scripts: counting starts over and works."""
     one = limiter(1)
     assert [await allowed(one, "lost"), await allowed(one, "lost")] == [True, False]
     redis.ask("FLUSHALL")

@@ -190,24 +190,24 @@ class Heard:
     size: int = 0
 
     def head(self, status: int, headers: Mapping[bytes, bytes], /) -> None:
-        """Hear a head: one at most, and a small one."""
+        """Receive a head: one at most, and a small one."""
         assert not self.told
         assert 200 <= status < 600
         assert sum(len(name) + len(value) for name, value in headers.items()) <= 2 * MAX_HEAD_BYTES
         self.told.append("head")
 
     def body(self, data: bytes, /) -> None:
-        """Hear a piece, after the head and before the end."""
+        """Receive a piece, after the head and before the end."""
         assert self.told == ["head"]
         self.size += len(data)
 
     def end(self) -> None:
-        """Hear the end, once."""
+        """Receive the end, once."""
         assert self.told == ["head"]
         self.told.append("end")
 
     def failed(self, failure: Failure, /) -> None:
-        """Hear of a failure, once, and never one of ours."""
+        """Receive a failure, once, and never one of ours."""
         assert self.told in ([], ["head"])
         assert failure.kind is not FailureClass.LOCAL, failure
         self.told.append("failed")

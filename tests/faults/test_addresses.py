@@ -161,7 +161,7 @@ def counters() -> Iterator[Counters]:
 
 @attrs.define(eq=False)
 class Doors:
-    """A gateway whose own dialling is real, and all its doors that take a URL."""
+    """A gateway whose own dialing is real, and all its doors that take a URL."""
 
     app: Starlette
     client: httpx2.AsyncClient
@@ -308,7 +308,7 @@ async def test_no_payload_gets_through_import_or_its_later_probe() -> None:
 
 
 async def test_no_payload_gets_through_the_relay() -> None:
-    """X01: even one that stands in the registry as healthy is not dialled, neither for a request nor by a probe."""
+    """X01: even one that stands in the registry as healthy is not dialed, neither for a request nor by a probe."""
     async with doors() as there:
         with counters() as listeners:
             urls = payloads(listeners.port)[: 2 * len(CLOSED)]
@@ -345,7 +345,7 @@ async def test_no_payload_gets_through_the_pages() -> None:
 
 
 async def test_one_bad_answer_condemns_a_name() -> None:
-    """X01: of a mixed answer not even the good address is dialled, wherever the bad one stands."""
+    """X01: of a mixed answer not even the good address is dialed, wherever the bad one stands."""
     async with doors() as there:
         with counters() as listeners:
             for mixed in (["93.184.215.14", "127.0.0.1"], ["127.0.0.1", "93.184.215.14"], ["::ffff:127.0.0.1"], [], ["127.0.0.1%lo"]):

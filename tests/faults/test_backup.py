@@ -204,7 +204,7 @@ def test_a_journal_whose_database_is_gone_is_not_read_into_the_copy(database: Pa
 
 
 def test_a_running_gateway_is_not_robbed_of_its_database(database: Path) -> None:
-    """P06: restore and rotate-key refuse while anybody has it open, be it idle."""
+    """P06: restore and rotate-key refuse while a process has it open, even if it is idle."""
     assert call("backup", "copy.db").exit_code == 0
 
     async def run() -> None:
@@ -259,7 +259,7 @@ def key_of_first(path: Path, secret: str | None = None) -> str | None:
 
 
 def test_the_secret_is_renewed(database: Path) -> None:
-    """X14: afterwards the new secret alone opens all keys, and the old one none."""
+    """X14: afterward the new secret alone opens all keys, and the old one none."""
     old = key_file(database).read_text()
     result = call("rotate-key")
     assert result.exit_code == 0, result.output

@@ -422,7 +422,7 @@ def test_no_descriptor_is_left(tmp_path: Path) -> None:
 
 
 def is_served(gateway: GatewayProcess) -> bool:
-    """Tell whether a request is answered."""
+    """Return whether a request is answered."""
     try:
         return gateway.chat("tiny", timeout=2).status_code == 200
     except httpx2.HTTPError:

@@ -1,4 +1,4 @@
-"""More work than there are hands: caps hold, who came first is served first, refusals come at once, memory stays."""
+"""More work than there are hands: caps hold, requests are served in order, refusals come immediately, memory stays."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ class Careless:
 
 @pytest.mark.parametrize("form", ["text", "json"])
 async def test_a_traceback_holds_no_key(form: str) -> None:
-    """Section 10: be it of a plug-in that puts the key into its message, and be the key one that looks like nothing known."""
+    """Section 10: even from a plug-in that puts the key into its message, and even for a key of an unknown form."""
     written = io.StringIO()
     logs = configure(Settings(log_format=form, log_level="DEBUG"), console=written)
     try:

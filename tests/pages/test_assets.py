@@ -47,7 +47,7 @@ def test_every_script_belongs_to_a_page() -> None:
 
 
 def test_colours_stand_in_one_place() -> None:
-    """Neither the pages' style sheet nor the scripts nor the templates name a colour."""
+    """Neither the pages' style sheet nor the scripts nor the templates name a color."""
     ours = [STATIC / "pages.css", *(STATIC / "js").glob("*.js"), *(STATIC.parent / "templates").glob("*.html")]
     for path in ours:
         text = re.sub(r"&#\d+;|href=\"#[^\"]*\"", "", path.read_text(encoding="utf-8"))

@@ -289,7 +289,7 @@ async def test_a_port_that_hangs_does_not_keep_the_page_waiting(monkeypatch: pyt
 @pytest.mark.parametrize("typed", ["localhost:11434", "http://127.0.0.1:8080/v1", "[::1]:8080", "0.0.0.0:11434", "my.localhost:1234"])
 @pytest.mark.parametrize("allowed", ["", "true"])
 async def test_localhost_is_explained_to_whoever_types_it(typed: str, allowed: str) -> None:
-    """In yellow, before anything is tested; whoever registers it nevertheless reads it again, in the API too."""
+    """In yellow, before anything is tested; a person who registers it nevertheless reads it again, in the API too."""
     async with browsing(allow_private_networks=allowed) as browser:
         await browser.sign_in()
         note = await browser.send("/register/address", {"endpoint_url": typed}, hx_request="true")

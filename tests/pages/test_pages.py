@@ -116,7 +116,7 @@ async def test_a_wrong_key_is_refused_and_guessing_is_slow() -> None:
 
 
 async def test_guessing_keys_at_pages_is_as_slow_as_at_the_api(caplog: pytest.LogCaptureFixture) -> None:
-    """One window for both, and a word in the log; the right key and whoever brings none are not slowed down."""
+    """One window for both, and a word in the log; the right key, and requests without one, are not slowed down."""
     async with browsing() as browser:
         wrong = {"x-api-key": "a-wrong-key-of-sixteen"}
         for _ in range(MAX_ADMIN_FAILURES // 2):
@@ -590,7 +590,7 @@ async def test_tests_are_limited_with_a_word_when_to_go_on() -> None:
 
 
 async def test_changes_that_are_probed_and_the_api_count_as_tries() -> None:
-    """One window: whoever has used it up at one place cannot go on at the other."""
+    """One window: an address that has used it up at one place cannot continue at the other."""
     async with browsing() as browser:
         server_id = await browser.register()
         await browser.sign_in()

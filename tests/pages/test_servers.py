@@ -323,7 +323,7 @@ async def test_registering_says_how_many_requests_a_server_gets_at_once_and_why(
 
 
 async def test_a_server_without_a_limit_is_offered_what_its_engine_states() -> None:
-    """By one button on its page, with scripts and without them; whoever has a limit keeps it, and has no button."""
+    """By one button on its page, with scripts and without them; a server with a limit keeps it, and has no button."""
     async with browsing(servers=Servers(states_slots)) as browser:
         server_id = await browser.register(max_concurrency=None)
         await browser.sign_in()

@@ -41,7 +41,7 @@ class HttpServer:
     _received: int = 0
 
     async def receive(self) -> Message:
-        """Say a stray message first, then wait for the client to leave."""
+        """Send a stray message first, then wait for the client to leave."""
         self._received += 1
         if self._received == 1:
             return {"type": "http.request", "body": b"", "more_body": False}

@@ -106,7 +106,7 @@ def test_a_plain_answer_is_relayed_whole() -> None:
 
 
 def test_a_running_attempt_shows_whether_its_server_lives() -> None:
-    """The head counts as a byte; another attempt begins anew."""
+    """The head counts as a byte; another attempt starts over."""
     stage = engine("a", "b")
     exchange, _ = stage.begin()
     assert exchange.attempt is None
@@ -1188,7 +1188,7 @@ def test_a_request_that_passed_through_the_queue_did_not_wait(seconds: float, he
 
 
 def test_a_slot_that_nobody_freed_is_found() -> None:
-    """A server may return from its pause: no attempt ends then, so whoever waits looks now and then."""
+    """A server may return from its pause: no attempt ends then, so a waiting request looks now and then."""
     stage = RecordingEngine([server("a", cap=1), server("b")])
     stage.set_health("b", rest=Rest(until=stage.clock + 0.1))
     stage.start()
@@ -1814,7 +1814,7 @@ def test_a_clogged_client_pauses_reading_while_relaying_only(phase: Phase) -> No
 
 
 def test_a_server_is_not_idle_while_the_client_is_clogged() -> None:
-    """What was read already still goes out; idle time begins anew when reading does."""
+    """What was read already still goes out; idle time starts over when reading resumes."""
     stage = engine("a", limits=Limits(idle_timeout=5))
     exchange, client = stage.start(stream=True)
     stage.last.stream(ONE)

@@ -46,7 +46,7 @@ async def http(wire: Wire) -> AsyncIterator[httpx2.AsyncClient]:
 
 
 async def test_an_answer_is_read_whole(http: httpx2.AsyncClient, alice: Backend) -> None:
-    """Path, query, headers and no body arrive; the connection is closed afterwards."""
+    """Path, query, headers and no body arrive; the connection is closed afterward."""
     answer = await http.get(f"{alice.url}/v1/models", params={"a": "b c"}, headers={"authorization": "Bearer key"})
     assert (answer.status_code, answer.json()["data"][0]["id"]) == (200, "test-model")
     assert answer.headers["content-type"] == "application/json"
@@ -164,7 +164,7 @@ async def test_a_header_of_two_lines_is_not_sent(http: httpx2.AsyncClient, alice
 
 
 async def test_an_answer_that_takes_too_long_times_out(http: httpx2.AsyncClient, alice: Backend) -> None:
-    """The read timeout bounds the whole answer, be it silent or endless."""
+    """The read timeout bounds the whole answer, whether it is silent or endless."""
     alice.behave = act.stall()
     with pytest.raises(httpx2.ReadTimeout):
         await http.post(f"{alice.url}/v1/thing", timeout=0.05)
@@ -172,7 +172,7 @@ async def test_an_answer_that_takes_too_long_times_out(http: httpx2.AsyncClient,
 
 
 async def test_cancelling_closes_the_connection(http: httpx2.AsyncClient, alice: Backend) -> None:
-    """Whoever owns the timeout cancels; the server notices."""
+    """The owner of the timeout cancels; the server notices."""
     alice.behave = act.stall()
     asking = asyncio.ensure_future(http.post(f"{alice.url}/v1/thing"))
     await until(lambda: alice.hits == 1)

@@ -630,7 +630,7 @@ async def test_aborting_after_the_end_does_not_touch_the_kept_connection(wires: 
 
 
 async def test_aborting_ends_resolving(wires: Wires) -> None:
-    """The resolver's task is cancelled."""
+    """The resolver's task is canceled."""
     cancelled = asyncio.Event()
     asked = asyncio.Event()
 
@@ -727,7 +727,7 @@ async def test_nothing_private_is_dialled(wires: Wires, alice: Backend) -> None:
 
 
 async def test_an_answer_that_changes_is_checked_again(wires: Wires, alice: Backend) -> None:
-    """[X01] Rebinding: the name is public when it is looked at first and private at the connect; nothing is dialled.
+    """[X01] Rebinding: the name is public when it is looked at first and private at the connect; nothing is dialed.
 
     Names are resolved and checked at every connect, so a name that was good once is no better the second time.
     """
@@ -749,7 +749,7 @@ async def test_an_answer_that_changes_is_checked_again(wires: Wires, alice: Back
 
 
 async def test_a_literal_is_not_resolved(wires: Wires, alice: Backend) -> None:
-    """And a name is dialled at what was checked, without a second look-up."""
+    """And a name is dialed at what was checked, without a second look-up."""
     asked: list[str] = []
 
     async def resolve(host: str, port: int) -> Sequence[str]:
@@ -887,7 +887,7 @@ LOCAL_NAMES = {"alice.example": ["127.0.0.1"], "bob.example": ["127.0.0.1"]}
 
 
 async def test_tls_verifies_the_name_and_keeps_the_connection(wires: Wires, certificate: TlsContexts) -> None:
-    """The name stands in SNI and is checked, though an address is dialled; a large body and stream pass."""
+    """The name stands in SNI and is checked, though an address is dialed; a large body and stream pass."""
     with Backend("alice", tls=certificate[0]) as alice:
         wire = wires(tls=certificate[1], resolve=found(LOCAL_NAMES))
         url = f"https://alice.example:{alice.port}"
@@ -949,7 +949,7 @@ async def test_aborting_tls_leaves_nothing(wires: Wires, certificate: TlsContext
 
 
 async def test_closing_tells_everybody_who_waits(wires: Wires, alice: Backend) -> None:
-    """A request that waits for its answer, one that is being dialled, and one that comes too late: class L, each once."""
+    """A request that waits for its answer, one that is being dialed, and one that comes too late: class L, each once."""
     alice.behave = act.stall()
     wire = wires()
     answering, dialling, late = Told(), Told(), Told()

@@ -37,7 +37,7 @@ class Required:
 
 
 class TestCompletedStore(StoreContract, UsageSumStoreContract):
-    """Sessions and counts of use that a store does not keep are kept in memory."""
+    """Sessions and usage counts that a store does not keep are kept in memory."""
 
     @pytest.fixture
     async def store(self) -> AsyncIterator[Store]:

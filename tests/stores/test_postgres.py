@@ -80,7 +80,7 @@ async def test_gateways_that_start_at_once_make_one_set_of_tables(postgres: Post
 
 
 async def test_a_change_is_told_at_once(postgres: PostgresServer) -> None:
-    """Who waits for one wakes up when it is committed, and what happens between two waits is not missed."""
+    """A call that waits for one wakes up when it is committed, and what happens between two waits is not missed."""
     url = postgres.database()
     async with opened(url) as one, opened(url) as other:
         await other.changed(1)
@@ -278,7 +278,7 @@ async def saved(store: Store, server: Server) -> None:
 
 
 async def test_a_silent_database_is_waited_for_once(postgres: PostgresServer, impatient: None) -> None:
-    """P08: Whoever waits gets an answer within the bound, those behind it at once; when it speaks again all works, unopened."""
+    """P08: A waiting call gets an answer within the bound, those behind it at once; when it speaks again all works, unopened."""
     with FaultProxy(postgres.port) as proxy:
         async with opened(postgres.database(port=proxy.port)) as store:
             await store.save_server(make_server())

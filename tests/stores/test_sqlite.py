@@ -108,7 +108,7 @@ async def test_a_wrong_secret_is_refused_and_rotation_keeps_keys_readable(tmp_pa
 
 
 async def test_a_setting_takes_over_from_the_key_file(tmp_path: Path) -> None:
-    """What the file's secret encrypted is encrypted anew; the file may go then."""
+    """What the file's secret encrypted is encrypted again; the file may go then."""
     path = tmp_path / "registry.db"
     store = await opened(path)
     await store.save_server(make_server(api_key=KEY))
@@ -170,7 +170,7 @@ async def test_damage_in_the_middle_is_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["empty", "foreign", "journal only"])
 async def test_nothing_is_made_in_place_of_what_was_lost(tmp_path: Path, name: str) -> None:
-    """A file cut to nothing, another program's, or only the journal left: whoever starts the gateway shall know."""
+    """A file cut to nothing, another program's, or only the journal left: the person who starts the gateway must know."""
     path = tmp_path / "registry.db"
     if name == "journal only":
         (tmp_path / "registry.db-wal").write_bytes(b"left over")
@@ -253,7 +253,7 @@ STEPS = [migration.name for migration in sqlite_schema.migrations._migrations]
 
 @pytest.mark.parametrize("next_step", STEPS[1:])
 async def test_an_old_file_keeps_everything_and_learns_what_is_new(tmp_path: Path, next_step: str) -> None:
-    """Each server, its key, health and checks; keys and counts of use work, and a copy of how it was stands beside it."""
+    """Each server, its key, health and checks; keys and usage counts work, and a copy of how it was stands beside it."""
     path = tmp_path / "registry.db"
     make_old(path, next_step)
     owner = make_server().owner_digest if next_step != "usage_and_keys" else None
@@ -606,7 +606,7 @@ def test_processes_that_start_together_share_one_file(tmp_path: Path) -> None:
 
 
 async def test_stores_that_are_opened_at_once_make_one_file(tmp_path: Path) -> None:
-    """The same in threads, again and again: whoever is slower takes what the faster one made."""
+    """The same in threads, again and again: the slower one takes what the faster one made."""
     for attempt in range(15):
         path = tmp_path / str(attempt) / "registry.db"
         stores = [SqliteStore(path) for _ in range(6)]

@@ -5,8 +5,8 @@
         ...                                         # send requests to alice.url
         assert alice.hits == 2
 
-The behaviours are in `support.behaviours`. Requests for the model list are answered by `behave_models` and are not mixed
-with the others. All counts may be read, and all behaviours changed, from any thread at any time.
+The behaviors are in `support.behaviours`. Requests for the model list are answered by `behave_models` and are not mixed
+with the others. All counts may be read, and all behaviors changed, from any thread at any time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Outcome(enum.Enum):
 
     RUNNING = "running"
     COMPLETED = "completed"
-    """The behaviour did all it wanted to do (be it a reset)."""
+    """The behavior did all it wanted to do (even a reset)."""
     ABORTED = "aborted"
     """The peer left first."""
     STOPPED = "stopped"
@@ -141,7 +141,7 @@ def dechunk(data: bytearray, position: int) -> tuple[bytes, int] | None:
 
 
 class Exchange:
-    """One request being answered: what a behaviour gets. It is cancelled when the peer leaves."""
+    """One request being answered: what a behavior gets. It is canceled when the peer leaves."""
 
     def __init__(self, backend: Backend, link: Link, request: Received) -> None:
         """Made by the backend, one per request."""
@@ -229,7 +229,7 @@ class Exchange:
 
 
 class Link(asyncio.Protocol):
-    """One connection to a backend: parses requests, runs a behaviour for each, notices when the peer leaves."""
+    """One connection to a backend: parses requests, runs a behavior for each, notices when the peer leaves."""
 
     def __init__(self, backend: Backend, number: int) -> None:
         """Made by the backend, one per connection."""
@@ -413,7 +413,7 @@ def is_for_engine(request: Received) -> bool:
 
 
 class Backend(LoopServer):
-    """A model server whose behaviour is a script."""
+    """A model server whose behavior is a script."""
 
     def __init__(
         self,
@@ -456,7 +456,7 @@ class Backend(LoopServer):
         self.owned_by = "vllm"
         """What the list of models says about who serves them; of vLLM a gateway reads only the version besides."""
         self.errors: list[Exception] = []
-        """Mistakes in behaviours; the first one is raised when the backend is left."""
+        """Mistakes in behaviors; the first one is raised when the backend is left."""
         self.connections = 0
         self.garbage = 0
         """Connections that did not speak HTTP/1.1."""
@@ -471,7 +471,7 @@ class Backend(LoopServer):
 
     @property
     def behave(self) -> Behaviour | list[Behaviour]:
-        """What the next requests get: a behaviour for all, or a list of which each request takes one and the last one stays."""
+        """What the next requests get: a behavior for all, or a list of which each request takes one and the last one stays."""
         return self._script
 
     @behave.setter
@@ -508,7 +508,7 @@ class Backend(LoopServer):
 
     @property
     def completed(self) -> int:
-        """How many of them got all that the behaviour wanted to send."""
+        """How many of them got all that the behavior wanted to send."""
         return sum(request.outcome is Outcome.COMPLETED for request in list(self.requests))
 
     @property
@@ -522,7 +522,7 @@ class Backend(LoopServer):
         return self.requests[-1]
 
     def forget(self) -> None:
-        """Start all counts and records anew. Requests that still run are no longer seen."""
+        """Reset all counts and records. Requests that still run are no longer seen."""
 
         def clear() -> None:
             self.requests, self.probes, self.accesses, self.readings = [], [], [], []
@@ -557,7 +557,7 @@ class Backend(LoopServer):
             handshake.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def hang_up(self) -> None:
-        """Drop all connections; raise the first mistake of a behaviour."""
+        """Drop all connections; raise the first mistake of a behavior."""
         await asyncio.sleep(0)
         tasks = [task for task in [link.stop() for link in list(self._links)] if task is not None]
         if tasks:
@@ -575,7 +575,7 @@ class Backend(LoopServer):
         self._links.discard(link)
 
     def note_request(self, request: Received) -> Behaviour:
-        """Record a request and choose its behaviour."""
+        """Record a request and choose its behavior."""
         if is_for_models(request):
             self.probes.append(request)
             script = self._models_script

@@ -1,6 +1,6 @@
 """What a model server can do to a request: one small function each, for `Backend.behave`.
 
-Each function returns a behaviour. Counts called `after` are complete events sent before the trouble. Those that act
+Each function returns a behavior. Counts called `after` are complete events sent before the trouble. Those that act
 on streams send their trouble whatever was asked for. Times are seconds.
 """
 

@@ -115,12 +115,12 @@ class RecordingClient:
 
     @property
     def is_silent(self) -> bool:
-        """Tell whether nothing was said yet, not even a head."""
+        """Return whether nothing was sent yet, not even a head."""
         return self.status is None
 
     @property
     def is_finished(self) -> bool:
-        """Tell whether the response is over, whole or cut."""
+        """Return whether the response is over, whole or cut."""
         return self.ended or self.was_cut
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
@@ -184,7 +184,7 @@ class RecordingSending:
 
     @property
     def is_live(self) -> bool:
-        """Tell whether the exchange may still hear of it."""
+        """Return whether the exchange may still receive events."""
         return not self.aborted and not self.over
 
     def abort(self) -> None:
@@ -203,18 +203,18 @@ class RecordingSending:
         self.paused = False
 
     def head(self, status: int = 200, headers: Mapping[bytes, bytes] = JSON) -> None:
-        """Say the head of the answer."""
+        """Send the head of the answer."""
         assert self.is_live
         self.attempt.head(status, headers)
 
     def body(self, *pieces: bytes) -> None:
-        """Say pieces of the body until the exchange hears no more."""
+        """Send pieces of the body until the exchange takes no more."""
         for piece in pieces:
             if self.is_live:
                 self.attempt.body(piece)
 
     def end(self) -> None:
-        """Say that the answer is complete, unless it was aborted."""
+        """Report that the answer is complete, unless it was aborted."""
         if self.is_live:
             self.over = True
             self.attempt.end()
@@ -226,7 +226,7 @@ class RecordingSending:
         self.attempt.failed(failure(kind))
 
     def answer(self, status: int = 200, headers: Mapping[bytes, bytes] = JSON, body: bytes = b'{"ok":true}') -> None:
-        """Say a whole answer."""
+        """Send a whole answer."""
         self.head(status, headers)
         self.body(*([body] if body else []))
         self.end()
@@ -472,7 +472,7 @@ class RecordingEngine:
         self.refused_retries += 1
 
     def explain(self, exchange: Exchange, server: Server, now: float) -> Mapping[str, object]:
-        """Say who was chosen."""
+        """Return the server that was chosen."""
         return {"server": server.id}
 
     def slot_freed(self, model: str) -> None:

@@ -115,7 +115,7 @@ def module(path: Path) -> Iterator[Prose]:
         text = written(node)
         if id(node) in docstrings:
             if text:
-                yield Prose(path, node.lineno, "docstring", _without_code(text))
+                yield Prose(path, node.lineno, "docstring", without_code(text))
         elif id(node) in errors:
             yield Prose(path, node.lineno, errors[id(node)], plain(text))
         elif is_prose(text) and not only_errors and not text.lstrip().startswith(("<", "SELECT", "INSERT", "UPDATE", "DELETE")):
@@ -143,7 +143,7 @@ def _texts(call: ast.Call) -> Iterator[ast.expr]:
             yield argument
 
 
-def _without_code(text: str) -> str:
+def without_code(text: str) -> str:
     """Return a docstring without examples and indented blocks."""
     lines = [line for line in text.splitlines() if not re.match(r"\s*(?:>>>|\.\.\. )", line)]
     return plain("\n".join(lines))

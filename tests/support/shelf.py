@@ -15,9 +15,9 @@ from support.backends import Exchange
 
 @attrs.define(eq=False)
 class Shelf:
-    """The behaviour of such a server; give each backend one of its own.
+    """The behavior of such a server; give each backend one of its own.
 
-    `holds_back` streams the first event only, until the response is cancelled.
+    `holds_back` streams the first event only, until the response is canceled.
     """
 
     name: str
