@@ -59,7 +59,7 @@ def test_of_many_that_want_a_name_one_gets_it(gateway: GatewayProcess) -> None:
 
 
 def test_changes_at_once_do_not_undo_each_other(gateway: GatewayProcess) -> None:
-    """A renewal, a block and limits that are set by several calls at once all hold afterwards; the old key never works again."""
+    """A renewal, a block and limits that are set by several calls at once all hold afterward; the old key never works again."""
     made = gateway.admin("POST", "/keys", {"name": "busy"}).json()
     path = f"/keys/{made['id']}"
     calls: list[tuple[str, str, Any]] = [("PATCH", path, {"rate_limit": 1000 + number}) for number in range(6)]
