@@ -104,6 +104,20 @@ async def test_a_model_is_chosen_by_a_link() -> None:
         assert "No model has “zeta” in its name" in (await browser.open("/models?q=zeta")).text
 
 
+async def test_the_chosen_model_shows_what_was_read_from_its_engines() -> None:
+    """The context that is served beside the advertised one, and abilities; the smaller promise of a server counts."""
+    async with browsing() as browser:
+        server = await browser.register(model_name="qwen", capabilities={"context_length": 4096})
+        measure(browser, server, context=8192, trained_context=131072, abilities=Abilities(chat=True, tools=True, vision=False))
+        await browser.sign_in()
+        page = unescape((await browser.open("/models")).text)
+        assert "<span>4,096 tokens served (131,072 advertised)</span>" in page
+        assert "<span>can do chat, tools</span>" in page
+        assert "4,096" in rows_of(page)[0]
+        details = unescape((await browser.open(f"/server/{server}")).text)
+        assert "8,192 tokens served (131,072 advertised); routing uses the registered 4,096" in details
+
+
 async def test_a_model_that_only_embeds_gets_code_that_embeds() -> None:
     """As its engine says."""
     async with browsing() as browser:

@@ -33,7 +33,7 @@ def promise_of(model: Model) -> Promise:
     True
     """
     active = [(route.server, route.health.measured) for route in model.routes if route.health.is_active]
-    promised = [context for server, measured in active if (context := _promised(server, measured)) is not None]
+    promised = [context for server, measured in active if (context := promised_context(server, measured)) is not None]
     measured_contexts = [context for server, measured in active if (context := context_of(server, measured)) is not None]
     known = [measured.model for _, measured in active if measured is not None and measured.model is not None]
     trained = [facts.trained_context for facts in known if facts.trained_context is not None]
@@ -45,7 +45,8 @@ def promise_of(model: Model) -> Promise:
     )
 
 
-def _promised(server: Server, measured: Measured | None) -> int | None:
+def promised_context(server: Server, measured: Measured | None) -> int | None:
+    """Return how many tokens a server has room for: the smaller of what was measured and what its registration states."""
     context = context_of(server, measured)
     return server.capabilities.context_length if context is None else context
 

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 import attrs
 
 from multiverse_gateway.api.response_types import iso_or_none
+from multiverse_gateway.core.promises import promise_of, promised_context
 from multiverse_gateway.core.routing import Model
-from multiverse_gateway.core.routing import Route as ServerRoute
 from multiverse_gateway.core.servers import model_key
 from multiverse_gateway.core.speeds import Speeds
+from multiverse_gateway.pages.engine_words import able, context_words
 from multiverse_gateway.pages.states import ATTENTION, Tone
 from multiverse_gateway.pages.views import Queue, Row
 
@@ -42,13 +43,15 @@ class ModelRow:
 
 @attrs.frozen(kw_only=True)
 class ChosenModel:
-    """The model whose servers and code are shown."""
+    """The model whose servers and code are shown; `context` and `can_do` are what was read from its engines, in words."""
 
     row: ModelRow
     servers: tuple[Row, ...]
     streaming: bool
     embeds: bool
     max_tokens: int | None
+    context: str | None
+    can_do: str
 
 
 def id_of(model: str) -> str:
@@ -66,6 +69,7 @@ def row_of_model(model: Model, rows: Sequence[Row], queue: Queue | None, speeds:
     up = statuses.count("healthy")
     tone, word = _state(statuses)
     usable = [route for route in model.routes if route.health.status == "healthy"] or list(model.routes)
+    contexts = [promised_context(route.server, route.health.measured) for route in usable]
     known = [speed for route in model.routes if (speed := speeds.of(route.server.id)) is not None]
     return ModelRow(
         id=id_of(model.name),
@@ -75,7 +79,7 @@ def row_of_model(model: Model, rows: Sequence[Row], queue: Queue | None, speeds:
         up=up,
         total=len(rows),
         offline_since=_offline_since(model) if tone is Tone.BAD else None,
-        context=min((context for route in usable if (context := _context(route)) is not None), default=None),
+        context=min((context for context in contexts if context is not None), default=None),
         speed=sum(known) / len(known) if known else None,
         queue=queue,
     )
@@ -94,11 +98,6 @@ def _offline_since(model: Model) -> str | None:
     return iso_or_none(max((at for route in model.routes if (at := route.health.last_transition_at) is not None), default=None))
 
 
-def _context(route: ServerRoute) -> int | None:
-    measured = route.health.measured
-    return (None if measured is None else measured.context) or route.server.capabilities.context_length
-
-
 def in_order(rows: Iterable[ModelRow]) -> list[ModelRow]:
     """Return the rows by name, those of models that are offline last."""
     return sorted(rows, key=lambda row: (row.is_offline, row.name.casefold(), row.name))
@@ -108,10 +107,13 @@ def chosen_model(model: Model, row: ModelRow, servers: Sequence[Row]) -> ChosenM
     """Return more about a model."""
     capabilities = [route.server.capabilities for route in model.routes]
     abilities = [route.health.measured.abilities for route in model.routes if route.health.measured is not None]
+    promise = promise_of(model)
     return ChosenModel(
         row=row,
         servers=tuple(servers),
         streaming=any(each.streaming for each in capabilities),
         embeds=bool(abilities) and all(each.embeddings is True and each.chat is not True for each in abilities),
         max_tokens=max((each.max_tokens for each in capabilities if each.max_tokens), default=None),
+        context=context_words(promise.largest_context_length, promise.trained_context_length),
+        can_do=able(promise.abilities),
     )
