@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multiverse_gateway.core.aliases import Alias
 from multiverse_gateway.core.engine_facts import Abilities, EngineKind, Measured, ModelFacts
 from multiverse_gateway.core.health import Health, HealthState
 from multiverse_gateway.core.load import Load
@@ -242,6 +244,29 @@ def test_a_long_text_prefers_a_server_with_room_and_else_the_one_with_most() -> 
     assert suited(model_of(measured(1000), measured(4000), states=" x"), characters=9000) == "a"
     assert suited(model_of(measured(1000), None), characters=9000) == "b"
     assert suited(model_of(measured(4000), measured(4000), declared=100), characters=9000) == "ab"
+
+
+def test_the_servers_of_all_models_of_an_alias_count_together() -> None:
+    """The order of an alias decides among the models that can serve a request; one that cannot is passed over."""
+    facts = {"a": measured(1000, vision=False), "b": measured(8000, vision=True), "c": measured(4000, vision=True)}
+    servers = [attrs.evolve(server(name), model_name=f"model-{name}") for name in facts]
+    health = {ServerId(name): Health(state=HealthState.HEALTHY, measured=fact) for name, fact in facts.items()}
+    alias = Alias(name="any", models=("model-a", "model-b", "model-c"), created_at=0, updated_at=0)
+    model = build_table(1, servers, health, aliases=[alias]).aliases["any"]
+
+    def first(*abilities: str, characters: int = 0) -> str:
+        narrowed = model.suited(Needs(frozenset(abilities), characters))
+        found = candidates(narrowed, Load(), stream=False, path=CHAT, excluded=(), now=5.0)
+        return "".join(each.id for each in found.ready)
+
+    assert (first(), first("vision"), first(characters=9000), first(characters=20_000), first(characters=200_000)) == (
+        "a",
+        "b",
+        "b",
+        "b",
+        "b",
+    )
+    assert [tier.name for tier in model.suited(Needs(frozenset({"vision"}))).tiers] == ["model-b", "model-c"]
 
 
 def test_needs_narrow_the_candidates_and_the_usual_request_is_answered_in_advance() -> None:

@@ -119,15 +119,17 @@ class Model:
         """Return the model with only those servers that can do what a request needs, itself if no server can.
 
         Of those, only the servers in rotation whose context has room for the text, or the ones with the largest context if none has room;
-        the servers that were tried already (`excluded`) do not count for that.
+        the servers that were tried already (`excluded`) do not count for that. For an alias, the servers of all its models count together.
         """
-        if self.tiers:
-            return Model(self.name, self.routes, tuple(tier.suited(needs, excluded) for tier in self.tiers))
         able = tuple(route for route in self.routes if can(route.health.measured, needs.abilities))
         routes = able if any(route.health.is_active for route in able) else self.routes
         if needs.characters:
             routes = _roomy(routes, needs, excluded)
-        return self if routes == self.routes else Model(self.name, routes)
+        if routes == self.routes:
+            return self
+        ids = {route.server.id for route in routes}
+        tiers = [Model(tier.name, tuple(route for route in tier.routes if route.server.id in ids)) for tier in self.tiers]
+        return Model(self.name, routes, tuple(tier for tier in tiers if tier.routes))
 
 
 def _roomy(routes: tuple[Route, ...], needs: Needs, excluded: Collection[ServerId]) -> tuple[Route, ...]:
