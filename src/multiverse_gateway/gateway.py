@@ -303,7 +303,8 @@ class Gateway:
 
     def candidates(self, envelope: Envelope, excluded: frozenset[ServerId], now: float) -> Candidates | None:
         """Return the servers that could serve the request now; `None` for a model without servers, and for a server that is gone."""
-        model = self.health_book.table.find(envelope.model)
+        table = self.health_book.table
+        model = table.find(envelope.model) if table.aliases else table.models.get(envelope.model)  # without aliases it saves a call
         if model is None:
             return None
         if envelope.server_id is not None:

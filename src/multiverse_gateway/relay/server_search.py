@@ -390,7 +390,7 @@ class ServerSearch(Ticket):
     def headers(self, server: Server | None) -> Sequence[tuple[bytes, bytes]]:
         """Return the headers that say how a response came about; `server` is that of the last attempt."""
         headers: Sequence[tuple[bytes, bytes]] = attempt_headers(self.tried, None if server is None else server.id)
-        envelope = self.client_request.envelope
+        envelope = self._exchange.request.envelope
         if server is not None and server.model_name != envelope.written_model:
             headers = [*headers, *model_headers(envelope.model, server.model_name)]
         return [*headers, *wait_headers(self.waited_seconds)] if self.waited_seconds else headers
