@@ -80,9 +80,9 @@ class Agreement(RuleBasedStateMachine):
         except GatewayError as error:
             return type(error), error.message
 
-    def both(self, name: str, *values: Any) -> Any:
+    def both(self, name: str, *values: Any, **named: Any) -> Any:
         """Call both stores."""
-        answers = [self.run(getattr(store, name)(*values)) for store in (self.model, self.real)]
+        answers = [self.run(getattr(store, name)(*values, **named)) for store in (self.model, self.real)]
         assert answers[0] == answers[1], (name, values)
         return answers[0]
 
@@ -105,6 +105,10 @@ class Agreement(RuleBasedStateMachine):
     @rule(batch=st.sampled_from("abc"), days=st.lists(DAYS, max_size=3), requests=st.integers(0, 1 << 40))
     def add_usage(self, batch: str, days: list[str], requests: int) -> None:
         self.both("add_usage", batch, [make_usage(day, requests) for day in days])
+
+    @rule(by=st.sets(st.sampled_from(["day", "model", "client"])), models=st.none() | st.lists(st.sampled_from(["tiny", "x"]), max_size=2))
+    def sum_usage(self, by: set[str], models: list[str] | None) -> None:
+        self.both("sum_usage", "2026-05-01", "2026-05-02", by=by, only={} if models is None else {"model": models})
 
     @rule(role=st.sampled_from("xy"), holder=st.sampled_from("ab"), ttl=st.sampled_from([0.0, 600.0]))
     def claim(self, role: str, holder: str, ttl: float) -> None:

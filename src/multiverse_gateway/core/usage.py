@@ -8,7 +8,7 @@
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from attrs import astuple, define, field, frozen
+from attrs import astuple, define, field, fields, frozen
 
 from multiverse_gateway.core.budget import day_name
 from multiverse_gateway.core.servers import ServerId
@@ -79,6 +79,9 @@ class Counts:
         )
 
 
+_COUNTS = tuple(field.name for field in fields(Counts))
+
+
 @frozen(kw_only=True)
 class Usage:
     """The counts of one key."""
@@ -101,6 +104,15 @@ def summed(rows: Iterable[Usage], key: Callable[[UsageKey], UsageKey]) -> list[U
         sum_so_far = sums.get(group)
         sums[group] = row.counts if sum_so_far is None else sum_so_far + row.counts
     return [Usage(key=group, counts=counts) for group, counts in sums.items()]
+
+
+def total_of(rows: Collection[Usage]) -> Counts:
+    """Return the sum of all counts.
+
+    >>> total_of([Usage(key=UsageKey("2026-05-01", name), counts=Counts(requests=2)) for name in ("a", "b")]).requests
+    4
+    """
+    return Counts(**{name: bounded(sum([getattr(row.counts, name) for row in rows])) for name in _COUNTS})
 
 
 def sums_of(rows: Iterable[Usage], *, by: Collection[str], only: Mapping[str, Collection[str]]) -> list[Usage]:

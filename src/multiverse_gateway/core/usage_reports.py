@@ -1,13 +1,13 @@
 """What a report about use holds: the rows of some days, filtered and added up by what the report tells apart."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import date
 
 import attrs
 
 from multiverse_gateway.core.errors import BadRequest
 from multiverse_gateway.core.servers import spellings
-from multiverse_gateway.core.usage import Counts, Usage, parts_of, summed
+from multiverse_gateway.core.usage import Counts, Usage, summed, total_of
 
 DEFAULT_DAYS = 30
 PARTS = ("day", "model", "server", "owner", "client")
@@ -94,11 +94,17 @@ def columns_of(by: Collection[str]) -> list[str]:
 
 
 def summarize(
-    rows: Iterable[Usage], selection: UsageSelection, *, days: tuple[str, str], names: Mapping[str, str], listed: Callable[[str], str]
+    rows: Sequence[Usage], selection: UsageSelection, *, days: tuple[str, str], names: Mapping[str, str], listed: Callable[[str], str]
 ) -> UsageSummary:
-    """Return what a report shows of the rows that it covers; `listed` returns the name under which a model is listed."""
-    columns = columns_of(selection.by)
-    sums = summed(rows, lambda key: parts_of(attrs.evolve(key, model=listed(key.model)) if key.model else key, columns))
-    total = sum((usage.counts for usage in sums), Counts())
-    sums.sort(key=lambda usage: attrs.astuple(usage.key))
-    return UsageSummary(since=days[0], until=days[1], total=total, rows=tuple(sums), by=selection.by, names=names)
+    """Return what a report shows of sums by the parts of `selection.by`; `listed` returns the name under which a model is listed."""
+    sums = [_renamed(usage, listed) for usage in rows]
+    if any(renamed is not usage for renamed, usage in zip(sums, rows, strict=True)):  # else they are added up and sorted already
+        sums = sorted(summed(sums, lambda key: key), key=lambda usage: attrs.astuple(usage.key))
+    return UsageSummary(since=days[0], until=days[1], total=total_of(sums), rows=tuple(sums), by=selection.by, names=names)
+
+
+def _renamed(usage: Usage, listed: Callable[[str], str]) -> Usage:
+    """Return the usage of a model under the name by which it is listed: the same object if that is the name that it has."""
+    model = usage.key.model
+    name = listed(model) if model else model
+    return usage if name == model else Usage(key=attrs.evolve(usage.key, model=name), counts=usage.counts)
