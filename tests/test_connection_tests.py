@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import attrs
@@ -21,10 +23,13 @@ from multiverse_gateway.connection_test import Means, Outcome, StepResult, exami
 from multiverse_gateway.core.addresses import AddressPolicy, AddressRefusal, parse_endpoint
 from multiverse_gateway.core.failover import ConnectFailure
 from multiverse_gateway.dialing import client_over, wire_of
+from multiverse_gateway.pages import connection_steps
 from multiverse_gateway.pages.rendering import NEXT_PIECE
 from multiverse_gateway.probes.models import ModelsProbe
 from multiverse_gateway.protocols import Client, ProbeProblem, ProbeStep
 from multiverse_gateway.relay.transport import WireTransport
+from support import behaviours
+from support.backends import Backend, Behaviour, Exchange, list_models
 from support.gateways import ADMIN_KEY
 from support.pages import browsing
 from support.troubles import ANSWERS, NETWORKS, STEPS, resolve, troubled
@@ -83,7 +88,7 @@ async def test_a_scout_takes_the_way_step_by_step() -> None:
         assert (name.addresses, address.refusal, address.is_final) == (("127.0.0.1",), AddressRefusal.LOOPBACK, False)
         assert (connection.outcome, connection.address) == (Outcome.PASSED, "127.0.0.1")
         assert (await scouted(urls["closed"]))[-1].cause is ConnectFailure.REFUSED
-        assert (await scouted(urls["no-tls"]))[-1].cause is ConnectFailure.TLS
+        assert (await scouted(urls["no-tls"]))[-1].cause is ConnectFailure.NO_TLS
     assert not wire.connections
     await wire.aclose()
 
@@ -188,3 +193,82 @@ async def test_a_gateways_test_uses_its_own_probe_and_client() -> None:
         assert means_of(gateway, server_at(UNUSED), chats=False).chat is None
         means = means_of(gateway, server_at(UNUSED), chats=True)
         assert (means.check, means.http) == (gateway.checks.check, gateway.network.http)
+
+
+def loading_for(times: int) -> Behaviour:
+    """Answer so many requests for the list of models with 503, and then list the model."""
+    left = [times]
+
+    async def answer(exchange: Exchange) -> None:
+        left[0] -= 1
+        await (behaviours.status(503) if left[0] >= 0 else list_models)(exchange)
+
+    return answer
+
+
+@pytest.mark.e2e
+async def test_a_silent_port_is_told_from_a_closed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The port is open, but nothing comes back in TLS: the page offers the address with http as a button, the command names it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MULTIVERSE_CONNECT_TIMEOUT_SECONDS", "1.2")
+    silent = socket.create_server(("127.0.0.1", 0))  # the system accepts connections, and nothing reads them
+    url = f"https://127.0.0.1:{silent.getsockname()[1]}"
+    async with browsing(probes=True, allow_private_networks=NETWORKS, connect_timeout_seconds=1.2) as browser:
+        await browser.sign_in()
+        page = await browser.send("/register/test", {"endpoint_url": url}, hx_request="true")
+        answer = await browser.client.post("/admin/test-connection", json={"endpoint_url": url}, headers={"x-api-key": ADMIN_KEY})
+        result = await anyio.to_thread.run_sync(partial(CliRunner().invoke, main, ["check", url, "--allow-private"]))
+    silent.close()
+    http = url.replace("https", "http")
+    assert f'data-fill="endpoint_url" data-value="{http}"' in page.text
+    assert "open but gives no answer in TLS: try http://" in answer.json()["reason"]
+    assert "the port is open but gives no answer in TLS" in result.output
+
+
+@pytest.mark.e2e
+async def test_the_page_waits_for_a_server_that_is_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so, tests again, and ends with the models; without waiting it offers to wait."""
+    monkeypatch.setattr(connection_steps, "WAIT_EVERY", 0.01)
+    async with Backend("slow", models=["tiny"]) as slow, browsing(probes=True, allow_private_networks=NETWORKS) as browser:
+        await browser.sign_in()
+        slow.behave_models = behaviours.status(503)
+        once = await browser.send("/register/test", {"endpoint_url": slow.url}, hx_request="true")
+        assert "Wait for it" in once.text
+        assert once.text.count("(status 503)") == 1
+        slow.behave_models = loading_for(3)
+        waited = await browser.send("/register/test", {"endpoint_url": slow.url, "wait": "1"}, hx_request="true")
+        assert waited.text.count("The server is still loading. The next test is in") == 3
+        last = waited.text.rpartition(NEXT_PIECE)[2]
+        assert "All checks passed." in last
+        assert "Wait for it" not in last
+
+
+@pytest.mark.e2e
+async def test_a_server_that_asks_for_a_key_leads_to_its_field() -> None:
+    """The page unfolds and focuses it."""
+    async with troubled() as urls, browsing(probes=True, resolve=resolve, allow_private_networks=NETWORKS) as browser:
+        await browser.sign_in()
+        page = await browser.send("/register/test", {"endpoint_url": urls["wants-a-key"]}, hx_request="true")
+        assert 'data-unfold="api_key"' in page.text
+
+
+@pytest.mark.e2e
+async def test_the_api_tries_a_model_that_is_not_listed_as_registering_does() -> None:
+    """A listed one, and a test without a model, cost no token."""
+    async with Backend("tiny", models=["tiny"]) as tiny, browsing(probes=True, allow_private_networks=NETWORKS) as browser:
+
+        async def tested(**body: str) -> dict[str, Any]:
+            answer = await browser.client.post(
+                "/admin/test-connection", json={"endpoint_url": tiny.url, **body}, headers={"x-api-key": ADMIN_KEY}
+            )
+            found: dict[str, Any] = answer.json()
+            return found
+
+        assert [(await tested())["ok"], (await tested(model_name="tiny"))["ok"], tiny.trials] == [True, True, []]
+        assert (await tested())["warning"] is None
+        alias = await tested(model_name="alias")
+        assert (alias["ok"], alias["steps"][-1]) == (True, {"step": "chat", "ok": True, "message": "The model answers"})
+        tiny.behave_trial = behaviours.status(404, message="model 'tinny' not found")
+        wrong = await tested(model_name="tinny")
+        assert (wrong["ok"], wrong["steps"][-1]["step"], wrong["steps"][-1]["ok"]) == (False, "chat", False)
+        assert wrong["reason"].endswith("Did you mean tiny?")

@@ -91,6 +91,7 @@ class ProbeProblem(StrEnum):
     REDIRECT = "redirect"
     BUSY = "busy"
     IDLE_TUNNEL = "idle_tunnel"
+    NO_TLS = "no_tls"
     NOT_FOUND = "not_found"
     UNKNOWN_MODEL = "unknown_model"
     STATUS = "status"

@@ -140,7 +140,7 @@ async def _probed(gateway: Gateway, server: Server) -> ProbeResult:
     if not is_doubtful(result.warning):
         return result
     if not _has_answered(gateway, server):
-        await _try_unlisted(gateway, server, result.models)
+        await try_unlisted(gateway, server, result.models)
     return attrs.evolve(result, warning=ANSWERS_UNLISTED)
 
 
@@ -150,7 +150,7 @@ def _has_answered(gateway: Gateway, server: Server) -> bool:
     return any(identity(route.server) == identity(server) and has_answered_unlisted(route.health.warning) for route in routes)
 
 
-async def _try_unlisted(gateway: Gateway, server: Server, listed: Sequence[str]) -> None:
+async def try_unlisted(gateway: Gateway, server: Server, listed: Sequence[str]) -> None:
     """Ask a server for one token of a model that it does not list.
 
     Raises:

@@ -116,7 +116,16 @@ def test_another_name_is_a_note(scripted: str) -> None:
     assert f"other is not in the list: {MODEL}" in result.output
 
 
-@pytest.mark.parametrize("url", ["", "gpu", "ftp://gpu.example", "http://user:pass@gpu.example", "http://gpu.example:22"])
+@pytest.mark.e2e
+def test_a_url_without_a_scheme_is_read_as_the_form_reads_it(scripted: str) -> None:
+    """And so is one with the path of a call."""
+    host = scripted.removeprefix("http://")
+    for url in (host, f"{host}/v1/chat/completions"):
+        result = call(url, "--allow-private")
+        assert (result.exit_code, f"ok  URL: {scripted}" in result.output) == (0, True), result.output
+
+
+@pytest.mark.parametrize("url", ["", "ftp://gpu.example", "http://user:pass@gpu.example", "http://gpu.example:22"])
 def test_a_url_that_cannot_be(url: str) -> None:
     """Nothing is dialed."""
     result = call(url)
@@ -194,7 +203,7 @@ def test_a_server_that_speaks_no_tls_fails_at_the_connection(scripted: str) -> N
     """A gateway would not get further."""
     result = call(scripted.replace("http:", "https:"), "--allow-private")
     assert result.exit_code == 1
-    assert "FAILED  connection: no secure connection (TLS)" in result.output
+    assert "FAILED  connection: the port is open but does not speak TLS" in result.output
 
 
 @pytest.mark.e2e

@@ -96,7 +96,7 @@ def test_register_sends_what_was_given(gateway: Listener) -> None:
     assert (method, headers["x-api-key"]) == ("POST", KEY)
     assert body == {
         "model_name": "tiny",
-        "endpoint_url": "http://gpu.example:8000/v1",
+        "endpoint_url": "http://gpu.example:8000",
         "api_key": "backend-key",
         "weight": 3,
         "capabilities": {"max_tokens": 512, "streaming": False},

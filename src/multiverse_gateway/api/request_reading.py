@@ -16,6 +16,7 @@ import cattrs
 from msgspec import Meta
 
 from multiverse_gateway.api.request_types import (
+    UNNAMED,
     ConnectionTest,
     Import,
     KeyChange,
@@ -208,7 +209,7 @@ def parse_test(body: Any) -> Registration:
         BadRequest: As for a registration.
     """
     test = read(body, ConnectionTest)
-    return test if test.model_name else attrs.evolve(test, model_name="unnamed")
+    return test if test.model_name else attrs.evolve(test, model_name=UNNAMED)
 
 
 _NEEDED = {"model_name": "unnamed", "endpoint_url": "https://unnamed.example"}

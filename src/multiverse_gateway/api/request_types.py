@@ -162,11 +162,15 @@ class Registration:
     upstream_model: UpstreamModel | None = None
 
 
+UNNAMED = "unnamed"
+"""Stands for the model of a server that is tested without one."""
+
+
 @attrs.frozen(kw_only=True)
 class ConnectionTest(Registration):
     """A server to test without registering it; the model is optional."""
 
-    model_name: Annotated[str, Meta(pattern=f"^({MODEL_NAME.pattern})?$", description="the name of the model, or empty")] = "unnamed"
+    model_name: Annotated[str, Meta(pattern=f"^({MODEL_NAME.pattern})?$", description="the name of the model, or empty")] = UNNAMED
 
 
 @attrs.frozen(kw_only=True)

@@ -14,6 +14,7 @@ from multiverse_gateway.cli.common import json_option, print_json, printable, se
 from multiverse_gateway.connection_test import Means, Outcome, StepResult, examine, scout
 from multiverse_gateway.core.addresses import AddressPolicy, AddressRefusal, Endpoint, EndpointError, parse_root
 from multiverse_gateway.core.failover import ConnectFailure
+from multiverse_gateway.core.pasting import pasted
 from multiverse_gateway.core.server_access import HOST_HEADER
 from multiverse_gateway.core.servers import Server, ServerId
 from multiverse_gateway.dialing import client_over, wire_of
@@ -86,7 +87,7 @@ def _print_step(step: CheckedStep) -> None:
 
 async def _steps(url: str, model: str | None, api_key: str | None, policy: AddressPolicy, settings: Settings) -> AsyncIterator[CheckedStep]:
     try:
-        endpoint = parse_root(url)
+        endpoint = parse_root(pasted(url))
     except EndpointError as error:
         yield CheckedStep("URL", False, str(error), "give the server's root, such as http://gpu.example:8000")
         return
@@ -156,7 +157,7 @@ _PROBLEMS: Mapping[ProbeProblem, tuple[str, str]] = {
         "the path does not exist (status 404)",
         "give the root URL, without /v1; is it an OpenAI-compatible server?",
     ),
-    ProbeProblem.UNKNOWN_MODEL: ("the server does not know the model (status 404)", "give one of its models with --model"),
+    ProbeProblem.UNKNOWN_MODEL: ("the server does not know the model", "give one of its models with --model"),
     ProbeProblem.BUSY: ("the server is loading or busy (status {status})", "wait a little and check again"),
     ProbeProblem.STATUS: ("status {status}", "look at the server's log"),
     ProbeProblem.NO_LIST: ("GET /v1/models answers 200, but not with an OpenAI list", _COMPATIBLE),
@@ -174,6 +175,8 @@ _CAUSES: Mapping[ConnectFailure, tuple[str, str]] = {
         "start the server; if it runs, let it listen on this address (--host 0.0.0.0) and this port",
     ),
     ConnectFailure.TLS: ("no secure connection (TLS)", "is it https or http? Is the certificate valid for this name?"),
+    ConnectFailure.NO_TLS: ("the port is open but does not speak TLS", "try http:// instead of https://"),
+    ConnectFailure.TLS_TIMEOUT: ("the port is open but gives no answer in TLS", "try http:// instead of https://"),
     ConnectFailure.REFUSED_ADDRESS: ("the gateway may not connect to this address", "use a public address or a tunnel"),
     ConnectFailure.OTHER: ("no connection", "is the network up, and is the address right?"),
 }

@@ -74,7 +74,8 @@ class GatewayClient:
         message = error.get("message") if isinstance(error, dict) else None
         if message is None:
             message = f"what answers at {self.url} is not a gateway, or is another version; give the gateway's root URL with --gateway"
-        raise GatewayRefusal(f"{printable(message)} (the gateway answered with status {answer.status_code})", code)
+        said = "" if f"(status {answer.status_code})" in message else f" (the gateway answered with status {answer.status_code})"
+        raise GatewayRefusal(f"{printable(message)}{said}", code)
 
 
 def state_of_key(record: Mapping[str, Any]) -> str:

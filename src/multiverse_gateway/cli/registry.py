@@ -9,6 +9,7 @@ import click
 from multiverse_gateway.cli.client import GatewayRefusal, client_for, gateway_options
 from multiverse_gateway.cli.common import json_option, print_json, print_table, printable, refuse
 from multiverse_gateway.core.errors import InvalidClientKey
+from multiverse_gateway.core.pasting import pasted
 from multiverse_gateway.stores.files import replace_file
 
 
@@ -39,7 +40,7 @@ def register_command(url: str, model: str, gateway_url: str | None, admin_key: s
     if given["no_streaming"]:
         capabilities["streaming"] = False
     metadata = {name: given[name] for name in ("student_id", "description") if given[name] is not None}
-    body: dict[str, Any] = {"model_name": model, "endpoint_url": url}
+    body: dict[str, Any] = {"model_name": model, "endpoint_url": pasted(url)}
     body |= {name: given[name] for name in ("api_key", "max_concurrency", "weight", "upstream_model") if given[name] is not None}
     if given["no_max_concurrency"]:
         if "max_concurrency" in body:

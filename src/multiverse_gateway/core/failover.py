@@ -74,13 +74,18 @@ class FailureClass(StrEnum):
 
 
 class ConnectFailure(StrEnum):
-    """At what a connection to a server failed. `RESOLVE`: its name has no address; `REFUSED_ADDRESS`: its address may not be dialed."""
+    """At what a connection to a server failed. `RESOLVE`: its name has no address; `REFUSED_ADDRESS`: its address may not be dialed.
+
+    `NO_TLS`: the server answers, but not in TLS. `TLS_TIMEOUT`: the port is open, and no answer in TLS came in time.
+    """
 
     RESOLVE = "resolve"
     REFUSED_ADDRESS = "refused_address"
     TIMEOUT = "timeout"
     REFUSED = "refused"
     TLS = "tls"
+    NO_TLS = "no_tls"
+    TLS_TIMEOUT = "tls_timeout"
     OTHER = "other"
 
 

@@ -1,7 +1,8 @@
 """The connection test as the pages show it: six steps, drawn again each time before the test waits for the server."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 
+import anyio
 import attrs
 
 from multiverse_gateway.connection_test import Outcome, StepResult, examine, means_of
@@ -14,6 +15,8 @@ from multiverse_gateway.pages.words import sentence
 from multiverse_gateway.protocols import ProbeProblem, ProbeStep
 from multiverse_gateway.registration import candidate, refuse_address
 
+WAIT_EVERY = 5.0
+WAIT_SECONDS = 600.0
 MAX_CHOICES = 50
 """Models of a server that the page offers to choose from."""
 
@@ -29,11 +32,18 @@ class ShownStep:
 
 @attrs.frozen(kw_only=True)
 class ShownTest:
-    """What the test has found so far; `models` are those to choose from."""
+    """What the test has found so far; `models` are those to choose from.
+
+    `http_url` is the address to try instead of one whose port does not speak TLS. `wants_key`: the server did not let the gateway in.
+    `is_loading`: the server is loading or busy, so waiting helps.
+    """
 
     steps: tuple[ShownStep, ...]
     models: tuple[str, ...] = ()
     ok: bool = False
+    http_url: str = ""
+    wants_key: bool = False
+    is_loading: bool = False
 
     @property
     def is_over(self) -> bool:
@@ -78,9 +88,15 @@ async def try_steps(
     async for result in examine(server, named or None, means_of(gateway, server, chats=True)):
         if result.step is ProbeStep.CHAT and steps:
             chat = _chat(result)
-            yield ShownTest(steps=(*steps, chat), models=names, ok=chat.state == "good")
+            is_loading = result.problem is ProbeProblem.BUSY
+            yield ShownTest(steps=(*steps, chat), models=names, ok=chat.state == "good", is_loading=is_loading)
         elif result.outcome is Outcome.FAILED:
-            yield _ended(_PLACES[result.step], _reason(result))
+            yield attrs.evolve(
+                _ended(_PLACES[result.step], _reason(result)),
+                http_url=server.endpoint_url.replace("https://", "http://", 1) if result.problem is ProbeProblem.NO_TLS else "",
+                wants_key=result.step is ProbeStep.ACCESS,
+                is_loading=result.problem is ProbeProblem.BUSY,
+            )
         elif result.step is ProbeStep.MODEL:
             names = _names(result)[:MAX_CHOICES]
             steps = (*_good(4), _listing(result))
@@ -90,6 +106,33 @@ async def try_steps(
                 )
             else:
                 yield _under_way(steps)
+
+
+async def wait_until_loaded(try_once: Callable[[], AsyncIterator[ShownTest]], lasts: Callable[[], bool]) -> AsyncIterator[ShownTest]:
+    """Test a server every `WAIT_EVERY` seconds while it is loading, for `WAIT_SECONDS` at the longest, or until `lasts` says no."""
+    until = anyio.current_time() + WAIT_SECONDS
+    while True:
+        loading: ShownTest | None = None
+        async for test in try_once():
+            if test.is_loading:
+                loading = test
+            else:
+                yield test
+        if loading is None:
+            return
+        if not lasts() or anyio.current_time() + WAIT_EVERY > until:
+            yield loading
+            return
+        yield _waiting(loading)
+        await anyio.sleep(WAIT_EVERY)
+
+
+def _waiting(loading: ShownTest) -> ShownTest:
+    """Return the steps of a test that waits for the server: the step that was not passed is under way."""
+    message = f"The server is still loading. The next test is in {WAIT_EVERY:g} s."
+    place = max(place for place, step in enumerate(loading.steps) if step.message)
+    under_way = ShownStep(title=loading.steps[place].title, state="busy", message=message)
+    return attrs.evolve(loading, steps=(*loading.steps[:place], under_way, *loading.steps[place + 1 :]), is_loading=False)
 
 
 def steps_until(error: GatewayError) -> ShownTest:

@@ -11,6 +11,7 @@ from multiverse_gateway.api.request_reading import names_cap, parse_change, pars
 from multiverse_gateway.api.request_types import Registration
 from multiverse_gateway.core.addresses import LOCALHOST_MEANS, EndpointError, names_this_computer, parse_endpoint
 from multiverse_gateway.core.errors import BadRequest, GatewayError, InvalidField
+from multiverse_gateway.core.pasting import pasted
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.pages.words import sentence
@@ -163,7 +164,6 @@ def check_field(form: Form, name: str) -> FieldNote:
     return FieldNote(field=name, state="good", message="")
 
 
-_PATHS = re.compile(r"/(?:v1/)?(?:chat/completions|completions|models|embeddings|chat)/?$|/v1(?:/[a-z/]*)?$")
 _KINDS = (
     (
         r"\.ngrok(-free)?\.(app|dev|io)$",
@@ -172,18 +172,6 @@ _KINDS = (
     (r"\.trycloudflare\.com$", "a quick Cloudflare tunnel. Its address changes at every start; edit the server then"),
     (r"\.(ts\.net|loca\.lt|pinggy\.link|serveo\.net)$", "a tunnel"),
 )
-
-
-def pasted(text: str) -> str:
-    """Make an address of what was pasted: a scheme in front, and without what programs add to an address by themselves.
-
-    >>> pasted("192.168.1.20:11434/v1/chat/completions"), pasted("<https://otter.ngrok-free.app/v1>")
-    ('http://192.168.1.20:11434', 'https://otter.ngrok-free.app')
-    """
-    text = text.strip().strip("<>\"'`")
-    if text and "://" not in text:
-        text = f"{_scheme(text)}://{text}"
-    return _PATHS.sub("", text)
 
 
 def recognize(gateway: Gateway, text: str) -> FieldNote:
@@ -205,12 +193,6 @@ def recognize(gateway: Gateway, text: str) -> FieldNote:
     if names_this_computer(endpoint.host):
         return FieldNote(field=name, state="warn", message=f"{LOCALHOST_MEANS}{read_as}")
     return FieldNote(field=name, state="good", message=f"This is {_kind(endpoint.host)}.{read_as}")
-
-
-def _scheme(text: str) -> str:
-    """Guess: names of the internet are reached by TLS, machines nearby and ports without."""
-    host, colon, _ = text.split("/")[0].partition(":")
-    return "http" if colon or "." not in host or re.fullmatch(r"[0-9.]+", host) else "https"
 
 
 def _kind(host: str) -> str:

@@ -15,7 +15,7 @@ from multiverse_gateway.core.routing import Route as ServerRoute
 from multiverse_gateway.core.timelines import uptimes
 from multiverse_gateway.pages import views
 from multiverse_gateway.pages.charts import chart_of, events_of
-from multiverse_gateway.pages.connection_steps import UNTRIED, steps_until, try_steps
+from multiverse_gateway.pages.connection_steps import UNTRIED, ShownTest, steps_until, try_steps, wait_until_loaded
 from multiverse_gateway.pages.engine_words import engine_facts
 from multiverse_gateway.pages.first_steps import FirstSteps
 from multiverse_gateway.pages.live import Followed, FollowedParts, Parts
@@ -148,8 +148,12 @@ class ServerPages:
             return self._form_problem(visit, "register.html", error)
         named = form.get("model_name", "").strip()
 
+        def try_once() -> AsyncIterator[ShownTest]:
+            return try_steps(self._gateway, trial, named, opened_address=opened_address)
+
         async def pieces() -> AsyncIterator[str]:
-            async for test in try_steps(self._gateway, trial, named, opened_address=opened_address):
+            waits = form.get("wait") == "1"
+            async for test in wait_until_loaded(try_once, self._renderer.lasts(visit)) if waits else try_once():
                 if test.is_over:
                     yield self._renderer.render(visit, "_tested.html", test=test, named=named)
                 else:

@@ -139,6 +139,8 @@ _UNREACHED: Mapping[ConnectFailure, str] = {
     ConnectFailure.TIMEOUT: _NO_CONNECTION,
     ConnectFailure.REFUSED: "connection refused: is the server running, and does it listen on that address?",
     ConnectFailure.TLS: "no secure connection (TLS): is the certificate valid, and does the server support https?",
+    ConnectFailure.NO_TLS: "the port is open but does not answer in TLS: try http:// instead of https://",
+    ConnectFailure.TLS_TIMEOUT: "the port is open but gives no answer in TLS: try http:// instead of https://",
     ConnectFailure.REFUSED_ADDRESS: (
         "the URL leads to an address that this gateway does not connect to: use a public one or a tunnel, or ask the operator"
     ),
@@ -188,6 +190,7 @@ def _trouble(error: Exception) -> Finding:
 def _unreached(cause: ConnectFailure, refusal: AddressRefusal | None = None) -> Finding:
     return Finding(
         reason=_UNREACHED[cause] if refusal is None else _REFUSED.get(refusal, _UNREACHED[cause]),
-        timed_out=cause is ConnectFailure.TIMEOUT,
+        timed_out=cause is ConnectFailure.TIMEOUT or cause is ConnectFailure.TLS_TIMEOUT,
         failed_at=_STEPS.get(cause, ProbeStep.CONNECTION),
+        problem=ProbeProblem.NO_TLS if cause is ConnectFailure.NO_TLS or cause is ConnectFailure.TLS_TIMEOUT else None,
     )

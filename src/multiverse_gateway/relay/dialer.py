@@ -26,6 +26,20 @@ Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 MAX_ADDRESSES: Final = 8
 
 
+_TLS_PART = 0.75
+"""Part of the time of one address that its TLS may take."""
+_NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"})
+"""What OpenSSL calls an answer that is not TLS."""
+
+
+class _HungUpError(OSError):
+    """The server accepted the connection, and closed it instead of answering in TLS."""
+
+
+class _TLSTimeoutError(OSError):
+    """The server accepted the connection, but gave no answer in TLS in time."""
+
+
 class _NotDialedError(Exception):
     """The server is not dialed: its name cannot be resolved, or the address policy refuses an address."""
 
@@ -69,8 +83,12 @@ class Dialer:
                 await self.dial(sending)  # the server did not get all of its time
                 return
             failure = unreached(ConnectFailure.TIMEOUT)
-        except ssl.SSLError:
-            failure = unreached(ConnectFailure.TLS)
+        except ssl.SSLError as error:
+            failure = unreached(ConnectFailure.NO_TLS if error.reason in _NOT_TLS else ConnectFailure.TLS)
+        except _HungUpError:
+            failure = unreached(ConnectFailure.NO_TLS)
+        except _TLSTimeoutError:
+            failure = unreached(ConnectFailure.TLS_TIMEOUT)
         except ConnectionRefusedError:
             failure = unreached(ConnectFailure.REFUSED)
         except OSError:
@@ -89,9 +107,10 @@ class Dialer:
         failure: OSError | None = None
         for turn, address in enumerate(addresses):
             now = self._wire.time()
+            seconds = (deadline - now) / (len(addresses) - turn)
             try:
-                async with asyncio.timeout_at(now + (deadline - now) / (len(addresses) - turn)):
-                    await self._open(sending, address, tls)
+                async with asyncio.timeout_at(now + seconds):
+                    await self._open(sending, address, tls, seconds)
             except OSError as error:
                 failure = error
                 if sending.connection is None and not sending.over:
@@ -100,15 +119,22 @@ class Dialer:
         assert failure is not None
         raise failure
 
-    async def _open(self, sending: WireSending, address: str, tls: ssl.SSLContext | None) -> None:
+    async def _open(self, sending: WireSending, address: str, tls: ssl.SSLContext | None, seconds: float) -> None:
+        """Connect to one address within `seconds`; a port that is silent in TLS is noticed a little before that."""
         connection = ServerConnection(self._wire, sending)
         endpoint = sending.pool.endpoint
-        name = endpoint.host if tls is not None else None
+        name, handshake = (None, None) if tls is None else (endpoint.host, _TLS_PART * seconds)
         try:
-            await asyncio.get_running_loop().create_connection(lambda: connection, address, endpoint.port, ssl=tls, server_hostname=name)
-        except BaseException:
+            await asyncio.get_running_loop().create_connection(
+                lambda: connection, address, endpoint.port, ssl=tls, server_hostname=name, ssl_handshake_timeout=handshake
+            )
+        except BaseException as error:
             if connection in self._wire.connections:  # uvloop does not call it for a connection whose dialing was canceled
                 connection.connection_lost(None)
+            if tls is not None and isinstance(error, ConnectionAbortedError):
+                raise _TLSTimeoutError from error
+            if tls is not None and isinstance(error, ConnectionResetError):
+                raise _HungUpError from error
             raise
 
     async def resolve(self, endpoint: Endpoint) -> Sequence[str] | Failure:

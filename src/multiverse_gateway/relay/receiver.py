@@ -47,6 +47,8 @@ _CONNECTING: Mapping[ConnectFailure, str] = {
     ConnectFailure.TIMEOUT: "the connection could not be made in time",
     ConnectFailure.REFUSED: "the connection was refused",
     ConnectFailure.TLS: "the connection could not be secured (TLS)",
+    ConnectFailure.NO_TLS: "the port is open, but the answer is not TLS",
+    ConnectFailure.TLS_TIMEOUT: "the port is open, but gave no answer in TLS in time",
     ConnectFailure.OTHER: "the connection could not be made",
 }
 

@@ -13,6 +13,15 @@ export function fill(button) {
   for (const other of button.parentElement.querySelectorAll("[data-fill]")) other.classList.toggle("chosen", other === button);
 }
 
+/** Show and focus the field that an answer is about, such as the API key that a server asked for. */
+export function unfoldField(root) {
+  const wanted = root.querySelector?.("[data-unfold]");
+  const field = wanted && document.getElementById(wanted.dataset.unfold);
+  if (!field) return;
+  for (let fold = field.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+  field.focus();
+}
+
 const differs = (field) => (field.type === "checkbox" ? field.checked !== field.defaultChecked : field.value.trim() !== field.defaultValue.trim());
 const said = (field, value) => (field.type === "checkbox" ? (value ? "yes" : "no") : value.trim() || "nothing");
 const change = (field) => {

@@ -7,7 +7,7 @@ import { follow, poll, retry } from "./live.js";
 import { copyFrom } from "./copy.js";
 import { hideTip, showTip } from "./tips.js";
 import { chooseTab, tabKeys } from "./tabs.js";
-import { askBeforeSaving, fill, markChanges, markNote, wouldLose } from "./forms.js";
+import { askBeforeSaving, fill, markChanges, markNote, unfoldField, wouldLose } from "./forms.js";
 import { keepLast, showPieces } from "./pieces.js";
 
 const minutes = "rect[data-at], svg[data-tones]";
@@ -126,6 +126,7 @@ function showOrder(board) {
 }
 document.addEventListener("htmx:afterSwap", (event) => {
   if (event.detail.target?.id === "wizard" || event.target.id === "registered") document.getElementById("registered")?.focus();
+  if (event.detail.target?.id === "test") unfoldField(event.detail.target);
 });
 document.getElementById("pause")?.addEventListener("click", (event) => {
   const pause = event.currentTarget;
