@@ -303,7 +303,7 @@ async def test_logs_are_asked_for_as_the_query_says() -> None:
         assert (await at.client.get("/admin/logs")).json() == []
         at.logs.follow(cast(Tail, Tailed()))
         query: dict[str, str | int] = {"level": "WARNING", "component": "health", "text": "x", "since": "1970-01-01T00:01:00Z", "limit": 5}
-        expected = {"level": "WARNING", "component": "health", "text": "x", "since": 60.0, "limit": 5, "after": None}
+        expected = {"level": "WARNING", "component": "health", "text": "x", "since": 60.0, "limit": 5, "client": None, "after": None}
         assert (await at.client.get("/admin/logs", params=query)).json() == [expected]
 
 

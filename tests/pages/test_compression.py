@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from multiverse_gateway.core.masking import unmasked
 from multiverse_gateway.pages import compression
+from multiverse_gateway.pages.masking import unmasked
 from multiverse_gateway.pages.sessions import SESSION_SECONDS
 from support.gateways import ADMIN_KEY
 from support.pages import Browser, browsing

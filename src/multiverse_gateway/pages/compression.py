@@ -4,7 +4,7 @@ The length of a compressed page says whether it holds the same text twice: a sec
 (BREACH). So a page is compressed only if all of this holds:
 
 1. It was asked for by a page of ours, by a person or by a program: a request that another site caused is not compressed.
-2. It shows no key or token. The token of the session that each page carries has another mask in each response (`core.masking`).
+2. It shows no key or token. The token of the session that each page carries has another mask in each response (`pages.masking`).
 3. It is a whole page or a part of one. Streams of events and all answers of the API are never compressed here.
 """
 

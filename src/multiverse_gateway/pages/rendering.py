@@ -19,7 +19,6 @@ from starlette.routing import NoMatchFound
 
 from multiverse_gateway._version import __version__
 from multiverse_gateway.core.errors import GatewayError, RateLimited
-from multiverse_gateway.core.masking import masked
 from multiverse_gateway.core.origins import normalize_origin
 from multiverse_gateway.core.paths import is_below
 from multiverse_gateway.core.reach import Reach, network_url
@@ -31,6 +30,7 @@ from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.pages import views
 from multiverse_gateway.pages.assets import load_assets
 from multiverse_gateway.pages.live import Parts, Streams, Versions
+from multiverse_gateway.pages.masking import masked
 from multiverse_gateway.pages.server_form import Form, message_of
 from multiverse_gateway.pages.sessions import Session, Sessions, cookie_values, end_note
 from multiverse_gateway.pages.words import count, percent, sentence, size, span, speed

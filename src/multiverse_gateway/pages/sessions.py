@@ -19,10 +19,10 @@ from itsdangerous import BadData, URLSafeSerializer
 
 from multiverse_gateway.admin_key import key_digest
 from multiverse_gateway.core.errors import StorageUnavailable
-from multiverse_gateway.core.masking import unmasked
 from multiverse_gateway.core.origins import OriginPolicy
 from multiverse_gateway.entry.identity import Headers
 from multiverse_gateway.gateway import Gateway
+from multiverse_gateway.pages.masking import unmasked
 from multiverse_gateway.settings.policies import origin_policy
 
 SESSION_SECONDS = 12 * 3600.0

@@ -11,12 +11,12 @@ from starlette.routing import Route
 
 from multiverse_gateway.admin_key import is_known, key_digest
 from multiverse_gateway.core.errors import BadRequest, GatewayError
-from multiverse_gateway.core.masking import masked
 from multiverse_gateway.entry.headers import path_of
 from multiverse_gateway.entry.identity import is_secure, presented_keys, verified
 from multiverse_gateway.entry.quotas import LocalWindow
 from multiverse_gateway.entry.request_bodies import ClientGone, read_body
 from multiverse_gateway.pages.compression import compressed
+from multiverse_gateway.pages.masking import masked
 from multiverse_gateway.pages.rendering import Handler, Renderer, Visit
 from multiverse_gateway.pages.server_form import Form, message_of
 from multiverse_gateway.pages.sessions import SAFE_METHODS, form_cookie, form_token, is_own_form

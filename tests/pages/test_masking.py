@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multiverse_gateway.core.encodings import accepts_gzip
-from multiverse_gateway.core.masking import masked, unmasked
+from multiverse_gateway.pages.masking import masked, unmasked
 
 TOKENS = st.binary(min_size=32, max_size=32).map(bytes.hex)
 
