@@ -12,7 +12,7 @@ import pytest
 
 from multiverse_gateway.api.request_types import Registration
 from multiverse_gateway.core.errors import BadRequest, GatewayError, ProbeRefused
-from multiverse_gateway.core.registry_plans import Change, Imported
+from multiverse_gateway.core.registry_plans import Change, Imported, ImportedRegistry
 from multiverse_gateway.core.servers import Server
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.registration import Accepted, candidate, check, import_registry, register, update
@@ -165,8 +165,8 @@ def test_gateways_that_share_a_database_share_no_computer() -> None:
 async def test_an_import_keeps_an_opening_and_makes_none() -> None:
     """The import that keeps its URL is possible; the same server at a gateway that never opened it is refused."""
 
-    def imported(server: Server, **fields: Any) -> list[Imported]:
-        return [Imported(registration=attrs.evolve(server, **fields), id=server.id)]
+    def imported(server: Server, **fields: Any) -> ImportedRegistry:
+        return ImportedRegistry(servers=(Imported(registration=attrs.evolve(server, **fields), id=server.id),))
 
     async with gateway_here() as (_, gateway):
         with Backend("mine") as mine:

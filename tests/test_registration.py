@@ -9,11 +9,14 @@ import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 
+from multiverse_gateway.alias_book import save_alias
 from multiverse_gateway.api.connection_tests import try_connection
+from multiverse_gateway.api.exports import ImportCounts, export_of, import_counts
 from multiverse_gateway.api.request_reading import parse_change, parse_import, parse_registration, parse_test
-from multiverse_gateway.api.response_types import ImportCounts, export_of, import_counts, iso_or_none
-from multiverse_gateway.core.errors import BadRequest, ProbeRefused, ServerNotFound
+from multiverse_gateway.api.response_types import iso_or_none
+from multiverse_gateway.core.errors import BadRequest, InvalidField, ProbeRefused, ServerNotFound
 from multiverse_gateway.core.health import HealthState, ProbeFailed
 from multiverse_gateway.core.servers import Capabilities, Server, ServerId
 from multiverse_gateway.registration import export_registry, import_registry, register, remove, server_id_of, update
@@ -348,8 +351,8 @@ async def test_a_test_says_step_by_step_what_works() -> None:
 
 async def exported_from(at: Stage, *, include_keys: bool = False) -> dict[str, Any]:
     """Return the export of a gateway, as its API writes it."""
-    servers = await export_registry(at.gateway, include_keys=include_keys)
-    return attrs.asdict(export_of(servers, wall=at.gateway.wall(), include_keys=include_keys))
+    registry = await export_registry(at.gateway, include_keys=include_keys)
+    return attrs.asdict(export_of(registry, wall=at.gateway.wall(), include_keys=include_keys))
 
 
 async def test_a_registry_survives_its_way_through_a_file() -> None:
@@ -386,6 +389,48 @@ async def test_an_import_gives_a_removed_servers_id_to_nobody() -> None:
         assert list(states(at)) != [server.id]
 
 
+async def test_an_export_has_aliases_and_the_limits_of_hosts_that_their_servers_do_not_show() -> None:
+    """Both are the same elsewhere; importing them twice changes nothing, and an export of an older version has neither."""
+    async with stage() as one, stage() as other:
+        for name in ("first", "second", "third"):
+            body = {**BODY, "model_name": name, "upstream_model": f"org/{name}", "max_concurrency": 2}
+            await register(one.gateway, parse_registration(body))
+        (host,) = one.gateway.table.hosts.values()
+        await register(one.gateway, parse_registration({**BODY, "endpoint_url": "http://second.example", "max_concurrency": 3}))
+        await one.gateway.store.save_host(attrs.evolve(host, max_concurrency=5))
+        await save_alias(one.gateway, "best", ["first", "other"])
+        await save_alias(one.gateway, "other", ["second"])
+        exported = await exported_from(one)
+        assert exported["aliases"] == [{"name": "best", "models": ["first", "other"]}, {"name": "other", "models": ["second"]}]
+        assert [(len(each["servers"]), each["max_concurrency"]) for each in exported["hosts"]] == [(3, 5)]
+        assert {each["upstream_model"] for each in exported["servers"]} == {"org/first", "org/second", "org/third", None}
+
+        older = {name: value for name, value in exported.items() if name not in ("aliases", "hosts")}
+        counts = import_counts(await import_registry(other.gateway, parse_import(older)))
+        assert (counts.created, counts.aliases) == (4, UNSET)
+        assert other.gateway.registrations.registry.aliases == ()
+        for created in (2, 0):
+            plan = await import_registry(other.gateway, parse_import(exported))
+            assert (plan.unchanged, plan.aliases) == (4, created)
+            again = await exported_from(other)
+            assert {**again, "exported_at": ""} == {**exported, "exported_at": ""}
+        assert sorted(each.max_concurrency or 0 for each in other.gateway.table.hosts.values()) == [3, 5]
+        assert {route.server.host_id for route in other.gateway.table.routes.values()} == set(other.gateway.table.hosts)
+
+
+async def test_an_import_with_a_loop_of_aliases_changes_nothing() -> None:
+    """Aliases are judged as they are once all are saved, whatever their order."""
+    async with stage() as at:
+        await save_alias(at.gateway, "a", ["b"])
+        swapped = {"servers": [], "aliases": [{"name": "b", "models": ["a"]}, {"name": "a", "models": ["phi"]}]}
+        looped = {"servers": [BODY], "aliases": [{"name": "x", "models": ["phi"]}, {"name": "b", "models": ["a"]}]}
+        with pytest.raises(InvalidField) as caught:
+            await import_registry(at.gateway, parse_import(looped))
+        assert caught.value.param == "aliases[1].models"
+        assert (states(at), len(at.gateway.registrations.registry.aliases)) == ({}, 1)
+        assert (await import_registry(at.gateway, parse_import(swapped))).aliases == 2
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
@@ -393,6 +438,10 @@ async def test_an_import_gives_a_removed_servers_id_to_nobody() -> None:
         ({"servers": {}}, "servers"),
         ({"servers": [], "format": 2}, "format"),
         ({"servers": [], "more": 1}, "more"),
+        ({"servers": [], "aliases": [{"name": "a b", "models": ["phi"]}]}, "aliases[0].name"),
+        ({"servers": [], "aliases": [{"name": "a"}]}, "aliases[0].models"),
+        ({"servers": [], "hosts": [{"servers": ["x"]}]}, "hosts[0].servers[0]"),
+        ({"servers": [BODY], "hosts": [{"servers": ["6b29fc40-ca47-1067-b31d-00dd010662da"]}]}, "hosts[0].servers"),
         ({"servers": ["x"]}, "servers[0]"),
         ({"servers": [{**BODY, "registration_id": "x"}]}, "servers[0].registration_id"),
         ({"servers": [{**BODY, "registered_at": "yesterday"}]}, "servers[0].registered_at"),

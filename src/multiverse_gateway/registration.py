@@ -9,7 +9,7 @@ What becomes of the servers is decided in `core.registry_plans`; the functions h
 
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address
@@ -17,6 +17,7 @@ from ipaddress import ip_address
 import attrs
 
 from multiverse_gateway.core.addresses import LOCALHOST_MEANS, AddressRefusal, names_this_computer, parse_endpoint, refusal, with_opening
+from multiverse_gateway.core.aliases import plan_import_of_aliases
 from multiverse_gateway.core.caps import Cap, Stated, stated_by
 from multiverse_gateway.core.errors import (
     AddressForbidden,
@@ -29,12 +30,13 @@ from multiverse_gateway.core.errors import (
     StorageUnavailable,
 )
 from multiverse_gateway.core.health.listing import ANSWERS_UNLISTED, has_answered_unlisted, is_doubtful
-from multiverse_gateway.core.hosts import Host, all_hosts, with_host
+from multiverse_gateway.core.hosts import Host, all_hosts, with_caps, with_host
 from multiverse_gateway.core.registry_plans import (
     Change,
     Description,
-    Imported,
+    ImportedRegistry,
     ImportPlan,
+    imported_caps,
     new_server,
     opened_for,
     plan_change,
@@ -349,29 +351,30 @@ def _note(event: str, server: Server) -> None:
 # The registry as a file
 
 
-async def export_registry(gateway: Gateway, *, include_keys: bool = False) -> Sequence[Server]:
-    """Return all registered servers in the order of their registration, for the caller to write out in a form that imports accept.
+async def export_registry(gateway: Gateway, *, include_keys: bool = False) -> Registry:
+    """Return the registry with its servers in the order of their registration, for the caller to write out in a form that imports accept.
 
     `include_keys` says that the caller writes the servers' own keys, too; the log records that.
     """
     registry = await gateway.store.load()
     if include_keys:
         _log.warning("registry exported with the servers' keys", extra={"fields": {"servers": len(registry.servers)}})
-    return sorted(registry.servers, key=lambda server: (server.registered_at, server.id))
+    servers = sorted(registry.servers, key=lambda server: (server.registered_at, server.id))
+    return attrs.evolve(registry, servers=tuple(servers))
 
 
-async def import_registry(gateway: Gateway, servers: Iterable[Imported]) -> ImportPlan:
-    """Save servers without probing them; those that are new or other than before are probed soon, and not routed to until then.
+async def import_registry(gateway: Gateway, wanted: ImportedRegistry) -> ImportPlan:
+    """Save servers without probing them, then the caps of hosts and the aliases.
 
-    Idempotent: a server is known again by its model and URL, or by its id. A key that is not named stays.
+    Servers that are new or other than before are probed soon, and not routed to until then. Idempotent: a server is known again by its
+    model and URL, or by its id. A key that is not named stays.
 
     Raises:
-        BadRequest: An address is closed; nothing was imported then.
+        BadRequest: An address is closed, or an alias would lead to itself; nothing was imported then.
         StorageUnavailable: Some could not be saved; import again.
     """
-    wanted = list(servers)
     opened = [server for server in (await gateway.store.load()).servers if server.opened_address is not None]
-    for number, item in enumerate(wanted):
+    for number, item in enumerate(wanted.servers):
         try:
             refuse_address(gateway, item.registration.endpoint_url, opened_address=opened_for(opened, item))
         except BadRequest as error:
@@ -379,11 +382,18 @@ async def import_registry(gateway: Gateway, servers: Iterable[Imported]) -> Impo
     async with gateway.registrations.lock:
         registry = await gateway.store.load()
         removed = {server.id for server in await gateway.store.removed()}
-        plan = plan_import(registry.servers, removed, wanted, wall=gateway.wall(), new_id=_new_id)
+        plan = plan_import(registry.servers, removed, wanted.servers, wall=gateway.wall(), new_id=_new_id)
+        aliases = plan_import_of_aliases(wanted.aliases, registry.aliases, wall=gateway.wall())
         for server in plan.saves:
             server, host = _hosted(gateway, await gateway.store.load(), server, states_cap=True)
             await gateway.store.save_host(host, [server])
+        registry = await gateway.store.load()
+        caps = imported_caps(registry.servers, wanted)
+        for host in with_caps(all_hosts(registry.servers, registry.hosts), caps, wall=gateway.wall()):
+            await gateway.store.save_host(host)
+        for alias in aliases:
+            await gateway.store.save_alias(alias)
         await gateway.refresh()
     counts = {"created": plan.created, "updated": plan.updated, "unchanged": plan.unchanged}
-    _log.info("registry imported", extra={"fields": counts})
-    return plan
+    _log.info("registry imported", extra={"fields": counts | {"aliases": len(aliases)}})
+    return attrs.evolve(plan, aliases=len(aliases) if wanted.aliases else None)

@@ -155,6 +155,15 @@ def test_export_and_import_are_a_circle(gateway: Listener, tmp_path: Path) -> No
     assert call("export", "--output", str(tmp_path / "missing" / "x.json")).exit_code == 1
 
 
+def test_an_export_counts_its_aliases(gateway: Listener) -> None:
+    """Both commands mention aliases only where there are some."""
+    registry = {"format": 1, "servers": [], "hosts": [], "aliases": [{"name": "best", "models": ["tiny"]}]}
+    gateway.answers["/admin/export"] = (200, registry)
+    assert "0 servers and 1 aliases" in call("export", "--output", "registry.json").output
+    gateway.answers["/admin/import"] = (200, {"imported": 0, "created": 0, "updated": 0, "unchanged": 0, "aliases": 1})
+    assert "0 unchanged; 1 aliases created or updated." in call("import", "registry.json").output
+
+
 def test_no_key(gateway: Listener, tmp_path: Path) -> None:
     """The message says where to put one."""
     (tmp_path / ".env").unlink()

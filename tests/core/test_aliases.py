@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multiverse_gateway.core.aliases import MAX_ALIASES, Alias, by_key, models_of, plan_alias
+from multiverse_gateway.core.aliases import MAX_ALIASES, Alias, by_key, models_of, plan_alias, plan_import_of_aliases
 from multiverse_gateway.core.errors import InvalidField
 from multiverse_gateway.core.health import Health, HealthState, fresh
 from multiverse_gateway.core.load import Load
@@ -39,6 +39,23 @@ def test_there_are_only_so_many_aliases() -> None:
     with pytest.raises(InvalidField, match="1,000 aliases"):
         plan_alias("one more", ["x"], known, wall=1.0)
     assert plan_alias("a5", ["y"], known, wall=1.0).models == ("y",)
+
+
+def test_an_import_of_aliases_saves_those_that_change() -> None:
+    """A name is found in any spelling and keeps its first one; unchanged aliases keep their times; the limit counts what would be there."""
+    known = [alias("a", "b"), alias("best:latest", "phi")]
+    saved = plan_import_of_aliases([("best", ["phi"]), ("a", ["c", "c"]), ("new", ["a"])], known, wall=9.0)
+    assert [(each.name, each.models, each.created_at, each.updated_at) for each in saved] == [
+        ("a", ("c",), 1.0, 9.0),
+        ("new", ("a",), 9.0, 9.0),
+    ]
+    assert plan_import_of_aliases([], known, wall=9.0) == ()
+    with pytest.raises(InvalidField, match="at least one model"):
+        plan_import_of_aliases([("new", [])], known, wall=9.0)
+    full = [alias(f"a{number}", "x") for number in range(MAX_ALIASES)]
+    with pytest.raises(InvalidField, match="would make 1,001 aliases"):
+        plan_import_of_aliases([("new", ["x"])], full, wall=9.0)
+    assert len(plan_import_of_aliases([("a5", ["y"])], full, wall=9.0)) == 1
 
 
 names = st.sampled_from("abcdef")

@@ -12,6 +12,7 @@ from multiverse_gateway._version import __version__
 from multiverse_gateway.accounts import register_owned
 from multiverse_gateway.api.connection_tests import try_connection
 from multiverse_gateway.api.endpoints import ApiRoute, Call, body_of, json_response
+from multiverse_gateway.api.exports import Export, ImportCounts, export_of, import_counts
 from multiverse_gateway.api.measured import measured_facts
 from multiverse_gateway.api.request_reading import names_cap, parse_change, parse_import, parse_registration, parse_test, read_query
 from multiverse_gateway.api.request_types import (
@@ -27,9 +28,7 @@ from multiverse_gateway.api.request_types import (
 from multiverse_gateway.api.response_types import (
     Check,
     CheckNow,
-    Export,
     Figures,
-    ImportCounts,
     Registered,
     Removed,
     ServerDetail,
@@ -37,9 +36,7 @@ from multiverse_gateway.api.response_types import (
     Stats,
     TestResult,
     counts_of,
-    export_of,
     facts_of,
-    import_counts,
     iso,
     iso_or_none,
 )
@@ -300,11 +297,11 @@ def admin_routes(gateway: Gateway, rules: AccessRules, recent_logs: RecentLogs) 
                 "A session is not enough to export the servers' API keys. Send the admin key in the header X-API-Key, or use the form "
                 "on the Settings page."
             )
-        servers = await export_registry(gateway, include_keys=include_keys)
-        return json_response(export_of(servers, wall=gateway.wall(), include_keys=include_keys))
+        registry = await export_registry(gateway, include_keys=include_keys)
+        return json_response(export_of(registry, wall=gateway.wall(), include_keys=include_keys))
 
     async def post_import(request: Request) -> Response:
-        """Import servers without probing them first. Importing the same servers again changes nothing."""
+        """Import servers, without probing them first, and aliases. Importing the same file again changes nothing."""
         return json_response(import_counts(await import_registry(gateway, parse_import(await body_of(request, gateway)))))
 
     changing = (ServerNotFound, ModelNotOffered, ProbeRefused, StorageUnavailable)

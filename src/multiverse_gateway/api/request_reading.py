@@ -18,6 +18,7 @@ from msgspec import Meta
 from multiverse_gateway.api.request_types import (
     UNNAMED,
     ConnectionTest,
+    ExportedHost,
     Import,
     KeyChange,
     KeyLimits,
@@ -28,8 +29,8 @@ from multiverse_gateway.api.request_types import (
     UsageQuery,
 )
 from multiverse_gateway.core.errors import BadRequest, InvalidField
-from multiverse_gateway.core.registry_plans import Change, Imported
-from multiverse_gateway.core.servers import KeyTerms
+from multiverse_gateway.core.registry_plans import Change, Imported, ImportedHost, ImportedRegistry
+from multiverse_gateway.core.servers import KeyTerms, ServerId
 from multiverse_gateway.core.usage_reports import UsageSelection
 
 _Kind = TypeVar("_Kind")
@@ -246,14 +247,14 @@ def _named(body: Mapping[str, Any], group: str, change: Any) -> dict[str, Any]:
     return values if body[group] is None else {name: values[name] for name in body[group]}
 
 
-def parse_import(body: Any) -> tuple[Imported, ...]:
+def parse_import(body: Any) -> ImportedRegistry:
     """Read what an export wrote, or a hand-written `{"servers": [registration, …]}`.
 
     Raises:
         BadRequest: Something cannot be used; `param` names it, such as `servers[3].model_name`. Nothing was imported then.
     """
     wanted = read(body, Import)
-    return tuple(
+    servers = tuple(
         Imported(
             registration=Registration(**{field.name: getattr(server, field.name) for field in attrs.fields(Registration)}),
             id=server.registration_id,  # type: ignore[arg-type]  # its reader made it one
@@ -262,6 +263,22 @@ def parse_import(body: Any) -> tuple[Imported, ...]:
         )
         for server, given in zip(wanted.servers, body["servers"], strict=True)
     )
+    positions = {server.id: number for number, server in enumerate(servers) if server.id is not None}
+    return ImportedRegistry(
+        servers=servers,
+        hosts=tuple(
+            ImportedHost(servers=_positions(host, number, positions), max_concurrency=host.max_concurrency)
+            for number, host in enumerate(wanted.hosts)
+        ),
+        aliases=tuple((alias.name, tuple(alias.models)) for alias in wanted.aliases),
+    )
+
+
+def _positions(host: ExportedHost, number: int, positions: Mapping[ServerId, int]) -> tuple[int, ...]:
+    try:
+        return tuple(positions[ServerId(server_id)] for server_id in host.servers)
+    except KeyError:
+        raise InvalidField(f"hosts[{number}].servers", " must name servers of this import by their registration_id") from None
 
 
 def parse_new_key(body: Any) -> tuple[str, KeyTerms]:

@@ -11,6 +11,7 @@ import attrs
 from msgspec import Meta
 
 from multiverse_gateway.core.addresses import EndpointError, parse_root
+from multiverse_gateway.core.aliases import MAX_ALIASES
 from multiverse_gateway.core.aliases import MAX_MODELS as MAX_MODELS_OF_ALIAS
 from multiverse_gateway.core.key_names import MAX_KEY_NAME, UnfitName, key_name
 from multiverse_gateway.core.servers import (
@@ -174,6 +175,27 @@ class ConnectionTest(Registration):
 
 
 @attrs.frozen(kw_only=True)
+class AliasChange:
+    """The models that an alias stands for; each request gets the first of them that can serve it."""
+
+    models: Annotated[
+        list[ModelName],
+        Meta(
+            min_length=1,
+            max_length=MAX_MODELS_OF_ALIAS,
+            description=f"1 to {MAX_MODELS_OF_ALIAS} models, the preferred one first",
+        ),
+    ]
+
+
+@attrs.frozen(kw_only=True)
+class NewAlias(AliasChange):
+    """An alias to define, with the name that the path has."""
+
+    name: ModelName
+
+
+@attrs.frozen(kw_only=True)
 class ImportedServer(Registration):
     """One server of an import. Without `api_key`, the stored key of a known server stays."""
 
@@ -182,11 +204,24 @@ class ImportedServer(Registration):
     has_api_key: Any = None
 
 
+_HOST_CAP = "the maximum number of concurrent requests on all servers of the host, null for no limit"
+
+
+@attrs.frozen(kw_only=True)
+class ExportedHost:
+    """The limit of a host whose servers do not show it: they have other ones."""
+
+    servers: Annotated[list[Uuid], Meta(min_length=1, max_length=MAX_IMPORT, description="the `registration_id` of each of its servers")]
+    max_concurrency: Annotated[int, Meta(ge=1, le=MAX_CONCURRENCY, description=_HOST_CAP)] | None = None
+
+
 @attrs.frozen(kw_only=True)
 class Import:
-    """The servers to import: an export, or a list written by hand."""
+    """The registry to import: an export of this version or an older one, or a list of servers written by hand."""
 
     servers: Annotated[list[ImportedServer], Meta(max_length=MAX_IMPORT)]
+    hosts: Annotated[list[ExportedHost], Meta(max_length=MAX_IMPORT)] = attrs.field(factory=list)
+    aliases: Annotated[list[NewAlias], Meta(max_length=MAX_ALIASES)] = attrs.field(factory=list)
     format: Literal[1] = EXPORT_FORMAT
     exported_at: Any = None
 
@@ -230,27 +265,6 @@ class NewKey(KeyLimits):
     """A client key to create."""
 
     name: KeyName
-
-
-@attrs.frozen(kw_only=True)
-class AliasChange:
-    """The models that an alias stands for; each request gets the first of them that can serve it."""
-
-    models: Annotated[
-        list[ModelName],
-        Meta(
-            min_length=1,
-            max_length=MAX_MODELS_OF_ALIAS,
-            description=f"1 to {MAX_MODELS_OF_ALIAS} models, the preferred one first",
-        ),
-    ]
-
-
-@attrs.frozen(kw_only=True)
-class NewAlias(AliasChange):
-    """An alias to define, with the name that the path has."""
-
-    name: ModelName
 
 
 # Queries

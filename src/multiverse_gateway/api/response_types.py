@@ -3,7 +3,6 @@
 Instants are ISO 8601 with zone.
 """
 
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -11,9 +10,7 @@ import attrs
 from msgspec import UNSET, Meta, UnsetType
 
 from multiverse_gateway.api.measured import MeasuredFacts
-from multiverse_gateway.api.request_types import EXPORT_FORMAT
 from multiverse_gateway.core.aliases import Alias
-from multiverse_gateway.core.registry_plans import ImportPlan
 from multiverse_gateway.core.servers import Capabilities, Metadata, Server
 from multiverse_gateway.core.totals import ServerTotals
 from multiverse_gateway.core.usage import Counts, Usage
@@ -244,47 +241,6 @@ class Word:
     """The status of the gateway in one word."""
 
     status: str
-
-
-@attrs.frozen(kw_only=True)
-class ExportedWithKey(ServerFacts):
-    """A server of an export that includes the servers' API keys."""
-
-    api_key: str | None = attrs.field(repr=False)
-
-
-@attrs.frozen(kw_only=True)
-class Export:
-    """The registry in the format that `POST /admin/import` accepts."""
-
-    format: int
-    exported_at: Time
-    servers: Annotated[list[ServerFacts], Meta(description="with `include_keys`, each server also has its `api_key`")]
-
-
-def export_of(servers: Iterable[Server], *, wall: float, include_keys: bool) -> Export:
-    """Return the export of servers; `wall` is the current time in epoch seconds."""
-    exported: list[ServerFacts] = []
-    for server in servers:
-        facts = facts_of(server)
-        exported.append(ExportedWithKey(**attrs.asdict(facts, recurse=False), api_key=server.api_key) if include_keys else facts)
-    return Export(format=EXPORT_FORMAT, exported_at=iso(wall), servers=exported)
-
-
-@attrs.frozen(kw_only=True)
-class ImportCounts:
-    """The number of servers that an import created, updated and left unchanged."""
-
-    imported: int
-    created: int = 0
-    updated: int = 0
-    unchanged: int = 0
-
-
-def import_counts(plan: ImportPlan) -> ImportCounts:
-    """Return the number of servers that an import created, updated and left unchanged."""
-    counts = {"created": plan.created, "updated": plan.updated, "unchanged": plan.unchanged}
-    return ImportCounts(imported=sum(counts.values()), **counts)
 
 
 @attrs.frozen(kw_only=True)

@@ -150,7 +150,7 @@ def _models_of(answer: Any) -> list[dict[str, Any]]:
 )
 @click.option("--with-keys", is_flag=True, help="Include the servers' own keys, in clear text.")
 def export_command(gateway_url: str | None, admin_key: str | None, output: Path | None, with_keys: bool) -> None:
-    """Write the registry of a running gateway as JSON."""
+    """Write the servers and aliases of a running gateway as JSON."""
     params = {"include_keys": "true"} if with_keys else None
     registry = client_for(gateway_url, admin_key).admin("GET", "/export", params=params)
     if output is None:
@@ -164,7 +164,8 @@ def export_command(gateway_url: str | None, admin_key: str | None, output: Path 
             replace_file(output, text.encode())
     except OSError as error:
         raise click.ClickException(f"{output} cannot be written: {error.strerror}") from None
-    click.echo(f"Wrote {len(registry.get('servers', []))} servers to {output}.")
+    aliases = len(registry.get("aliases", []))
+    click.echo(f"Wrote {len(registry.get('servers', []))} servers{f' and {aliases} aliases' if aliases else ''} to {output}.")
 
 
 @click.command("import")
@@ -185,4 +186,5 @@ def import_command(file: Any, gateway_url: str | None, admin_key: str | None, as
         print_json(counts)
         return
     summary = ", ".join(f"{counts[name]} {name}" for name in ("created", "updated", "unchanged") if name in counts)
-    click.echo(f"Imported: {summary}.")
+    aliases = f"; {counts['aliases']} aliases created or updated" if "aliases" in counts else ""
+    click.echo(f"Imported: {summary}{aliases}.")

@@ -46,19 +46,45 @@ def plan_alias(name: str, models: Sequence[str], known: Iterable[Alias], *, wall
     if not models:
         raise InvalidField("models", " must name at least one model")
     aliases = by_key(known)
-    before = aliases.get(model_key(name))
-    if before is None and len(aliases) >= MAX_ALIASES:
+    if model_key(name) not in aliases and len(aliases) >= MAX_ALIASES:
         raise InvalidField("name", f": there are {MAX_ALIASES:,} aliases, the most that there may be; remove one first")
-    alias = Alias(
+    alias = _alias(name, models, aliases.get(model_key(name)), wall)
+    _refuse_loop(aliases | {model_key(name): alias}, model_key(name), "models")
+    return alias
+
+
+def plan_import_of_aliases(wanted: Sequence[tuple[str, Sequence[str]]], known: Iterable[Alias], *, wall: float) -> tuple[Alias, ...]:
+    """Return the aliases to save for an import of names with their models; an alias that stays as it was is left out.
+
+    Raises:
+        InvalidField: One would stand for nothing or lead to itself once all are saved, or there would be too many.
+    """
+    before = by_key(known)
+    after = dict(before)
+    for number, (name, models) in enumerate(wanted):
+        if not models:
+            raise InvalidField(f"aliases[{number}].models", " must name at least one model")
+        after[model_key(name)] = _alias(name, models, after.get(model_key(name)), wall)
+    if len(after) > max(MAX_ALIASES, len(before)):
+        raise InvalidField("aliases", f" would make {len(after):,} aliases; there may be {MAX_ALIASES:,} at most")
+    for number, (name, _) in enumerate(wanted):
+        _refuse_loop(after, model_key(name), f"aliases[{number}].models")
+    return tuple(alias for key, alias in after.items() if key not in before or alias.models != before[key].models)
+
+
+def _alias(name: str, models: Sequence[str], before: Alias | None, wall: float) -> Alias:
+    return Alias(
         name=name if before is None else before.name,
         models=tuple(dict.fromkeys(models)),
         created_at=wall if before is None else before.created_at,
         updated_at=wall,
     )
-    loop = _loop(model_key(name), aliases | {model_key(name): alias})
+
+
+def _refuse_loop(aliases: Mapping[str, Alias], key: str, field: str) -> None:
+    loop = _loop(key, aliases)
     if loop is not None:
-        raise InvalidField("models", f" must not lead back to the alias itself, as {' → '.join(loop)} does; leave one of them out")
-    return alias
+        raise InvalidField(field, f" must not lead back to the alias itself, as {' → '.join(loop)} does; leave one of them out")
 
 
 def _loop(start: str, aliases: Mapping[str, Alias]) -> list[str] | None:

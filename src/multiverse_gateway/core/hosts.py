@@ -30,6 +30,17 @@ class Host:
     updated_at: float
 
 
+def shows_cap(host: Host, servers: Sequence[Server]) -> bool:
+    """Return whether the servers of a host show its cap: without it, the host would get the same one from them."""
+    return host_of(servers, host.id).max_concurrency == host.max_concurrency
+
+
+def with_caps(hosts: Mapping[HostId, Host], caps: Mapping[HostId, int | None], *, wall: float) -> list[Host]:
+    """Return the hosts whose cap differs from the wanted one, with that."""
+    changed = [hosts[host_id] for host_id, cap in caps.items() if hosts[host_id].max_concurrency != cap]
+    return [attrs.evolve(host, max_concurrency=caps[host.id], updated_at=wall) for host in changed]
+
+
 HostIdentity = tuple[str | None, str, str | None]
 """Owner, URL and key: servers that have all three in common belong to one host."""
 

@@ -16,7 +16,7 @@ import attrs
 
 from multiverse_gateway.core.caps import Cap, Stated, cap_of
 from multiverse_gateway.core.errors import AlreadyRegistered
-from multiverse_gateway.core.servers import Capabilities, Metadata, Server, ServerId, identity, model_key
+from multiverse_gateway.core.servers import Capabilities, HostId, Metadata, Server, ServerId, identity, model_key
 
 DESCRIBED = ("model_name", "endpoint_url", "api_key", "capabilities", "metadata", "max_concurrency", "weight", "upstream_model")
 """The attributes of a server that its host states; the others are the gateway's."""
@@ -187,13 +187,40 @@ class Imported:
 
 
 @attrs.frozen(kw_only=True)
+class ImportedHost:
+    """The cap of one host of an import, `None` for none; its `servers` are positions in the list of imported servers."""
+
+    servers: tuple[int, ...]
+    max_concurrency: int | None
+
+
+@attrs.frozen(kw_only=True)
+class ImportedRegistry:
+    """Everything that an import states; `aliases` are names with their models."""
+
+    servers: tuple[Imported, ...]
+    hosts: tuple[ImportedHost, ...] = ()
+    aliases: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+def imported_caps(servers: Iterable[Server], wanted: ImportedRegistry) -> dict[HostId, int | None]:
+    """Return the caps that an import states, by host; `servers` are those that are registered once its servers are."""
+    hosts = {pair_of(server): server.host_id for server in servers}
+    return {hosts[pair_of(wanted.servers[number].registration)]: host.max_concurrency for host in wanted.hosts for number in host.servers}
+
+
+@attrs.frozen(kw_only=True)
 class ImportPlan:
-    """The servers to save, in this order, and how many of the imported ones are new, changed and as they were."""
+    """The servers to save, in this order, and how many of the imported ones are new, changed and as they were.
+
+    `aliases` is how many aliases are new or changed, `None` if the import states none.
+    """
 
     saves: tuple[Server, ...]
     created: int
     updated: int
     unchanged: int
+    aliases: int | None = None
 
 
 def plan_import(

@@ -10,7 +10,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from multiverse_gateway.api.endpoints import json_response
-from multiverse_gateway.api.response_types import export_of, iso
+from multiverse_gateway.api.exports import export_of
+from multiverse_gateway.api.response_types import iso
 from multiverse_gateway.pages.first_steps import FirstSteps
 from multiverse_gateway.pages.plain_settings import access_answer, limits_answer, networks_answer
 from multiverse_gateway.pages.rendering import Renderer, Visit
@@ -47,8 +48,8 @@ class SettingsPage:
         if wrong is not None:
             return await self._settings(visit, wrong)
         await refresh_if_possible(self._gateway)
-        servers = await export_registry(self._gateway, include_keys=True)
-        response = json_response(export_of(servers, wall=self._gateway.wall(), include_keys=True))
+        registry = await export_registry(self._gateway, include_keys=True)
+        response = json_response(export_of(registry, wall=self._gateway.wall(), include_keys=True))
         response.headers["content-disposition"] = f'attachment; filename="{EXPORT_NAME}"'
         response.headers["cache-control"] = "no-store"
         return response
