@@ -103,6 +103,21 @@ def test_an_answer_to_a_text_that_was_cut_says_so(gateway: GatewayProcess, serve
     assert "x-multiverse-truncated" not in whole.headers
 
 
+def test_an_engine_is_read_again_when_its_server_is_changed_and_forgotten_by_no_registration(gateway: GatewayProcess) -> None:
+    """A new URL is another engine; the same registration again keeps what was read until the next reading."""
+    with Backend("one", models=(MODEL,)) as one, Backend("two", models=(MODEL,)) as two:
+        one.owned_by, one.states = "library", ollama(1000)
+        two.owned_by, two.states = "llamacpp", documents.LLAMA_CPP
+        server_id = gateway.register(MODEL, one.url, max_concurrency=8)
+        assert measured(gateway, server_id)["engine"] == "ollama"
+        again = gateway.admin("POST", "/admin/register", {"model_name": MODEL, "endpoint_url": one.url, "max_concurrency": 4})
+        assert again.json()["measured"]["engine"] == "ollama"
+        changed = gateway.admin("PUT", f"/admin/register/{server_id}", {"endpoint_url": two.url})
+        assert changed.status_code == 200, changed.text
+        wait_until(lambda: (gateway.server(server_id)["measured"] or {}).get("engine") == "llama.cpp", within=10)
+        gateway.admin("DELETE", f"/admin/register/{server_id}")
+
+
 def test_a_real_llama_server_is_read(gateway: GatewayProcess, needs_llama: None) -> None:
     with LlamaServer("test-model") as llama:
         server_id = gateway.register("test-model", llama.url, max_concurrency=2)
