@@ -22,6 +22,7 @@ from multiverse_gateway.api.keys_and_usage import account_routes
 from multiverse_gateway.api.model_list import model_routes
 from multiverse_gateway.api.openapi import openapi_routes
 from multiverse_gateway.api.queue import waiting_routes
+from multiverse_gateway.api.screens import wall_link_routes
 from multiverse_gateway.api.status import operations_routes
 from multiverse_gateway.api.stored_responses import stored_routes
 from multiverse_gateway.core.engine_offers import ENGINES, LocalEngine
@@ -137,7 +138,12 @@ def assemble(
 
     intake = Intake(gateway, rules)
     inference = Inference(intake)
-    admin = [*admin_routes(gateway, rules, recent_logs), *account_routes(gateway), *alias_routes(gateway)]
+    admin = [
+        *admin_routes(gateway, rules, recent_logs),
+        *account_routes(gateway),
+        *alias_routes(gateway),
+        *wall_link_routes(gateway),
+    ]
     middleware = [
         Middleware(Paths, root=settings.root_path.rstrip("/")),
         Middleware(Errors),

@@ -73,6 +73,8 @@ def test_a_phone_sorts_either_way(browse: Callable[..., Watched], gateway: Gatew
 
     before = models()
     assert before == sorted(before)
+    assert not page.get_by_label("Order").is_visible()
+    page.get_by_text("Filters").click()
     page.get_by_label("Order").select_option("desc")
     page.wait_for_url("**/dashboard?sort=model&order=desc")
     assert models() == sorted(before, reverse=True)

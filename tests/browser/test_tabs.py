@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from browser.classroom import CLASS, Classroom, talk
 from browser.conftest import Watched, cookies_of_an_operator
+from browser.test_every_page import check
 from multiverse_gateway.pages.live import Streams
 from support.sockets import wait_until
 
@@ -150,3 +151,33 @@ def test_the_end_of_a_session_is_announced_and_loses_nothing(chromium: Any, brow
     page.locator("#signed-out").get_by_role("link", name="Sign in").click()
     page.wait_for_url("**/login?next=%2Fsettings")
     watched.troubles[:] = [trouble for trouble in watched.troubles if "401" not in trouble]
+
+
+def test_a_projector_shows_the_wall_view_until_its_link_is_revoked(
+    chromium: Any, browse_at: Callable[..., Watched], room: Classroom
+) -> None:
+    """The link is made on the page; its token leaves the address at once; the view is live, and ends within seconds."""
+    watched = browse_at(room.url, cookies_of_an_operator(chromium, room.url, room.admin_key))
+    page = watched.page
+    watched.open("/settings")
+    page.get_by_role("link", name="Links to the wall view").click()
+    page.get_by_label("Which screen is it for?").fill("Projector in room 204")
+    page.get_by_role("button", name="Create link").click()
+    link = page.locator("#wall-link").inner_text()
+    screen = browse_at(room.url, viewport={"width": 1920, "height": 1080})
+    screen.page.goto(link)
+    screen.page.get_by_text("1 of 4 servers is down").wait_for()
+    assert screen.page.url == f"{room.url}/wall"
+    assert screen.page.title().startswith("1 down · ")
+    assert "icon-" in (screen.page.locator("#icon").get_attribute("href") or "")
+    assert not [name for name in ("lab-3", "ngrok", "Ana", "refused") if name in screen.page.inner_text("body")]
+    register(room)
+    screen.page.get_by_text("1 of 5 servers is down").wait_for(timeout=5000)
+    check(screen, "wall")
+    watched.open("/settings/wall-links")
+    check(watched, "wall-links")
+    page.get_by_role("button", name="Revoke the link of Projector in room 204").click()
+    page.get_by_text("no longer works").wait_for()
+    screen.page.get_by_label("Link or its token").wait_for(timeout=8000)
+    check(screen, "wall-entry")
+    screen.troubles[:] = [trouble for trouble in screen.troubles if "401" not in trouble]

@@ -40,6 +40,12 @@ def test_the_scripts_of_a_page_stay_within_their_budget(page: str) -> None:
     assert sum(scripts.values()) < BUDGETS.get(page, BUDGET), scripts
 
 
+def test_no_text_of_a_script_spans_lines() -> None:
+    """Scripts travel without indentation, which such a text would lose."""
+    for path in (STATIC / "js").glob("*.js"):
+        assert not [line for line in path.read_text(encoding="utf-8").splitlines() if line.replace("```", "").count("`") % 2], path.name
+
+
 def test_every_script_belongs_to_a_page() -> None:
     """Otherwise the budgets would not count it."""
     scripts = {name for name in load_assets().files if name.endswith(".js")}

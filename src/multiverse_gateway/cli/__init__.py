@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "models": ("registry", "List the models that can be used."),
     "keys": ("keys", "Create, list, change, block, renew and revoke the client keys of a running gateway."),
     "login-link": ("login_link", "Print a link that signs in to the pages once, within 15 minutes."),
+    "wall": ("wall_commands", "Create, list and revoke links that show the state of the servers on a screen."),
     "export": ("registry", "Write the registry of a running gateway as JSON."),
     "import": ("registry", "Read an exported registry into a running gateway."),
     "backup": ("backup", "Copy the registry's database to a file; the gateway may be running."),

@@ -18,8 +18,8 @@ STATIC = Path(__file__).parent / "static"
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".json": "application/json", ".LICENSE": "text/plain"}
 
 
-_COMMENT = re.compile(rb"^[ \t]*(?://.*|/\*\*.*\*/)\n", re.MULTILINE)
-"""A line of our scripts with nothing but a comment; it does not travel, because it is a tenth of them."""
+_COMMENT = re.compile(rb"^[ \t]*(?://.*|/\*\*.*\*/)\n|^[ \t]+", re.MULTILINE)
+"""What of our scripts does not travel, because it is a tenth of them: lines with nothing but a comment, and what indents a line."""
 
 
 @attrs.frozen(eq=False)

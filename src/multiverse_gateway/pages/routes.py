@@ -33,6 +33,7 @@ from multiverse_gateway.pages.sessions import Sessions
 from multiverse_gateway.pages.settings_page import SettingsPage, written
 from multiverse_gateway.pages.sign_in import SignIn
 from multiverse_gateway.pages.usage_page import UsagePage, client_names
+from multiverse_gateway.pages.wall import Wall
 from multiverse_gateway.pages.words import bare_url
 from multiverse_gateway.registration import refresh_if_possible
 
@@ -63,8 +64,9 @@ class Pages:
         self._servers = ServerPages(self._renderer, recent_checks, self._first_steps)
         self._keys = KeyPages(self._renderer)
         self._usage = UsagePage(self._renderer)
-        self._live = LiveTopics(self._renderer)
-        self._live.add({**self._dashboard.topics(), **self._servers.topics(), "logs": self._followed_logs})
+        self._wall = Wall(self._renderer, self._sign_in)
+        self._live = LiveTopics(self._renderer, self._wall.link_of)
+        self._live.add({**self._dashboard.topics(), **self._servers.topics(), "logs": self._followed_logs, "wall": self._wall.follow})
         self._settings = SettingsPage(self._renderer, self._sign_in, self._first_steps)
 
     def routes(self) -> list[Route]:
@@ -75,6 +77,7 @@ class Pages:
             Route("/static/{digest}/{path:path}", serve_asset, name="ui:static"),
             *self._sign_in.routes(),
             *self._live.routes(self._sign_in),
+            *self._wall.routes(),
             *self._dashboard.routes(self._sign_in),
             *self._servers.routes(self._sign_in),
             *self._first_steps.routes(self._sign_in),

@@ -82,9 +82,9 @@ class SignIn:
                 has_key = session is None and self._has_key(request)
                 visit.is_operator = visit.is_operator or has_key
                 if not visit.is_operator and not visitors:
-                    return self._ask_to_sign_in(visit)
+                    return self.ask_to_sign_in(visit)
                 if request.method not in SAFE_METHODS:
-                    visit.form = await self._read_form(request)
+                    visit.form = await self.read_form(request)
                     sent = request.headers.get("x-csrf-token") or visit.form.get("csrf", "")
                     if not has_key and (session is None or not self._sessions.may_change(session, headers, sent)):
                         return self._renderer.problem(visit, 403, _TOO_OLD, "Nothing was changed. Reload the page and try again.")
@@ -108,7 +108,12 @@ class SignIn:
             _log.warning("key refused", extra={"fields": {"address": request.scope.get(ADDRESS)}})
         return False
 
-    async def _read_form(self, request: Request) -> Form:
+    async def read_form(self, request: Request) -> Form:
+        """Read the fields of a form that was sent.
+
+        Raises:
+            GatewayError: The form is too large, too slow, or cannot be read.
+        """
         settings = self._renderer.gateway.settings
         body = await read_body(
             request.receive, settings.max_admin_body_bytes, settings.client_body_timeout_seconds, headers=request.scope["headers"]
@@ -119,7 +124,8 @@ class SignIn:
             raise BadRequest("The form cannot be read; reload the page and try again") from None
         return dict(pairs)
 
-    def _ask_to_sign_in(self, visit: Visit) -> Response:
+    def ask_to_sign_in(self, visit: Visit) -> Response:
+        """Lead a browser to the form to sign in; tell a program, or a script of a page, that a key is needed."""
         request = visit.request
         if visit.is_fragment or "text/html" not in request.headers.get("accept", ""):
             login = self._renderer.url(request, "login")
@@ -149,7 +155,7 @@ class SignIn:
     async def _sign_in(self, visit: Visit) -> Response:
         request = visit.request
         try:
-            form = await self._read_form(request)
+            form = await self.read_form(request)
         except GatewayError as error:
             return self._login_page(visit, error.status, message_of(error))
         visit.form = form
@@ -228,7 +234,7 @@ class SignIn:
             return self._renderer.problem(visit, 400, "There is no session", "A request with the admin key needs none.")
         token = await self._sessions.extend(visit.session, request.scope["headers"])
         if token is None:
-            return self._ask_to_sign_in(visit)
+            return self.ask_to_sign_in(visit)
         response = await self._session_token(visit)
         secure = is_secure(request.scope, self._renderer.rules.trusted)
         response.headers.append("set-cookie", self._sessions.cookie(token, secure=secure))

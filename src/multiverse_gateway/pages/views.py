@@ -325,3 +325,26 @@ def _share(part: int, servers: int, one: str, many: str) -> str:
     if part == servers:
         return f"The only server {one}" if servers == 1 else f"{_all(servers)} {many}"
     return f"{part} of {servers} servers {one if part == 1 else many}"
+
+
+@attrs.frozen(kw_only=True)
+class ModelState:
+    """How many servers of a model are up."""
+
+    name: str
+    healthy: int
+    total: int
+
+    @property
+    def tone(self) -> Tone:
+        """The tone of the news: good if all are up, bad if none is."""
+        return Tone.GOOD if self.healthy == self.total else Tone.WARN if self.healthy else Tone.BAD
+
+
+def model_states(gateway: Gateway) -> list[ModelState]:
+    """Return the states of all models, those without a server that is up first."""
+    states = [
+        ModelState(name=model.name, healthy=sum(route.health.status == "healthy" for route in model.routes), total=len(model.routes))
+        for model in gateway.table.models.values()
+    ]
+    return sorted(states, key=lambda state: ((Tone.BAD, Tone.WARN, Tone.GOOD).index(state.tone), state.name.casefold(), state.name))

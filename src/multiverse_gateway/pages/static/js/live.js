@@ -2,7 +2,6 @@
 import { Hub } from "./hub.js";
 import { showState } from "./state.js";
 import { tick } from "./times.js";
-import { signedOut } from "./session.js";
 import { offline, online } from "./trouble.js";
 
 const PING = 5000;
@@ -62,7 +61,10 @@ const heard = {
   who: here,
   open() { streaming = true; online(); },
   lost() { streaming = false; setTimeout(() => { if (!streaming) poll(); }, 1000); },
-  out() { streaming = false; signedOut(); },
+  out() {
+    streaming = false;
+    document.dispatchEvent(new Event("signed-out"));
+  },
   state({ data }) { showState(JSON.parse(data)); },
   reload: ifOurs(() => htmx.trigger("#live [hx-trigger=reload]", "reload")),
   update: ifOurs(({ data }) => {
@@ -127,7 +129,7 @@ export function poll() {
   if (live?.dataset.poll && !document.hidden) htmx.ajax("GET", live.dataset.poll, { target: "#live", swap: "outerHTML", select: "#live" });
 }
 export async function retry() {
-  if (board()) { poll(); return; }
+  if (board()?.dataset.poll) { poll(); return; }
   try {
     await fetch(document.querySelector("meta[name=session-url]").content, { headers: { "HX-Request": "true" } });
     online();

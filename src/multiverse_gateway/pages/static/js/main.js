@@ -138,6 +138,9 @@ document.getElementById("pause")?.addEventListener("click", (event) => {
 
 // At first
 
+const filters = document.querySelector("details.filters"); // without a script they are all there
+if (filters && matchMedia("(max-width: 760px)").matches) filters.open = ["model", "status", "owner"].some((name) => new URLSearchParams(location.search).get(name));
+
 document.addEventListener("change", (event) => { if (event.target.name === "sort") event.target.form.elements.order.value = ""; }, true);
 document.addEventListener("input", (event) => markChanges(event.target.form));
 document.addEventListener("submit", askBeforeSaving, true);
@@ -148,6 +151,7 @@ document.addEventListener("htmx:beforeOnLoad", (event) => { if (event.detail.xhr
 document.addEventListener("input", (event) => { delete event.target.form?.dataset.leaves; });
 document.addEventListener("submit", (event) => { if (event.target.matches("[data-sign-out]")) leaves(document.querySelector("form[data-form]")); });
 document.addEventListener("submit", (event) => { if (event.target.matches("[data-sign-out]")) sessionStorage.clear(); });
+document.addEventListener("signed-out", signedOut);
 follow();
 watchSession();
 tick(document);
