@@ -14,8 +14,11 @@ import pytest
 
 from multiverse_gateway.admin_key import key_digest
 from multiverse_gateway.core.budget import until_next_day
+from multiverse_gateway.core.errors import StorageUnavailable
+from multiverse_gateway.core.key_names import nth_secret
+from multiverse_gateway.core.servers import ClientKey, KeyTerms
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey
-from multiverse_gateway.issued_keys import LEASE_ROLE
+from multiverse_gateway.issued_keys import LEASE_ROLE, create_keys, new_seed, renew_key
 from multiverse_gateway.observability.logging import configure
 from multiverse_gateway.relay.exchange import Exchange
 from multiverse_gateway.settings import Settings
@@ -281,6 +284,47 @@ async def test_a_name_has_no_characters_that_change_the_text_around_it(unfit: st
             assert (refused.status_code, error["param"]) == (400, "name")
             assert f"remove U+{ord(unfit):04X}" in error["message"]
         assert [record["name"] for record in (await at.client.get("/admin/keys")).json()] == ["alice"]
+
+
+async def test_a_name_begins_with_a_character_of_its_own() -> None:
+    """A mark would join whatever stands before the name."""
+    async with stage() as at:
+        refused = await at.client.post("/admin/keys", json={"name": "\u0301a"})
+        assert refused.json()["error"]["message"].endswith("remove U+0301")
+
+
+class FailingStore(MemoryStore):
+    """A store that saves so many client keys and then fails; after that, nothing can be read either."""
+
+    left = 2
+
+    async def save_key(self, key: ClientKey) -> None:
+        if self.left == 0:
+            raise StorageUnavailable("the disk is full")
+        self.left -= 1
+        await super().save_key(key)
+
+    async def version(self) -> int:
+        if self.left == 0:
+            raise StorageUnavailable("the disk is gone")
+        return await super().version()
+
+
+async def test_keys_that_were_made_before_the_store_failed_are_returned() -> None:
+    """They could not be shown later; if none was made, the error is told."""
+    store = FailingStore()
+    async with stage(store=store) as at:
+        seed = new_seed()
+        made = await create_keys(at.gateway, ["a", "b", "c"], KeyTerms(), seed)
+        assert [(key.name, key.digest) for key in made] == [
+            (name, key_digest(nth_secret(seed, number)).hex()) for number, name in enumerate(("a", "b"))
+        ]
+        store.left = 1
+        key = await renew_key(at.gateway, made[0].id, seed)
+        assert key.digest == key_digest(nth_secret(seed, 0)).hex()
+        assert (await at.client.post("/admin/keys", json={"name": "d"})).status_code == 503
+        store.left = 9
+        assert [key["name"] for key in (await at.client.get("/admin/keys")).json()] != []
 
 
 async def test_a_key_is_renamed_unless_the_name_is_taken() -> None:

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import httpx2
 import pytest
 
+from multiverse_gateway.core.errors import StorageUnavailable
 from multiverse_gateway.core.usage import Counts, Usage, UsageKey
 from multiverse_gateway.stores.memory import MemoryStore
 from support.gateways import ADMIN_KEY
@@ -45,6 +46,11 @@ async def records(browser: Browser) -> list[dict[str, object]]:
     """Return the keys as the API lists them."""
     answer = await browser.client.get(f"{browser.prefix}/admin/keys", headers={"x-api-key": ADMIN_KEY})
     return list(answer.json())
+
+
+async def unreadable(*days: str, **chosen: Any) -> Any:
+    """Fail as a store does that cannot be reached."""
+    raise StorageUnavailable("the disk is gone")
 
 
 def set_clock(browser: Browser, ahead: float) -> None:
@@ -332,7 +338,7 @@ async def test_a_key_is_blocked_renewed_and_revoked_after_a_question() -> None:
 # Finding a key
 
 
-async def test_use_of_the_last_days_stands_with_each_key() -> None:
+async def test_use_of_the_last_days_stands_with_each_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests, tokens, a sparkline with words, and when it was used last; without counts the page is there all the same."""
     async with browsing() as browser:
         await browser.sign_in()
@@ -355,6 +361,9 @@ async def test_use_of_the_last_days_stands_with_each_key() -> None:
         assert "never" in page
         assert page.count('<svg class="sparkline"') == 1
         assert f"the most on {today - timedelta(days=1)}, 1,200" in page
+        monkeypatch.setattr(gateway.store, "sum_usage", unreadable)
+        assert "no requests" in (await browser.open("/keys")).text
+        monkeypatch.undo()
         set_clock(browser, 40 * 86_400)
         await browser.sign_in()
         page = (await browser.open(f"/keys/{key_id}")).text
