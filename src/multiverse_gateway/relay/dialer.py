@@ -29,7 +29,7 @@ MAX_ADDRESSES: Final = 8
 _TLS_PART = 0.75
 """Part of the time of one address that its TLS may take."""
 _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"})
-"""What OpenSSL calls an answer that is not TLS."""
+"""The codes of OpenSSL for an answer that is not TLS."""
 
 
 class _HungUpError(OSError):
@@ -84,7 +84,8 @@ class Dialer:
                 return
             failure = unreached(ConnectFailure.TIMEOUT)
         except ssl.SSLError as error:
-            failure = unreached(ConnectFailure.NO_TLS if error.reason in _NOT_TLS else ConnectFailure.TLS)
+            code = error.reason
+            failure = unreached(ConnectFailure.NO_TLS if code in _NOT_TLS else ConnectFailure.TLS)
         except _HungUpError:
             failure = unreached(ConnectFailure.NO_TLS)
         except _TLSTimeoutError:
