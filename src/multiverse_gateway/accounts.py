@@ -1,6 +1,6 @@
-"""Who may change a server, and who used how much: owners' tokens, usage counts.
+"""Owner tokens of servers, and reports of usage.
 
-Tokens are made here, returned once to the caller, and kept only as a hash. Logs redact them by their form.
+A token is generated here, returned once to the caller, and stored only as a hash. Logs redact tokens by their format.
 """
 
 import logging
@@ -21,19 +21,19 @@ from multiverse_gateway.registration import Accepted, register, route_of
 _log = logging.getLogger("multiverse_gateway.registry")
 
 
-# Owners' tokens
+# Owner tokens
 
 
 async def register_owned(gateway: Gateway, registration: Description, *, has_cap: bool) -> Accepted:
-    """Register a server with a token for its owner, as `register` does.
+    """Register a server with a new token for its owner, as `register` does.
 
-    The token is `None` where the server's owner has one already, which stays.
+    A server that already has an owner token keeps it; the returned token is then `None`.
 
     Raises:
-        BadRequest: The address is closed.
-        ModelNotOffered: It does not list the model, and has no such model; nothing changed.
-        ProbeRefused: It did not pass its probe; nothing changed.
-        StorageUnavailable: It could not be saved.
+        BadRequest: The address policy forbids the address.
+        ModelNotOffered: The server does not have the model; nothing changed.
+        ProbeRefused: The server did not pass its probe; nothing changed.
+        StorageUnavailable: The server could not be saved.
     """
     token = new_key("owner")
     digest = key_digest(token).hex()
@@ -42,35 +42,35 @@ async def register_owned(gateway: Gateway, registration: Description, *, has_cap
 
 
 async def renew_owner_token(gateway: Gateway, server_id: ServerId) -> str:
-    """Make a new token for the owner of a server, and return it; the one before it is void.
+    """Generate a new owner token for a server and return it; the previous token stops working.
 
     Raises:
-        ServerNotFound: There is none with this id.
-        StorageUnavailable: It could not be saved.
+        ServerNotFound: No server has this id.
+        StorageUnavailable: The token could not be saved.
     """
     token = new_key("owner")
     async with gateway.registrations.lock:
         await gateway.refresh()
         await gateway.adopt(attrs.evolve(route_of(gateway, server_id).server, owner_digest=key_digest(token).hex()))
-    _log.info("owner's token made", extra={"fields": {"server": server_id}})
+    _log.info("owner token created", extra={"fields": {"server": server_id}})
     return token
 
 
 def owner_digest(gateway: Gateway, server_id: str | None) -> str | None:
-    """Return the hash of the token of a server's owner, if there is such a server and it has one."""
+    """Return the hash of a server's owner token, or `None` if the server is unknown or has no token."""
     route = gateway.table.routes.get(ServerId(server_id or ""))
     return None if route is None else route.server.owner_digest
 
 
-# Use
+# Usage
 
 
 async def usage_summary(gateway: Gateway, selection: UsageSelection) -> UsageSummary:
-    """Return what was used, including what this process has counted and not saved yet.
+    """Return a usage report, including counts of this process that are not saved yet.
 
     Raises:
-        BadRequest: The span of days ends before it begins.
-        StorageUnavailable: The counts cannot be read.
+        BadRequest: The last day is before the first day.
+        StorageUnavailable: The usage counts cannot be read.
     """
     days = days_of(selection, datetime.fromtimestamp(gateway.wall(), UTC).date().isoformat())
     with suppress(StorageUnavailable):

@@ -1,8 +1,8 @@
-"""The client keys of users: made, changed, renewed and revoked while the gateway runs.
+"""Create, change, renew and revoke client keys while the gateway runs.
 
-1. A key is returned once, to the caller that made it, and kept only as a hash. Logs redact keys by their form.
-2. Each change holds a lease of the store, so that changes of several processes come one after the other: no two keys that are in use get
-   the same name, and no change takes back another one, such as a renewal or a block.
+1. A key is returned once, when it is created, and stored only as a hash. Logs redact keys by their format.
+2. Each change holds a lease of the store, so that changes by several processes are serialized: two active keys never get the same name, and
+   no change undoes another one, such as a renewal or a block.
 """
 
 import logging
@@ -24,7 +24,7 @@ from multiverse_gateway.holders import new_holder
 
 LEASE_ROLE = "client_keys"
 LEASE_SECONDS = 30.0
-"""How long a process that died in the middle of a change keeps the others from changing keys, unless they see that it is dead."""
+"""How long a process that died during a change blocks changes by others, unless they notice that it is dead."""
 PATIENCE_SECONDS = 5.0
 TURN_SECONDS = 0.02
 _log = logging.getLogger("multiverse_gateway.registry")
@@ -32,10 +32,10 @@ _log = logging.getLogger("multiverse_gateway.registry")
 
 @asynccontextmanager
 async def _changing(gateway: Gateway) -> AsyncIterator[None]:
-    """Keep all other changes of client keys out, in this process and in others; what is known of the keys is current.
+    """Exclude all other changes of client keys, in this process and in others. Inside, the known keys are current.
 
     Raises:
-        StorageUnavailable: Another process is changing keys all the time, or the store cannot be used.
+        StorageUnavailable: Another process kept the lease too long, or the store is unavailable.
     """
     holder = new_holder()
     async with gateway.registrations.lock:
@@ -53,16 +53,16 @@ async def _changing(gateway: Gateway) -> AsyncIterator[None]:
 
 
 def new_seed() -> bytes:
-    """Return random bytes that keys can be computed of (`core.key_names.nth_secret`)."""
+    """Return random bytes from which keys are derived (`core.key_names.nth_secret`)."""
     return secrets.token_bytes(SEED_BYTES)
 
 
 async def create_key(gateway: Gateway, name: str, terms: KeyTerms) -> tuple[ClientKey, str]:
-    """Make a client key; return what is kept of it, and the key itself, which is kept nowhere.
+    """Create a client key; return its record and its secret, which is not stored.
 
     Raises:
-        KeyNameTaken: Another key of this name is in use.
-        BadRequest: The time of expiry has passed.
+        KeyNameTaken: An active key has this name.
+        BadRequest: The expiry time has passed.
         StorageUnavailable: The key could not be saved.
     """
     seed = new_seed()
@@ -73,13 +73,13 @@ async def create_key(gateway: Gateway, name: str, terms: KeyTerms) -> tuple[Clie
 
 
 async def create_keys(gateway: Gateway, names: Sequence[str], terms: KeyTerms, seed: bytes) -> list[ClientKey]:
-    """Make a client key for each name that no other key in use has, and return what is kept of them.
+    """Create a client key for each name that no active key has, and return the records.
 
-    The keys are those that `nth_secret` computes of the seed, with the numbers from 0 in this order. If the store fails after some of
-    them, those are returned.
+    The secrets are derived from the seed by `nth_secret`, numbered from 0 in this order. If the store fails after some keys, the records of
+    those keys are returned.
 
     Raises:
-        BadRequest: The time of expiry has passed.
+        BadRequest: The expiry time has passed.
         StorageUnavailable: No key could be saved.
     """
     wall = gateway.wall()
@@ -105,7 +105,7 @@ async def create_keys(gateway: Gateway, names: Sequence[str], terms: KeyTerms, s
 
 
 async def _refresh_for(gateway: Gateway, made: Sequence[ClientKey]) -> None:
-    """Read the registry again; keys that were made are returned even if that fails, for they cannot be shown later."""
+    """Read the registry again. If that fails, created keys are still returned, because they cannot be shown later."""
     try:
         await gateway.refresh()
     except StorageUnavailable:
@@ -118,12 +118,12 @@ async def change_key(
 ) -> ClientKey:
     """Change a client key: the attributes of `terms` that `named` lists, its name, and whether it is blocked; `None` changes nothing.
 
-    When this returns, this process applies the change. The waiting requests of a key that is blocked end; those that run end as usual.
+    When this returns, this process applies the change. Waiting requests of a blocked key end; running ones finish.
 
     Raises:
-        KeyNameTaken: Another key in use has the name.
-        BadRequest: The new time of expiry has passed, or the key is revoked.
-        KeyNotFound: There is no key with this id.
+        KeyNameTaken: Another active key has the name.
+        BadRequest: The new expiry time has passed, or the key is revoked.
+        KeyNotFound: No key has this id.
         StorageUnavailable: The change could not be saved.
     """
     values = _values_of(gateway, terms)
@@ -151,10 +151,10 @@ def _require_free_name(gateway: Gateway, key: ClientKey) -> None:
 
 
 def _values_of(gateway: Gateway, terms: KeyTerms) -> dict[str, Any]:
-    """Return the terms by attribute of a client key, with the gateway's default in place of a missing `max_at_once`.
+    """Return the terms by attribute of a client key, with the default for a missing `max_at_once`.
 
     Raises:
-        BadRequest: The time of expiry has passed.
+        BadRequest: The expiry time has passed.
     """
     if terms.expires_at is not None and terms.expires_at <= gateway.wall():
         raise InvalidField("expires_at", " is in the past; give a later time, or leave it out")
@@ -163,10 +163,10 @@ def _values_of(gateway: Gateway, terms: KeyTerms) -> dict[str, Any]:
 
 
 def find_key(gateway: Gateway, key_id: str) -> ClientKey:
-    """Return the client key with an id, as this process knows it.
+    """Return the client key with an id, as known to this process.
 
     Raises:
-        KeyNotFound: There is none.
+        KeyNotFound: No key has this id.
     """
     key = next((key for key in gateway.registrations.keys.values() if key.id == key_id), None)
     if key is None:
@@ -182,13 +182,13 @@ def _unrevoked(gateway: Gateway, key_id: str, problem: str) -> ClientKey:
 
 
 async def renew_key(gateway: Gateway, key_id: str, seed: bytes) -> ClientKey:
-    """Replace the key itself, everything else stays; the new one is number 0 of the seed (`nth_secret`).
+    """Replace the secret of a key with number 0 of the seed (`nth_secret`); everything else stays.
 
-    When this returns, this process rejects the old one. Requests that it sent before end as usual.
+    When this returns, this process rejects the old secret. Requests sent with it before finish.
 
     Raises:
         BadRequest: The key is revoked.
-        KeyNotFound: There is no key with this id.
+        KeyNotFound: No key has this id.
         StorageUnavailable: The change could not be saved.
     """
     secret = nth_secret(seed, 0)
@@ -202,7 +202,7 @@ async def renew_key(gateway: Gateway, key_id: str, seed: bytes) -> ClientKey:
 
 
 async def revoke_key(gateway: Gateway, key_id: str) -> ClientKey:
-    """End a client key for good; when this returns, this process no longer accepts it. Revoking it again changes nothing.
+    """Revoke a client key permanently. When this returns, this process rejects it; revoking it again changes nothing.
 
     Raises:
         KeyNotFound: There is none with this id.

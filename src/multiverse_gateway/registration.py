@@ -79,7 +79,7 @@ def refuse_address(gateway: Gateway, endpoint_url: str, *, opened_address: str |
 
 
 def candidate(gateway: Gateway, registration: Description, *, opened_address: str | None = None) -> Server:
-    """Return the server that a registration would make, to be probed; `opened_address` is what the operator has opened for it."""
+    """Return the server that a registration would create, for a probe. `opened_address` is the address that the operator opened for it."""
     return new_server(registration, server_id=_new_id(), wall=gateway.wall(), opened_address=opened_address)
 
 
@@ -91,7 +91,7 @@ def server_id_of(text: str) -> ServerId:
     """Return the id that a path names.
 
     Raises:
-        ServerNotFound: It is not a valid id.
+        ServerNotFound: The id is not valid.
     """
     try:
         return ServerId(str(uuid.UUID(text)))
@@ -100,7 +100,7 @@ def server_id_of(text: str) -> ServerId:
 
 
 def unknown_server() -> ServerNotFound:
-    """Return the refusal of an id that no registered server has."""
+    """Return the error for an id that no registered server has."""
     return ServerNotFound("There is no server with this id, or it was removed; GET /admin/servers lists all servers")
 
 
@@ -108,7 +108,7 @@ def route_of(gateway: Gateway, server_id: ServerId) -> Route:
     """Return the route of a registered server.
 
     Raises:
-        ServerNotFound: There is none with this id.
+        ServerNotFound: No server has this id.
     """
     route = gateway.table.routes.get(server_id)
     if route is None:
@@ -193,9 +193,9 @@ def _finding(trial: Trial) -> str:
 
 @attrs.frozen(kw_only=True)
 class Accepted:
-    """A server that was registered, whether it is a new one, and how many requests it gets at once and why.
+    """The result of a registration: the server, whether it is new, and its limit of concurrent requests with the reason.
 
-    `owner_token` is the token made for its owner, if this registration made one.
+    `owner_token` is the new owner token, if this registration created one.
     """
 
     server: Server
@@ -225,10 +225,10 @@ async def register(
     that the operator opens for it; no API and no form can pass one.
 
     Raises:
-        BadRequest: The address is closed.
-        ModelNotOffered: It does not list the model, and has no such model; nothing changed.
-        ProbeRefused: It did not pass its probe; nothing changed.
-        StorageUnavailable: It could not be saved.
+        BadRequest: The address policy forbids the address.
+        ModelNotOffered: The server does not have the model; nothing changed.
+        ProbeRefused: The server did not pass its probe; nothing changed.
+        StorageUnavailable: The server could not be saved.
     """
     new = new_server(registration, server_id=_new_id(), wall=gateway.wall(), owner_digest=owner_digest, opened_address=opened_address)
     result = await _probed(gateway, new)
@@ -263,11 +263,11 @@ async def update(
     `before_probe` is called before each probe; it can raise an error to prevent the probe and the change.
 
     Raises:
-        ServerNotFound: There is none with this id.
+        ServerNotFound: No server has this id.
         BadRequest: The address is closed, or another server has this model and URL.
-        ModelNotOffered: It does not list the model, and has no such model; nothing changed.
-        ProbeRefused: It did not pass its probe; nothing changed.
-        StorageUnavailable: It could not be saved.
+        ModelNotOffered: The server does not have the model; nothing changed.
+        ProbeRefused: The server did not pass its probe; nothing changed.
+        StorageUnavailable: The server could not be saved.
     """
     probed: tuple[Server, ProbeResult] | None = None
     while True:
@@ -293,11 +293,11 @@ async def update(
 
 
 async def remove(gateway: Gateway, server_id: ServerId) -> None:
-    """Remove a server softly; when this returns, no new request goes to it.
+    """Remove a server, but keep its record. When this returns, the server gets no new requests.
 
     Raises:
-        ServerNotFound: There is none with this id (any more).
-        StorageUnavailable: It could not be removed.
+        ServerNotFound: No server has this id, or it was removed.
+        StorageUnavailable: The server could not be removed.
     """
     async with gateway.registrations.lock:
         removed = await gateway.dismiss(server_id)
@@ -307,10 +307,10 @@ async def remove(gateway: Gateway, server_id: ServerId) -> None:
 
 
 async def check(gateway: Gateway, server_id: ServerId) -> ProbeResult:
-    """Probe a server now and note the result, whatever it is; a good one lifts "unhealthy".
+    """Probe a server now and record the result. A server that passes is healthy again.
 
     Raises:
-        ServerNotFound: There is none with this id.
+        ServerNotFound: No server has this id.
     """
     await refresh_if_possible(gateway)
     result = await gateway.checks.check_now(route_of(gateway, server_id).server, forced=True)
@@ -319,13 +319,13 @@ async def check(gateway: Gateway, server_id: ServerId) -> ProbeResult:
 
 
 async def refresh_if_possible(gateway: Gateway) -> None:
-    """Read what other processes wrote; while the storage cannot be read, the last known registry stays in use."""
+    """Read changes by other processes. While the storage is unavailable, the last known registry stays in use."""
     with suppress(StorageUnavailable):
         await gateway.refresh()
 
 
 async def flush_if_possible(gateway: Gateway) -> None:
-    """Save the checks that are not saved yet, so that a history shows them; while the storage fails, they are kept."""
+    """Save pending checks, so that the history includes them. While the storage is unavailable, they stay pending."""
     with suppress(StorageUnavailable):
         await gateway.health_book.flush()
 
@@ -366,12 +366,12 @@ async def export_registry(gateway: Gateway, *, include_keys: bool = False) -> Re
 async def import_registry(gateway: Gateway, wanted: ImportedRegistry) -> ImportPlan:
     """Save servers without probing them, then the caps of hosts and the aliases.
 
-    Servers that are new or other than before are probed soon, and not routed to until then. Idempotent: a server is known again by its
-    model and URL, or by its id. A key that is not named stays.
+    New and changed servers are probed soon, and get no requests until then. Idempotent: known servers are recognized by their model and
+    URL, or by their id. Without `api_key`, the stored key stays.
 
     Raises:
-        BadRequest: An address is closed, or an alias would lead to itself; nothing was imported then.
-        StorageUnavailable: Some could not be saved; import again.
+        BadRequest: The address policy forbids an address, or an alias would lead to itself; nothing was imported.
+        StorageUnavailable: Some servers could not be saved; repeat the import.
     """
     opened = [server for server in (await gateway.store.load()).servers if server.opened_address is not None]
     for number, item in enumerate(wanted.servers):

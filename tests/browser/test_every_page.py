@@ -63,6 +63,15 @@ TOO_SMALL = """() => [...document.querySelectorAll("summary, .pair a, main :is(b
 """Targets on a page that are less than 24 px high; links in a sentence may be."""
 
 
+OUT_OF_LINE = """() => [...document.querySelectorAll(".filter")].flatMap((filter) => {
+    const boxes = [...filter.querySelectorAll(":is(input, select, button)")].filter((control) => control.checkVisibility())
+        .map((control) => control.getBoundingClientRect()).filter((box) => box.height > 1);
+    const middles = boxes.map((box) => box.top + box.height / 2);
+    return middles.filter((middle) => middles.some((other) => Math.abs(other - middle) > 1 && Math.abs(other - middle) < 15));
+})"""
+"""The middles of controls that are a few pixels higher or lower than their neighbors."""
+
+
 def violations(page: Any, *, only: str | None = None) -> list[str]:
     """Return what axe finds on a page, in its words; `only` by one of its rules."""
     axe = require("axe_playwright_python.sync_playwright", "the accessibility of the pages").Axe()
@@ -130,6 +139,7 @@ def test_every_page(browse_at: Callable[..., Watched], school: School, size: str
         if name == "docs":
             open_some_calls(page)
         check(watched, f"{name}-{size}")
+        assert page.evaluate(OUT_OF_LINE) == [], f"{name}: the controls of a filter share a line"
         assert page.locator("h1").count() == 1, name
     watched.open(f"/server/{school.ids['nasty']}")
     page.evaluate("() => { for (const id of ['offline', 'signed-out']) document.getElementById(id).hidden = false; }")

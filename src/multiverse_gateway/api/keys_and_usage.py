@@ -1,4 +1,4 @@
-"""The part of the admin API about client keys, owners' tokens and usage counts."""
+"""The admin API of client keys, owner tokens and usage counts."""
 
 from collections.abc import Sequence
 
@@ -39,7 +39,7 @@ def key_records(gateway: Gateway) -> list[KeyRecord]:
 
 
 def record_of_key(gateway: Gateway, key: ClientKey) -> KeyRecord:
-    """Return the record of a client key, with what is used of its day."""
+    """Return the record of a client key, with its requests of today."""
     wall = gateway.wall()
     return key_record(key, wall, gateway.usage_book.day_counts.total(key.id, wall))
 
@@ -51,21 +51,21 @@ def usage_csv(rows: Sequence[UsageRecord]) -> str:
 
 
 def account_routes(gateway: Gateway) -> list[Route]:
-    """Return the routes of client keys, owners' tokens and usage."""
+    """Return the routes of client keys, owner tokens and usage."""
 
     async def list_keys(request: Request) -> Response:
-        """List the client keys, the newest first, those that are over too; never the keys themselves."""
+        """List the client keys, newest first, including expired and revoked ones. The keys' secrets are never returned."""
         await refresh_if_possible(gateway)
         return json_response(key_records(gateway))
 
     async def post_key(request: Request) -> Response:
-        """Make a client key; this answer is the only one that shows it."""
+        """Create a client key. Its secret is returned only here."""
         name, terms = parse_new_key(await body_of(request, gateway))
         key, secret = await create_key(gateway, name, terms)
         return json_response(made_key(key, gateway.wall(), secret), 201)
 
     async def patch_key(request: Request) -> Response:
-        """Change the fields of a client key that the body names. Other gateways apply the change within two seconds."""
+        """Change a client key. Only the fields in the body change; other gateways apply the change within two seconds."""
         change = parse_key_change(await body_of(request, gateway))
         key = await change_key(
             gateway, request.path_params["key_id"], change.terms, named=change.named, name=change.name, is_blocked=change.is_blocked
@@ -73,7 +73,7 @@ def account_routes(gateway: Gateway) -> list[Route]:
         return json_response(record_of_key(gateway, key))
 
     async def renew(request: Request) -> Response:
-        """Replace a client key by a new one, which only this answer shows; the name, the limits and the usage counts stay.
+        """Renew a client key. Its new secret is returned only here; its name, limits and usage counts stay.
 
         This gateway rejects the old key as soon as the call returns, other gateways within two seconds.
         """
@@ -87,12 +87,12 @@ def account_routes(gateway: Gateway) -> list[Route]:
         return json_response(record_of_key(gateway, key))
 
     async def post_token(request: Request) -> Response:
-        """Make a new token for the owner of a server; the one before it is void, and this answer is the only one that shows it."""
+        """Create a new owner token for a server. It is returned only here, and replaces the previous token."""
         server_id = server_id_of(request.path_params["server_id"])
         return json_response(OwnerToken(registration_id=server_id, owner_token=await renew_owner_token(gateway, server_id)))
 
     async def usage(request: Request) -> Response:
-        """Count requests, those that failed or were canceled, and tokens by day, model, server, owner and client key.
+        """Report requests, failed and canceled requests, and tokens by day, model, server, owner and client key.
 
         With `format=csv` the answer is a table for spreadsheets.
         """
