@@ -55,8 +55,8 @@ WIDTHS = (320, 360, 761, 820, 1024, 1171)
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
 
 
-TOO_SMALL = """() => [...document.querySelectorAll("summary, .pair a, main :is(button, a.model, select, input:not([type=checkbox]))")]
-    .filter((target) => target.checkVisibility() && !target.closest("#api, svg"))
+TOO_SMALL = """() => [...document.querySelectorAll("summary, .pair a, main :is(button, a.model, select, input)")]
+    .filter((target) => target.checkVisibility() && !target.closest("#api, svg") && !["checkbox", "radio"].includes(target.type))
     .map((target) => [target.getBoundingClientRect(), target.outerHTML.slice(0, 120)])
     .filter(([box]) => box.height > 1 && box.height < 23.9)
     .map(([box, html]) => `${box.height} px: ${html}`)"""
