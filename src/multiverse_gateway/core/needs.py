@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from attrs import field, fields, frozen
 
-from multiverse_gateway.core.engine_facts import Abilities, Measured
+from multiverse_gateway.core.engine_facts import UNKNOWN, Abilities, Measured
 from multiverse_gateway.core.errors import BadRequest
 from multiverse_gateway.core.patience import without_images
 from multiverse_gateway.core.servers import Server
@@ -104,8 +104,9 @@ def bounds_of(active: Sequence[tuple[Server, Measured | None]]) -> Bounds | None
         return None
     contexts = [context_of(server, measured) for server, measured in active]
     known = [context for context in contexts if context is not None]
-    able = {name: {can(measured, (name,)) for _, measured in active} for name in _ABILITIES}
-    differing = frozenset(name for name, answers in able.items() if len(answers) > 1)
+    kinds = {UNKNOWN if measured is None else measured.abilities for _, measured in active}  # a thousand servers are of a few kinds
+    lacking = [{getattr(kind, name) is False for kind in kinds} for name in _ABILITIES]
+    differing = frozenset(name for name, answers in zip(_ABILITIES, lacking, strict=True) if len(answers) > 1)
     if not known and not differing:
         return None
     return Bounds(
