@@ -143,7 +143,7 @@ async def test_a_refused_key_and_a_refused_address_end_the_test_where_they_stand
         assert re.search(r'<li class="bad">.*<strong>Authentication</strong>', denied.text)
         assert denied.text.rpartition(NEXT_PIECE)[2].count('class="good"') == 3
         closed = await browser.send("/register/test", {"endpoint_url": "http://169.254.169.254"}, hx_request="true")
-        assert re.search(r'<li class="bad">.*<strong>Address allowed</strong>.*This is an address', closed.text)
+        assert re.search(r'<li class="bad">.*<strong>Address allowed</strong>.*This gateway does not connect to this address', closed.text)
 
 
 async def test_a_name_that_leads_to_a_refused_address_ends_the_test_at_the_address() -> None:

@@ -157,18 +157,18 @@ class InvalidField(BadRequest):
 
 
 class AddressForbidden(InvalidField):
-    """The address in a field must not be dialed; `reason` says which kind of address it is, `hint` what the writer may have confused."""
+    """The address policy forbids the address in a field; `reason` is the kind of address, `hint` what the writer may have confused."""
 
     def __init__(self, reason: str, *, field: str = "endpoint_url", is_openable: bool = False, hint: str = "") -> None:
         remedy = ", or ask the operator to open private networks (ALLOW_PRIVATE_NETWORKS)" if is_openable else ""
-        self.explanation = f"an address that this gateway does not connect to ({reason}); write a public address or a tunnel's{remedy}"
+        self.explanation = f"({reason}). Write a public address or that of a tunnel{remedy}"
         if hint:
             self.explanation += f". {hint.removesuffix('.')}"
-        super().__init__(field, f" names {self.explanation}")
+        super().__init__(field, f" names an address that this gateway does not connect to {self.explanation}")
 
     def naming(self, label: str) -> str:
         """Return the message for a person who has just written the address."""
-        return f"This is {self.explanation}"
+        return f"This gateway does not connect to this address {self.explanation}"
 
 
 class ModelNotOffered(BadRequest):
