@@ -22,7 +22,7 @@ FLOORS = (
     ("app",),
     ("pages",),
     ("api",),
-    ("web", "accounts", "alias_book", "issued_keys", "local_engines", "wall_links"),
+    ("web", "accounts", "alias_book", "host_book", "issued_keys", "local_engines", "wall_links"),
     ("entry", "registration", "connection_test"),
     ("gateway", "monitor", "model_trials"),
     ("server_checks",),

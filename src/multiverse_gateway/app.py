@@ -18,6 +18,7 @@ from multiverse_gateway.admin_key import AdminKeys
 from multiverse_gateway.api.admin import admin_routes
 from multiverse_gateway.api.alias_routes import alias_routes
 from multiverse_gateway.api.endpoints import owned
+from multiverse_gateway.api.host_routes import host_routes
 from multiverse_gateway.api.keys_and_usage import account_routes
 from multiverse_gateway.api.model_list import model_routes
 from multiverse_gateway.api.openapi import openapi_routes
@@ -142,6 +143,7 @@ def assemble(
         *admin_routes(gateway, rules, recent_logs),
         *account_routes(gateway),
         *alias_routes(gateway),
+        *host_routes(gateway),
         *wall_link_routes(gateway),
     ]
     middleware = [

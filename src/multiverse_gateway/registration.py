@@ -48,7 +48,7 @@ from multiverse_gateway.core.servers import MODEL_NAME, HostId, Server, ServerId
 from multiverse_gateway.gateway import Gateway
 from multiverse_gateway.model_trials import CHAT_SECONDS, Trial, try_model
 from multiverse_gateway.plugins import chat_probe
-from multiverse_gateway.protocols import ProbeProblem, ProbeResult, Registry
+from multiverse_gateway.protocols import HostProbe, ProbeProblem, ProbeResult, Registry
 
 _log = logging.getLogger("multiverse_gateway.registry")
 
@@ -126,15 +126,21 @@ def _find(registry: Registry, server_id: ServerId) -> Server:
 # Doing
 
 
-async def _probed(gateway: Gateway, server: Server) -> ProbeResult:
+async def probe_for_change(gateway: Gateway, server: Server, of_host: ProbeResult | None = None) -> ProbeResult:
     """Probe a server; if it does not list its model, it must also answer a request for it, unless it has done so before.
+
+    `of_host` is the result of another server of the same host, which makes a probe superfluous if the probe can judge by it.
 
     Raises:
         BadRequest: The address is closed, or the server has no such model.
         ProbeRefused: The server did not pass its probe.
     """
     refuse_address(gateway, server.endpoint_url, opened_address=server.opened_address)
-    result = await gateway.checks.check(server)
+    probe = gateway.checks.probe
+    if of_host is not None and isinstance(probe, HostProbe):
+        result = probe.result_for(server, of_host)
+    else:
+        result = await gateway.checks.check(server)
     if not result.passed:
         error = ProbeRefused(f"The connection test failed: {result.reason or 'no reason is known'}", param="endpoint_url")
         error.failed_step = result.failed_step
@@ -231,7 +237,7 @@ async def register(
         StorageUnavailable: The server could not be saved.
     """
     new = new_server(registration, server_id=_new_id(), wall=gateway.wall(), owner_digest=owner_digest, opened_address=opened_address)
-    result = await _probed(gateway, new)
+    result = await probe_for_change(gateway, new)
     engine = None if has_cap else await gateway.checks.engines.read(new, result)
     measured = None if engine is None else engine.of(new.asked_model)
     while True:
@@ -246,11 +252,11 @@ async def register(
                 continue  # another process registered or removed it since we looked
         _note("server registered" if plan.is_new else "server registered again", server)
         if engine is None:
-            _read_engine_soon(gateway, server, result)
+            read_engine_soon(gateway, server, result)
         return Accepted(server=server, is_new=plan.is_new, cap=plan.cap)
 
 
-def _read_engine_soon(gateway: Gateway, server: Server, result: ProbeResult) -> None:
+def read_engine_soon(gateway: Gateway, server: Server, result: ProbeResult) -> None:
     """Read what the engine of a server says that has just passed this probe, without keeping the caller waiting."""
     gateway.housekeeping.in_background(partial(gateway.checks.engines.renew, server, result))
 
@@ -285,11 +291,11 @@ async def update(
                 await gateway.adopt(server, result, host=host)
                 _note("server changed", server)
                 if result is not None:
-                    _read_engine_soon(gateway, server, result)
+                    read_engine_soon(gateway, server, result)
                 return server
         if before_probe is not None:
             await before_probe()
-        probed = server, await _probed(gateway, server)
+        probed = server, await probe_for_change(gateway, server)
 
 
 async def remove(gateway: Gateway, server_id: ServerId) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multiverse_gateway.core.errors import AlreadyRegistered, InvalidField
 from multiverse_gateway.core.health import fresh
 from multiverse_gateway.core.hosts import Host, all_hosts, host_identity, with_host
 from multiverse_gateway.core.load import Load
+from multiverse_gateway.core.registry_plans import HostChange, HostPlan, plan_host_change
 from multiverse_gateway.core.routing import RoutingTable, build_table, candidates, has_slot, pools_of
 from multiverse_gateway.core.servers import HostId, Metadata, Server, model_key
 from multiverse_gateway.testing.store import make_host, make_server
@@ -67,6 +71,67 @@ def test_the_cap_of_a_larger_host_grows_with_what_is_stated_and_never_shrinks() 
         assert host.max_concurrency == becomes, (cap, states_cap)
     unlimited = server("a")
     assert placed(server("b", max_concurrency=2), unlimited)[1].max_concurrency is None
+
+
+def test_a_cap_of_its_own_outlives_other_changes_of_the_only_server() -> None:
+    """A change that leaves the server's cap as it was leaves the host's, too."""
+    before = server("a", max_concurrency=2)
+    assert placed(attrs.evolve(before, weight=3), before, before=before, max_concurrency=4)[1].max_concurrency == 4
+    assert placed(attrs.evolve(before, max_concurrency=3), before, before=before, max_concurrency=4)[1].max_concurrency == 3
+
+
+def planned(*servers: Server, is_active: bool = True, others: Sequence[Host] = (), cap: int | None = 4, **fields: Any) -> HostPlan:
+    """Return what a change of the host "lab" means for these servers."""
+    host = make_host("lab", endpoint_url="http://lab:1", api_key="sk", owner="s1", offers=(), max_concurrency=cap)
+    change = HostChange(fields=fields)
+    return plan_host_change(servers, [host, *others], host, change, is_active=is_active, wall=9.0)
+
+
+def keyed(name: str, **facts: Any) -> Server:
+    """Return a server of the host "lab" with its key and owner."""
+    return server(name, **{"api_key": "sk", "metadata": Metadata(student_id="s1", description="d"), **facts})
+
+
+def test_a_new_url_or_key_of_a_host_begins_a_new_generation_of_all_its_servers() -> None:
+    """The loopback address that was opened for a server closes with the URL only."""
+    servers = [keyed("a", opened_address="127.0.0.1:1"), keyed("b"), keyed("c", host_id="other", endpoint_url="http://other:1")]
+    for fields, opened in (({"endpoint_url": "http://new:1"}, None), ({"api_key": None}, "127.0.0.1:1")):
+        plan = planned(*servers, **fields)
+        assert (plan.needs_probe, plan.is_change, plan.host.updated_at) == (True, True, 9.0)
+        assert [after.id for after in plan.servers] == ["a", "b"]
+        for before, after in zip(servers, plan.servers, strict=False):
+            assert after.generation == before.generation + 1
+            assert (after.endpoint_url, after.api_key) == (plan.host.endpoint_url, plan.host.api_key)
+            assert (after.metadata, after.owner_digest) == (before.metadata, before.owner_digest)
+        assert plan.servers[0].opened_address == opened
+
+
+def test_the_cap_and_the_owner_of_a_host_change_without_a_probe() -> None:
+    """Servers with the cap of the host follow it, those with another one keep it; nothing else changes."""
+    servers = [keyed("a", max_concurrency=4), keyed("b", max_concurrency=1), keyed("c", max_concurrency=None)]
+    for cap in (2, None):
+        plan = planned(*servers, max_concurrency=cap)
+        assert [after.max_concurrency for after in plan.servers] == [cap, 1, None]
+        assert (plan.needs_probe, plan.is_change, plan.host.max_concurrency) == (False, True, cap)
+        assert plan.servers[1:] == tuple(servers[1:])
+    plan = planned(*servers, owner="s2")
+    assert (plan.needs_probe, {after.metadata.student_id for after in plan.servers}) == (False, {"s2"})
+    assert {after.metadata.description for after in plan.servers} == {"d"}
+    assert [after.generation for after in plan.servers] == [before.generation for before in servers]
+    assert not planned(*servers, max_concurrency=4).is_change
+    assert planned(*servers, is_active=False).needs_probe
+    assert not planned(is_active=False).needs_probe, "a host without servers has nothing to probe"
+
+
+def test_two_hosts_do_not_become_one_by_a_change() -> None:
+    """Neither a server with the same model and URL nor a host with the same owner, URL and key may be there."""
+    elsewhere = keyed("x", model_name="a", host_id="other", endpoint_url="http://other:1", api_key="another")
+    with pytest.raises(AlreadyRegistered):
+        planned(keyed("a"), elsewhere, endpoint_url="http://other:1")
+    other = make_host("other", endpoint_url="http://other:1", api_key="sk", owner="s1")
+    with pytest.raises(InvalidField, match="another host"):
+        planned(keyed("a"), others=[other], endpoint_url="http://other:1")
+    assert planned(keyed("a"), others=[other], max_concurrency=1).is_change
 
 
 def table_of(servers: list[Server], cap: int | None) -> RoutingTable:

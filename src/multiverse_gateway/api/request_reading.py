@@ -19,6 +19,7 @@ from multiverse_gateway.api.request_types import (
     UNNAMED,
     ConnectionTest,
     ExportedHost,
+    HostFields,
     Import,
     KeyChange,
     KeyLimits,
@@ -29,7 +30,7 @@ from multiverse_gateway.api.request_types import (
     UsageQuery,
 )
 from multiverse_gateway.core.errors import BadRequest, InvalidField
-from multiverse_gateway.core.registry_plans import Change, Imported, ImportedHost, ImportedRegistry
+from multiverse_gateway.core.registry_plans import Change, HostChange, Imported, ImportedHost, ImportedRegistry
 from multiverse_gateway.core.servers import KeyTerms, ServerId
 from multiverse_gateway.core.usage_reports import UsageSelection
 
@@ -237,6 +238,18 @@ def parse_change(body: Any) -> Change:
         capabilities=_named(body, "capabilities", whole.capabilities),
         metadata=_named(body, "metadata", whole.metadata),
     )
+
+
+def parse_host_change(body: Any) -> HostChange:
+    """Read the partial body of a change of a host; null clears what is optional.
+
+    Raises:
+        BadRequest: A field is unknown or cannot be used; `param` names it.
+    """
+    whole = read(body, HostFields)
+    if "endpoint_url" in body and whole.endpoint_url is None:
+        raise InvalidField("endpoint_url", " cannot be cleared; write a value or leave it out")
+    return HostChange(fields={name: getattr(whole, name) for name in body})
 
 
 def _named(body: Mapping[str, Any], group: str, change: Any) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from multiverse_gateway.core.servers import (
     Capabilities,
     Metadata,
     ServerId,
+    StudentId,
 )
 
 MAX_KEY_LENGTH = 512
@@ -265,6 +266,17 @@ class NewKey(KeyLimits):
     """A client key to create."""
 
     name: KeyName
+
+
+@attrs.frozen(kw_only=True)
+class HostFields:
+    """The fields of a host that change, with all its servers. Those that are left out keep their values; null clears them."""
+
+    endpoint_url: EndpointUrl | None = None
+    """`None` changes nothing: a host always has a URL."""
+    api_key: ServerKey | None = attrs.field(default=None, repr=False)
+    owner: StudentId | None = None
+    max_concurrency: Annotated[int, Meta(ge=1, le=MAX_CONCURRENCY, description=_HOST_CAP)] | None = None
 
 
 # Queries

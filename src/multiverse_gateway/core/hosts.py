@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 
+from multiverse_gateway.core.errors import NotFound
 from multiverse_gateway.core.servers import HostId, Server
 
 ALL = "*"
@@ -39,6 +40,12 @@ def with_caps(hosts: Mapping[HostId, Host], caps: Mapping[HostId, int | None], *
     """Return the hosts whose cap differs from the wanted one, with that."""
     changed = [hosts[host_id] for host_id, cap in caps.items() if hosts[host_id].max_concurrency != cap]
     return [attrs.evolve(host, max_concurrency=caps[host.id], updated_at=wall) for host in changed]
+
+
+class HostNotFound(NotFound):
+    """There is no host with this id, or it has no servers any more."""
+
+    code = "host_not_found"
 
 
 HostIdentity = tuple[str | None, str, str | None]
@@ -108,8 +115,8 @@ def with_host(
     """Return a server that is about to be saved, with its host, and that host as it will be.
 
     A host with its owner, URL and key takes it up. If there is none, and the server has been the only one of its host (`before`), the host
-    changes with it; otherwise it gets a new one, `new_id`. The cap of a host with one server is that server's. That of a larger one grows
-    with a registration that states a larger cap (`states_cap`), and never shrinks with one.
+    changes with it; otherwise it gets a new one, `new_id`. The cap of a host with one server changes with that server's. That of a larger
+    one grows with a registration that states a larger cap (`states_cap`), and never shrinks with one.
     """
     others = [other for other in servers if other.id != server.id]
     identity = host_identity(server)
@@ -122,7 +129,8 @@ def with_host(
     owner, endpoint_url, api_key = identity
     is_alone = not known.offers and all(other.host_id != known.id for other in others)
     cap = known.max_concurrency
-    if is_alone or (states_cap and _is_more(server.max_concurrency, cap)):
+    changes_cap = before is None or before.max_concurrency != server.max_concurrency
+    if (is_alone and changes_cap) or (states_cap and _is_more(server.max_concurrency, cap)):
         cap = server.max_concurrency
     facts = {"owner": owner, "endpoint_url": endpoint_url, "api_key": api_key, "max_concurrency": cap}
     host = attrs.evolve(known, **facts)  # type: ignore[arg-type]

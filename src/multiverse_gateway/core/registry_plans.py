@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import attrs
 
 from multiverse_gateway.core.caps import Cap, Stated, cap_of
-from multiverse_gateway.core.errors import AlreadyRegistered
+from multiverse_gateway.core.errors import AlreadyRegistered, InvalidField
+from multiverse_gateway.core.hosts import Host
 from multiverse_gateway.core.servers import Capabilities, HostId, Metadata, Server, ServerId, identity, model_key
 
 DESCRIBED = ("model_name", "endpoint_url", "api_key", "capabilities", "metadata", "max_concurrency", "weight", "upstream_model")
@@ -174,6 +175,68 @@ class Change:
             capabilities=attrs.evolve(server.capabilities, **self.capabilities),
             metadata=attrs.evolve(server.metadata, **self.metadata),
         )
+
+
+@attrs.frozen(kw_only=True)
+class HostChange:
+    """What a partial body names, by attribute of `Host`; the rest stays."""
+
+    fields: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
+
+
+@attrs.frozen(kw_only=True)
+class HostPlan:
+    """A host and its servers as they will be, whether a probe must pass before that, and whether there is anything to save."""
+
+    host: Host
+    servers: tuple[Server, ...]
+    needs_probe: bool
+    is_change: bool
+
+
+def plan_host_change(
+    servers: Sequence[Server], hosts: Iterable[Host], host: Host, change: HostChange, *, is_active: bool, wall: float
+) -> HostPlan:
+    """Return what a change of a host means for it and its servers; one whose servers were all taken out is probed (not `is_active`).
+
+    Servers with the cap of the host get its new one; those with another one keep that.
+
+    Raises:
+        AlreadyRegistered: Another host has a server with the wanted URL and the same model.
+        InvalidField: Another host has the wanted owner, URL and key.
+    """
+    wanted = attrs.evolve(host, **change.fields)
+    if _reached(wanted) != _reached(host) and any(_reached(other) == _reached(wanted) for other in hosts if other.id != host.id):
+        raise InvalidField("endpoint_url", " is that of another host with this owner and key; change or remove that one")
+    others = [server for server in servers if server.host_id != host.id]
+    known = [server for server in servers if server.host_id == host.id]
+    changed = tuple(_with_host_change(server, host, wanted, wall) for server in known)
+    for server in changed:
+        other = with_same_pair(others, server)
+        if other is not None:
+            raise AlreadyRegistered(other.id)
+    is_other = any(identity(server) != identity(before) for server, before in zip(changed, known, strict=True))
+    needs_probe = bool(known) and (is_other or not is_active)
+    is_change = needs_probe or wanted != host or any(server not in known for server in changed)
+    return HostPlan(host=attrs.evolve(wanted, updated_at=wall), servers=changed, needs_probe=needs_probe, is_change=is_change)
+
+
+def _reached(host: Host) -> tuple[str | None, str, str | None]:
+    return host.owner, host.endpoint_url, host.api_key
+
+
+def _with_host_change(server: Server, host: Host, wanted: Host, wall: float) -> Server:
+    after = attrs.evolve(
+        server,
+        endpoint_url=wanted.endpoint_url,
+        api_key=wanted.api_key,
+        metadata=attrs.evolve(server.metadata, student_id=wanted.owner),
+        max_concurrency=wanted.max_concurrency if server.max_concurrency == host.max_concurrency else server.max_concurrency,
+    )
+    if after == server:
+        return server
+    generation, opened_address = _next_generation(server, after), _still_opened(server, after)
+    return attrs.evolve(after, generation=generation, opened_address=opened_address, updated_at=wall)
 
 
 @attrs.frozen(kw_only=True)

@@ -31,7 +31,7 @@ def _or_none(text: str) -> str | None:
 
 _LINE = "one line of at most {:,} characters, without line breaks and invisible control characters"
 _Tokens = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
-_StudentId = Annotated[str, Meta(max_length=MAX_STUDENT_ID, pattern=ONE_LINE, description=_LINE.format(MAX_STUDENT_ID)), _or_none]
+StudentId = Annotated[str, Meta(max_length=MAX_STUDENT_ID, pattern=ONE_LINE, description=_LINE.format(MAX_STUDENT_ID)), _or_none]
 _Description = Annotated[str, Meta(max_length=MAX_DESCRIPTION, pattern=ONE_LINE, description=_LINE.format(MAX_DESCRIPTION)), _or_none]
 
 
@@ -48,7 +48,7 @@ class Capabilities:
 class Metadata:
     """Words about the host; shown to people, never interpreted."""
 
-    student_id: _StudentId | None = None
+    student_id: StudentId | None = None
     description: _Description | None = None
 
 
