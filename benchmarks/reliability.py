@@ -445,7 +445,7 @@ import socket, sys, threading
 
 block = bytes.fromhex(sys.argv[1]) * 10_000
 listening = socket.create_server(("127.0.0.1", int(sys.argv[2])), backlog=64)
-models = b'{"object":"list","data":[{"id":"hostile","object":"model"}]}'
+models = b'{"object":"list","data":[{"id":"%s","object":"model"}]}' % sys.argv[3].encode()
 
 def serve(connection):
     with connection:
@@ -552,12 +552,12 @@ async def hostile_streams(bench: Bench) -> None:
     for words, piece in HOSTILE.items():
         port, seconds = free_port(), []
         async with AsyncExitStack() as stack:
-            command = [sys.executable, "-c", HOSTILE_SERVER, piece.hex(), str(port)]
+            bench.number += 1
+            hostile = f"hostile-{bench.number}"
+            command = [sys.executable, "-c", HOSTILE_SERVER, piece.hex(), str(port), hostile]
             server = await asyncio.create_subprocess_exec(*command)
             stack.callback(server.kill)
             await until(lambda port=port: is_listening(port))  # type: ignore[misc]
-            bench.number += 1
-            hostile = f"hostile-{bench.number}"
             await asyncio.to_thread(bench.gateway.register, hostile, f"http://127.0.0.1:{port}")
             model = await bench.register_model(stack, Backend("good"))
             url, data = f"{bench.gateway.url}{CHAT}", json.dumps(body(hostile, stream=True))

@@ -115,6 +115,26 @@ def test_a_test_request_that_proves_nothing_registers_nothing(
 
 
 @pytest.mark.e2e
+def test_an_endless_answer_is_not_read_to_its_end(gateway: GatewayProcess, ollama: Backend) -> None:
+    """Of a server without chat that sends and sends, the gateway reads no more than a probe would."""
+
+    async def endless(exchange: Exchange) -> None:
+        if exchange.request.path == "/v1/chat/completions":
+            await exchange.answer(404, b"{}")
+            return
+        await exchange.start_stream(content_type="application/json")
+        while True:
+            await exchange.chunk(b" " * 65536)
+
+    ollama.behave = ollama.behave_trial = endless
+    refused = gateway.admin("POST", "/admin/register", {"model_name": "endless", "endpoint_url": ollama.url})
+    assert error_of(refused)["code"] == "model_not_offered"
+    sent = [request.sent for request in ollama.requests]
+    assert len(sent) == 3
+    assert max(sent) < 16 << 20
+
+
+@pytest.mark.e2e
 def test_a_server_without_a_list_is_asked_for_the_model(gateway: GatewayProcess, ollama: Backend) -> None:
     """An empty list lacks every model."""
     ollama.models = ()

@@ -41,7 +41,7 @@ class Probed:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 self.hits[head.split(b" ", 2)[1]] += 1
-                body = b'{"object": "list", "data": [{"id": "m", "object": "model"}]}'
+                body = b'{"object": "list", "data": [{"id": "m", "object": "model"}], "choices": [{}]}'  # it answers to any name
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
