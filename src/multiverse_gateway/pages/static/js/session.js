@@ -83,7 +83,9 @@ async function send(event) {
   setTimeout(() => delete form.dataset.sent, TWICE);
   try {
     if (await ask()) HTMLFormElement.prototype.submit.call(form);
+    else delete form.dataset.sent; // it was not sent
   } catch {
+    delete form.dataset.sent;
     offline();
   }
 }
