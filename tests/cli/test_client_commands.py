@@ -59,6 +59,7 @@ class _Answer(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(value if isinstance(value, bytes) else json.dumps(value).encode())
 
+    do_PUT = do_DELETE = do_GET  # noqa: N815  http.server's names
     do_POST = do_GET  # noqa: N815  http.server's name
 
     def log_message(self, format: str, *args: object) -> None:
@@ -162,6 +163,34 @@ def test_an_export_counts_its_aliases(gateway: Listener) -> None:
     assert "0 servers and 1 aliases" in call("export", "--output", "registry.json").output
     gateway.answers["/admin/import"] = (200, {"imported": 0, "created": 0, "updated": 0, "unchanged": 0, "aliases": 1})
     assert "0 unchanged; 1 aliases created or updated." in call("import", "registry.json").output
+
+
+def test_hosts_are_listed_changed_and_removed(gateway: Listener) -> None:
+    """A row per host; the gateway may be named before or after the subcommand; control characters are not printed."""
+    servers = [{"model_name": "tiny", "state": "healthy"}, {"model_name": "large\x1b[2J", "state": "unhealthy"}]
+    record = {"id": "lab/1", "endpoint_url": "http://gpu.example", "owner": "ada", "max_concurrency": 4, "in_flight": 2, "servers": servers}
+    gateway.answers["/admin/hosts"] = (200, [record])
+    listed = call("hosts")
+    assert "tiny, large" in listed.output
+    assert "(unhealthy)" in listed.output
+    assert "\x1b" not in listed.output
+    assert json.loads(call("hosts", "--json").output) == [record]
+    gateway.answers["/admin/hosts/lab%2F1"] = (200, record)
+    assert "at most 4 requests" in call("hosts", "set", "lab/1", "--max-concurrency", "4").output
+    assert (gateway.requests[-1][0], gateway.requests[-1][3]) == ("PUT", {"max_concurrency": 4})
+    gateway.answers["/admin/hosts/lab%2F1"] = (200, {**record, "max_concurrency": None})
+    assert "any number of requests" in call("hosts", "--gateway", gateway.url, "set", "lab/1", "--no-max-concurrency").output
+    assert gateway.requests[-1][3] == {"max_concurrency": None}
+    assert json.loads(call("hosts", "set", "lab/1", "--max-concurrency", "4", "--json").output)["id"] == "lab/1"
+    count = len(gateway.requests)
+    for options in ((), ("--max-concurrency", "4", "--no-max-concurrency"), ("--max-concurrency", "0")):
+        assert call("hosts", "set", "lab/1", *options).exit_code == 2
+    assert len(gateway.requests) == count
+    gateway.answers["/admin/hosts/lab%2F1"] = (200, {"id": "lab/1", "registration_ids": ["a", "b"]})
+    assert "removed with 2 models" in call("hosts", "remove", "lab/1").output
+    assert gateway.requests[-1][0] == "DELETE"
+    gateway.answers["/admin/hosts"] = (200, [])
+    assert "No host" in call("hosts").output
 
 
 def test_no_key(gateway: Listener, tmp_path: Path) -> None:

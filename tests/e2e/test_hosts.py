@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 import httpx2
 import pytest
+from click.testing import CliRunner
 
+from multiverse_gateway.cli import main
 from support import behaviours
 from support.backends import Backend
 from support.processes import DOORS, GatewayProcess, door_setting
@@ -102,7 +104,10 @@ def test_a_new_cap_of_a_host_holds_for_the_requests_that_wait(gateway: GatewayPr
         assert [server["max_concurrency"] for server in changed.json()["servers"]] == [3, 3]
         wait_until(lambda: engine.running == 3)
         assert gateway.admin("GET", path).json()["in_flight"] == 3
-        assert gateway.admin("PUT", path, {"max_concurrency": 2}).status_code == 200
+        listed = CliRunner().invoke(main, ["hosts", "--gateway", gateway.url, "--admin-key", gateway.admin_key]).output
+        assert ", ".join(names) in listed
+        arguments = ["set", records[0]["host_id"], "--max-concurrency", "2", "--gateway", gateway.url, "--admin-key", gateway.admin_key]
+        assert "at most 2 requests" in CliRunner().invoke(main, ["hosts", *arguments]).output
         gate.open()
         for thread in threads:
             thread.join(30)

@@ -17,6 +17,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "check": ("check", "Check step by step whether a gateway can use a model server."),
     "register": ("registry", "Offer a model server to a running gateway."),
     "servers": ("registry", "List the registered servers and their health."),
+    "hosts": ("host_commands", "List the hosts with their models, or change one for all its models at once."),
     "aliases": ("alias_commands", "Define names that stand for models, in order of preference."),
     "models": ("registry", "List the models that can be used."),
     "keys": ("keys", "Create, list, change, block, renew and revoke the client keys of a running gateway."),
