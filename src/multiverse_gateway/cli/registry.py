@@ -150,7 +150,7 @@ def _models_of(answer: Any) -> list[dict[str, Any]]:
 )
 @click.option("--with-keys", is_flag=True, help="Include the servers' own keys, in clear text.")
 def export_command(gateway_url: str | None, admin_key: str | None, output: Path | None, with_keys: bool) -> None:
-    """Write the servers and aliases of a running gateway as JSON."""
+    """Write the registry of a running gateway as JSON."""
     params = {"include_keys": "true"} if with_keys else None
     registry = client_for(gateway_url, admin_key).admin("GET", "/export", params=params)
     if output is None:
