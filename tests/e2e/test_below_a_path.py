@@ -110,7 +110,8 @@ def test_every_page_links_below_the_path(client: httpx2.Client, gateway: Gateway
     for page in PAGES:
         answer = client.get(page)
         assert answer.status_code == 200, page
-        found |= set(re.findall(r'(?:href|src|action|hx-get|hx-post|content|data-post|data-poll)="([^"]+)"', answer.text))
+        found |= set(re.findall(r'(?:href|src|action|hx-get|hx-post|data-post|data-poll)="([^"]+)"', answer.text))
+        assert f'<meta name="live-url" content="{ROOT}/live">' in answer.text
     local = {unescape(link) for link in found if not link.startswith(("#", "http", "?", "data:"))}
     assert {f"{ROOT}/dashboard", f"{ROOT}/v1/chat/completions", f"{ROOT}/openapi.json"} <= local
     assert all(link.startswith(f"{ROOT}/") for link in local), sorted(local)
