@@ -10,7 +10,9 @@ import attrs
 import pytest
 
 from multiverse_gateway.core.engine_facts import Abilities, EngineKind, Measured, ModelFacts
+from multiverse_gateway.core.health import HealthState
 from multiverse_gateway.core.health.listing import UNLISTED
+from multiverse_gateway.core.routing import with_health
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.speeds import LEAST_TOKENS, Speeds
 from multiverse_gateway.pages.snippets import snippets_of
@@ -80,10 +82,14 @@ async def test_models_are_rows_and_those_that_are_offline_come_last() -> None:
 
 
 async def test_a_model_is_chosen_by_a_link() -> None:
-    """Without scripts, and within what was searched for; the first one is chosen if none was."""
+    """Without scripts, and within what was searched for; the first one that works is chosen if none was."""
     async with browsing() as browser:
         for name in ("alpha", "beta", "gamma/2"):
             await browser.register(model_name=name, endpoint_url=f"http://{name[0]}.example")
+        untested = await browser.register(model_name="a-new-one", endpoint_url="http://new.example")
+        book = browser.parts.gateway.health_book
+        doubted = attrs.evolve(book.table.routes[ServerId(untested)].health, state=HealthState.PROBING)
+        book.table = with_health(book.table, ServerId(untested), doubted)
         await browser.sign_in()
 
         async def chosen(path: str) -> str:

@@ -218,9 +218,10 @@ class Dashboard:
         return in_order(rows)
 
     def _chosen(self, visit: Visit, snapshot: Snapshot, rows: Sequence[ModelRow]) -> ChosenModel | None:
-        """Return the model that the address names, or else the first one; `None` if there is none."""
+        """Return the model that the address names, or else the first one that works, or the first one; `None` if there is none."""
         key = model_key(visit.query.get("model", ""))
-        row = next((row for row in rows if model_key(row.name) == key), rows[0] if rows else None)
+        preferred = [*(row for row in rows if model_key(row.name) == key), *(row for row in rows if row.up), *rows]
+        row = preferred[0] if preferred else None
         model = None if row is None else self._gateway.table.models.get(model_key(row.name))
         return None if row is None or model is None else chosen_model(model, row, snapshot.by_model[model_key(row.name)])
 
