@@ -10,12 +10,11 @@ import attrs
 import pytest
 
 from multiverse_gateway.core.engine_facts import Abilities, EngineKind, Measured, ModelFacts
-from multiverse_gateway.core.health import HealthState
 from multiverse_gateway.core.health.listing import UNLISTED
-from multiverse_gateway.core.routing import with_health
 from multiverse_gateway.core.servers import ServerId
 from multiverse_gateway.core.speeds import LEAST_TOKENS, Speeds
 from multiverse_gateway.pages.snippets import snippets_of
+from support.gateways import ADMIN_KEY
 from support.pages import Browser, browsing
 
 A = ServerId("a")
@@ -86,10 +85,8 @@ async def test_a_model_is_chosen_by_a_link() -> None:
     async with browsing() as browser:
         for name in ("alpha", "beta", "gamma/2"):
             await browser.register(model_name=name, endpoint_url=f"http://{name[0]}.example")
-        untested = await browser.register(model_name="a-new-one", endpoint_url="http://new.example")
-        book = browser.parts.gateway.health_book
-        doubted = attrs.evolve(book.table.routes[ServerId(untested)].health, state=HealthState.PROBING)
-        book.table = with_health(book.table, ServerId(untested), doubted)
+        unproven = {"servers": [{"model_name": "a-new-one", "endpoint_url": "http://new.example"}]}
+        assert (await browser.client.post("/admin/import", json=unproven, headers={"x-api-key": ADMIN_KEY})).status_code == 200
         await browser.sign_in()
 
         async def chosen(path: str) -> str:

@@ -22,6 +22,7 @@ from multiverse_gateway.api.samples import SERVER_ID, sample
 from multiverse_gateway.core import errors
 from multiverse_gateway.core.errors import GatewayError, is_anthropic
 from multiverse_gateway.core.registry_plans import Change
+from multiverse_gateway.core.servers import MODEL_NAME
 
 Json = dict[str, Any]
 
@@ -77,6 +78,11 @@ _TAGS = {
 }
 _PARAMETERS: Mapping[str, Json] = {
     "model": {"description": "The name of the model.", "schema": {"type": "string"}, "example": MODEL},
+    "alias": {
+        "description": "The name of the alias.",
+        "schema": {"type": "string", "pattern": f"^{MODEL_NAME.pattern}$"},
+        "example": "class-default",
+    },
     "response_id": {
         "description": "The id of the stored response.",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
