@@ -52,6 +52,8 @@ def test_an_import_of_aliases_saves_those_that_change() -> None:
     assert plan_import_of_aliases([], known, wall=9.0) == ()
     with pytest.raises(InvalidField, match="at least one model"):
         plan_import_of_aliases([("new", [])], known, wall=9.0)
+    with pytest.raises(InvalidField, match="at least one model"):
+        plan_alias("new", [], known, wall=9.0)
     full = [alias(f"a{number}", "x") for number in range(MAX_ALIASES)]
     with pytest.raises(InvalidField, match="would make 1,001 aliases"):
         plan_import_of_aliases([("new", ["x"])], full, wall=9.0)

@@ -156,3 +156,18 @@ def test_a_host_moves_with_all_its_models_after_one_probe(gateway: GatewayProces
         for method in ("GET", "PUT", "DELETE"):
             gone = gateway.admin(method, path, {} if method == "PUT" else None)
             assert (gone.status_code, gone.json()["error"]["code"]) == (404, "host_not_found")
+
+
+def test_other_processes_follow_a_change_of_a_host(gateway: GatewayProcess) -> None:
+    """A second gateway with the same database applies a new limit, and knows none of the models once the host is removed."""
+    names = ("shared-a", "shared-b")
+    engine = Backend("shared", models=names)
+    with serving(engine), GatewayProcess({"DATABASE_URL": f"sqlite:///{gateway.database.as_posix()}"}) as second:
+        records = [gateway.server(gateway.register(name, engine.url)) for name in names]
+        path = f"/admin/hosts/{records[0]['host_id']}"
+        wait_until(lambda: [second.chat(name).status_code for name in names] == [200, 200])
+        assert gateway.admin("PUT", path, {"max_concurrency": 2}).status_code == 200
+        assert second.admin("GET", path).json()["max_concurrency"] == 2
+        assert gateway.admin("DELETE", path).status_code == 200
+        wait_until(lambda: [second.chat(name).status_code for name in names] == [404, 404])
+        assert second.admin("GET", path).status_code == 404
