@@ -8,7 +8,10 @@ from multiverse_gateway.cli.common import json_option, print_json, print_table, 
 
 @click.group("wall")
 def wall_command() -> None:
-    """Create, list and revoke links to the wall view, which shows the state of the servers on a screen without sign-in."""
+    """Create, list and revoke links that show the state of the servers on a screen.
+
+    Such a link opens the wall view without sign-in.
+    """
 
 
 @wall_command.command("create")
