@@ -57,6 +57,7 @@ class Dashboard:
         self._first_steps = first_steps
         self._snapshots: dict[bool, Snapshot] = {}
         """What was seen last, by whether visitors see it: one tick of all live pages needs it once."""
+        self._taking = anyio.Lock()
         self._rows = DashboardRows(renderer)
 
     def routes(self, sign_in: SignIn) -> list[Route]:
@@ -124,9 +125,10 @@ class Dashboard:
         return await self._take_snapshot(visit)
 
     async def _recent_snapshot(self, visit: Visit) -> Snapshot:
-        """Return the snapshot of this tick, or a new one; the monitor reads what other processes write."""
-        last = self._snapshots.get(not visit.is_operator)
-        return last if last is not None and anyio.current_time() - last.at < live.TICK_SECONDS else await self._take_snapshot(visit)
+        """Return the snapshot of this tick, or a new one, which streams that ask at the same time share."""
+        async with self._taking:
+            last = self._snapshots.get(not visit.is_operator)
+            return last if last is not None and anyio.current_time() - last.at < live.TICK_SECONDS else await self._take_snapshot(visit)
 
     async def _take_snapshot(self, visit: Visit) -> Snapshot:
         public = not visit.is_operator
