@@ -121,3 +121,17 @@ async def test_the_probe_of_another_model_shows_nothing_to_a_server_that_has_to_
         found = checks.result_for(routes[ids[1]].server, failed)
         assert found is not None
         assert (found.server_id, found.passed, found.reason) == (ids[1], False, "off")
+
+
+async def test_a_server_that_an_older_version_moved_answers_for_itself() -> None:
+    """Two gateways of different versions on one database: the older one changes a server's address, and leaves it with its host."""
+    async with stage() as scene:
+        ids = await hosted(scene, "http://lab.example", "tiny", "small")
+        moved = attrs.evolve(scene.gateway.table.routes[ids[1]].server, endpoint_url="http://moved.example", generation=2)
+        await scene.gateway.adopt(moved, attrs.evolve(await scene.probe.check(moved, scene.gateway.network.http)))
+        failure = Failure(FailureClass.CONNECT, "the connection was refused")
+        scene.gateway.health_book.report(
+            ids[0], AttemptFailed(generation=1, client="a", number=1, failure=failure, path="/v1/chat/completions")
+        )
+        states = [scene.gateway.table.routes[key].health.state for key in ids]
+        assert states == [HealthState.UNHEALTHY, HealthState.HEALTHY]

@@ -36,7 +36,7 @@ from multiverse_gateway.core.health import (
 from multiverse_gateway.core.needs import Needs, context_of, was_cut
 from multiverse_gateway.core.routing import Route, RoutingTable, build_table, with_health
 from multiverse_gateway.core.server_access import confirming_path
-from multiverse_gateway.core.servers import Server, ServerId
+from multiverse_gateway.core.servers import Server, ServerId, share_connection
 from multiverse_gateway.core.timelines import Timelines
 from multiverse_gateway.protocols import ProbeResult, Registry, Store
 
@@ -178,7 +178,7 @@ class HealthBook:
         self._advance(route, event)
         if isinstance(event, AttemptFailed) and event.concerns_host and event.generation == route.server.generation:
             for other in self.table.routes_of(route.server.host_id):
-                if other.server.id != server_id:
+                if other.server.id != server_id and share_connection(other.server, route.server):
                     self._advance(other, evolve(event, generation=other.server.generation))
 
     def _advance(self, route: Route, event: HealthEvent) -> None:

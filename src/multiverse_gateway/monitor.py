@@ -41,7 +41,7 @@ from multiverse_gateway.core.probing import (
     shard_of,
 )
 from multiverse_gateway.core.routing import Route, RoutingTable
-from multiverse_gateway.core.servers import HostId, Server, ServerId
+from multiverse_gateway.core.servers import HostId, Server, ServerId, share_connection
 from multiverse_gateway.health_book import HealthBook
 from multiverse_gateway.holders import new_holder
 from multiverse_gateway.protocols import ProbeResult, Store
@@ -341,7 +341,8 @@ class Monitor:
             result = await self._gateway.checks.check(server)
             self.note(attrs.evolve(result, server_id=server.id, generation=server.generation), began)
             for route in self._gateway.table.routes_of(server.host_id):
-                about = None if route.server.id == server.id else self._gateway.checks.result_for(route.server, result)
+                is_other = route.server.id != server.id and share_connection(route.server, server)
+                about = self._gateway.checks.result_for(route.server, result) if is_other else None
                 if about is not None:
                     self.note(about, began)
         except Exception:  # noqa: BLE001  # the edge of the loops: logged, and tried again

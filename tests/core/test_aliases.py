@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from multiverse_gateway.core.aliases import MAX_ALIASES, Alias, by_key, models_of, plan_alias, plan_import_of_aliases
 from multiverse_gateway.core.errors import InvalidField
+from multiverse_gateway.core.fairness import FairQueue, Flow, Ticket
 from multiverse_gateway.core.health import Health, HealthState, fresh
 from multiverse_gateway.core.load import Load
 from multiverse_gateway.core.needs import Needs
@@ -152,3 +153,31 @@ def test_requests_for_an_alias_wait_for_the_slots_of_its_models() -> None:
     pair = [make_server(name, model_name=name, upstream_model=None, max_concurrency=1, host_id="lab") for name in ("large", "small")]
     (pool,) = pools_of(table_of(pair, alias("best", "large", "small"))).values()
     assert [pool.slots_of(name) for name in ("large", "small", "best")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("others", [(), ("small",)])
+def test_an_alias_and_its_model_share_the_slots_fairly(others: tuple[str, ...]) -> None:
+    """The model that ran last goes first only where another model would have to be loaded."""
+    pair = [make_server(name, model_name=name, upstream_model=None, max_concurrency=1, host_id="lab") for name in ("large", *others)]
+    queue = FairQueue()
+    queue.serve(pools_of(table_of(pair, alias("best", "large"))))
+    running, heavy, light = (Ticket(model, Flow(client), Chat()) for model, client in (("large", "a"), ("large", "a"), ("best", "b")))
+    queue.begin(running, 0.0, "lab")
+    queue.join(heavy, 1.0)
+    queue.join(light, 1.0)
+    queue.end(running, 2.0)
+    assert queue.pick_for("lab", 2.0) is (heavy if others else light)
+
+
+class Chat:
+    """What the queue asks of a request."""
+
+    needs = None
+
+    def estimated_cost(self) -> float:
+        """Return an estimate."""
+        return 900.0
+
+    def actual_cost(self) -> float:
+        """Return what it cost."""
+        return 900.0

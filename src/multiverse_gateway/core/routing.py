@@ -200,7 +200,7 @@ def _pool_of(routes: Sequence[Route], aliases: Mapping[ServerId, Sequence[str]])
         for alias in aliases.get(route.server.id, ()):
             caps[alias] = _more(caps.get(alias, 0), _cap(route))
     less = {model: cap for model, cap in caps.items() if cap is not None and (slots is None or cap < slots)}
-    return Pool(tuple(caps), slots, less) if less and len(caps) > 1 else Pool(tuple(caps), slots)
+    return Pool(tuple(caps), slots, less if len(caps) > 1 else {}, is_one_model=len(routes) == 1)
 
 
 def _more(cap: int | None, other: int | None) -> int | None:

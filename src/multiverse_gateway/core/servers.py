@@ -119,6 +119,11 @@ class Server:
         return self.upstream_model or self.model_name
 
 
+def share_connection(one: Server, other: Server) -> bool:
+    """Return whether two servers of a host are reached in the same way, as they are unless an older version changed one of them."""
+    return one.endpoint_url == other.endpoint_url and one.api_key == other.api_key
+
+
 def identity(server: Server) -> tuple[str, str | None, str, str | None]:
     """Return what a verdict about a server depends on; a change of it begins a new generation."""
     return server.model_name, server.upstream_model, server.endpoint_url, server.api_key

@@ -280,7 +280,7 @@ class FairQueue:
         if len(pool_use.models) == 1:
             return self.pick(pool_use.models[0], now, unmet=unmet)
         firsts = {name: first_of(self._models[name], now, unmet) for name in pool_use.models}
-        last = self._last.get(pool, "")
+        last = "" if pool_use.is_one_model else self._last.get(pool, "")
         preferred = firsts[last][1] if last in firsts else None
         if preferred is not None and not any(name != last and now - first[2] >= MODEL_CHANGE_SECONDS for name, first in firsts.items()):
             return preferred

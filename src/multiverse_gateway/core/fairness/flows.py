@@ -37,11 +37,15 @@ BULK, INTERACTIVE = Band.BULK, Band.INTERACTIVE  # a look-up in an enum costs as
 
 @frozen
 class Pool:
-    """Slots that one or more models share: a host. `slots` is `None` without a cap; `less` says which models may use fewer of them."""
+    """Slots that one or more models share: a host. `slots` is `None` without a cap; `less` says which models may use fewer of them.
+
+    `is_one_model`: all of its models are names of one, so that a change of model costs nothing.
+    """
 
     models: tuple[str, ...]
     slots: int | None = None
     less: Mapping[str, int] = field(factory=dict, repr=False)
+    is_one_model: bool = field(default=False, repr=False)
 
     def slots_of(self, model: str) -> int | None:
         """Return how many slots a model may use."""
