@@ -371,7 +371,7 @@ def test_reload_back_and_another_page_lose_nothing(playground: Callable[..., Wat
     for leave in (page.reload, lambda: (watched.open("/models"), page.go_back()), lambda: watched.open("/models")):
         leave()
         if "/playground" not in page.url:
-            page.get_by_role("link", name="Playground").click()
+            page.get_by_role("link", name="Playground", exact=True).click()
         page.locator("#talk .message-box").first.wait_for()
         assert texts(watched) == ["First", "Bold."]
         assert box_of(watched).locator("strong").text_content() == "Bold"

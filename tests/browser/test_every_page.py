@@ -190,7 +190,7 @@ def test_an_empty_gateway_below_a_prefix(chromium: Any, browse_at: Callable[...,
         body = {"model_name": "mistral-nemo:12b", "endpoint_url": "http://gpu-club.campus.example:8000"}
         httpx2.post(f"{room.url}/admin/register", json=body, headers={"X-API-Key": room.admin_key}, trust_env=False).raise_for_status()
         page.locator("tr[data-row]", has_text="mistral-nemo:12b").get_by_text("Healthy").wait_for()
-        page.get_by_role("link", name="Playground").click()
+        page.get_by_role("link", name="Playground", exact=True).click()
         room.talker.behave = talk_of(XSS)
         page.get_by_label("Your message").fill(XSS)
         page.get_by_role("button", name="Send").click()

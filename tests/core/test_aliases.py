@@ -35,6 +35,11 @@ def test_an_alias_that_leads_to_itself_is_rejected() -> None:
     assert (again.name, again.created_at, again.updated_at) == ("a", 1.0, 3.0)
 
 
+def test_an_alias_stands_for_something() -> None:
+    with pytest.raises(InvalidField, match="must name at least one model"):
+        plan_alias("a", [], [], wall=1.0)
+
+
 def test_there_are_only_so_many_aliases() -> None:
     known = [alias(f"a{number}", "x") for number in range(MAX_ALIASES)]
     with pytest.raises(InvalidField, match="1,000 aliases"):

@@ -286,7 +286,9 @@ async def test_nothing_is_left_of_hundreds_of_random_requests(gateway: GatewayPr
     with serving(*servers):
         for server in servers:
             gateway.register("chaos", server.url, max_concurrency=2)
-        for _ in range(15):
+        for number in range(100):
+            if number >= 15 and min(seen[200], seen["too_many_at_once"], seen["left"]) > 10:
+                break  # when all servers rest at once, few requests are answered for some seconds
             async with anyio.create_task_group() as group:
                 for _ in range(20):
                     patience = chance.choice([30.0, 30.0, chance.uniform(0.001, 0.05)])

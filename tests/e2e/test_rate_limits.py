@@ -174,7 +174,7 @@ def test_a_refusal_speaks_of_keys_where_there_are_some(door: Door, backend: Back
 
         assert "key" not in refusal()
         made = gateway.admin("POST", "/keys", {"name": "alice"}).json()
-        assert "use a key" in refusal()
+        assert "send a client key" in refusal()
         assert "key" not in refusal(bearer(made["key"])), "the limit of an address holds for keys, too, where only that is set"
         assert gateway.admin("DELETE", f"/keys/{made['id']}").status_code == 200
         assert "key" not in refusal()
