@@ -30,7 +30,7 @@ from multiverse_gateway.core.errors import (
     StorageUnavailable,
 )
 from multiverse_gateway.core.health.listing import ANSWERS_UNLISTED, has_answered_unlisted, is_doubtful
-from multiverse_gateway.core.hosts import Host, all_hosts, with_caps, with_host
+from multiverse_gateway.core.hosts import Host, HostIndex, all_hosts, with_caps
 from multiverse_gateway.core.registry_plans import (
     Change,
     Description,
@@ -338,15 +338,13 @@ async def flush_if_possible(gateway: Gateway) -> None:
 
 def _hosted(gateway: Gateway, registry: Registry, server: Server, *, states_cap: bool) -> tuple[Server, Host]:
     """Return a server that is about to be saved, with its host, and that host."""
-    return with_host(
-        server,
-        before=next((other for other in registry.servers if other.id == server.id), None),
-        servers=registry.servers,
-        hosts=all_hosts(registry.servers, registry.hosts),
-        states_cap=states_cap,
-        new_id=HostId(str(uuid.uuid4())),
-        wall=gateway.wall(),
-    )
+    before = next((other for other in registry.servers if other.id == server.id), None)
+    index = HostIndex.of(registry.servers, all_hosts(registry.servers, registry.hosts))
+    return index.place(server, before=before, states_cap=states_cap, new_id=_new_host_id(), wall=gateway.wall())
+
+
+def _new_host_id() -> HostId:
+    return HostId(str(uuid.uuid4()))
 
 
 def _note(event: str, server: Server) -> None:
@@ -390,9 +388,13 @@ async def import_registry(gateway: Gateway, wanted: ImportedRegistry) -> ImportP
         removed = {server.id for server in await gateway.store.removed()}
         plan = plan_import(registry.servers, removed, wanted.servers, wall=gateway.wall(), new_id=_new_id)
         aliases = plan_import_of_aliases(wanted.aliases, registry.aliases, wall=gateway.wall())
-        for server in plan.saves:
-            server, host = _hosted(gateway, await gateway.store.load(), server, states_cap=True)
+        known = {server.id: server for server in registry.servers}
+        index = HostIndex.of(registry.servers, all_hosts(registry.servers, registry.hosts))
+        for saved in plan.saves:
+            before = known.get(saved.id)
+            server, host = index.place(saved, before=before, states_cap=True, new_id=_new_host_id(), wall=gateway.wall())
             await gateway.store.save_host(host, [server])
+            known[server.id] = server
         registry = await gateway.store.load()
         caps = imported_caps(registry.servers, wanted)
         for host in with_caps(all_hosts(registry.servers, registry.hosts), caps, wall=gateway.wall()):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from multiverse_gateway.core.errors import AlreadyRegistered, InvalidField
 from multiverse_gateway.core.health import fresh
-from multiverse_gateway.core.hosts import Host, all_hosts, host_identity, with_host
+from multiverse_gateway.core.hosts import Host, HostIndex, all_hosts, host_identity
 from multiverse_gateway.core.load import Load
 from multiverse_gateway.core.registry_plans import HostChange, HostPlan, plan_host_change
 from multiverse_gateway.core.routing import RoutingTable, build_table, candidates, has_slot, pools_of
@@ -37,7 +37,7 @@ def placed(new: Server, *servers: Server, before: Server | None = None, states_c
     """Return what a registration makes of a server beside others, and of its host."""
     stored = [make_host("lab", endpoint_url="http://lab:1", api_key=new.api_key, owner="s1", offers=(), **host)] if host else []
     hosts = all_hosts(servers, stored)
-    return with_host(new, before=before, servers=servers, hosts=hosts, states_cap=states_cap, new_id=HostId("new"), wall=9.0)
+    return HostIndex.of(servers, hosts).place(new, before=before, states_cap=states_cap, new_id=HostId("new"), wall=9.0)
 
 
 def test_a_server_joins_the_host_of_its_owner_url_and_key() -> None:
@@ -188,3 +188,21 @@ def test_hosts_that_were_not_saved_are_those_that_their_servers_show() -> None:
     assert {host_id: host.max_concurrency for host_id, host in hosts.items()} == {"lab": 7, "c": 2, "offering": 3}
     assert (hosts[HostId("c")].owner, hosts[HostId("c")].endpoint_url) == host_identity(alone)[:2]
     assert build_table(1, [alone], {}).hosts[HostId("c")].id == "c"
+
+
+def test_servers_that_are_placed_one_after_the_other_find_each_other() -> None:
+    """As in an import: the second model joins the host that the first one got, and a host that moved is found at its new address."""
+    first = server("a", host_id="?")
+    index = HostIndex.of([], {})
+    placed_first, host = index.place(first, before=None, states_cap=True, new_id=HostId("one"), wall=1.0)
+    second, _ = index.place(server("b", host_id="?"), before=None, states_cap=True, new_id=HostId("two"), wall=1.0)
+    assert (placed_first.host_id, second.host_id, host.id) == ("one", "one", "one")
+    alone = HostIndex.of([placed_first], {host.id: host})
+    moved, _ = alone.place(
+        attrs.evolve(placed_first, endpoint_url="http://lab:2"), before=placed_first, states_cap=True, new_id=HostId("x"), wall=2.0
+    )
+    joined = [
+        alone.place(server(name, endpoint_url=url, host_id="?"), before=None, states_cap=True, new_id=HostId("new"), wall=3.0)[0].host_id
+        for name, url in (("c", "http://lab:2"), ("d", "http://lab:1"))
+    ]
+    assert (moved.host_id, joined) == ("one", ["one", "new"])

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import attrs
 
 from multiverse_gateway.core.errors import NotFound
-from multiverse_gateway.core.servers import HostId, Server
+from multiverse_gateway.core.servers import HostId, Server, ServerId
 
 ALL = "*"
 """The pattern of an offer that every model matches."""
@@ -102,39 +102,69 @@ def all_hosts(servers: Iterable[Server], stored: Iterable[Host]) -> dict[HostId,
     return hosts | {host.id: host for host in known.values() if host.offers}
 
 
-def with_host(
-    server: Server,
-    *,
-    before: Server | None,
-    servers: Sequence[Server],
-    hosts: Mapping[HostId, Host],
-    states_cap: bool,
-    new_id: HostId,
-    wall: float,
-) -> tuple[Server, Host]:
-    """Return a server that is about to be saved, with its host, and that host as it will be.
+@attrs.define
+class HostIndex:
+    """The hosts of a registry with their servers, found by what they have in common; it follows what is placed in it."""
 
-    A host with its owner, URL and key takes it up. If there is none, and the server has been the only one of its host (`before`), the host
-    changes with it; otherwise it gets a new one, `new_id`. The cap of a host with one server changes with that server's. That of a larger
-    one grows with a registration that states a larger cap (`states_cap`), and never shrinks with one.
-    """
-    others = [other for other in servers if other.id != server.id]
-    identity = host_identity(server)
-    known = next((host for host in hosts.values() if (host.owner, host.endpoint_url, host.api_key) == identity), None)
-    if known is None and before is not None and all(other.host_id != before.host_id for other in others):
-        known = hosts.get(before.host_id)
-    if known is None:
-        server = attrs.evolve(server, host_id=new_id)
-        return server, host_of([server], new_id)
-    owner, endpoint_url, api_key = identity
-    is_alone = not known.offers and all(other.host_id != known.id for other in others)
-    cap = known.max_concurrency
-    changes_cap = before is None or before.max_concurrency != server.max_concurrency
-    if (is_alone and changes_cap) or (states_cap and _is_more(server.max_concurrency, cap)):
-        cap = server.max_concurrency
-    facts = {"owner": owner, "endpoint_url": endpoint_url, "api_key": api_key, "max_concurrency": cap}
-    host = attrs.evolve(known, **facts)  # type: ignore[arg-type]
-    return attrs.evolve(server, host_id=known.id), known if host == known else attrs.evolve(host, updated_at=wall)
+    hosts: dict[HostId, Host]
+    _ids: dict[HostIdentity, HostId]
+    _servers: dict[HostId, set[ServerId]]
+
+    @classmethod
+    def of(cls, servers: Iterable[Server], hosts: Mapping[HostId, Host]) -> "HostIndex":
+        """Return the index of servers and all their hosts (`all_hosts`); of two hosts that have everything in common the first counts."""
+        ids: dict[HostIdentity, HostId] = {}
+        for host in hosts.values():
+            ids.setdefault(_identity(host), host.id)
+        members: dict[HostId, set[ServerId]] = {}
+        for server in servers:
+            members.setdefault(server.host_id, set()).add(server.id)
+        return cls(dict(hosts), ids, members)
+
+    def place(self, server: Server, *, before: Server | None, states_cap: bool, new_id: HostId, wall: float) -> tuple[Server, Host]:
+        """Return a server that is about to be saved, with its host, and that host as it will be.
+
+        A host with its owner, URL and key takes it up. If there is none, and the server has been the only one of its host (`before`), the
+        host changes with it; otherwise it gets a new one, `new_id`. The cap of a host with one server changes with that server's. That of
+        a larger one grows with a registration that states a larger cap (`states_cap`), and never shrinks with one.
+        """
+        host_id = self._ids.get(host_identity(server))
+        if host_id is None and before is not None and not self._others(before.host_id, server):
+            host_id = before.host_id
+        known = None if host_id is None else self.hosts.get(host_id)
+        if known is None:
+            server = attrs.evolve(server, host_id=new_id)
+            host = host_of([server], new_id)
+        else:
+            is_alone = not known.offers and not self._others(known.id, server)
+            changes_cap = before is None or before.max_concurrency != server.max_concurrency
+            takes_cap = (is_alone and changes_cap) or (states_cap and _is_more(server.max_concurrency, known.max_concurrency))
+            server = attrs.evolve(server, host_id=known.id)
+            host = _with_server(known, server, server.max_concurrency if takes_cap else known.max_concurrency, wall)
+        self._follow(before, server, known, host)
+        return server, host
+
+    def _others(self, host_id: HostId, server: Server) -> set[ServerId]:
+        return self._servers.get(host_id, set()) - {server.id}
+
+    def _follow(self, before: Server | None, server: Server, known: Host | None, host: Host) -> None:
+        if before is not None:
+            self._servers.get(before.host_id, set()).discard(server.id)
+        self._servers.setdefault(host.id, set()).add(server.id)
+        if known is not None and self._ids.get(_identity(known)) == known.id:
+            del self._ids[_identity(known)]
+        self._ids.setdefault(_identity(host), host.id)
+        self.hosts[host.id] = host
+
+
+def _identity(host: Host) -> HostIdentity:
+    return host.owner, host.endpoint_url, host.api_key
+
+
+def _with_server(host: Host, server: Server, cap: int | None, wall: float) -> Host:
+    owner, endpoint_url, api_key = host_identity(server)
+    changed = attrs.evolve(host, owner=owner, endpoint_url=endpoint_url, api_key=api_key, max_concurrency=cap)
+    return host if changed == host else attrs.evolve(changed, updated_at=wall)
 
 
 def _is_more(cap: int | None, than: int | None) -> bool:

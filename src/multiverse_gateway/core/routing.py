@@ -275,8 +275,9 @@ def with_health(table: RoutingTable, server_id: ServerId, health: Health) -> Rou
     model = table.models[key]
     changed = Model(model.name, tuple(new if route is old else route for route in model.routes))
     aliases = {
-        name: _alias_model(alias.name, [changed if tier is model else tier for tier in alias.tiers]) if model in alias.tiers else alias
+        name: _alias_model(alias.name, tiers) if any(tier is changed for tier in tiers) else alias
         for name, alias in table.aliases.items()
+        for tiers in [[changed if tier is model else tier for tier in alias.tiers]]
     }
     return evolve(table, models={**table.models, key: changed}, routes={**table.routes, server_id: new}, aliases=aliases)
 
